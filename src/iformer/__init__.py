@@ -1,0 +1,31 @@
+"""iFormer: mobile vision networks, trained with one command and shipped with proof (arXiv 2501.15369)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from iformer._version import __version__
+
+if TYPE_CHECKING:
+    from iformer.config.variants import list_models
+    from iformer.models.factory import create_model
+    from iformer.models.folding import fold
+    from iformer.models.weights import load, save
+
+__all__ = ["__version__", "create_model", "fold", "list_models", "load", "save"]
+
+# Imported on first use: `iformer --help` should not wait for torch.
+_HOMES = {
+    "create_model": "iformer.models.factory",
+    "fold": "iformer.models.folding",
+    "list_models": "iformer.config.variants",
+    "load": "iformer.models.weights",
+    "save": "iformer.models.weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'iformer' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""Configs: what a network, its preprocessing, its metadata and its training are. No torch."""

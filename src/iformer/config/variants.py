@@ -1,0 +1,155 @@
+"""The six sizes of iFormer, one row each. Adding a size touches this file only.
+
+Sources: Table 15 of the paper for T, S, M, L; the released networks for L2 and H; accuracies are those of
+the released weights (ImageNet-1k, 224 pixels).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iformer.config.network import AttentionConfig, BlockKind, NetworkConfig, StageConfig
+from iformer.errors import UnknownNameError
+
+DISTILLED_SUFFIX = "_distilled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Released ImageNet-1k weights: where they are and what they reach."""
+
+    hub_repo: str
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of the table. `blocks` is (conv before, attention, conv after) for each stage."""
+
+    channels: tuple[int, int, int, int]
+    blocks: tuple[tuple[int, int, int], ...]
+    conv_expansion_ratio: float
+    ffn_expansion_ratio: float
+    reduction: tuple[int, int]
+    """R in stages 3 and 4."""
+    layer_scale_init: float | None = None
+    plain: Release | None = None
+    distilled: Release | None = None
+
+    def network(self, name: str, *, distillation: bool) -> NetworkConfig:
+        """The row as a full network config."""
+        reductions = (self.reduction[0], self.reduction[0], *self.reduction)
+        stages = tuple(
+            StageConfig(
+                channels=channels,
+                pattern=_pattern(*blocks),
+                conv_expansion_ratio=self.conv_expansion_ratio,
+                attention=AttentionConfig(reduction=reduction, ffn_expansion_ratio=self.ffn_expansion_ratio),
+            )
+            for channels, blocks, reduction in zip(self.channels, self.blocks, reductions, strict=True)
+        )
+        return NetworkConfig(
+            name=name, stages=stages, distillation=distillation, layer_scale_init=self.layer_scale_init
+        )
+
+
+def _pattern(conv_before: int, attention: int, conv_after: int) -> tuple[tuple[BlockKind, int], ...]:
+    runs: tuple[tuple[BlockKind, int], ...] = (
+        ("conv", conv_before),
+        ("attention", attention),
+        ("conv", conv_after),
+    )
+    return tuple((kind, count) for kind, count in runs if count)
+
+
+def _release(file: str, top1: float, top5: float) -> Release:
+    return Release(hub_repo=f"timm/{file}.in1k", top1=top1, top5=top5)
+
+
+VARIANTS: dict[str, Variant] = {
+    "iformer_t": Variant(
+        channels=(32, 64, 128, 256),
+        blocks=((2, 0, 0), (2, 0, 0), (6, 3, 1), (0, 2, 0)),
+        conv_expansion_ratio=3,
+        ffn_expansion_ratio=2,
+        reduction=(2, 4),
+        plain=_release("iformer_t", 74.05, 92.20),
+    ),
+    "iformer_s": Variant(
+        channels=(32, 64, 176, 320),
+        blocks=((2, 0, 0), (2, 0, 0), (9, 3, 1), (0, 2, 0)),
+        conv_expansion_ratio=4,
+        ffn_expansion_ratio=3,
+        reduction=(2, 4),
+        plain=_release("iformer_s", 78.77, 94.54),
+    ),
+    "iformer_m": Variant(
+        channels=(48, 96, 192, 384),
+        blocks=((2, 0, 0), (2, 0, 0), (9, 4, 1), (0, 2, 0)),
+        conv_expansion_ratio=4,
+        ffn_expansion_ratio=3,
+        reduction=(2, 4),
+        plain=_release("iformer_m", 80.43, 95.34),
+        distilled=_release("iformer_m_distilled", 81.06, 95.46),
+    ),
+    "iformer_l": Variant(
+        channels=(48, 96, 256, 384),
+        blocks=((2, 0, 0), (2, 0, 0), (8, 8, 1), (0, 2, 0)),
+        conv_expansion_ratio=4,
+        ffn_expansion_ratio=3,
+        reduction=(2, 4),
+        plain=_release("iformer_l", 81.97, 96.03),
+        distilled=_release("iformer_l_distilled", 82.66, 96.15),
+    ),
+    "iformer_l2": Variant(
+        channels=(64, 128, 256, 512),
+        blocks=((3, 0, 0), (3, 0, 0), (12, 11, 1), (0, 3, 0)),
+        conv_expansion_ratio=4,
+        ffn_expansion_ratio=3,
+        reduction=(2, 4),
+        distilled=_release("iformer_l2_distilled", 83.85, 96.73),
+    ),
+    "iformer_h": Variant(
+        channels=(96, 192, 384, 768),
+        blocks=((5, 0, 0), (5, 0, 0), (14, 15, 1), (0, 6, 0)),
+        conv_expansion_ratio=4,
+        ffn_expansion_ratio=4,
+        reduction=(1, 1),
+        layer_scale_init=1e-6,
+        plain=_release("iformer_h", 84.82, 97.07),
+    ),
+}
+
+
+def list_models() -> list[str]:
+    """Names of every network, the plain forms from small to large, then the distilled ones."""
+    return [*VARIANTS, *(name + DISTILLED_SUFFIX for name in VARIANTS)]
+
+
+def network_config(name: str) -> NetworkConfig:
+    """The config of a named network (1000 classes).
+
+    Raises:
+        UnknownNameError: no such network; the message suggests the nearest names.
+    """
+    variant, distillation = _find(name)
+    return variant.network(name, distillation=distillation)
+
+
+def release(name: str) -> Release | None:
+    """The released weights of a named network, or None where there are none.
+
+    Raises:
+        UnknownNameError: no such network; the message suggests the nearest names.
+    """
+    variant, distillation = _find(name)
+    return variant.distilled if distillation else variant.plain
+
+
+def _find(name: str) -> tuple[Variant, bool]:
+    distillation = name.endswith(DISTILLED_SUFFIX)
+    base = name.removesuffix(DISTILLED_SUFFIX)
+    if base not in VARIANTS:
+        raise UnknownNameError("model", name, list_models())
+    return VARIANTS[base], distillation

@@ -1,0 +1,37 @@
+"""The errors a user can cause: each says what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used. The message is one clear line."""
+
+
+class ConfigError(UserError):
+    """A field of a config is invalid. The message names the field, its value and what it may be."""
+
+
+class WeightsError(UserError):
+    """A weight file is damaged, hostile, of another network, or does not fit."""
+
+
+class DataError(UserError):
+    """A data set or an image cannot be used."""
+
+
+class MissingDependencyError(UserError):
+    """An optional package is not installed. The message says what to install; nothing is installed by us."""
+
+
+class UnknownNameError(UserError):
+    """A name is not known. The message suggests the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        """`kind` is what was named ("model", "recipe"), `known` the names that exist."""
+        known = sorted(known)
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} '{name}'; {hint}")

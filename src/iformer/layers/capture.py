@@ -1,0 +1,10 @@
+"""Whether a graph is being captured: then data-dependent Python and eager-only kernels must stay out."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_capturing() -> bool:
+    """Whether `torch.compile`, `torch.export` or `torch.jit.trace` is running the network right now."""
+    return bool(torch.compiler.is_compiling()) or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]

@@ -1,0 +1,59 @@
+"""Classifier heads: pooled features to class logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class NormLinear(nn.Module):
+    """Batch norm over pooled features, then a linear layer with bias: B x C to B x K."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+    def folded_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weight (K x C) and bias (K) of the one linear layer it is in eval mode, in double precision."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        scale_C = self.norm.weight.detach().double() / (variance.double() + self.norm.eps).sqrt()
+        shift_C = self.norm.bias.detach().double() - mean.double() * scale_C
+        weight_KC = self.linear.weight.detach().double()
+        return weight_KC * scale_C, self.linear.bias.detach().double() + weight_KC @ shift_C
+
+
+class Head(nn.Module):
+    """One classifier, or with distillation two: B x C to B x K.
+
+    With two, training returns both outputs (the labels' and the teacher's) and inference their mean.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, distillation: bool = False) -> None:
+        super().__init__()
+        self.classifier = NormLinear(channels, num_classes)
+        self.distilled = NormLinear(channels, num_classes) if distillation else None
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.classifier(x)
+        if self.distilled is None:
+            return logits
+        distilled_logits = self.distilled(x)
+        if self.training:
+            return logits, distilled_logits
+        return (logits + distilled_logits) / 2
+
+    def fold(self) -> nn.Linear:
+        """One linear layer: the norm inside it and, with distillation, the mean of both classifiers."""
+        branches = [self.classifier] if self.distilled is None else [self.classifier, self.distilled]
+        weights, biases = zip(*(branch.folded_parameters() for branch in branches), strict=True)
+        like = self.classifier.linear.weight
+        linear = nn.Linear(like.shape[1], like.shape[0], device="meta")
+        linear.weight = nn.Parameter(torch.stack(weights).mean(0).to(like), requires_grad=False)
+        linear.bias = nn.Parameter(torch.stack(biases).mean(0).to(like), requires_grad=False)
+        return linear

@@ -1,0 +1,31 @@
+"""Conditional position encoding: where a token is, told by its neighbours (Section 3.3, "PE")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from iformer.layers.conv_norm import ConvNorm, convolution
+from iformer.layers.residual import ResidualAdd
+
+
+class PositionEncoding(nn.Module):
+    """`x + depthwise(x)` with a 3x3 depthwise ConvNorm, B x C x H x W to the same shape."""
+
+    def __init__(self, channels: int, *, residual: ResidualAdd) -> None:
+        super().__init__()
+        self.depthwise = ConvNorm(channels, channels, 3, groups=channels)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(x, self.depthwise(x))
+
+    def fold(self) -> nn.Conv2d:
+        """One depthwise convolution: the residual is a 1 added to the centre of each kernel."""
+        conv = self.depthwise.fold()
+        centre = conv.kernel_size[0] // 2
+        # in double precision, as the fold itself: the centre tap becomes 1 + w
+        weight = conv.weight.detach().double()
+        weight[:, 0, centre, centre] += 1.0
+        assert conv.bias is not None
+        return convolution(weight.to(conv.weight), torch.clone(conv.bias.detach()), like=conv)

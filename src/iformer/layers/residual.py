@@ -1,0 +1,29 @@
+"""The sum that closes every residual block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+
+class ResidualAdd(nn.Module):
+    """`x + drop_path(gamma * branch)`, where gamma (layer scale, shape C) and drop_path are optional.
+
+    Source: stochastic depth and layer scale of Table 9.
+    """
+
+    def __init__(self, channels: int, *, drop_path: float = 0.0, layer_scale_init: float | None = None) -> None:
+        super().__init__()
+        self.gamma = None if layer_scale_init is None else nn.Parameter(torch.full((channels,), layer_scale_init))
+        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Both B x C x H x W."""
+        if self.gamma is not None:
+            branch = branch * self.gamma[:, None, None]
+        return x + self.drop_path(branch)
+
+    def fold(self) -> ResidualAdd:
+        """The plain sum: gamma goes into the convolution before it, stochastic depth is for training."""
+        return ResidualAdd(0)

@@ -1,0 +1,222 @@
+"""The backbone: four feature maps at strides 4, 8, 16 and 32; it knows no task.
+
+Shape letters: B batch, C channels, H and W the image's sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from iformer.config.metadata import Metadata
+from iformer.config.network import MIN_INPUT_SIZE, STRIDES, NetworkConfig, StageConfig
+from iformer.errors import UserError
+from iformer.layers.attention import SHMA, AttentionBlock
+from iformer.layers.capture import is_capturing
+from iformer.layers.conv_block import ConvBlock
+from iformer.layers.conv_norm import ConvNorm
+from iformer.layers.ffn import FFN
+from iformer.layers.position import PositionEncoding
+from iformer.layers.residual import ResidualAdd
+from iformer.layers.stem import Stem
+
+ResidualFactory = Callable[..., ResidualAdd]
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """What each feature map is: dicts with `num_chs`, `reduction`, `module`, `index`, as timm has them."""
+
+    def channels(self) -> list[int]:
+        """Channels of each feature map."""
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        """Stride of each feature map against the input image."""
+        return [info["reduction"] for info in self]
+
+    def module_name(self) -> list[str]:
+        """Name of the module that gives each feature map."""
+        return [info["module"] for info in self]
+
+    def get_dicts(self) -> list[dict[str, Any]]:
+        """Copies of the dicts."""
+        return [dict(info) for info in self]
+
+
+class Stage(nn.Module):
+    """An optional stride-2 downsampling, then the stage's blocks in order."""
+
+    def __init__(self, *, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if not (self.grad_checkpointing and self.training):
+            return self.blocks(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_recompute_contexts, block))
+        return x
+
+    def fold(self) -> Stage:
+        """The same function in eval mode, each part folded."""
+        downsample = self.downsample.fold() if isinstance(self.downsample, ConvNorm) else nn.Identity()
+        return Stage(downsample=downsample, blocks=[block.fold() for block in self.blocks])  # type: ignore[operator]
+
+
+class Backbone(nn.Module):
+    """Stem and four stages.
+
+    `forward` returns the feature maps of `out_indices`, B x C_i x H/s_i x W/s_i with s = 4, 8, 16, 32
+    (sides rounded up). Any input of 32 x 32 pixels or more, square or not.
+    """
+
+    def __init__(self, config: NetworkConfig, *, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
+        super().__init__()
+        self.config = config
+        self.metadata = Metadata()
+        self.out_indices = tuple(out_indices)
+        residual = _drop_path_schedule(config)
+        self.stem = Stem.build(config.in_chans, config.stages[0].channels)
+        in_channels = config.stages[0].channels
+        stages = []
+        for index, stage in enumerate(config.stages):
+            downsample = nn.Identity() if index == 0 else ConvNorm(in_channels, stage.channels, 3, stride=2)
+            stages.append(Stage(downsample=downsample, blocks=_blocks(stage, residual)))
+            in_channels = stage.channels
+        self.stages = nn.ModuleList(stages)
+        self.apply(init_weights)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels, stride and module of each feature map that `forward` returns."""
+        return FeatureInfo(
+            {"num_chs": self.config.channels[i], "reduction": STRIDES[i], "module": f"stages.{i}", "index": i}
+            for i in self.out_indices
+        )
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """All four feature maps of an image batch, B x in_chans x H x W."""
+        _check_input(x, self.config.in_chans)
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Any:
+        """B x in_chans x H x W to the list of feature maps of `out_indices`."""
+        maps = self.feature_maps(x)
+        return [maps[i] for i in self.out_indices]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping what is inside it."""
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal of std 0.02 for convolutions and linear layers, biases zero.
+
+    The paper's Table 9 prints 0.2, which is a slip: the released training used 0.02.
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _blocks(stage: StageConfig, residual: ResidualFactory) -> list[nn.Module]:
+    return [
+        _conv_block(stage, residual) if kind == "conv" else _attention_block(stage, residual)
+        for kind in stage.blocks
+    ]
+
+
+def _conv_block(stage: StageConfig, residual: ResidualFactory) -> ConvBlock:
+    return ConvBlock.build(
+        stage.channels,
+        kernel_size=stage.conv_kernel_size,
+        expansion_ratio=stage.conv_expansion_ratio,
+        residual=residual(stage.channels),
+    )
+
+
+def _attention_block(stage: StageConfig, residual: ResidualFactory) -> AttentionBlock:
+    channels, attention = stage.channels, stage.attention
+    position: nn.Module = nn.Identity()
+    if attention.position_encoding:
+        position = PositionEncoding(channels, residual=residual(channels, layer_scale=False))
+    return AttentionBlock(
+        position=position,
+        attention=SHMA(
+            channels,
+            reduction=attention.reduction,
+            modulation=attention.modulation,
+            residual=residual(channels),
+        ),
+        ffn=FFN.build(channels, expansion_ratio=attention.ffn_expansion_ratio, residual=residual(channels)),
+    )
+
+
+def _drop_path_schedule(config: NetworkConfig) -> ResidualFactory:
+    """A factory of residual sums whose stochastic depth grows linearly over depth.
+
+    A conv block, a CPE, an SHMA and an FFN count as one unit of depth each.
+    """
+    units = 0
+    for stage in config.stages:
+        attention_units = 3 if stage.attention.position_encoding else 2
+        units += sum(1 if kind == "conv" else attention_units for kind in stage.blocks)
+    rates = iter([config.drop_path_rate * i / max(units - 1, 1) for i in range(units)])
+
+    def residual(channels: int, *, layer_scale: bool = True) -> ResidualAdd:
+        init = config.layer_scale_init if layer_scale else None
+        return ResidualAdd(channels, drop_path=next(rates), layer_scale_init=init)
+
+    return residual
+
+
+def _check_input(x: Tensor, in_chans: int) -> None:
+    if is_capturing():  # a graph has no use for a check of the example's shape
+        return
+    if x.ndim != 4 or x.shape[1] != in_chans or min(x.shape[2:]) < MIN_INPUT_SIZE:
+        raise UserError(
+            f"input has shape {tuple(x.shape)}; expected B x {in_chans} x H x W "
+            f"with H and W of {MIN_INPUT_SIZE} or more"
+        )
+
+
+def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of the first and of the repeated forward pass of a checkpointed block."""
+    return nullcontext(), _frozen_statistics(block)
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep the repeated forward pass from counting the batch a second time in the running statistics."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [_batches(norm).clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            _batches(norm).copy_(count)
+
+
+def _batches(norm: nn.BatchNorm2d) -> Tensor:
+    assert norm.num_batches_tracked is not None
+    return norm.num_batches_tracked

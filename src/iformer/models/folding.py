@@ -1,0 +1,53 @@
+"""Folding for deployment: the same function with fewer operations, as a new network.
+
+Exact in real arithmetic: batch norms into their convolutions, the head's norm and both distilled
+classifiers into one linear layer, the CPE's residual into its kernel, 1/sqrt(D) into q, layer scales into
+the convolution before them, and q, k, v and gate into one convolution.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from iformer.errors import UserError
+from iformer.layers.heads import Head
+from iformer.models.backbone import Backbone, Stage
+from iformer.models.classifier import Classifier
+from iformer.models.factory import build
+
+BackboneT = TypeVar("BackboneT", bound=Backbone)
+
+
+def fold(model: BackboneT) -> BackboneT:
+    """A folded copy of a network, in eval mode; the network given is left as it was.
+
+    The copy answers to the same calls (features, head, `feature_info`). Its weights are channels-last,
+    which is the faster layout on CPUs and GPUs; inputs of either layout will do. It is for inference: its
+    parameters need no gradient, and it can be neither trained on nor saved as a checkpoint.
+
+    Raises:
+        UserError: the model is not one of our networks, or is folded already.
+    """
+    if not isinstance(model, Backbone):
+        raise UserError(f"fold takes an iFormer network; got {type(model).__name__}")
+    if is_folded(model):
+        raise UserError("this network is folded already; fold the network it was made from")
+    with torch.device("meta"):  # a shell without memory; every part with weights is replaced below
+        folded = build(
+            model.config, features_only=not isinstance(model, Classifier), out_indices=model.out_indices
+        )
+    folded.metadata = model.metadata
+    folded.stem = model.stem.fold()
+    folded.stages = nn.ModuleList([cast(Stage, stage).fold() for stage in model.stages])
+    if isinstance(folded, Classifier):
+        head = cast(Classifier, model).head
+        folded.head = head.fold() if isinstance(head, Head) else nn.Identity()
+    return cast(BackboneT, folded.eval())
+
+
+def is_folded(model: Backbone) -> bool:
+    """Whether a network is the result of `fold`."""
+    return isinstance(model.stem.conv1, nn.Conv2d)
