@@ -1,0 +1,91 @@
+"""A set of labelled images: which files there are and what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Sample(NamedTuple):
+    """One image file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """The images of one part (training or validation) of a data set.
+
+    `labels` of the samples are indices into `class_names`.
+    """
+
+    name: str
+    """What it is, for people: "elpv train"."""
+    class_names: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    root: Path
+    """The folder that the samples' paths are relative to in `relative_path`."""
+    problems: tuple[str, ...] = field(default=(), compare=False)
+    """Files of this part that were skipped and why, one line each."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 array (N,) of class indices."""
+        return np.array([sample.label for sample in self.samples], dtype=np.int64)
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Number of images of each class, in the order of `class_names`."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return {name: int(count) for name, count in zip(self.class_names, counts, strict=True)}
+
+    def relative_path(self, sample: Sample) -> str:
+        """The sample's path below `root`, with forward slashes on every system."""
+        if sample.path.is_relative_to(self.root):
+            return sample.path.relative_to(self.root).as_posix()
+        return sample.path.as_posix()
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The samples at `indices`, in that order, with the same classes."""
+        return ImageSet(
+            name=self.name,
+            class_names=self.class_names,
+            samples=tuple(self.samples[index] for index in indices),
+            root=self.root,
+            problems=self.problems,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the class names and of each file's relative path, label and size in bytes.
+
+        The contents are not read. Two copies of a data set in different folders have the same fingerprint.
+
+        Raises:
+            OSError: a file has gone since the set was made.
+        """
+        digest = hashlib.sha256()
+        for name in self.class_names:
+            digest.update(f"class\0{name}\n".encode("utf-8", "surrogateescape"))
+        for sample in self.samples:
+            line = f"{self.relative_path(sample)}\0{sample.label}\0{sample.path.stat().st_size}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplit:
+    """A data set's training and validation images; both have the same `class_names`."""
+
+    train: ImageSet
+    val: ImageSet
+    problems: tuple[str, ...] = ()
+    """Everything that a user should know, one line each: files skipped and why, images in both parts."""

@@ -1,0 +1,270 @@
+"""Every kind of image file that people have, good and bad."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iformer.data.images import MAX_PIXELS, check_image, has_image_extension, read_image
+from iformer.errors import DataError
+
+
+def photograph(width: int = 64, height: int = 48) -> np.ndarray:
+    """Smooth colours with a bright corner, uint8 (H, W, 3)."""
+    y, x = np.mgrid[0:height, 0:width]
+    image = np.stack([x * 255 / width, y * 255 / height, (x + y) * 128 / (width + height)], axis=-1)
+    image[:8, :8] = 255
+    return image.astype(np.uint8)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of any size in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def one_line(error: BaseException, *, names: object) -> str:
+    message = str(error)
+    assert "\n" not in message
+    assert str(names) in message
+    return message
+
+
+def test_rgb_png_is_exact(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(photograph()).save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), photograph())
+    np.testing.assert_array_equal(np.asarray(read_image(path.read_bytes())), photograph())
+
+
+def test_gray_is_three_equal_channels_or_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    gray = photograph()[..., 0]
+    Image.fromarray(gray).save(path)
+    kept = read_image(path, keep_gray=True)
+    assert kept.mode == "L"
+    np.testing.assert_array_equal(np.asarray(kept), gray)
+    np.testing.assert_array_equal(np.asarray(read_image(path)), np.repeat(gray[..., None], 3, axis=-1))
+
+
+def test_16_bit_gray_is_scaled(tmp_path: Path) -> None:
+    gray = photograph()[..., 0]
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name))[..., 1], gray)
+    (tmp_path / "a.pgm").write_bytes(b"P5 64 48 65535\n" + (gray.astype(">u2") * 257).tobytes())
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.pgm"))[..., 1], gray)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 100.0, 255.0]], np.float32), [0, 100, 255]),
+        (np.array([[-1.0, 0.0, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[np.nan, 0.0, 1000.0]], np.float32), [0, 0, 255]),
+        (np.array([[np.nan, np.inf, -np.inf]], np.float32), [0, 0, 0]),
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
+        (np.array([[0, 256, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[0, 500_000, 1_000_000]], np.int32), [0, 128, 255]),
+        (np.array([[300_000] * 3], np.int32), [0, 0, 0]),
+    ],
+)
+def test_wide_values_are_scaled(tmp_path: Path, values: np.ndarray, expected: list[int]) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == expected
+
+
+def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photograph()).convert("CMYK").save(path, quality=95)
+    difference = np.abs(np.asarray(read_image(path)).astype(int) - photograph())
+    assert np.median(difference) < 6
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
+def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+    rgba = np.zeros((4, 6, 4), np.uint8)
+    rgba[:, :3, 3] = 255  # the left half is black, the right half transparent black
+    path = tmp_path / ("a.tif" if mode == "PA" else "a.png")
+    image = Image.fromarray(rgba)
+    if mode == "P":
+        image = Image.new("P", (6, 4), 0)
+        image.putpalette([0, 0, 0, 0, 0, 0])
+        image.paste(1, (3, 0, 6, 4))
+        image.save(path, transparency=bytes([255, 0]))
+    elif mode == "PA":
+        image = Image.new("PA", (6, 4), (0, 255))
+        image.putpalette([0, 0, 0])
+        image.paste((0, 0), (3, 0, 6, 4))
+        try:
+            image.save(path)
+        except (OSError, KeyError):
+            pytest.skip("this Pillow writes no palette with alpha")
+    else:
+        image.convert(mode).save(path)
+    pixels = np.asarray(read_image(path))
+    assert pixels.shape == (4, 6, 3)
+    assert (pixels[:, :3] == 0).all()
+    assert (pixels[:, 3:] == 255).all()
+
+
+def test_transparent_colour_of_an_opaque_mode(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    image.putpixel((1, 0), (1, 2, 3))
+    image.save(tmp_path / "a.png", transparency=(1, 2, 3))
+    assert np.asarray(read_image(tmp_path / "a.png")).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = photograph(6, 4)
+    Image.fromarray(pixels).save(path, exif=exif)
+    turned = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: pixels[::-1].transpose(1, 0, 2),
+        7: pixels[::-1, ::-1].transpose(1, 0, 2),
+        8: pixels[:, ::-1].transpose(1, 0, 2),
+    }[orientation]
+    np.testing.assert_array_equal(np.asarray(read_image(path)), turned)
+
+
+def test_a_damaged_exif_block_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photograph()).save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_image(path).size == (64, 48)
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif").getpixel((2, 2)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_1x1(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (1, 1), 1 if mode != "RGB" else (1, 1, 1)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert (image.mode, image.size) == ("RGB", (1, 1))
+
+
+def test_images_do_not_keep_their_file_open(tmp_path: Path) -> None:
+    Image.fromarray(photograph()).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert type(image) is Image.Image
+    (tmp_path / "a.png").unlink()
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("check", [read_image, check_image])
+@pytest.mark.parametrize("extension", ["jpg", "png", "gif", "webp", "tif", "bmp"])
+def test_truncated_files(tmp_path: Path, extension: str, check: object) -> None:
+    whole, path = io.BytesIO(), tmp_path / f"a.{extension}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    kind = {"jpg": "JPEG", "tif": "TIFF"}.get(extension, extension.upper())
+    Image.fromarray(noise).save(whole, kind)
+    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    with pytest.raises(DataError) as caught:
+        check(path)  # type: ignore[operator]
+    one_line(caught.value, names=path)
+
+
+@pytest.mark.parametrize("check", [read_image, check_image])
+def test_files_that_are_no_images(tmp_path: Path, check: object) -> None:
+    def reason(path: Path) -> str:
+        with pytest.raises(DataError) as caught:
+            check(path)  # type: ignore[operator]
+        return one_line(caught.value, names=path)
+
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    assert "empty (0 bytes)" in reason(tmp_path / "empty.jpg")
+    (tmp_path / "text.png").write_text("this is no picture\n" * 10)
+    assert "not an image" in reason(tmp_path / "text.png")
+    (tmp_path / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    assert "not an image" in reason(tmp_path / "page.png")
+    assert "no such file" in reason(tmp_path / "missing.png")
+    assert "a folder" in reason(tmp_path)
+    (tmp_path / "bytes.jpg").write_bytes(os.urandom(2000))
+    assert "not an image" in reason(tmp_path / "bytes.jpg")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes here")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(photograph()).save(path)
+
+    # Tests may run as root, who may read everything.
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(DataError, match="no permission") as caught:
+        read_image(path)
+    one_line(caught.value, names=path)
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (14_000, 14_000), (200_000, 1_000)])
+def test_decompression_bombs_are_refused_by_their_header(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert size[0] * size[1] > MAX_PIXELS
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(*size))
+
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        with pytest.raises(DataError, match=r"limit of 178,956,970") as caught:
+            read_image(path)
+    one_line(caught.value, names=path)
+
+
+def test_bytes_have_no_path() -> None:
+    with pytest.raises(DataError, match="image: not an image"):
+        read_image(b"hello")
+
+
+def test_extensions() -> None:
+    assert has_image_extension("A.JPG")
+    assert has_image_extension(Path("x/y.Jpeg"))
+    assert not has_image_extension("a.txt")
+    assert not has_image_extension("jpg")
