@@ -1,0 +1,238 @@
+"""Released weights, fetched by huggingface_hub's real client from a stand-in of the hub on this machine."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save
+from torch import nn
+
+from iformer.config.variants import network_config
+from iformer.errors import UnknownNameError, UserError, WeightsError
+from iformer.models import hub
+from iformer.models.convert import to_timm
+from iformer.models.factory import build, create_model
+
+NEWEST, OLDER = "a" * 40, "b" * 40
+REPO = "timm/iformer_t.in1k"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Serves one file at two revisions, and counts what is asked of it."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.asked: list[str] = []
+        self.status: int | None = None
+        self.cut_short = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        if self.server.status is not None:
+            self.fail(self.server.status, "")
+            return
+        if not self.path.startswith(f"/{REPO}/resolve/"):
+            self.fail(404, "RepoNotFound")
+            return
+        revision, _, file = self.path.removeprefix(f"/{REPO}/resolve/").partition("/")
+        commit = {"main": NEWEST, "v1": OLDER}.get(revision, revision)
+        content = self.server.files.get(commit)
+        if content is None:
+            self.fail(404, "RevisionNotFound")
+        elif file != "model.safetensors":
+            self.fail(404, "EntryNotFound")
+        else:
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{commit[:8]}"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content[: len(content) // 2] if self.server.cut_short else content)
+
+    def fail(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture(scope="module")
+def released_files() -> dict[str, bytes]:
+    config = network_config("iformer_t")
+    files = {}
+    for seed, commit in enumerate((NEWEST, OLDER)):
+        torch.manual_seed(seed)
+        tensors = {key: value.clone() for key, value in to_timm(build(config).state_dict(), config).items()}
+        files[commit] = save(tensors, {"format": "pt"})
+    return files
+
+
+@pytest.fixture
+def server(released_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub(released_files) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def message_of(call: Callable[[], object]) -> str:
+    with pytest.raises(WeightsError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same(model: nn.Module, other: nn.Module) -> bool:
+    return all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+def test_released_weights_and_what_is_known_of_them(server: Hub) -> None:
+    model = create_model("iformer_t", pretrained=True)
+    torch.manual_seed(0)
+    assert same(model, build(network_config("iformer_t")))
+    assert model.training
+    metadata = model.metadata
+    assert len(metadata.class_names) == 1000
+    assert metadata.metrics == {"top1": 74.05, "top5": 92.20}
+    assert metadata.provenance["hub_repo"] == REPO
+    assert metadata.provenance["hub_revision"] == NEWEST
+    assert metadata.preprocessing.size == (224, 224)
+    assert metadata.preprocessing.interpolation == "bicubic"
+    assert metadata.preprocessing.crop_pct == 0.875
+
+
+def test_a_revision_is_pinned(server: Hub) -> None:
+    torch.manual_seed(1)
+    older = build(network_config("iformer_t"))
+    for revision in (OLDER, "v1"):
+        model = create_model("iformer_t", pretrained=True, revision=revision)
+        assert same(model, older)
+        assert model.metadata.provenance["hub_revision"] == OLDER
+    assert not any("/main/" in asked for asked in server.asked)
+    with pytest.raises(UserError, match="revision"):
+        create_model("iformer_t", revision=OLDER)
+
+
+def test_a_second_time_needs_no_network(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = hub.fetch_released("iformer_t")
+    downloads = [asked for asked in server.asked if asked.startswith("GET")]
+    assert len(downloads) == 1
+    assert hub.fetch_released("iformer_t") == first
+    assert [asked for asked in server.asked if asked.startswith("GET")] == downloads
+    asked = len(server.asked)
+    assert hub.fetch_released("iformer_t", NEWEST) == first
+    assert len(server.asked) == asked
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.fetch_released("iformer_t") == first
+    assert hub.fetch_released("iformer_t", NEWEST) == first
+    assert len(server.asked) == asked
+
+
+def test_offline_and_not_in_the_cache(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "HF_HUB_OFFLINE" in message
+    assert REPO in message
+    assert "weights=PATH" in message
+    assert server.asked == []
+
+
+def test_a_repository_revision_or_file_that_is_not_there(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = message_of(lambda: create_model("iformer_s", pretrained=True))
+    assert "timm/iformer_s.in1k" in message
+    assert "no such repository" in message
+    assert "it has no revision nowhere" in message_of(lambda: hub.fetch_released("iformer_t", "nowhere"))
+    monkeypatch.setattr(hub, "WEIGHTS_FILE", "other.safetensors")
+    assert "it has no file other.safetensors" in message_of(lambda: hub.fetch_released("iformer_t"))
+
+
+def test_a_server_that_fails_or_hangs_up(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.status = 500
+    assert "500" in message_of(lambda: hub.fetch_released("iformer_t"))
+    server.status = 403
+    assert "403" in message_of(lambda: hub.fetch_released("iformer_t"))
+    server.status, server.cut_short = None, True
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits before it tries again
+    assert "closed connection" in message_of(lambda: hub.fetch_released("iformer_t"))
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+
+
+def test_an_endpoint_that_cannot_be_reached(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        started = time.monotonic()
+        message = message_of(lambda: create_model("iformer_t", pretrained=True))
+        assert time.monotonic() - started < 5
+    assert "refused" in message
+    assert "weights=PATH" in message
+
+
+def test_a_network_that_was_never_released(server: Hub) -> None:
+    message = message_of(lambda: create_model("iformer_l2", pretrained=True))
+    assert "no released weights of iformer_l2" in message
+    assert "iformer_l2_distilled" in message
+    assert server.asked == []
+    with pytest.raises(UnknownNameError, match="did you mean iformer_t"):
+        hub.fetch_released("iformer_tt")
+
+
+def test_fine_tuning_and_features_from_released_weights(server: Hub) -> None:
+    message = message_of(lambda: create_model("iformer_t", num_classes=10, pretrained=True))
+    assert REPO in message
+    assert "1000 classes, the network one of 10; pass reset_head=True" in message
+    model = create_model("iformer_t", num_classes=10, pretrained=True, reset_head=True)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert model.metadata.class_names == ()
+    assert model.metadata.provenance["hub_repo"] == REPO
+    features = create_model("iformer_t", pretrained=True, features_only=True, out_indices=(1, 3))
+    assert [x.shape[1] for x in features(torch.randn(1, 3, 64, 64))] == [64, 256]
+
+
+def test_the_environment_variables_of_the_hub(server: Hub, tmp_path: Path) -> None:
+    """In a process of its own, since the client reads them when it is imported."""
+    code = "from iformer.models.hub import fetch_released; print(fetch_released('iformer_t', 'v1').parent.name)"
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "other")}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == OLDER
+    assert list((tmp_path / "other").rglob("model.safetensors"))
