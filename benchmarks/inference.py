@@ -1,0 +1,88 @@
+"""Folded iFormers against timm's own networks after their `fuse()`: eager PyTorch, one thread, batch 1.
+
+Both have the same weights; each round calls every form once, in an order drawn anew, in one process. The
+figure is the median over rounds of the ratio to timm's fused network as it comes (NCHW).
+
+    python benchmarks/inference.py --out benchmarks/results/inference.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from iformer.bench.record import write_record
+from iformer.bench.timing import interleaved
+from iformer.config.variants import network_config
+from iformer.models.convert import from_timm
+from iformer.models.factory import build
+from iformer.models.folding import fold
+
+
+def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:
+    """The networks to time, by name; all compute the same function, which is checked first."""
+    oracle = timm.create_model(name).eval()
+    config = network_config(name)
+    ours = build(config)
+    ours.load_state_dict(from_timm(oracle.state_dict(), config))
+    folded = fold(ours)
+    networks: dict[str, tuple[nn.Module, bool]] = {"timm fused": (_fused(name, oracle), False)}
+    networks["timm fused, channels-last"] = (
+        _fused(name, oracle).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        True,
+    )
+    networks["iformer, not folded"] = (ours.eval(), False)
+    networks["iformer folded"] = (folded, False)
+    x = torch.randn(1, 3, size, size)
+    expected = oracle(x)
+    calls = {}
+    for label, (network, channels_last) in networks.items():
+        given = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        torch.testing.assert_close(network(given), expected, atol=1e-4, rtol=1e-4)
+        calls[label] = partial(network, given)
+    return calls
+
+
+def _fused(name: str, oracle: nn.Module) -> nn.Module:
+    network = timm.create_model(name).eval()
+    network.load_state_dict(oracle.state_dict())
+    network.fuse()
+    return network
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure, print a table, and with --out write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["iformer_t", "iformer_s", "iformer_m", "iformer_l"])
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    figures = {}
+    for name in options.models:
+        timings = interleaved(forms(name, options.size), rounds=options.rounds, warmup=5)
+        figures[name] = {
+            label: timing | {"times as fast as timm fused": timings.ratio("timm fused", label)}
+            for label, timing in timings.to_plain().items()
+        }
+        for label, timing in figures[name].items():
+            print(
+                f"{name}  {label:26}  {timing['median_ms']:7.2f} ms  {timing['times as fast as timm fused']:.3f}x"
+            )
+    if options.out:
+        write_record(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""How much of the bare network's rate `iformer predict` keeps on a folder of photographs.
+
+Interleaved in one process: a pass over the folder by the prediction engine (files to top-k answers), then the
+same number of images through the same folded network from a tensor in memory, at the same batch size, in an
+order drawn anew each round. The figure is the median over rounds of the ratio of their rates.
+
+    python benchmarks/predict_rate.py --model iformer_m --images 256 --batch-size 32 --rounds 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from iformer import create_model
+from iformer.bench.timing import interleaved
+from iformer.config.dependencies import require
+from iformer.data.stream import find_images
+from iformer.deploy.predict import Predictor, best_device
+
+
+def main() -> None:
+    """Measure, print, and with --out write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="iformer_m")
+    parser.add_argument("--folder", help="photographs; default: those of the elpv-dataset package")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    folder = options.folder or Path(require("elpv_dataset", extra="elpv").__file__).parent
+    paths = find_images([folder])[: options.images]
+    paths = paths[: len(paths) // options.batch_size * options.batch_size]
+    predictor = Predictor(
+        create_model(options.model).eval(),
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=options.device,
+    )
+    height, width = predictor.preprocessing.size
+    batch = torch.randn(options.batch_size, 3, height, width).to(options.device)
+    batch = batch.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for _ in range(len(paths) // options.batch_size):
+            predictor.network(batch)
+
+    def predict() -> None:
+        for _ in predictor.predict(paths):
+            pass
+
+    cuda = options.device.startswith("cuda")
+    timings = interleaved(
+        {"predict": predict, "bare": bare},
+        rounds=options.rounds,
+        warmup=1,
+        synchronize=torch.cuda.synchronize if cuda else None,
+    )
+    result = {
+        "model": options.model,
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "batch_size": options.batch_size,
+        "images": len(paths),
+        "predict_images_per_second": len(paths) / timings.median("predict"),
+        "bare_images_per_second": len(paths) / timings.median("bare"),
+        "share_of_bare_rate": timings.ratio("bare", "predict"),
+        "timings": timings.to_plain(),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

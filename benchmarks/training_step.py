@@ -1,0 +1,113 @@
+"""A training step of iFormer against the plain fp32, NCHW step that the authors' loop does on a CPU.
+
+The plain step: timm's network (the same layers as the authors'), fp32, NCHW, AdamW, cross entropy. Ours is the
+step of `iformer train` (`training/loop.py`): bf16 autocast where the CPU multiplies it, channels-last, fused
+AdamW, the running average of the weights included. Interleaved in one process; the figure is the median over
+rounds of the ratio.
+
+    python benchmarks/training_step.py --out benchmarks/results/training_step.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from torch.nn import functional as F
+
+from iformer import create_model
+from iformer.bench.record import write_record
+from iformer.bench.timing import interleaved
+from iformer.config.recipe import load_recipe
+from iformer.training.ema import WeightAverage
+from iformer.training.optimizer import build_optimizer
+from iformer.training.precision import autocast, resolve_precision
+
+
+def plain_step(name: str, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    """fp32, NCHW, as a loop without any of our choices does it."""
+    model = timm.create_model(name, num_classes=1000).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step() -> None:
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(name: str, images: torch.Tensor, labels: torch.Tensor, precision: str) -> Callable[[], None]:
+    """The step of `iformer train`."""
+    recipe = load_recipe("finetune")
+    model = create_model(name).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, recipe)
+    average = WeightAverage(model, decay=0.999)
+    images = images.contiguous(memory_format=torch.channels_last)
+    resolved = resolve_precision(precision, images.device)
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        with autocast(resolved, images.device):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps += 1
+        average.update(steps)
+
+    return step
+
+
+def main() -> None:
+    """Measure, print, and with --out write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="iformer_t")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    images = torch.randn(options.batch_size, 3, options.size, options.size)
+    labels = torch.randint(0, 1000, (options.batch_size,))
+    timings = interleaved(
+        {
+            "plain fp32 NCHW": plain_step(options.model, images, labels),
+            "iformer fp32": our_step(options.model, images, labels, "fp32"),
+            "iformer auto": our_step(options.model, images, labels, "auto"),
+        },
+        rounds=options.rounds,
+        warmup=2,
+    )
+    precision = resolve_precision("auto", images.device)
+    figures = {
+        "model": options.model,
+        "batch_size": options.batch_size,
+        "size": options.size,
+        "auto is": precision,
+        "steps": {
+            label: timing
+            | {
+                "images_per_second": options.batch_size / timings.median(label),
+                "times as fast as plain": timings.ratio("plain fp32 NCHW", label),
+            }
+            for label, timing in timings.to_plain().items()
+        },
+    }
+    for label, step in figures["steps"].items():
+        print(
+            f"{options.model}  {label:16}  {step['median_ms']:7.0f} ms  {step['images_per_second']:6.1f} images/s"
+            f"  {step['times as fast as plain']:.2f}x"
+        )
+    if options.out:
+        write_record(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""A benchmark's result as a file that says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iformer.training.provenance import describe_device, run_provenance
+
+
+def record(figures: dict[str, Any], *, device: torch.device | None = None) -> dict[str, Any]:
+    """Figures with the command, commit, versions, device and thread count they were measured with."""
+    return {
+        **run_provenance(),
+        "device": describe_device(device or torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "figures": figures,
+    }
+
+
+def write_record(path: Path, figures: dict[str, Any], *, device: torch.device | None = None) -> None:
+    """Write `record` as JSON; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record(figures, device=device), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,118 @@
+"""`iformer eval`: how right a trained network is on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from iformer.cli.arguments import output_folder
+from iformer.cli.output import DebugOption, JsonOption, console, print_json_line, table
+from iformer.cli.train import Device, note_problems
+
+if TYPE_CHECKING:
+    from iformer.training.results import Evaluation
+
+Part = Literal["val", "train", "all"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, or the name of a shipped network.")],
+    data: Annotated[
+        str, typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv.")
+    ],
+    part: Annotated[
+        Part, typer.Option(help="Which images: those for validation, those for training, or all.")
+    ] = "val",
+    val_split: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each class that is for validation, where the data has no part for it.",
+            show_default="as in the network's training, else 0.2",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    precision: Annotated[Precision, typer.Option(help="auto: bf16 where the processor has it.")] = "fp32",
+    device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
+    strict_data: Annotated[
+        bool, typer.Option("--strict-data", help="Stop at an image that cannot be read, instead of skipping it.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="A folder for metrics.json and predictions.jsonl.")] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Accuracy, per-class scores and confusion matrix of a network on labelled images."""
+    import torch
+
+    from iformer.models.shipped import open_network
+    from iformer.training.evaluate import NetworkPredictor, evaluate_on_data
+    from iformer.training.precision import resolve_precision, run_device
+
+    if out is not None:
+        output_folder(out)
+    on = run_device(device)
+    network = open_network(checkpoint).to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predictor = NetworkPredictor(
+        network, network.metadata.preprocessing, device=on, precision=resolve_precision(precision, on)
+    )
+    evaluation, notes = evaluate_on_data(
+        predictor,
+        network.metadata,
+        network.num_classes,
+        data,
+        part=part,
+        val_split=val_split,
+        batch_size=batch_size,
+        workers=workers,
+        strict=strict_data,
+        device=on,
+    )
+    note_problems(notes)
+    record = {"checkpoint": checkpoint, "data": data, "part": part, "metrics": evaluation.metrics}
+    if out is not None:
+        _write(out, evaluation, record)
+    if json:
+        print_json_line(record)
+    else:
+        _print(evaluation)
+
+
+def _write(out: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
+    """`metrics.json`, and `predictions.jsonl` with one line an image."""
+    import json
+
+    from iformer.models.weights import write_bytes
+
+    names = evaluation.image_set.class_names
+    lines = []
+    for index, label, probabilities in zip(
+        evaluation.indices, evaluation.labels, evaluation.probabilities, strict=True
+    ):
+        answer = int(probabilities.argmax())
+        lines.append(
+            json.dumps(
+                {
+                    "image": str(evaluation.image_set.samples[index].path),
+                    "label": names[label],
+                    "predicted": names[answer],
+                    "probability": float(probabilities[answer]),
+                }
+            )
+        )
+    write_bytes(out / "metrics.json", json.dumps(record, indent=2).encode())
+    write_bytes(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+
+def _print(evaluation: Evaluation) -> None:
+    metrics = evaluation.metrics
+    top5 = f", top-5 {metrics['top5']:.2f} %" if "top5" in metrics else ""
+    screen = console()
+    screen.print(f"top-1 {metrics['top1']:.2f} %{top5}, loss {metrics['loss']:.4f} on {metrics['images']} images")
+    rows = [
+        [name, *(f"{scores[column]:.1f}" for column in ("precision", "recall", "f1")), str(scores["support"])]
+        for name, scores in metrics["per_class"].items()
+    ]
+    screen.print(table("", ["class", "precision %", "recall %", "F1 %", "images"], rows))

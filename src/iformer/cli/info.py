@@ -1,0 +1,209 @@
+"""`iformer info`: the networks, or one network or checkpoint in detail."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iformer.cli.arguments import parse_size
+from iformer.cli.output import DebugOption, JsonOption, console, print_json, table
+
+if TYPE_CHECKING:
+    from iformer.config.metadata import Metadata
+    from iformer.config.network import NetworkConfig
+
+
+_FORMATS = {"iformer": "our checkpoint format", "timm": "timm's key names", "authors": "the authors' key names"}
+
+
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A network's name, a shipped network's name, or a checkpoint file."
+        ),
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="Input size at which operations are counted: 224, or height x width.")
+    ] = "224",
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """The networks: parameters, GMACs, published accuracy, where the weights are."""
+    pixels = parse_size(size)
+    if model is None:
+        _list_networks(pixels, json=json)
+    else:
+        _describe(model, pixels, json=json)
+
+
+def _list_networks(size: tuple[int, int], *, json: bool) -> None:
+    from iformer.config.variants import list_models, network_config, release
+    from iformer.models.shipped import shipped_checkpoints
+
+    networks: list[dict[str, Any]] = []
+    for name in list_models():
+        released = release(name)
+        networks.append(
+            {
+                "name": name,
+                **_count(network_config(name), size),
+                "imagenet": None if released is None else {"top1": released.top1, "top5": released.top5},
+                "weights": None if released is None else released.hub_repo,
+            }
+        )
+    shipped = {name: str(path) for name, path in shipped_checkpoints().items()}
+    if json:
+        print_json({"size": list(size), "networks": networks, "shipped": shipped})
+        return
+    rows = []
+    for network in networks:
+        accuracy = network["imagenet"]
+        rows.append(
+            [
+                network["name"],
+                network["weights"] or "none released",
+                f"{network['parameters_folded'] / 1e6:.3f}",
+                f"{network['macs'] / 1e9:.4f}",
+                f"{accuracy['top1']:.2f}" if accuracy else "-",
+                f"{accuracy['top5']:.2f}" if accuracy else "-",
+            ]
+        )
+    columns = ["network", "released weights (Hugging Face)", "params M", "GMACs", "top-1 %", "top-5 %"]
+    out = console()
+    out.print(table(f"iFormer at {size[0]} x {size[1]}", columns, rows, left=2))
+    out.print("\nParameters are those of the folded network with 1000 classes. Accuracies are the published ones,")
+    out.print("ImageNet-1k at 224 x 224.")
+    for name, path in shipped.items():
+        out.print(f"\nShipped with this package: [bold]{name}[/bold] ({path})", soft_wrap=True)
+
+
+def _describe(model: str, size: tuple[int, int], *, json: bool) -> None:
+    from iformer.config.metadata import Metadata
+    from iformer.config.variants import network_config, release
+    from iformer.models.convert import read_weights
+    from iformer.models.shipped import checkpoint_path
+
+    path = checkpoint_path(model)
+    released, kind = None, ""
+    if path is None:
+        config, metadata = network_config(model), Metadata()
+        released = release(model)
+    else:
+        weights = read_weights(path)
+        config, metadata, kind = weights.config, weights.metadata, weights.format
+    counts = _count(config, size)
+    if json:
+        print_json(
+            {
+                "name": config.name,
+                "file": path,
+                "format": kind or None,
+                "size": list(size),
+                **counts,
+                "released": None if released is None else asdict(released),
+                "network": config.to_plain(),
+                "metadata": metadata.to_plain(),
+            }
+        )
+        return
+    out = console()
+    out.print(_stages_table(config))
+    facts = [
+        (
+            "parameters",
+            f"{counts['parameters_folded'] / 1e6:.3f} M folded, {counts['parameters'] / 1e6:.3f} M in training",
+        ),
+        ("operations", f"{counts['macs'] / 1e9:.4f} GMACs at {size[0]} x {size[1]}"),
+        ("classes", f"{config.num_classes}" + (", two heads (distillation)" if config.distillation else "")),
+    ]
+    if path is None:
+        facts += _release_facts(released)
+    else:
+        facts += _checkpoint_facts(path, kind, metadata)
+    width = max(len(name) for name, _ in facts)
+    out.print()
+    for name, fact in facts:
+        out.print(f"[bold]{name:<{width}}[/bold]  {_escape(fact)}", soft_wrap=True)
+
+
+def _count(config: NetworkConfig, size: tuple[int, int]) -> dict[str, int]:
+    import torch
+
+    from iformer.models.complexity import count_macs, count_parameters
+    from iformer.models.factory import build
+    from iformer.models.folding import fold
+
+    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+        model = build(config).eval()
+    folded = fold(model)
+    return {
+        "parameters": count_parameters(model),
+        "parameters_folded": count_parameters(folded),
+        "macs": count_macs(folded, size, in_chans=config.in_chans),
+    }
+
+
+def _stages_table(config: NetworkConfig) -> Any:
+    from iformer.config.network import STRIDES
+
+    rows = []
+    for index, (stage, stride) in enumerate(zip(config.stages, STRIDES, strict=True), start=1):
+        blocks = ", ".join(f"{count} {kind}" for kind, count in stage.pattern if count)
+        attention = "attention" in stage.blocks
+        rows.append(
+            [
+                str(index),
+                blocks,
+                str(stride),
+                str(stage.channels),
+                f"{stage.conv_kernel_size}x{stage.conv_kernel_size}" if "conv" in stage.blocks else "-",
+                f"{stage.conv_expansion_ratio:g}" if "conv" in stage.blocks else "-",
+                f"{stage.attention.ffn_expansion_ratio:g}" if attention else "-",
+                f"{stage.attention.reduction}" if attention else "-",
+            ]
+        )
+    columns = ["stage", "blocks", "stride", "channels", "kernel", "conv ratio", "FFN ratio", "R"]
+    return table(config.name, columns, rows, left=2)
+
+
+def _release_facts(released: Any) -> list[tuple[str, str]]:
+    if released is None:
+        return [("weights", "none released")]
+    return [
+        ("weights", f"https://huggingface.co/{released.hub_repo}"),
+        ("ImageNet-1k", f"top-1 {released.top1:.2f} %, top-5 {released.top5:.2f} % (published)"),
+    ]
+
+
+def _checkpoint_facts(path: Path, kind: str, metadata: Metadata) -> list[tuple[str, str]]:
+    names = metadata.class_names
+    shown = ", ".join(names[:12]) + (f", … {len(names) - 12} more" if len(names) > 12 else "")
+    preprocessing = metadata.preprocessing
+    height, width = preprocessing.size
+    facts = [
+        ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB, {_FORMATS[kind]})"),
+        ("task", metadata.task),
+        ("class names", shown or "not recorded"),
+        ("input", f"{height} x {width}, {preprocessing.interpolation}, crop {preprocessing.crop_pct:g}"),
+    ]
+    facts += [(f"metric {name}", _number(value)) for name, value in metadata.metrics.items() if _is_short(value)]
+    facts += [(f"from {name}", _number(value)) for name, value in metadata.provenance.items() if _is_short(value)]
+    return facts
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

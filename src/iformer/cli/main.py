@@ -1,0 +1,82 @@
+"""The command line: `iformer VERB`. Each verb is a function of a file of its own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from iformer._version import __version__
+from iformer.cli.output import INTERRUPTED, USAGE, note, with_clear_errors
+
+VERBS = {
+    "quickstart": "quickstart",
+    "info": "info",
+    "train": "train",
+    "eval": "evaluate",
+    "predict": "predict",
+    "export": "export",
+    "convert": "convert",
+    "doctor": "doctor",
+}
+"""Each verb, which is also the name of its module in `iformer.cli`, and its function there."""
+
+
+def build_app() -> typer.Typer:
+    """The app with every verb. The verbs' modules import no torch until they are called."""
+    app = typer.Typer(
+        name="iformer",
+        help="iFormer: train mobile vision networks on your images, export them with proof, measure honestly.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for verb, function in VERBS.items():
+        module = importlib.import_module(f"iformer.cli.{verb}")
+        app.command(verb)(with_clear_errors(getattr(module, function)))
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"iformer {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` where no arguments are given); returns the exit code."""
+    try:
+        code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        note("interrupted")
+        return INTERRUPTED
+    except _usage_error() as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "iformer"
+        complaint = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        note(f"error: {complaint}; see: {command} --help")
+        return USAGE
+    return code if isinstance(code, int) else 0
+
+
+def _usage_error() -> type[Exception]:
+    """The base class of typer's complaints about a command line; typer exports only this child of it."""
+    base = typer.BadParameter.__base__
+    assert base is not None
+    assert issubclass(base, Exception)
+    return base

@@ -1,0 +1,401 @@
+"""`iformer quickstart`: from nothing to a trained, exported, checked and timed network, in minutes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iformer.cli.arguments import output_folder
+from iformer.cli.output import DebugOption, JsonOption, console, messages, print_json
+from iformer.errors import MissingDependencyError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from iformer.bench.timing import Timings
+    from iformer.data.samples import DataSplit, ImageSet
+    from iformer.deploy.artifact import ArtifactInfo
+    from iformer.models.classifier import Classifier
+    from iformer.training.results import TrainResult
+
+MODEL, DATA, RECIPE = "iformer_t", "elpv", "quickstart"
+EXTRAS = {
+    "train": ("accelerate", "tensorboard", "torchmetrics", "matplotlib"),
+    "elpv": ("elpv_dataset",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
+STEPS = 6
+TIMING_ROUNDS = 40
+SHOWN_IMAGES = 36
+EXPLAINED_IMAGES = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """Everything that the report and the summary tell."""
+
+    result: TrainResult
+    artifact: ArtifactInfo
+    artifact_path: Path
+    timings: Timings
+    seconds: float
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for everything that is made.")] = Path(
+        "quickstart"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier quickstart in --out.")] = False,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs. [default: those of the recipe quickstart]")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=8, help="Use only so many images of each part, to see every step quickly.")
+    ] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train iFormer-T on 2,624 photographs of solar cells, export it, check and time it, look at the result."""
+    _require_extras()
+    run = out / "run"
+    if (run / "config.yaml").exists() and not overwrite:
+        raise UserError(f"{out} holds a quickstart already; --overwrite removes it, another --out leaves it alone")
+    output_folder(out)
+    say = messages() if json else console()
+    start = time.perf_counter()
+    _welcome(say, out)
+
+    _step(say, 1, "The photographs")
+    data = _load_data(say, limit)
+    _step(say, 2, f"Training {MODEL} from nothing")
+    result = _train(say, data, run, epochs=epochs, overwrite=overwrite)
+    model = _trained(result)
+    _step(say, 3, "Export: folded, to ONNX, and compared with PyTorch")
+    artifact_path = out / f"{MODEL}_{DATA}.onnx"
+    artifact = _export(say, model, artifact_path, data.val)
+    _step(say, 4, "Speed: three forms of the same network, one image, one thread")
+    timings = _time(say, model, artifact_path)
+    _step(say, 5, "Predictions")
+    _predict(say, model, data.val, out)
+    _step(say, 6, "Report")
+    outcome = _Outcome(
+        result=result,
+        artifact=artifact,
+        artifact_path=artifact_path,
+        timings=timings,
+        seconds=time.perf_counter() - start,
+    )
+    report = _write_report(out, outcome)
+    if json:
+        print_json(_plain(outcome, report))
+    else:
+        _summary(say, outcome, out, report)
+
+
+def _require_extras() -> None:
+    missing = [name for names in EXTRAS.values() for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"quickstart needs {', '.join(missing)}; run: pip install 'iformer[{','.join(EXTRAS)}]'"
+        )
+
+
+def _welcome(say: Console, out: Path) -> None:
+    from rich.panel import Panel
+
+    text = (
+        "These are solar cells, photographed by the light that they give off under current: cracks and dead areas "
+        "are dark. In the next minutes a network learns to tell defective cells from functional ones, becomes an "
+        "ONNX file that is proven to be the same network, is timed, and shows where it looks. "
+        f"Everything goes to {out}/."
+    )
+    say.print(Panel(text, title="[bold]iFormer quickstart[/bold]", title_align="left", border_style="cyan"))
+
+
+def _step(say: Console, number: int, title: str) -> None:
+    say.print()
+    say.rule(f"[bold cyan]{number}/{STEPS}[/bold cyan]  [bold]{title}[/bold]", align="left", style="cyan")
+
+
+def _load_data(say: Console, limit: int | None) -> DataSplit:
+    from dataclasses import replace
+
+    from iformer.data.sources import load_data
+
+    data = load_data(DATA)
+    if limit is not None:
+        train, val = (
+            part.subset(random.Random(0).sample(range(len(part)), min(limit, len(part))))
+            for part in (data.train, data.val)
+        )
+        data = replace(data, train=train, val=val)
+    for name, part in (("training", data.train), ("test", data.val)):
+        counts = ", ".join(f"{count} {label}" for label, count in part.class_counts.items())
+        say.print(f"{len(part)} {name} photographs: {counts}")
+    largest = max(data.val.class_counts.values()) / len(data.val)
+    say.print(
+        f"To beat: always naming the larger class is right on {100 * largest:.1f} % of the test photographs."
+    )
+    return data
+
+
+def _train(say: Console, data: DataSplit, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
+    from iformer.config.recipe import load_recipe
+    from iformer.training.job import classification_job
+    from iformer.training.loop import train
+
+    overrides: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    if epochs is not None:
+        overrides["warmup_epochs"] = min(load_recipe(RECIPE, {}).warmup_epochs, epochs / 4)
+    recipe = load_recipe(RECIPE, overrides)
+    say.print(
+        f"{_epochs(recipe.epochs)} at {recipe.size} x {recipe.size} pixels, random weights to begin with; "
+        "the test photographs are only looked at, never learned from."
+    )
+    job = classification_job(
+        data,
+        data_name=DATA,
+        recipe=recipe,
+        recipe_name=RECIPE,
+        folder=run,
+        model=MODEL,
+        overwrite=overwrite and (run / "config.yaml").exists(),
+    )
+    result = train(job)
+    top1, images = result.metrics["top1"], result.metrics["images"]
+    say.print(f"[bold]Test accuracy {top1:.1f} %[/bold] on {images} photographs, after {result.seconds:.0f} s")
+    for name, values in result.metrics["per_class"].items():
+        share = values["recall"] / 100
+        say.print(f"  {name:<12} {'█' * round(30 * share):<30} {100 * share:.1f} % found")
+    return result
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
+def _trained(result: TrainResult) -> Classifier:
+    from iformer.models.classifier import Classifier
+    from iformer.models.weights import load
+    from iformer.training.run_folder import RunFolder
+
+    model = load(RunFolder(result.folder).last)
+    assert isinstance(model, Classifier)
+    return model
+
+
+def _export(say: Console, model: Classifier, path: Path, test: ImageSet) -> ArtifactInfo:
+    from iformer.deploy.onnx import export_onnx
+
+    info = export_onnx(model, path, images=[sample.path for sample in test.samples])
+    parity: dict[str, Any] = info.parity or {}
+    say.print(
+        f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, takes uint8 RGB, normalises in the graph, "
+        "carries the class names."
+    )
+    say.print(
+        f"The same files through both, {parity['images']} images: "
+        f"largest logit error {parity['max_abs_error']:.1e} "
+        f"({parity['max_relative_error']:.1e} of the largest logit), "
+        f"same class on {100 * parity['top1_agreement']:.1f} %."
+    )
+    return info
+
+
+def _time(say: Console, model: Classifier, artifact: Path) -> Timings:
+    import torch
+
+    from iformer.bench.timing import interleaved
+    from iformer.data.transforms import Normalize
+    from iformer.deploy.onnx import OnnxRunner
+    from iformer.models.folding import fold
+
+    height, width = model.metadata.preprocessing.size
+    pixels = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    normalize = Normalize(model.metadata.preprocessing)
+    folded = fold(model)
+    runner = OnnxRunner(artifact, threads=1)
+    fed = runner.prepare(pixels)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            timings = interleaved(
+                {
+                    "PyTorch": lambda: model(normalize(pixels)),
+                    "PyTorch, folded": lambda: folded(normalize(pixels)),
+                    "ONNX Runtime": lambda: runner.run(fed),
+                },
+                rounds=TIMING_ROUNDS,
+                warmup=5,
+            )
+    finally:
+        torch.set_num_threads(threads)
+    slowest = max(timings.median(name) for name in timings.seconds)
+    for name in timings.seconds:
+        bar = "█" * max(1, round(30 * timings.median(name) / slowest))
+        say.print(
+            f"  {name:<16} {bar:<30} {1e3 * timings.median(name):6.2f} ms"
+            + ("" if name == "PyTorch" else f"   {timings.ratio('PyTorch', name):.2f} x as fast")
+        )
+    return timings
+
+
+def _predict(say: Console, model: Classifier, test: ImageSet, out: Path) -> None:
+    from iformer.deploy.contact_sheet import draw_explanations, draw_predictions
+    from iformer.deploy.predict import Answer, Predictor
+
+    chosen = random.Random(1).sample(test.samples, min(SHOWN_IMAGES, len(test.samples)))
+    truth = {sample.path: test.class_names[sample.label] for sample in chosen}
+    predictor = Predictor(model, top_k=2, attention=True)
+    answers = [answer for answer in predictor.predict(list(truth)) if isinstance(answer, Answer)]
+    right = sum(answer.classes[0][0] == truth[answer.path] for answer in answers)
+    subtitle = f"Test photographs, drawn at random; {right} of these {len(answers)} are right."
+    draw_predictions(answers, out, title=f"{MODEL} after this quickstart", subtitle=subtitle)
+    # the cells with something to see, surest first
+    defective = sorted(answers, key=lambda answer: -dict(answer.classes).get("defective", 0.0))
+    draw_explanations(defective[:EXPLAINED_IMAGES], out, title=f"Where {MODEL} looks: likeliest defects first")
+    say.print(f"{out / 'predict.png'}: {len(answers)} test photographs with their answers, {right} right")
+    say.print(f"{out / 'explain.png'}: where the last attention stage looks")
+
+
+def _write_report(out: Path, outcome: _Outcome) -> Path:
+    result, artifact, timings = outcome.result, outcome.artifact, outcome.timings
+    parity: dict[str, Any] = artifact.parity or {}
+    metrics = result.metrics
+    photographs = result.train_images + len(result.evaluation.image_set)
+    lines = [
+        f"# Quickstart: {MODEL} on {photographs} photographs of solar cells",
+        "",
+        f"**{metrics['top1']:.2f} %** of {metrics['images']} test photographs right after "
+        f"{_epochs(len(result.history))} at {result.recipe.size} x {result.recipe.size} "
+        f"({result.seconds:.0f} s of training on {result.device}, {result.precision}); "
+        f"everything together took {outcome.seconds:.0f} s. "
+        "[The report of the training run](run/report.md) has the classes, the settings and the versions.",
+        "",
+        "![Test photographs and answers](predict.png)",
+        "",
+        "## How it learned",
+        "",
+        "![Loss, accuracy and learning rate](run/curves.png)",
+        "",
+        "![Confusion matrix](run/confusion.png)",
+        "",
+        "## Where it looks",
+        "",
+        "![Attention overlays](explain.png)",
+        "",
+        "## The exported network",
+        "",
+        f"[{outcome.artifact_path.name}]({outcome.artifact_path.name}) takes uint8 RGB, "
+        f"N x {' x '.join(str(side) for side in artifact.input_shape[1:])}, normalises in the graph "
+        f"and gives logits; [its record]({outcome.artifact_path.name}.json) says the rest.",
+        "",
+        *_table(
+            ["compared with PyTorch, from encoded image files on", ""],
+            [
+                ["images", f"{parity['images']} ({parity['generated_images']} generated colour patterns)"],
+                ["largest logit error", f"{parity['max_abs_error']:.2e}"],
+                [
+                    "the same, of the largest logit",
+                    f"{parity['max_relative_error']:.2e} (allowed: {parity['tolerance']:g})",
+                ],
+                ["smallest cosine of two logit vectors", f"{parity['min_cosine']:.8f}"],
+                [
+                    "same first class",
+                    f"{100 * parity['top1_agreement']:.2f} % of {parity['clear_images']} clear images",
+                ],
+            ],
+        ),
+        "",
+        "## Speed",
+        "",
+        f"One image, one thread, normalisation included, {TIMING_ROUNDS} interleaved rounds on {_cpu()}; "
+        "the ratio is the median over rounds.",
+        "",
+        *_table(
+            ["form", "median ms", "p10 ms", "p90 ms", "times as fast as PyTorch"],
+            [
+                [
+                    name,
+                    *(f"{values[key]:.2f}" for key in ("median_ms", "p10_ms", "p90_ms")),
+                    f"{timings.ratio('PyTorch', name):.2f}",
+                ]
+                for name, values in timings.to_plain().items()
+            ],
+        ),
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in artifact.versions.items()) + ".",
+        "",
+        "## Go on",
+        "",
+        *[f"    {command}" for command in _next_commands(out)],
+    ]
+    path = out / "report.md"
+    partial = out / ".report.md.partial"
+    try:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _next_commands(out: Path) -> list[str]:
+    return [
+        f"iformer predict YOUR_IMAGES --weights {out / 'run' / 'last.safetensors'} --explain",
+        "iformer train --data YOUR_FOLDER --weights pretrained --out runs/mine",
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    align = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [header, align, *rows]]
+
+
+def _cpu() -> str:
+    import torch
+
+    from iformer.training.provenance import describe_device
+
+    return describe_device(torch.device("cpu")).partition("(")[2].rpartition(",")[0] or "this CPU"
+
+
+def _summary(say: Console, outcome: _Outcome, out: Path, report: Path) -> None:
+    from rich.panel import Panel
+    from rich.table import Table
+
+    parity: dict[str, Any] = outcome.artifact.parity or {}
+    rows = Table.grid(padding=(0, 3))
+    rows.add_row("test accuracy", f"[bold]{outcome.result.metrics['top1']:.1f} %[/bold], from random weights")
+    rows.add_row("ONNX = PyTorch", f"to {parity['max_relative_error']:.0e} on {parity['images']} images")
+    rows.add_row("ONNX Runtime", f"{1e3 * outcome.timings.median('ONNX Runtime'):.1f} ms an image on one thread")
+    rows.add_row("took", f"{outcome.seconds / 60:.1f} minutes")
+    rows.add_row("report", f"[bold]{report}[/bold]")
+    rows.add_row("pictures", f"{out / 'predict.png'}, {out / 'explain.png'}")
+    rows.add_row("", "")
+    for label, command in zip(("your images", "your network"), _next_commands(out), strict=True):
+        rows.add_row(label, f"[cyan]{command}[/cyan]")
+    say.print()
+    say.print(Panel(rows, title="[bold]Done[/bold]", title_align="left", border_style="green"))
+
+
+def _plain(outcome: _Outcome, report: Path) -> dict[str, Any]:
+    return {
+        "report": report,
+        "metrics": outcome.result.metrics,
+        "training_seconds": outcome.result.seconds,
+        "seconds": outcome.seconds,
+        "checkpoint": outcome.result.folder / "last.safetensors",
+        "artifact": outcome.artifact_path,
+        "parity": outcome.artifact.parity,
+        "timings": outcome.timings.to_plain(),
+    }

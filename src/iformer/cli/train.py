@@ -1,0 +1,188 @@
+"""`iformer train`: train or fine-tune a network on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from iformer.cli.output import DebugOption, JsonOption, note, print_json_line
+
+if TYPE_CHECKING:
+    from iformer.training.job import TrainJob
+    from iformer.training.results import TrainResult
+
+Device = Literal["auto", "cpu"]
+
+_PROBLEMS_SHOWN = 20
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="The run's folder: networks, log, report.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A network's name, or a checkpoint to fine-tune.", show_default="iformer_t"),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe's name, or a YAML file.", show_default="finetune")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="What training starts from: none, pretrained (released weights) or a file."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="What the network is to do: classify.")] = "classify",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out; its settings need not be given again.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that is in --out.")] = False,
+    val_split: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each class to validate on, where the data has no part for it.", show_default="0.2"
+        ),
+    ] = None,
+    strict_data: Annotated[
+        bool, typer.Option("--strict-data", help="Stop at an image that cannot be read, instead of skipping it.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Recipe: passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Recipe: images of a step, over all processes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Recipe: peak learning rate for lr_batch images.")] = None,
+    size: Annotated[int | None, typer.Option(help="Recipe: side of the images, in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Recipe: seed of everything random.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Recipe: auto, fp32, bf16 or fp16.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe; may be given often."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = "auto",
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files.")] = True,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train or fine-tune a network on labelled images; prints where the report is."""
+    options = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "size": size,
+        "seed": seed,
+        "precision": precision,
+        "weights": weights,
+    }
+    job = _job(
+        out=out,
+        data=data,
+        model=model,
+        recipe=recipe,
+        task=task,
+        resume=resume,
+        overwrite=overwrite,
+        val_split=val_split,
+        strict_data=strict_data,
+        overrides={name: value for name, value in options.items() if value is not None},
+        assignments=set_ or [],
+        device=device,
+        tensorboard=tensorboard,
+    )
+    from iformer.training.loop import train as run
+
+    try:
+        result = run(job)
+    except KeyboardInterrupt:
+        note(f"stopped; --resume continues the run in {out}")
+        raise
+    _print_result(result, json=json)
+
+
+def _job(
+    *,
+    out: Path,
+    data: str | None,
+    model: str | None,
+    recipe: str | None,
+    task: str,
+    resume: bool,
+    overwrite: bool,
+    val_split: float | None,
+    strict_data: bool,
+    overrides: dict[str, Any],
+    assignments: list[str],
+    device: Device,
+    tensorboard: bool,
+) -> TrainJob:
+    """The run that a command line describes; a resumed run's own settings stand where it says nothing."""
+    from iformer.config.recipe import DEFAULT_RECIPE, Recipe, load_recipe, parse_override
+    from iformer.data.sources import load_data
+    from iformer.errors import UnknownNameError, UserError
+    from iformer.training.job import classification_job
+    from iformer.training.run_folder import RunFolder
+
+    if task != "classify":
+        raise UnknownNameError("task", task, ["classify"])
+    RunFolder(out).check(resume=resume, overwrite=overwrite)
+    before = RunFolder(out).read_config() if resume else {}
+    overrides = {**dict(parse_override(text) for text in assignments), **overrides}
+    if before and recipe is None:
+        recipe_name = str(before["recipe_name"])
+        settings = Recipe.from_plain({**before["recipe"], **overrides})
+    else:
+        recipe_name = recipe or DEFAULT_RECIPE
+        settings = load_recipe(recipe_name, overrides)
+    data = data or before.get("data")
+    if data is None:
+        raise UserError("--data is missing; give a folder with one sub-folder a class, or elpv")
+    share = val_split if val_split is not None else float(before.get("val_split", 0.2))
+    split = load_data(data, val_split=share, strict=strict_data)
+    note_problems(split.problems)
+    return classification_job(
+        split,
+        data_name=data,
+        recipe=settings,
+        recipe_name=recipe_name,
+        folder=out,
+        model=model or str(before.get("model", "iformer_t")),
+        resume=resume,
+        overwrite=overwrite,
+        settings={"val_split": share},
+        device=device,
+        tensorboard=tensorboard,
+    )
+
+
+def note_problems(problems: Sequence[str]) -> None:
+    """Say on stderr what is odd about the data; of very much, the beginning."""
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        note(f"note: {problem}")
+    if len(problems) > _PROBLEMS_SHOWN:
+        note(f"note: and {len(problems) - _PROBLEMS_SHOWN} more")
+
+
+def _print_result(result: TrainResult, *, json: bool) -> None:
+    from iformer.training.run_folder import RunFolder
+
+    files = RunFolder(result.folder)
+    if json:
+        print_json_line(
+            {
+                "metrics": result.metrics,
+                "best": result.best,
+                "seconds": result.seconds,
+                "folder": result.folder,
+                "last": files.last,
+                "best_checkpoint": files.best,
+                "report": result.report,
+            }
+        )
+        return
+    metrics = result.metrics
+    print(f"top-1 {metrics['top1']:.2f} % on {metrics['images']} validation images (last weights, fp32)")
+    print(f"best  {result.best['top1']:.2f} % in epoch {result.best['epoch']}: chosen on these very images")
+    print(f"network: {files.last}")
+    if result.report is not None:
+        print(f"report:  {result.report}")

@@ -1,0 +1,1 @@
+"""Tasks: loss, decoding and metric of a network; no loop."""

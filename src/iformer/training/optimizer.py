@@ -1,0 +1,62 @@
+"""AdamW without weight decay on norms, biases and layer scales, and its state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from iformer.config.recipe import Recipe
+from iformer.errors import WeightsError
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over the parameters that need a gradient, at the recipe's peak learning rate.
+
+    Parameters of one dimension (biases, norms, layer scales) and those that the network names in
+    `no_weight_decay()` are not decayed.
+    """
+    from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
+    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as `{"<key>.<parameter name>": tensor}`: moments and step counts."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value
+    return tensors
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state that `optimizer_tensors` took from another one.
+
+    Raises:
+        WeightsError: a tensor belongs to no parameter.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        key, _, name = full_name.partition(".")
+        by_name.setdefault(name, {})[key] = tensor
+    unknown = sorted(set(by_name) - set(names.values()))
+    if unknown:
+        raise WeightsError(f"the optimizer's state is of another network: it has {', '.join(unknown[:5])}")
+    plain = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    plain["state"] = {
+        index: {key: _laid_out_as(parameter, tensor) for key, tensor in by_name[names[parameter]].items()}
+        for index, parameter in enumerate(parameters)
+        if names[parameter] in by_name
+    }
+    optimizer.load_state_dict(plain)
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    # The order in memory decides the order of sums, so a resumed run needs the undisturbed run's.
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor

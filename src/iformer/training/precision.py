@@ -1,0 +1,50 @@
+"""Which number format the matrix products of a run use."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+from iformer.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run_device(wanted: Literal["auto", "cpu"]) -> torch.device:
+    """`auto` is the accelerator, where torch has one that can be used, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True) if wanted == "auto" else None
+    return accelerator or torch.device("cpu")
+
+
+def resolve_precision(wanted: str, device: torch.device) -> Precision:
+    """`auto` becomes bf16 where the device multiplies it in hardware, else fp32; others stay as they are.
+
+    Raises:
+        UserError: fp16 on a CPU, which would be slow and needs no loss scaling in bf16's place.
+    """
+    if wanted == "auto":
+        return "bf16" if _multiplies_bf16(device) else "fp32"
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("precision is fp16, which is for GPUs; a CPU takes fp32 or bf16")
+    assert wanted in ("fp32", "bf16", "fp16")
+    return wanted  # type: ignore[return-value]
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which convolutions and products run in `precision` and the weights stay in fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return False

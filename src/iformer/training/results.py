@@ -1,0 +1,90 @@
+"""Records that training and evaluation hand to reports, to the command line and to metrics.json.
+
+Shape letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from iformer.config.metadata import Metadata
+from iformer.config.recipe import Recipe
+from iformer.data.samples import ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network answered on every image of a set, and how right it was.
+
+    Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are in ascending order of index.
+    """
+
+    image_set: ImageSet
+    indices: npt.NDArray[np.int64]
+    """N positions in `image_set.samples`."""
+    labels: npt.NDArray[np.int64]
+    """N true classes, as positions in `image_set.class_names`."""
+    probabilities: npt.NDArray[np.float32]
+    """N x K softmax outputs; column k is `image_set.class_names[k]`."""
+    metrics: dict[str, Any]
+    """Shares are in percent.
+
+    `top1`, `top5` (with more than 5 classes), `loss` (mean cross entropy), `images` (N),
+    `macro`: `{"precision", "recall", "f1"}` (means over classes),
+    `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
+    `confusion`: K x K nested lists of counts, row true class, column predicted class.
+    """
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The metrics that are one number each: top1, top5 where there is one, loss, images."""
+        return {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished training run."""
+
+    folder: Path
+    """The run folder; see `iformer.training.run_folder` for the files in it."""
+    model_name: str
+    data_name: str
+    """The data as the user named it: `elpv` or a folder."""
+    recipe: Recipe
+    recipe_name: str
+    parameters: int
+    """Parameters of the network as trained."""
+    train_images: int
+    evaluation: Evaluation
+    """The last (averaged) weights on the validation images, in fp32. The headline number is this one's."""
+    best: dict[str, Any]
+    """`{"epoch", "step", "top1", …}` of the checkpoint kept as `best`: it was chosen on the validation images
+    themselves, so its number is optimistic."""
+    history: list[dict[str, Any]]
+    """One record an epoch: `epoch` (from 1), `step`, `seconds` (since the run's start, stops not counted), `lr`,
+    `size` (training images, pixels), `train_loss`, `train_accuracy` (percent, on augmented and mixed images),
+    `images_per_second`, `data_wait` (share of the time spent waiting for images, 0 to 1) and, in epochs with
+    an evaluation, `val_loss`, `val_top1`, `val_top5`."""
+    seconds: float
+    """Time spent training and evaluating, over all the sessions of a resumed run."""
+    precision: str
+    """`fp32`, `bf16` or `fp16`, as used."""
+    device: str
+    """The device in words: `CPU (AMD EPYC …, 2 threads)`."""
+    processes: int
+    metadata: Metadata
+    """What was written into `last.safetensors`: class names, preprocessing, metrics, provenance."""
+    problems: list[str] = field(default_factory=list)
+    """Images that were skipped, and why."""
+    report: Path | None = None
+    """The written report, or None where none was written."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The headline metrics: those of `evaluation`."""
+        return self.evaluation.metrics

@@ -1,0 +1,128 @@
+"""The folder of a training run: which files are in it, and when it may be written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iformer.errors import UserError
+from iformer.models.weights import write_bytes
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files. All but the log and TensorBoard's are replaced in one step, never half written."""
+
+    path: Path
+
+    @property
+    def best(self) -> Path:
+        """The network of the best evaluation so far."""
+        return self.path / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The network of the last evaluation."""
+        return self.path / "last.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """What `--resume` continues from."""
+        return self.path / "resume.safetensors"
+
+    @property
+    def config(self) -> Path:
+        """The run's settings with nothing left open."""
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """One JSON record a line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def metrics(self) -> Path:
+        """The final metrics as JSON."""
+        return self.path / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.path / "report.md"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """See that a run may use the folder; nothing is changed.
+
+        Raises:
+            UserError: it is a file, holds something else than a run, or holds a run and neither `resume` nor
+                `overwrite` is given (or both are).
+        """
+        if resume and overwrite:
+            raise UserError("--resume continues the run in the folder, --overwrite removes it: give one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --out names a folder")
+        if not self.path.exists() or all(_is_leftover(file) for file in self.path.iterdir()):
+            return
+        if not self.config.is_file():
+            raise UserError(f"{self.path} holds files that are not of a training run; give another --out")
+        if not (resume or overwrite):
+            raise UserError(
+                f"{self.path} holds a run already; --resume continues it, --overwrite removes it, "
+                "another --out leaves it alone"
+            )
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for a run.
+
+        `overwrite` removes an older run's files, and no others; `resume` keeps them.
+
+        Raises:
+            UserError: see `check`.
+            OSError: it cannot be made or written.
+        """
+        self.check(resume=resume, overwrite=overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in filter(_is_leftover, self.path.iterdir()):
+            leftover.unlink()
+        if overwrite:
+            for file in [self.best, self.last, self.state, self.log, self.metrics, self.report]:
+                file.unlink(missing_ok=True)
+            for file in [*self.tensorboard.glob("events.out.tfevents.*"), *self.path.glob("*.png")]:
+                file.unlink()
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Write `config.yaml`.
+
+        Raises:
+            WeightsError: it cannot be written.
+        """
+        write_bytes(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote; empty where there is none.
+
+        Raises:
+            UserError: the file is no YAML mapping.
+        """
+        try:
+            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (yaml.YAMLError, UnicodeDecodeError):
+            settings = None
+        if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
+            raise UserError(f"{self.config} is damaged; give another --out, or --overwrite")
+        return settings
+
+
+def _is_leftover(file: Path) -> bool:
+    """Whether it is what a run leaves that is killed while it writes a file."""
+    return file.name.startswith(".") and file.suffix == ".part"

@@ -1,0 +1,195 @@
+"""Recipes: the shipped ones load, overrides work, and every invalid field is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iformer.config.augmentation import AugmentConfig
+from iformer.config.recipe import (
+    DEFAULT_RECIPE,
+    Recipe,
+    list_recipes,
+    load_recipe,
+    parse_override,
+)
+from iformer.errors import ConfigError, UnknownNameError
+
+FIELDS = [field.name for field in dataclasses.fields(Recipe)]
+
+INVALID: dict[str, list[Any]] = {
+    "epochs": [0, -1, 1.5, "many"],
+    "batch_size": [0, True],
+    "grad_accum": [0, 3],
+    "lr": [0, -1.0, float("nan"), float("inf")],
+    "lr_batch": [0],
+    "min_lr": [-1e-9, 1.0],
+    "warmup_epochs": [-1, "long"],
+    "warmup_lr": [-1e-9, 1.0],
+    "weight_decay": [-0.1],
+    "betas": [[0.9], [0.9, 1.0], 0.9],
+    "eps": [0],
+    "clip_grad": [0, -1.0],
+    "ema_decay": [0, 1, 1.5],
+    "drop_path_rate": [-0.1, 1.0],
+    "weights": ["", 3],
+    "size": [31, 0, 224.5],
+    "size_schedule": [[[5, 128], [5, 224]], [[0, 16]], [[-1, 64]], [[0, 300]], [[10, 128]], [[0]], 128],
+    "crop_pct": [0, 1.1],
+    "scale": [[0.0, 1.0], [0.9, 0.8], [0.5]],
+    "ratio": [[0, 1], [2, 1]],
+    "interpolation": ["nearest"],
+    "hflip": [-0.1, 1.1],
+    "vflip": [2],
+    "rot90": ["yes", 1],
+    "rand_augment": ["strong", 9],
+    "color_jitter": [-0.1, 1.5],
+    "random_erasing": [1.5],
+    "mixup_alpha": [-1],
+    "cutmix_alpha": [-1],
+    "mixup_prob": [1.5],
+    "mixup_switch_prob": [-0.5],
+    "label_smoothing": [1.0, -0.1],
+    "precision": ["fp8", None],
+    "channels_last": [1],
+    "seed": [-1, 2**32, 0.5],
+    "workers": [-1, "some"],
+    "cache": ["disk"],
+    "eval_every": [0],
+    "eval_batch_size": [0],
+    "checkpoint_minutes": [0, float("inf")],
+    "checkpoint_steps": [0],
+    "log_every": [0],
+}
+
+
+def recipe(**fields: Any) -> Recipe:
+    return Recipe.from_plain({"epochs": 10, "lr": 1e-3, **fields})
+
+
+def test_every_field_has_an_invalid_value_to_test() -> None:
+    assert sorted(INVALID) == sorted(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in INVALID.items() for value in values]
+)
+def test_invalid_field_is_named(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"\.{field} is ") as caught:
+        recipe(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(
+    field=st.sampled_from(FIELDS),
+    value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([1])),
+)
+def test_any_value_gives_a_recipe_or_an_error_that_names_the_field(field: str, value: Any) -> None:
+    try:
+        built = recipe(**{field: value})
+    except ConfigError as error:
+        # a value can also make another field invalid: fewer epochs than a schedule, a rate below min_lr
+        assert field in str(error) or "min_lr" in str(error)
+    else:
+        assert Recipe.from_plain(built.to_plain()) == built
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_shipped_recipe_loads_and_survives_yaml(name: str) -> None:
+    loaded = load_recipe(name)
+    assert Recipe.from_plain(yaml.safe_load(yaml.safe_dump(loaded.to_plain()))) == loaded
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_shipped_recipe_says_its_command_and_hardware(name: str) -> None:
+    text = (Path(load_recipe.__code__.co_filename).parent / "recipes" / f"{name}.yaml").read_text()
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    assert "command:" in header
+    assert "hardware:" in header
+
+
+def test_default_recipe_fine_tunes_released_weights() -> None:
+    assert load_recipe(DEFAULT_RECIPE).weights == "pretrained"
+
+
+def test_overrides_replace_fields() -> None:
+    assert load_recipe("elpv", {"epochs": 50, "lr": "1e-3"}).lr == 1e-3
+
+
+def test_mistyped_names_get_suggestions(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no field 'learning_rat'|no field 'batchsize'; did you mean batch_size"
+    ):
+        load_recipe("elpv", {"batchsize": 3})
+    with pytest.raises(UnknownNameError, match="did you mean elpv"):
+        load_recipe("elvp")
+    with pytest.raises(ConfigError, match="no such file"):
+        load_recipe(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "epochs: [", "3", ""])
+def test_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_recipe(file)
+
+
+def test_own_recipe_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("epochs: 3\nlr: 1e-3\nbetas: [0.9, 99e-2]\n")
+    assert load_recipe(file) == Recipe(epochs=3, lr=1e-3, betas=(0.9, 0.99))
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("epochs=3", ("epochs", 3)),
+        ("scale=[0.5, 1]", ("scale", [0.5, 1])),
+        ("rand_augment=null", ("rand_augment", None)),
+        (" cache =ram", ("cache", "ram")),
+        ("weights=a=b", ("weights", "a=b")),
+    ],
+)
+def test_override_text(text: str, parsed: tuple[str, Any]) -> None:
+    assert parse_override(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "scale=[1"])
+def test_override_text_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        parse_override(text)
+
+
+def test_learning_rate_scales_with_the_batch() -> None:
+    assert recipe(lr=4e-3, lr_batch=4096, batch_size=1024).peak_lr == pytest.approx(1e-3)
+
+
+def test_training_size_follows_the_schedule() -> None:
+    progressive = recipe(size_schedule=[[2, 128], [6, 160]])
+    assert [progressive.train_size(epoch) for epoch in (0, 1, 2, 5, 6, 9)] == [224, 224, 128, 128, 160, 160]
+
+
+def test_mixing_needs_pairs() -> None:
+    with pytest.raises(ConfigError, match="batch_size is 9"):
+        recipe(batch_size=9, mixup_alpha=0.2)
+    assert recipe(batch_size=9).batch_size == 9
+
+
+def test_every_augmentation_field_is_a_field_of_the_recipe() -> None:
+    augmentation = recipe(vflip=0.25, rot90=True, scale=None).augmentation
+    assert augmentation == dataclasses.replace(AugmentConfig(), vflip=0.25, rot90=True, scale=None)
+
+
+def test_preprocessing_is_the_evaluation_size() -> None:
+    preprocessing = recipe(size=160, crop_pct=0.9, size_schedule=[[0, 96]], interpolation="random").preprocessing
+    assert preprocessing.size == (160, 160)
+    assert preprocessing.crop_pct == 0.9
+    assert preprocessing.interpolation == "bicubic"

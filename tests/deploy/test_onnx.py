@@ -1,0 +1,268 @@
+"""ONNX export and the check of what was exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from iformer.data.images import read_image
+from iformer.data.transforms import Normalize, eval_transform
+from iformer.deploy import onnx as onnx_export
+from iformer.deploy.artifact import file_hash, read_record, record_path, write_record
+from iformer.deploy.onnx import OnnxRunner, export_onnx
+from iformer.deploy.parity import compare
+from iformer.errors import MissingDependencyError, UserError
+from iformer.models.classifier import Classifier
+from iformer.models.folding import fold
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder for the one export that the tests of this file copy."""
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture
+def artifact(model: Classifier, tmp_path: Path, exported: Path) -> Path:
+    """A fresh copy of the tiny network's artifact; the network is the same in every test."""
+    if not (exported / "tiny.onnx").exists():
+        export_onnx(model, exported / "tiny.onnx")
+    for file in exported.iterdir():
+        shutil.copy(file, tmp_path)
+    return tmp_path / "tiny.onnx"
+
+
+def expected_logits(model: Classifier, paths: list[Path]) -> torch.Tensor:
+    preprocessing = model.metadata.preprocessing
+    decode = eval_transform(preprocessing)
+    pixels = torch.stack([decode(read_image(path)) for path in paths])
+    with torch.inference_mode():
+        logits: torch.Tensor = model(Normalize(preprocessing)(pixels))
+    return logits
+
+
+def test_the_artifact_is_the_network_on_photographs(
+    model: Classifier, tmp_path: Path, photographs: list[Path]
+) -> None:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    info = export_onnx(model, tmp_path / "tiny.onnx", images=photographs)
+    assert info.parity is not None
+    assert info.parity["images"] == len(photographs) + info.parity["generated_images"]
+    assert info.parity["max_relative_error"] < 1e-4
+    assert info.parity["top1_agreement"] == 1.0
+    assert not info.parity["problems"]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx", "tiny.onnx.json"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_batch_of_uint8_images(model: Classifier, artifact: Path, photographs: list[Path], count: int) -> None:
+    """What a user of ONNX Runtime does: decode, resize, feed N x H x W x 3 bytes."""
+    import onnxruntime
+
+    decode = eval_transform(model.metadata.preprocessing)
+    images = np.stack([decode(read_image(path)).permute(1, 2, 0).numpy() for path in photographs[:count]])
+    session = onnxruntime.InferenceSession(artifact)
+    (fed,) = session.get_inputs()
+    assert (fed.name, fed.type, fed.shape[1:]) == ("image", "tensor(uint8)", [64, 64, 3])
+    (logits,) = session.run(None, {"image": images})
+    torch.testing.assert_close(
+        torch.from_numpy(logits), expected_logits(model, photographs[:count]), rtol=1e-4, atol=1e-4
+    )
+    meta = session.get_modelmeta().custom_metadata_map
+    assert json.loads(meta["class_names"]) == list(model.metadata.class_names)
+    assert json.loads(meta["preprocessing"])["mean"] == list(model.metadata.preprocessing.mean)
+
+
+@pytest.mark.parametrize("options", [{"raw": True}, {"batch": 3}, {"size": (64, 96)}, {"batch": 1, "raw": True}])
+def test_other_forms_of_the_artifact(
+    model: Classifier, tmp_path: Path, photographs: list[Path], options: dict[str, Any]
+) -> None:
+    path = tmp_path / "tiny.onnx"
+    info = export_onnx(model, path, images=photographs, **options)
+    assert info.input_dtype == ("float32" if options.get("raw") else "uint8")
+    assert info.batch == options.get("batch")
+    assert info.preprocessing.size == options.get("size", (64, 64))
+    assert read_record(path) == info
+    graph = onnx.load(path).graph
+    shape = [dimension.dim_value or None for dimension in graph.input[0].type.tensor_type.shape.dim]
+    assert tuple(shape) == info.input_shape
+
+
+def test_the_file_says_nothing_about_this_machine(artifact: Path) -> None:
+    content = artifact.read_bytes()
+    assert str(Path(onnx_export.__file__).parent).encode() not in content
+    assert b"site-packages" not in content
+
+
+def tamper(path: Path, change: Callable[[Any], None]) -> None:
+    """Change the graph and make the record fit the file again, as an attacker or a slip of ours would."""
+    proto = onnx.load(path)
+    change(proto)
+    onnx.save(proto, path)
+    write_record(replace(read_record_unchecked(path), sha256=file_hash(path)), path)
+
+
+def read_record_unchecked(path: Path) -> Any:
+    from iformer.deploy.artifact import ArtifactInfo
+
+    return ArtifactInfo.from_plain(json.loads(record_path(path).read_text()))
+
+
+def change_initializer(proto: Any, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace the first initializer of a shape."""
+    for initializer in proto.graph.initializer:
+        if tuple(initializer.dims) == shape:
+            value = onnx.numpy_helper.to_array(initializer)
+            initializer.CopyFrom(onnx.numpy_helper.from_array(change(value.copy()), initializer.name))
+            return
+    raise AssertionError(f"no initializer of shape {shape}")
+
+
+def one_weight(proto: Any) -> None:
+    def change(weight: np.ndarray) -> np.ndarray:
+        weight[0, 0] += 0.5
+        return weight
+
+    change_initializer(proto, (5, 32), change)
+
+
+def red_for_blue(proto: Any) -> None:
+    change_initializer(proto, (4, 3, 5, 5), lambda weight: weight[:, ::-1].copy())
+
+
+def mean_for_std(proto: Any) -> None:
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    found = [i for i in proto.graph.initializer if tuple(i.dims) == (3, 1, 1)]
+    assert len(found) == 2
+    for initializer in found:
+        is_shift = onnx.numpy_helper.to_array(initializer).min() < 0
+        value = -std / mean if is_shift else 1 / (255 * mean)
+        initializer.CopyFrom(onnx.numpy_helper.from_array(value, initializer.name))
+
+
+@pytest.mark.parametrize("change", [one_weight, red_for_blue, mean_for_std])
+def test_a_tampered_graph_is_caught(
+    model: Classifier, artifact: Path, photographs: list[Path], change: Callable[[Any], None]
+) -> None:
+    assert not compare(model, OnnxRunner(artifact), photographs).problems
+    tamper(artifact, change)
+    parity = compare(model, OnnxRunner(artifact), photographs)
+    assert parity.problems
+    with pytest.raises(UserError, match="does not agree with the network"):
+        parity.require(artifact)
+
+
+def test_red_for_blue_is_caught_without_any_colour_photograph(model: Classifier, artifact: Path) -> None:
+    tamper(artifact, red_for_blue)
+    assert compare(model, OnnxRunner(artifact)).problems
+
+
+def test_exchanged_class_names_are_caught(model: Classifier, artifact: Path) -> None:
+    names = ["bee", "ant", "cat", "dog", "elk"]
+
+    def exchange(proto: Any) -> None:
+        for entry in proto.metadata_props:
+            if entry.key == "class_names":
+                entry.value = json.dumps(names)
+
+    tamper(artifact, exchange)
+    with pytest.raises(UserError, match="class_names inside the file and in its record differ"):
+        OnnxRunner(artifact)
+    write_record(replace(read_record_unchecked(artifact), class_names=tuple(names)), artifact)
+    assert "its class names are not the network's" in compare(model, OnnxRunner(artifact)).problems
+
+
+def test_a_file_changed_after_export_is_refused(artifact: Path) -> None:
+    proto = onnx.load(artifact)
+    one_weight(proto)
+    onnx.save(proto, artifact)
+    with pytest.raises(UserError, match="was changed after its export"):
+        OnnxRunner(artifact)
+
+
+def test_an_artifact_of_another_network_is_caught(
+    model: Classifier, artifact: Path, randomize: Callable[..., None]
+) -> None:
+    other = Classifier(model.config).eval()
+    torch.manual_seed(5)
+    other.metadata = model.metadata
+    assert "it was made from other weights" in compare(other, OnnxRunner(artifact)).problems
+
+
+def test_a_failed_check_leaves_what_was_there(
+    model: Classifier, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = artifact.read_bytes()
+    write = onnx_export._write
+
+    def wrong(network: Classifier, path: Path, *args: Any, **options: Any) -> None:
+        write(network, path, *args, **options)
+        proto = onnx.load(path)
+        one_weight(proto)
+        onnx.save(proto, path)
+
+    monkeypatch.setattr(onnx_export, "_write", wrong)
+    with pytest.raises(UserError, match="does not agree with the network: logits differ"):
+        export_onnx(model, artifact)
+    assert artifact.read_bytes() == before
+    assert sorted(path.name for path in artifact.parent.iterdir()) == ["tiny.onnx", "tiny.onnx.json"]
+
+
+def test_a_record_is_needed_and_has_to_be_one(artifact: Path) -> None:
+    record_path(artifact).write_text("{}")
+    with pytest.raises(UserError, match="is not the record of an artifact"):
+        OnnxRunner(artifact)
+    record_path(artifact).unlink()
+    with pytest.raises(UserError, match="is missing"):
+        OnnxRunner(artifact)
+
+
+def test_a_file_that_is_no_onnx_is_refused(artifact: Path) -> None:
+    info = read_record(artifact)
+    artifact.write_bytes(b"not a graph")
+    write_record(replace(info, sha256=file_hash(artifact)), artifact)
+    with pytest.raises(UserError, match="cannot be loaded by ONNX Runtime"):
+        OnnxRunner(artifact)
+
+
+def test_impossible_wishes(model: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="32 pixels or more"):
+        export_onnx(model, tmp_path / "a.onnx", size=(16, 64))
+    with pytest.raises(UserError, match="batch is 0"):
+        export_onnx(model, tmp_path / "a.onnx", batch=0)
+    with pytest.raises(UserError, match="before folding"):
+        export_onnx(fold(model), tmp_path / "a.onnx")
+    model.reset_classifier(0)
+    with pytest.raises(UserError, match="one class or more"):
+        export_onnx(model, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(model: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        export_onnx(model, tmp_path / "file" / "a.onnx")
+
+
+def test_what_is_not_installed_is_named(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(module: str, *, extra: str) -> Any:
+        raise MissingDependencyError(f"{module} is not installed; run: pip install 'iformer[{extra}]'")
+
+    monkeypatch.setattr(onnx_export, "require", missing)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'iformer\[onnx\]'"):
+        export_onnx(model, tmp_path / "a.onnx")

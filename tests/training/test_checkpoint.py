@@ -1,0 +1,147 @@
+"""The saved state of a run: complete, strict, and safe from half-written files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from iformer.config.metadata import Metadata
+from iformer.errors import UserError, WeightsError
+from iformer.models.factory import build
+from iformer.models.weights import load
+from iformer.training.checkpoint import (
+    Position,
+    check_identity,
+    read_state,
+    save_network,
+    save_state,
+    saved_step,
+)
+from iformer.training.ema import WeightAverage
+from iformer.training.optimizer import build_optimizer
+
+IDENTITY = {"model": "tiny", "recipe": {"lr": 1e-3, "epochs": 2}}
+
+
+def parts(tiny: ModuleType, seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = build(tiny.tiny_config())
+    optimizer = build_optimizer(model, tiny.tiny_recipe())
+    average = WeightAverage(model, decay=0.9)
+    for step in range(1, 3):
+        model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+        average.update(step)
+    return {
+        "model": model,
+        "average": average,
+        "optimizer": optimizer,
+        "scaler": torch.amp.GradScaler("cpu", enabled=False),
+    }
+
+
+def tensors(run: dict[str, Any]) -> dict[str, torch.Tensor]:
+    found = {f"model {name}": tensor for name, tensor in run["model"].state_dict().items()}
+    found |= {f"average {name}": tensor for name, tensor in run["average"].module.state_dict().items()}
+    for name, parameter in run["model"].named_parameters():
+        found |= {f"{key} {name}": value for key, value in run["optimizer"].state[parameter].items()}
+    return found
+
+
+def test_everything_comes_back(tiny: ModuleType, tmp_path: Path) -> None:
+    one, other = parts(tiny, 1), parts(tiny, 2)
+    position = Position(step=7, epoch=1, step_in_epoch=3, seconds=1.25, best={"top1": 0.1}, sums={"loss": 1 / 3})
+    save_state(tmp_path / "state.safetensors", **one, position=position, identity=IDENTITY)
+    state = read_state(tmp_path / "state.safetensors")
+    state.restore(**other)
+    assert state.position == position
+    assert state.identity == IDENTITY
+    assert saved_step(tmp_path / "state.safetensors") == 7
+    expected, found = tensors(one), tensors(other)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_file_holds_tensors_and_text_only(tiny: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, **parts(tiny, 1), position=Position(), identity=IDENTITY)
+    with safe_open(path, framework="pt") as file:
+        assert set(file.metadata()) == {"format", "position", "identity", "scaler"}
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
+def test_cut_file_is_an_error_that_names_it(tiny: ModuleType, tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, **parts(tiny, 1), position=Position(), identity=IDENTITY)
+    os.truncate(path, int(keep * path.stat().st_size))
+    with pytest.raises(WeightsError, match=r"state\.safetensors"):
+        read_state(path)
+    assert saved_step(path) is None
+
+
+def test_network_is_no_state(tiny: ModuleType, tmp_path: Path) -> None:
+    save_network(build(tiny.tiny_config()), tmp_path / "net.safetensors", name="tiny", metadata=Metadata())
+    with pytest.raises(WeightsError, match="not the saved state"):
+        read_state(tmp_path / "net.safetensors")
+
+
+def test_state_of_another_network_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, **parts(tiny, 1), position=Position(), identity=IDENTITY)
+    other = {**parts(tiny, 1), "model": build(tiny.tiny_config(num_classes=4))}
+    with pytest.raises(WeightsError, match="does not fit"):
+        read_state(path).restore(**other)
+
+
+@contextlib.contextmanager
+def full_disk(path: Any) -> Iterator[Any]:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    yield
+
+
+def test_full_disk_leaves_the_old_state(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = tmp_path / "state.safetensors", parts(tiny, 1)
+    save_state(path, **run, position=Position(step=1), identity=IDENTITY)
+    monkeypatch.setattr("iformer.models.weights.replacing", full_disk)
+    with pytest.raises(WeightsError, match="No space left"):
+        save_state(path, **run, position=Position(step=2), identity=IDENTITY)
+    assert read_state(path).position.step == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_differences_are_named_with_both_values(tmp_path: Path) -> None:
+    check_identity(IDENTITY, {"recipe": {"epochs": 2, "lr": 1e-3}, "model": "tiny"}, folder=tmp_path)
+    other = {"model": "tiny", "recipe": {"lr": 2e-3, "epochs": 2, "size": 64}}
+    with pytest.raises(UserError) as caught:
+        check_identity(IDENTITY, other, folder=tmp_path)
+    message = str(caught.value)
+    assert "recipe.lr was 0.001, is 0.002" in message
+    assert "recipe.size was (not there), is 64" in message
+    assert "epochs" not in message
+
+
+def test_our_network_is_kept_as_our_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
+    model = build(tiny.tiny_config())
+    metadata = Metadata(class_names=("a", "b", "c"), metrics={"top1": 50.0})
+    save_network(model, tmp_path / "net.safetensors", name="tiny", metadata=metadata)
+    loaded = load(tmp_path / "net.safetensors")
+    assert loaded.metadata == metadata
+    assert torch.equal(loaded.stem.conv1.conv.weight, model.stem.conv1.conv.weight)
+
+
+def test_other_network_is_kept_as_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_network(nn.Linear(2, 3), path, name="a peer", metadata=Metadata(class_names=("a", "b", "c")))
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == {"weight", "bias"}
+        assert "a peer" in file.metadata()["network"]

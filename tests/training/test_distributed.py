@@ -1,0 +1,49 @@
+"""Two processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iformer.training.logs import read_history
+from iformer.training.loop import train
+
+TINY_RUN = Path(__file__).with_name("tiny_run.py")
+
+
+def launch(images: Path, out: Path, fields: dict[str, object], *options: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(TINY_RUN), str(images), str(out), json.dumps(fields), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_two_processes_train_and_evaluate_as_one(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
+    # 12 validation images in steps of 10: one process gets one image more than the other in the last step
+    fields = {**tiny.PLAIN, "epochs": 2, "eval_batch_size": 10, "log_every": 1, "checkpoint_steps": 5}
+    launch(images, tmp_path / "two", fields, "--linear")
+    single = tiny.tiny_job(images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields))
+    result = train(replace(single, model=tiny.Linear()))
+    one, two = (load_file(tmp_path / name / "resume.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, atol=1e-6, rtol=1e-5)
+    histories = [read_history(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    for record, other in zip(*histories, strict=True):
+        assert other["train_loss"] == pytest.approx(record["train_loss"], abs=1e-5)
+        assert other["val_loss"] == pytest.approx(record["val_loss"], abs=1e-5)
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"]
+    assert metrics["images"] == 12
+    assert metrics["confusion"] == result.metrics["confusion"]
+    # a state of two processes continues on one
+    again = tiny.tiny_job(images, tmp_path / "two", recipe=tiny.tiny_recipe(**fields), resume=True)
+    assert train(replace(again, model=tiny.Linear())).metrics["confusion"] == metrics["confusion"]

@@ -1,0 +1,155 @@
+"""AdamW's groups, its state by name, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from iformer.errors import WeightsError
+from iformer.models.factory import build
+from iformer.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from iformer.training.schedule import build_schedule
+
+
+def network(tiny: ModuleType) -> nn.Module:
+    torch.manual_seed(0)
+    built: nn.Module = build(tiny.tiny_config(distillation=True, layer_scale_init=0.1))
+    return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def set_gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+
+
+def test_norms_biases_and_layer_scales_are_not_decayed(tiny: ModuleType) -> None:
+    model = network(tiny)
+    optimizer = build_optimizer(model, tiny.tiny_recipe(weight_decay=0.05))
+    decay = {parameter: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = dict(model.named_parameters())
+    assert len(decay) == len(parameters)
+    kinds = {"norm.weight", "norm.bias", "linear.bias", "gamma"}
+    for name, parameter in parameters.items():
+        free = any(name.endswith(kind) for kind in kinds)
+        assert decay[parameter] == (0.0 if free else 0.05), name
+        assert name.endswith((*kinds, "conv.weight", "linear.weight", "depthwise.weight")), name
+    assert all(any(name.endswith(kind) for name in parameters) for kind in kinds)
+
+
+def test_frozen_parameters_are_left_out(tiny: ModuleType) -> None:
+    model = network(tiny)
+    for parameter in model.stem.parameters():  # type: ignore[union-attr]
+        parameter.requires_grad_(False)
+    optimizer = build_optimizer(model, tiny.tiny_recipe())
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {parameter for parameter in model.parameters() if parameter.requires_grad}
+
+
+def test_fused_steps_are_adamw(tiny: ModuleType) -> None:
+    one, other = network(tiny), network(tiny)
+    recipe = tiny.tiny_recipe()
+    optimizer = build_optimizer(one, recipe)
+    groups = [
+        {"params": [p for p in other.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in other.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+    ]
+    reference = torch.optim.AdamW(groups, lr=recipe.peak_lr, foreach=False)
+    for seed in range(3):
+        for model, steps in ((one, optimizer), (other, reference)):
+            set_gradients(model, seed)
+            steps.step()
+    for parameter, expected in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_restored_state_continues_exactly(tiny: ModuleType) -> None:
+    recipe = tiny.tiny_recipe()
+    model = network(tiny)
+    optimizer = build_optimizer(model, recipe)
+    set_gradients(model, 1)
+    optimizer.step()
+    tensors = {name: tensor.clone().contiguous() for name, tensor in optimizer_tensors(optimizer, model).items()}
+    copied = network(tiny)
+    copied.load_state_dict(model.state_dict())
+    restored = build_optimizer(copied, recipe)
+    restore_optimizer(restored, copied, tensors)
+    for parameter in copied.parameters():
+        assert restored.state[parameter]["exp_avg"].stride() == parameter.stride()
+    for each, steps in ((model, optimizer), (copied, restored)):
+        set_gradients(each, 2)
+        steps.step()
+    for parameter, expected in zip(copied.parameters(), model.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
+def test_state_of_another_network_is_refused(tiny: ModuleType) -> None:
+    model = network(tiny)
+    optimizer = build_optimizer(model, tiny.tiny_recipe())
+    with pytest.raises(WeightsError, match=r"another network.*somewhere\.else"):
+        restore_optimizer(optimizer, model, {"exp_avg.somewhere.else": torch.zeros(1)})
+
+
+def learning_rates(recipe: object, steps_per_epoch: int, steps: int) -> list[float]:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)  # type: ignore[attr-defined]
+    schedule = build_schedule(optimizer, recipe, steps_per_epoch=steps_per_epoch)  # type: ignore[arg-type]
+    rates = []
+    for step in range(steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_schedule_is_linear_warmup_then_half_a_cosine(tiny: ModuleType) -> None:
+    recipe = tiny.tiny_recipe(
+        epochs=10, lr=4e-3, lr_batch=64, batch_size=16, min_lr=1e-5, warmup_epochs=2, warmup_lr=1e-4
+    )
+    rates = learning_rates(recipe, 7, 70)
+    peak = 1e-3
+    for step in range(14):
+        assert rates[step] == pytest.approx(1e-4 + (peak - 1e-4) * step / 14)
+    for step in range(14, 70):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - 14) / 56))
+        assert rates[step] == pytest.approx(1e-5 + (peak - 1e-5) * cosine)
+    assert max(rates) == pytest.approx(peak)
+
+
+def test_schedule_is_timms_by_its_own_factory(tiny: ModuleType) -> None:
+    from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+
+    recipe = tiny.tiny_recipe(epochs=30, lr=1e-3, lr_batch=8, min_lr=1e-6, warmup_epochs=3, warmup_lr=1e-6)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)
+    schedule, epochs = create_scheduler_v2(
+        optimizer,
+        num_epochs=27,
+        warmup_epochs=3,
+        warmup_lr=1e-6,
+        min_lr=1e-6,
+        warmup_prefix=True,
+        step_on_epochs=False,
+        updates_per_epoch=5,
+    )
+    assert epochs == 30
+    expected = []
+    for step in range(150):
+        schedule.step_update(step)
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert learning_rates(recipe, 5, 150) == pytest.approx(expected)
+
+
+def test_a_step_s_learning_rate_depends_on_its_number_only(tiny: ModuleType) -> None:
+    recipe = tiny.tiny_recipe(epochs=4, warmup_epochs=1)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)
+    schedule = build_schedule(optimizer, recipe, steps_per_epoch=5)
+    schedule.step_update(13)
+    assert optimizer.param_groups[0]["lr"] == learning_rates(recipe, 5, 14)[13]
+
+
+def test_warmup_is_at_most_half_of_a_short_run(tiny: ModuleType) -> None:
+    rates = learning_rates(tiny.tiny_recipe(epochs=1, warmup_epochs=20), 8, 8)
+    assert rates.index(max(rates)) == 4
+    assert min(rates[5:]) < max(rates)

@@ -1,0 +1,168 @@
+"""A run that was killed ends with the weights of the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iformer.errors import UserError
+from iformer.training.checkpoint import read_state, saved_step
+from iformer.training.logs import read_history
+from iformer.training.loop import train
+
+TINY_RUN = Path(__file__).with_name("tiny_run.py")
+FIELDS: dict[str, Any] = {"epochs": 4, "eval_every": 2, "size_schedule": [[0, 32], [2, 40]], "size": 48}
+STEPS = 24
+TIMES = ("seconds", "images_per_second", "data_wait")
+
+
+def start(images: Path, out: Path, fields: dict[str, Any], *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(TINY_RUN), str(images), str(out), json.dumps(fields), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def kill_when_saved(process: subprocess.Popen[bytes], out: Path, *, step: int) -> None:
+    """SIGKILL as soon as a state of `step` or later is there."""
+    while process.poll() is None:
+        if (saved_step(out / "resume.safetensors") or 0) >= step:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    tensors, others = load_file(one), load_file(other)
+    assert tensors.keys() == others.keys()
+    assert tensors
+    different = [name for name in tensors if not torch.equal(tensors[name], others[name])]
+    assert not different
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same weights, averages, optimizer state and results; only clocks may differ."""
+    for file in ("last.safetensors", "best.safetensors", "resume.safetensors"):
+        assert_same_tensors(one / file, other / file)
+    histories = [
+        [{name: value for name, value in record.items() if name not in TIMES} for record in history]
+        for history in (read_history(one / "log.jsonl"), read_history(other / "log.jsonl"))
+    ]
+    assert histories[0] == histories[1]
+    assert [record["epoch"] for record in histories[0]] == [1, 2, 3, 4]
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
+    assert metrics[0]["metrics"] == metrics[1]["metrics"]
+    assert metrics[0]["best"] == metrics[1]["best"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: ModuleType, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS)))
+    return out
+
+
+def test_run_killed_inside_an_epoch_ends_with_the_same_weights(
+    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "killed"
+    # with workers and more checkpoints: neither may change a bit
+    process = start(images, out, {**FIELDS, "workers": 2, "checkpoint_steps": 1})
+    kill_when_saved(process, out, step=15)
+    position = read_state(out / "resume.safetensors").position
+    assert 15 <= position.step < STEPS
+    assert not (out / "metrics.json").exists()
+    result = train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    assert result.best["epoch"] in (2, 4)
+    assert_same_run(undisturbed, out)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [2, 6, 11, 12, 24])
+def test_run_stopped_at_any_step_ends_with_the_same_weights(
+    tiny: ModuleType,
+    images: Path,
+    tmp_path: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    """Stopped right after a save, at epoch ends (6, 12, 24) before the evaluation too."""
+    from iformer.training import loop
+
+    save_state = loop.save_state
+
+    def save_and_stop(path: Path, **state: Any) -> None:
+        save_state(path, **state)
+        if state["position"].step >= step:
+            raise Killed
+
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_state", save_and_stop)
+        train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS, checkpoint_steps=1)))
+    assert saved_step(out / "resume.safetensors") == step
+    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    assert_same_run(undisturbed, out)
+
+
+def test_finished_run_only_evaluates_again(
+    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    before = {file.name: file.read_bytes() for file in undisturbed.iterdir() if file.suffix == ".safetensors"}
+    result = train(tiny.tiny_job(images, undisturbed, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    assert [record["epoch"] for record in result.history] == [1, 2, 3, 4]
+    assert (undisturbed / "resume.safetensors").read_bytes() == before["resume.safetensors"]
+
+
+def test_resume_without_a_state_begins(tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "killed before its first checkpoint"
+    out.mkdir()
+    (out / "config.yaml").write_text((undisturbed / "config.yaml").read_text())
+    (out / "log.jsonl").write_text("{}\n")
+    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    assert_same_run(undisturbed, out)
+
+
+def test_another_run_is_not_resumed(tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path) -> None:
+    before = (undisturbed / "resume.safetensors").read_bytes()
+    other = tiny.tiny_job(
+        images, undisturbed, recipe=tiny.tiny_recipe(**{**FIELDS, "lr": 1.0}, seed=3), resume=True
+    )
+    with pytest.raises(UserError, match=r"recipe\.lr was 0\.002, is 1\.0; recipe\.seed was 0, is 3"):
+        train(other)
+    more = tiny.make_images(tmp_path / "more")
+    (more / "train" / "red" / "0.png").unlink()
+    changed = tiny.tiny_job(more, undisturbed, recipe=tiny.tiny_recipe(**FIELDS), resume=True)
+    with pytest.raises(UserError, match=r"data\.train_fingerprint was") as caught:
+        train(changed)
+    assert "val_fingerprint" not in str(caught.value)
+    network = tiny.tiny_job(images, undisturbed, recipe=tiny.tiny_recipe(**FIELDS), resume=True)
+    network.model.config = network.model.config.with_options(drop_path_rate=0.0)
+    with pytest.raises(UserError, match=r"network\.drop_path_rate was 0\.2, is 0\.0"):
+        train(replace(network))
+    assert (undisturbed / "resume.safetensors").read_bytes() == before
+
+
+def test_what_no_weight_depends_on_may_change(
+    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    fields = {**FIELDS, "workers": 1, "log_every": 5, "eval_batch_size": 5, "checkpoint_minutes": 1.0}
+    train(tiny.tiny_job(images, undisturbed, recipe=tiny.tiny_recipe(**fields), resume=True))

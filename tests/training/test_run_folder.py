@@ -1,0 +1,81 @@
+"""When a run folder may be used, and what stays in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iformer.errors import UserError
+from iformer.training.run_folder import RunFolder
+
+
+def used(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.prepare(resume=False, overwrite=False)
+    folder.write_config({"recipe": {"epochs": 1}, "name": "größer"})
+    for file in (folder.best, folder.last, folder.state, folder.log, folder.metrics, folder.report):
+        file.write_text("old")
+    (path / "curves.png").write_text("old")
+    (path / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "a" / "b"):
+        RunFolder(path).prepare(resume=False, overwrite=False)
+        RunFolder(path).prepare(resume=True, overwrite=False)
+        assert path.is_dir()
+
+
+def test_run_is_neither_touched_nor_removed_unasked(tmp_path: Path) -> None:
+    folder = used(tmp_path / "run")
+    with pytest.raises(UserError, match=r"--resume continues it, --overwrite removes it"):
+        folder.prepare(resume=False, overwrite=False)
+    assert folder.state.read_text() == "old"
+
+
+def test_resume_keeps_everything_but_leftovers(tmp_path: Path) -> None:
+    folder = used(tmp_path / "run")
+    leftover = folder.path / ".0123abcd.part"
+    leftover.write_text("half a file")
+    folder.prepare(resume=True, overwrite=False)
+    assert not leftover.exists()
+    assert folder.state.read_text() == folder.last.read_text() == "old"
+
+
+def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    folder = used(tmp_path / "run")
+    folder.prepare(resume=False, overwrite=True)
+    assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "notes.txt"]
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_folder_of_something_else_is_refused(tmp_path: Path, option: str) -> None:
+    (tmp_path / "holiday.png").write_text("mine")
+    with pytest.raises(UserError, match="not of a training run"):
+        RunFolder(tmp_path).prepare(resume=option == "resume", overwrite=option == "overwrite")
+    assert (tmp_path / "holiday.png").read_text() == "mine"
+
+
+def test_file_and_contradiction_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(tmp_path / "file").prepare(resume=False, overwrite=False)
+    with pytest.raises(UserError, match="one of them"):
+        RunFolder(tmp_path / "new").prepare(resume=True, overwrite=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_config_comes_back(tmp_path: Path) -> None:
+    folder = used(tmp_path / "run")
+    assert folder.read_config() == {"recipe": {"epochs": 1}, "name": "größer"}
+    assert RunFolder(tmp_path / "none").read_config() == {}
+
+
+@pytest.mark.parametrize("text", ["recipe: [", "just text", "epochs: 3", "\udcff"])
+def test_damaged_config_is_an_error(tmp_path: Path, text: str) -> None:
+    folder = used(tmp_path / "run")
+    folder.config.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        folder.read_config()

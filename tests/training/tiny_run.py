@@ -1,0 +1,109 @@
+"""Tiny images, networks and runs for the training tests; also a program that runs one in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
+from iformer.config.recipe import Recipe
+from iformer.data.sources import load_data
+from iformer.models.factory import build
+from iformer.training.job import TrainJob, classification_job
+
+CLASSES = ("blue", "green", "red")
+TRAIN_IMAGES = 16
+"""In each class; 12 more in all are for validation."""
+
+
+def make_images(folder: Path) -> Path:
+    """A folder of coloured noise that a network can tell apart: train/ and val/ with three classes."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", TRAIN_IMAGES), ("val", 4)):
+        for channel, name in enumerate(CLASSES):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 200, (36, 40, 3), dtype=np.uint8)
+                pixels[..., channel] //= 4
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+def tiny_config(*, num_classes: int = 3, **options: Any) -> NetworkConfig:
+    """Every kind of block, a few thousand parameters."""
+    stages = tuple(
+        StageConfig(
+            channels=channels,
+            pattern=(("conv", 1), ("attention", 1)) if index >= 2 else (("conv", 1),),
+            conv_expansion_ratio=2,
+            attention=AttentionConfig(ffn_expansion_ratio=2),
+        )
+        for index, channels in enumerate((8, 16, 24, 32))
+    )
+    return NetworkConfig(name="tiny", stages=stages, num_classes=num_classes, **options)
+
+
+def tiny_recipe(**fields: Any) -> Recipe:
+    """Six steps an epoch at 32 pixels, everything random switched on."""
+    values: dict[str, Any] = {
+        "epochs": 3,
+        "batch_size": 8,
+        "lr": 2e-3,
+        "lr_batch": 8,
+        "warmup_epochs": 0.5,
+        "ema_decay": 0.9,
+        "clip_grad": 1.0,
+        "size": 32,
+        "crop_pct": 1.0,
+        "scale": (0.5, 1.0),
+        "color_jitter": 0.2,
+        "random_erasing": 0.3,
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 0.5,
+        "precision": "fp32",
+        "workers": 0,
+        "log_every": 2,
+    }
+    return Recipe.from_plain({**values, **fields})
+
+
+def tiny_job(data: Path, folder: Path, *, recipe: Recipe, **options: Any) -> TrainJob:
+    """A run of the tiny network, which drops paths at random too."""
+    torch.manual_seed(recipe.seed)
+    network = build(tiny_config(drop_path_rate=0.2, layer_scale_init=0.1))
+    options = {"tensorboard": False, "report": False, **options}
+    return classification_job(
+        load_data(str(data), workers=1),
+        data_name="tiny",
+        recipe=recipe,
+        recipe_name="tiny",
+        folder=folder,
+        model=network,
+        model_name="tiny",
+        device="cpu",
+        **options,
+    )
+
+
+def main() -> None:
+    """Run a tiny job: `tiny_run.py DATA OUT RECIPE-FIELDS-AS-JSON [--resume]`."""
+    from iformer.training.loop import train
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("fields", type=json.loads)
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    train(tiny_job(arguments.data, arguments.out, recipe=tiny_recipe(**arguments.fields), resume=arguments.resume))
+
+
+if __name__ == "__main__":
+    main()
