@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
+from iformer.data.images import read_image
 from iformer.data.samples import Sample
 from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
-from iformer.data.images import read_image
 from iformer.models.factory import build
 from iformer.tasks.classification import Classification
 from iformer.training.evaluate import (

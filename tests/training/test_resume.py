@@ -91,7 +91,7 @@ def test_run_killed_inside_an_epoch_ends_with_the_same_weights(
     assert_same_run(undisturbed, out)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -112,12 +112,14 @@ def test_run_stopped_at_any_step_ends_with_the_same_weights(
     def save_and_stop(path: Path, **state: Any) -> None:
         save_state(path, **state)
         if state["position"].step >= step:
-            raise Killed
+            raise KilledError
 
     out = tmp_path / "stopped"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_state", save_and_stop)
-        train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS, checkpoint_steps=1)))
+    job = tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS, checkpoint_steps=1))
+    monkeypatch.setattr(loop, "save_state", save_and_stop)
+    with pytest.raises(KilledError):
+        train(job)
+    monkeypatch.undo()
     assert saved_step(out / "resume.safetensors") == step
     train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
     assert_same_run(undisturbed, out)

@@ -29,28 +29,6 @@ from iformer.training.loop import train
 from iformer.training.results import TrainResult
 
 
-class Linear(nn.Module):
-    """A network without batch statistics, for which any cut of a batch gives the same gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(3, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.linear(images.mean((2, 3)))
-        return logits
-
-
-PLAIN = {
-    "mixup_alpha": 0.0,
-    "cutmix_alpha": 0.0,
-    "random_erasing": 0.0,
-    "clip_grad": None,
-    "ema_decay": None,
-}
-
-
 def job(tiny: ModuleType, images: Path, out: Path, *, fields: dict[str, Any] | None = None, **options: Any) -> Any:
     return tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**(fields or {})), **options)
 
@@ -175,7 +153,9 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(tiny: ModuleType, image
     weights = []
     for passes in (1, 2, 4):
         out = tmp_path / str(passes)
-        run = replace(job(tiny, images, out, fields={**PLAIN, "epochs": 2, "grad_accum": passes}), model=Linear())
+        run = replace(
+            job(tiny, images, out, fields={**tiny.PLAIN, "epochs": 2, "grad_accum": passes}), model=tiny.Linear()
+        )
         train(run)
         weights.append(load_file(out / "resume.safetensors")["model/linear.weight"])
     for other in weights[1:]:
@@ -200,7 +180,9 @@ def test_clipping_bounds_the_gradient(
 
 
 def test_any_network_can_be_trained_as_a_peer(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
-    run = replace(job(tiny, images, tmp_path / "run", fields={"epochs": 1}), model=Linear(), model_name="a peer")
+    run = replace(
+        job(tiny, images, tmp_path / "run", fields={"epochs": 1}), model=tiny.Linear(), model_name="a peer"
+    )
     result = train(run)
     assert result.parameters == 12
     assert set(load_file(tmp_path / "run" / "last.safetensors")) == {"linear.weight", "linear.bias"}
@@ -253,23 +235,27 @@ def test_released_weights_out_of_reach_say_what_to_do(
 # ------------------------------------------------------------------------------------------- stopping
 
 
-class Diverging(Linear):
+class Diverging(nn.Module):
     """Its output is not finite from its 9th training step on."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        self.network = network
         self.steps = 0
 
     def forward(self, images: Tensor) -> Tensor:
         self.steps += self.training
-        return super().forward(images) * (float("nan") if self.steps > 8 else 1.0)
+        logits: Tensor = self.network(images) * (float("nan") if self.steps > 8 else 1.0)
+        return logits
 
 
 def test_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(
     tiny: ModuleType, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    run = replace(job(tiny, images, out, fields={**PLAIN, "checkpoint_steps": 4}), model=Diverging())
+    run = replace(
+        job(tiny, images, out, fields={**tiny.PLAIN, "checkpoint_steps": 4}), model=Diverging(tiny.Linear())
+    )
     with pytest.raises(UserError, match=r"not finite at step 8 \(epoch 2\)") as caught:
         train(run)
     assert f"last good checkpoint is {out / 'resume.safetensors'}, of step 8" in str(caught.value)
@@ -277,17 +263,21 @@ def test_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(
     assert all(tensor.isfinite().all() for tensor in load_file(out / "resume.safetensors").values())
 
 
-class Exploding(Linear):
+class Exploding(nn.Module):
     """Its loss is finite, its gradient is not."""
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
     def forward(self, images: Tensor) -> Tensor:
-        logits = super().forward(images)
+        logits: Tensor = self.network(images)
         return logits + (logits.abs() * 0).sqrt() if self.training else logits
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
-    fields = {**PLAIN, "checkpoint_steps": 1}
-    run = replace(job(tiny, images, tmp_path / "run", fields=fields), model=Exploding())
+    fields = {**tiny.PLAIN, "checkpoint_steps": 1}
+    run = replace(job(tiny, images, tmp_path / "run", fields=fields), model=Exploding(tiny.Linear()))
     with pytest.raises(UserError, match=r"not finite at step 1 .*no checkpoint was saved before it"):
         train(run)
     assert not list((tmp_path / "run").glob("*.safetensors"))
@@ -310,9 +300,10 @@ def test_full_disk_stops_with_one_line_and_loses_nothing(
             yield opened
 
     run = job(tiny, images, out, fields={"checkpoint_steps": 4})
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device") as caught:
-        patch.setattr(weights, "replacing", filling_up)
+    monkeypatch.setattr(weights, "replacing", filling_up)
+    with pytest.raises(UserError, match="No space left on device") as caught:
         train(run)
+    monkeypatch.undo()
     assert "--resume continues from step " in str(caught.value)
     assert "\n" not in str(caught.value)
     step = saved_step(out / "resume.safetensors")

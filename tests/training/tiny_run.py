@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.recipe import Recipe
@@ -33,6 +35,29 @@ def make_images(folder: Path) -> Path:
                 pixels[..., channel] //= 4
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
     return folder
+
+
+class Linear(nn.Module):
+    """A network without batch statistics, for which any cut of a batch gives the same gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.mean((2, 3)))
+        return logits
+
+
+PLAIN = {
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "random_erasing": 0.0,
+    "clip_grad": None,
+    "ema_decay": None,
+}
+"""Recipe fields that switch off what differs between one process and several."""
 
 
 def tiny_config(*, num_classes: int = 3, **options: Any) -> NetworkConfig:
@@ -92,7 +117,7 @@ def tiny_job(data: Path, folder: Path, *, recipe: Recipe, **options: Any) -> Tra
 
 
 def main() -> None:
-    """Run a tiny job: `tiny_run.py DATA OUT RECIPE-FIELDS-AS-JSON [--resume]`."""
+    """Run a tiny job: `tiny_run.py DATA OUT RECIPE-FIELDS-AS-JSON [--resume] [--linear]`."""
     from iformer.training.loop import train
 
     parser = argparse.ArgumentParser()
@@ -100,9 +125,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("fields", type=json.loads)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--linear", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(tiny_job(arguments.data, arguments.out, recipe=tiny_recipe(**arguments.fields), resume=arguments.resume))
+    recipe = tiny_recipe(**arguments.fields)
+    job = tiny_job(arguments.data, arguments.out, recipe=recipe, resume=arguments.resume)
+    train(replace(job, model=Linear()) if arguments.linear else job)
 
 
 if __name__ == "__main__":

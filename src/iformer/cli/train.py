@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -97,7 +98,13 @@ def train(
     except KeyboardInterrupt:
         note(f"stopped; --resume continues the run in {out}")
         raise
-    _print_result(result, json=json)
+    if _is_main_process():
+        _print_result(result, json=json)
+
+
+def _is_main_process() -> bool:
+    """Whether this is the only process, or the first of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _job(
@@ -125,7 +132,8 @@ def _job(
 
     if task != "classify":
         raise UnknownNameError("task", task, ["classify"])
-    RunFolder(out).check(resume=resume, overwrite=overwrite)
+    if _is_main_process():  # the others may look when it has begun to write
+        RunFolder(out).check(resume=resume, overwrite=overwrite)
     before = RunFolder(out).read_config() if resume else {}
     overrides = {**dict(parse_override(text) for text in assignments), **overrides}
     if before and recipe is None:
@@ -139,7 +147,8 @@ def _job(
         raise UserError("--data is missing; give a folder with one sub-folder a class, or elpv")
     share = val_split if val_split is not None else float(before.get("val_split", 0.2))
     split = load_data(data, val_split=share, strict=strict_data)
-    note_problems(split.problems)
+    if _is_main_process():
+        note_problems(split.problems)
     return classification_job(
         split,
         data_name=data,
