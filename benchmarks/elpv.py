@@ -73,7 +73,7 @@ def main() -> None:
             "top1": accuracies,
             "mean": statistics.mean(accuracies),
             "spread": max(accuracies) - min(accuracies),
-            "macro_f1": [result["metrics"].get("macro_f1") for result in results],
+            "macro_f1": [result["metrics"]["macro"]["f1"] for result in results],
             "parameters": count_parameters(network),
             "macs": count_macs(network, (224, 224)),
             "minutes": [result["seconds"] / 60 for result in results],

@@ -529,6 +529,17 @@ def test_truncated_and_damaged_archives(state: dict[str, Tensor], tiny_t: Networ
         read_weights(tmp_path)
 
 
+def test_a_safetensors_file_may_begin_like_a_pickle(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """It begins with its header's length, whose first byte is 0x80, a pickle's, once in 32 files."""
+    path = tmp_path / "weights.safetensors"
+    for padding in range(0, 256, 8):  # the header is padded to a multiple of 8
+        save_file(state, path, metadata={"padding": "x" * padding})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    assert read_weights(path).state_dict.keys() == state.keys()
+
+
 def test_a_damaged_pickle_is_a_weights_error(tmp_path: Path) -> None:
     small, path = tmp_path / "small.pth", tmp_path / "a.pth"
     torch.save({"model": {"a": torch.zeros(3), "b": torch.ones(2)}, "args": argparse.Namespace(x=1)}, small)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from iformer.training.provenance import describe_device, run_provenance
+from iformer.training.provenance import describe_device, origin
 
 
 def record(figures: dict[str, Any], *, device: torch.device | None = None) -> dict[str, Any]:
     """Figures with the command, commit, versions, device and thread count they were measured with."""
     return {
-        **run_provenance(),
+        **origin(),
         "device": describe_device(device or torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "figures": figures,

@@ -66,18 +66,17 @@ def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[s
         "class_names": list(job.task.class_names),
         "precision": precision,
         "device": describe_device(device),
-        **_origin(),
+        **origin(),
     }
 
 
 def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
     """Where the network of a run comes from, as plain values for its checkpoints.
 
-    Command, commit of this package's source (None outside of a checkout), versions, time (UTC), the data with
-    its fingerprints (see `run_identity`) and the recipe.
+    `origin`, the data with its fingerprints (see `run_identity`) and the recipe.
     """
     return {
-        **_origin(),
+        **origin(),
         "model": job.model_name,
         "data": {
             "name": job.data_name,
@@ -91,6 +90,17 @@ def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def origin() -> dict[str, Any]:
+    """Command, commit of this package's source (None outside of a checkout), versions and time (UTC)."""
+    is_ours = Path(sys.argv[0]).stem in ("iformer", "__main__")
+    return {
+        "command": shlex.join(["iformer" if is_ours else sys.argv[0], *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": {"iformer": __version__, "python": platform.python_version(), **_versions()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def describe_device(device: torch.device) -> str:
     """A device in words, with what decides its speed."""
     if device.type == "cuda":
@@ -99,16 +109,6 @@ def describe_device(device: torch.device) -> str:
         return device.type
     threads = torch.get_num_threads()
     return f"CPU ({_cpu_name()}, {threads} thread{'' if threads == 1 else 's'})"
-
-
-def _origin() -> dict[str, Any]:
-    is_ours = Path(sys.argv[0]).stem in ("iformer", "__main__")
-    return {
-        "command": shlex.join(["iformer" if is_ours else sys.argv[0], *sys.argv[1:]]),
-        "commit": _commit(),
-        "versions": {"iformer": __version__, "python": platform.python_version(), **_versions()},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,112 @@
+"""`iformer train` and `iformer eval` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from iformer.cli.main import main
+from iformer.models.weights import load
+
+QUICK = [
+    *("--recipe", "quickstart", "--epochs", "1", "--batch-size", "16", "--size", "32", "--precision", "fp32"),
+    *("--set", "workers=0", "--set", "cache=none", "--no-tensorboard", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("commands") / "run"
+    assert main(["train", "--data", str(images), "--out", str(out), *QUICK]) == 0
+    return out
+
+
+def test_train_writes_a_network_that_loads(run: Path) -> None:
+    network = load(run / "last.safetensors")
+    assert network.config.name == "iformer_t"
+    assert network.metadata.class_names == ("blue", "green", "red")
+    assert (run / "report.md").is_file()
+    recipe = yaml.safe_load((run / "config.yaml").read_text())["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["size"], recipe["workers"]) == (1, 16, 32, 0)
+
+
+def test_resume_needs_no_settings_and_prints_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--out", str(run), "--json", "--no-tensorboard", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    result = json.loads(lines[0])
+    assert set(result["metrics"]) >= {"top1", "loss", "per_class", "confusion"}
+    assert result["report"] == str(run / "report.md")
+    assert Path(result["last"]).is_file()
+
+
+def test_resume_with_other_settings_names_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--out", str(run), "--lr", "5", "--device", "cpu"]) == 1
+    assert "recipe.lr was 0.003, is 5.0" in capsys.readouterr().err
+
+
+def test_eval_says_what_training_said(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", str(run / "last.safetensors"), "--data", str(images), "--workers", "0", "--device", "cpu"]
+    assert main([*command, "--batch-size", "5", "--json", "--out", str(tmp_path / "out")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    trained = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert result["metrics"]["confusion"] == trained["confusion"]
+    assert result["metrics"]["loss"] == pytest.approx(trained["loss"], abs=1e-5)
+    predictions = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 12
+    right = sum(row["label"] == row["predicted"] for row in predictions)
+    assert 100 * right / 12 == pytest.approx(result["metrics"]["top1"], abs=1e-3)
+    assert main(command) == 0
+    assert "top-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--recipe", "quickstrat"], "did you mean quickstart"),
+        (["--set", "batchsize=3", "--weights", "none"], "did you mean batch_size"),
+        (["--task", "detect"], "unknown task 'detect'"),
+        (["--weights", "none", "--model", "iformer_tt"], "did you mean iformer_t"),
+        (["--lr", "-1"], "Recipe.lr is -1.0"),
+        (["--weights", "missing.safetensors"], "missing.safetensors"),
+        (["--resume", "--overwrite"], "give one of them"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    arguments: list[str], complaint: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(images), "--out", str(out), *arguments]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert complaint in errors[0]
+    assert not out.exists()
+
+
+def test_used_folder_is_refused_before_any_image_is_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", "nowhere", "--out", str(run)]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_data_has_to_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(tmp_path / "run")]) == 1
+    assert "--data is missing" in capsys.readouterr().err
+
+
+def test_eval_of_other_classes_is_an_error(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "data"
+    for source, name in (("blue", "blue"), ("green", "cyan")):
+        shutil.copytree(images / "val" / source, other / name)
+    assert main(["eval", str(run / "last.safetensors"), "--data", str(other), "--device", "cpu"]) == 1
+    assert "only the network knows: green, red; only the data has: cyan" in capsys.readouterr().err
