@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from iformer.config.network import NetworkConfig
+from iformer.config.network import AttentionConfig, NetworkConfig
 from iformer.config.variants import network_config
 from iformer.paper.ladder import LADDER, ladder_network, with_attention, with_attention_options
 
@@ -93,8 +93,17 @@ def every_network() -> dict[str, NetworkConfig]:
     """Each network of the ladder and the tables once, by a name such as "table 7, Baseline"."""
     found: dict[NetworkConfig, str] = {}
     for step in LADDER:
-        found.setdefault(step.network.with_options(name=""), f"figure 2, {step.label}")
+        found.setdefault(_essence(step.network), f"figure 2, {step.label}")
     for table, rows in ABLATIONS.items():
         for row, network in rows.items():
-            found.setdefault(network.with_options(name=""), f"table {table}, {row}")
+            found.setdefault(_essence(network), f"table {table}, {row}")
     return {name: network.with_options(name=name) for network, name in found.items()}
+
+
+def _essence(network: NetworkConfig) -> NetworkConfig:
+    """The network without its name, and without what its config says of blocks that it does not have."""
+    stages = tuple(
+        stage if "attention" in stage.blocks else replace(stage, attention=AttentionConfig())
+        for stage in network.stages
+    )
+    return network.with_options(name="", stages=stages)

@@ -95,9 +95,10 @@ def _figure_1() -> tuple[Figure, list[dict[str, Any]]]:
             linewidth=2.6 if ours else 1.2, markersize=9 if ours else 7, markeredgecolor="white",
         )  # fmt: skip
         if label in _LABELLED:
+            alone = len(points) == 1
             axes.annotate(
-                label, points[-1], xytext=(0, -16) if points[-1][0] > 2 else (10, -4), textcoords="offset points",
-                ha="center" if points[-1][0] > 2 else "left", fontsize=10, color=colour,
+                label, points[-1], xytext=(0, -17) if alone else (10, -4), textcoords="offset points",
+                ha="center" if alone else "left", fontsize=10, color=_FAINT,
             )  # fmt: skip
     for row in rows:
         if _family(row) == "iFormer":

@@ -129,8 +129,8 @@ def count(network: NetworkConfig, size: int = 224) -> Count:
 def flat_rows(section: Section) -> tuple[list[str], list[list[str]]]:
     """A section as a header and rows of text; what no row has is left out."""
     extra: dict[str, Callable[[Row], str]] = {
-        "counted_params_m": lambda row: _decimals(row.count and row.count.params_m, 3),
-        "counted_gmacs": lambda row: _decimals(row.count and row.count.gmacs, 4),
+        "counted_params_m": lambda row: _decimals(row.count.params_m if row.count else None, 3),
+        "counted_gmacs": lambda row: _decimals(row.count.gmacs if row.count else None, 4),
         "params_diff_pct": lambda row: _decimals(row.difference_pct.get("params_m"), 1, sign=True),
         "gmacs_diff_pct": lambda row: _decimals(row.difference_pct.get("gmacs"), 1, sign=True),
         "counted": lambda row: row.count.by if row.count else "",
