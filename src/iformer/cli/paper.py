@@ -109,11 +109,11 @@ def _show(shown: PaperTable) -> None:
 
 
 def _header(columns: list[str]) -> list[str]:
-    names = [_HEADERS.get(name, name.replace("_", " ")) for name in columns]
-    if "counted_params_m" in columns and "params_m" not in columns:  # nothing printed for it to stand beside
-        names[columns.index("counted_params_m")] = "params M counted"
-        names[columns.index("counted_gmacs")] = "GMACs counted"
-    return names
+    # where nothing is printed for a count to stand beside, it says itself what it is
+    alone = {
+        f"counted_{name}": f"{_HEADERS[name]} counted" for name in ("params_m", "gmacs") if name not in columns
+    }
+    return [alone.get(name, _HEADERS.get(name, name.replace("_", " "))) for name in columns]
 
 
 def _figure(number: int, folder: Path, *, json: bool) -> None:
