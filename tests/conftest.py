@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +31,49 @@ def tiny_config(**options: object) -> NetworkConfig:
     return NetworkConfig(**(fields | options))  # type: ignore[arg-type]
 
 
+ABLATIONS: dict[str, dict[str, dict[str, object]]] = {
+    "released": {},
+    "equation 3": {"attention": {"modulation": "output"}},
+    "silu": {"attention": {"activation": "silu"}},
+    "pre-LN": {"attention": {"norm_placement": "pre_ln"}},
+    "SHA": {"attention": {"operator": "sha"}},
+    "MHA": {"attention": {"operator": "mha", "head_dim": 4}},
+    "SHViT, all channels": {"attention": {"operator": "shvit"}},
+    "SHViT": {"attention": {"operator": "shvit", "channel_share": 0.25}},
+    "SHViT, concat": {"attention": {"operator": "shvit", "channel_share": 0.25, "concat": True}},
+    "no position encoding": {"attention": {"position_encoding": False}},
+    "expanded depthwise": {"stage": {"expanded_kernel_size": 5}},
+    "3x3 stem": {"network": {"stem_kernel_size": 3}},
+    "patches": {"network": {"stem": "patch", "downsample": "patch"}},
+    "conv only": {"stage": {"pattern": (("conv", 2),)}},
+    "layer norm": {"stage": {"pattern": (("conv", 2),)}, "network": {"norm": "layer"}},
+    "ConvNeXt": {
+        "stage": {"pattern": (("conv", 2),)},
+        "network": {"norm": "layer", "stem": "patch", "downsample": "patch"},
+    },
+}
+"""Every option of the paper's ablations: what it changes in `tiny_config`."""
+
+
+def ablated_config(name: str, **options: object) -> NetworkConfig:
+    """The tiny network with one of `ABLATIONS`."""
+    change = ABLATIONS[name]
+    config = tiny_config(**options)
+    stages = tuple(
+        replace(
+            stage, attention=replace(stage.attention, **change.get("attention", {})), **change.get("stage", {})
+        )
+        for stage in config.stages
+    )
+    return config.with_options(name=name, stages=stages, **change.get("network", {}))
+
+
+@pytest.fixture(params=list(ABLATIONS))
+def make_ablated_config(request: pytest.FixtureRequest) -> Callable[..., NetworkConfig]:
+    """`tiny_config` with each of `ABLATIONS` in turn."""
+    return partial(ablated_config, request.param)
+
+
 @pytest.fixture
 def make_tiny_config() -> Callable[..., NetworkConfig]:
     """`tiny_config` for tests that change fields."""
@@ -46,8 +91,13 @@ def randomize_statistics(model: nn.Module) -> None:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
         elif isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.6 * module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             nn.init.uniform_(parameter, 0.1, 0.5)

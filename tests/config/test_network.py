@@ -11,18 +11,35 @@ from hypothesis import strategies as st
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
+from iformer.config.operators import ATTENTION_OPERATORS
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models, network_config, release
 from iformer.errors import ConfigError, UnknownNameError
 
 MAXIMUM = 64
 
-attention_configs = st.builds(
-    AttentionConfig,
-    reduction=st.sampled_from([1, 2, 4]),
-    modulation=st.sampled_from(["value", "output"]),
-    ffn_expansion_ratio=st.floats(0.5, 4),
-    position_encoding=st.booleans(),
+OPTIONS = {
+    "shma": {
+        "modulation": st.sampled_from(["value", "output"]),
+        "activation": st.sampled_from(["sigmoid", "silu"]),
+        "norm_placement": st.sampled_from(["post_bn", "pre_ln"]),
+    },
+    "sha": {},
+    "mha": {"head_dim": st.sampled_from([1, 2])},
+    "shvit": {"channel_share": st.sampled_from([0.5, 1.0]), "concat": st.booleans()},
+}
+attention_configs = st.one_of(
+    *(
+        st.builds(
+            AttentionConfig,
+            operator=st.just(operator),
+            reduction=st.sampled_from([1, 2, 4]),
+            ffn_expansion_ratio=st.floats(0.5, 4),
+            position_encoding=st.booleans(),
+            **options,
+        )
+        for operator, options in OPTIONS.items()
+    )
 )
 stage_configs = st.builds(
     StageConfig,
@@ -32,6 +49,7 @@ stage_configs = st.builds(
     ).map(tuple),
     conv_kernel_size=st.sampled_from([3, 5, 7]),
     conv_expansion_ratio=st.floats(0.5, 4),
+    expanded_kernel_size=st.sampled_from([None, 3, 7]),
     attention=attention_configs,
 )
 network_configs = st.builds(
@@ -43,6 +61,9 @@ network_configs = st.builds(
     distillation=st.booleans(),
     drop_path_rate=st.floats(0, 0.9),
     layer_scale_init=st.none() | st.floats(1e-8, 1),
+    stem=st.sampled_from(["conv", "patch"]),
+    stem_kernel_size=st.sampled_from([3, 5]),
+    downsample=st.sampled_from(["overlapping", "patch"]),
 )
 
 
@@ -51,8 +72,33 @@ def test_round_trip_through_json(config: NetworkConfig) -> None:
     assert NetworkConfig.from_plain(json.loads(json.dumps(config.to_plain()))) == config
 
 
+def test_every_operator_and_option_is_drawn() -> None:
+    """An operator with a new row has to be added to the strategies above."""
+    assert {name: set(row.options) for name, row in ATTENTION_OPERATORS.items()} == {
+        name: set(options) for name, options in OPTIONS.items()
+    }
+
+
+def test_a_description_from_before_the_ablations_is_the_released_network() -> None:
+    """Checkpoints in circulation tell of the first fields only."""
+    plain = network_config("iformer_m").to_plain()
+    for name in ("stem", "stem_kernel_size", "downsample", "norm"):
+        del plain[name]
+    for stage in plain["stages"]:
+        del stage["expanded_kernel_size"]
+        kept = ("reduction", "modulation", "ffn_expansion_ratio", "position_encoding")
+        stage["attention"] = {name: stage["attention"][name] for name in kept}
+    assert NetworkConfig.from_plain(plain) == network_config("iformer_m")
+
+
 INVALID_VALUES = {
     AttentionConfig: {
+        "operator": ["linear", "SHMA", None, 1],
+        "activation": ["relu", None],
+        "norm_placement": ["pre_bn", None],
+        "head_dim": [0, 32.0, "32", 16],
+        "channel_share": [0, 1.5, "1", 0.5],
+        "concat": [1, "yes", True],
         "reduction": [0, -1, 2.0, "2", True],
         "modulation": ["before", None, 1],
         "ffn_expansion_ratio": [0, -1.0, "3"],
@@ -63,6 +109,7 @@ INVALID_VALUES = {
         "pattern": [(), (("conv", 0),), (("conv", -1),), (("pool", 1),), [("conv", 1)], "conv", (("conv", 1, 2),)],
         "conv_kernel_size": [0, 2, -3, 3.0],
         "conv_expansion_ratio": [0, -1, "4"],
+        "expanded_kernel_size": [0, 4, -3, "7"],
         "attention": [None, {}, "shma"],
     },
     NetworkConfig: {
@@ -73,6 +120,10 @@ INVALID_VALUES = {
         "distillation": ["no", 0, None],
         "drop_path_rate": [-0.1, 1.0, 2, "0.1"],
         "layer_scale_init": [0, -1e-6, "1e-6"],
+        "stem": ["pool", None],
+        "stem_kernel_size": [0, 4, "5"],
+        "downsample": ["pool", 2],
+        "norm": ["group", "layer", None],
     },
     Preprocessing: {
         "size": [(0, 224), (224,), 224, (224, "224")],
@@ -141,6 +192,32 @@ def test_channels_that_the_reduction_does_not_divide() -> None:
         ConfigError, match=r"StageConfig.channels is 9; expected a multiple of attention.reduction \(2\)"
     ):
         StageConfig(channels=9, pattern=(("attention", 1),))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"operator": "mha", "head_dim": 16},
+            r"a multiple of attention.reduction x attention.head_dim \(2 x 16\)",
+        ),
+        ({"operator": "shvit", "channel_share": 0.25}, r"attention.channel_share \(0.25\) is a multiple of"),
+    ],
+)
+def test_channels_that_the_operator_does_not_divide(options: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"StageConfig.channels is 20; expected .*{expected}"):
+        StageConfig(channels=20, pattern=(("attention", 1),), attention=AttentionConfig(**options))
+
+
+def test_an_option_that_the_operator_does_not_read_is_no_silent_wish() -> None:
+    with pytest.raises(ConfigError, match=r"AttentionConfig.modulation is 'output'; .*'sha' has no such option"):
+        AttentionConfig(operator="sha", modulation="output")
+
+
+def test_a_conv_network_may_have_layer_norms() -> None:
+    stages = tuple(StageConfig(channels=8, pattern=(("conv", 1),)) for _ in range(4))
+    config = NetworkConfig(name="plain", stages=stages, stem="patch", downsample="patch", norm="layer")
+    assert NetworkConfig.from_plain(config.to_plain()) == config
 
 
 @pytest.mark.parametrize(

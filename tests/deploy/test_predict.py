@@ -117,13 +117,13 @@ def test_the_attention_map_is_the_mean_over_queries(
 def test_networks_without_attention_or_folded_cannot_be_looked_into(
     model: Classifier, make_tiny_config: Callable[..., NetworkConfig]
 ) -> None:
-    with pytest.raises(UserError, match="no attention blocks"):
+    with pytest.raises(UserError, match="no attention blocks of one head"):
         AttentionRecorder(fold(model))
     from dataclasses import replace
 
     config = make_tiny_config()
     plain = tuple(replace(stage, pattern=(("conv", 1),)) for stage in config.stages)
-    with pytest.raises(UserError, match="no attention blocks"):
+    with pytest.raises(UserError, match="no attention blocks of one head"):
         Predictor(Classifier(config.with_options(stages=plain)), attention=True)
 
 

@@ -27,6 +27,18 @@ def test_export_with_dynamic_batch(network) -> None:
         torch.testing.assert_close(exported.module()(x), network(x), atol=1e-5, rtol=1e-5)
 
 
+def test_every_ablation_exports(make_ablated_config, randomize) -> None:
+    """The folded form, which is what leaves for other runtimes."""
+    model = build(make_ablated_config())
+    randomize(model)
+    folded = fold(model.eval())
+    batch = torch.export.Dim("batch", min=1, max=64)
+    example = torch.randn(2, 3, 64, 64)
+    exported = torch.export.export(folded, (example,), dynamic_shapes=({0: batch},), strict=False)
+    x = torch.randn(5, 3, 64, 64)
+    torch.testing.assert_close(exported.module()(x), folded(x), atol=1e-5, rtol=1e-5)
+
+
 def test_compiles_once_for_every_batch(network) -> None:
     """Without graph breaks; the eager backend keeps the tracing and leaves the C++ compiler out."""
     compiled = torch.compile(network, dynamic=True, fullgraph=True, backend="eager")

@@ -219,6 +219,19 @@ def test_the_equations_form_does_not_go_into_others_files(make_tiny_config: Call
             to_timm(model.state_dict(), model.config)
 
 
+def test_an_ablation_stays_in_our_format(make_ablated_config, tmp_path: Path) -> None:
+    """Its checkpoint comes back as it was; other codes could not compute it, and are not given its weights."""
+    config = make_ablated_config()
+    model = build(config)
+    iformer.save(model, tmp_path / "network.safetensors")
+    loaded = iformer.load(tmp_path / "network.safetensors")
+    assert loaded.config == config
+    assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))
+    if config.name not in ("released", "no position encoding", "conv only"):
+        with pytest.raises(WeightsError, match="cannot compute; keep it in our format"):
+            to_timm(model.state_dict(), config)
+
+
 def test_what_is_not_an_iformer_is_said(tmp_path: Path) -> None:
     save_file(nn.Linear(2, 2).state_dict(), tmp_path / "linear.safetensors")
     with pytest.raises(WeightsError, match=r"no iFormer weights.*bias, weight"):

@@ -8,25 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from iformer.config.network import AttentionConfig, StageConfig
 from iformer.errors import UserError
 from iformer.layers.attention import FoldedSHMA
+from iformer.layers.conv_norm import ConvNorm
+from iformer.layers.operator import AttentionOperator
 from iformer.layers.residual import ResidualAdd
 from iformer.models.factory import build
 from iformer.models.folding import fold, is_folded
 
 
-@pytest.fixture(params=["value", "output"])
-def every_option(request, make_tiny_config):
-    stages = tuple(
-        StageConfig(
-            channels=stage.channels,
-            pattern=stage.pattern,
-            attention=AttentionConfig(reduction=2, modulation=request.param),
-        )
-        for stage in make_tiny_config().stages
-    )
-    return make_tiny_config(stages=stages, distillation=True, layer_scale_init=0.1, drop_path_rate=0.2)
+@pytest.fixture
+def every_option(make_ablated_config):
+    return make_ablated_config(distillation=True, layer_scale_init=0.1, drop_path_rate=0.2)
 
 
 @pytest.mark.parametrize("features_only", [False, True])
@@ -51,16 +44,23 @@ def test_exact_in_double_precision(every_option, randomize) -> None:
     torch.testing.assert_close(model(x), fold(model)(x), atol=1e-12, rtol=1e-12)
 
 
-def test_every_item_is_folded(every_option) -> None:
+def test_nothing_that_folds_is_left(every_option) -> None:
     folded = fold(build(every_option))
     kinds = [type(module) for module in folded.modules()]
-    assert not any(issubclass(kind, nn.BatchNorm1d | nn.BatchNorm2d) for kind in kinds)
-    assert FoldedSHMA in kinds
-    assert isinstance(folded.head, nn.Linear)
-    assert all(isinstance(block.position, nn.Conv2d) for block in folded.stages[3].blocks)
+    assert not any(issubclass(kind, nn.BatchNorm1d | nn.BatchNorm2d | ConvNorm) for kind in kinds)
+    assert not any(issubclass(kind, AttentionOperator) for kind in kinds)
     assert all(module.gamma is None for module in folded.modules() if isinstance(module, ResidualAdd))
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     assert not any(parameter.is_meta for parameter in folded.parameters())
+
+
+def test_every_item_of_a_released_network_is_folded(make_tiny_config) -> None:
+    folded = fold(build(make_tiny_config(distillation=True, layer_scale_init=0.1)))
+    kinds = [type(module) for module in folded.modules()]
+    assert FoldedSHMA in kinds
+    assert not any(issubclass(kind, nn.LayerNorm) for kind in kinds)
+    assert isinstance(folded.head, nn.Linear)
+    assert all(isinstance(block.position, nn.Conv2d) for block in folded.stages[3].blocks)
 
 
 def test_the_original_is_left_alone(every_option, randomize) -> None:

@@ -19,6 +19,7 @@ VERBS = {
     "predict": "predict",
     "export": "export",
     "convert": "convert",
+    "paper": "paper",
     "doctor": "doctor",
 }
 """Each verb, which is also the name of its module in `iformer.cli`, and its function there."""

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from iformer.errors import UserError
 from iformer.layers.attention import SHMA, tokens
+from iformer.layers.sha import SHA
 from iformer.models.backbone import Backbone
 
 
 class AttentionRecorder:
     """Records, while it is entered, how much attention each place receives in the last attention stage.
 
-    The map of one SHMA block is its attention matrix softmax(q k^T / sqrt(D)), L x L, averaged over the
+    The map of one block is its attention matrix softmax(q k^T / sqrt(D)), L x L, averaged over the
     queries and times L: 1 where a place receives an even share, 3 where it receives three times that. The
     head averages the last map over all places with equal weight, so the mean over the queries is the share
     that a place's value has in what the head reads from this block. `maps` is the mean over the stage's
@@ -33,12 +34,12 @@ class AttentionRecorder:
         """`model` is a network that is not folded.
 
         Raises:
-            UserError: the network is folded or has no attention.
+            UserError: the network is folded or has no single-head attention.
         """
-        stages = [[m for m in stage.modules() if isinstance(m, SHMA)] for stage in model.stages]
+        stages = [[m for m in stage.modules() if isinstance(m, SHMA | SHA)] for stage in model.stages]
         blocks = [blocks for blocks in stages if blocks]
         if not blocks:
-            raise UserError("this network has no attention blocks to look at, or is folded")
+            raise UserError("this network has no attention blocks of one head to look at, or is folded")
         self._blocks = blocks[-1]
         self._handles: list[Any] = []
         self._maps: list[Tensor] = []
@@ -67,7 +68,7 @@ class AttentionRecorder:
         self._maps.clear()
         return maps_BHW
 
-    def _finish(self, block: SHMA, queries: list[Tensor]) -> Any:
+    def _finish(self, block: SHMA | SHA, queries: list[Tensor]) -> Any:
         def hook(_module: nn.Module, _inputs: Any, k_BDHW: Tensor) -> None:
             q_BLD = tokens(queries.pop()) * block.scale
             attention_BLL = (q_BLD @ tokens(k_BDHW).transpose(1, 2)).softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Single-head modulation attention, SHMA (Section 3.3, equations 2 and 3).
+"""Single-head modulation attention, SHMA (Section 3.3, equations 2 and 3), and what all operators share.
 
 Shape letters: B batch, C channels, H and W the map's sides, L = H * W tokens, D = C / R channels of a
 query or key.
@@ -6,17 +6,23 @@ query or key.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from iformer.layers.conv_norm import ConvNorm, concatenate
+from iformer.config.network import AttentionConfig
+from iformer.layers.conv_norm import ConvNorm, concatenate, fold_conv, frozen, pointwise
 from iformer.layers.ffn import FFN
+from iformer.layers.norm import LayerNorm2d
+from iformer.layers.operator import AttentionOperator
 from iformer.layers.position import PositionEncoding
 from iformer.layers.residual import ResidualAdd
 
 Modulation = Literal["value", "output"]
+Activation = Literal["sigmoid", "silu"]
 
 
 def tokens(x_BCHW: Tensor) -> Tensor:
@@ -45,73 +51,103 @@ def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
 
 
 def modulated_attention(
-    q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor, gate_BLC: Tensor, modulation: Modulation
+    q_BLD: Tensor,
+    k_BLD: Tensor,
+    v_BLC: Tensor,
+    gate_BLC: Tensor,
+    modulation: Modulation,
+    activation: Activation = "sigmoid",
 ) -> Tensor:
-    """The attention's output times sigmoid(gate), B x L x C.
+    """The attention's output times activation(gate), B x L x C.
 
-    The value branch has its own sigmoid: on v, as in the released networks ("value"), or on the
+    The value branch has its own activation: on v, as in the released networks ("value"), or on the
     attention's output, as equation 3 is printed ("output").
     """
+    activate = torch.sigmoid if activation == "sigmoid" else F.silu
     if modulation == "value":
-        return attend(q_BLD, k_BLD, v_BLC.sigmoid()) * gate_BLC.sigmoid()
-    return attend(q_BLD, k_BLD, v_BLC).sigmoid() * gate_BLC.sigmoid()
+        return attend(q_BLD, k_BLD, activate(v_BLC)) * activate(gate_BLC)
+    return activate(attend(q_BLD, k_BLD, v_BLC)) * activate(gate_BLC)
 
 
-class SHMA(nn.Module):
-    """`x + proj(attention(q, k, sigmoid(v)) * sigmoid(gate))`, B x C x H x W to the same shape."""
+class SHMA(AttentionOperator):
+    """`x + proj(attention(q, k, sigmoid(v)) * sigmoid(gate))`, B x C x H x W to the same shape.
 
-    def __init__(self, channels: int, *, reduction: int, modulation: Modulation, residual: ResidualAdd) -> None:
-        super().__init__()
-        head_dim = channels // reduction
+    With `norm_placement="pre_ln"` q, k, v and gate see the layer norm of x, and no convolution has a norm of
+    its own (Table 6).
+    """
+
+    def __init__(self, channels: int, config: AttentionConfig, *, residual: ResidualAdd) -> None:
+        super().__init__(channels, config, residual=residual)
+        head_dim = channels // config.reduction
         self.scale = head_dim**-0.5
-        self.modulation: Modulation = modulation
-        self.q = ConvNorm(channels, head_dim, 1)
-        self.k = ConvNorm(channels, head_dim, 1)
-        self.v_gate = ConvNorm(channels, 2 * channels, 1)
-        self.proj = ConvNorm(channels, channels, 1)
+        self.modulation: Modulation = config.modulation
+        self.activation: Activation = config.activation
+        post_norm = config.norm_placement == "post_bn"
+        self.norm = nn.Identity() if post_norm else LayerNorm2d(channels)
+        conv = partial(pointwise, norm="batch" if post_norm else "layer")
+        self.q = conv(channels, head_dim)
+        self.k = conv(channels, head_dim)
+        self.v_gate = conv(channels, 2 * channels)
+        self.proj = conv(channels, channels)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        q_BLD = tokens(self.q(x)) * self.scale
-        k_BLD = tokens(self.k(x))
-        v_BLC, gate_BLC = tokens(self.v_gate(x)).chunk(2, dim=2)
-        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation)
+        normed = self.norm(x)
+        q_BLD = tokens(self.q(normed)) * self.scale
+        k_BLD = tokens(self.k(normed))
+        v_BLC, gate_BLC = tokens(self.v_gate(normed)).chunk(2, dim=2)
+        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation, self.activation)
         return self.residual(x, self.proj(feature_map(y_BLC, x)))
 
     def fold(self) -> FoldedSHMA:
         """The same function in eval mode with one convolution for q, k, v and gate."""
-        q = self.q.fold(
-            torch.full(
-                (self.q.conv.out_channels,), self.scale, dtype=torch.double, device=self.q.conv.weight.device
-            )
-        )
         return FoldedSHMA(
-            qkvg=concatenate([q, self.k.fold(), self.v_gate.fold()]),
-            proj=self.proj.fold(self.residual.gamma),
+            norm=frozen(self.norm),
+            qkvg=concatenate([fold_query(self.q, self.scale), fold_conv(self.k), fold_conv(self.v_gate)]),
+            proj=fold_conv(self.proj, self.residual.gamma),
             modulation=self.modulation,
+            activation=self.activation,
         )
 
 
 class FoldedSHMA(nn.Module):
     """SHMA for inference: one 1x1 convolution gives q (scaled), k, v and gate."""
 
-    def __init__(self, *, qkvg: nn.Conv2d, proj: nn.Conv2d, modulation: Modulation) -> None:
+    def __init__(
+        self,
+        *,
+        norm: nn.Module,
+        qkvg: nn.Conv2d,
+        proj: nn.Conv2d,
+        modulation: Modulation,
+        activation: Activation,
+    ) -> None:
         super().__init__()
+        self.norm = norm
         self.qkvg = qkvg
         self.proj = proj
         self.modulation: Modulation = modulation
+        self.activation: Activation = activation
         channels = proj.in_channels
         head_dim = (qkvg.out_channels - 2 * channels) // 2
         self.split_sizes = [head_dim, head_dim, channels, channels]
 
     def forward(self, x: Tensor) -> Tensor:
-        q_BLD, k_BLD, v_BLC, gate_BLC = torch.split(tokens(self.qkvg(x)), self.split_sizes, dim=2)
-        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation)
+        qkvg_BLE = tokens(self.qkvg(self.norm(x)))
+        q_BLD, k_BLD, v_BLC, gate_BLC = torch.split(qkvg_BLE, self.split_sizes, dim=2)
+        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation, self.activation)
         return x + self.proj(feature_map(y_BLC, x))
 
 
+def fold_query(q: nn.Module, scale: float) -> nn.Conv2d:
+    """The convolution that gives queries times `scale`, in eval mode."""
+    bias = q.norm.bias if isinstance(q, ConvNorm) else q.bias
+    assert isinstance(bias, Tensor)
+    return fold_conv(q, torch.full_like(bias.detach(), scale, dtype=torch.double))
+
+
 class AttentionBlock(nn.Module):
-    """Position encoding, SHMA, then FFN; B x C x H x W to the same shape (Section 3.3)."""
+    """Position encoding, attention, then FFN; B x C x H x W to the same shape (Section 3.3)."""
 
     def __init__(self, *, position: nn.Module, attention: nn.Module, ffn: FFN) -> None:
         super().__init__()
@@ -125,7 +161,7 @@ class AttentionBlock(nn.Module):
     def fold(self) -> AttentionBlock:
         """The same function in eval mode, each part folded."""
         position, attention = self.position, self.attention
-        assert isinstance(attention, SHMA)
+        assert isinstance(attention, AttentionOperator)
         return AttentionBlock(
             position=position.fold() if isinstance(position, PositionEncoding) else nn.Identity(),
             attention=attention.fold(),

@@ -1,4 +1,4 @@
-"""The convolution block (Section 3.2: a ConvNeXt block with batch norm)."""
+"""The convolution block (Section 3.2: a ConvNeXt block, with batch norm in iFormer)."""
 
 from __future__ import annotations
 
@@ -7,41 +7,67 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.layers.conv_norm import ConvNorm, fold_conv
+from iformer.layers.conv_norm import Norm, conv_norm, fold_conv, fold_part, pointwise
+from iformer.layers.expanded import build_expanded, fold_expanded
 from iformer.layers.residual import ResidualAdd
 
 
 class ConvBlock(nn.Module):
-    """`x + project(gelu(expand(depthwise(x))))`, B x C x H x W to the same shape."""
+    """`x + project(expanded(gelu(expand(depthwise(x)))))`, B x C x H x W to the same shape.
+
+    `expanded` is the identity but in Table 11 (see `iformer.layers.expanded`).
+    """
 
     def __init__(
-        self, *, depthwise: nn.Module, expand: nn.Module, project: nn.Module, residual: ResidualAdd
+        self,
+        *,
+        depthwise: nn.Module,
+        expand: nn.Module,
+        expanded: nn.Module,
+        project: nn.Module,
+        residual: ResidualAdd,
     ) -> None:
         super().__init__()
         self.depthwise = depthwise
         self.expand = expand
+        self.expanded = expanded
         self.project = project
         self.residual = residual
 
     @classmethod
-    def build(cls, channels: int, *, kernel_size: int, expansion_ratio: float, residual: ResidualAdd) -> Self:
-        """A trainable block: a `kernel_size` depthwise convolution, then 1x1 up by the ratio and down."""
+    def build(
+        cls,
+        channels: int,
+        *,
+        kernel_size: int,
+        expansion_ratio: float,
+        residual: ResidualAdd,
+        expanded_kernel_size: int | None = None,
+        norm: Norm = "batch",
+    ) -> Self:
+        """A trainable block: a `kernel_size` depthwise convolution, then 1x1 up by the ratio and down.
+
+        With layer norms there is one, behind the depthwise convolution, as in ConvNeXt.
+        """
         hidden = round(channels * expansion_ratio)
         return cls(
-            depthwise=ConvNorm(channels, channels, kernel_size, groups=channels),
-            expand=ConvNorm(channels, hidden, 1),
-            project=ConvNorm(hidden, channels, 1),
+            depthwise=conv_norm(channels, channels, kernel_size, groups=channels, norm=norm),
+            expand=pointwise(channels, hidden, norm=norm),
+            expanded=build_expanded(hidden, expanded_kernel_size, norm=norm),
+            project=pointwise(hidden, channels, norm=norm),
             residual=residual,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.residual(x, self.project(F.gelu(self.expand(self.depthwise(x)))))
+        hidden = self.expanded(F.gelu(self.expand(self.depthwise(x))))
+        return self.residual(x, self.project(hidden))
 
     def fold(self) -> ConvBlock:
-        """The same function in eval mode with every norm and the layer scale inside the convolutions."""
+        """The same function in eval mode with every batch norm and the layer scale inside the convolutions."""
         return ConvBlock(
-            depthwise=fold_conv(self.depthwise),
+            depthwise=fold_part(self.depthwise),
             expand=fold_conv(self.expand),
+            expanded=fold_expanded(self.expanded),
             project=fold_conv(self.project, self.residual.gamma),
             residual=self.residual.fold(),
         )

@@ -1,17 +1,24 @@
-"""Convolution and batch norm, and their exact merge into one convolution."""
+"""Convolution and norm, and the exact merge of a convolution and its batch norm into one convolution."""
 
 from __future__ import annotations
+
+import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from iformer.layers.norm import LayerNorm2d
 from iformer.layers.pointwise import PointwiseConv
+
+Norm = Literal["batch", "layer"]
 
 
 class ConvNorm(nn.Module):
-    """Bias-free convolution with `kernel_size // 2` padding, then batch norm (eps 1e-5).
+    """Bias-free convolution, then batch norm (eps 1e-5).
 
-    Maps B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride) for odd kernels.
+    Maps B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride) for odd kernels, which are padded
+    by `kernel_size // 2`; even ones are for patches and are not padded.
     """
 
     def __init__(
@@ -23,7 +30,7 @@ class ConvNorm(nn.Module):
             out_channels,
             kernel_size,
             stride=stride,
-            padding=kernel_size // 2,
+            padding=same_padding(kernel_size),
             groups=groups,
             bias=False,
         )
@@ -48,11 +55,85 @@ class ConvNorm(nn.Module):
         return convolution(weight.to(self.conv.weight), bias_C.to(self.conv.weight), like=self.conv)
 
 
+class ConvLayerNorm(nn.Module):
+    """Convolution with bias, padded as `ConvNorm`'s, then layer norm over the channels."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        padding = same_padding(kernel_size)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups
+        )
+        self.norm = LayerNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+    def fold(self) -> nn.Sequential:
+        """The same function for inference; a layer norm's statistics are the input's, so it stays."""
+        return nn.Sequential(fold_conv(self.conv), frozen(self.norm))
+
+
+class LayerNormConv(nn.Module):
+    """Layer norm over the channels, then a convolution with bias, padded as `ConvNorm`'s."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(in_channels)
+        padding = same_padding(kernel_size)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x))
+
+    def fold(self) -> nn.Sequential:
+        """The same function for inference; the layer norm stays."""
+        return nn.Sequential(frozen(self.norm), fold_conv(self.conv))
+
+
+def conv_norm(
+    in_channels: int, out_channels: int, kernel_size: int, *, norm: Norm, stride: int = 1, groups: int = 1
+) -> ConvNorm | ConvLayerNorm:
+    """A convolution with the given norm behind it."""
+    kind = ConvNorm if norm == "batch" else ConvLayerNorm
+    return kind(in_channels, out_channels, kernel_size, stride=stride, groups=groups)
+
+
+def pointwise(in_channels: int, out_channels: int, *, norm: Norm) -> ConvNorm | nn.Conv2d:
+    """A 1x1 convolution with batch norm; in networks of layer norms one with a bias and no norm."""
+    return ConvNorm(in_channels, out_channels, 1) if norm == "batch" else nn.Conv2d(in_channels, out_channels, 1)
+
+
+def same_padding(kernel_size: int) -> int:
+    """The padding of an odd kernel; an even one is for patches that do not overlap and has none."""
+    return kernel_size // 2 if kernel_size % 2 == 1 else 0
+
+
+def frozen(norm: nn.Module) -> nn.Module:
+    """A copy for inference of a norm that cannot be folded."""
+    return copy.deepcopy(norm).eval().requires_grad_(False)
+
+
 def fold_conv(conv: nn.Module, gain: Tensor | None = None) -> nn.Conv2d:
-    """`conv.fold(gain)` of a part that has to be a trainable `ConvNorm`; a folded part has nothing to fold."""
-    if not isinstance(conv, ConvNorm):
+    """One convolution that computes `gain * conv(x)` in eval mode, of a `ConvNorm` or a convolution with bias."""
+    if isinstance(conv, ConvNorm):
+        return conv.fold(gain)
+    if not isinstance(conv, nn.Conv2d) or conv.bias is None:
         raise TypeError(f"{type(conv).__name__} cannot be folded into one convolution")
-    return conv.fold(gain)
+    weight, bias_C = conv.weight.detach().clone(), conv.bias.detach().clone()
+    if gain is not None:
+        weight = (weight.double() * gain.detach().double()[:, None, None, None]).to(weight)
+        bias_C = (bias_C.double() * gain.detach().double()).to(bias_C)
+    return convolution(weight, bias_C, like=conv)
+
+
+def fold_part(part: nn.Module) -> nn.Module:
+    """A part of a network folded: one convolution, or with a layer norm a convolution and its norm."""
+    if isinstance(part, ConvLayerNorm | LayerNormConv):
+        return part.fold()
+    return nn.Identity() if isinstance(part, nn.Identity) else fold_conv(part)
 
 
 def _running(statistic: Tensor | None) -> Tensor:

@@ -8,31 +8,51 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iformer.layers.conv_norm import ConvNorm, fold_conv
+from iformer.layers.expanded import build_expanded, fold_expanded
 from iformer.layers.residual import ResidualAdd
 
 
 class FFN(nn.Module):
-    """`x + project(gelu(expand(x)))` with 1x1 convolutions, B x C x H x W to the same shape."""
+    """`x + project(expanded(gelu(expand(x))))` with 1x1 convolutions, B x C x H x W to the same shape.
 
-    def __init__(self, *, expand: nn.Module, project: nn.Module, residual: ResidualAdd) -> None:
+    `expanded` is the identity but in Table 11 (see `iformer.layers.expanded`).
+    """
+
+    def __init__(
+        self, *, expand: nn.Module, expanded: nn.Module, project: nn.Module, residual: ResidualAdd
+    ) -> None:
         super().__init__()
         self.expand = expand
+        self.expanded = expanded
         self.project = project
         self.residual = residual
 
     @classmethod
-    def build(cls, channels: int, *, expansion_ratio: float, residual: ResidualAdd) -> Self:
+    def build(
+        cls,
+        channels: int,
+        *,
+        expansion_ratio: float,
+        residual: ResidualAdd,
+        expanded_kernel_size: int | None = None,
+    ) -> Self:
         """A trainable network with `channels * expansion_ratio` hidden channels."""
         hidden = round(channels * expansion_ratio)
-        return cls(expand=ConvNorm(channels, hidden, 1), project=ConvNorm(hidden, channels, 1), residual=residual)
+        return cls(
+            expand=ConvNorm(channels, hidden, 1),
+            expanded=build_expanded(hidden, expanded_kernel_size),
+            project=ConvNorm(hidden, channels, 1),
+            residual=residual,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.residual(x, self.project(F.gelu(self.expand(x))))
+        return self.residual(x, self.project(self.expanded(F.gelu(self.expand(x)))))
 
     def fold(self) -> FFN:
         """The same function in eval mode with every norm and the layer scale inside the convolutions."""
         return FFN(
             expand=fold_conv(self.expand),
+            expanded=fold_expanded(self.expanded),
             project=fold_conv(self.project, self.residual.gamma),
             residual=self.residual.fold(),
         )

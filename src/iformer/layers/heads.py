@@ -5,25 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from iformer.layers.conv_norm import Norm
+
 
 class NormLinear(nn.Module):
-    """Batch norm over pooled features, then a linear layer with bias: B x C to B x K."""
+    """Batch or layer norm over pooled features, then a linear layer with bias: B x C to B x K."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, *, norm: Norm = "batch") -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(channels)
+        self.norm: nn.BatchNorm1d | nn.LayerNorm = (
+            nn.BatchNorm1d(channels) if norm == "batch" else nn.LayerNorm(channels, eps=1e-6)
+        )
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.norm(x))
 
     def folded_parameters(self) -> tuple[Tensor, Tensor]:
-        """Weight (K x C) and bias (K) of the one linear layer it is in eval mode, in double precision."""
-        mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None
-        assert variance is not None
-        scale_C = self.norm.weight.detach().double() / (variance.double() + self.norm.eps).sqrt()
-        shift_C = self.norm.bias.detach().double() - mean.double() * scale_C
+        """Weight (K x C) and bias (K) of the one linear layer it is in eval mode, in double precision.
+
+        With layer norm they are for features that are normalised already, without scale and shift.
+        """
+        scale_C = self.norm.weight.detach().double()
+        shift_C = self.norm.bias.detach().double()
+        if isinstance(self.norm, nn.BatchNorm1d):
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            assert mean is not None
+            assert variance is not None
+            scale_C = scale_C / (variance.double() + self.norm.eps).sqrt()
+            shift_C = shift_C - mean.double() * scale_C
         weight_KC = self.linear.weight.detach().double()
         return weight_KC * scale_C, self.linear.bias.detach().double() + weight_KC @ shift_C
 
@@ -34,10 +44,12 @@ class Head(nn.Module):
     With two, training returns both outputs (the labels' and the teacher's) and inference their mean.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, distillation: bool = False) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, *, distillation: bool = False, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
-        self.classifier = NormLinear(channels, num_classes)
-        self.distilled = NormLinear(channels, num_classes) if distillation else None
+        self.classifier = NormLinear(channels, num_classes, norm=norm)
+        self.distilled = NormLinear(channels, num_classes, norm=norm) if distillation else None
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         logits = self.classifier(x)
@@ -48,12 +60,18 @@ class Head(nn.Module):
             return logits, distilled_logits
         return (logits + distilled_logits) / 2
 
-    def fold(self) -> nn.Linear:
-        """One linear layer: the norm inside it and, with distillation, the mean of both classifiers."""
+    def fold(self) -> nn.Module:
+        """One linear layer: the norm inside it and, with distillation, the mean of both classifiers.
+
+        Of a layer norm the scale and shift are inside it; the division by the features' own spread stays.
+        """
         branches = [self.classifier] if self.distilled is None else [self.classifier, self.distilled]
         weights, biases = zip(*(branch.folded_parameters() for branch in branches), strict=True)
         like = self.classifier.linear.weight
         linear = nn.Linear(like.shape[1], like.shape[0], device="meta")
         linear.weight = nn.Parameter(torch.stack(weights).mean(0).to(like), requires_grad=False)
         linear.bias = nn.Parameter(torch.stack(biases).mean(0).to(like), requires_grad=False)
-        return linear
+        if isinstance(self.classifier.norm, nn.BatchNorm1d):
+            return linear
+        norm = nn.LayerNorm(like.shape[1], eps=self.classifier.norm.eps, elementwise_affine=False)
+        return nn.Sequential(norm, linear)

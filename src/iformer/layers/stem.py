@@ -1,4 +1,4 @@
-"""The stride-4 stem: three early convolutions (Section 3.2)."""
+"""The stride-4 stem: three early convolutions (Section 3.2), or one patch convolution as in ConvNeXt."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.layers.conv_norm import ConvNorm, fold_conv
+from iformer.layers.conv_norm import Norm, conv_norm, fold_part
 
 
 class Stem(nn.Module):
-    """5x5 stride 2, GELU, 5x5 stride 2, GELU, 1x1: B x 3 x H x W to B x C x ceil(H/4) x ceil(W/4)."""
+    """K x K stride 2, GELU, K x K stride 2, GELU, 1x1: B x 3 x H x W to B x C x ceil(H/4) x ceil(W/4).
+
+    K is 5 in iFormer, and 3 before the step "kernel size" of Figure 2.
+    """
 
     def __init__(self, *, conv1: nn.Module, conv2: nn.Module, conv3: nn.Module) -> None:
         super().__init__()
@@ -20,17 +23,41 @@ class Stem(nn.Module):
         self.conv3 = conv3
 
     @classmethod
-    def build(cls, in_channels: int, channels: int) -> Self:
+    def build(cls, in_channels: int, channels: int, *, kernel_size: int = 5, norm: Norm = "batch") -> Self:
         """A trainable stem of widths C/2, 2C and C."""
         return cls(
-            conv1=ConvNorm(in_channels, channels // 2, 5, stride=2),
-            conv2=ConvNorm(channels // 2, 2 * channels, 5, stride=2),
-            conv3=ConvNorm(2 * channels, channels, 1),
+            conv1=conv_norm(in_channels, channels // 2, kernel_size, stride=2, norm=norm),
+            conv2=conv_norm(channels // 2, 2 * channels, kernel_size, stride=2, norm=norm),
+            conv3=conv_norm(2 * channels, channels, 1, norm=norm),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
 
     def fold(self) -> Stem:
-        """The same function in eval mode, norms inside the convolutions."""
-        return Stem(conv1=fold_conv(self.conv1), conv2=fold_conv(self.conv2), conv3=fold_conv(self.conv3))
+        """The same function in eval mode, batch norms inside the convolutions."""
+        return Stem(conv1=fold_part(self.conv1), conv2=fold_part(self.conv2), conv3=fold_part(self.conv3))
+
+
+class PatchStem(nn.Module):
+    """4x4 stride 4 and a norm: B x 3 x H x W to B x C x H/4 x W/4; what is left of H and W is not seen.
+
+    Source: the baseline of Figure 2.
+    """
+
+    def __init__(self, *, conv1: nn.Module) -> None:
+        super().__init__()
+        # conv1, so that the network's first convolution has one name whatever the stem
+        self.conv1 = conv1
+
+    @classmethod
+    def build(cls, in_channels: int, channels: int, *, norm: Norm) -> Self:
+        """A trainable stem."""
+        return cls(conv1=conv_norm(in_channels, channels, 4, stride=4, norm=norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1(x)
+
+    def fold(self) -> PatchStem:
+        """The same function in eval mode, a batch norm inside the convolution."""
+        return PatchStem(conv1=fold_part(self.conv1))

@@ -16,14 +16,16 @@ from torch.utils.checkpoint import checkpoint
 from iformer.config.metadata import Metadata
 from iformer.config.network import MIN_INPUT_SIZE, STRIDES, NetworkConfig, StageConfig
 from iformer.errors import UserError
-from iformer.layers.attention import SHMA, AttentionBlock
+from iformer.layers.attention import AttentionBlock
 from iformer.layers.capture import is_capturing
 from iformer.layers.conv_block import ConvBlock
-from iformer.layers.conv_norm import ConvNorm
+from iformer.layers.conv_norm import fold_part
+from iformer.layers.downsample import build_downsample
 from iformer.layers.ffn import FFN
+from iformer.layers.operator import operator_class
 from iformer.layers.position import PositionEncoding
 from iformer.layers.residual import ResidualAdd
-from iformer.layers.stem import Stem
+from iformer.layers.stem import PatchStem, Stem
 
 ResidualFactory = Callable[..., ResidualAdd]
 
@@ -67,16 +69,19 @@ class Stage(nn.Module):
 
     def fold(self) -> Stage:
         """The same function in eval mode, each part folded."""
-        downsample = self.downsample.fold() if isinstance(self.downsample, ConvNorm) else nn.Identity()
-        return Stage(downsample=downsample, blocks=[block.fold() for block in self.blocks])  # type: ignore[operator]
+        return Stage(downsample=fold_part(self.downsample), blocks=[block.fold() for block in self.blocks])  # type: ignore[operator]
 
 
 class Backbone(nn.Module):
     """Stem and four stages.
 
     `forward` returns the feature maps of `out_indices`, B x C_i x H/s_i x W/s_i with s = 4, 8, 16, 32
-    (sides rounded up). Any input of 32 x 32 pixels or more, square or not.
+    (sides rounded up; by a stem or downsampling of patches rounded down). Any input of 32 x 32 pixels or
+    more, square or not.
     """
+
+    is_folded = False
+    """Whether this is the result of `iformer.models.folding.fold`."""
 
     def __init__(self, config: NetworkConfig, *, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__()
@@ -84,12 +89,16 @@ class Backbone(nn.Module):
         self.metadata = Metadata()
         self.out_indices = tuple(out_indices)
         residual = _drop_path_schedule(config)
-        self.stem = Stem.build(config.in_chans, config.stages[0].channels)
+        self.stem = _stem(config)
         in_channels = config.stages[0].channels
         stages = []
         for index, stage in enumerate(config.stages):
-            downsample = nn.Identity() if index == 0 else ConvNorm(in_channels, stage.channels, 3, stride=2)
-            stages.append(Stage(downsample=downsample, blocks=_blocks(stage, residual)))
+            downsample: nn.Module = nn.Identity()
+            if index > 0:
+                downsample = build_downsample(
+                    in_channels, stage.channels, kind=config.downsample, norm=config.norm
+                )
+            stages.append(Stage(downsample=downsample, blocks=_blocks(config, stage, residual)))
             in_channels = stage.channels
         self.stages = nn.ModuleList(stages)
         self.apply(init_weights)
@@ -135,19 +144,28 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _blocks(stage: StageConfig, residual: ResidualFactory) -> list[nn.Module]:
+def _stem(config: NetworkConfig) -> Stem | PatchStem:
+    channels = config.stages[0].channels
+    if config.stem == "patch":
+        return PatchStem.build(config.in_chans, channels, norm=config.norm)
+    return Stem.build(config.in_chans, channels, kernel_size=config.stem_kernel_size, norm=config.norm)
+
+
+def _blocks(config: NetworkConfig, stage: StageConfig, residual: ResidualFactory) -> list[nn.Module]:
     return [
-        _conv_block(stage, residual) if kind == "conv" else _attention_block(stage, residual)
+        _conv_block(config, stage, residual) if kind == "conv" else _attention_block(stage, residual)
         for kind in stage.blocks
     ]
 
 
-def _conv_block(stage: StageConfig, residual: ResidualFactory) -> ConvBlock:
+def _conv_block(config: NetworkConfig, stage: StageConfig, residual: ResidualFactory) -> ConvBlock:
     return ConvBlock.build(
         stage.channels,
         kernel_size=stage.conv_kernel_size,
         expansion_ratio=stage.conv_expansion_ratio,
         residual=residual(stage.channels),
+        expanded_kernel_size=stage.expanded_kernel_size,
+        norm=config.norm,
     )
 
 
@@ -158,20 +176,20 @@ def _attention_block(stage: StageConfig, residual: ResidualFactory) -> Attention
         position = PositionEncoding(channels, residual=residual(channels, layer_scale=False))
     return AttentionBlock(
         position=position,
-        attention=SHMA(
+        attention=operator_class(attention.operator)(channels, attention, residual=residual(channels)),
+        ffn=FFN.build(
             channels,
-            reduction=attention.reduction,
-            modulation=attention.modulation,
+            expansion_ratio=attention.ffn_expansion_ratio,
             residual=residual(channels),
+            expanded_kernel_size=stage.expanded_kernel_size,
         ),
-        ffn=FFN.build(channels, expansion_ratio=attention.ffn_expansion_ratio, residual=residual(channels)),
     )
 
 
 def _drop_path_schedule(config: NetworkConfig) -> ResidualFactory:
     """A factory of residual sums whose stochastic depth grows linearly over depth.
 
-    A conv block, a CPE, an SHMA and an FFN count as one unit of depth each.
+    A conv block, a CPE, an attention and an FFN count as one unit of depth each.
     """
     units = 0
     for stage in config.stages:

@@ -64,7 +64,9 @@ class Classifier(Backbone):
     def _set_head(self, num_classes: int, *, distillation: bool) -> None:
         like = next(self.parameters())
         head = (
-            nn.Identity() if num_classes == 0 else Head(self.num_features, num_classes, distillation=distillation)
+            nn.Identity()
+            if num_classes == 0
+            else Head(self.num_features, num_classes, distillation=distillation, norm=self.config.norm)
         )
         head.apply(init_weights)
         self.head = head.to(device=like.device, dtype=like.dtype).train(self.training)

@@ -13,7 +13,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import AttentionConfig, NetworkConfig
+from iformer.config.operators import OPERATOR_OPTIONS
 from iformer.config.variants import list_models, network_config
 from iformer.errors import UserError, WeightsError
 from iformer.models.weights import (
@@ -66,6 +67,12 @@ _NORM_LINEAR = {
     **{ours: theirs for ours, theirs in _CONV_NORM.items() if ours.startswith("norm.")},
 }
 _GAMMA = {"gamma": "gamma"}
+_NETWORK_FORM = ("stem", "stem_kernel_size", "downsample", "norm")
+_ATTENTION_FORM = (
+    "operator",
+    *(field.name for field in fields(AttentionConfig) if field.name in OPERATOR_OPTIONS),
+)
+"""Options whose default is what the released codes compute; they know no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +150,8 @@ def to_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str
     """Our state dict of a network by timm's key names; no value is changed.
 
     Raises:
-        WeightsError: a key is missing, extra or misshapen, or the network has the modulation of
-            equation 3, which the other codes cannot compute.
+        WeightsError: a key is missing, extra or misshapen, or the network has something that the other codes
+            cannot compute, such as the modulation of equation 3 or another attention operator.
     """
     return _to(state_dict, config, "timm")
 
@@ -171,12 +178,12 @@ def _from(
 
 
 def _to(state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect: Foreign) -> dict[str, Tensor]:
-    for stage in config.stages:
-        if "attention" in stage.blocks and stage.attention.modulation != "value":
-            raise WeightsError(
-                f"{config.name} has modulation '{stage.attention.modulation}', "
-                f"which {dialect}'s networks cannot compute; keep it in our format"
-            )
+    foreign = _only_ours(config)
+    if foreign:
+        raise WeightsError(
+            f"{config.name} has {', '.join(foreign)}, which {dialect}'s networks cannot compute; "
+            "keep it in our format"
+        )
     check_fit(
         expected_shapes(config),
         {key: tuple(value.shape) for key, value in state_dict.items()},
@@ -187,6 +194,21 @@ def _to(state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect: Foreig
         theirs: state_dict[ours][None, :, None, None] if _is_gamma(ours) else state_dict[ours]
         for ours, theirs in key_map(config, dialect).items()
     }
+
+
+def _only_ours(config: NetworkConfig) -> list[str]:
+    """The options that the released codes do not have, as "name 'value'"."""
+    found = _changed(config, _NETWORK_FORM)
+    for stage in config.stages:
+        found += _changed(stage, ("expanded_kernel_size",))
+        if "attention" in stage.blocks:
+            found += _changed(stage.attention, _ATTENTION_FORM)
+    return list(dict.fromkeys(found))
+
+
+def _changed(config: Any, names: tuple[str, ...]) -> list[str]:
+    defaults = {field.name: field.default for field in fields(config)}
+    return [f"{name} {getattr(config, name)!r}" for name in names if getattr(config, name) != defaults[name]]
 
 
 def _their_shapes(config: NetworkConfig, dialect: Foreign) -> dict[str, tuple[int, ...]]:
@@ -338,10 +360,12 @@ def differences(a: NetworkConfig, b: NetworkConfig) -> list[str]:
     found = []
     if (a.layer_scale_init is None) != (b.layer_scale_init is None):
         found.append("layer_scale_init")
+    found += [name for name in _NETWORK_FORM if getattr(a, name) != getattr(b, name)]
     for index, (stage_a, stage_b) in enumerate(zip(a.stages, b.stages, strict=True)):
         pairs: dict[str, tuple[Any, Any]] = {
             "channels": (stage_a.channels, stage_b.channels),
             "pattern": (stage_a.blocks, stage_b.blocks),
+            "expanded_kernel_size": (stage_a.expanded_kernel_size, stage_b.expanded_kernel_size),
         }
         if "conv" in stage_a.blocks:
             for name in ("conv_kernel_size", "conv_expansion_ratio"):

@@ -21,8 +21,8 @@ from iformer.models.weights import Weights, fill, without_classes, without_head
 
 _INPUT_KEY = "stem.conv1.conv.weight"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_NETWORK_OPTIONS = ("layer_scale_init", "stages")
-_STAGE_OPTIONS = ("conv_kernel_size", "conv_expansion_ratio")
+_NETWORK_OPTIONS = ("layer_scale_init", "stages", "stem", "stem_kernel_size", "downsample", "norm")
+_STAGE_OPTIONS = ("conv_kernel_size", "conv_expansion_ratio", "expanded_kernel_size")
 _ATTENTION_OPTIONS = tuple(field.name for field in fields(AttentionConfig))
 
 
@@ -78,8 +78,8 @@ def create_model(
             the same): to fine-tune on other classes.
         adapt_in_chans: with weights for 3 channels and another `in_chans`, sum (1 channel) or repeat the
             first convolution's weights as timm does.
-        options: further fields of `NetworkConfig` (`layer_scale_init`, `stages`), or of `StageConfig` and
-            `AttentionConfig` (`modulation`, `conv_kernel_size`, ...) for every stage.
+        options: further fields of `NetworkConfig` (`layer_scale_init`, `stages`, `stem`, ...), or of
+            `StageConfig` and `AttentionConfig` (`modulation`, `conv_kernel_size`, ...) for every stage.
 
     Raises:
         UnknownNameError: no such network; the message suggests the nearest names.

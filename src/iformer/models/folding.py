@@ -2,7 +2,8 @@
 
 Exact in real arithmetic: batch norms into their convolutions, the head's norm and both distilled
 classifiers into one linear layer, the CPE's residual into its kernel, 1/sqrt(D) into q, layer scales into
-the convolution before them, and q, k, v and gate into one convolution.
+the convolution before them, and the convolutions that share an attention's input into one. Layer norms, which
+only ablations have, stay: their statistics are those of the input.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ def fold(model: BackboneT) -> BackboneT:
     if isinstance(folded, Classifier):
         head = cast(Classifier, model).head
         folded.head = head.fold() if isinstance(head, Head) else nn.Identity()
+    folded.is_folded = True
     return cast(BackboneT, folded.eval())
 
 
 def is_folded(model: Backbone) -> bool:
     """Whether a network is the result of `fold`."""
-    return isinstance(model.stem.conv1, nn.Conv2d)
+    return model.is_folded

@@ -1,0 +1,129 @@
+"""`iformer paper`: the paper's tables beside our counts, and its figures."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iformer.cli.arguments import output_folder
+from iformer.cli.output import DebugOption, JsonOption, console, print_json, table
+from iformer.errors import UserError
+
+if TYPE_CHECKING:
+    from iformer.paper.figures import DrawnFigure
+    from iformer.paper.tables import PaperTable
+
+_LEFT_OUT = (
+    *("year", "epochs", "pretrain_epochs", "ours", "note", "stage3_replaced_pct", "stage4_replaced_pct"),
+    *("ap_box50_pct", "ap_box75_pct", "ap_mask50_pct", "ap_mask75_pct", "output_size", "downsample", "cpe_kernel"),
+    *("advanced_training", "strong_training", "counted", "order", "window_op_size", "attention_window_size"),
+)
+"""Columns that a terminal has no room for; --csv, --markdown and --json have them all."""
+_ORDER = ("params_m", "counted_params_m", "params_diff_pct", "gmacs", "counted_gmacs", "gmacs_diff_pct")
+"""The counts beside the print; they take the place of the first of them."""
+_NEVER_BROKEN = 9
+"""Cells of at most so many characters, numbers above all, stay on one line."""
+_HEADERS = {
+    "params_m": "params M",
+    "counted_params_m": "counted",
+    "params_diff_pct": "diff %",
+    "gmacs": "GMACs",
+    "counted_gmacs": "counted",
+    "gmacs_diff_pct": "diff %",
+    "latency_ms": "ms",
+    "top1_pct": "top-1 %",
+    "ap_box_pct": "AP box",
+    "ap_mask_pct": "AP mask",
+    "miou_pct": "mIoU %",
+    "resolution": "px",
+}
+
+
+class Kind(StrEnum):
+    """What of the paper is shown."""
+
+    TABLE = "table"
+    FIGURE = "figure"
+
+
+def paper(
+    kind: Annotated[Kind, typer.Argument(help="table or figure")],
+    number: Annotated[int, typer.Argument(help="Tables 1 to 18, figures 1 to 3.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Print a table's rows as CSV on stdout.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table as Markdown on stdout.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for a figure's PNG.")] = Path("."),
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """The paper, row by row: what it prints beside the counts of the network of each row; its figures as PNG."""
+    if sum((csv, markdown, json)) > 1:
+        raise UserError("give one of --json, --csv and --markdown")
+    if kind == Kind.FIGURE:
+        if csv or markdown:
+            raise UserError(
+                "--csv and --markdown are for tables; a figure is written as PNG, --json gives its values"
+            )
+        _figure(number, output_folder(out), json=json)
+        return
+    from iformer.paper.tables import paper_table, to_csv, to_markdown
+
+    shown = paper_table(number)
+    if json:
+        print_json(shown.to_plain())
+    elif csv:
+        print(to_csv(shown), end="")
+    elif markdown:
+        print(to_markdown(shown), end="")
+    else:
+        _show(shown)
+
+
+def _show(shown: PaperTable) -> None:
+    from iformer.paper.printed import SOURCE
+    from iformer.paper.tables import TIMM, flat_rows, reasons
+
+    out = console()
+    out.print(f"[bold]Table {shown.number}. {shown.title}[/bold] (print: {SOURCE}; ms on an iPhone 13)\n")
+    for section in shown.sections:
+        columns, rows = flat_rows(section)
+        kept = [name for name in columns if name not in _LEFT_OUT and name not in _ORDER]
+        counts = [name for name in _ORDER if name in columns]
+        if counts:
+            first = min(columns.index(name) for name in counts)
+            place = sum(columns.index(name) < first for name in kept)
+            kept[place:place] = counts
+        drawn = table("", _header(kept), [[row[columns.index(name)] for name in kept] for row in rows])
+        for column, name in zip(drawn.columns[1:], kept[1:], strict=True):
+            widest = max(len(row[columns.index(name)]) for row in rows)
+            column.min_width = widest if widest <= _NEVER_BROKEN else None
+        out.print(drawn)
+        out.print()
+    remarks = [f"more than 1 % from the print, {reason}" for reason in reasons(shown)] + list(shown.notes)
+    if any(row.count and row.count.by == TIMM for section in shown.sections for row in section.rows):
+        remarks.append(f"counts of other networks were taken from {TIMM}; 1000 classes, at the row's resolution")
+    for remark in remarks:
+        out.print(f"- {remark}", markup=False)
+
+
+def _header(columns: list[str]) -> list[str]:
+    # where nothing is printed for a count to stand beside, it says itself what it is
+    alone = {
+        f"counted_{name}": f"{_HEADERS[name]} counted" for name in ("params_m", "gmacs") if name not in columns
+    }
+    return [alone.get(name, _HEADERS.get(name, name.replace("_", " "))) for name in columns]
+
+
+def _figure(number: int, folder: Path, *, json: bool) -> None:
+    from iformer.paper.figures import draw_figure
+
+    drawn: DrawnFigure = draw_figure(number, folder)
+    if json:
+        print_json({"figure": number, "file": drawn.path, "values": drawn.values, "notes": list(drawn.notes)})
+        return
+    out = console()
+    out.print(f"wrote {drawn.path}", soft_wrap=True, markup=False)
+    for remark in drawn.notes:
+        out.print(f"- {remark}", markup=False)

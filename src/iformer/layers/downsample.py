@@ -1,0 +1,21 @@
+"""The stride-2 convolution between two stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from iformer.layers.conv_norm import ConvNorm, LayerNormConv, Norm
+
+
+def build_downsample(
+    in_channels: int, out_channels: int, *, kind: Literal["overlapping", "patch"], norm: Norm
+) -> nn.Module:
+    """B x C_in x H x W to B x C_out x H/2 x W/2: a 3x3 convolution (sides rounded up), or a 2x2 one (down).
+
+    Batch norm is behind it; layer norm in front of it, as in ConvNeXt.
+    """
+    kernel_size = 3 if kind == "overlapping" else 2
+    layer = ConvNorm if norm == "batch" else LayerNormConv
+    return layer(in_channels, out_channels, kernel_size, stride=2)

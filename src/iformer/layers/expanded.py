@@ -1,0 +1,36 @@
+"""A depthwise convolution between the two 1x1 convolutions of a block (Table 11)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iformer.layers.conv_norm import Norm, conv_norm, fold_part
+
+
+class ExpandedDepthwise(nn.Module):
+    """`gelu(depthwise(x))` on a block's expanded channels, B x rC x H x W to the same shape.
+
+    The paper does not say where the activation is; here every convolution on expanded channels has one.
+    """
+
+    def __init__(self, depthwise: nn.Module) -> None:
+        super().__init__()
+        self.depthwise = depthwise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.depthwise(x))
+
+
+def build_expanded(channels: int, kernel_size: int | None, *, norm: Norm = "batch") -> nn.Module:
+    """A trainable one, or the identity where there is no kernel."""
+    if kernel_size is None:
+        return nn.Identity()
+    return ExpandedDepthwise(conv_norm(channels, channels, kernel_size, groups=channels, norm=norm))
+
+
+def fold_expanded(expanded: nn.Module) -> nn.Module:
+    """The same function in eval mode, norm folded."""
+    if isinstance(expanded, ExpandedDepthwise):
+        return ExpandedDepthwise(fold_part(expanded.depthwise))
+    return nn.Identity()

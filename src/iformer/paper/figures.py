@@ -1,0 +1,253 @@
+"""The paper's figures 1, 2 and 3, drawn anew. Colours are Okabe and Ito's: safe for the colour-blind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iformer.config.dependencies import require
+from iformer.errors import UserError
+from iformer.paper.heads import LayerSimilarity, head_similarity
+from iformer.paper.ladder import LADDER
+from iformer.paper.printed import SOURCE, PrintedRow, figure_2_rows, figure_notes, read_rows
+from iformer.paper.tables import count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _FAINT, _GRID = "#1c2430", "#5b6673", "#e3e7eb"
+_OURS, _BLUE, _SKY, _GREEN = "#D55E00", "#0072B2", "#56B4E9", "#009E73"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnFigure:
+    """A figure as a file, and the values in it."""
+
+    path: Path
+    values: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def draw_figure(number: int, folder: Path) -> DrawnFigure:
+    """Draw a figure of the paper into `folder`, as `figure_<number>.png`.
+
+    Raises:
+        UserError: it is none of the figures 1, 2 and 3.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    draw = {1: _figure_1, 2: _figure_2, 3: _figure_3}.get(number)
+    if draw is None:
+        raise UserError(f"figure {number} is not drawn here; the figures are 1, 2 and 3")
+    require("matplotlib", extra="bench")
+    figure, values = draw()
+    return DrawnFigure(
+        path=_save(figure, folder / f"figure_{number}.png"), values=values, notes=tuple(figure_notes(number))
+    )
+
+
+# ------------------------------------------------------------------------------------ figure 1
+
+_FAMILIES: dict[str, tuple[str, str, str]] = {
+    "iFormer": (_OURS, "o", "iFormer"),
+    "MNV4": (_BLUE, "s", "MobileNetV4"),
+    "RepViT": (_GREEN, "D", "RepViT"),
+    "FastViT": ("#CC79A7", "^", "FastViT"),
+    "MobileOne": ("#7a7a7a", "v", "MobileOne"),
+    "SwiftFormer": (_SKY, "P", "SwiftFormer"),
+    "SBCFormer": ("#E69F00", "X", "SBCFormer"),
+    "GhostNetV3": ("#4d4d4d", "<", "GhostNetV3"),
+    "EfficientMod": ("#8c6d31", ">", "EfficientMod"),
+    "MobileNetV2": ("#a6a6a6", "h", "MobileNetV2"),
+    "MobileNetV3": ("#a6a6a6", "d", "MobileNetV3"),
+    "EfficientViT": ("#333333", "H", "EfficientViT"),
+    "Mobile-Former": ("#333333", "p", "Mobile-Former"),
+    "MobileViT": ("#333333", "8", "MobileViT"),
+}
+"""Start of a network's name to its colour, marker and label; grays for those with few or older networks."""
+
+_LABELLED = (
+    "MobileNetV4",
+    "MobileOne",
+    "EfficientMod",
+    "MobileNetV2",
+    "EfficientViT",
+    "Mobile-Former",
+    "MobileViT",
+)
+"""Families with room for a label at the end of their line; the legend has them all."""
+
+
+def _figure_1() -> tuple[Figure, list[dict[str, Any]]]:
+    rows = [row for row in read_rows("table_03_imagenet") if _is_number(row["latency_ms"])]
+    figure = _new_figure(11.5, 6.8)
+    axes = figure.subplots()
+    for family, (colour, marker, label) in _FAMILIES.items():
+        points = sorted(
+            (float(row["latency_ms"]), float(row["top1_pct"])) for row in rows if _family(row) == family
+        )
+        ours = family == "iFormer"
+        axes.plot(
+            *zip(*points, strict=True), marker=marker, color=colour, label=label, zorder=4 if ours else 3,
+            linewidth=2.6 if ours else 1.2, markersize=9 if ours else 7, markeredgecolor="white",
+        )  # fmt: skip
+        if label in _LABELLED:
+            alone = len(points) == 1
+            axes.annotate(
+                label, points[-1], xytext=(0, -17) if alone else (10, -4), textcoords="offset points",
+                ha="center" if alone else "left", fontsize=10, color=_FAINT,
+            )  # fmt: skip
+    for row in rows:
+        if _family(row) == "iFormer":
+            axes.annotate(
+                f"{row['model'].removeprefix('iFormer-')}  {row['top1_pct']}",
+                (float(row["latency_ms"]), float(row["top1_pct"])),
+                xytext=(-8, 8), textcoords="offset points", ha="right", fontsize=11, color=_OURS, weight="bold",
+            )  # fmt: skip
+    axes.set_xlim(0.3, 4.2)
+    axes.set_xlabel("latency on an iPhone 13, ms, batch 1 (the paper's measurement, not ours)", color=_INK)
+    axes.set_ylabel("ImageNet-1k top-1, %", color=_INK)
+    axes.set_title(
+        f"Accuracy against the paper's phone latency (Table 3 of {SOURCE})", loc="left", color=_INK, weight="bold"
+    )
+    _tidy(axes)
+    axes.legend(loc="lower right", ncols=2, frameon=False, labelcolor=_INK, fontsize=10)
+    values = [
+        {"model": row["model"], "latency_ms": float(row["latency_ms"]), "top1_pct": float(row["top1_pct"])}
+        for row in rows
+    ]
+    return figure, values
+
+
+def _family(row: PrintedRow) -> str:
+    return next(family for family in _FAMILIES if row["model"].startswith(family))
+
+
+# ------------------------------------------------------------------------------------ figure 2
+
+
+def _figure_2() -> tuple[Figure, list[dict[str, Any]]]:
+    rows = figure_2_rows()
+    values: list[dict[str, Any]] = []
+    for row, step in zip(rows, LADDER, strict=True):
+        counted = count(step.network)
+        values.append(
+            {
+                "step": step.label,
+                "change": step.change,
+                "top1_pct": float(row["top1_pct"]),
+                "latency_ms": float(row["latency_ms"]),
+                "params_m": counted.params_m,
+                "gmacs": counted.gmacs,
+            }
+        )
+    figure = _new_figure(13.5, 6.4)
+    accuracy, latency, operations = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
+    places = range(len(values))
+    top1 = [value["top1_pct"] for value in values]
+    # a dot plot: bars that do not start at 0 would tell of other proportions
+    accuracy.hlines(places, 73, top1, color=_GRID, linewidth=2)
+    accuracy.plot(top1, places, "o", color=_OURS, markersize=9)
+    for place, value in enumerate(top1):
+        accuracy.annotate(
+            f"{value:.1f}", (value, place), xytext=(9, 0), textcoords="offset points", va="center", color=_INK
+        )
+    accuracy.set_xlim(73, 81.7)
+    accuracy.set_yticks(
+        list(places), [value["step"].replace(" (", "\n(") for value in values], color=_INK, fontsize=11
+    )
+    accuracy.invert_yaxis()
+    accuracy.set_xlabel("top-1, % (paper; axis starts at 73)", color=_INK)
+    _bars(latency, [value["latency_ms"] for value in values], _BLUE, "latency, ms (paper, iPhone 13)")
+    _bars(operations, [value["gmacs"] for value in values], _SKY, "GMACs at 224 (counted here)")
+    for title, axes in (("Accuracy", accuracy), ("Latency", latency), ("Operations", operations)):
+        axes.set_title(title, loc="left", color=_INK, weight="bold")
+        _tidy(axes, grid="x")
+        axes.tick_params(axis="y", length=0)
+    figure.suptitle(
+        f"From a ConvNeXt to iFormer-M (Figure 2 of {SOURCE})", x=0.01, ha="left", color=_INK, weight="bold"
+    )
+    return figure, values
+
+
+def _bars(axes: Axes, values: Sequence[float], colour: str, label: str) -> None:
+    bars = axes.barh(range(len(values)), values, height=0.62, color=colour)
+    axes.bar_label(bars, fmt="%.2f", padding=5, color=_INK)
+    axes.set_xlim(0, 1.18 * max(values))
+    axes.set_xlabel(label, color=_INK)
+
+
+# ------------------------------------------------------------------------------------ figure 3
+
+
+def _figure_3() -> tuple[Figure, list[dict[str, Any]]]:
+    layers = head_similarity()
+    figure = _new_figure(9.5, 5.0)
+    axes = figure.subplots()
+    drawn = axes.violinplot(
+        [layer.similarities for layer in layers], showmeans=True, showextrema=False, widths=0.7
+    )
+    for body in drawn["bodies"]:  # type: ignore[attr-defined]
+        body.set(facecolor=_SKY, edgecolor=_BLUE, alpha=0.7)
+    drawn["cmeans"].set(color=_OURS, linewidth=2.5)
+    for place, layer in enumerate(layers, start=1):
+        axes.annotate(
+            f"{layer.mean:.2f}", (place, max(layer.similarities)), xytext=(0, 6), textcoords="offset points",
+            color=_OURS, weight="bold", ha="center",
+        )  # fmt: skip
+    axes.set_xticks(range(1, len(layers) + 1), [_layer_label(layer) for layer in layers], color=_INK)
+    axes.set_xlim(0.4, len(layers) + 0.75)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("cosine similarity of two heads' attention maps", color=_INK)
+    axes.set_title(
+        "Heads of the multi-head baseline with random weights, on noise (orange: mean)",
+        loc="left", color=_INK, weight="bold",
+    )  # fmt: skip
+    _tidy(axes)
+    values = [
+        {"stage": layer.stage, "block": layer.block, "heads": layer.heads, "mean": layer.mean} for layer in layers
+    ]
+    return figure, values
+
+
+def _layer_label(layer: LayerSimilarity) -> str:
+    return f"stage {layer.stage}\nblock {layer.block}\n{layer.heads} heads"
+
+
+# ---------------------------------------------------------------------------------------- common
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    # Figure, not pyplot: no window system and no global state is touched
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _tidy(axes: Axes, *, grid: str = "both") -> None:
+    axes.grid(True, axis=grid, color=_GRID, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_FAINT, labelsize=10)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    for label in axes.get_yticklabels():
+        label.set_color(_INK)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write the picture whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", dpi=130)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
