@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections import Counter
@@ -28,14 +29,13 @@ def write(graph: Graph, path: Path) -> Written:
     """
     pnnx = require("pnnx", extra=EXTRA)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        traced = Path(folder) / "model.pt"
-        pnnx.export(
-            graph.module("NCHW"),
-            str(traced),
-            graph.example("NCHW", torch.float32),
-            check_trace=False,
-            fp16=graph.precision == "fp16",
-        )
+        traced, example = Path(folder) / "model.pt", graph.example("NCHW", torch.float32)
+        # torch's and pnnx's own writers of this file end the process where the disk is full
+        serialized = io.BytesIO()
+        trace = torch.jit.trace(graph.module("NCHW"), example, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(trace, serialized)  # type: ignore[no-untyped-call]
+        traced.write_bytes(serialized.getvalue())
+        pnnx.convert(str(traced), example, fp16=graph.precision == "fp16")
         parts = {name: Path(folder) / f"model.ncnn.{name}" for name in ("param", "bin")}
         if not all(part.is_file() for part in parts.values()):
             raise UserError("the conversion for ncnn wrote nothing")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ def write(graph: Graph, path: Path) -> Written:
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if graph.batch is None else None
     example = graph.example("NHWC")
     program = torch.export.export(graph.module("NHWC"), (example,), dynamic_shapes=dynamic)
-    model = openvino.convert_model(program)
+    with _without_telemetry():
+        model = openvino.convert_model(program)
     # with a free batch the converter frees all four sides, which costs the runtime its choice of kernels
     model.reshape([-1 if graph.batch is None else graph.batch, *example.shape[1:]])
     model.inputs[0].get_tensor().set_names({INPUT})
@@ -53,6 +57,23 @@ def load(path: Path, *, threads: int = 0) -> OpenVinoRunner:
 
 
 load_for_check = load
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep the converter from sending usage data, which it does unasked except in continuous integration.
+
+    It also does so in forked processes, which can hang where other libraries run threads.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
 
 
 class OpenVinoRunner(ArtifactRunner):
