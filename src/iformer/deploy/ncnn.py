@@ -33,7 +33,7 @@ def write(graph: Graph, path: Path) -> Written:
         # torch's and pnnx's own writers of this file end the process where the disk is full
         serialized = io.BytesIO()
         trace = torch.jit.trace(graph.module("NCHW"), example, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(trace, serialized)  # type: ignore[no-untyped-call]
+        torch.jit.save(trace, serialized)
         traced.write_bytes(serialized.getvalue())
         pnnx.convert(str(traced), example, fp16=graph.precision == "fp16")
         parts = {name: Path(folder) / f"model.ncnn.{name}" for name in ("param", "bin")}
