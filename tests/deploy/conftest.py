@@ -28,6 +28,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def model(make_tiny_config: Callable[..., NetworkConfig], randomize: Callable[..., None]) -> Classifier:
+    torch.manual_seed(0)  # the head is initialised here; the same network in every test
     network = Classifier(make_tiny_config())
     randomize(network)
     network.metadata = Metadata(class_names=CLASS_NAMES, preprocessing=Preprocessing(size=(64, 64)))

@@ -16,16 +16,21 @@ import torch
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy import onnx as onnx_export
-from iformer.deploy.artifact import file_hash, read_record, record_path, write_record
-from iformer.deploy.onnx import OnnxRunner, export_onnx
+from iformer.deploy.artifact import ArtifactInfo, artifact_hash, read_record, record_path, write_record
+from iformer.deploy.export import export_artifact
+from iformer.deploy.graph import Graph, Written
+from iformer.deploy.onnx import OnnxRunner
 from iformer.deploy.parity import compare
-from iformer.errors import MissingDependencyError, UserError
+from iformer.errors import UserError
 from iformer.models.classifier import Classifier
-from iformer.models.folding import fold
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+
+
+def export_onnx(model: Classifier, path: Path, **options: Any) -> ArtifactInfo:
+    return export_artifact(model, path, "onnx", **options)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +117,10 @@ def tamper(path: Path, change: Callable[[Any], None]) -> None:
     proto = onnx.load(path)
     change(proto)
     onnx.save(proto, path)
-    write_record(replace(read_record_unchecked(path), sha256=file_hash(path)), path)
+    write_record(replace(read_record_unchecked(path), sha256=artifact_hash(path)), path)
 
 
 def read_record_unchecked(path: Path) -> Any:
-    from iformer.deploy.artifact import ArtifactInfo
-
     return ArtifactInfo.from_plain(json.loads(record_path(path).read_text()))
 
 
@@ -206,15 +209,16 @@ def test_a_failed_check_leaves_what_was_there(
     model: Classifier, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = artifact.read_bytes()
-    write = onnx_export._write
+    write = onnx_export.write
 
-    def wrong(network: Classifier, path: Path, *args: Any, **options: Any) -> None:
-        write(network, path, *args, **options)
+    def wrong(graph: Graph, path: Path) -> Written:
+        written = write(graph, path)
         proto = onnx.load(path)
         one_weight(proto)
         onnx.save(proto, path)
+        return written
 
-    monkeypatch.setattr(onnx_export, "_write", wrong)
+    monkeypatch.setattr(onnx_export, "write", wrong)
     with pytest.raises(UserError, match="does not agree with the network: logits differ"):
         export_onnx(model, artifact)
     assert artifact.read_bytes() == before
@@ -233,36 +237,6 @@ def test_a_record_is_needed_and_has_to_be_one(artifact: Path) -> None:
 def test_a_file_that_is_no_onnx_is_refused(artifact: Path) -> None:
     info = read_record(artifact)
     artifact.write_bytes(b"not a graph")
-    write_record(replace(info, sha256=file_hash(artifact)), artifact)
+    write_record(replace(info, sha256=artifact_hash(artifact)), artifact)
     with pytest.raises(UserError, match="cannot be loaded by ONNX Runtime"):
         OnnxRunner(artifact)
-
-
-def test_impossible_wishes(model: Classifier, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="32 pixels or more"):
-        export_onnx(model, tmp_path / "a.onnx", size=(16, 64))
-    with pytest.raises(UserError, match="batch is 0"):
-        export_onnx(model, tmp_path / "a.onnx", batch=0)
-    with pytest.raises(UserError, match="before folding"):
-        export_onnx(fold(model), tmp_path / "a.onnx")
-    model.reset_classifier(0)
-    with pytest.raises(UserError, match="one class or more"):
-        export_onnx(model, tmp_path / "a.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_cannot_be_written(model: Classifier, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        export_onnx(model, tmp_path / "file" / "a.onnx")
-
-
-def test_what_is_not_installed_is_named(
-    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(module: str, *, extra: str) -> Any:
-        raise MissingDependencyError(f"{module} is not installed; run: pip install 'iformer[{extra}]'")
-
-    monkeypatch.setattr(onnx_export, "require", missing)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'iformer\[onnx\]'"):
-        export_onnx(model, tmp_path / "a.onnx")

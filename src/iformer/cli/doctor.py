@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from iformer._version import __version__
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, table
+from iformer.deploy.runtimes import RUNTIMES
 
 CORE = (
     "torch",
@@ -38,17 +39,11 @@ class Part:
     name: str
     packages: tuple[tuple[str, str], ...]
     use: str
-    is_extra: bool = True
-    """Whether `pip install 'iformer[name]'` brings the packages."""
 
     @property
     def install(self) -> str:
         """The line that installs it."""
-        return (
-            f"pip install 'iformer[{self.name}]'"
-            if self.is_extra
-            else f"pip install {' '.join(n for _, n in self.packages)}"
-        )
+        return f"pip install 'iformer[{self.name}]'"
 
 
 PARTS = (
@@ -67,22 +62,11 @@ PARTS = (
         packages=(("elpv_dataset", "elpv-dataset"),),
         use="the solar-cell photographs, quickstart",
     ),
-    Part(
-        name="onnx",
-        packages=(("onnx", "onnx"), ("onnxscript", "onnxscript"), ("onnxruntime", "onnxruntime")),
-        use="export --to onnx",
+    *(
+        Part(name=runtime.name, packages=runtime.packages, use=f"export --to {runtime.name}")
+        for runtime in RUNTIMES.values()
     ),
     Part(name="bench", packages=(("matplotlib", "matplotlib"), ("psutil", "psutil")), use="benchmarks/"),
-    *(
-        Part(name=name, packages=packages, use=f"{runtime}; iformer does not export to it yet", is_extra=False)
-        for name, runtime, packages in (
-            ("coreml", "Core ML", (("coremltools", "coremltools"),)),
-            ("executorch", "ExecuTorch", (("executorch", "executorch"),)),
-            ("litert", "LiteRT", (("litert_torch", "litert-torch"), ("ai_edge_quantizer", "ai-edge-quantizer"))),
-            ("openvino", "OpenVINO", (("openvino", "openvino"), ("nncf", "nncf"))),
-            ("ncnn", "ncnn", (("ncnn", "ncnn"), ("pnnx", "pnnx"))),
-        )
-    ),
 )
 
 

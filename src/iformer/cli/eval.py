@@ -10,16 +10,27 @@ import typer
 from iformer.cli.arguments import output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, print_json_line, table
 from iformer.cli.train import Device, note_problems
+from iformer.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from iformer.config.metadata import Metadata
+    from iformer.training.evaluate import Predictor
     from iformer.training.results import Evaluation
+
+    Subject = tuple[Predictor, Metadata, int, torch.device]
+    """What is evaluated, what is known about it, its number of classes, and where the metric is computed."""
 
 Part = Literal["val", "train", "all"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, or the name of a shipped network.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A checkpoint file, an exported artifact, or the name of a shipped network."),
+    ],
     data: Annotated[
         str, typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv.")
     ],
@@ -44,24 +55,21 @@ def evaluate(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Accuracy, per-class scores and confusion matrix of a network on labelled images."""
-    import torch
-
-    from iformer.models.shipped import open_network
-    from iformer.training.evaluate import NetworkPredictor, evaluate_on_data
-    from iformer.training.precision import resolve_precision, run_device
+    """Accuracy, per-class scores and confusion matrix of a network or an artifact on labelled images."""
+    from iformer.deploy.artifact import is_artifact
+    from iformer.training.evaluate import evaluate_on_data
 
     if out is not None:
         output_folder(out)
-    on = run_device(device)
-    network = open_network(checkpoint).to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictor = NetworkPredictor(
-        network, network.metadata.preprocessing, device=on, precision=resolve_precision(precision, on)
+    subject, metadata, num_classes, on = (
+        _artifact(checkpoint, precision, device)
+        if is_artifact(checkpoint)
+        else _network(checkpoint, precision, device)
     )
     evaluation, notes = evaluate_on_data(
-        predictor,
-        network.metadata,
-        network.num_classes,
+        subject,
+        metadata,
+        num_classes,
         data,
         part=part,
         val_split=val_split,
@@ -78,6 +86,42 @@ def evaluate(
         print_json_line(record)
     else:
         _print(evaluation)
+
+
+def _network(checkpoint: str, precision: Precision, device: Device) -> Subject:
+    import torch
+
+    from iformer.models.shipped import open_network
+    from iformer.training.evaluate import NetworkPredictor
+    from iformer.training.precision import resolve_precision, run_device
+
+    on = run_device(device)
+    network = open_network(checkpoint).to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predictor = NetworkPredictor(
+        network, network.metadata.preprocessing, device=on, precision=resolve_precision(precision, on)
+    )
+    return predictor, network.metadata, network.num_classes, on
+
+
+def _artifact(path: str, precision: Precision, device: Device) -> Subject:
+    """An artifact in its own runtime, which decides on the device and whose file decides on the precision."""
+    import torch
+
+    from iformer.config.metadata import Metadata
+    from iformer.deploy.export import open_artifact, quiet
+
+    if precision != "fp32" or device not in ("auto", "cpu"):
+        raise UserError("--precision and --device are for checkpoints; an artifact runs as it was exported")
+    with quiet():
+        runner = open_artifact(Path(path))
+    info = runner.info
+    metadata = Metadata(
+        task=info.task,
+        class_names=info.class_names,
+        preprocessing=info.preprocessing,
+        provenance=info.provenance,
+    )
+    return runner, metadata, info.num_classes, torch.device("cpu")
 
 
 def _write(out: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:

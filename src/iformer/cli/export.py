@@ -1,4 +1,4 @@
-"""`iformer export`: one network to one checked artifact."""
+"""`iformer export`: one network to a checked artifact for each runtime."""
 
 from __future__ import annotations
 
@@ -8,32 +8,58 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from iformer.cli.arguments import parse_size
-from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, table
-from iformer.errors import UnknownNameError, UserError
+from iformer.cli.output import (
+    FAILED,
+    DebugOption,
+    JsonOption,
+    console,
+    describe_error,
+    note,
+    print_json_line,
+    table,
+)
+from iformer.deploy.runtimes import RUNTIMES, find_runtime
+from iformer.errors import UserError
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import ArtifactInfo
+    from iformer.deploy.runtimes import Runtime
 
-RUNTIMES = ("onnx",)
+PRECISIONS = sorted({precision for runtime in RUNTIMES.values() for precision in runtime.precisions})
 
 
 def export(
     weights: Annotated[
         str, typer.Argument(metavar="PATH|NAME", help="A checkpoint file, a shipped network or a released one.")
     ],
-    to: Annotated[str, typer.Option(help=f"The runtime: {', '.join(RUNTIMES)}.")] = "onnx",
+    to: Annotated[
+        str, typer.Option(help=f"One runtime or several with commas between: {', '.join(RUNTIMES)}; or all.")
+    ] = "onnx",
     out: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="The artifact. [default: the network's name, in this folder]"),
+        typer.Option(
+            help="The artifact; with several runtimes, or where it is a folder, the folder for them. "
+            "[default: the network's name and the runtime's ending, in this folder]"
+        ),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(help="Input size: 224, or height x width. [default: the network's own]"),
     ] = None,
-    batch: Annotated[str, typer.Option(help="dynamic, or a fixed number of images in one call.")] = "dynamic",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="dynamic, or a fixed number of images in one call. [default: dynamic where the runtime has it, "
+            "else 1]"
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(PRECISIONS)}. [default: fp32; for Core ML fp16]"),
+    ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Leave normalisation out of the graph: float32 NCHW in, not uint8 RGB NHWC."),
+        typer.Option("--raw", help="Leave normalisation out of the graph: float32 NCHW in, not RGB pixels."),
     ] = False,
     images: Annotated[
         list[str] | None,
@@ -43,28 +69,60 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """Export a folded network, load what came out in its own runtime, and prove that it is the network."""
-    if to not in RUNTIMES:
-        raise UnknownNameError("runtime", to, RUNTIMES)
+    runtimes = _runtimes(to)
     pixels = None if size is None else parse_size(size)
     count = _batch(batch)
     from iformer.data.stream import find_images
     from iformer.deploy.artifact import record_path
-    from iformer.deploy.onnx import export_onnx
+    from iformer.deploy.export import check_wishes, export_artifact, quiet
     from iformer.models.shipped import open_network
 
+    for runtime in runtimes:  # what cannot work is said before any of the work is done
+        check_wishes(runtime, batch=count, precision=precision)
+        with quiet():
+            runtime.require()
     photographs = find_images(images) if images else []
+    paths = _paths(out, runtimes, _name(weights))
     model = open_network(weights)
-    path = out or Path(f"{_name(weights)}.onnx")
     if not photographs:
         note("comparing on generated patterns only; --images FOLDER adds photographs of yours")
-    info = export_onnx(model, path, size=pixels, batch=count, raw=raw, images=photographs)
-    if json:
-        print_json({"artifact": path, "record": record_path(path), **info.to_plain()})
-    else:
-        _print(info, path, record_path(path))
+    failed = 0
+    for runtime, path in zip(runtimes, paths, strict=True):
+        try:
+            info = export_artifact(
+                model,
+                path,
+                runtime.name,
+                size=pixels,
+                batch=count,
+                precision=precision,
+                raw=raw,
+                images=photographs,
+            )
+        except (UserError, OSError) as error:
+            if len(runtimes) == 1:
+                raise
+            note(describe_error(error))
+            failed += 1
+            continue
+        if json:
+            print_json_line({"artifact": path, "record": record_path(path), **info.to_plain()})
+        else:
+            _print(info, path, runtime)
+    if failed:
+        note(f"{failed} of {len(runtimes)} exports failed")
+        raise typer.Exit(FAILED)
 
 
-def _batch(text: str) -> Literal["dynamic"] | int:
+def _runtimes(text: str) -> list[Runtime]:
+    if text == "all":
+        return list(RUNTIMES.values())
+    return [find_runtime(name.strip()) for name in dict.fromkeys(text.split(","))]
+
+
+def _batch(text: str | None) -> Literal["dynamic"] | int | None:
+    if text is None:
+        return None
     if text == "dynamic":
         return "dynamic"
     if not text.isdigit() or int(text) < 1:
@@ -72,20 +130,36 @@ def _batch(text: str) -> Literal["dynamic"] | int:
     return int(text)
 
 
+def _paths(out: Path | None, runtimes: list[Runtime], name: str) -> list[Path]:
+    from iformer.deploy.artifact import is_artifact
+
+    if out is None:
+        return [Path(f"{name}{runtime.suffix}") for runtime in runtimes]
+    if len(runtimes) > 1 or (out.is_dir() and not is_artifact(out)):
+        return [out / f"{name}{runtime.suffix}" for runtime in runtimes]
+    if out.suffix != runtimes[0].suffix:
+        raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
+    return [out]
+
+
 def _name(weights: str) -> str:
     return Path(weights).stem if Path(weights).is_file() else weights
 
 
-def _print(info: ArtifactInfo, path: Path, record: Path) -> None:
+def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
+    from iformer.deploy.artifact import artifact_bytes, record_path
+
     parity: dict[str, Any] = info.parity or {}
     shape = " x ".join("N" if side is None else str(side) for side in info.input_shape)
     photographs = parity["images"] - parity["generated_images"]
     rows = [
-        ["file", f"{path} ({path.stat().st_size / 1e6:.2f} MB)"],
-        ["record", str(record)],
+        ["file", f"{path} ({artifact_bytes(path) / 1e6:.2f} MB)"],
+        ["record", str(record_path(path))],
         ["input", f"{info.input_name}: {info.input_dtype} {info.input_layout}, {shape}"],
-        ["normalisation", "in the graph" if info.input_dtype == "uint8" else "left to the caller (--raw)"],
-        ["classes", f"{len(info.class_names)} names in the file" if info.class_names else "names not known"],
+        ["normalisation", "in the graph" if info.normalized_by == "graph" else "left to the caller (--raw)"],
+        ["classes", f"{len(info.class_names)} names" if info.class_names else "names not known"],
+        ["status", info.status],
+        ["checked by", info.checked_by],
         ["compared on", f"{photographs} photographs and {parity['generated_images']} generated patterns"],
         [
             "largest error",
@@ -93,4 +167,9 @@ def _print(info: ArtifactInfo, path: Path, record: Path) -> None:
         ],
         ["same first class", f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} clear images"],
     ]
-    console().print(table(f"{info.network} for {info.runtime}, {info.precision}", ["", ""], rows, left=2))
+    if "not_delegated" in info.graph:
+        left = ", ".join(f"{count} {name}" for name, count in info.graph["not_delegated"].items())
+        rows.append(["not in XNNPACK", left or "nothing"])
+    if "transposes" in info.graph:
+        rows.append(["rearranged", f"{info.graph['reshapes']} reshapes, {info.graph['transposes']} transposes"])
+    console().print(table(f"{info.network} for {runtime.title}, {info.precision}", ["", ""], rows, left=2))

@@ -15,6 +15,7 @@ from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json
 from iformer.errors import WeightsError
 
 if TYPE_CHECKING:
+    from iformer.deploy.artifact import Runner
     from iformer.deploy.predict import Answer, Failure
     from iformer.models.classifier import Classifier
 
@@ -30,7 +31,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="PATH|NAME",
-            help="A checkpoint file, a shipped network (elpv: solar cells) or a released one (iformer_t). "
+            help="A checkpoint file, an exported artifact, a shipped network (elpv: solar cells) or a released "
+            "one (iformer_t). "
             f"[default: the released ImageNet weights of {DEFAULT_NETWORK}]",
         ),
     ] = None,
@@ -59,7 +61,6 @@ def predict(
     """Name what is in images: files, folders, globs. JSON lines, a contact sheet, where the network looks."""
     from iformer.data.stream import find_images
     from iformer.deploy.predict import Answer, Predictor, best_device
-    from iformer.models.shipped import open_network
 
     paths = find_images(images)
     folder = out or (None if json and not explain else DEFAULT_FOLDER)
@@ -67,13 +68,12 @@ def predict(
         written_here = output_folder(folder).resolve()
         # the pictures of an earlier run lie below a folder such as "."; they are not its photographs
         paths = [path for path in paths if written_here not in path.resolve().parents] or paths
-    model = _default_network() if weights is None else open_network(weights)
     predictor = Predictor(
-        model,
+        _model(weights, device),
         top_k=top_k,
         batch_size=batch_size,
         workers=workers,
-        device=_device(device or best_device()),
+        device=_device(device or ("cpu" if _is_artifact(weights) else best_device())),
         attention=explain,
     )
     width = min(48, max(len(path.name) for path in paths))
@@ -98,12 +98,34 @@ def predict(
     answered = len(records) - failed
     note(
         f"{answered} image{'s' if answered != 1 else ''} in {seconds:.1f} s ({answered / seconds:.1f} images/s) "
-        f"by {model.config.name} on {predictor.device}" + (f"; {failed} could not be read" if failed else "")
+        f"by {predictor.name} on {predictor.device}" + (f"; {failed} could not be read" if failed else "")
     )
     if folder is not None:
-        _write(folder, records, drawn, answered, model, weights or DEFAULT_NETWORK, explain=explain)
+        _write(folder, records, drawn, answered, predictor.name, weights or DEFAULT_NETWORK, explain=explain)
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _is_artifact(weights: str | None) -> bool:
+    from iformer.deploy.artifact import is_artifact
+
+    return weights is not None and is_artifact(weights)
+
+
+def _model(weights: str | None, device: str | None) -> Classifier | Runner:
+    from iformer.models.shipped import open_network
+
+    if weights is None:
+        return _default_network()
+    if not _is_artifact(weights):
+        return open_network(weights)
+    from iformer.deploy.export import open_artifact, quiet
+    from iformer.errors import UserError
+
+    if device not in (None, "cpu"):
+        raise UserError(f"--device is '{device}'; an artifact runs on the CPU, in its own runtime")
+    with quiet():
+        return open_artifact(Path(weights))
 
 
 def _default_network() -> Classifier:
@@ -156,7 +178,7 @@ def _write(
     records: list[dict[str, Any]],
     drawn: list[Answer],
     answered: int,
-    model: Classifier,
+    name: str,
     weights: str,
     *,
     explain: bool,
@@ -166,11 +188,11 @@ def _write(
     _write_lines(folder / "predictions.jsonl", records)
     if not drawn:
         return
-    title = f"{model.config.name} on {answered} image{'s' if answered != 1 else ''}"
+    title = f"{name} on {answered} image{'s' if answered != 1 else ''}"
     subtitle = f"Weights: {weights}. Each image as the network sees it, with its likeliest classes."
     pictures = draw_predictions(drawn, folder, title=title, subtitle=subtitle)
     if explain:
-        pictures += draw_explanations(drawn, folder, title=f"Where {model.config.name} looks")
+        pictures += draw_explanations(drawn, folder, title=f"Where {name} looks")
     note("written: " + ", ".join(str(picture) for picture in pictures))
     for kind, limit in (("predict", max_drawn()), ("explain", max_drawn(explain=True))):
         if answered > limit and (kind == "predict" or explain):

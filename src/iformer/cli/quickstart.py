@@ -193,9 +193,9 @@ def _trained(result: TrainResult) -> Classifier:
 
 
 def _export(say: Console, model: Classifier, path: Path, test: ImageSet) -> ArtifactInfo:
-    from iformer.deploy.onnx import export_onnx
+    from iformer.deploy.export import export_artifact
 
-    info = export_onnx(model, path, images=[sample.path for sample in test.samples])
+    info = export_artifact(model, path, "onnx", images=[sample.path for sample in test.samples])
     parity: dict[str, Any] = info.parity or {}
     say.print(
         f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, takes uint8 RGB, normalises in the graph, "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,31 +27,42 @@ class ArtifactInfo:
 
     format: Literal["iformer-artifact-1"] = "iformer-artifact-1"
     runtime: str
-    """`onnx`, …"""
+    """A name of `iformer.deploy.runtimes.RUNTIMES`: `onnx`, …"""
     file: str
-    """Name of the artifact, which lies beside this record."""
+    """Name of the artifact, a file or a folder, which lies beside this record."""
     sha256: str
-    """Of the artifact's bytes: a file that was changed after export no longer has it."""
+    """Of the artifact's bytes (`artifact_hash`): one that was changed after export no longer has it."""
     network: str
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     input_name: str
-    input_dtype: Literal["uint8", "float32"]
-    """uint8: RGB values 0 to 255, normalised in the graph. float32: normalised by the caller with
-    `preprocessing.mean` and `.std`, after dividing by 255."""
+    input_dtype: Literal["uint8", "float32", "image"]
+    """image: the runtime's own image type, RGB."""
     input_layout: Literal["NHWC", "NCHW"]
+    normalized_by: Literal["graph", "caller"]
+    """graph: the input's values are those of the image file, 0 to 255. caller: they are divided by 255 and
+    normalised with `preprocessing.mean` and `.std` before they are fed (`--raw`)."""
     batch: int | None
     """Images in one call; None: any number."""
     preprocessing: Preprocessing
-    """How an image becomes the input: resized and cropped by the caller; normalised in the graph where
-    `input_dtype` is uint8."""
+    """How an image becomes the input: resized and cropped by the caller, normalised by `normalized_by`."""
     output_name: str
     output: Literal["logits"] = "logits"
     """One logit a class, batch x classes; softmax gives probabilities."""
-    task: str = "classify"
+    task: Literal["classify", "detect", "segment"] = "classify"
+    num_classes: int
     class_names: tuple[str, ...] = ()
+    """One name a class, in the order of the logits; empty where they are not known."""
     weights_sha256: str
     """Of the network's weights before folding; see `weights_hash`."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from, as in the checkpoint's metadata."""
     versions: dict[str, str] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
+    """What the runtime's format made of the network: operations, and what will not be accelerated."""
+    status: Literal["run here", "converted, not run here"] = "run here"
+    """Whether the machine that exported it has run it in its own runtime."""
+    checked_by: str = ""
+    """What gave the artifact's logits in `parity`."""
     parity: dict[str, Any] | None = None
     """What `iformer.deploy.parity.compare` found; None: not compared."""
     accuracy: dict[str, Any] | None = None
@@ -83,6 +95,8 @@ class Runner(Protocol):
     """An artifact loaded in its own runtime."""
 
     info: ArtifactInfo
+    stands_in_for: str | None
+    """None, or what was computed instead, where the runtime itself cannot run on this machine."""
 
     def __call__(self, images_B3HW: Tensor) -> Tensor:
         """uint8 RGB images of the network's size, B x 3 x H x W, to logits, B x K, float32."""
@@ -90,17 +104,46 @@ class Runner(Protocol):
 
 @contextmanager
 def staged(artifact: Path) -> Iterator[Path]:
-    """A path to write an artifact and its record to; both take their places only when the block succeeds.
+    """A path to write an artifact (a file or a folder) and its record to.
+
+    Both take their places only when the block succeeds. An artifact that is a folder takes the place of
+    another one, never that of a folder which no record calls an artifact.
 
     Raises:
+        UserError: a folder that is no artifact is in the way.
         OSError: the folder cannot be made or written.
     """
+    if artifact.is_dir() and not record_path(artifact).is_file():
+        raise UserError(f"{artifact} is a folder and no artifact; give the artifact another name")
+    missing = [folder for folder in (artifact.parent, *artifact.parent.parents) if not folder.exists()]
     artifact.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".iformer-export-", dir=artifact.parent) as folder:
-        path = Path(folder) / artifact.name
-        yield path
-        os.replace(path, artifact)
-        os.replace(record_path(path), record_path(artifact))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".iformer-export-", dir=artifact.parent) as folder:
+            path = Path(folder) / "new" / artifact.name
+            path.parent.mkdir()
+            yield path
+            _take_place(path, artifact, displaced=Path(folder) / "old")
+            os.replace(record_path(path), record_path(artifact))
+    except BaseException:
+        for made in missing:
+            with suppress(OSError):  # something of another's lies there by now
+                made.rmdir()
+        raise
+
+
+def _take_place(path: Path, target: Path, *, displaced: Path) -> None:
+    """Rename `path` to `target`; a folder cannot be renamed onto another, so that one is moved away first."""
+    if not (path.is_dir() or target.is_dir()) or not target.exists():
+        os.replace(path, target)
+        return
+    os.replace(target, displaced)
+    try:
+        os.replace(path, target)
+    except OSError:
+        os.replace(displaced, target)
+        raise
+    if displaced.is_dir():
+        shutil.rmtree(displaced)
 
 
 def record_path(artifact: Path) -> Path:
@@ -133,15 +176,36 @@ def read_record(artifact: Path) -> ArtifactInfo:
         raise UserError(f"{path} is missing; an artifact needs the record that was exported with it") from None
     except (ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not the record of an artifact: {error}") from None
-    if file_hash(artifact) != info.sha256:
+    try:
+        found = artifact_hash(artifact)
+    except FileNotFoundError:
+        raise UserError(f"{artifact} is missing; only its record is there") from None
+    if found != info.sha256:
         raise UserError(f"{artifact} was changed after its export: its sha256 is not that of {path.name}")
     return info
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def artifact_hash(path: Path) -> str:
+    """sha256 in hex: of a file's bytes, or of the names, sizes and bytes of all files in a folder."""
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in sorted(part for part in path.rglob("*") if part.is_file()):
+        digest.update(f"{part.relative_to(path).as_posix()} {part.stat().st_size}\n".encode())
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def artifact_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def is_artifact(path: str | os.PathLike[str]) -> bool:
+    """Whether an artifact's record lies beside a path."""
+    return record_path(Path(path)).is_file()
 
 
 def weights_hash(model: Backbone) -> str:

@@ -28,6 +28,8 @@ from iformer.models.classifier import Classifier
 
 FP32_TOLERANCE = 1e-3
 """Largest logit error of a single-precision artifact, as a share of the largest logit."""
+FP16_TOLERANCE = 2e-2
+"""The same of an artifact whose weights or arithmetic have half precision."""
 
 _CHUNK = 16
 

@@ -5,7 +5,7 @@ Shape letters: B batch, H and W the input's sides, h and w the attention map's, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iformer.data.stream import ImageBatch, iterate_images
 from iformer.data.transforms import Normalize, eval_transform
+from iformer.deploy.artifact import Runner
 from iformer.deploy.explain import AttentionRecorder
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
@@ -44,11 +45,11 @@ class Failure:
 
 
 class Predictor:
-    """A classifier ready to answer: folded, channels last, behind its own preprocessing."""
+    """A classifier ready to answer: folded, channels last, behind its own preprocessing; or an artifact."""
 
     def __init__(
         self,
-        model: Classifier,
+        model: Classifier | Runner,
         *,
         top_k: int = 5,
         batch_size: int = 32,
@@ -59,6 +60,7 @@ class Predictor:
         """Prepare a network; the one given is left as it was.
 
         Args:
+            model: a network, or an artifact in its own runtime (`iformer.deploy.export.open_artifact`).
             top_k: how many classes an answer has, at most.
             batch_size: images in one call of the network.
             workers: threads that decode; None: one a core, at most 8.
@@ -66,22 +68,42 @@ class Predictor:
                 slower and answers the same.
 
         Raises:
-            UserError: a number below 1, or with `attention` a network that has none.
+            UserError: a number below 1, or with `attention` an artifact or a network that has none.
         """
         for name, value in {"top_k": top_k, "batch_size": batch_size, "workers": workers}.items():
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected 1 or more")
-        self.preprocessing = model.metadata.preprocessing
-        self.top_k = min(top_k, model.num_classes)
         self.batch_size = batch_size
         self.workers = workers
         self.device = torch.device(device)
-        self.class_names = model.metadata.class_names or tuple(f"class {i}" for i in range(model.num_classes))
-        network = model if attention or is_folded(model) else fold(model)
-        self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.recorder = AttentionRecorder(self.network) if attention else None
-        self._normalize = Normalize(self.preprocessing).to(self.device)
+        self.recorder: AttentionRecorder | None = None
+        if isinstance(model, Classifier):
+            self.name, num_classes = model.config.name, model.num_classes
+            class_names, self.preprocessing = model.metadata.class_names, model.metadata.preprocessing
+            self._logits = self._network(model, attention=attention)
+        else:
+            if attention:
+                raise UserError("where an artifact looks cannot be seen; give the checkpoint it was made from")
+            info = model.info
+            self.name, num_classes = f"{info.network} ({info.runtime}, {info.precision})", info.num_classes
+            class_names, self.preprocessing = info.class_names, info.preprocessing
+            self._logits = model
+        self.top_k = min(top_k, num_classes)
+        self.class_names = class_names or tuple(f"class {i}" for i in range(num_classes))
         self._transform = eval_transform(self.preprocessing)
+
+    def _network(self, model: Classifier, *, attention: bool) -> Callable[[Tensor], Tensor]:
+        network = model if attention or is_folded(model) else fold(model)
+        network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.recorder = AttentionRecorder(network) if attention else None
+        normalize = Normalize(self.preprocessing).to(self.device)
+
+        def logits(pixels_BCHW: Tensor) -> Tensor:
+            batch = normalize(pixels_BCHW.to(self.device, non_blocking=True))
+            logits_BK: Tensor = network(batch.contiguous(memory_format=torch.channels_last))
+            return logits_BK
+
+        return logits
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Answer | Failure]:
         """An answer or a failure for each different path, in order. Decoding runs ahead of the network."""
@@ -103,8 +125,7 @@ class Predictor:
             stack.enter_context(torch.inference_mode())
             if self.recorder is not None:
                 stack.enter_context(self.recorder)
-            batch = self._normalize(pixels_BCHW.to(self.device, non_blocking=True))
-            probabilities_BK = self.network(batch.contiguous(memory_format=torch.channels_last)).softmax(1)
+            probabilities_BK = self._logits(pixels_BCHW).softmax(1)
             maps = None if self.recorder is None else self.recorder.take_maps().cpu()
         return probabilities_BK.float().cpu(), maps
 

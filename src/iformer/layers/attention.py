@@ -44,10 +44,11 @@ def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
     """softmax(q k^T) v over the keys, B x L x C; the 1/sqrt(D) is already in q.
 
     Explicit products rather than `scaled_dot_product_attention`: one head of few tokens gains nothing
-    from the fused kernel, and the fused form adds transposes to exported graphs.
+    from the fused kernel, and the fused form adds transposes to exported graphs. `bmm` rather than `@`, whose
+    broadcasting leaves copies in ExecuTorch's graphs and hides the attention from OpenVINO's fusion.
     """
-    attention_BLL = (q_BLD @ k_BLD.transpose(1, 2)).softmax(dim=-1)
-    return attention_BLL @ v_BLC
+    attention_BLL = torch.bmm(q_BLD, k_BLD.transpose(1, 2)).softmax(dim=-1)
+    return torch.bmm(attention_BLL, v_BLC)
 
 
 def modulated_attention(

@@ -1,0 +1,97 @@
+"""LiteRT (TensorFlow Lite): one `.tflite` file, and running it through its XNNPACK delegate."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from iformer.config.dependencies import require
+from iformer.deploy.graph import INPUT, OUTPUT, Graph, Written, operation_counts
+from iformer.deploy.runner import ArtifactRunner
+from iformer.errors import UserError
+
+EXTRA = "litert"
+LABELS, METADATA = "labels.txt", "iformer.json"
+
+
+class _Named(nn.Module):
+    """A dict as output: its keys become the names of the signature's outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {OUTPUT: self.model(image)}
+
+
+def write(graph: Graph, path: Path) -> Written:
+    """Convert a network; names and preprocessing are files of a zip at its end, where TensorFlow Lite has them."""
+    litert_torch = require("litert_torch", extra=EXTRA)
+    converted = litert_torch.convert(
+        _Named(graph.module("NHWC")).eval(), sample_kwargs={INPUT: graph.example("NHWC")}
+    )
+    # the converter's own writer ends the process where the disk is full
+    path.write_bytes(converted.model_content())
+    with zipfile.ZipFile(path, "a") as attached:
+        _attach(attached, LABELS, "".join(f"{name}\n" for name in graph.class_names))
+        _attach(attached, METADATA, json.dumps(graph.embedded()))
+    return Written(
+        input_dtype="float32" if graph.raw else "uint8",
+        input_layout="NCHW" if graph.raw else "NHWC",
+        graph=operation_counts(_operations(path)),
+    )
+
+
+def load(path: Path, *, threads: int = 0) -> LiteRtRunner:
+    """An artifact in LiteRT on the CPU."""
+    return LiteRtRunner(path, threads=threads)
+
+
+load_for_check = load
+
+
+class LiteRtRunner(ArtifactRunner):
+    """A LiteRT artifact in its interpreter, with the XNNPACK delegate."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Load an artifact and its record.
+
+        Raises:
+            MissingDependencyError: ai-edge-litert is not installed.
+            UserError: the file cannot be loaded, or what is written in it is not what its record says.
+        """
+        interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
+        super().__init__(path)
+        try:
+            with zipfile.ZipFile(path) as attached:
+                found = json.loads(attached.read(METADATA))
+                names = attached.read(LABELS).decode().splitlines()
+            self.interpreter = interpreter.Interpreter(str(path), num_threads=threads or None)
+            self.signature = self.interpreter.get_signature_runner()
+        except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be loaded by LiteRT: {error}") from None
+        self.check_embedded(found)
+        if names != list(self.info.class_names):
+            raise UserError(f"{path}: {LABELS} inside the file and the class names in its record differ")
+
+    def run(self, fed: Tensor) -> Any:
+        """What a benchmark times: the input as `prepare` makes it to logits, a NumPy array of B x K."""
+        return self.signature(**{self.info.input_name: fed.numpy()})[self.info.output_name]
+
+
+def _attach(archive: zipfile.ZipFile, name: str, content: str) -> None:
+    # a fixed date, so that the same network gives the same file
+    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+
+
+def _operations(path: Path) -> Counter[str]:
+    interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
+    plain = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    reader = interpreter.Interpreter(str(path), experimental_op_resolver_type=plain)
+    return Counter(operation["op_name"] for operation in reader._get_ops_details())

@@ -1,0 +1,141 @@
+"""What a Core ML program computes, by the definition of its operations, in PyTorch's fp32.
+
+Written from the operations' documentation for those that our networks need. Where a program has another
+one, it is refused: a check that guesses is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from iformer.errors import UserError
+
+_IGNORED = ("const", "classify")
+"""Operations without arithmetic: constants are read where they are used, labels are compared elsewhere."""
+
+
+def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run one function of a program.
+
+    Args:
+        function: a `coremltools` MIL function.
+        inputs: a tensor for each of its inputs.
+
+    Returns:
+        A tensor for each value that the function computes, by name.
+
+    Raises:
+        UserError: an operation has no definition here.
+    """
+    values: dict[str, Any] = {name: tensor.float() for name, tensor in inputs.items()}
+    for operation in function.operations:
+        kind = operation.op_type
+        if kind in _IGNORED:
+            continue
+        if kind not in _OPERATIONS:
+            raise UserError(f"Core ML's operation '{kind}' cannot be checked on this system")
+        arguments = {name: _value(variable, values) for name, variable in operation.inputs.items()}
+        result = _OPERATIONS[kind](arguments)
+        results = result if isinstance(result, tuple) else (result,)
+        values.update(zip((output.name for output in operation.outputs), results, strict=True))
+    return values
+
+
+def _value(variable: Any, values: Mapping[str, Any]) -> Any:
+    """A computed tensor, or a constant: float arrays as fp32 tensors, everything else as it is."""
+    if isinstance(variable, list | tuple):
+        return [_value(part, values) for part in variable]
+    if variable is None:
+        return None
+    if variable.name in values:
+        return values[variable.name]
+    constant = variable.val
+    if isinstance(constant, np.ndarray | np.generic) and np.asarray(constant).dtype.kind == "f":
+        return torch.tensor(np.asarray(constant, dtype=np.float32))
+    return constant
+
+
+def _ints(value: Any) -> list[int]:
+    return [int(number) for number in np.asarray(value).flatten()]
+
+
+def _conv(a: dict[str, Any]) -> Any:
+    x, weight = a["x"], a["weight"]
+    strides = _ints(a["strides"]) if a.get("strides") is not None else [1, 1]
+    dilations = _ints(a["dilations"]) if a.get("dilations") is not None else [1, 1]
+    kind = a.get("pad_type") or "valid"
+    if kind not in ("valid", "custom"):
+        raise UserError(f"Core ML's padding '{kind}' cannot be checked on this system")
+    if kind == "custom":
+        top, bottom, left, right = _ints(a["pad"])
+        x = F.pad(x, (left, right, top, bottom))
+    groups = 1 if a.get("groups") is None else int(a["groups"])
+    return F.conv2d(x, weight, a.get("bias"), stride=strides, dilation=dilations, groups=groups)
+
+
+def _gelu(a: dict[str, Any]) -> Any:
+    mode = a.get("mode") or "EXACT"
+    if mode not in ("EXACT", "TANH_APPROXIMATION"):
+        raise UserError(f"Core ML's GELU '{mode}' cannot be checked on this system")
+    return F.gelu(a["x"], approximate="none" if mode == "EXACT" else "tanh")
+
+
+def _matmul(a: dict[str, Any]) -> Any:
+    x = a["x"].transpose(-1, -2) if a.get("transpose_x") else a["x"]
+    y = a["y"].transpose(-1, -2) if a.get("transpose_y") else a["y"]
+    return x @ y
+
+
+def _split(a: dict[str, Any]) -> tuple[Tensor, ...]:
+    axis = int(a["axis"])
+    if a.get("split_sizes") is not None:
+        return torch.split(a["x"], _ints(a["split_sizes"]), dim=axis)
+    return torch.split(a["x"], a["x"].shape[axis] // int(a["num_splits"]), dim=axis)
+
+
+def _batch_norm(a: dict[str, Any]) -> Any:
+    return F.batch_norm(
+        a["x"], a["mean"], a["variance"], a.get("gamma"), a.get("beta"), training=False, eps=float(a["epsilon"])
+    )
+
+
+def _reshape(a: dict[str, Any]) -> Any:
+    # 0 keeps the input's side of the same position
+    shape = [a["x"].shape[i] if side == 0 else side for i, side in enumerate(_ints(a["shape"]))]
+    return a["x"].reshape(shape)
+
+
+def _cast(a: dict[str, Any]) -> Any:
+    if a["dtype"] not in ("fp16", "fp32"):
+        raise UserError(f"Core ML's cast to '{a['dtype']}' cannot be checked on this system")
+    return a["x"].float()
+
+
+def _reduce_mean(a: dict[str, Any]) -> Any:
+    return a["x"].mean(_ints(a["axes"]), keepdim=bool(a.get("keep_dims")))
+
+
+_OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "add": lambda a: a["x"] + a["y"],
+    "batch_norm": _batch_norm,
+    "cast": _cast,
+    "concat": lambda a: torch.cat(a["values"], dim=int(a["axis"])),
+    "conv": _conv,
+    "gelu": _gelu,
+    "linear": lambda a: F.linear(a["x"], a["weight"], a.get("bias")),
+    "matmul": _matmul,
+    "mul": lambda a: a["x"] * a["y"],
+    "reduce_mean": _reduce_mean,
+    "reshape": _reshape,
+    "sigmoid": lambda a: a["x"].sigmoid(),
+    "softmax": lambda a: a["x"].softmax(int(a["axis"])),
+    "split": _split,
+    "sub": lambda a: a["x"] - a["y"],
+    "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
+}

@@ -1,0 +1,107 @@
+"""OpenVINO: a folder with `model.xml` and `model.bin`, and running it on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iformer.config.dependencies import require
+from iformer.deploy.graph import INPUT, OUTPUT, Graph, Written, operation_counts
+from iformer.deploy.runner import ArtifactRunner
+from iformer.errors import UserError
+
+EXTRA = "openvino"
+SECTION = "iformer"
+"""The part of the model's `rt_info` that holds class names and preprocessing."""
+
+
+def write(graph: Graph, path: Path) -> Written:
+    """Convert a network; with fp16 the weights are stored in half precision and computed with in fp32."""
+    openvino = require("openvino", extra=EXTRA)
+    dynamic = ({0: torch.export.Dim("batch", min=1)},) if graph.batch is None else None
+    example = graph.example("NHWC")
+    program = torch.export.export(graph.module("NHWC"), (example,), dynamic_shapes=dynamic)
+    with _without_telemetry():
+        model = openvino.convert_model(program)
+    # with a free batch the converter frees all four sides, which costs the runtime its choice of kernels
+    model.reshape([-1 if graph.batch is None else graph.batch, *example.shape[1:]])
+    model.inputs[0].get_tensor().set_names({INPUT})
+    model.outputs[0].get_tensor().set_names({OUTPUT})
+    for key, value in graph.embedded().items():
+        model.set_rt_info(value, [SECTION, key])
+    path.mkdir()
+    openvino.save_model(model, path / "model.xml", compress_to_fp16=graph.precision == "fp16")
+    return Written(
+        input_dtype="float32" if graph.raw else "uint8",
+        input_layout="NCHW" if graph.raw else "NHWC",
+        graph=operation_counts(
+            Counter(
+                operation.get_type_name()
+                for operation in model.get_ops()
+                if operation.get_type_name() not in ("Constant", "Parameter", "Result")
+            )
+        ),
+    )
+
+
+def load(path: Path, *, threads: int = 0) -> OpenVinoRunner:
+    """An artifact in OpenVINO on the CPU."""
+    return OpenVinoRunner(path, threads=threads)
+
+
+load_for_check = load
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep the converter from sending usage data, which it does unasked except in continuous integration.
+
+    It also does so in forked processes, which can hang where other libraries run threads.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
+class OpenVinoRunner(ArtifactRunner):
+    """An OpenVINO artifact on the CPU, in single precision."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Load an artifact and its record.
+
+        Raises:
+            MissingDependencyError: openvino is not installed.
+            UserError: the artifact cannot be loaded, or what is written in it is not what its record says.
+        """
+        openvino = require("openvino", extra=EXTRA)
+        super().__init__(path)
+        # without the hint a CPU that has bf16 computes in it, with errors of 6e-3
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        try:
+            model = core.read_model(path / "model.xml")
+            self.compiled = core.compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise UserError(f"{path} cannot be loaded by OpenVINO: {error}") from None
+        keys = ("class_names", "preprocessing")
+        found = {key: [SECTION, key] for key in keys if model.has_rt_info([SECTION, key])}
+        self.check_embedded({key: str(model.get_rt_info(where).value) for key, where in found.items()})
+
+    def run(self, fed: Tensor) -> Any:
+        """What a benchmark times: the input as `prepare` makes it to logits, a NumPy array of B x K."""
+        return self.compiled({self.info.input_name: fed.numpy()})[self.info.output_name]

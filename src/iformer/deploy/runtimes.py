@@ -1,0 +1,132 @@
+"""The runtimes a network can be exported to, one row each. No torch here, so that naming them is quick."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from iformer.config.dependencies import require
+from iformer.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from iformer.deploy.artifact import Runner
+    from iformer.deploy.graph import Graph, Written
+
+
+class RuntimeModule(Protocol):
+    """What each runtime's own file has to offer."""
+
+    def write(self, graph: Graph, path: Path) -> Written:
+        """Convert a network; everything the artifact consists of lies at `path` afterwards."""
+
+    def load(self, path: Path, *, threads: int = 0) -> Runner:
+        """An artifact and its record, in the runtime itself; 0 threads lets the runtime choose.
+
+        Raises:
+            MissingDependencyError: the runtime is not installed.
+            UserError: the artifact cannot be loaded here, or what is written in it is not what its record says.
+        """
+
+    def load_for_check(self, path: Path) -> Runner:
+        """What the parity check asks: `load`, or, where the runtime cannot run here, its graph's definition."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """One row: what a runtime needs and what it can take."""
+
+    name: str
+    """Also the name of the extra that installs it."""
+    title: str
+    packages: tuple[tuple[str, str], ...]
+    """Name to import and name to install of each package it needs."""
+    suffix: str
+    """What its artifacts' names end with."""
+    precisions: tuple[str, ...]
+    """What `--precision` may be; the first is the default."""
+    any_batch: bool = False
+    """Whether one artifact can take any number of images in one call."""
+    one_image: bool = False
+    """Whether a call always takes a single image."""
+
+    def require(self) -> None:
+        """Raise `MissingDependencyError` with what to install, unless all of its packages are here."""
+        for module, _ in self.packages:
+            require(module, extra=self.name)
+
+    def module(self) -> RuntimeModule:
+        """The file that converts to it and runs it."""
+        return cast(RuntimeModule, importlib.import_module(f"iformer.deploy.{self.name}"))
+
+    def versions(self) -> dict[str, str]:
+        """The version of each of its packages."""
+        return {package: importlib.metadata.version(package) for _, package in self.packages}
+
+
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            name="onnx",
+            title="ONNX Runtime",
+            packages=(("onnx", "onnx"), ("onnxscript", "onnxscript"), ("onnxruntime", "onnxruntime")),
+            suffix=".onnx",
+            precisions=("fp32",),
+            any_batch=True,
+        ),
+        Runtime(
+            name="coreml",
+            title="Core ML",
+            packages=(("coremltools", "coremltools"),),
+            suffix=".mlpackage",
+            precisions=("fp16", "fp32"),
+            one_image=True,
+        ),
+        Runtime(
+            name="executorch",
+            title="ExecuTorch",
+            packages=(("executorch", "executorch"),),
+            suffix=".pte",
+            precisions=("fp32",),
+        ),
+        Runtime(
+            name="litert",
+            title="LiteRT",
+            packages=(("litert_torch", "litert-torch"), ("ai_edge_litert", "ai-edge-litert")),
+            suffix=".tflite",
+            precisions=("fp32",),
+        ),
+        Runtime(
+            name="openvino",
+            title="OpenVINO",
+            packages=(("openvino", "openvino"),),
+            suffix=".openvino",
+            precisions=("fp32", "fp16"),
+            any_batch=True,
+        ),
+        Runtime(
+            name="ncnn",
+            title="ncnn",
+            packages=(("ncnn", "ncnn"), ("pnnx", "pnnx")),
+            suffix=".ncnn",
+            precisions=("fp32", "fp16"),
+            one_image=True,
+        ),
+    )
+}
+"""Every runtime by its name."""
+
+
+def find_runtime(name: str) -> Runtime:
+    """The row of a runtime.
+
+    Raises:
+        UnknownNameError: there is none of that name; the message suggests the nearest ones.
+    """
+    if name not in RUNTIMES:
+        raise UnknownNameError("runtime", name, RUNTIMES)
+    return RUNTIMES[name]

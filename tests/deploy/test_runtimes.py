@@ -1,0 +1,467 @@
+"""Every runtime by the same tests: what is exported is the network, and what is not is found out."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from iformer.config import dependencies
+from iformer.config.network import NetworkConfig
+from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from iformer.deploy import runtimes
+from iformer.deploy.artifact import (
+    ArtifactInfo,
+    artifact_hash,
+    is_artifact,
+    read_record,
+    record_path,
+    staged,
+    write_record,
+)
+from iformer.deploy.export import export_artifact, open_artifact
+from iformer.deploy.graph import folded_for_export
+from iformer.deploy.parity import compare
+from iformer.deploy.runtimes import RUNTIMES, find_runtime
+from iformer.errors import MissingDependencyError, UnknownNameError, UserError
+from iformer.models.classifier import Classifier
+from iformer.models.folding import fold
+
+NAMES = tuple(RUNTIMES)
+RUN_HERE = tuple(name for name in NAMES if name != "coreml" or sys.platform == "darwin")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for one export to each runtime, which the tests copy."""
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture
+def artifact(
+    request: pytest.FixtureRequest, model: Classifier, photographs: list[Path], tmp_path: Path, exported: Path
+) -> Path:
+    """A fresh copy of the tiny network's fp32 artifact for the runtime that the test names."""
+    runtime = find_runtime(request.param)
+    need(runtime.name)
+    path = exported / f"tiny{runtime.suffix}"
+    if not is_artifact(path):
+        export_artifact(model, path, runtime.name, precision="fp32", images=photographs)
+    copied = tmp_path / "copy" / path.name
+    copied.parent.mkdir()
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, copied)
+    shutil.copy(record_path(path), copied.parent)
+    return copied
+
+
+each_artifact = pytest.mark.parametrize("artifact", NAMES, indirect=True)
+each_runtime = pytest.mark.parametrize("name", NAMES)
+
+
+def need(name: str) -> None:
+    """Skip where a runtime is not installed."""
+    try:
+        RUNTIMES[name].require()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+def check(model: Classifier, path: Path, images: list[Path] | None = None) -> tuple[str, ...]:
+    """What the parity check has to say against an artifact."""
+    runner = RUNTIMES[read_record(path).runtime].module().load_for_check(path)
+    return compare(model, runner, images or ()).problems
+
+
+# ------------------------------------------------------------------------------------------ it is the network
+
+
+@each_artifact
+def test_the_artifact_is_the_network(model: Classifier, artifact: Path, photographs: list[Path]) -> None:
+    info = read_record(artifact)
+    parity = info.parity
+    assert parity is not None
+    assert parity["images"] == len(photographs) + parity["generated_images"]
+    assert parity["max_relative_error"] < 1e-4
+    assert parity["top1_agreement"] == 1.0
+    assert parity["problems"] == []
+    assert info.precision == "fp32"
+    assert info.class_names == model.metadata.class_names
+    assert info.num_classes == 5
+    assert info.normalized_by == "graph"
+    assert info.graph["operations"]
+    assert set(RUNTIMES[info.runtime].versions()) < set(info.versions)
+    can_run = info.runtime in RUN_HERE
+    assert info.status == ("run here" if can_run else "converted, not run here")
+    assert (info.checked_by == RUNTIMES[info.runtime].title) == can_run
+    assert str(artifact.parent).encode() not in everything_in(artifact)
+    assert b"site-packages" not in everything_in(artifact)
+
+
+@pytest.mark.parametrize("artifact", RUN_HERE, indirect=True)
+def test_any_number_of_images(model: Classifier, artifact: Path) -> None:
+    """More and fewer images than the artifact takes in one call, and in either memory format."""
+    from iformer.data.transforms import Normalize
+
+    runner = open_artifact(artifact)
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = model(Normalize(model.metadata.preprocessing)(pixels))
+    torch.testing.assert_close(runner(pixels), expected, rtol=1e-4, atol=1e-5)
+    first = runner(pixels[:1])
+    torch.testing.assert_close(first, expected[:1], rtol=1e-4, atol=1e-5)
+    channels_last = pixels.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(runner(channels_last), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first, expected[:1], rtol=1e-4, atol=1e-5, msg="an earlier answer was overwritten")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("coreml", {"precision": "fp16", "size": (64, 96)}),
+        ("coreml", {"raw": True, "precision": "fp32"}),
+        ("executorch", {"raw": True, "batch": 2, "size": (64, 96)}),
+        ("litert", {"raw": True, "batch": 2, "size": (64, 96)}),
+        ("openvino", {"precision": "fp16", "batch": 3}),
+        ("openvino", {"raw": True, "size": (64, 96)}),
+        ("ncnn", {"precision": "fp16", "size": (64, 96)}),
+        ("ncnn", {"raw": True}),
+    ],
+)
+def test_other_forms_of_the_artifact(
+    model: Classifier, tmp_path: Path, photographs: list[Path], name: str, options: dict[str, Any]
+) -> None:
+    need(name)
+    path = tmp_path / f"tiny{RUNTIMES[name].suffix}"
+    info = export_artifact(model, path, name, images=photographs, **options)
+    assert read_record(path) == info
+    assert info.preprocessing.size == options.get("size", (64, 64))
+    assert info.precision == options.get("precision", "fp32")
+    assert info.normalized_by == ("caller" if options.get("raw") else "graph")
+    assert sorted(part.name for part in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
+
+
+@pytest.mark.slow
+@each_runtime
+def test_the_smallest_size_of_the_family(
+    tmp_path: Path, photographs: list[Path], randomize: Callable[..., None], name: str
+) -> None:
+    """iFormer-T at 224 with statistics and weights that are not the initial ones, without class names."""
+    from iformer.models.factory import create_model
+
+    need(name)
+    network = create_model("iformer_t", num_classes=10)
+    randomize(network)
+    assert isinstance(network, Classifier)
+    path = tmp_path / f"t{RUNTIMES[name].suffix}"
+    info = export_artifact(network.eval(), path, name, precision="fp32", images=photographs[:2])
+    assert info.parity is not None
+    assert info.parity["max_relative_error"] < 1e-3
+    assert info.preprocessing.size == (224, 224)
+
+
+@pytest.mark.parametrize("artifact", ["executorch"], indirect=True)
+def test_what_xnnpack_does_not_take_is_in_the_record(artifact: Path) -> None:
+    graph = read_record(artifact).graph
+    assert graph["delegates"] >= 1
+    assert sum(count for name, count in graph["operations"].items() if "convolution" in name) == 33
+    assert graph["not_delegated"], "the cast of the pixels at least"
+    assert not any("convolution" in name or "bmm" in name for name in graph["not_delegated"])
+
+
+@pytest.mark.parametrize("artifact", ["coreml"], indirect=True)
+def test_core_ml_gets_an_image_and_gives_names(model: Classifier, artifact: Path) -> None:
+    import coremltools
+
+    package = coremltools.models.MLModel(str(artifact), skip_model_load=True)
+    description = package.get_spec().description
+    assert description.input[0].type.imageType.width == 64
+    assert description.predictedFeatureName == "classLabel"
+    assert [output.name for output in description.output] == ["classLabel", "classLabel_probs", "logits"]
+    graph = read_record(artifact).graph
+    assert graph["transposes"] == graph["operations"]["transpose"] > 0
+    assert graph["reshapes"] > 0
+    if sys.platform != "darwin":
+        with pytest.raises(UserError, match="converted, not run here"):
+            open_artifact(artifact)
+
+
+# --------------------------------------------------------------------------------------------- tampering
+
+
+def everything_in(path: Path) -> bytes:
+    files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
+    return b"".join(file.read_bytes() for file in files)
+
+
+def patch(path: Path, exchanges: list[tuple[bytes, bytes]]) -> int:
+    """Replace bytes by others of the same length wherever they are, and make the record fit again."""
+    found = 0
+    for file in [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]:
+        content = file.read_bytes()
+        for old, new in exchanges:
+            assert len(old) == len(new)
+            if old != new and old in content:
+                found += 1
+                content = content.replace(old, new)
+        file.write_bytes(content)
+    info = ArtifactInfo.from_plain(json.loads(record_path(path).read_text()))
+    write_record(replace(info, sha256=artifact_hash(path)), path)
+    return found
+
+
+def stored_forms(value: torch.Tensor, changed: torch.Tensor) -> list[tuple[bytes, bytes]]:
+    """A weight's bytes and the changed one's, in every order of axes that a format may keep it in."""
+    return [
+        tuple(np.ascontiguousarray(t.numpy().transpose(order)).tobytes() for t in (value, changed))  # type: ignore[misc]
+        for order in permutations(range(value.ndim))
+    ]
+
+
+@each_artifact
+def test_one_changed_weight_is_caught(model: Classifier, artifact: Path, photographs: list[Path]) -> None:
+    weight = folded_for_export(model).head.weight.detach()  # type: ignore[union-attr, operator]
+    changed = weight.clone()
+    changed[0, 0] += 0.5
+    assert not check(model, artifact, photographs)
+    assert patch(artifact, stored_forms(weight, changed))
+    assert any("logits differ" in problem for problem in check(model, artifact))
+
+
+@each_artifact
+def test_red_for_blue_is_caught(model: Classifier, artifact: Path) -> None:
+    weight = folded_for_export(model).stem.conv1.weight.detach()  # type: ignore[union-attr, operator]
+    assert patch(artifact, stored_forms(weight, weight.flip(1)))
+    assert any("logits differ" in problem for problem in check(model, artifact))
+
+
+@each_artifact
+def test_mean_and_std_exchanged_are_caught(
+    model: Classifier, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made with a wrong normalisation in the graph, and with a record that has the right one."""
+    from iformer.deploy import graph as graph_of
+
+    name = read_record(artifact).runtime
+    right = json.loads(record_path(artifact).read_text())
+    build = graph_of.WithPreprocessing.__init__
+
+    def wrong(self: Any, network: Any, preprocessing: Any, layout: Any) -> None:
+        build(self, network, replace(preprocessing, mean=IMAGENET_STD, std=IMAGENET_MEAN), layout)
+
+    monkeypatch.setattr(graph_of.WithPreprocessing, "__init__", wrong)
+    folder = artifact.parent / "new"
+    with pytest.raises(UserError, match="does not agree with the network: logits differ"):
+        export_artifact(model, folder / artifact.name, name, precision="fp32")
+    assert not folder.exists()
+    info = ArtifactInfo.from_plain(right)
+    exchanged = replace(info.preprocessing, mean=IMAGENET_STD, std=IMAGENET_MEAN)
+    write_record(replace(info, preprocessing=exchanged), artifact)
+    if name == "ncnn":  # its files hold no preprocessing; the record is compared with the network
+        assert "its mean and std are not the network's" in check(model, artifact)
+    else:
+        with pytest.raises(UserError, match="preprocessing inside the file and in its record differ"):
+            check(model, artifact)
+
+
+@each_artifact
+def test_two_exchanged_class_names_are_caught(model: Classifier, artifact: Path) -> None:
+    """Inside the file, where the format has them, and in the record."""
+    info = read_record(artifact)
+    if info.runtime != "ncnn":  # its files hold no names
+        assert patch(artifact, [(b"ant", b"xyz"), (b"bee", b"ant"), (b"xyz", b"bee")])
+        with pytest.raises(UserError):
+            check(model, artifact)
+    write_record(
+        replace(info, sha256=artifact_hash(artifact), class_names=("bee", "ant", "cat", "dog", "elk")), artifact
+    )
+    if info.runtime == "litert":  # a patched zip has a wrong check sum, which is an error of its own
+        with pytest.raises(UserError):
+            check(model, artifact)
+    else:
+        assert "its class names are not the network's" in check(model, artifact)
+
+
+@each_artifact
+def test_an_artifact_of_another_network_is_caught(
+    model: Classifier, artifact: Path, make_tiny_config: Callable[..., NetworkConfig]
+) -> None:
+    other = Classifier(make_tiny_config()).eval()
+    other.metadata = model.metadata
+    assert "it was made from other weights" in check(other, artifact)
+
+
+@each_artifact
+def test_a_file_changed_after_export_is_refused(artifact: Path) -> None:
+    file = artifact if artifact.is_file() else max(artifact.rglob("*.bin"))
+    with open(file, "ab") as appended:
+        appended.write(b"x")
+    with pytest.raises(UserError, match="was changed after its export"):
+        open_artifact(artifact)
+
+
+@pytest.mark.parametrize("artifact", RUN_HERE, indirect=True)
+def test_rubbish_is_refused_in_one_line(artifact: Path) -> None:
+    for file in [artifact] if artifact.is_file() else artifact.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"not a network")
+    write_record(
+        replace(
+            ArtifactInfo.from_plain(json.loads(record_path(artifact).read_text())), sha256=artifact_hash(artifact)
+        ),
+        artifact,
+    )
+    with pytest.raises(UserError, match="cannot be loaded by"):
+        open_artifact(artifact)
+
+
+# --------------------------------------------------------------------------------------------- bad input
+
+
+@each_runtime
+def test_what_is_not_installed_is_named(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    gone = RUNTIMES[name].packages[-1][0]
+    find = dependencies.importlib.import_module
+
+    def missing(module: str) -> Any:
+        if module == gone:
+            raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+        return find(module)
+
+    monkeypatch.setattr(dependencies.importlib, "import_module", missing)
+    with pytest.raises(MissingDependencyError, match=rf"{gone} is not installed; run: .*iformer\[{name}\]"):
+        RUNTIMES[name].require()
+    with pytest.raises(MissingDependencyError):
+        export_artifact(model, tmp_path / f"a{RUNTIMES[name].suffix}", name)
+    assert not list(tmp_path.iterdir())
+
+
+@each_runtime
+def test_impossible_wishes_leave_nothing(model: Classifier, tmp_path: Path, name: str) -> None:
+    need(name)
+    path = tmp_path / "new" / f"a{RUNTIMES[name].suffix}"
+    with pytest.raises(UserError, match="32 pixels or more"):
+        export_artifact(model, path, name, size=(16, 64))
+    with pytest.raises(UserError, match="batch is 0"):
+        export_artifact(model, path, name, batch=0)
+    with pytest.raises(UserError, match="precision is 'int2'; for"):
+        export_artifact(model, path, name, precision="int2")
+    if not RUNTIMES[name].any_batch:
+        with pytest.raises(UserError, match="takes a fixed number of images"):
+            export_artifact(model, path, name, batch="dynamic")
+    if RUNTIMES[name].one_image:
+        with pytest.raises(UserError, match="takes one image in one call"):
+            export_artifact(model, path, name, batch=2)
+    with pytest.raises(UserError, match="before folding"):
+        export_artifact(fold(model), path, name)
+    model.reset_classifier(0)
+    with pytest.raises(UserError, match="one class or more"):
+        export_artifact(model, path, name)
+    assert not path.parent.exists()
+
+
+def test_an_unknown_runtime_and_a_folder_that_cannot_be_made(model: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean openvino"):
+        export_artifact(model, tmp_path / "a", "openvno")
+    need("onnx")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        export_artifact(model, tmp_path / "file" / "a.onnx", "onnx")
+
+
+@contextmanager
+def no_file_longer_than(limit: int) -> Iterator[None]:
+    """What a full disk does to whoever writes, child processes too: the write fails part of the way."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@each_artifact
+def test_a_disk_that_fills_up_leaves_what_was_there(model: Classifier, artifact: Path) -> None:
+    before = artifact_hash(artifact)
+    name = read_record(artifact).runtime
+    with no_file_longer_than(60_000), pytest.raises((UserError, OSError)):
+        export_artifact(model, artifact, name)
+    assert artifact_hash(artifact) == before
+    assert read_record(artifact).runtime == name
+    assert sorted(part.name for part in artifact.parent.iterdir()) == [artifact.name, f"{artifact.name}.json"]
+
+
+def test_a_full_disk_is_said_before_the_work(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("onnx")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(OSError, match="No space left") as caught:
+        export_artifact(model, tmp_path / "new" / "a.onnx", "onnx")
+    assert caught.value.filename == str(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------- files and folders
+
+
+def write_folder(path: Path, content: str) -> None:
+    path.mkdir()
+    (path / "model").write_text(content)
+    record_path(path).write_text(content)
+
+
+def write_twice(path: Path) -> None:
+    write_folder(path, "third")
+    write_folder(path, "not again")
+
+
+def test_a_folder_takes_the_place_of_an_artifact_only(tmp_path: Path) -> None:
+    target = tmp_path / "net.ncnn"
+    for content in ("first", "second"):
+        with staged(target) as path:
+            write_folder(path, content)
+        assert (target / "model").read_text() == content
+    with pytest.raises(FileExistsError), staged(target) as path:
+        write_twice(path)
+    assert (target / "model").read_text() == record_path(target).read_text() == "second"
+    assert sorted(part.name for part in tmp_path.iterdir()) == ["net.ncnn", "net.ncnn.json"]
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    (photographs / "a.jpg").touch()
+    with pytest.raises(UserError, match="is a folder and no artifact"), staged(photographs) as path:
+        write_folder(path, "any")
+    assert (photographs / "a.jpg").exists()
+
+
+def test_an_artifact_whose_files_are_gone(tmp_path: Path) -> None:
+    target = tmp_path / "net.ncnn"
+    with staged(target) as path:
+        write_folder(path, "{}")
+    with pytest.raises(UserError, match="is not the record of an artifact"):
+        read_record(target)
+
+
+def test_every_runtime_has_what_the_contract_asks_for() -> None:
+    pyproject = (Path(runtimes.__file__).parents[3] / "pyproject.toml").read_text()
+    for runtime in RUNTIMES.values():
+        assert f"\n{runtime.name} = [" in pyproject
+        extra = next(line for line in pyproject.splitlines() if line.startswith(f"{runtime.name} = "))
+        for _, package in runtime.packages:
+            assert f'"{package}>=' in extra
+        assert runtime.suffix.startswith(".")
