@@ -14,6 +14,8 @@ from iformer.training.report.figures import draw_confusion, draw_curves, draw_mi
 from iformer.training.results import TrainResult
 
 _PAIRS, _PROBLEMS = 10, 20
+_TOLD_ELSEWHERE = ("command", "model", "data", "recipe")
+"""Entries of the provenance that have a row or a section of their own."""
 
 
 def write_report(folder: Path, *, result: TrainResult, history: Sequence[dict[str, Any]] | None = None) -> Path:
@@ -161,7 +163,9 @@ def _making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
     if waits:
         rows.append(["waiting for images", f"{100 * sum(waits) / len(waits):.1f} % of the training time"])
     rows += [
-        [key.replace("_", " "), _plain(value)] for key, value in provenance.items() if key != "command" and value
+        [key.replace("_", " "), _plain(value)]
+        for key, value in provenance.items()
+        if key not in _TOLD_ELSEWHERE and value
     ]
     text = "## How it was made\n\n" + _table(["", ""], rows)
     if result.problems:
