@@ -358,7 +358,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
     """An open safetensors file; what cannot be opened is a `WeightsError` that says what was found."""
     try:
         file = safe_open(os.fspath(path), framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: the file was replaced while it was being opened
         raise unreadable(path, error) from error
     try:
         with file as opened:
