@@ -96,6 +96,8 @@ def _show(shown: PaperTable) -> None:
             place = sum(columns.index(name) < first for name in kept)
             kept[place:place] = counts
         drawn = table("", _header(kept), [[row[columns.index(name)] for name in kept] for row in rows])
+        words = [word for row in rows for word in row[columns.index(kept[0])].split()]
+        drawn.columns[0].min_width = min(_NEVER_BROKEN, max(map(len, words)))
         for column, name in zip(drawn.columns[1:], kept[1:], strict=True):
             widest = max(len(row[columns.index(name)]) for row in rows)
             column.min_width = widest if widest <= _NEVER_BROKEN else None
