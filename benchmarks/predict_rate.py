@@ -10,13 +10,12 @@ order drawn anew each round. The figure is the median over rounds of the ratio o
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from pathlib import Path
 
 import torch
 
-from iformer import create_model
+from iformer import create_model, fold
+from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.config.dependencies import require
 from iformer.data.stream import find_images
@@ -39,8 +38,10 @@ def main() -> None:
     folder = options.folder or Path(require("elpv_dataset", extra="elpv").__file__).parent
     paths = find_images([folder])[: options.images]
     paths = paths[: len(paths) // options.batch_size * options.batch_size]
+    model = create_model(options.model).eval()
+    network = fold(model).to(options.device)
     predictor = Predictor(
-        create_model(options.model).eval(),
+        model,
         batch_size=options.batch_size,
         workers=options.workers,
         device=options.device,
@@ -52,7 +53,7 @@ def main() -> None:
     @torch.inference_mode()
     def bare() -> None:
         for _ in range(len(paths) // options.batch_size):
-            predictor.network(batch)
+            network(batch)
 
     def predict() -> None:
         for _ in predictor.predict(paths):
@@ -65,11 +66,8 @@ def main() -> None:
         warmup=1,
         synchronize=torch.cuda.synchronize if cuda else None,
     )
-    result = {
+    figures = {
         "model": options.model,
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "batch_size": options.batch_size,
         "images": len(paths),
         "predict_images_per_second": len(paths) / timings.median("predict"),
@@ -77,10 +75,12 @@ def main() -> None:
         "share_of_bare_rate": timings.ratio("bare", "predict"),
         "timings": timings.to_plain(),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
+    print(
+        f"{options.model}: predict {figures['predict_images_per_second']:.1f} images/s, bare network "
+        f"{figures['bare_images_per_second']:.1f}, share {figures['share_of_bare_rate']:.3f}"
+    )
     if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+        write_record(options.out, figures, device=torch.device(options.device))
 
 
 if __name__ == "__main__":

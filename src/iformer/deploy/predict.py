@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from iformer.data.sources import available_cores
 from iformer.data.stream import ImageBatch, iterate_images
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.artifact import Runner
@@ -106,10 +107,19 @@ class Predictor:
         return logits
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Answer | Failure]:
-        """An answer or a failure for each different path, in order. Decoding runs ahead of the network."""
+        """An answer or a failure for each different path, in order.
+
+        Decoding runs ahead of the network, but for a network that works on every core: then they take turns,
+        because a decoder on a core of the network's makes all its threads wait.
+        """
         in_order = iter(dict.fromkeys(paths))
+        takes_turns = self.device.type == "cpu" and torch.get_num_threads() >= available_cores()
         batches = iterate_images(
-            list(dict.fromkeys(paths)), self._transform, batch_size=self.batch_size, workers=self.workers
+            list(dict.fromkeys(paths)),
+            self._transform,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            prefetch=0 if takes_turns else 2,
         )
         for batch in batches:
             outcomes: dict[Path, Answer | Failure] = {
