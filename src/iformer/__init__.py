@@ -9,11 +9,12 @@ from iformer._version import __version__
 
 if TYPE_CHECKING:
     from iformer.config.variants import list_models
+    from iformer.models.dense_weights import load_dense
     from iformer.models.factory import create_model
     from iformer.models.folding import fold
     from iformer.models.weights import load, save
 
-__all__ = ["__version__", "create_model", "fold", "list_models", "load", "save"]
+__all__ = ["__version__", "create_model", "fold", "list_models", "load", "load_dense", "save"]
 
 # Imported on first use: `iformer --help` should not wait for torch.
 _HOMES = {
@@ -21,6 +22,7 @@ _HOMES = {
     "fold": "iformer.models.folding",
     "list_models": "iformer.config.variants",
     "load": "iformer.models.weights",
+    "load_dense": "iformer.models.dense_weights",
     "save": "iformer.models.weights",
 }
 

@@ -33,9 +33,8 @@ def detector(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> Path:
         mask_head_channels=8, mask_head_depth=1, proposals=16, score_threshold=0.0, detections=5,
     )  # fmt: skip
     network = Detector(config)
-    save_dense(
-        network, tmp_path / "detector.safetensors", replace(network.metadata, class_names=("disc", "square"))
-    )
+    metadata = replace(network.metadata, class_names=("disc", "square"))
+    save_dense(network, tmp_path / "detector.safetensors", metadata)
     return tmp_path / "detector.safetensors"
 
 
@@ -147,6 +146,10 @@ def test_eval(
     task: str,
 ) -> None:
     checkpoint = request.getfixturevalue({"detect": "detector", "segment": "segmenter"}[task])
+    assert main(["info", str(checkpoint)]) == 0
+    assert "with pyramid and heads" in capsys.readouterr().out
+    assert main(["info", str(checkpoint), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"]["task"] == task
     command = ["eval", str(checkpoint), "--data", str(shapes_data), "--workers", "0"]
     assert main([*command, "--json", "--out", str(tmp_path / "out")]) == 0
     record = json.loads(capsys.readouterr().out)

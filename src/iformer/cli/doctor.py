@@ -58,6 +58,12 @@ PARTS = (
         use="train, eval, pictures of predict",
     ),
     Part(
+        name="detect",
+        packages=(("faster_coco_eval", "faster-coco-eval"),),
+        use="train, eval, predict --task detect",
+    ),
+    Part(name="video", packages=(("av", "av"),), use="predict on videos"),
+    Part(
         name="elpv",
         packages=(("elpv_dataset", "elpv-dataset"),),
         use="the solar-cell photographs, quickstart",

@@ -44,7 +44,9 @@ def evaluate(
             show_default="as in the network's training, else 0.2",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once.", show_default="64; detectors: 4")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="auto: bf16 where the processor has it.")] = "fp32",
     device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
@@ -76,6 +78,7 @@ def evaluate(
             part=part,
             precision=precision,
             device=device,
+            batch_size=batch_size,
             workers=workers,
             strict=strict_data,
             sliding=sliding,
@@ -95,7 +98,7 @@ def evaluate(
         data,
         part=part,
         val_split=val_split,
-        batch_size=batch_size,
+        batch_size=batch_size or 64,
         workers=workers,
         strict=strict_data,
         device=on,

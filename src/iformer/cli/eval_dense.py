@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from iformer.cli.output import console, print_json_line, table
 from iformer.cli.train import Device, note_problems
+from iformer.errors import UserError
 
 if TYPE_CHECKING:
     from iformer.training.results import Evaluation
@@ -21,6 +22,7 @@ def evaluate_dense(
     part: Literal["val", "train"],
     precision: str,
     device: Device,
+    batch_size: int | None,
     workers: int | None,
     strict: bool,
     sliding: bool,
@@ -53,8 +55,10 @@ def evaluate_dense(
         images = getattr(detection, part)
         with ProgressView(total=len(images), what="evaluating") as view:
             options["progress"] = lambda _done, total: view.advance(len(images) // max(total, 1))
-            evaluation = evaluate_detection_set(network, images, **options)
+            evaluation = evaluate_detection_set(network, images, batch_size=batch_size or 4, **options)
     else:
+        if batch_size is not None:
+            raise UserError("--batch-size: a segmenter looks at one image at a time; leave it out")
         from iformer.data.semantic import load_semantic
         from iformer.training.segmentation import evaluate_semantic_set
 

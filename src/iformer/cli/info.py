@@ -85,9 +85,13 @@ def _describe(model: str, size: tuple[int, int], *, json: bool) -> None:
     from iformer.config.metadata import Metadata
     from iformer.config.variants import network_config, release
     from iformer.models.convert import read_weights
+    from iformer.models.dense_weights import is_dense_checkpoint
     from iformer.models.shipped import checkpoint_path
 
     path = checkpoint_path(model)
+    if path is not None and is_dense_checkpoint(path):
+        _describe_dense(path, json=json)
+        return
     released, kind = None, ""
     if path is None:
         config, metadata = network_config(model), Metadata()
@@ -124,10 +128,37 @@ def _describe(model: str, size: tuple[int, int], *, json: bool) -> None:
         facts += _release_facts(released)
     else:
         facts += _checkpoint_facts(path, kind, metadata)
+    _print_facts(facts)
+
+
+def _print_facts(facts: list[tuple[str, str]]) -> None:
+    out = console()
     width = max(len(name) for name, _ in facts)
     out.print()
     for name, fact in facts:
         out.print(f"[bold]{name:<{width}}[/bold]  {_escape(fact)}", soft_wrap=True)
+
+
+def _describe_dense(path: Path, *, json: bool) -> None:
+    from iformer.models.complexity import count_parameters
+    from iformer.models.dense_weights import load_dense
+
+    model = load_dense(path)
+    config, metadata = model.config, model.metadata
+    parameters = count_parameters(model)
+    if json:
+        plain = {"network": config.to_plain(), "metadata": metadata.to_plain()}
+        print_json({"name": config.backbone.name, "file": path, "parameters": parameters, **plain})
+        return
+    out = console()
+    out.print(_stages_table(config.backbone))
+    heads = {name: value for name, value in config.to_plain().items() if isinstance(value, int | float)}
+    facts = [
+        ("parameters", f"{parameters / 1e6:.3f} M with pyramid and heads"),
+        *((name.replace("_", " "), str(value)) for name, value in heads.items()),
+        *_checkpoint_facts(path, "iformer", metadata),
+    ]
+    _print_facts(facts)
 
 
 def _count(config: NetworkConfig, size: tuple[int, int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import typer
 
 from iformer.cli.arguments import output_folder
 from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line
-from iformer.errors import WeightsError
+from iformer.errors import UserError, WeightsError
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import Runner
@@ -75,6 +75,8 @@ def predict(
     if weights is not None and Path(weights).is_file() and is_dense_checkpoint(weights):
         from iformer.cli.predict_dense import predict_dense
 
+        if explain:
+            raise UserError("--explain is for classifiers; leave it out")
         predict_dense(
             images,
             Path(weights),
@@ -143,7 +145,6 @@ def _model(weights: str | None, device: str | None) -> Classifier | Runner:
     if not _is_artifact(weights):
         return open_network(weights)
     from iformer.deploy.export import open_artifact, quiet
-    from iformer.errors import UserError
 
     if device not in (None, "cpu"):
         raise UserError(f"--device is '{device}'; an artifact runs on the CPU, in its own runtime")
@@ -164,8 +165,6 @@ def _default_network() -> Classifier:
 
 def _device(name: str) -> Any:
     import torch
-
-    from iformer.errors import UserError
 
     try:
         device = torch.device(name)
