@@ -146,6 +146,15 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda c: first(c).update(segmentation={"size": [96, 96], "counts": [5]}),
         "do not add up",
     ),
+    "damaged run lengths": (
+        lambda c: first(c).update(segmentation={"size": [96, 96], "counts": "ab"}),
+        "the run lengths of its mask are damaged",
+    ),
+    "run lengths that are no text": (
+        lambda c: first(c).update(segmentation={"size": [96, 96], "counts": "\u00e9"}),
+        "the run lengths of its mask are damaged",
+    ),
+    "an id that is a list": (lambda c: first(c).update(image_id=[1]), "image_id .1. is the id of no image"),
     "half a polygon": (lambda c: first(c).update(segmentation=[[1, 2, 3, 4, 5]]), "neither polygons"),
     "two images of one id": (lambda c: c["images"].append(c["images"][0]), "two of its image entries"),
     "an image of another size": (

@@ -186,9 +186,9 @@ def _instance(
     for name in ("image_id", "category_id", "bbox"):
         if not isinstance(annotation, dict) or name not in annotation:
             raise DataError(f"{where} has no {name}")
-    if annotation["image_id"] not in images:
+    if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in images:
         raise DataError(f"{where}: image_id {annotation['image_id']!r} is the id of no image in the file")
-    if annotation["category_id"] not in label_of:
+    if not isinstance(annotation["category_id"], int) or annotation["category_id"] not in label_of:
         raise DataError(f"{where}: category_id {annotation['category_id']!r} is the id of no category in the file")
     image = images[annotation["image_id"]]
     height, width = image["height"], image["width"]
@@ -200,12 +200,9 @@ def _instance(
     area = annotation.get("area", box[2] * box[3])
     if not isinstance(area, int | float) or not math.isfinite(area):
         raise DataError(f"{where} has the area {area!r}; expected a number of pixels")
-    covered = None if mask is None else int(mask_operations().area({"size": [height, width], "counts": mask}))
-    if covered == 0:
+    if mask is not None and mask_operations().area({"size": [height, width], "counts": mask}) == 0:
         problems.append(f"{where}: its mask is empty; left out")
         return None
-    if covered is not None and covered > height * width:
-        raise DataError(f"{where}: its mask covers {covered} pixels, its image has {height * width}")
     return Instance(label_of[annotation["category_id"]], box, mask, crowd, float(area))
 
 
@@ -252,6 +249,10 @@ def _mask(segmentation: Any, where: str, height: int, width: int) -> bytes | Non
             if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != height * width:
                 raise DataError(f"{where}: the runs of its mask do not add up to {width} x {height} pixels")
             return bytes(operations.frPyObjects([segmentation], height, width)[0]["counts"])
+        try:
+            operations.decode({"size": [height, width], "counts": counts.encode("ascii")})
+        except (RuntimeError, ValueError) as error:  # what the library says of malformed run lengths
+            raise DataError(f"{where}: the run lengths of its mask are damaged ({error})") from None
         return counts.encode("ascii")
     if not isinstance(segmentation, list) or not all(
         isinstance(polygon, list)
