@@ -67,8 +67,26 @@ def test_fused_steps_are_adamw(tiny: ModuleType) -> None:
         torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_restored_state_continues_exactly(tiny: ModuleType) -> None:
-    recipe = tiny.tiny_recipe()
+def test_muon_steps_turn_every_direction_of_a_matrix_alike(tiny: ModuleType) -> None:
+    model = network(tiny)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, tiny.tiny_recipe(optimizer="muon", weight_decay=0.0))
+    set_gradients(model, 1)
+    optimizer.step()
+    matrices = 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or parameter.shape[1] == 1:  # norms and depthwise convolutions
+            assert "exp_avg_sq" in optimizer.state[parameter], name
+        elif "momentum_buffer" in optimizer.state[parameter]:
+            values = torch.linalg.svdvals((parameter.detach() - before[name]).flatten(1))
+            assert values[0] < 2 * values[-1], name  # Newton-Schulz brings them near to each other
+            matrices += 1
+    assert matrices > 10
+
+
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+def test_restored_state_continues_exactly(tiny: ModuleType, optimizer_name: str) -> None:
+    recipe = tiny.tiny_recipe(optimizer=optimizer_name)
     model = network(tiny)
     optimizer = build_optimizer(model, recipe)
     set_gradients(model, 1)
@@ -79,7 +97,9 @@ def test_restored_state_continues_exactly(tiny: ModuleType) -> None:
     restored = build_optimizer(copied, recipe)
     restore_optimizer(restored, copied, tensors)
     for parameter in copied.parameters():
-        assert restored.state[parameter]["exp_avg"].stride() == parameter.stride()
+        state = restored.state[parameter]
+        moment = state["exp_avg"] if "exp_avg" in state else state["momentum_buffer"]
+        assert moment.stride() == parameter.stride()
     for each, steps in ((model, optimizer), (copied, restored)):
         set_gradients(each, 2)
         steps.step()

@@ -35,6 +35,8 @@ class Recipe:
     """Images of one optimizer step, over all processes and accumulation steps."""
     grad_accum: int = 1
     """Forward and backward passes that one optimizer step is cut into, to save memory."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon learns in fewer steps from random weights; fine-tuning and the paper's recipes are adamw's."""
     lr: float
     """Peak learning rate for a batch of `lr_batch` images; it is scaled linearly to `batch_size`."""
     lr_batch: int = 256

@@ -1,4 +1,4 @@
-"""AdamW without weight decay on norms, biases and layer scales, and its state as named tensors."""
+"""AdamW or Muon without weight decay on norms, biases and layer scales, and its state as named tensors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,27 @@ from iformer.config.recipe import Recipe
 from iformer.errors import WeightsError
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over the parameters that need a gradient, at the recipe's peak learning rate.
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters that need a gradient, at the recipe's peak learning rate.
 
     Parameters of one dimension (biases, norms, layer scales) and those that the network names in
     `no_weight_decay()` are not decayed.
+
+    Muon (https://kellerjordan.github.io/posts/muon, timm's, which takes a convolution as a matrix of
+    out x in*height*width) orthogonalises the momentum of every weight of two dimensions or more; it is scaled
+    to AdamW's step, so that one learning rate means the same in both. The rest of the parameters is AdamW's.
     """
     from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
+    if recipe.optimizer == "muon":
+        from timm.optim import Muon  # type: ignore[attr-defined]
+
+        muon: torch.optim.Optimizer = Muon(
+            groups, lr=recipe.peak_lr, betas=recipe.betas, adjust_lr_fn="match_rms_adamw", nesterov=True
+        )
+        return muon
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
@@ -29,7 +40,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = value
+            if isinstance(value, Tensor):  # Muon keeps its choice by shape beside them, and makes it again
+                tensors[f"{key}.{name}"] = value
     return tensors
 
 
