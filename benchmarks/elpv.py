@@ -31,7 +31,7 @@ from iformer.data.sources import load_data
 from iformer.models.complexity import count_macs, count_parameters
 from iformer.models.factory import build
 from iformer.paper.ablations import TRAINED
-from iformer.training.job import classification_job
+from iformer.training.classification import classification_job
 from iformer.training.loop import train
 
 Networks = dict[str, Callable[[], nn.Module]]
