@@ -55,6 +55,11 @@ def paper(
     csv: Annotated[bool, typer.Option("--csv", help="Print a table's rows as CSV on stdout.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table as Markdown on stdout.")] = False,
     out: Annotated[Path, typer.Option(help="The folder for a figure's PNG.")] = Path("."),
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="For figure 3: a checkpoint with multi-head attention, drawn beside random weights."),
+    ] = None,
+    data: Annotated[str, typer.Option(help="The images that --weights sees: a folder, or elpv.")] = "elpv",
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -66,8 +71,10 @@ def paper(
             raise UserError(
                 "--csv and --markdown are for tables; a figure is written as PNG, --json gives its values"
             )
-        _figure(number, output_folder(out), json=json)
+        _figure(number, output_folder(out), weights, data, json=json)
         return
+    if weights is not None:
+        raise UserError("--weights is for figure 3; a table's networks are counted, not loaded")
     from iformer.paper.tables import paper_table, to_csv, to_markdown
 
     shown = paper_table(number)
@@ -118,10 +125,12 @@ def _header(columns: list[str]) -> list[str]:
     return [alone.get(name, _HEADERS.get(name, name.replace("_", " "))) for name in columns]
 
 
-def _figure(number: int, folder: Path, *, json: bool) -> None:
+def _figure(number: int, folder: Path, weights: Path | None, data: str, *, json: bool) -> None:
     from iformer.paper.figures import draw_figure
+    from iformer.paper.heads import trained_heads
 
-    drawn: DrawnFigure = draw_figure(number, folder)
+    trained = trained_heads(weights, data) if weights is not None else None
+    drawn: DrawnFigure = draw_figure(number, folder, trained=trained)
     if json:
         print_json({"figure": number, "file": drawn.path, "values": drawn.values, "notes": list(drawn.notes)})
         return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iformer.config.dependencies import require
 from iformer.errors import UserError
-from iformer.paper.heads import LayerSimilarity, head_similarity
+from iformer.paper.heads import LayerSimilarity, TrainedHeads, head_similarity
 from iformer.paper.ladder import LADDER
 from iformer.paper.printed import SOURCE, PrintedRow, figure_2_rows, figure_notes, read_rows
 from iformer.paper.tables import count
@@ -32,18 +33,29 @@ class DrawnFigure:
     notes: tuple[str, ...]
 
 
-def draw_figure(number: int, folder: Path) -> DrawnFigure:
+def draw_figure(number: int, folder: Path, *, trained: TrainedHeads | None = None) -> DrawnFigure:
     """Draw a figure of the paper into `folder`, as `figure_<number>.png`.
 
+    Args:
+        number: 1, 2 or 3.
+        folder: an existing folder.
+        trained: for figure 3, a trained network, which is drawn beside its own random weights.
+
     Raises:
-        UserError: it is none of the figures 1, 2 and 3.
+        UserError: it is none of the figures 1, 2 and 3, or a trained network was given for another than 3.
         MissingDependencyError: matplotlib is not installed.
     """
-    draw = {1: _figure_1, 2: _figure_2, 3: _figure_3}.get(number)
-    if draw is None:
+    figures: dict[int, Callable[[], tuple[Figure, list[dict[str, Any]]]]] = {
+        1: _figure_1,
+        2: _figure_2,
+        3: partial(_figure_3, trained),
+    }
+    if number not in figures:
         raise UserError(f"figure {number} is not drawn here; the figures are 1, 2 and 3")
+    if trained is not None and number != 3:
+        raise UserError(f"figure {number} is of no network's weights; a trained network is for figure 3")
     require("matplotlib", extra="bench")
-    figure, values = draw()
+    figure, values = figures[number]()
     return DrawnFigure(
         path=_save(figure, folder / f"figure_{number}.png"), values=values, notes=tuple(figure_notes(number))
     )
@@ -183,32 +195,44 @@ def _bars(axes: Axes, values: Sequence[float], colour: str, label: str) -> None:
 # ------------------------------------------------------------------------------------ figure 3
 
 
-def _figure_3() -> tuple[Figure, list[dict[str, Any]]]:
-    layers = head_similarity()
+def _figure_3(trained: TrainedHeads | None) -> tuple[Figure, list[dict[str, Any]]]:
+    if trained is None:
+        groups = [("random weights", _BLUE, head_similarity())]
+        title = "Heads of the multi-head baseline with random weights, on noise"
+    else:
+        groups = [("random weights", _BLUE, trained.before), ("trained", _OURS, trained.after)]
+        title = f"Heads of {trained.name}, on {trained.images}"
     figure = _new_figure(9.5, 5.0)
     axes = figure.subplots()
-    drawn = axes.violinplot(
-        [layer.similarities for layer in layers], showmeans=True, showextrema=False, widths=0.7
-    )
-    for body in drawn["bodies"]:  # type: ignore[attr-defined]
-        body.set(facecolor=_SKY, edgecolor=_BLUE, alpha=0.7)
-    drawn["cmeans"].set(color=_OURS, linewidth=2.5)
-    for place, layer in enumerate(layers, start=1):
-        axes.annotate(
-            f"{layer.mean:.2f}", (place, max(layer.similarities)), xytext=(0, 6), textcoords="offset points",
-            color=_OURS, weight="bold", ha="center",
+    for number, (label, colour, layers) in enumerate(groups):
+        shift = 0.36 * (number - (len(groups) - 1) / 2)
+        places = [place + shift for place in range(1, len(layers) + 1)]
+        drawn: dict[str, Any] = axes.violinplot(
+            [layer.similarities for layer in layers],
+            places, showmeans=True, showextrema=False, widths=0.7 / len(groups),
         )  # fmt: skip
+        for body in drawn["bodies"]:
+            body.set(facecolor=colour, edgecolor=colour, alpha=0.45)
+        drawn["bodies"][0].set_label(label)
+        drawn["cmeans"].set(color=colour, linewidth=2.5)
+        for place, layer in zip(places, layers, strict=True):
+            axes.annotate(
+                f"{layer.mean:.2f}", (place, max(layer.similarities)), xytext=(0, 6), textcoords="offset points",
+                color=colour, weight="bold", ha="center",
+            )  # fmt: skip
+    layers = groups[0][2]
     axes.set_xticks(range(1, len(layers) + 1), [_layer_label(layer) for layer in layers], color=_INK)
     axes.set_xlim(0.4, len(layers) + 0.75)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.05)
     axes.set_ylabel("cosine similarity of two heads' attention maps", color=_INK)
-    axes.set_title(
-        "Heads of the multi-head baseline with random weights, on noise (orange: mean)",
-        loc="left", color=_INK, weight="bold",
-    )  # fmt: skip
+    axes.set_title(title, loc="left", color=_INK, weight="bold")
+    if len(groups) > 1:
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(groups))
     _tidy(axes)
     values = [
-        {"stage": layer.stage, "block": layer.block, "heads": layer.heads, "mean": layer.mean} for layer in layers
+        {"weights": label, "stage": layer.stage, "block": layer.block, "heads": layer.heads, "mean": layer.mean}
+        for label, _, layers in groups
+        for layer in layers
     ]
     return figure, values
 
@@ -244,10 +268,10 @@ def _tidy(axes: Axes, *, grid: str = "both") -> None:
 
 def _save(figure: Figure, path: Path) -> Path:
     """Write the picture whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        figure.savefig(partial, format="png", dpi=130)
-        os.replace(partial, path)
+        figure.savefig(unfinished, format="png", dpi=130)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return path
