@@ -10,22 +10,13 @@ measured on an iPhone 13.
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from iformer.bench.record import write_record
-from iformer.bench.timing import interleaved
 from iformer.config.network import NetworkConfig
-from iformer.deploy.export import export_artifact
-from iformer.deploy.runtimes import find_runtime
-from iformer.models.factory import build
 from iformer.paper.ablations import ABLATIONS
+from iformer.paper.latency import measure_latencies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +73,6 @@ def claims() -> list[Claim]:
     ]
 
 
-def call(network: NetworkConfig, size: int, folder: Path) -> Callable[[], Any]:
-    """A network with random weights as an ONNX artifact, ready to be timed."""
-    torch.manual_seed(0)
-    model: Any = build(network).eval()
-    path = folder / f"{len(list(folder.iterdir()))}.onnx"
-    export_artifact(model, path, "onnx", size=(size, size), batch=1)
-    runner: Any = find_runtime("onnx").module().load(path, threads=1)
-    return partial(runner.run, runner.prepare(torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)))
-
-
 def main() -> None:
     """Measure, print, and with --out write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -101,12 +82,8 @@ def main() -> None:
 
     figures = {}
     for claim in claims():
-        with tempfile.TemporaryDirectory() as folder:
-            calls = {
-                name: call(network, claim.size, Path(folder))
-                for name, network in zip((claim.slow, claim.fast), claim.networks, strict=True)
-            }
-            timings = interleaved(calls, rounds=options.rounds, warmup=5)
+        pair = dict(zip((claim.slow, claim.fast), claim.networks, strict=True))
+        timings = measure_latencies(pair, size=claim.size, rounds=options.rounds)
         ratio, paper = timings.ratio(claim.slow, claim.fast), claim.paper_ms[0] / claim.paper_ms[1]
         figures[f"{claim.slow} / {claim.fast}"] = {
             "source": claim.source,

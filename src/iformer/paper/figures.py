@@ -13,6 +13,7 @@ from iformer.config.dependencies import require
 from iformer.errors import UserError
 from iformer.paper.heads import LayerSimilarity, TrainedHeads, head_similarity
 from iformer.paper.ladder import LADDER
+from iformer.paper.latency import measure_latencies
 from iformer.paper.printed import SOURCE, PrintedRow, figure_2_rows, figure_notes, read_rows
 from iformer.paper.tables import count
 
@@ -33,27 +34,32 @@ class DrawnFigure:
     notes: tuple[str, ...]
 
 
-def draw_figure(number: int, folder: Path, *, trained: TrainedHeads | None = None) -> DrawnFigure:
+def draw_figure(
+    number: int, folder: Path, *, trained: TrainedHeads | None = None, latency: bool = False
+) -> DrawnFigure:
     """Draw a figure of the paper into `folder`, as `figure_<number>.png`.
 
     Args:
         number: 1, 2 or 3.
         folder: an existing folder.
         trained: for figure 3, a trained network, which is drawn beside its own random weights.
+        latency: for figure 2, measure each step's network on this machine too.
 
     Raises:
-        UserError: it is none of the figures 1, 2 and 3, or a trained network was given for another than 3.
+        UserError: it is none of the figures 1, 2 and 3, or an option is another figure's.
         MissingDependencyError: matplotlib is not installed.
     """
     figures: dict[int, Callable[[], tuple[Figure, list[dict[str, Any]]]]] = {
         1: _figure_1,
-        2: _figure_2,
+        2: partial(_figure_2, latency=latency),
         3: partial(_figure_3, trained),
     }
     if number not in figures:
         raise UserError(f"figure {number} is not drawn here; the figures are 1, 2 and 3")
     if trained is not None and number != 3:
         raise UserError(f"figure {number} is of no network's weights; a trained network is for figure 3")
+    if latency and number != 2:
+        raise UserError(f"figure {number} is not measured here; latency is for figure 2")
     require("matplotlib", extra="bench")
     figure, values = figures[number]()
     return DrawnFigure(
@@ -141,23 +147,27 @@ def _family(row: PrintedRow) -> str:
 # ------------------------------------------------------------------------------------ figure 2
 
 
-def _figure_2() -> tuple[Figure, list[dict[str, Any]]]:
+def _figure_2(*, latency: bool) -> tuple[Figure, list[dict[str, Any]]]:
     rows = figure_2_rows()
+    measured = measure_latencies({step.label: step.network for step in LADDER}) if latency else None
     values: list[dict[str, Any]] = []
     for row, step in zip(rows, LADDER, strict=True):
         counted = count(step.network)
-        values.append(
-            {
-                "step": step.label,
-                "change": step.change,
-                "top1_pct": float(row["top1_pct"]),
-                "latency_ms": float(row["latency_ms"]),
-                "params_m": counted.params_m,
-                "gmacs": counted.gmacs,
-            }
-        )
-    figure = _new_figure(13.5, 6.4)
-    accuracy, latency, operations = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
+        value = {
+            "step": step.label,
+            "change": step.change,
+            "top1_pct": float(row["top1_pct"]),
+            "latency_ms": float(row["latency_ms"]),
+            "params_m": counted.params_m,
+            "gmacs": counted.gmacs,
+        }
+        if measured is not None:
+            value["measured_ms"] = 1e3 * measured.median(step.label)
+        values.append(value)
+    titles = ("Accuracy", "Latency, phone", *(("Latency, here",) if measured else ()), "Operations")
+    figure = _new_figure(13.5 if measured is None else 17.0, 6.4)
+    panels = figure.subplots(1, len(titles), sharey=True, width_ratios=(1.15, *(1,) * (len(titles) - 1)))
+    accuracy, phone, operations = panels[0], panels[1], panels[-1]
     places = range(len(values))
     top1 = [value["top1_pct"] for value in values]
     # a dot plot: bars that do not start at 0 would tell of other proportions
@@ -173,9 +183,16 @@ def _figure_2() -> tuple[Figure, list[dict[str, Any]]]:
     )
     accuracy.invert_yaxis()
     accuracy.set_xlabel("top-1, % (paper; axis starts at 73)", color=_INK)
-    _bars(latency, [value["latency_ms"] for value in values], _BLUE, "latency, ms (paper, iPhone 13)")
+    _bars(phone, [value["latency_ms"] for value in values], _BLUE, "ms (paper, iPhone 13)")
+    if measured is not None:
+        _bars(
+            panels[2],
+            [value["measured_ms"] for value in values],
+            _OURS,
+            "ms (this machine, ONNX Runtime, 1 thread)",
+        )
     _bars(operations, [value["gmacs"] for value in values], _SKY, "GMACs at 224 (counted here)")
-    for title, axes in (("Accuracy", accuracy), ("Latency", latency), ("Operations", operations)):
+    for title, axes in zip(titles, panels, strict=True):
         axes.set_title(title, loc="left", color=_INK, weight="bold")
         _tidy(axes, grid="x")
         axes.tick_params(axis="y", length=0)
