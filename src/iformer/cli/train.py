@@ -141,7 +141,7 @@ def _job(
         settings = Recipe.from_plain({**before["recipe"], **overrides})
     else:
         recipe_name = recipe or DEFAULT_RECIPE
-        settings = load_recipe(recipe_name, overrides)
+        settings = load_recipe(recipe_name, overrides, model=model)
     data = data or before.get("data")
     if data is None:
         raise UserError("--data is missing; give a folder with one sub-folder a class, or elpv")

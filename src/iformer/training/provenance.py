@@ -27,8 +27,10 @@ _FREE_TO_CHANGE = (
     "checkpoint_minutes",
     "checkpoint_steps",
     "log_every",
+    "compile",
+    "parallel",
 )
-"""Recipe fields that a resumed run may have otherwise, because no weight depends on them."""
+"""Recipe fields that a resumed run may have otherwise: they change weights by rounding at most."""
 
 
 def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
