@@ -81,6 +81,7 @@ class Teacher:
     def __call__(self, images: Tensor) -> Tensor:
         if images.device != self._device:
             self._move(images.device)
+        logits_BK: Tensor
         with torch.inference_mode():
             if not self._same:
                 images = images * self._scale + self._shift
@@ -159,7 +160,7 @@ def _trained_timm_network(path: str, header: dict[str, str], tensors: dict[str, 
         raise WeightsError(f"{path} is damaged: {weights.one_line(error)}") from None
     if not isinstance(name, str) or not name.startswith(TIMM):
         raise WeightsError(f"{path} holds a network named {name}, which can be a teacher only from Python")
-    network = timm.create_model(name.removeprefix(TIMM), num_classes=len(metadata.class_names))
+    network: Any = timm.create_model(name.removeprefix(TIMM), num_classes=len(metadata.class_names))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -173,7 +174,7 @@ def _timm_network(name: str) -> _Source:
     if not timm.is_model(name.partition(".")[0]):
         raise UnknownNameError("teacher", name, [*list_models(), *timm.list_pretrained()])
     try:
-        network = timm.create_model(name, pretrained=True)
+        network: Any = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises of every kind
         raise WeightsError(
             f"the weights of the teacher {name} cannot be fetched: {weights.one_line(error)}; "
