@@ -22,7 +22,7 @@ from iformer.bench.record import write_record
 from iformer.config.recipe import load_recipe
 from iformer.data.sources import load_data
 from iformer.models.complexity import count_macs, count_parameters
-from iformer.training.job import classification_job
+from iformer.training.classification import classification_job
 from iformer.training.loop import train
 
 MODELS = ("iformer_t", "timm:mobilenetv3_large_100", "timm:mobilenetv4_conv_medium")

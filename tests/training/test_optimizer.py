@@ -12,7 +12,7 @@ from torch import nn
 from iformer.errors import WeightsError
 from iformer.models.factory import build
 from iformer.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from iformer.training.schedule import build_schedule
+from iformer.training.schedule import RunLength, build_schedule
 
 
 def network(tiny: ModuleType) -> nn.Module:
@@ -96,7 +96,7 @@ def test_state_of_another_network_is_refused(tiny: ModuleType) -> None:
 
 def learning_rates(recipe: object, steps_per_epoch: int, steps: int) -> list[float]:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)  # type: ignore[attr-defined]
-    schedule = build_schedule(optimizer, recipe, steps_per_epoch=steps_per_epoch)  # type: ignore[arg-type]
+    schedule = build_schedule(optimizer, recipe, RunLength(recipe, steps_per_epoch=steps_per_epoch))  # type: ignore[arg-type]
     rates = []
     for step in range(steps):
         schedule.step_update(step)
@@ -116,6 +116,32 @@ def test_schedule_is_linear_warmup_then_half_a_cosine(tiny: ModuleType) -> None:
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 14) / 56))
         assert rates[step] == pytest.approx(1e-5 + (peak - 1e-5) * cosine)
     assert max(rates) == pytest.approx(peak)
+
+
+def test_schedule_of_steps_falls_after_its_milestones(tiny: ModuleType) -> None:
+    recipe = tiny.tiny_recipe(
+        epochs=6, lr=8e-3, lr_batch=8, schedule="step", milestones=[3, 5], warmup_steps=4, warmup_lr=1e-3
+    )
+    rates = learning_rates(recipe, 5, 30)
+    assert rates[:4] == pytest.approx([1e-3 + 7e-3 * step / 4 for step in range(4)])
+    assert rates[4:15] == pytest.approx([8e-3] * 11)
+    assert rates[15:25] == pytest.approx([8e-4] * 10)
+    assert rates[25:] == pytest.approx([8e-5] * 5)
+
+
+def test_schedule_of_a_polynomial_ends_at_its_floor(tiny: ModuleType) -> None:
+    recipe = tiny.tiny_recipe(
+        epochs=4, lr=1e-3, lr_batch=8, schedule="poly", max_steps=17, warmup_steps=0, min_lr=1e-6
+    )
+    expected = [1e-6 + (1e-3 - 1e-6) * (1 - step / 17) ** 0.9 for step in range(17)]
+    assert learning_rates(recipe, 5, 17) == pytest.approx(expected)
+
+
+def test_length_in_steps_cuts_the_last_epoch(tiny: ModuleType) -> None:
+    length = RunLength(tiny.tiny_recipe(epochs=4, max_steps=17), steps_per_epoch=5)
+    assert (length.steps, length.epochs) == (17, 4)
+    assert [length.steps_in(epoch) for epoch in range(4)] == [5, 5, 5, 2]
+    assert RunLength(tiny.tiny_recipe(epochs=3, max_steps=17), steps_per_epoch=5).steps == 15
 
 
 def test_schedule_is_timms_by_its_own_factory(tiny: ModuleType) -> None:
@@ -144,7 +170,7 @@ def test_schedule_is_timms_by_its_own_factory(tiny: ModuleType) -> None:
 def test_a_step_s_learning_rate_depends_on_its_number_only(tiny: ModuleType) -> None:
     recipe = tiny.tiny_recipe(epochs=4, warmup_epochs=1)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)
-    schedule = build_schedule(optimizer, recipe, steps_per_epoch=5)
+    schedule = build_schedule(optimizer, recipe, RunLength(recipe, steps_per_epoch=5))
     schedule.step_update(13)
     assert optimizer.param_groups[0]["lr"] == learning_rates(recipe, 5, 14)[13]
 

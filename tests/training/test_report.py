@@ -15,7 +15,7 @@ from iformer.data.samples import ImageSet, Sample
 from iformer.training.report import write_report
 from iformer.training.report.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
 from iformer.training.report.markdown import wilson_interval
-from iformer.training.results import Evaluation, TrainResult
+from iformer.training.results import ClassificationEvaluation, TrainResult
 
 
 def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) -> TrainResult:
@@ -78,7 +78,7 @@ def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) 
         recipe_name="elpv",
         parameters=2_890_000,
         train_images=4 * images,
-        evaluation=Evaluation(
+        evaluation=ClassificationEvaluation(
             image_set=image_set,
             indices=np.arange(images),
             labels=labels,

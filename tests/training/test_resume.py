@@ -105,9 +105,9 @@ def test_run_stopped_at_any_step_ends_with_the_same_weights(
     step: int,
 ) -> None:
     """Stopped right after a save, at epoch ends (6, 12, 24) before the evaluation too."""
-    from iformer.training import loop
+    from iformer.training import keeping
 
-    save_state = loop.save_state
+    save_state = keeping.save_state
 
     def save_and_stop(path: Path, **state: Any) -> None:
         save_state(path, **state)
@@ -116,7 +116,7 @@ def test_run_stopped_at_any_step_ends_with_the_same_weights(
 
     out = tmp_path / "stopped"
     job = tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS, checkpoint_steps=1))
-    monkeypatch.setattr(loop, "save_state", save_and_stop)
+    monkeypatch.setattr(keeping, "save_state", save_and_stop)
     with pytest.raises(KilledError):
         train(job)
     monkeypatch.undo()

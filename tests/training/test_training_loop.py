@@ -24,7 +24,7 @@ from iformer.errors import ConfigError, UserError
 from iformer.models.factory import build
 from iformer.models.weights import load, read_metadata, save
 from iformer.training.checkpoint import saved_step
-from iformer.training.job import classification_job
+from iformer.training.classification import classification_job
 from iformer.training.loop import train
 from iformer.training.results import TrainResult
 

@@ -17,7 +17,8 @@ from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.recipe import Recipe
 from iformer.data.sources import load_data
 from iformer.models.factory import build
-from iformer.training.job import TrainJob, classification_job
+from iformer.training.classification import classification_job
+from iformer.training.job import TrainJob
 
 CLASSES = ("blue", "green", "red")
 TRAIN_IMAGES = 16

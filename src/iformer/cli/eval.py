@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from iformer.config.metadata import Metadata
     from iformer.training.evaluate import Predictor
-    from iformer.training.results import Evaluation
+    from iformer.training.results import ClassificationEvaluation
 
     Subject = tuple[Predictor, Metadata, int, torch.device]
     """What is evaluated, what is known about it, its number of classes, and where the metric is computed."""
@@ -124,7 +124,7 @@ def _artifact(path: str, precision: Precision, device: Device) -> Subject:
     return runner, metadata, info.num_classes, torch.device("cpu")
 
 
-def _write(out: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
+def _write(out: Path, evaluation: ClassificationEvaluation, record: dict[str, Any]) -> None:
     """`metrics.json`, and `predictions.jsonl` with one line an image."""
     import json
 
@@ -150,7 +150,7 @@ def _write(out: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
     write_bytes(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
-def _print(evaluation: Evaluation) -> None:
+def _print(evaluation: ClassificationEvaluation) -> None:
     metrics = evaluation.metrics
     top5 = f", top-5 {metrics['top5']:.2f} %" if "top5" in metrics else ""
     screen = console()

@@ -149,7 +149,7 @@ def _load_data(say: Console, limit: int | None) -> DataSplit:
 
 def _train(say: Console, data: DataSplit, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
     from iformer.config.recipe import load_recipe
-    from iformer.training.job import classification_job
+    from iformer.training.classification import classification_job
     from iformer.training.loop import train
 
     overrides: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
@@ -271,7 +271,7 @@ def _write_report(out: Path, outcome: _Outcome) -> Path:
     result, artifact, timings = outcome.result, outcome.artifact, outcome.timings
     parity: dict[str, Any] = artifact.parity or {}
     metrics = result.metrics
-    photographs = result.train_images + len(result.evaluation.image_set)
+    photographs = result.train_images + result.metrics["images"]
     lines = [
         f"# Quickstart: {MODEL} on {photographs} photographs of solar cells",
         "",

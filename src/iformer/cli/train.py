@@ -127,7 +127,7 @@ def _job(
     from iformer.config.recipe import DEFAULT_RECIPE, Recipe, load_recipe, parse_override
     from iformer.data.sources import load_data
     from iformer.errors import UnknownNameError, UserError
-    from iformer.training.job import classification_job
+    from iformer.training.classification import classification_job
     from iformer.training.run_folder import RunFolder
 
     if task != "classify":

@@ -40,9 +40,20 @@ class Recipe:
     """Peak learning rate for a batch of `lr_batch` images; it is scaled linearly to `batch_size`."""
     lr_batch: int = 256
     min_lr: float = 1e-6
-    """Learning rate at the end of the cosine, not scaled."""
+    """Learning rate at the end of the cosine or polynomial, not scaled."""
+    max_steps: int | None = None
+    """The run ends after so many optimizer steps, wherever in an epoch; nothing: after `epochs`."""
+    schedule: Literal["cosine", "poly", "step"] = "cosine"
+    """After the warm-up: half a cosine to `min_lr`; `(1 - step / steps) ** poly_power` to `min_lr`; or times
+    `step_decay` after each of the `milestones`."""
+    poly_power: float = 0.9
+    milestones: tuple[int, ...] = ()
+    """Epochs, counted as done, after which the schedule "step" lowers the learning rate."""
+    step_decay: float = 0.1
     warmup_epochs: float = 5.0
     """Linear warm-up from `warmup_lr`, at most over half of the run; the cosine begins where it ends."""
+    warmup_steps: int | None = None
+    """The warm-up in optimizer steps; nothing: `warmup_epochs`."""
     warmup_lr: float = 0.0
     weight_decay: float = 0.05
     """Not applied to norms, biases and layer scales."""
@@ -128,7 +139,7 @@ class Recipe:
             check(not isinstance(value, float) or math.isfinite(value), self, field.name, "a finite number")
         for name in ("epochs", "batch_size", "grad_accum", "lr_batch", "eval_every", "log_every"):
             check(getattr(self, name) >= 1, self, name, "a whole number of 1 or more")
-        for name in ("eval_batch_size", "checkpoint_steps"):
+        for name in ("eval_batch_size", "checkpoint_steps", "max_steps"):
             value = getattr(self, name)
             check(value is None or value >= 1, self, name, "nothing or a whole number of 1 or more")
         check(
@@ -146,6 +157,22 @@ class Recipe:
             f"a number from 0 to the peak, {self.peak_lr:g}",
         )
         check(self.warmup_epochs >= 0, self, "warmup_epochs", "a number of 0 or more")
+        check(
+            self.warmup_steps is None or self.warmup_steps >= 0,
+            self,
+            "warmup_steps",
+            "nothing or a whole number of 0 or more",
+        )
+        check(self.poly_power > 0, self, "poly_power", "a number above 0")
+        check(0 < self.step_decay < 1, self, "step_decay", "a number between 0 and 1")
+        check(
+            (self.schedule == "step") == bool(self.milestones)
+            and list(self.milestones) == sorted(set(self.milestones))
+            and all(milestone >= 1 for milestone in self.milestones),
+            self,
+            "milestones",
+            "rising epochs of 1 or more for the schedule 'step', and none for another one",
+        )
         check(self.weight_decay >= 0, self, "weight_decay", "a number of 0 or more")
         check(all(0 <= beta < 1 for beta in self.betas), self, "betas", "two numbers from 0 up to, not with, 1")
         check(self.eps > 0, self, "eps", "a number above 0")

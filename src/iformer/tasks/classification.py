@@ -51,6 +51,7 @@ class Classification:
 
     name = "classify"
     primary_metric = "top1"
+    metric_label = "top-1"
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class ClassificationMetric:
         self._loss.update(losses_B)
 
     def compute(self) -> dict[str, Any]:
-        """See `iformer.training.results.Evaluation.metrics`: shares in percent."""
+        """See `iformer.training.results.ClassificationEvaluation`: shares in percent."""
         values = self._metrics.compute()
         confusion_KK = values["confusion"].long().cpu()
         support_K = confusion_KK.sum(1)

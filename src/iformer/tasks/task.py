@@ -31,7 +31,9 @@ class Task(Protocol):
     name: str
     """As `Metadata.task` has it: classify, detect or segment."""
     primary_metric: str
-    """The metric that picks the best checkpoint; higher is better."""
+    """The metric that picks the best checkpoint: a percentage, higher is better."""
+    metric_label: str
+    """What that metric is called in a sentence."""
     class_names: tuple[str, ...]
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.tasks.classification import Classification
 from iformer.training.precision import Precision, autocast
-from iformer.training.results import Evaluation
+from iformer.training.results import ClassificationEvaluation
 
 Predictor = Callable[[Tensor], Tensor]
 """Images as the evaluation transform leaves them, uint8 B x 3 x H x W, to logits, B x K."""
@@ -93,7 +93,7 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-) -> Evaluation:
+) -> ClassificationEvaluation:
     """Ask a predictor for every image of a loader.
 
     With several processes (torch.distributed) each one goes through its own share, of any length, and all
@@ -123,7 +123,7 @@ def evaluate(
         )
     )
     order = np.argsort(rows[0])
-    return Evaluation(
+    return ClassificationEvaluation(
         image_set=loader.dataset.image_set,
         indices=rows[0][order],
         labels=rows[1][order],
@@ -144,7 +144,7 @@ def evaluate_on_data(
     workers: int | None = None,
     strict: bool = False,
     device: torch.device | str = "cpu",
-) -> tuple[Evaluation, list[str]]:
+) -> tuple[ClassificationEvaluation, list[str]]:
     """Evaluate anything that has a checkpoint's metadata on a data set by name.
 
     Args:

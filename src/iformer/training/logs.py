@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from iformer.config.dependencies import require
+from iformer.tasks.task import Task
 
 PLAIN_LINE_SECONDS = 60.0
 """Where there is no terminal: the longest time without a line."""
@@ -153,6 +154,21 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def epoch_line(record: dict[str, Any], epochs: int, task: Task) -> str:
+    """An `epoch` record as one line; `task` says which metric is the one to tell."""
+    rate, value = record["images_per_second"], record.get(f"val_{task.primary_metric}")
+    parts = [
+        f"epoch {record['epoch']}/{epochs}",
+        f"loss {record['train_loss']:.4f}" if "train_loss" in record else "",
+        f"accuracy {record['train_accuracy']:.1f} %" if "train_accuracy" in record else "",
+        f"validation loss {record['val_loss']:.4f}" if "val_loss" in record else "",
+        f"validation {task.metric_label} {value:.2f} %" if value is not None else "",
+        f"{rate:.1f} images/s" if rate else "",
+        format_seconds(record["seconds"]),
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _bar(total: int, done: int) -> tuple[Any, Any]:

@@ -19,9 +19,30 @@ from iformer.data.samples import ImageSet
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a network answered on every image of a set, and how right it was.
+    """How right a network is on every image of a set."""
+
+    metrics: dict[str, Any]
+    """`images` (how many), the task's metrics (shares are in percent) and `per_class`.
+
+    What they are in each task is told by the classes derived from this one.
+    """
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The metrics that are one number each, such as top1, loss and images."""
+        return {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationEvaluation(Evaluation):
+    """What a classifier answered on every image of a set, and how right it was.
 
     Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are in ascending order of index.
+
+    `metrics` has `top1`, `top5` (with more than 5 classes), `loss` (mean cross entropy), `images` (N),
+    `macro`: `{"precision", "recall", "f1"}` (means over classes),
+    `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
+    `confusion`: K x K nested lists of counts, row true class, column predicted class.
     """
 
     image_set: ImageSet
@@ -31,19 +52,6 @@ class Evaluation:
     """N true classes, as positions in `image_set.class_names`."""
     probabilities: npt.NDArray[np.float32]
     """N x K softmax outputs; column k is `image_set.class_names[k]`."""
-    metrics: dict[str, Any]
-    """Shares are in percent.
-
-    `top1`, `top5` (with more than 5 classes), `loss` (mean cross entropy), `images` (N),
-    `macro`: `{"precision", "recall", "f1"}` (means over classes),
-    `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
-    `confusion`: K x K nested lists of counts, row true class, column predicted class.
-    """
-
-    @property
-    def summary(self) -> dict[str, float]:
-        """The metrics that are one number each: top1, top5 where there is one, loss, images."""
-        return {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +77,7 @@ class TrainResult:
     """One record an epoch: `epoch` (from 1), `step`, `seconds` (since the run's start, stops not counted), `lr`,
     `size` (training images, pixels), `train_loss`, `train_accuracy` (percent, on augmented and mixed images),
     `images_per_second`, `data_wait` (share of the time spent waiting for images, 0 to 1) and, in epochs with
-    an evaluation, `val_loss`, `val_top1`, `val_top5`."""
+    an evaluation, the metrics that are one number each: `val_loss`, `val_top1`, `val_top5`, …."""
     seconds: float
     """Time spent training and evaluating, over all the sessions of a resumed run."""
     precision: str

@@ -1,33 +1,68 @@
-"""The learning rate of every optimizer step."""
+"""How many steps a run makes, and the learning rate of every one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from iformer.config.recipe import Recipe
 
 if TYPE_CHECKING:
-    from timm.scheduler.cosine_lr import CosineLRScheduler
+    from timm.scheduler.scheduler import Scheduler
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, *, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then one half cosine down to `min_lr` over the rest of the run.
+class RunLength:
+    """Epochs and steps of a run: `recipe.epochs` whole epochs, or `recipe.max_steps` where those are fewer."""
+
+    def __init__(self, recipe: Recipe, *, steps_per_epoch: int) -> None:
+        """`steps_per_epoch` is the loader's number of optimizer steps."""
+        self.steps_per_epoch = steps_per_epoch
+        whole = recipe.epochs * steps_per_epoch
+        self.steps = whole if recipe.max_steps is None else min(whole, recipe.max_steps)
+        """Optimizer steps of the whole run."""
+        self.epochs = -(-self.steps // steps_per_epoch)
+        """Epochs, the last of which may be cut short."""
+
+    def steps_in(self, epoch: int) -> int:
+        """Steps of an epoch, counted from 0."""
+        return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: RunLength) -> Scheduler:
+    """Linear warm-up, then what `recipe.schedule` names: see there.
 
     `schedule.step_update(step)` sets the learning rate of the step with that number, counted from 0, and
     depends on nothing else, so a resumed run needs no state of it.
     """
     from timm.scheduler.cosine_lr import CosineLRScheduler
+    from timm.scheduler.multistep_lr import MultiStepLRScheduler
+    from timm.scheduler.poly_lr import PolyLRScheduler
 
-    steps = recipe.epochs * steps_per_epoch
-    warmup_steps = min(round(recipe.warmup_epochs * steps_per_epoch), steps // 2)
+    warmup_steps = recipe.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = round(recipe.warmup_epochs * length.steps_per_epoch)
+    warmup_steps = min(warmup_steps, length.steps // 2)
+    warmup: dict[str, Any] = {"warmup_t": warmup_steps, "warmup_lr_init": recipe.warmup_lr, "t_in_epochs": False}
+    if recipe.schedule == "step":
+        # timm's milestones are met one step early, which with epochs for steps is as intended, and here is not
+        milestones = [epoch * length.steps_per_epoch + 1 for epoch in recipe.milestones]
+        return MultiStepLRScheduler(
+            optimizer, decay_t=milestones, decay_rate=recipe.step_decay, warmup_prefix=False, **warmup
+        )
+    if recipe.schedule == "poly":
+        return PolyLRScheduler(
+            optimizer,
+            t_initial=length.steps,
+            power=recipe.poly_power,
+            lr_min=recipe.min_lr,
+            warmup_prefix=False,
+            **warmup,
+        )
     return CosineLRScheduler(
         optimizer,
-        t_initial=steps - warmup_steps,
+        t_initial=length.steps - warmup_steps,
         lr_min=recipe.min_lr,
-        warmup_t=warmup_steps,
-        warmup_lr_init=recipe.warmup_lr,
         warmup_prefix=True,
-        t_in_epochs=False,
+        **warmup,
     )

@@ -19,7 +19,7 @@ from PIL import ImageOps
 from iformer.config.dependencies import require
 from iformer.data.images import read_image
 from iformer.errors import DataError
-from iformer.training.results import Evaluation
+from iformer.training.results import ClassificationEvaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +163,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> Path | None:
     return _save(figure, path)
 
 
-def worst_mistakes(evaluation: Evaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
+def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
     """The wrong answers, those first that were given with most probability beyond the true class's."""
     probabilities_NK, labels_N = evaluation.probabilities, evaluation.labels
     rows = np.arange(len(labels_N))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from iformer.training.report.figures import draw_confusion, draw_curves, draw_mistakes, worst_mistakes
-from iformer.training.results import TrainResult
+from iformer.training.results import ClassificationEvaluation, TrainResult
 
 _PAIRS, _PROBLEMS = 10, 20
 _TOLD_ELSEWHERE = ("command", "model", "data", "recipe")
@@ -34,6 +34,7 @@ def write_report(folder: Path, *, result: TrainResult, history: Sequence[dict[st
     """
     history = result.history if history is None else history
     evaluation = result.evaluation
+    assert isinstance(evaluation, ClassificationEvaluation)
     names = evaluation.image_set.class_names
     draw_curves(history, folder / "curves.png", best_epoch=result.best.get("epoch"))
     draw_confusion(evaluation.metrics["confusion"], names, folder / "confusion.png")
@@ -110,7 +111,7 @@ def _per_class(result: TrainResult) -> str:
 
 
 def _confusion(result: TrainResult) -> str:
-    names = result.evaluation.image_set.class_names
+    names = list(result.metrics["per_class"])
     confusion = result.metrics["confusion"]
     pairs = sorted(
         (
@@ -140,7 +141,6 @@ def _mistakes(result: TrainResult, *, shown: bool) -> str:
 
 def _making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
     provenance = result.metadata.provenance
-    image_set = result.evaluation.image_set
     rates = [record["images_per_second"] for record in history if record.get("images_per_second")]
     waits = [record["data_wait"] for record in history if record.get("data_wait") is not None]
     rows = [
@@ -148,7 +148,8 @@ def _making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
         ["network", f"{result.model_name}, {result.parameters / 1e6:.3f} M parameters"],
         [
             "data",
-            f"{_code(result.data_name)}: {result.train_images} training and {len(image_set)} validation images",
+            f"{_code(result.data_name)}: {result.train_images} training and "
+            f"{result.metrics['images']} validation images",
         ],
         ["recipe", f"`{result.recipe_name}`, {len(history)} epochs"],
         [

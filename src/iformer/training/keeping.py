@@ -1,0 +1,90 @@
+"""What a run keeps: the state to continue from, and the networks it has evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from iformer.config.metadata import Metadata
+from iformer.errors import UserError, WeightsError
+from iformer.training.checkpoint import Position, save_network, save_state, saved_step
+from iformer.training.ema import WeightAverage
+from iformer.training.job import TrainJob
+from iformer.training.run_folder import RunFolder
+
+
+class RunKeeper:
+    """Writes a run's checkpoints; used by the main process alone. `position` is the run's own."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        files: RunFolder,
+        *,
+        position: Position,
+        network: nn.Module,
+        average: WeightAverage | None,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        identity: dict[str, Any],
+        provenance: dict[str, Any],
+    ) -> None:
+        self.job, self.files, self.position = job, files, position
+        self.network, self.average, self.optimizer, self.scaler = network, average, optimizer, scaler
+        self.identity, self.provenance = identity, provenance
+
+    @property
+    def evaluated_network(self) -> nn.Module:
+        """The network that is evaluated and kept: the averaged one, where there is an average."""
+        return self.average.module if self.average is not None else self.network
+
+    def metadata(self, epoch: int, metrics: dict[str, Any]) -> Metadata:
+        """What a network's file says of it after `epoch` epochs; of the metrics, what is small."""
+        kept = {name: value for name, value in metrics.items() if name not in ("per_class", "confusion")}
+        return Metadata(
+            task=self.job.task.name,
+            class_names=self.job.task.class_names,
+            preprocessing=self.job.preprocessing,
+            metrics=kept,
+            provenance={**self.provenance, "epoch": epoch, "step": self.position.step},
+        )
+
+    def keep_network(self, path: Path, metadata: Metadata) -> None:
+        """Write the evaluated network.
+
+        Raises:
+            WeightsError: it cannot be written.
+        """
+        save_network(self.evaluated_network, path, name=self.job.model_name, metadata=metadata)
+
+    def keep_state(self) -> None:
+        """Write the state to continue from.
+
+        Raises:
+            WeightsError: it cannot be written.
+        """
+        save_state(
+            self.files.state,
+            model=self.network,
+            average=self.average,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            position=self.position,
+            identity=self.identity,
+        )
+
+    @contextmanager
+    def nothing_lost(self) -> Iterator[None]:
+        """Say, where a file cannot be written, what is still there and how to go on."""
+        try:
+            yield
+        except (OSError, WeightsError) as error:
+            saved = saved_step(self.files.state)
+            kept = f"--resume continues from step {saved}" if saved is not None else "nothing was saved before"
+            reason = error if isinstance(error, WeightsError) else f"{error.strerror}: {error.filename}"
+            raise UserError(f"stopped at step {self.position.step}: {reason}; {kept}") from error
