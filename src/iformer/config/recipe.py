@@ -211,6 +211,12 @@ class Recipe:
         check(0 <= self.distillation_weight <= 1, self, "distillation_weight", "a share, 0 to 1")
         check(self.distillation_temperature > 0, self, "distillation_temperature", "a number above 0")
         check(self.workers == "auto" or self.workers >= 0, self, "workers", "auto or a whole number of 0 or more")
+        check(
+            self.parallel == "ddp" or self.ema_decay is None,
+            self,
+            "parallel",
+            "ddp where there is a running average of the weights (ema_decay)",
+        )
         check(0 <= self.seed < 2**32, self, "seed", "a whole number from 0 to 4294967295")
         check(self.checkpoint_minutes > 0, self, "checkpoint_minutes", "a number above 0")
         for built in (self.augmentation, self.preprocessing):

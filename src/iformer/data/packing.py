@@ -24,7 +24,6 @@ from iformer.data.shards import (
     Progress,
     ShardIndex,
     ShardSamples,
-    holds_shards,
     read_index,
     scan_shards,
     write_index,
@@ -98,6 +97,18 @@ def pack(
     return _describe(folder, index)
 
 
+def describe(folder: str | os.PathLike[str]) -> Packed:
+    """What the index of a folder of shards says.
+
+    Raises:
+        DataError: there is none, it is damaged, or a shard is missing or cut short.
+    """
+    root = Path(folder)
+    if not (root / INDEX).is_file():
+        raise DataError(f"{root}: holds no tar shards with an index; training on shards of others makes one")
+    return _describe(root, read_index(root))
+
+
 def verify(folder: str | os.PathLike[str], *, decode: bool = False, progress: Progress | None = None) -> Packed:
     """Read every shard from end to end and compare counts, labels and checksums with the index.
 
@@ -109,9 +120,7 @@ def verify(folder: str | os.PathLike[str], *, decode: bool = False, progress: Pr
     Raises:
         DataError: something differs; the message names the first image that does.
     """
-    root = Path(folder)
-    if not holds_shards(root):
-        raise DataError(f"{root}: holds no tar shards")
+    root = describe(folder).folder
     index = read_index(root)
     for part in index.parts.values():
         _compare(root, part, scan_shards(root, part.shards, progress))

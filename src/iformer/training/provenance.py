@@ -52,6 +52,7 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
             "train_fingerprint": job.data.train.fingerprint(),
             "val_fingerprint": job.data.val.fingerprint(),
         },
+        **job.identity,
     }
 
 
@@ -89,6 +90,7 @@ def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
             **job.settings,
         },
         "recipe": {"name": job.recipe_name, **job.recipe.to_plain()},
+        **job.identity,
     }
 
 

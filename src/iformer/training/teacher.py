@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from iformer.errors import DataError, UnknownNameError, WeightsError
 from iformer.models import weights
 from iformer.models.factory import create_model
 from iformer.models.folding import fold
-from iformer.training.precision import multiplies_bf16
+from iformer.training.precision import compiles, multiplies_bf16
 
 TIMM = "timm:"
 """What a timm network's name may begin with, and does where a run's checkpoint names one."""
@@ -52,7 +52,7 @@ class Teacher:
         student: Preprocessing,
         order: Sequence[int] | None = None,
         fixed_size: tuple[int, int] | None = None,
-        compiled: bool = False,
+        compiled: Literal["auto"] | bool = False,
     ) -> None:
         """
         Args:
@@ -61,7 +61,7 @@ class Teacher:
             student: the preprocessing of the images that will come.
             order: the network's output for each of the student's classes; None: they are the same.
             fixed_size: height and width to resize images to.
-            compiled: run it through `torch.compile`.
+            compiled: run it through `torch.compile`; auto: on CUDA GPUs.
         """
         self.network = network.eval().requires_grad_(False)
         self.fingerprint = _fingerprint(network)
@@ -98,11 +98,15 @@ class Teacher:
         self._scale, self._shift = self._scale.to(device), self._shift.to(device)
         if self._order is not None:
             self._order = self._order.to(device)
-        self._answer = torch.compile(self.network) if self._compiled else self.network
+        self._answer = torch.compile(self.network) if compiles(self._compiled, device) else self.network
 
 
 def build_teacher(
-    name: str, class_names: tuple[str, ...], student: Preprocessing, *, compiled: bool = False
+    name: str,
+    class_names: tuple[str, ...],
+    student: Preprocessing,
+    *,
+    compiled: Literal["auto"] | bool = False,
 ) -> Teacher:
     """A teacher by name or from a file.
 
