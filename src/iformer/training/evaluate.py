@@ -210,7 +210,7 @@ def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
 def _part(split: DataSplit, part: Part) -> ImageSet:
     if part == "all":
         name = split.val.name.removesuffix(" val")
-        return replace(split.val, name=name, samples=split.train.samples + split.val.samples)
+        return replace(split.val, name=name, samples=(*split.train.samples, *split.val.samples))
     return split.val if part == "val" else split.train
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from iformer.config.recipe import Recipe
 from iformer.errors import WeightsError
+from iformer.training.sharded import shared_as, whole_tensor
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -36,12 +38,15 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as `{"<key>.<parameter name>": tensor}`: moments and step counts."""
+    """The optimizer's state as `{"<key>.<parameter name>": tensor}`: moments and step counts.
+
+    Of a sharded network all processes have to ask; each gets whole tensors.
+    """
     tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):  # Muon keeps its choice by shape beside them, and makes it again
-                tensors[f"{key}.{name}"] = value
+                tensors[f"{key}.{name}"] = whole_tensor(value)
     return tensors
 
 
@@ -70,5 +75,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    if isinstance(parameter, DTensor):
+        return shared_as(parameter, tensor)
     # The order in memory decides the order of sums, so a resumed run needs the undisturbed run's.
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
