@@ -272,7 +272,7 @@ def _print_dry_run(job: TrainJob, *, json: bool) -> None:
     teacher = f", teacher {found.teacher_gmacs:.2f} GMACs" if found.teacher_gmacs else ""
     print(f"network  {found.model}: {found.parameters / 1e6:.2f} M parameters, {found.gmacs:.2f} GMACs{teacher}")
     print(
-        f"data     {found.data}: {found.train_images:,} training images, {found.val_images:,} to validate; readable"
+        f"data     {found.data}: {found.train_images:,} images to train on, {found.val_images:,} to validate; read"
     )
     print(f"run      recipe {found.recipe}: {found.steps:,} steps of {found.batch_size} images")
     print(
@@ -284,8 +284,8 @@ def _print_dry_run(job: TrainJob, *, json: bool) -> None:
     print(f"time     {format_hours(found.here.hours)} on this one process")
     for estimate in found.by_rule:
         print(
-            f"         {format_hours(estimate.hours)} on {estimate.where} by rule, about {estimate.dollars:,.0f} US "
-            "dollars (docs/training_at_scale.md has the rule)"
+            f"         {format_hours(estimate.hours)} on {estimate.where} by rule, about {estimate.dollars:,.0f} "
+            "US dollars (docs/training_at_scale.md has the rule)"
         )
 
 

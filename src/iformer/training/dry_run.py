@@ -34,8 +34,8 @@ GPUS = {"8 x A100": (8, 312e12, 2.0), "8 x H100": (8, 989e12, 3.0)}
 price, for scale only."""
 
 UTILISATION = {"8 x A100": 0.08, "8 x H100": 0.05}
-"""Share of the peak that the rule takes a training step to reach: networks with depthwise convolutions are bound by
-memory. An assumption, not a measurement."""
+"""Share of the peak that the rule takes a training step to reach: networks with depthwise convolutions are bound
+by memory. An assumption, not a measurement."""
 
 CPU_BATCH = 64
 """Largest batch that is tried on a CPU, where a recipe for GPUs would not fit."""
