@@ -63,10 +63,14 @@ PARTS = (
         use="the solar-cell photographs, quickstart",
     ),
     *(
-        Part(name=runtime.name, packages=runtime.packages, use=f"export --to {runtime.name}")
+        Part(name=runtime.name, packages=runtime.needs("int8"), use=f"export --to {runtime.name}")
         for runtime in RUNTIMES.values()
     ),
-    Part(name="bench", packages=(("matplotlib", "matplotlib"), ("psutil", "psutil")), use="benchmarks/"),
+    Part(
+        name="bench",
+        packages=(("matplotlib", "matplotlib"), ("psutil", "psutil")),
+        use="bench, figures of the paper",
+    ),
 )
 
 
