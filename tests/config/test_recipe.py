@@ -27,7 +27,7 @@ PRINTED_TRAINING = Path(paper.__file__).parent / "data" / "table_09_training.csv
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
 
 INVALID: dict[str, list[Any]] = {
-    "task": ["pose", None],
+    "task": ["detect", "pose", None],
     "epochs": [0, -1, 1.5, "many"],
     "batch_size": [0, True],
     "grad_accum": [0, 3],
@@ -135,8 +135,11 @@ def test_shipped_recipe_says_its_command_and_hardware(name: str) -> None:
     assert "hardware:" in header
 
 
-def test_default_recipe_fine_tunes_released_weights() -> None:
-    assert load_recipe(DEFAULT_RECIPES["classify"]).weights == "pretrained"
+@pytest.mark.parametrize(("task", "name"), DEFAULT_RECIPES.items())
+def test_default_recipe_fine_tunes_released_weights(task: str, name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.weights == "pretrained"
+    assert recipe.task == task
 
 
 def test_overrides_replace_fields() -> None:
