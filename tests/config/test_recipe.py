@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from iformer import paper
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.recipe import (
-    DEFAULT_RECIPE,
+    DEFAULT_RECIPES,
     Recipe,
     list_recipes,
     load_recipe,
@@ -134,7 +134,7 @@ def test_shipped_recipe_says_its_command_and_hardware(name: str) -> None:
 
 
 def test_default_recipe_fine_tunes_released_weights() -> None:
-    assert load_recipe(DEFAULT_RECIPE).weights == "pretrained"
+    assert load_recipe(DEFAULT_RECIPES["classify"]).weights == "pretrained"
 
 
 def test_overrides_replace_fields() -> None:

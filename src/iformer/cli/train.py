@@ -1,4 +1,4 @@
-"""`iformer train`: train or fine-tune a network on labelled images."""
+"""`iformer train`: train or fine-tune a network for one of the tasks."""
 
 from __future__ import annotations
 
@@ -13,32 +13,53 @@ import typer
 from iformer.cli.output import DebugOption, JsonOption, note, print_json_line
 
 if TYPE_CHECKING:
+    from iformer.config.recipe import Recipe
     from iformer.training.job import TrainJob
     from iformer.training.results import TrainResult
 
 Device = Literal["auto", "cpu"]
 
 _PROBLEMS_SHOWN = 20
+_HEADLINES = {"classify": ("top1", "top-1"), "detect": ("box_ap", "box AP"), "segment": ("miou", "mIoU")}
+"""For each task, the metric that is told first and what it is called."""
+_DATA = {
+    "classify": "a folder with one sub-folder a class, or elpv",
+    "detect": "a folder with images and COCO annotations",
+    "segment": "a folder with images and masks",
+}
 
 
 def train(
     out: Annotated[Path, typer.Option(help="The run's folder: networks, log, report.")],
     data: Annotated[
         str | None,
-        typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv."),
+        typer.Option(
+            help="classify: a folder with one sub-folder a class (also in train/ and val/), or elpv; detect: with "
+            "COCO annotations; segment: with images and masks."
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A network's name, or a checkpoint to fine-tune.", show_default="iformer_t"),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name, or a YAML file.", show_default="finetune")
+        str | None,
+        typer.Option(
+            help="A recipe's name, or a YAML file.",
+            show_default="finetune, detection or segmentation, by the task",
+        ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="What training starts from: none, pretrained (released weights) or a file."),
     ] = None,
-    task: Annotated[str, typer.Option(help="What the network is to do: classify.")] = "classify",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What the network is to do: classify, detect or segment.",
+            show_default="that of the recipe, or classify",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out; its settings need not be given again.")
     ] = False,
@@ -79,7 +100,7 @@ def train(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train or fine-tune a network on labelled images; prints where the report is."""
+    """Train or fine-tune a network on your images; prints where the report is."""
     options = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -131,7 +152,7 @@ def _job(
     data: str | None,
     model: str | None,
     recipe: str | None,
-    task: str,
+    task: str | None,
     resume: bool,
     overwrite: bool,
     val_split: float | None,
@@ -142,46 +163,100 @@ def _job(
     tensorboard: bool,
 ) -> TrainJob:
     """The run that a command line describes; a resumed run's own settings stand where it says nothing."""
-    from iformer.config.recipe import DEFAULT_RECIPE, Recipe, load_recipe, parse_override
-    from iformer.data.sources import load_data
-    from iformer.errors import UnknownNameError, UserError
-    from iformer.training.classification import classification_job
+    from iformer.config.recipe import parse_override
+    from iformer.errors import UserError
     from iformer.training.run_folder import RunFolder
 
-    if task != "classify":
-        raise UnknownNameError("task", task, ["classify"])
     if _is_main_process():  # the others may look when it has begun to write
         RunFolder(out).check(resume=resume, overwrite=overwrite)
     before = RunFolder(out).read_config() if resume else {}
     overrides = {**dict(parse_override(text) for text in assignments), **overrides}
-    if before and recipe is None:
-        recipe_name = str(before["recipe_name"])
-        settings = Recipe.from_plain({**before["recipe"], **overrides})
-    else:
-        recipe_name = recipe or DEFAULT_RECIPE
-        settings = load_recipe(recipe_name, overrides, model=model)
-    if "teacher" in overrides and settings.distillation == "none":  # so one option is enough
-        settings = replace(settings, distillation="hard")
+    recipe_name, settings = _recipe(task, recipe, overrides, before, model=model)
     data = data or before.get("data")
     if data is None:
-        raise UserError("--data is missing; give a folder with one sub-folder a class, or elpv")
-    share = val_split if val_split is not None else float(before.get("val_split", 0.2))
-    split = load_data(data, val_split=share, strict=strict_data)
-    if _is_main_process():
-        note_problems(split.problems)
-    return classification_job(
-        split,
-        data_name=data,
-        recipe=settings,
-        recipe_name=recipe_name,
-        folder=out,
-        model=model or str(before.get("model", "iformer_t")),
-        resume=resume,
-        overwrite=overwrite,
-        settings={"val_split": share},
-        device=device,
-        tensorboard=tensorboard,
+        raise UserError(f"--data is missing; give {_DATA[settings.task]}")
+    options: dict[str, Any] = {
+        "data_name": data,
+        "recipe": settings,
+        "recipe_name": recipe_name,
+        "folder": out,
+        "model": model or str(before.get("model", "iformer_t")),
+        "resume": resume,
+        "overwrite": overwrite,
+        "device": device,
+        "tensorboard": tensorboard,
+    }
+    if settings.task == "classify":
+        share = val_split if val_split is not None else float(before.get("val_split", 0.2))
+        return _classification(data, share, strict_data, options)
+    if val_split is not None:
+        raise UserError("--val-split is for classification; give the validation images in the data")
+    return (
+        _detection(data, strict_data, options)
+        if settings.task == "detect"
+        else _segmentation(data, strict_data, options)
     )
+
+
+def _recipe(
+    task: str | None,
+    recipe: str | None,
+    overrides: dict[str, Any],
+    before: dict[str, Any],
+    *,
+    model: str | None,
+) -> tuple[str, Recipe]:
+    """Name and settings of the recipe that is named, or was before, or is the task's default."""
+    from iformer.config.recipe import DEFAULT_RECIPES, load_recipe, recipe_class
+    from iformer.errors import UserError
+
+    if task is not None:
+        recipe_class(task)  # an unknown task is said before anything about a recipe
+    if before and recipe is None:
+        name = str(before["recipe_name"])
+        settings = recipe_class(before["task"]).from_plain({**before["recipe"], **overrides})
+    else:
+        name = recipe or DEFAULT_RECIPES[task or "classify"]
+        settings = load_recipe(name, overrides, model=model)
+    if task is not None and settings.task != task:
+        raise UserError(f"--task is {task}, the recipe {name} is for {settings.task}; give one that fits")
+    if "teacher" in overrides and settings.distillation == "none":  # so one option is enough
+        settings = replace(settings, distillation="hard")
+    if settings.task != "classify" and settings.distillation != "none":
+        raise UserError("a teacher is for --task classify; leave out --teacher and --distillation")
+    return name, settings
+
+
+def _classification(data: str, val_split: float, strict: bool, options: dict[str, Any]) -> TrainJob:
+    from iformer.data.sources import load_data
+    from iformer.training.classification import classification_job
+
+    split = load_data(data, val_split=val_split, strict=strict)
+    _note_data(split.problems)
+    return classification_job(split, settings={"val_split": val_split}, **options)
+
+
+def _detection(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
+    from iformer.data.coco import load_detection
+    from iformer.training.detection import detection_job
+
+    split = load_detection(data, strict=strict)
+    _note_data(split.problems)
+    return detection_job(split, **options)
+
+
+def _segmentation(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
+    from iformer.data.semantic import load_semantic
+    from iformer.training.segmentation import segmentation_job
+
+    split = load_semantic(data, strict=strict)
+    _note_data(split.problems)
+    return segmentation_job(split, **options)
+
+
+def _note_data(problems: Sequence[str]) -> None:
+    if _is_main_process():
+        note_problems(problems)
 
 
 def note_problems(problems: Sequence[str]) -> None:
@@ -245,9 +320,12 @@ def _print_result(result: TrainResult, *, json: bool) -> None:
             }
         )
         return
-    metrics = result.metrics
-    print(f"top-1 {metrics['top1']:.2f} % on {metrics['images']} validation images (last weights, fp32)")
-    print(f"best  {result.best['top1']:.2f} % in epoch {result.best['epoch']}: chosen on these very images")
+    metrics, task = result.metrics, result.metadata.task
+    name, label = _HEADLINES[task]
+    print(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
+    print(
+        f"{'best':<{len(label)}} {result.best[name]:.2f} % in epoch {result.best['epoch']}: chosen on these very images"
+    )
     print(f"network: {files.last}")
     if result.report is not None:
         print(f"report:  {result.report}")

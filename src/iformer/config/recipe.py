@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 
@@ -23,12 +23,16 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import DISTILLED_SUFFIX
 from iformer.errors import ConfigError, UnknownNameError
 
-DEFAULT_RECIPE = "finetune"
+DEFAULT_RECIPES = {"classify": "finetune", "detect": "detection", "segment": "segmentation"}
+"""For each task, the recipe that is taken where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Settings of a training run. Batch sizes count images over all processes."""
+
+    task: Literal["classify"] = "classify"
+    """What the recipe is for; `iformer.config.dense_recipe` has those for the other tasks."""
 
     # length and optimizer
     epochs: int
@@ -254,26 +258,26 @@ class Recipe:
         return to_plain(self)
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Recipe:
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
         """The inverse of `to_plain`.
 
         Raises:
             ConfigError: a field is unknown (the nearest names are suggested), missing or invalid.
         """
         if isinstance(plain, Mapping):
-            check_field_names(plain)
+            cls.check_field_names(plain)
         texts = ("weights", "rand_augment", "teacher")
         return from_plain(cls, {name: value if name in texts else _number(value) for name, value in plain.items()})
 
-
-def check_field_names(fields: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` with the nearest names if `Recipe` has no such field."""
-    known = sorted(field.name for field in dataclasses.fields(Recipe))
-    for name in fields:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"its fields are {', '.join(known)}"
-            raise ConfigError(f"a recipe has no field '{name}'; {hint}")
+    @classmethod
+    def check_field_names(cls, fields: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` with the nearest names if there is no such field."""
+        known = sorted(field.name for field in dataclasses.fields(cls))
+        for name in fields:
+            if name not in known:
+                nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
+                hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"its fields are {', '.join(known)}"
+                raise ConfigError(f"a recipe has no field '{name}'; {hint}")
 
 
 def list_recipes() -> list[str]:
@@ -284,7 +288,7 @@ def list_recipes() -> list[str]:
 def load_recipe(
     name_or_path: str | Path, overrides: Mapping[str, Any] | None = None, *, model: str | None = None
 ) -> Recipe:
-    """A recipe by name or from a YAML file, with some fields replaced.
+    """A recipe by name or from a YAML file, with some fields replaced; the class is that of its task.
 
     Args:
         name_or_path: see `list_recipes`, or a file.
@@ -300,10 +304,29 @@ def load_recipe(
     by_model = fields.pop("by_model", {})
     if not isinstance(by_model, dict) or not all(isinstance(own, dict) for own in by_model.values()):
         raise ConfigError(f"recipe {name_or_path}: by_model is no mapping of networks to fields")
+    task = {**fields, **(overrides or {})}.get("task", "classify")
     for own in by_model.values():
-        check_field_names(own)
+        recipe_class(task).check_field_names(own)
     own = by_model.get((model or "").removesuffix(DISTILLED_SUFFIX), {})
-    return Recipe.from_plain({**fields, **own, **(overrides or {})})
+    return recipe_class(task).from_plain({**fields, **own, **(overrides or {})})
+
+
+def recipe_class(task: str) -> type[Recipe]:
+    """The class of a task's recipes.
+
+    Raises:
+        UnknownNameError: no such task.
+    """
+    from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe  # they derive from Recipe
+
+    classes: dict[str, type[Recipe]] = {
+        "classify": Recipe,
+        "detect": DetectionRecipe,
+        "segment": SegmentationRecipe,
+    }
+    if task not in classes:
+        raise UnknownNameError("task", str(task), classes)
+    return classes[task]
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from iformer.errors import DataError
 
@@ -193,3 +193,18 @@ def _scale_to_8bit(pixels_HW: np.ndarray, mode: str, file_format: str | None) ->
     else:
         values_HW = (values_HW - low) * (255 / (high - low)) if high > low else np.zeros_like(values_HW)
     return np.rint(values_HW).astype(np.uint8)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels of the image that `read_image` gives, by the file's header.
+
+    Raises:
+        DataError: the file is no image.
+    """
+    try:
+        with Image.open(path, formats=_known_formats()) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Exception as error:
+        raise DataError(f"{os.fspath(path)}: damaged image ({' '.join(str(error).split())})") from None
+    return (height, width) if turned else (width, height)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,8 +33,18 @@ from iformer.errors import ConfigError, DataError
 Key = tuple[int, int]
 """(epoch, index of the image)."""
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 """images: uint8 (B, C, H, W) in channels-last memory; labels and indices: int64 (B)."""
+
+
+class BatchSource(Protocol):
+    """What a `Loader` takes its batches from."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def batch(self, keys: Sequence[Key]) -> Any:
+        """The images of `keys` with their targets, and `indices`, int64 (B)."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
@@ -97,7 +107,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         if isinstance(transform, TransformSchedule):
             transform = transform.at(epoch)
         image = self.image(index)
-        with _seeded(self.seed, epoch, index):
+        with seeded(self.seed, epoch, index):
             pixels_CHW = transform(image)
         return pixels_CHW, self.image_set.samples[index].label, index
 
@@ -222,14 +232,14 @@ class EpochSampler(Sampler[list[Key]]):
 
 
 class Loader:
-    """Batches of an `ImageDataset` by epoch; worker processes live on from one epoch to the next.
+    """Batches of an `ImageDataset` or another source by epoch; workers live on from one epoch to the next.
 
     Use it as a context manager, or `close` it, to end the workers.
     """
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: BatchSource,
         sampler: EpochSampler,
         *,
         workers: int,
@@ -300,7 +310,7 @@ class Loader:
 
 
 def build_loader(
-    dataset: ImageDataset,
+    dataset: BatchSource,
     *,
     batch_size: int,
     train: bool,
@@ -354,13 +364,13 @@ class _Failure:
 class _BatchDataset(Dataset[Any]):
     """What runs in the workers: makes whole batches."""
 
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: BatchSource) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Key) -> Batch | _Failure:
+    def __getitem__(self, key: Key) -> Any:
         return self.__getitems__([key])
 
-    def __getitems__(self, keys: list[Key]) -> Batch | _Failure:
+    def __getitems__(self, keys: list[Key]) -> Any:
         try:
             return self.dataset.batch(keys)
         except DataError as error:
@@ -436,7 +446,7 @@ def _free_memory() -> int | None:
 
 
 @contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
+def seeded(*numbers: int) -> Iterator[None]:
     """Seed the three global CPU generators with a mix of `numbers`; put their states back afterwards.
 
     The global ones, NumPy's legacy one included, because timm's and torchvision's transforms draw from them.

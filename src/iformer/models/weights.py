@@ -30,6 +30,8 @@ from iformer.models.classifier import Classifier
 FORMAT = "iformer-1"
 SUFFIX = ".safetensors"
 HEAD_PREFIX = "head."
+TASK_NETWORK = "task_network"
+"""The header's key for a detector or segmenter; `iformer.models.dense_weights` reads those."""
 Format = Literal["iformer", "timm", "authors"]
 
 _LISTED_KEYS = 10
@@ -291,17 +293,24 @@ def parse_header(header: Mapping[str, str], source: str) -> tuple[NetworkConfig,
     Raises:
         WeightsError: it is not a header of ours, of a later version, or invalid.
     """
-    version = header.get("format", "")
-    if "network" not in header or "metadata" not in header or not version.startswith("iformer-"):
+    if TASK_NETWORK in header:
+        raise WeightsError(f"{source} holds a network for detection or segmentation; a classifier is needed")
+    if "network" not in header or "metadata" not in header or not header.get("format", "").startswith("iformer-"):
         raise WeightsError(
             f"{source} is a safetensors file but no iFormer checkpoint (its header names no network); "
             f"if it holds timm's weights, run: iformer convert {source} OUT.safetensors --to iformer"
         )
+    check_version(header, source)
+    return parse_network(header, source)
+
+
+def check_version(header: Mapping[str, str], source: str) -> None:
+    """Raise `WeightsError` if a header is of another version than this one reads."""
+    version = header.get("format", "")
     if version != FORMAT:
         raise WeightsError(
             f"{source} has format {_printable(version)}, this iformer reads {FORMAT}; upgrade iformer"
         )
-    return parse_network(header, source)
 
 
 def parse_network(header: Mapping[str, str], source: str) -> tuple[NetworkConfig, Metadata]:

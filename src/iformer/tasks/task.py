@@ -1,4 +1,4 @@
-"""What a task is to the training loop: a loss and a metric. It knows neither data sets nor loops."""
+"""What a task is to the training loop: a loss, and a metric by name. It knows neither data sets nor loops."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 Batch = dict[str, Any]
-"""`images` (float B x 3 x H x W, normalised), `indices` (int64 B) and the task's targets."""
+"""`images`, `indices` (int64 B) and the task's targets; each task's `loss` says what its images are."""
 
 
 class TaskMetric(Protocol):
-    """Collects what a network answered and says how right it was.
+    """Collects what a network answered and says how right it was; each task's module has one.
 
     With several processes each one updates with its own share of the images, of any size, none included;
     `compute` joins them and gives the same answer on every process.
@@ -43,6 +43,3 @@ class Task(Protocol):
             `loss`, a mean over the batch to be minimised, and further scalars (detached, on the same device)
             that the loop averages and logs under their names.
         """
-
-    def metric(self, *, device: Any) -> TaskMetric:
-        """A fresh metric whose state lives on `device`."""

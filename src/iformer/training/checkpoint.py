@@ -23,6 +23,7 @@ from iformer.config.metadata import Metadata
 from iformer.errors import UserError, WeightsError
 from iformer.models import weights
 from iformer.models.backbone import Backbone
+from iformer.models.dense_weights import DenseNetwork, save_dense
 from iformer.training.ema import WeightAverage
 from iformer.training.optimizer import optimizer_tensors, restore_optimizer
 from iformer.training.run_folder import RunFolder
@@ -253,6 +254,9 @@ def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata)
     if isinstance(model, Backbone):
         model.metadata = metadata
         weights.save(model, path)
+        return
+    if isinstance(model, DenseNetwork):
+        save_dense(model, path, metadata)
         return
     header = {"format": "pt", "network": json.dumps(name), "metadata": json.dumps(metadata.to_plain())}
     weights.write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))

@@ -21,6 +21,7 @@ from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.tasks.classification import Classification
+from iformer.tasks.sharing import gather_shares
 from iformer.training.precision import Precision, autocast
 from iformer.training.results import ClassificationEvaluation
 
@@ -114,17 +115,20 @@ def evaluate(
         probabilities.append(logits_BK.softmax(1).cpu())
         if progress is not None:
             progress(done, len(loader.sampler))
+    dataset = loader.dataset
+    assert isinstance(dataset, ImageDataset)
     classes = len(task.class_names)
-    rows = _gather(
+    shares = gather_shares(
         (
             np.concatenate([np.empty(0, np.int64), *indices]),
             np.concatenate([np.empty(0, np.int64), *labels]),
             np.concatenate([np.empty((0, classes), np.float32), *probabilities]),
         )
     )
+    rows = [np.concatenate(columns) for columns in zip(*shares, strict=True)]
     order = np.argsort(rows[0])
     return ClassificationEvaluation(
-        image_set=loader.dataset.image_set,
+        image_set=dataset.image_set,
         indices=rows[0][order],
         labels=rows[1][order],
         probabilities=rows[2][order],
@@ -220,12 +224,3 @@ def _what_was_seen(split: DataSplit, part: Part, data: str, trained_on: dict[str
             "some of these images"
         ]
     return []
-
-
-def _gather(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arrays of all processes, joined along their first axis."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return arrays
-    shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, arrays)
-    return tuple(np.concatenate(columns) for columns in zip(*shares, strict=True))

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
+from iformer.data.instances import DetectionSet
 from iformer.data.samples import ImageSet
+from iformer.data.semantic import SemanticSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,32 @@ class ClassificationEvaluation(Evaluation):
     """N true classes, as positions in `image_set.class_names`."""
     probabilities: npt.NDArray[np.float32]
     """N x K softmax outputs; column k is `image_set.class_names[k]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionEvaluation(Evaluation):
+    """What a detector found on every image of a set, and COCO's figures for it.
+
+    `metrics` has `box_ap` (mean over overlaps of 0.5 to 0.95), `box_ap50`, `box_ap75`, `box_ap_small`,
+    `box_ap_medium`, `box_ap_large` (None where there is no such object), the same for `mask_ap` with masks,
+    `images`, and `per_class`: `{class name: {"box_ap", "box_ap50", …, "support"}}` (support: objects).
+    """
+
+    image_set: DetectionSet
+    results: list[dict[str, Any]]
+    """All detections in the form of COCO's results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationEvaluation(Evaluation):
+    """How right a segmenter is on every image of a set.
+
+    `metrics` has `miou` and `mean_accuracy` (means over the classes that occur), `pixel_accuracy`, `images`,
+    `per_class`: `{class name: {"iou", "accuracy", "support"}}` (support: pixels) and `confusion`, K x K lists
+    of pixels, row true class, column said class.
+    """
+
+    image_set: SemanticSet
 
 
 @dataclass(frozen=True, kw_only=True)

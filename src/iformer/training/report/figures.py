@@ -50,24 +50,35 @@ class Mistake:
     predicted_probability: float
 
 
-def draw_curves(history: Sequence[dict[str, Any]], path: Path, *, best_epoch: int | None = None) -> Path:
-    """Loss, accuracy and learning rate against epochs, from the records of `TrainResult.history`."""
+def draw_curves(
+    history: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    best_epoch: int | None = None,
+    metric: str = "top1",
+    metric_label: str = "top-1",
+    title: str = "Accuracy",
+    loss_label: str = "cross entropy",
+) -> Path:
+    """Loss, the task's metric and learning rate against epochs, from the records of `TrainResult.history`."""
     figure = _figure(13.5, 3.9)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in history]
     marker = "o" if len(epochs) <= 40 else None
     _line(loss, history, "train_loss", "training (augmented)", _TRAIN, marker)
     _line(loss, history, "val_loss", "validation", _VAL, marker)
-    _finish(loss, "Loss", "cross entropy")
-    _line(accuracy, history, "train_accuracy", "training (augmented)", _TRAIN, marker)
-    _line(accuracy, history, "val_top1", "validation", _VAL, marker)
-    best = [record for record in history if record["epoch"] == best_epoch and "val_top1" in record]
+    _finish(loss, "Loss", loss_label)
+    if metric == "top1":
+        _line(accuracy, history, "train_accuracy", "training (augmented)", _TRAIN, marker)
+    name = f"val_{metric}"
+    _line(accuracy, history, name, "validation", _VAL, marker)
+    best = [record for record in history if record["epoch"] == best_epoch and name in record]
     if best:
         accuracy.scatter(
-            [best_epoch], [best[0]["val_top1"]], s=90, facecolors="none", edgecolors=_MARK, linewidths=1.8,
-            label=f"best, epoch {best_epoch}: {best[0]['val_top1']:.1f} %", zorder=4,
+            [best_epoch], [best[0][name]], s=90, facecolors="none", edgecolors=_MARK, linewidths=1.8,
+            label=f"best, epoch {best_epoch}: {best[0][name]:.1f} %", zorder=4,
         )  # fmt: skip
-    _finish(accuracy, "Accuracy", "top-1, %")
+    _finish(accuracy, title, f"{metric_label}, %")
     _line(rate, history, "lr", "learning rate", _LR, marker)
     rate.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
     _mark_sizes(rate, history)

@@ -1,21 +1,17 @@
-"""`report.md`: what was trained, how good it is, where it fails, and how it was made."""
+"""`report.md` of a classifier: what was trained, how good it is, where it fails, and how it was made."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iformer.training.report.figures import draw_confusion, draw_curves, draw_mistakes, worst_mistakes
+from iformer.training.report.sections import cell, code, making, settings, table, write_markdown
 from iformer.training.results import ClassificationEvaluation, TrainResult
 
-_PAIRS, _PROBLEMS = 10, 20
-_TOLD_ELSEWHERE = ("command", "model", "data", "recipe")
-"""Entries of the provenance that have a row or a section of their own."""
+_PAIRS = 10
 
 
 def write_report(folder: Path, *, result: TrainResult, history: Sequence[dict[str, Any]] | None = None) -> Path:
@@ -48,17 +44,10 @@ def write_report(folder: Path, *, result: TrainResult, history: Sequence[dict[st
         _per_class(result),
         _confusion(result),
         _mistakes(result, shown=mistakes is not None),
-        _making(result, history),
-        _settings(result),
+        making(result, history),
+        settings(result),
     ]
-    path = folder / "report.md"
-    partial = folder / ".report.md.partial"
-    try:
-        partial.write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_markdown(folder / "report.md", sections)
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
@@ -78,7 +67,7 @@ def _headline(result: TrainResult) -> str:
     largest = max(per_class["support"] for per_class in metrics["per_class"].values())
     top5 = f", top-5 {metrics['top5']:.2f} %" if "top5" in metrics else ""
     lines = [
-        f"# {result.model_name} on {_code(result.data_name)}",
+        f"# {result.model_name} on {code(result.data_name)}",
         f"**Top-1 {metrics['top1']:.2f} %**{top5} on {count} validation images: the weights at the end of training"
         f"{' (their running average)' if result.recipe.ema_decay is not None else ''}, in fp32, at "
         f"{result.recipe.size} x {result.recipe.size}. For a set of this size the 95 % interval is "
@@ -96,7 +85,7 @@ def _headline(result: TrainResult) -> str:
 def _per_class(result: TrainResult) -> str:
     metrics = result.metrics
     rows = [
-        [_cell(name), *(f"{values[key]:.1f}" for key in ("precision", "recall", "f1")), str(values["support"])]
+        [cell(name), *(f"{values[key]:.1f}" for key in ("precision", "recall", "f1")), str(values["support"])]
         for name, values in metrics["per_class"].items()
     ]
     macro = metrics["macro"]
@@ -107,7 +96,7 @@ def _per_class(result: TrainResult) -> str:
             str(metrics["images"]),
         ]
     )
-    return "## Classes\n\n" + _table(["class", "precision %", "recall %", "F1 %", "images"], rows)
+    return "## Classes\n\n" + table(["class", "precision %", "recall %", "F1 %", "images"], rows)
 
 
 def _confusion(result: TrainResult) -> str:
@@ -125,10 +114,10 @@ def _confusion(result: TrainResult) -> str:
     text = "## Confusion\n\n![Confusion matrix](confusion.png)"
     if len(names) > 2 and pairs:
         rows = [
-            [_cell(names[true]), _cell(names[predicted]), str(count), f"{100 * count / sum(confusion[true]):.1f}"]
+            [cell(names[true]), cell(names[predicted]), str(count), f"{100 * count / sum(confusion[true]):.1f}"]
             for count, true, predicted in pairs[:_PAIRS]
         ]
-        text += "\n\n" + _table(["true", "taken for", "images", "% of the true class"], rows)
+        text += "\n\n" + table(["true", "taken for", "images", "% of the true class"], rows)
     return text
 
 
@@ -137,75 +126,3 @@ def _mistakes(result: TrainResult, *, shown: bool) -> str:
         wrong = result.metrics["top1"] < 100
         return "## Mistakes\n\n" + ("Their images can no longer be read." if wrong else "None.")
     return "## The worst mistakes\n\n![Images with their predicted and true class](mistakes.png)"
-
-
-def _making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
-    provenance = result.metadata.provenance
-    rates = [record["images_per_second"] for record in history if record.get("images_per_second")]
-    waits = [record["data_wait"] for record in history if record.get("data_wait") is not None]
-    rows = [
-        ["command", _code(provenance.get("command", "unknown"))],
-        ["network", f"{result.model_name}, {result.parameters / 1e6:.3f} M parameters"],
-        [
-            "data",
-            f"{_code(result.data_name)}: {result.train_images} training and "
-            f"{result.metrics['images']} validation images",
-        ],
-        ["recipe", f"`{result.recipe_name}`, {len(history)} epochs"],
-        [
-            "device",
-            f"{result.device}, {result.precision}"
-            + (f", {result.processes} processes" if result.processes > 1 else ""),
-        ],
-        ["time", _duration(result.seconds)],
-    ]
-    if rates:
-        rows.append(["training rate", f"{sorted(rates)[len(rates) // 2]:.1f} images/s (median over epochs)"])
-    if waits:
-        rows.append(["waiting for images", f"{100 * sum(waits) / len(waits):.1f} % of the training time"])
-    rows += [
-        [key.replace("_", " "), _plain(value)]
-        for key, value in provenance.items()
-        if key not in _TOLD_ELSEWHERE and value
-    ]
-    text = "## How it was made\n\n" + _table(["", ""], rows)
-    if result.problems:
-        text += f"\n\n### Problems with the data ({len(result.problems)})\n\n"
-        text += "\n".join(f"- {_cell(problem)}" for problem in result.problems[:_PROBLEMS])
-        if len(result.problems) > _PROBLEMS:
-            text += f"\n- and {len(result.problems) - _PROBLEMS} more"
-    return text
-
-
-def _settings(result: TrainResult) -> str:
-    settings = yaml.safe_dump(result.recipe.to_plain(), sort_keys=False, allow_unicode=True)
-    return f"## Every setting\n\n```yaml\n{settings}```"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    align = ["---", *["---:"] * (len(header) - 1)] if len(header) > 2 else ["---"] * len(header)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, align, *rows])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
-
-
-def _code(text: str) -> str:
-    return f"`{_cell(text)}`"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
-    return _cell(str(value))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

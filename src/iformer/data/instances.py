@@ -1,0 +1,138 @@
+"""Sets of images with instances: which files there are and what objects are on them.
+
+Shape letters: H and W an image's sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from iformer.config.dependencies import require
+
+
+class Instance(NamedTuple):
+    """One object on an image."""
+
+    label: int
+    """Position in `class_names`."""
+    box: tuple[float, float, float, float]
+    """Left, top, width and height in pixels, inside the image."""
+    mask: bytes | None
+    """COCO's compressed run lengths over the whole image; None where the annotation has no mask."""
+    crowd: bool
+    """A region of many objects: it is not trained on, and detections inside it are not counted as wrong."""
+    area: float
+    """Pixels, as the annotation says: decides between small, medium and large."""
+
+
+class DetectionSample(NamedTuple):
+    """One image and its objects, of which there may be none."""
+
+    path: Path
+    image_id: int
+    height: int
+    width: int
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSet:
+    """The images of one part (training or validation) of a data set with instances."""
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    """COCO's number of each class."""
+    samples: tuple[DetectionSample, ...]
+    root: Path
+    problems: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object (crowds aside) has a mask."""
+        return all(i.mask is not None for sample in self.samples for i in sample.instances if not i.crowd)
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Number of objects of each class, crowds aside."""
+        counts = Counter(i.label for sample in self.samples for i in sample.instances if not i.crowd)
+        return {name: counts[label] for label, name in enumerate(self.class_names)}
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The set in COCO's own form, for its metrics."""
+        annotations: list[dict[str, Any]] = []
+        for sample in self.samples:
+            for instance in sample.instances:
+                annotation: dict[str, Any] = {
+                    "id": len(annotations) + 1,
+                    "image_id": sample.image_id,
+                    "category_id": self.category_ids[instance.label],
+                    "bbox": list(instance.box),
+                    "area": instance.area,
+                    "iscrowd": int(instance.crowd),
+                }
+                if instance.mask is not None:
+                    counts = instance.mask.decode("ascii")
+                    annotation["segmentation"] = {"size": [sample.height, sample.width], "counts": counts}
+                annotations.append(annotation)
+        return {
+            "images": [
+                {"id": s.image_id, "file_name": s.path.name, "height": s.height, "width": s.width}
+                for s in self.samples
+            ],
+            "annotations": annotations,
+            "categories": [
+                {"id": number, "name": name}
+                for number, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the class names, and of each image's relative path, size in bytes and objects."""
+        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        for sample in self.samples:
+            relative = os.path.relpath(sample.path, self.root)
+            line = f"{relative}\0{sample.path.stat().st_size}\0{sample.instances}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSplit:
+    """Training and validation images of the same classes."""
+
+    train: DetectionSet
+    val: DetectionSet
+    problems: tuple[str, ...] = ()
+
+
+def decode_mask(mask: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Run lengths (see `Instance.mask`) to uint8 H x W, 0 or 1."""
+    decoded: npt.NDArray[np.uint8] = mask_operations().decode({"size": [height, width], "counts": mask})
+    return decoded
+
+
+def encode_mask(mask_HW: npt.NDArray[np.uint8]) -> bytes:
+    """The inverse of `decode_mask`."""
+    counts: bytes = mask_operations().encode(np.asfortranarray(mask_HW))["counts"]
+    return counts
+
+
+def mask_operations() -> Any:
+    """COCO's operations on run lengths.
+
+    Raises:
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
+    return require("faster_coco_eval", extra="detect").mask

@@ -1,0 +1,63 @@
+"""The backbone under a feature pyramid, for dense prediction.
+
+Shape letters: B batch, C channels of the pyramid, H and W the image's sides.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from iformer.models.backbone import Backbone
+
+Frozen = Literal["none", "norms", "weights"]
+
+
+class Pyramid(nn.Module):
+    """Four feature maps of the backbone, then torchvision's FPN (Lin et al. 2017).
+
+    `forward` maps B x 3 x H x W to a dict of maps B x C x H/s x W/s, s = 4, 8, 16, 32 under the names "0" to
+    "3", and with `pooled` a fifth one, "pool", at stride 64.
+    """
+
+    def __init__(self, backbone: Backbone, channels: int, *, pooled: bool) -> None:
+        super().__init__()
+        self.body = backbone
+        self.fpn = FeaturePyramidNetwork(
+            backbone.feature_info.channels(), channels, extra_blocks=LastLevelMaxPool() if pooled else None
+        )
+        self.out_channels = channels
+        """Of every map; torchvision's detectors read it."""
+        self._frozen: Frozen = "none"
+
+    def freeze(self, what: Frozen) -> None:
+        """Leave parts of the backbone as they are.
+
+        Args:
+            what: "norms": batch norms keep their statistics, scales and shifts, because the statistics of a
+                few large images are noise and those of ImageNet are not. "weights": no parameter is trained,
+                while statistics adapt, so that even a random backbone gives features of a sound scale.
+        """
+        self._frozen = what
+        for module in self.body.modules():
+            is_norm = isinstance(module, nn.BatchNorm2d)
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(what == "none" or (what == "norms" and not is_norm))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, in which frozen norms still use their running statistics."""
+        super().train(mode)
+        if self._frozen == "norms":
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = self.body(x)
+        pyramid: dict[str, Tensor] = self.fpn({str(index): value for index, value in enumerate(maps)})
+        return pyramid

@@ -1,0 +1,80 @@
+"""Semantic FPN: a class for each pixel.
+
+Shape letters: B batch, C channels, K classes, H and W the image's sides.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iformer.config.dense import SegmenterConfig
+from iformer.config.metadata import Metadata
+from iformer.models.backbone import Backbone
+from iformer.models.pyramid import Pyramid
+
+_GROUPS = 32
+
+
+class Segmenter(nn.Module):
+    """Backbone, feature pyramid and the head of Semantic FPN."""
+
+    def __init__(self, config: SegmenterConfig, backbone: Backbone | None = None) -> None:
+        """`backbone` gives its weights; None: random ones. The head is random."""
+        super().__init__()
+        self.config = config
+        self.metadata = Metadata(task="segment", preprocessing=config.preprocessing)
+        self.pyramid = Pyramid(backbone or Backbone(config.backbone), config.fpn_channels, pooled=False)
+        self.head = SemanticHead(
+            config.fpn_channels, config.head_channels, config.num_classes, dropout=config.dropout
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, B x 3 x H x W, to logits of the same size, B x K x H x W."""
+        logits = self.head(list(self.pyramid(images).values()))
+        return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
+
+
+class SemanticHead(nn.Module):
+    """The maps of a pyramid, finest first, to logits at the finest map's size (Kirillov et al. 2019, Figure 3).
+
+    Each map is brought to the finest one's size by as many steps of convolution, group norm, ReLU and
+    bilinear upsampling as there are maps before it (one step without upsampling for the finest); the results
+    are added, and a 1x1 convolution gives the classes.
+    """
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.ModuleList(
+                _step(in_channels if number == 0 else channels, channels) for number in range(max(1, level))
+            )
+            for level in range(4)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Four maps, B x C x H/s x W/s for s = 4 to 32, to B x K x H/4 x W/4."""
+        results = []
+        for level, (branch, x) in enumerate(zip(self.branches, maps, strict=True)):
+            assert isinstance(branch, nn.ModuleList)
+            for number, step in enumerate(branch):
+                x = step(x)
+                if level > 0:
+                    # to the next finer map's size: an odd side was rounded up, so it is not simply doubled
+                    x = F.interpolate(
+                        x, size=maps[level - 1 - number].shape[2:], mode="bilinear", align_corners=False
+                    )
+            results.append(x)
+        logits: Tensor = self.classify(self.dropout(torch.stack(results).sum(0)))
+        return logits
+
+
+def _step(in_channels: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+        nn.GroupNorm(_GROUPS, channels),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,80 @@
+"""What the training runs of detection and segmentation share: where they start, and their loaders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iformer.config.dense_recipe import DenseRecipe
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.loader import BatchSource, Loader, build_loader
+from iformer.models.backbone import Backbone
+from iformer.models.dense_weights import DenseNetwork
+from iformer.training.job import begins, starting_network
+from iformer.training.workload import Place
+
+
+def starting_backbone(
+    model: str, recipe: DenseRecipe, folder: str | os.PathLike[str], *, resume: bool
+) -> Backbone:
+    """The feature maps of a network, with the weights that the recipe names; see `starting_network`.
+
+    Raises:
+        UnknownNameError: no such network.
+        WeightsError: the starting weights cannot be fetched, read or do not fit.
+    """
+    weights = recipe.weights if begins(folder, resume=resume) else "none"
+    return starting_network(model, weights=weights, features_only=True, drop_path_rate=recipe.drop_path_rate)
+
+
+def normalisation(backbone: Backbone) -> dict[str, Any]:
+    """Mean and std that the backbone's weights were trained with, as fields of a dense config."""
+    known: Preprocessing = backbone.metadata.preprocessing
+    return {"mean": known.mean, "std": known.std}
+
+
+def job_fields(network: DenseNetwork, recipe: DenseRecipe, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Fields of `TrainJob` that follow from the network; what the recipe freezes is frozen here."""
+    network.pyramid.freeze(recipe.freeze)
+    return {
+        "model": network,
+        "recipe": recipe,
+        "preprocessing": network.config.preprocessing,
+        "folder": Path(folder),
+    }
+
+
+class Loaders:
+    """The loaders of a run, which end together."""
+
+    def __init__(self, recipe: DenseRecipe, place: Place) -> None:
+        self.recipe, self.place = recipe, place
+        self._made: list[Loader] = []
+
+    def make(self, dataset: BatchSource, *, train: bool) -> Loader:
+        """A loader of this process's share; see `build_loader`."""
+        recipe = self.recipe
+        loader = build_loader(
+            dataset,
+            batch_size=recipe.batch_size if train else recipe.eval_batch_size or recipe.batch_size,
+            train=train,
+            seed=recipe.seed,
+            workers=None if recipe.workers == "auto" else recipe.workers,
+            rank=self.place.rank,
+            world_size=self.place.processes,
+        )
+        self._made.append(loader)
+        return loader
+
+    def close(self) -> None:
+        """End their worker processes."""
+        for loader in self._made:
+            loader.close()
+
+
+def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 on any device to float from 0 to 1 on this one."""
+    return image.to(device, non_blocking=True).float().div_(255)
