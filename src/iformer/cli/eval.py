@@ -52,15 +52,37 @@ def evaluate(
         bool, typer.Option("--strict-data", help="Stop at an image that cannot be read, instead of skipping it.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="A folder for metrics.json and predictions.jsonl.")] = None,
+    sliding: Annotated[
+        bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
+    ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Accuracy, per-class scores and confusion matrix of a network or an artifact on labelled images."""
+    """Accuracy, AP or mIoU, class by class, of a network or an artifact on labelled images."""
     from iformer.deploy.artifact import is_artifact
+    from iformer.models.dense_weights import is_dense_checkpoint
     from iformer.training.evaluate import evaluate_on_data
 
     if out is not None:
         output_folder(out)
+    if Path(checkpoint).is_file() and is_dense_checkpoint(checkpoint):
+        from iformer.cli.eval_dense import evaluate_dense
+
+        if part == "all" or val_split is not None:
+            raise UserError("--part all and --val-split are for classification")
+        evaluate_dense(
+            Path(checkpoint),
+            data,
+            part=part,
+            precision=precision,
+            device=device,
+            workers=workers,
+            strict=strict_data,
+            sliding=sliding,
+            out=out,
+            json=json,
+        )
+        return
     subject, metadata, num_classes, on = (
         _artifact(checkpoint, precision, device)
         if is_artifact(checkpoint)

@@ -31,8 +31,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="PATH|NAME",
-            help="A checkpoint file, an exported artifact, a shipped network (elpv: solar cells) or a released "
-            "one (iformer_t). "
+            help="A checkpoint file (of any task), an exported artifact, a shipped network (elpv: solar cells) or a "
+            "released one (iformer_t). "
             f"[default: the released ImageNet weights of {DEFAULT_NETWORK}]",
         ),
     ] = None,
@@ -52,16 +52,39 @@ def predict(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode images. [default: one a core, at most 8]")
     ] = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Detectors: the least score that is reported.")
+    ] = 0.5,
+    sliding: Annotated[
+        bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the best there is]")
     ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Name what is in images: files, folders, globs. JSON lines, a contact sheet, where the network looks."""
+    """Name what is in images: files, folders, globs. JSON lines, a contact sheet, where the network looks.
+
+    A network for detection draws boxes, names and masks, one for segmentation classes; both take videos too.
+    """
     from iformer.data.stream import find_images
     from iformer.deploy.predict import Answer, Predictor, best_device
+    from iformer.models.dense_weights import is_dense_checkpoint
 
+    if weights is not None and Path(weights).is_file() and is_dense_checkpoint(weights):
+        from iformer.cli.predict_dense import predict_dense
+
+        predict_dense(
+            images,
+            Path(weights),
+            out=out or (None if json else DEFAULT_FOLDER),
+            min_score=min_score,
+            sliding=sliding,
+            device=_device(device or best_device()),
+            json=json,
+        )
+        return
     paths = find_images(images)
     folder = out or (None if json and not explain else DEFAULT_FOLDER)
     if folder is not None:

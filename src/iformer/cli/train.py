@@ -323,9 +323,8 @@ def _print_result(result: TrainResult, *, json: bool) -> None:
     metrics, task = result.metrics, result.metadata.task
     name, label = _HEADLINES[task]
     print(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
-    print(
-        f"{'best':<{len(label)}} {result.best[name]:.2f} % in epoch {result.best['epoch']}: chosen on these very images"
-    )
+    best = f"{'best':<{len(label)}} {result.best[name]:.2f} %"
+    print(f"{best} in epoch {result.best['epoch']}: chosen on these very images")
     print(f"network: {files.last}")
     if result.report is not None:
         print(f"report:  {result.report}")

@@ -99,7 +99,7 @@ class ProgressView:
     Work is counted in any unit that is proportional to time.
     """
 
-    def __init__(self, *, total: int, done: int = 0, shown: bool = True) -> None:
+    def __init__(self, *, total: int, done: int = 0, shown: bool = True, what: str = "training") -> None:
         self._total, self._done, self._start_done = total, done, done
         self._text = ""
         self._began = self._last_line = time.monotonic()
@@ -107,7 +107,7 @@ class ProgressView:
         self._bar: Any = None
         self._task: Any = None
         if shown and sys.stderr.isatty():
-            self._bar, self._task = _bar(total, done)
+            self._bar, self._task = _bar(total, done, what)
 
     def __enter__(self) -> ProgressView:
         if self._bar is not None:
@@ -171,12 +171,12 @@ def epoch_line(record: dict[str, Any], epochs: int, task: Task) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _bar(total: int, done: int) -> tuple[Any, Any]:
+def _bar(total: int, done: int, what: str) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     bar = Progress(
-        TextColumn("training"),
+        TextColumn(what),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TextColumn("{task.fields[text]}"),

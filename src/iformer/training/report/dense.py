@@ -52,9 +52,10 @@ def write_detection_report(result: TrainResult) -> Path:
     )
     columns = [f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50")]
     headline = (
-        f"**Box AP {metrics['box_ap']:.2f} %, AP50 {metrics['box_ap50']:.2f} %** on {metrics['images']} validation "
-        f"images: {_weights(result)}\n\n{overall}\n\nAP is COCO's: the mean over overlaps of 0.5 to 0.95 and over "
-        "classes. Small, medium and large are objects of less than 32 x 32 pixels, of less than 96 x 96, and others."
+        f"**Box AP {metrics['box_ap']:.2f} %, AP50 {metrics['box_ap50']:.2f} %** on {metrics['images']} "
+        f"validation images: {_weights(result)}\n\n{overall}\n\nAP is COCO's: the mean over overlaps of 0.5 to "
+        "0.95 and over classes. Small, medium and large are objects of less than 32 x 32 pixels, of less than "
+        "96 x 96, and others."
     )
     paths = [sample.path for sample in evaluation.image_set.samples]
     return _write(
@@ -79,8 +80,9 @@ def write_segmentation_report(result: TrainResult) -> Path:
     assert isinstance(evaluation, SegmentationEvaluation)
     metrics = result.metrics
     headline = (
-        f"**mIoU {metrics['miou']:.2f} %**, pixel accuracy {metrics['pixel_accuracy']:.2f} %, mean accuracy of the "
-        f"classes {metrics['mean_accuracy']:.2f} % on {metrics['images']} validation images: {_weights(result)}"
+        f"**mIoU {metrics['miou']:.2f} %**, pixel accuracy {metrics['pixel_accuracy']:.2f} %, mean accuracy "
+        f"of the classes {metrics['mean_accuracy']:.2f} % on {metrics['images']} validation images: "
+        f"{_weights(result)}"
     )
     return _write(
         result,
@@ -123,8 +125,8 @@ def _write(
     sections = [
         f"# {result.model_name} on {code(result.data_name)}",
         headline,
-        f"The best evaluation was {best[metric]:.2f} % (epoch {best['epoch']}, kept as `best.safetensors`). It was "
-        "chosen on these very images, so that number is optimistic.",
+        f"The best evaluation was {best[metric]:.2f} % (epoch {best['epoch']}, kept as `best.safetensors`). It "
+        "was chosen on these very images, so that number is optimistic.",
         "## Curves\n\n![Loss, metric and learning rate against epochs](curves.png)",
         "## Predictions\n\n![What the network says of validation images](predictions.png)",
         "## Classes\n\n" + table(["class", *(f"{text} %" for text in labels), support], rows),

@@ -1,0 +1,96 @@
+"""`iformer eval` for detectors and segmenters."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from iformer.cli.output import console, print_json_line, table
+from iformer.cli.train import Device, note_problems
+
+if TYPE_CHECKING:
+    from iformer.training.results import Evaluation
+
+
+def evaluate_dense(
+    checkpoint: Path,
+    data: str,
+    *,
+    part: Literal["val", "train"],
+    precision: str,
+    device: Device,
+    workers: int | None,
+    strict: bool,
+    sliding: bool,
+    out: Path | None,
+    json: bool,
+) -> None:
+    """Evaluate a checkpoint on a data set and print, or write to `out`, what was found.
+
+    Raises:
+        UserError: the checkpoint or the data cannot be used.
+    """
+    from iformer.models.dense_weights import load_dense
+    from iformer.models.detector import Detector
+    from iformer.models.weights import write_bytes
+    from iformer.training.logs import ProgressView
+    from iformer.training.precision import resolve_precision, run_device
+    from iformer.training.results import DetectionEvaluation
+
+    on = run_device(device)
+    network = load_dense(checkpoint).to(on)
+    evaluation: Evaluation
+    problems: Sequence[str]
+    options: dict[str, Any] = {"workers": workers, "device": on, "precision": resolve_precision(precision, on)}
+    if isinstance(network, Detector):
+        from iformer.data.coco import load_detection
+        from iformer.training.detection import evaluate_detection_set
+
+        detection = load_detection(data, strict=strict)
+        problems = detection.problems
+        images = getattr(detection, part)
+        with ProgressView(total=len(images), what="evaluating") as view:
+            options["progress"] = lambda _done, total: view.advance(len(images) // max(total, 1))
+            evaluation = evaluate_detection_set(network, images, **options)
+    else:
+        from iformer.data.semantic import load_semantic
+        from iformer.training.segmentation import evaluate_semantic_set
+
+        semantic = load_semantic(data, strict=strict)
+        problems = semantic.problems
+        masks = getattr(semantic, part)
+        with ProgressView(total=len(masks), what="evaluating") as view:
+            options["progress"] = lambda _done, total: view.advance(len(masks) // max(total, 1))
+            evaluation = evaluate_semantic_set(network, masks, sliding=sliding, **options)
+    note_problems(problems)
+    record = {"checkpoint": str(checkpoint), "data": data, "part": part, "metrics": evaluation.metrics}
+    if out is not None:
+        write_bytes(out / "metrics.json", json_module.dumps(record, indent=2).encode())
+        if isinstance(evaluation, DetectionEvaluation):
+            write_bytes(out / "coco_results.json", json_module.dumps(evaluation.results).encode())
+    if json:
+        print_json_line(record)
+    else:
+        _print(evaluation.metrics)
+
+
+def _print(metrics: dict[str, Any]) -> None:
+    screen = console()
+    summary = [
+        f"{name.replace('_', ' ')} {value:.2f} %" for name, value in metrics.items() if isinstance(value, float)
+    ]
+    screen.print(f"{', '.join(summary)} on {metrics['images']} images")
+    columns = list(next(iter(metrics["per_class"].values())))
+    rows = [
+        [name, *(_cell(scores[column], count=column == "support") for column in columns)]
+        for name, scores in metrics["per_class"].items()
+    ]
+    screen.print(table("", ["class", *(column.replace("_", " ") for column in columns)], rows))
+
+
+def _cell(value: Any, *, count: bool) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if count else f"{value:.1f}"

@@ -1,0 +1,129 @@
+"""Video files frame by frame, by PyAV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from iformer.config.dependencies import require
+from iformer.errors import DataError
+
+VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"))
+"""Extensions of files that are taken for videos, in lower case."""
+
+
+def has_video_extension(path: str | os.PathLike[str]) -> bool:
+    """Whether the file's name says that it is a video."""
+    return Path(path).suffix.lower() in VIDEO_EXTENSIONS
+
+
+class VideoReader:
+    """The frames of a video as RGB images, in order. A context manager."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the video and decode its first frame, so that a file that is none is found at once.
+
+        Raises:
+            DataError: the file is missing, damaged or no video.
+            MissingDependencyError: PyAV is not installed.
+        """
+        self._av: Any = require("av", extra="video")
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"{path}: no such file")
+        try:
+            self._container = self._av.open(str(path))
+        except (self._av.error.FFmpegError, ValueError) as error:
+            raise DataError(f"{path}: not a video, or damaged ({_reason(error)})") from None
+        try:
+            if not self._container.streams.video:
+                raise DataError(f"{path}: has no video in it")
+            self._stream = self._container.streams.video[0]
+            first = next(self._decoded(), None)
+            if first is None:
+                raise DataError(f"{path}: has no frame that can be decoded")
+            self.width, self.height = first.width, first.height
+            self._container.seek(0)
+        except DataError:
+            self._container.close()
+            raise
+        self.rate = Fraction(self._stream.average_rate or 25)
+        """Frames a second."""
+        self.frames: int | None = self._stream.frames or None
+        """How many frames the file says it has; None where it does not."""
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """The frames.
+
+        Raises:
+            DataError: the file is damaged from some frame on.
+        """
+        for frame in self._decoded():
+            yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+
+    def _decoded(self) -> Iterator[Any]:
+        count = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                yield frame
+                count += 1
+        except self._av.error.FFmpegError as error:
+            raise DataError(f"{self.path}: damaged after frame {count} ({_reason(error)})") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+
+class VideoWriter:
+    """An MP4 file made of RGB images of one size; it takes its place only when the block ends without an error."""
+
+    def __init__(self, path: Path, *, rate: Fraction, width: int, height: int) -> None:
+        """
+        Raises:
+            MissingDependencyError: PyAV is not installed.
+        """
+        self._av: Any = require("av", extra="video")
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        # H.264 stores colours at half the resolution, so both sides are even
+        self._size = (width - width % 2, height - height % 2)
+        self._container = self._av.open(str(self._partial), mode="w", format="mp4")
+        codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+        self._stream = self._container.add_stream(codec, rate=rate)
+        self._stream.width, self._stream.height = self._size
+        self._stream.pix_fmt = "yuv420p"
+
+    def write(self, image: Image.Image) -> None:
+        """Append a frame."""
+        pixels = np.asarray(image.crop((0, 0, *self._size)))
+        self._container.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._container.mux(self._stream.encode(None))
+            self._container.close()
+            if kind is None:
+                os.replace(self._partial, self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
