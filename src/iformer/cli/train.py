@@ -128,6 +128,10 @@ def train(
         tensorboard=tensorboard,
     )
     if dry_run:
+        if job.recipe.task != "classify":
+            from iformer.errors import UserError
+
+            raise UserError("--dry-run is for --task classify; leave it out")
         _print_dry_run(job, json=json)
         return
     from iformer.training.loop import train as run
