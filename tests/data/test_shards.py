@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -210,3 +211,23 @@ def test_info_file_counts_what_is_in_the_shards(packed: Path) -> None:
     train = info["splits"]["train"]
     assert train["num_samples"] == sum(train["shard_lengths"]) == 21
     assert info["splits"]["validation"]["num_samples"] == 6
+
+
+def test_epoch_goes_on_behind_the_last_image_on_another_number_of_ranks(packed: Path) -> None:
+    """Two ranks make the first two steps of a shuffled epoch, then one alone makes the rest of it."""
+    data = load_data(packed).train
+    dataset = ImageDataset(data, eval_transform(Preprocessing(size=(32, 32))))
+
+    def indices(rank: int, world_size: int, start_step: int, steps: int) -> list[int]:
+        loader = build_loader(
+            dataset, batch_size=4, train=True, seed=3, workers=1, rank=rank, world_size=world_size
+        )
+        with loader:
+            batches = itertools.islice(loader.epoch(1, start_step), steps)
+            return [index for batch in batches for index in batch["indices"].tolist()]
+
+    whole = indices(0, 1, 0, 99)
+    assert len(whole) == len(set(whole)) == 20  # of 21: an incomplete last step sits out
+    first = indices(0, 2, 0, 2) + indices(1, 2, 0, 2)
+    assert sorted(first) == sorted(whole[:8])
+    assert indices(0, 1, 2, 99) == whole[8:]

@@ -75,8 +75,3 @@ def test_with_synchronised_batch_norm_two_processes_have_the_losses_of_one(
         losses.append([record["loss"] for record in map(json.loads, lines) if record["event"] == "step"])
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    one, two = (load_file(tmp_path / name / "resume.safetensors") for name in ("one", "two"))
-    statistics = [name for name in one if name.startswith("model/") and "running_" in name]
-    assert statistics
-    for name in statistics:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4)

@@ -128,6 +128,10 @@ def train(
         tensorboard=tensorboard,
     )
     if dry_run:
+        if job.recipe.task != "classify":
+            from iformer.errors import UserError
+
+            raise UserError("--dry-run is for --task classify; leave it out")
         _print_dry_run(job, json=json)
         return
     from iformer.training.loop import train as run
@@ -171,9 +175,7 @@ def _job(
         RunFolder(out).check(resume=resume, overwrite=overwrite)
     before = RunFolder(out).read_config() if resume else {}
     overrides = {**dict(parse_override(text) for text in assignments), **overrides}
-    recipe_name, settings = _recipe(task, recipe, overrides, before, model)
-    if "teacher" in overrides and settings.distillation == "none":  # so one option is enough
-        settings = replace(settings, distillation="hard")
+    recipe_name, settings = _recipe(task, recipe, overrides, before, model=model)
     data = data or before.get("data")
     if data is None:
         raise UserError(f"--data is missing; give {_DATA[settings.task]}")
@@ -201,7 +203,12 @@ def _job(
 
 
 def _recipe(
-    task: str | None, recipe: str | None, overrides: dict[str, Any], before: dict[str, Any], model: str | None
+    task: str | None,
+    recipe: str | None,
+    overrides: dict[str, Any],
+    before: dict[str, Any],
+    *,
+    model: str | None,
 ) -> tuple[str, Recipe]:
     """Name and settings of the recipe that is named, or was before, or is the task's default."""
     from iformer.config.recipe import DEFAULT_RECIPES, load_recipe, recipe_class
@@ -217,6 +224,10 @@ def _recipe(
         settings = load_recipe(name, overrides, model=model)
     if task is not None and settings.task != task:
         raise UserError(f"--task is {task}, the recipe {name} is for {settings.task}; give one that fits")
+    if "teacher" in overrides and settings.distillation == "none":  # so one option is enough
+        settings = replace(settings, distillation="hard")
+    if settings.task != "classify" and settings.distillation != "none":
+        raise UserError("a teacher is for --task classify; leave out --teacher and --distillation")
     return name, settings
 
 

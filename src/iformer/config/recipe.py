@@ -304,13 +304,13 @@ def load_recipe(
     """
     fields = _read(str(name_or_path))
     by_model = fields.pop("by_model", {})
-    chosen = recipe_class((overrides or {}).get("task", fields.get("task", "classify")))
     if not isinstance(by_model, dict) or not all(isinstance(own, dict) for own in by_model.values()):
         raise ConfigError(f"recipe {name_or_path}: by_model is no mapping of networks to fields")
+    task = {**fields, **(overrides or {})}.get("task", "classify")
     for own in by_model.values():
-        chosen.check_field_names(own)
+        recipe_class(task).check_field_names(own)
     own = by_model.get((model or "").removesuffix(DISTILLED_SUFFIX), {})
-    return chosen.from_plain({**fields, **own, **(overrides or {})})
+    return recipe_class(task).from_plain({**fields, **own, **(overrides or {})})
 
 
 def recipe_class(task: str) -> type[Recipe]:

@@ -23,8 +23,6 @@ import torch
 from torch import nn
 
 from iformer.config.dependencies import require
-from iformer.config.recipe import Recipe
-from iformer.errors import ConfigError
 from iformer.models.complexity import count_parameters
 from iformer.models.weights import write_bytes
 from iformer.training.checkpoint import Position, SavedState, check_identity, read_last_good
@@ -41,7 +39,7 @@ from iformer.training.results import Evaluation, TrainResult
 from iformer.training.run_folder import RunFolder
 from iformer.training.schedule import RunLength, build_schedule
 from iformer.training.sharded import ShardedNetwork
-from iformer.training.step import OptimizerStep, seed_everything
+from iformer.training.step import OptimizerStep, check_shares, seed_everything
 from iformer.training.stopping import StopRequests
 from iformer.training.sync_norm import synchronise_norms
 from iformer.training.workload import Place
@@ -79,7 +77,7 @@ class _Run:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        _check_shares(recipe, self.place.processes)
+        check_shares(recipe, self.place.processes)
         self.files = RunFolder(job.folder)
         self.stop = stack.enter_context(StopRequests(self.place.processes))
         saved = self._open_folder()
@@ -391,17 +389,3 @@ class _Run:
         with self.keeper.nothing_lost():
             self.position.log_bytes = self.log.sync()
             self.keeper.keep_state()
-
-
-def _check_shares(recipe: Recipe, processes: int) -> None:
-    passes = processes * recipe.grad_accum
-    if recipe.batch_size % passes:
-        raise ConfigError(
-            f"Recipe.batch_size is {recipe.batch_size}; expected a multiple of {passes}, "
-            f"as {processes} processes make it in {recipe.grad_accum} passes each"
-        )
-    if recipe.mixes and recipe.batch_size // passes % 2:
-        raise ConfigError(
-            f"Recipe.batch_size is {recipe.batch_size}, which is {recipe.batch_size // passes} in each of "
-            f"{passes} passes; expected an even number there, because mixup and cutmix mix images in pairs"
-        )

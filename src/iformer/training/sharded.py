@@ -20,7 +20,8 @@ class ShardedNetwork:
 
     def __init__(self, network: nn.Module) -> None:
         """`network` is on its device, with its starting weights; make the optimizer afterwards."""
-        self.network = network
+        # FSDP cuts along the first dimension and takes no other layout; activations keep theirs
+        self.network = network.to(memory_format=torch.contiguous_format)
         self._shell = copy.deepcopy(network).to("meta")
         if isinstance(network, Backbone):
             for stage in network.stages:

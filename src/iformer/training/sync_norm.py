@@ -32,7 +32,7 @@ class _AcrossProcesses(_BatchNorm):
             return super().forward(input)
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         dims = [dim for dim in range(x.ndim) if dim != 1]
         count = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
         sum_C, count = _total(torch.cat([x.sum(dims), count])).split([x.shape[1], 1])  # type: ignore[no-untyped-call]
