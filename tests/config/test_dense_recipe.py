@@ -63,5 +63,5 @@ def test_fields_of_another_task_are_unknown() -> None:
     with pytest.raises(ConfigError, match="no field 'rois'"):
         load_recipe("segmentation", {"rois": 5})
     assert recipe_class("classify") is Recipe
-    with pytest.raises(UnknownNameError, match="task 'detection'.*did you mean detect"):
+    with pytest.raises(UnknownNameError, match=r"task 'detection'.*did you mean detect"):
         recipe_class("detection")

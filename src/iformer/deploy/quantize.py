@@ -9,10 +9,10 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ MAX_KEPT_SHARE = 0.5
 class Quantization:
     """What a quantized export needs: where the ranges come from, and what may be lost."""
 
-    images: Sequence[Path]
+    images: Sequence[os.PathLike[str]]
     """Photographs of the network's kind, not among those that the metric is measured on."""
     measure: Callable[[Predictor], Mapping[str, Any]]
     """Metrics on labelled images, in percent; `metric` is one of them."""
@@ -64,7 +64,7 @@ class Attempt:
     """Points of the metric below the network's own; negative where the artifact is better."""
 
 
-def read_calibration_images(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor:
+def read_calibration_images(paths: Sequence[os.PathLike[str]], preprocessing: Preprocessing) -> Tensor:
     """Image files as uint8 N x 3 x H x W, as the network sees them.
 
     Raises:
