@@ -77,7 +77,7 @@ def make_ablated_config(request: pytest.FixtureRequest) -> Callable[..., Network
     return partial(ablated_config, request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny_config() -> Callable[..., NetworkConfig]:
     """`tiny_config` for tests that change fields."""
     return tiny_config
@@ -106,7 +106,7 @@ def randomize_statistics(model: nn.Module) -> None:
             nn.init.uniform_(parameter, 0.1, 0.5)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomize() -> Callable[[nn.Module], None]:
     """`randomize_statistics`, with the seed set."""
 

@@ -26,6 +26,10 @@ class MissingDependencyError(UserError):
     """An optional package is not installed. The message says what to install; nothing is installed by us."""
 
 
+class StoppedBySignalError(Exception):
+    """A scheduler told the run to stop; it is saved. The message is one clear line."""
+
+
 class UnknownNameError(UserError):
     """A name is not known. The message suggests the nearest ones."""
 

@@ -42,6 +42,8 @@ def test_ade20k_40k_is_the_paper_s_schedule() -> None:
         ("coco-1x", "max_size", 600),
         ("coco-1x", "freeze", "some"),
         ("coco-1x", "rois", 0),
+        ("coco-1x", "attention", "windows"),
+        ("coco-1x", "windows", "printed"),
         ("coco-1x", "fpn_channels", 0),
         ("coco-1x", "task", "segment"),
         ("ade20k-40k", "label_smoothing", 0.2),
@@ -55,6 +57,15 @@ def test_invalid_field_is_named(name: str, field: str, value: object) -> None:
     plain = {**load_recipe(name).to_plain(), field: value}
     with pytest.raises(ConfigError, match=field):
         recipe_class(load_recipe(name).task).from_plain(plain)
+
+
+def test_windows_need_a_design_that_has_them() -> None:
+    with pytest.raises(ConfigError, match="windows"):
+        load_recipe("coco-1x", {"attention": "shma", "windows": "paper"})
+    recipe = load_recipe("coco-1x", {"windows": "paper"})
+    assert isinstance(recipe, DetectionRecipe)
+    options = {"drop_path_rate": 0.0, "attention": "hybrid", "windows": "paper"}
+    assert recipe.backbone_options == options
 
 
 def test_fields_of_another_task_are_unknown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iformer import paper
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.recipe import (
     DEFAULT_RECIPES,
@@ -21,13 +23,15 @@ from iformer.config.recipe import (
 )
 from iformer.errors import ConfigError, UnknownNameError
 
+PRINTED_TRAINING = Path(paper.__file__).parent / "data" / "table_09_training.csv"
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
 
 INVALID: dict[str, list[Any]] = {
-    "task": ["detect", 1],
+    "task": ["detect", "pose", None],
     "epochs": [0, -1, 1.5, "many"],
     "batch_size": [0, True],
     "grad_accum": [0, 3],
+    "optimizer": ["sgd", None],
     "lr": [0, -1.0, float("nan"), float("inf")],
     "lr_batch": [0],
     "min_lr": [-1e-9, 1.0],
@@ -63,8 +67,15 @@ INVALID: dict[str, list[Any]] = {
     "mixup_prob": [1.5],
     "mixup_switch_prob": [-0.5],
     "label_smoothing": [1.0, -0.1],
+    "distillation": ["medium", True],
+    "teacher": ["", 3],
+    "distillation_weight": [-0.1, 1.1],
+    "distillation_temperature": [0, -1.0],
     "precision": ["fp8", None],
     "channels_last": [1],
+    "compile": ["yes", 2],
+    "sync_batch_norm": [1],
+    "parallel": ["pipeline"],
     "seed": [-1, 2**32, 0.5],
     "workers": [-1, "some"],
     "cache": ["disk"],
@@ -205,3 +216,69 @@ def test_preprocessing_is_the_evaluation_size() -> None:
     assert preprocessing.size == (160, 160)
     assert preprocessing.crop_pct == 0.9
     assert preprocessing.interpolation == "bicubic"
+
+
+IMAGENET = ("imagenet-300", "imagenet-300-distilled", "imagenet-450-distilled", "imagenet-300-h")
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_recipes_are_table_9(name: str) -> None:
+    """Against the paper's table as it is shipped; columns T/S/M/L and H."""
+    heavy = name == "imagenet-300-h"
+    model = "iformer_h" if heavy else "iformer_m"
+    column = "H" if heavy else "M"
+    printed = {
+        row["setting"]: row["value"]
+        for row in csv.DictReader(PRINTED_TRAINING.read_text().splitlines())
+        if column in row["variants"].split("/")
+    }
+    loaded = load_recipe(name, model=model)
+    assert loaded.size == int(printed["resolution"])
+    assert loaded.lr == loaded.peak_lr == float(printed["base_learning_rate"])
+    assert loaded.weight_decay == float(printed["weight_decay"])
+    assert loaded.betas == (float(printed["optimizer_beta1"]), float(printed["optimizer_beta2"]))
+    assert loaded.batch_size == loaded.lr_batch == int(printed["batch_size"])
+    assert loaded.epochs == (450 if name == "imagenet-450-distilled" else int(printed["training_epochs"]))
+    assert loaded.warmup_epochs == float(printed["warmup_epochs"])
+    assert loaded.rand_augment == "rand-m9-mstd0.5-inc1"
+    assert printed["randaugment"] == "(9, 0.5)"
+    assert loaded.mixup_alpha == float(printed["mixup"])
+    assert loaded.cutmix_alpha == float(printed["cutmix"])
+    assert loaded.random_erasing == float(printed["random_erasing"])
+    assert loaded.label_smoothing == float(printed["label_smoothing"])
+    assert loaded.drop_path_rate == float(printed["stochastic_depth"])
+    assert printed["gradient_clip"] == printed["ema"] == "None"
+    assert loaded.clip_grad is None
+    assert loaded.ema_decay is None
+
+
+def test_stochastic_depth_of_table_9_depends_on_the_network() -> None:
+    rates = {
+        model: load_recipe("imagenet-300", model=model).drop_path_rate
+        for model in ("iformer_t", "iformer_s", "iformer_m", "iformer_l", "iformer_l_distilled", None)
+    }
+    assert list(rates.values()) == [0.0, 0.0, 0.0, 0.1, 0.1, 0.0]
+    assert load_recipe("imagenet-300", {"drop_path_rate": 0.3}, model="iformer_l").drop_path_rate == 0.3
+    assert load_recipe("imagenet-300-h", model="iformer_h").drop_path_rate == 0.6
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGENET if "distilled" in name])
+def test_distilled_recipes_have_deit_s_hard_loss(name: str) -> None:
+    loaded = load_recipe(name)
+    assert (loaded.distillation, loaded.distillation_weight) == ("hard", 0.5)
+    assert loaded.teacher == "regnety_160.deit_in1k"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("by_model: [1]", "by_model is no mapping"),
+        ("by_model: {iformer_l: 3}", "by_model is no mapping"),
+        ("by_model: {iformer_l: {drop_path: 0.1}}", "no field 'drop_path'; did you mean drop_path_rate"),
+    ],
+)
+def test_fields_by_model_are_checked_for_every_model(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"epochs: 3\nlr: 1e-3\n{text}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(file, model="iformer_t")

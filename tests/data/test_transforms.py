@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
+from iformer.config.recipe import load_recipe
 from iformer.data.transforms import (
     Normalize,
     TransformSchedule,
@@ -223,3 +225,43 @@ def test_invalid_augmentation_is_named(field: str, value: object) -> None:
 def test_augmentation_survives_plain_data() -> None:
     augmentation = AugmentConfig(scale=None, rand_augment="rand-m9-mstd0.5-inc1", rot90=True)
     assert AugmentConfig.from_plain(augmentation.to_plain()) == augmentation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_paper_s_augmentation_is_timm_s(seed: int) -> None:
+    """The recipe imagenet-300 up to normalisation and erasing, which are done on batches, draw by draw."""
+    recipe = load_recipe("imagenet-300")
+    reference = create_transform(
+        recipe.size,
+        is_training=True,
+        scale=recipe.scale,
+        hflip=recipe.hflip,
+        auto_augment=recipe.rand_augment,
+        interpolation=recipe.interpolation,
+        mean=recipe.preprocessing.mean,
+        std=recipe.preprocessing.std,
+        re_prob=0.0,
+    )
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    results = []
+    for transform in (reference, train_transform(recipe.preprocessing, recipe.augmentation)):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (timm draws from it)
+        torch.manual_seed(seed)
+        results.append(transform(image))
+    normalised = Normalize(recipe.preprocessing)(results[1][None])[0]
+    torch.testing.assert_close(normalised, results[0], atol=1e-6, rtol=1e-5)
+
+
+def test_random_erasing_of_the_recipe_is_timm_s() -> None:
+    recipe = load_recipe("imagenet-300")
+    erase = random_erasing(recipe.augmentation)
+    assert erase is not None
+    reference = RandomErasing(probability=recipe.random_erasing, mode="pixel", device="cpu")
+    batches = []
+    for each in (erase, reference):
+        random.seed(3)
+        torch.manual_seed(3)
+        batches.append(each(torch.zeros(16, 3, 32, 32)))
+    assert torch.equal(*batches)
+    assert batches[0].abs().sum() > 0

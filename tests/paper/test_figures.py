@@ -12,9 +12,10 @@ from iformer.config.network import NetworkConfig
 from iformer.config.variants import network_config
 from iformer.errors import UserError
 from iformer.models.factory import build
-from iformer.paper.ablations import ABLATIONS
+from iformer.models.weights import save
+from iformer.paper.ablations import ABLATIONS, TRAINED
 from iformer.paper.figures import draw_figure
-from iformer.paper.heads import head_similarity
+from iformer.paper.heads import head_similarity, trained_heads
 
 
 @pytest.mark.parametrize(("number", "values"), [(1, 33), (2, 10)])
@@ -33,6 +34,25 @@ def test_figure_2_holds_print_and_counts(tmp_path: Path) -> None:
     first, *_, last = draw_figure(2, tmp_path).values
     assert (first["top1_pct"], first["latency_ms"]) == (74.9, 1.07)
     assert (last["top1_pct"], last["latency_ms"], round(last["gmacs"], 4)) == (80.4, 1.1, 1.6399)
+
+
+def test_figure_3_sets_trained_heads_beside_random_ones(tmp_path: Path) -> None:
+    pytest.importorskip("elpv_dataset")
+    checkpoint = tmp_path / "mha.safetensors"
+    network = build(TRAINED["MHA"].with_options(num_classes=2))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1e-3)  # small activations, as random weights make them
+    save(network, checkpoint)
+    trained = trained_heads(checkpoint, "elpv", images=2)
+    drawn = draw_figure(3, tmp_path, trained=trained)
+    layers = len(trained.before)
+    assert layers == len(trained.after) == 5
+    assert [value["weights"] for value in drawn.values] == ["random weights"] * layers + ["trained"] * layers
+    assert [layer.similarities for layer in trained.before] != [layer.similarities for layer in trained.after]
+    assert drawn.path.is_file()
+    with pytest.raises(UserError, match="trained network is for figure 3"):
+        draw_figure(2, tmp_path, trained=trained)
 
 
 def test_no_other_figure(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from iformer.models.weights import load
 from iformer.training.checkpoint import (
     Position,
     check_identity,
+    read_last_good,
     read_state,
     save_network,
     save_state,
@@ -29,6 +31,7 @@ from iformer.training.checkpoint import (
 )
 from iformer.training.ema import WeightAverage
 from iformer.training.optimizer import build_optimizer
+from iformer.training.run_folder import RunFolder
 
 IDENTITY = {"model": "tiny", "recipe": {"lr": 1e-3, "epochs": 2}}
 
@@ -76,7 +79,7 @@ def test_file_holds_tensors_and_text_only(tiny: ModuleType, tmp_path: Path) -> N
     path = tmp_path / "state.safetensors"
     save_state(path, **parts(tiny, 1), position=Position(), identity=IDENTITY)
     with safe_open(path, framework="pt") as file:
-        assert set(file.metadata()) == {"format", "position", "identity", "scaler"}
+        assert set(file.metadata()) == {"format", "position", "identity", "scaler", "crc32"}
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
@@ -145,3 +148,72 @@ def test_other_network_is_kept_as_tensors(tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == {"weight", "bias"}
         assert "a peer" in file.metadata()["network"]
+
+
+def write_states(tiny: ModuleType, files: RunFolder, *steps: int) -> None:
+    files.path.mkdir(parents=True)
+    for step in steps:
+        save_state(
+            files.state,
+            **parts(tiny, step),
+            position=Position(step=step),
+            identity=IDENTITY,
+            before=files.state_before,
+        )
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path: Path) -> None:
+    contents = bytearray(path.read_bytes())
+    contents[-50] ^= 1
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut_short, "is damaged|incomplete|not a sound"),
+        (flip_a_bit, "is damaged: its contents do not have their checksum"),
+        (Path.unlink, "is missing, as if the run was killed while writing it"),
+    ],
+)
+def test_damaged_state_costs_what_was_done_since_the_one_before(
+    tiny: ModuleType, tmp_path: Path, damage: Callable[[Path], None], reason: str
+) -> None:
+    files = RunFolder(tmp_path / "run")
+    write_states(tiny, files, 3, 5)
+    found = read_last_good(files)
+    assert found is not None
+    assert found[0].position.step == 5
+    assert found[1] is None
+    damage(files.state)
+    found = read_last_good(files)
+    assert found is not None
+    saved, problem = found
+    assert saved.position.step == 3
+    assert re.search(rf"resume\.safetensors.*({reason})", problem or "")
+    assert (problem or "").endswith("; continuing from the state before it, of step 3")
+
+
+def test_damaged_state_does_not_take_the_place_of_the_one_before(tiny: ModuleType, tmp_path: Path) -> None:
+    files = RunFolder(tmp_path / "run")
+    write_states(tiny, files, 3, 5)
+    cut_short(files.state)
+    save_state(
+        files.state, **parts(tiny, 1), position=Position(step=7), identity=IDENTITY, before=files.state_before
+    )
+    assert saved_step(files.state) == 7
+    assert saved_step(files.state_before) == 3
+
+
+def test_states_that_are_all_damaged_are_an_error(tiny: ModuleType, tmp_path: Path) -> None:
+    files = RunFolder(tmp_path / "run")
+    assert read_last_good(files) is None
+    write_states(tiny, files, 3, 5)
+    cut_short(files.state)
+    cut_short(files.state_before)
+    with pytest.raises(WeightsError, match=r"resume\.safetensors .*begin again with --overwrite"):
+        read_last_good(files)

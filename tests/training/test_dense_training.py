@@ -132,7 +132,8 @@ def test_backbone_starts_from_a_classifier(dense: ModuleType, shapes_data: Path,
     classifier = build(dense.backbone_config().with_options(num_classes=4))
     preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     save(classifier, tmp_path / "classifier.safetensors", preprocessing=preprocessing)
-    recipe = dense.detection(shapes_data, tmp_path / "run").recipe
+    fields = {"attention": "hybrid", "windows": "paper"}
+    recipe = dense.detection(shapes_data, tmp_path / "run", fields=fields).recipe
     job = detection_job(
         load_detection(shapes_data, workers=1),
         data_name="shapes",
@@ -144,6 +145,7 @@ def test_backbone_starts_from_a_classifier(dense: ModuleType, shapes_data: Path,
     pyramid = job.model.pyramid
     assert torch.equal(pyramid.body.stem.conv1.conv.weight, classifier.stem.conv1.conv.weight)  # type: ignore[union-attr]
     assert job.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert job.model.config.backbone.stages[2].windows is not None
 
 
 def test_masks_that_are_not_there(dense: ModuleType, shapes: ModuleType, tmp_path: Path) -> None:

@@ -47,3 +47,31 @@ def test_two_processes_train_and_evaluate_as_one(tiny: ModuleType, images: Path,
     # a state of two processes continues on one
     again = tiny.tiny_job(images, tmp_path / "two", recipe=tiny.tiny_recipe(**fields), resume=True)
     assert train(replace(again, model=tiny.Linear())).metrics["confusion"] == metrics["confusion"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_with_synchronised_batch_norm_two_processes_have_the_losses_of_one(
+    tiny: ModuleType, images: Path, tmp_path: Path
+) -> None:
+    """Batch norms everywhere, clipping and a running average: a batch of 16 on one, or 8 on each of two."""
+    fields: dict[str, object] = {
+        **tiny.PLAIN,
+        "batch_size": 16,
+        "epochs": 2,
+        "log_every": 1,
+        "scale": None,
+        "hflip": 0.0,
+        "color_jitter": 0.0,
+        "clip_grad": 1.0,
+        "ema_decay": 0.9,
+        "sync_batch_norm": True,
+    }
+    launch(images, tmp_path / "two", fields, "--plain")
+    recipe = tiny.tiny_recipe(**fields)
+    train(tiny.tiny_job(images, tmp_path / "one", recipe=recipe, drop_path_rate=0.0))
+    losses = []
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        losses.append([record["loss"] for record in map(json.loads, lines) if record["event"] == "step"])
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from iformer.config.recipe import load_recipe
+from iformer.config.variants import network_config
 from iformer.errors import WeightsError
 from iformer.models.factory import build
 from iformer.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
@@ -41,6 +43,30 @@ def test_norms_biases_and_layer_scales_are_not_decayed(tiny: ModuleType) -> None
     assert all(any(name.endswith(kind) for name in parameters) for kind in kinds)
 
 
+def test_groups_are_those_of_timm_s_factory_for_its_own_network() -> None:
+    """The recipe's network, ours and timm's, each with its own optimizer factory: how much decays and how."""
+    import timm
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+
+    recipe = load_recipe("imagenet-300", model="iformer_m")
+    ours, timms = build(network_config("iformer_m")), timm.create_model("iformer_m")
+    reference = create_optimizer_v2(
+        timms, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999)
+    )
+    found = []
+    for optimizer in (build_optimizer(ours, recipe), reference):
+        sizes = {}
+        for group in optimizer.param_groups:
+            shapes = sorted(parameter.numel() for parameter in group["params"])
+            sizes[group["weight_decay"]] = shapes
+            assert (group["lr"], group["betas"], group["eps"]) == (recipe.lr, (0.9, 0.999), 1e-8)
+        found.append(sizes)
+    assert sorted(found[0]) == [0.0, 0.05]
+    assert {decay: sum(sizes) for decay, sizes in found[0].items()} == {
+        decay: sum(sizes) for decay, sizes in found[1].items()
+    }
+
+
 def test_frozen_parameters_are_left_out(tiny: ModuleType) -> None:
     model = network(tiny)
     for parameter in model.stem.parameters():  # type: ignore[union-attr]
@@ -67,8 +93,26 @@ def test_fused_steps_are_adamw(tiny: ModuleType) -> None:
         torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_restored_state_continues_exactly(tiny: ModuleType) -> None:
-    recipe = tiny.tiny_recipe()
+def test_muon_steps_turn_every_direction_of_a_matrix_alike(tiny: ModuleType) -> None:
+    model = network(tiny)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, tiny.tiny_recipe(optimizer="muon", weight_decay=0.0))
+    set_gradients(model, 1)
+    optimizer.step()
+    matrices = 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or parameter.shape[1] == 1:  # norms and depthwise convolutions
+            assert "exp_avg_sq" in optimizer.state[parameter], name
+        elif "momentum_buffer" in optimizer.state[parameter]:
+            values = torch.linalg.svdvals((parameter.detach() - before[name]).flatten(1))
+            assert values[0] < 2 * values[-1], name  # Newton-Schulz brings them near to each other
+            matrices += 1
+    assert matrices > 10
+
+
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+def test_restored_state_continues_exactly(tiny: ModuleType, optimizer_name: str) -> None:
+    recipe = tiny.tiny_recipe(optimizer=optimizer_name)
     model = network(tiny)
     optimizer = build_optimizer(model, recipe)
     set_gradients(model, 1)
@@ -79,7 +123,9 @@ def test_restored_state_continues_exactly(tiny: ModuleType) -> None:
     restored = build_optimizer(copied, recipe)
     restore_optimizer(restored, copied, tensors)
     for parameter in copied.parameters():
-        assert restored.state[parameter]["exp_avg"].stride() == parameter.stride()
+        state = restored.state[parameter]
+        moment = state["exp_avg"] if "exp_avg" in state else state["momentum_buffer"]
+        assert moment.stride() == parameter.stride()
     for each, steps in ((model, optimizer), (copied, restored)):
         set_gradients(each, 2)
         steps.step()
@@ -165,6 +211,30 @@ def test_schedule_is_timms_by_its_own_factory(tiny: ModuleType) -> None:
         schedule.step_update(step)
         expected.append(optimizer.param_groups[0]["lr"])
     assert learning_rates(recipe, 5, 150) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["imagenet-300", "imagenet-450-distilled", "imagenet-300-h"])
+def test_schedules_of_the_paper_s_recipes_are_timm_s(name: str) -> None:
+    from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+
+    recipe = load_recipe(name)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.lr)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=recipe.epochs - 20,
+        warmup_epochs=20,
+        warmup_lr=0.0,
+        min_lr=1e-6,
+        warmup_prefix=True,
+        step_on_epochs=False,
+        updates_per_epoch=3,
+    )
+    expected = []
+    for step in range(3 * recipe.epochs):
+        schedule.step_update(step)
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert learning_rates(recipe, 3, 3 * recipe.epochs) == pytest.approx(expected)
+    assert max(expected) == (8e-3 if name == "imagenet-300-h" else 4e-3)
 
 
 def test_a_step_s_learning_rate_depends_on_its_number_only(tiny: ModuleType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,18 @@ def test_finished_run_only_evaluates_again(
     result = train(tiny.tiny_job(images, undisturbed, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
     assert [record["epoch"] for record in result.history] == [1, 2, 3, 4]
     assert (undisturbed / "resume.safetensors").read_bytes() == before["resume.safetensors"]
+
+
+def test_run_with_a_state_cut_short_continues_from_the_one_before_and_says_so(
+    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    state = out / "resume.safetensors"
+    assert saved_step(state) == STEPS
+    state.write_bytes(state.read_bytes()[:-1000])
+    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    assert "continuing from the state before it, of step 18" in capsys.readouterr().err
+    assert_same_run(undisturbed, out)
 
 
 def test_resume_without_a_state_begins(tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path) -> None:

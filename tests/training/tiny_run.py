@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,11 @@ def tiny_recipe(**fields: Any) -> Recipe:
     return Recipe.from_plain({**values, **fields})
 
 
-def tiny_job(data: Path, folder: Path, *, recipe: Recipe, **options: Any) -> TrainJob:
+def tiny_job(data: Path, folder: Path, *, recipe: Recipe, drop_path_rate: float = 0.2, **options: Any) -> TrainJob:
     """A run of the tiny network, which drops paths at random too."""
     torch.manual_seed(recipe.seed)
-    network = build(tiny_config(drop_path_rate=0.2, layer_scale_init=0.1))
+    distillation = recipe.distillation != "none"
+    network = build(tiny_config(drop_path_rate=drop_path_rate, layer_scale_init=0.1, distillation=distillation))
     options = {"tensorboard": False, "report": False, **options}
     return classification_job(
         load_data(str(data), workers=1),
@@ -118,7 +120,9 @@ def tiny_job(data: Path, folder: Path, *, recipe: Recipe, **options: Any) -> Tra
 
 
 def main() -> None:
-    """Run a tiny job: `tiny_run.py DATA OUT RECIPE-FIELDS-AS-JSON [--resume] [--linear]`."""
+    """Run a tiny job: `tiny_run.py DATA OUT RECIPE-FIELDS-AS-JSON [--resume] [--linear] [--plain]`."""
+    from iformer.cli.output import report_error
+    from iformer.errors import StoppedBySignalError
     from iformer.training.loop import train
 
     parser = argparse.ArgumentParser()
@@ -127,11 +131,18 @@ def main() -> None:
     parser.add_argument("fields", type=json.loads)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--linear", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="no stochastic depth")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipe = tiny_recipe(**arguments.fields)
-    job = tiny_job(arguments.data, arguments.out, recipe=recipe, resume=arguments.resume)
-    train(replace(job, model=Linear()) if arguments.linear else job)
+    drop_path_rate = 0.0 if arguments.plain else 0.2
+    job = tiny_job(
+        arguments.data, arguments.out, recipe=recipe, resume=arguments.resume, drop_path_rate=drop_path_rate
+    )
+    try:
+        train(replace(job, model=Linear()) if arguments.linear else job)
+    except StoppedBySignalError as error:
+        sys.exit(report_error(error))
 
 
 if __name__ == "__main__":

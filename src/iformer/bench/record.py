@@ -23,5 +23,10 @@ def record(figures: dict[str, Any], *, device: torch.device | None = None) -> di
 
 def write_record(path: Path, figures: dict[str, Any], *, device: torch.device | None = None) -> None:
     """Write `record` as JSON; parent folders are made."""
+    write_json(path, record(figures, device=device))
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write a `record`; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record(figures, device=device), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,34 +1,46 @@
-"""`iformer convert`: weights between our format, timm's and the authors'."""
+"""`iformer convert`: weights between our format, timm's and the authors'; image folders to tar shards."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from iformer.cli.output import DebugOption, JsonOption, print_json
+from iformer.cli.output import DebugOption, JsonOption, note, print_json
 
 if TYPE_CHECKING:
     from iformer.models.convert import Conversion
+    from iformer.models.weights import Format
+
+_PROBLEMS_SHOWN = 20
+_WORTH_TELLING = 50
 
 
 class Target(StrEnum):
-    """Whose key names and file format to write."""
+    """Whose key names and file format to write; or shards, for images."""
 
     iformer = "iformer"
     timm = "timm"
     authors = "authors"
+    shards = "shards"
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A weight file of ours, timm's or the authors'; recognised by its content.")
+        str,
+        typer.Argument(
+            help="A weight file of ours, timm's or the authors', recognised by its content; for shards images, "
+            "as for train --data."
+        ),
     ],
     out: Annotated[
-        Path, typer.Argument(help="The file to write: .safetensors (iformer, timm) or .pth (timm, authors).")
+        Path,
+        typer.Argument(
+            help="The file to write: .safetensors (iformer, timm) or .pth (timm, authors); for shards a folder."
+        ),
     ],
     to: Annotated[Target, typer.Option("--to", help="Whose key names and format to write.")],
     model: Annotated[
@@ -52,13 +64,21 @@ def convert(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Convert weights from the authors' or timm's format into ours, and back."""
+    """Convert weights from the authors' or timm's format into ours, and back; or pack images into tar shards."""
+    if to is Target.shards:
+        given: dict[str, object] = {"--model": model, "--class-names": class_names, "--entry": entry}
+        given |= {"--half": half or None, "--overwrite": overwrite or None}
+        for option, value in given.items():
+            if value is not None:
+                raise typer.BadParameter(f"{option} is for weights, not for --to shards")
+        _pack(source, out, json=json)
+        return
     from iformer.models.convert import convert_file, read_class_names
 
     conversion = convert_file(
-        source,
+        Path(source),
         out,
-        to=to.value,
+        to=cast("Format", to.value),
         model=model,
         class_names=None if class_names is None else read_class_names(class_names),
         half=half,
@@ -69,6 +89,30 @@ def convert(
         print_json(asdict(conversion))
     else:
         print(_sentence(conversion))
+
+
+def _pack(source: str, out: Path, *, json: bool) -> None:
+    from iformer.data.packing import pack
+    from iformer.data.sources import load_data
+
+    data = load_data(source, progress=lambda done, total: _say_progress("checked", "images", done, total))
+    for problem in data.problems[:_PROBLEMS_SHOWN]:
+        note(f"note: {problem}")
+    packed = pack(data, out, progress=lambda done, total: _say_progress("verified", "shards", done, total))
+    if json:
+        print_json(asdict(packed))
+        return
+    print(
+        f"wrote {packed.folder}: {packed.images['train']:,} training images in {packed.shards['train']} shards, "
+        f"{packed.images['val']:,} validation images in {packed.shards['val']}, {packed.classes} classes, "
+        f"{packed.bytes / 1e9:.2f} GB; each was read again and compared"
+    )
+
+
+def _say_progress(verb: str, noun: str, done: int, total: int) -> None:
+    """Tell ten times of work that may take an hour, and never of what is done at once."""
+    if total >= _WORTH_TELLING and done % max(1, total // 10) == 0:
+        note(f"{verb} {done:,} of {total:,} {noun}")
 
 
 def _sentence(done: Conversion) -> str:

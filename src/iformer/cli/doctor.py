@@ -68,11 +68,20 @@ PARTS = (
         packages=(("elpv_dataset", "elpv-dataset"),),
         use="the solar-cell photographs, quickstart",
     ),
+    Part(
+        name="data",
+        packages=(("datasets", "datasets"),),
+        use="train --data hfds/NAME (Hugging Face)",
+    ),
     *(
-        Part(name=runtime.name, packages=runtime.packages, use=f"export --to {runtime.name}")
+        Part(name=runtime.name, packages=runtime.needs("int8"), use=f"export --to {runtime.name}")
         for runtime in RUNTIMES.values()
     ),
-    Part(name="bench", packages=(("matplotlib", "matplotlib"), ("psutil", "psutil")), use="benchmarks/"),
+    Part(
+        name="bench",
+        packages=(("matplotlib", "matplotlib"), ("psutil", "psutil")),
+        use="bench, figures of the paper",
+    ),
 )
 
 

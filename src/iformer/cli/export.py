@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,12 +20,14 @@ from iformer.cli.output import (
     print_json_line,
     table,
 )
-from iformer.deploy.runtimes import RUNTIMES, find_runtime
+from iformer.deploy.runtimes import CALIBRATION_IMAGES, MAX_DROP, QUANTIZED, RUNTIMES, find_runtime
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import ArtifactInfo
+    from iformer.deploy.quantize import Quantization
     from iformer.deploy.runtimes import Runtime
+    from iformer.models.classifier import Classifier
 
 PRECISIONS = sorted({precision for runtime in RUNTIMES.values() for precision in runtime.precisions})
 
@@ -65,11 +69,30 @@ def export(
         list[str] | None,
         typer.Option(help="Photographs to compare on: a file, folder or glob; may be given often."),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="For int8 and palette6: a folder with one sub-folder a class (also in train/ and val/), or elpv. "
+            "Ranges come from its images for training, the metric is measured on those for validation.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0.0, help="Points of top-1 that int8 may cost before layers go back.")
+    ] = MAX_DROP,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="How many images the ranges come from.")
+    ] = CALIBRATION_IMAGES,
+    accuracy_control: Annotated[
+        bool,
+        typer.Option("--accuracy-control", help="OpenVINO: NNCF chooses what goes back, by the metric; slow."),
+    ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Export a folded network, load what came out in its own runtime, and prove that it is the network."""
     runtimes = _runtimes(to)
+    _check_calibration(precision, calibration)
     pixels = None if size is None else parse_size(size)
     count = _batch(batch)
     from iformer.data.stream import find_images
@@ -80,12 +103,22 @@ def export(
     for runtime in runtimes:  # what cannot work is said before any of the work is done
         check_wishes(runtime, batch=count, precision=precision)
         with quiet():
-            runtime.require()
+            runtime.require(precision)
     photographs = find_images(images) if images else []
     paths = _paths(out, runtimes, _name(weights))
     model = open_network(weights)
     if not photographs:
         note("comparing on generated patterns only; --images FOLDER adds photographs of yours")
+    quantization = None
+    if calibration is not None:
+        quantization = _quantization(
+            model,
+            calibration,
+            pixels,
+            count=calibration_images,
+            max_drop=max_drop,
+            accuracy_control=accuracy_control,
+        )
     failed = 0
     for runtime, path in zip(runtimes, paths, strict=True):
         try:
@@ -98,6 +131,7 @@ def export(
                 precision=precision,
                 raw=raw,
                 images=photographs,
+                quantization=quantization,
             )
         except (UserError, OSError) as error:
             if len(runtimes) == 1:
@@ -112,6 +146,55 @@ def export(
     if failed:
         note(f"{failed} of {len(runtimes)} exports failed")
         raise typer.Exit(FAILED)
+
+
+def _check_calibration(precision: str | None, calibration: str | None) -> None:
+    if precision in QUANTIZED and calibration is None:
+        raise UserError(
+            f"--precision {precision} needs --calibration DATA, labelled images to calibrate and judge with"
+        )
+    if calibration is not None and precision not in QUANTIZED:
+        raise UserError(f"--calibration is for --precision {' and '.join(QUANTIZED)}")
+
+
+def _quantization(
+    model: Classifier,
+    data: str,
+    size: tuple[int, int] | None,
+    *,
+    count: int,
+    max_drop: float,
+    accuracy_control: bool,
+) -> Quantization:
+    """Calibration images from the data's training part, the metric from its validation part."""
+    from iformer.cli.train import note_problems
+    from iformer.deploy.graph import Predictor
+    from iformer.deploy.quantize import Quantization
+    from iformer.tasks.classification import Classification
+    from iformer.training.evaluate import evaluate, evaluation_loader, find_labelled
+
+    preprocessing = model.metadata.preprocessing
+    if size is not None:
+        preprocessing = replace(preprocessing, size=size)
+    found = find_labelled(model.metadata, model.num_classes, data)
+    note_problems(list(found.notes))
+    # decoded once for all runtimes and attempts
+    loader = evaluation_loader(found.images, preprocessing, batch_size=16, workers=0, cache="ram")
+
+    def measure(predictor: Predictor) -> dict[str, Any]:
+        return evaluate(predictor, loader, Classification(found.images.class_names)).metrics
+
+    samples = found.train.samples
+    chosen = random.Random(0).sample(range(len(samples)), min(count, len(samples)))
+    return Quantization(
+        images=[samples[index].path for index in sorted(chosen)],
+        measure=measure,
+        metric=Classification.primary_metric,
+        max_drop=max_drop,
+        accuracy_control=accuracy_control,
+        data=f"{data} (validation)",
+        report=note,
+    )
 
 
 def _runtimes(text: str) -> list[Runtime]:
@@ -167,6 +250,13 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         ],
         ["same first class", f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} clear images"],
     ]
+    if info.accuracy is not None and info.quantization is not None:
+        metric, kept = info.accuracy["metric"], info.quantization["kept"]
+        own, now = info.accuracy["network"][metric], info.accuracy["metrics"][metric]
+        rows += [
+            [metric, f"{now:.2f} %, the network's own {own:.2f} %, on {info.accuracy['data']}"],
+            ["left as they were", ", ".join([f"{len(kept)} of {info.quantization['layers']} layers", *kept])],
+        ]
     if "not_delegated" in info.graph:
         left = ", ".join(f"{count} {name}" for name, count in info.graph["not_delegated"].items())
         rows.append(["not in XNNPACK", left or "nothing"])

@@ -1,4 +1,4 @@
-"""`iformer info`: the networks, or one network or checkpoint in detail."""
+"""`iformer info`: the networks, or one network, checkpoint or folder of shards in detail."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ def info(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="A network's name, a shipped network's name, or a checkpoint file."
+            metavar="[MODEL]",
+            help="A network's name, a shipped network's name, a checkpoint file, or a folder of tar shards.",
         ),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every shard and compare counts, labels and checksums.")
+    ] = False,
     size: Annotated[
         str, typer.Option(help="Input size at which operations are counted: 224, or height x width.")
     ] = "224",
@@ -34,10 +38,26 @@ def info(
 ) -> None:
     """The networks: parameters, GMACs, published accuracy, where the weights are."""
     pixels = parse_size(size)
-    if model is None:
+    if model is not None and Path(model).is_dir():
+        _describe_shards(model, verified=verify, json=json)
+    elif verify:
+        raise typer.BadParameter("--verify is for a folder of tar shards")
+    elif model is None:
         _list_networks(pixels, json=json)
     else:
         _describe(model, pixels, json=json)
+
+
+def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
+    from iformer.data.packing import describe, verify
+
+    found = verify(folder, decode=True) if verified else describe(folder)
+    if json:
+        print_json({**asdict(found), "verified": verified})
+        return
+    parts = ", ".join(f"{count:,} {part} images in {found.shards[part]}" for part, count in found.images.items())
+    state = "every image was read, compared with the index and decoded" if verified else "not verified (--verify)"
+    print(f"{found.folder}: tar shards, {parts}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
 
 
 def _list_networks(size: tuple[int, int], *, json: bool) -> None:

@@ -18,6 +18,7 @@ VERBS = {
     "eval": "evaluate",
     "predict": "predict",
     "export": "export",
+    "bench": "bench",
     "convert": "convert",
     "paper": "paper",
     "doctor": "doctor",

@@ -19,13 +19,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from iformer.errors import UserError
+from iformer.errors import StoppedBySignalError, UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
-"""Exit codes: something could not be used or done; the command line is wrong; stopped by Ctrl-C."""
+FAILED, USAGE, REQUEUE, INTERRUPTED = 1, 2, 75, 130
+"""Exit codes: something could not be used or done; the command line is wrong; stopped by a scheduler's signal and
+saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -95,6 +96,9 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         note("interrupted")
         return INTERRUPTED
+    if isinstance(error, StoppedBySignalError):
+        note(str(error))
+        return REQUEUE
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         # the reader of our stdout has gone (`| head`): nothing to say, and nothing more may be flushed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

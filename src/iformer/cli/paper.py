@@ -34,6 +34,7 @@ _HEADERS = {
     "counted_gmacs": "counted",
     "gmacs_diff_pct": "diff %",
     "latency_ms": "ms",
+    "measured_ms": "ms here",
     "top1_pct": "top-1 %",
     "ap_box_pct": "AP box",
     "ap_mask_pct": "AP mask",
@@ -55,6 +56,17 @@ def paper(
     csv: Annotated[bool, typer.Option("--csv", help="Print a table's rows as CSV on stdout.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table as Markdown on stdout.")] = False,
     out: Annotated[Path, typer.Option(help="The folder for a figure's PNG.")] = Path("."),
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="For figure 3: a checkpoint with multi-head attention, drawn beside random weights."),
+    ] = None,
+    data: Annotated[str, typer.Option(help="The images that --weights sees: a folder, or elpv.")] = "elpv",
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency", help="Measure our networks of a table, or of figure 2, on this machine: minutes."
+        ),
+    ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -66,11 +78,17 @@ def paper(
             raise UserError(
                 "--csv and --markdown are for tables; a figure is written as PNG, --json gives its values"
             )
-        _figure(number, output_folder(out), json=json)
+        _figure(number, output_folder(out), weights, data, latency=latency, json=json)
         return
+    if weights is not None:
+        raise UserError("--weights is for figure 3; a table's networks are counted, not loaded")
     from iformer.paper.tables import paper_table, to_csv, to_markdown
 
     shown = paper_table(number)
+    if latency:
+        from iformer.paper.latency import with_latencies
+
+        shown = with_latencies(shown)
     if json:
         print_json(shown.to_plain())
     elif csv:
@@ -118,10 +136,12 @@ def _header(columns: list[str]) -> list[str]:
     return [alone.get(name, _HEADERS.get(name, name.replace("_", " "))) for name in columns]
 
 
-def _figure(number: int, folder: Path, *, json: bool) -> None:
+def _figure(number: int, folder: Path, weights: Path | None, data: str, *, latency: bool, json: bool) -> None:
     from iformer.paper.figures import draw_figure
+    from iformer.paper.heads import trained_heads
 
-    drawn: DrawnFigure = draw_figure(number, folder)
+    trained = trained_heads(weights, data) if weights is not None else None
+    drawn: DrawnFigure = draw_figure(number, folder, trained=trained, latency=latency)
     if json:
         print_json({"figure": number, "file": drawn.path, "values": drawn.values, "notes": list(drawn.notes)})
         return

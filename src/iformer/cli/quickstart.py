@@ -195,7 +195,7 @@ def _trained(result: TrainResult) -> Classifier:
 def _export(say: Console, model: Classifier, path: Path, test: ImageSet) -> ArtifactInfo:
     from iformer.deploy.export import export_artifact
 
-    info = export_artifact(model, path, "onnx", images=[sample.path for sample in test.samples])
+    info = export_artifact(model, path, "onnx", images=[sample.file for sample in test.samples])
     parity: dict[str, Any] = info.parity or {}
     say.print(
         f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, takes uint8 RGB, normalises in the graph, "
@@ -254,7 +254,7 @@ def _predict(say: Console, model: Classifier, test: ImageSet, out: Path) -> None
     from iformer.deploy.predict import Answer, Predictor
 
     chosen = random.Random(1).sample(test.samples, min(SHOWN_IMAGES, len(test.samples)))
-    truth = {sample.path: test.class_names[sample.label] for sample in chosen}
+    truth = {sample.file: test.class_names[sample.label] for sample in chosen}
     predictor = Predictor(model, top_k=2, attention=True)
     answers = [answer for answer in predictor.predict(list(truth)) if isinstance(answer, Answer)]
     right = sum(answer.classes[0][0] == truth[answer.path] for answer in answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,6 +63,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out; its settings need not be given again.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, time a few steps, estimate the run; keep nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that is in --out.")] = False,
     val_split: Annotated[
         float | None,
@@ -78,6 +82,15 @@ def train(
     size: Annotated[int | None, typer.Option(help="Recipe: side of the images, in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Recipe: seed of everything random.")] = None,
     precision: Annotated[str | None, typer.Option(help="Recipe: auto, fp32, bf16 or fp16.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn from a network too: timm's by name, ours by name, or a checkpoint trained on this data."
+        ),
+    ] = None,
+    distillation: Annotated[
+        str | None, typer.Option(help="Recipe: what is learnt from the teacher: hard or soft.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe; may be given often."),
@@ -96,6 +109,8 @@ def train(
         "seed": seed,
         "precision": precision,
         "weights": weights,
+        "teacher": teacher,
+        "distillation": distillation,
     }
     job = _job(
         out=out,
@@ -112,6 +127,13 @@ def train(
         device=device,
         tensorboard=tensorboard,
     )
+    if dry_run:
+        if job.recipe.task != "classify":
+            from iformer.errors import UserError
+
+            raise UserError("--dry-run is for --task classify; leave it out")
+        _print_dry_run(job, json=json)
+        return
     from iformer.training.loop import train as run
 
     try:
@@ -153,7 +175,7 @@ def _job(
         RunFolder(out).check(resume=resume, overwrite=overwrite)
     before = RunFolder(out).read_config() if resume else {}
     overrides = {**dict(parse_override(text) for text in assignments), **overrides}
-    recipe_name, settings = _recipe(task, recipe, overrides, before)
+    recipe_name, settings = _recipe(task, recipe, overrides, before, model=model)
     data = data or before.get("data")
     if data is None:
         raise UserError(f"--data is missing; give {_DATA[settings.task]}")
@@ -181,7 +203,12 @@ def _job(
 
 
 def _recipe(
-    task: str | None, recipe: str | None, overrides: dict[str, Any], before: dict[str, Any]
+    task: str | None,
+    recipe: str | None,
+    overrides: dict[str, Any],
+    before: dict[str, Any],
+    *,
+    model: str | None,
 ) -> tuple[str, Recipe]:
     """Name and settings of the recipe that is named, or was before, or is the task's default."""
     from iformer.config.recipe import DEFAULT_RECIPES, load_recipe, recipe_class
@@ -194,9 +221,13 @@ def _recipe(
         settings = recipe_class(before["task"]).from_plain({**before["recipe"], **overrides})
     else:
         name = recipe or DEFAULT_RECIPES[task or "classify"]
-        settings = load_recipe(name, overrides)
+        settings = load_recipe(name, overrides, model=model)
     if task is not None and settings.task != task:
         raise UserError(f"--task is {task}, the recipe {name} is for {settings.task}; give one that fits")
+    if "teacher" in overrides and settings.distillation == "none":  # so one option is enough
+        settings = replace(settings, distillation="hard")
+    if settings.task != "classify" and settings.distillation != "none":
+        raise UserError("a teacher is for --task classify; leave out --teacher and --distillation")
     return name, settings
 
 
@@ -238,6 +269,42 @@ def note_problems(problems: Sequence[str]) -> None:
         note(f"note: {problem}")
     if len(problems) > _PROBLEMS_SHOWN:
         note(f"note: and {len(problems) - _PROBLEMS_SHOWN} more")
+
+
+def _print_dry_run(job: TrainJob, *, json: bool) -> None:
+    from iformer.training.dry_run import dry_run
+
+    found = dry_run(job)
+    if not _is_main_process():
+        return
+    if json:
+        print_json_line(found.to_plain())
+        return
+    teacher = f", teacher {found.teacher_gmacs:.2f} GMACs" if found.teacher_gmacs else ""
+    print(f"network  {found.model}: {found.parameters / 1e6:.2f} M parameters, {found.gmacs:.2f} GMACs{teacher}")
+    print(
+        f"data     {found.data}: {found.train_images:,} images to train on, {found.val_images:,} to validate; read"
+    )
+    print(f"run      recipe {found.recipe}: {found.steps:,} steps of {found.batch_size} images")
+    print(
+        f"measured {found.images_per_second:.1f} images/s in {found.precision} on {found.device}, batches of "
+        f"{found.measured_batch}, {100 * found.data_wait:.0f} % of it waiting for images; "
+        f"{found.memory_bytes / 2**30:.2f} GiB of memory in this process at most"
+    )
+    print(f"disk     {found.disk_bytes / 2**20:,.0f} MiB for checkpoints, {found.disk_free / 2**30:,.1f} GiB free")
+    print(f"time     {format_hours(found.here.hours)} on this one process")
+    for estimate in found.by_rule:
+        print(
+            f"         {format_hours(estimate.hours)} on {estimate.where} by rule, about {estimate.dollars:,.0f} "
+            "US dollars (docs/training_at_scale.md has the rule)"
+        )
+
+
+def format_hours(hours: float) -> str:
+    """`3.5 h`, `12 min`, `41 days`."""
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:,.0f} days"
 
 
 def _print_result(result: TrainResult, *, json: bool) -> None:

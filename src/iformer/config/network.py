@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from iformer.config.checking import check, check_types, from_plain, to_plain
 from iformer.config.operators import ATTENTION_OPERATORS, OPERATOR_OPTIONS
+from iformer.config.windows import WindowConfig
 
 BlockKind = Literal["conv", "attention"]
 STRIDES = (4, 8, 16, 32)
@@ -95,6 +96,8 @@ class StageConfig:
     """Kernel of a further depthwise convolution on the expanded channels of every conv block and feed-forward
     network (Table 11); None: no such convolution."""
     attention: AttentionConfig = AttentionConfig()
+    windows: WindowConfig | None = None
+    """Windows for the attention on large maps (Table 16); None: each token attends to the whole map."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -121,6 +124,26 @@ class StageConfig:
         )
         if "attention" in self.blocks:
             self._check_attention_channels()
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        if self.windows is None:
+            return
+        check("attention" in self.blocks, self, "windows", "nothing in a stage without attention blocks")
+        windowed = [name for name, row in ATTENTION_OPERATORS.items() if row.windows]
+        check(
+            self.attention.operator in windowed,
+            self,
+            "windows",
+            f"nothing: the attention operator '{self.attention.operator}' takes none (those that do: "
+            f"{', '.join(windowed)})",
+        )
+        check(
+            self.windows.channel_chunks <= self.channels,
+            self,
+            "windows",
+            f"at most as many channel_chunks as channels ({self.channels})",
+        )
 
     def _check_attention_channels(self) -> None:
         attention = self.attention

@@ -13,11 +13,15 @@ class Operator:
     """Its class, as `module:Class`; imported when a network with it is built."""
     options: tuple[str, ...] = ()
     """The fields of `AttentionConfig` that it alone, or with a few others, reads."""
+    windows: bool = False
+    """Whether its `forward` takes the windows of a strip (`iformer.layers.windows`)."""
 
 
 ATTENTION_OPERATORS: dict[str, Operator] = {
     "shma": Operator(
-        location="iformer.layers.attention:SHMA", options=("modulation", "activation", "norm_placement")
+        location="iformer.layers.attention:SHMA",
+        options=("modulation", "activation", "norm_placement"),
+        windows=True,
     ),
     "sha": Operator(location="iformer.layers.sha:SHA"),
     "mha": Operator(location="iformer.layers.mha:MHA", options=("head_dim",)),

@@ -20,6 +20,7 @@ from iformer.config.augmentation import AugmentConfig
 from iformer.config.checking import check, check_types, from_plain, to_plain
 from iformer.config.network import MIN_INPUT_SIZE
 from iformer.config.preprocessing import Preprocessing
+from iformer.config.variants import DISTILLED_SUFFIX
 from iformer.errors import ConfigError, UnknownNameError
 
 DEFAULT_RECIPES = {"classify": "finetune", "detect": "detection", "segment": "segmentation"}
@@ -39,6 +40,8 @@ class Recipe:
     """Images of one optimizer step, over all processes and accumulation steps."""
     grad_accum: int = 1
     """Forward and backward passes that one optimizer step is cut into, to save memory."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon learns in fewer steps from random weights; fine-tuning and the paper's recipes are adamw's."""
     lr: float
     """Peak learning rate for a batch of `lr_batch` images; it is scaled linearly to `batch_size`."""
     lr_batch: int = 256
@@ -98,10 +101,27 @@ class Recipe:
     """Share of cutmix among the mixed batches, where both are on."""
     label_smoothing: float = 0.1
 
+    # a teacher
+    distillation: Literal["none", "hard", "soft"] = "none"
+    """What a second head learns from a teacher: its answer (hard) or its probabilities (soft). DeiT, section 4."""
+    teacher: str = "regnety_160.deit_in1k"
+    """A timm network with its released weights, one of ours by name, or a checkpoint file."""
+    distillation_weight: float = 0.5
+    """Share of the teacher's loss; the labels have the rest."""
+    distillation_temperature: float = 3.0
+    """Of the soft loss; no other reads it."""
+
     # how it is run
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the processor multiplies it in hardware, else fp32."""
     channels_last: bool = True
+    compile: Literal["auto"] | bool = False
+    """Compile the network (and its teacher); auto: on CUDA GPUs, where it pays."""
+    sync_batch_norm: bool = False
+    """Batch norm's statistics over the images of all processes instead of each one's own."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: ddp keeps the whole network on each, fsdp a part of it, which costs exchange and
+    saves memory."""
     seed: int = 0
     workers: Literal["auto"] | int = "auto"
     """Processes that load images, for each training process; 0: none beside it."""
@@ -193,7 +213,16 @@ class Recipe:
             "an even number of images in each pass, because mixup and cutmix mix them in pairs",
         )
         check(0 <= self.label_smoothing < 1, self, "label_smoothing", "a number from 0 up to, not with, 1")
+        check(self.teacher != "", self, "teacher", "a network's name or a checkpoint file")
+        check(0 <= self.distillation_weight <= 1, self, "distillation_weight", "a share, 0 to 1")
+        check(self.distillation_temperature > 0, self, "distillation_temperature", "a number above 0")
         check(self.workers == "auto" or self.workers >= 0, self, "workers", "auto or a whole number of 0 or more")
+        check(
+            self.parallel == "ddp" or self.ema_decay is None,
+            self,
+            "parallel",
+            "ddp where there is a running average of the weights (ema_decay)",
+        )
         check(0 <= self.seed < 2**32, self, "seed", "a whole number from 0 to 4294967295")
         check(self.checkpoint_minutes > 0, self, "checkpoint_minutes", "a number above 0")
         for built in (self.augmentation, self.preprocessing):
@@ -239,7 +268,7 @@ class Recipe:
         """
         if isinstance(plain, Mapping):
             cls.check_field_names(plain)
-        texts = ("weights", "rand_augment")
+        texts = ("weights", "rand_augment", "teacher")
         return from_plain(cls, {name: value if name in texts else _number(value) for name, value in plain.items()})
 
     @classmethod
@@ -258,15 +287,30 @@ def list_recipes() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: Mapping[str, Any] | None = None, *, model: str | None = None
+) -> Recipe:
     """A recipe by name or from a YAML file, with some fields replaced; the class is that of its task.
+
+    Args:
+        name_or_path: see `list_recipes`, or a file.
+        overrides: fields that replace the recipe's.
+        model: the network that is to be trained: where the recipe has a `by_model` mapping from networks to
+            fields, those of this network count, of its distilled form too.
 
     Raises:
         UnknownNameError: neither a known name nor a file; the message suggests the nearest names.
         ConfigError: the file is no YAML mapping, or a field is unknown or invalid.
     """
-    fields = {**_read(str(name_or_path)), **(overrides or {})}
-    return recipe_class(fields.get("task", "classify")).from_plain(fields)
+    fields = _read(str(name_or_path))
+    by_model = fields.pop("by_model", {})
+    if not isinstance(by_model, dict) or not all(isinstance(own, dict) for own in by_model.values()):
+        raise ConfigError(f"recipe {name_or_path}: by_model is no mapping of networks to fields")
+    task = {**fields, **(overrides or {})}.get("task", "classify")
+    for own in by_model.values():
+        recipe_class(task).check_field_names(own)
+    own = by_model.get((model or "").removesuffix(DISTILLED_SUFFIX), {})
+    return recipe_class(task).from_plain({**fields, **own, **(overrides or {})})
 
 
 def recipe_class(task: str) -> type[Recipe]:

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import warnings
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,26 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "
 
 # Pillow warns at half the size that it refuses; MAX_PIXELS is the one limit here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class StoredImage(os.PathLike[str]):
+    """An image file inside of another file: an archive, a table. Its path is for people only."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its path below the data set's folder, with forward slashes."""
+
+    @abstractmethod
+    def read_bytes(self) -> bytes:
+        """The image file's contents.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+
+    def __str__(self) -> str:
+        return os.fspath(self)
 
 
 def has_image_extension(path: str | os.PathLike[str]) -> bool:
@@ -72,6 +93,8 @@ def check_image(path: str | os.PathLike[str]) -> None:
 
 def _read(source: str | os.PathLike[str] | bytes, *, keep_gray: bool, quick: bool) -> Image.Image:
     name = "image" if isinstance(source, bytes) else os.fspath(source)
+    if isinstance(source, StoredImage):
+        source = source.read_bytes()
     opened: io.BytesIO | str
     if isinstance(source, bytes):
         size, opened = len(source), io.BytesIO(source)

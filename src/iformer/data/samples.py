@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+
+from iformer.data.images import StoredImage
+from iformer.errors import DataError
 
 
 class Sample(NamedTuple):
     """One image file and the index of its class."""
 
-    path: Path
+    path: Path | StoredImage
     label: int
+
+    @property
+    def file(self) -> Path:
+        """The image's own file.
+
+        Raises:
+            DataError: it has none, but lies inside of another.
+        """
+        if isinstance(self.path, StoredImage):
+            raise DataError(f"{self.path}: lies inside of another file; give a folder of image files for this")
+        return self.path
+
+
+class StoredSamples(Sequence[Sample], ABC):
+    """Samples that lie in a store with an index: each is made when it is asked for."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) class indices."""
+
+    @property
+    @abstractmethod
+    def contents(self) -> str:
+        """What identifies the samples, their labels and their contents, such as a hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +58,7 @@ class ImageSet:
     name: str
     """What it is, for people: "elpv train"."""
     class_names: tuple[str, ...]
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     root: Path
     """The folder that the samples' paths are relative to in `relative_path`."""
     problems: tuple[str, ...] = field(default=(), compare=False)
@@ -38,8 +68,10 @@ class ImageSet:
         return len(self.samples)
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> npt.NDArray[np.int64]:
         """int64 array (N,) of class indices."""
+        if isinstance(self.samples, StoredSamples):
+            return self.samples.labels
         return np.array([sample.label for sample in self.samples], dtype=np.int64)
 
     @property
@@ -50,6 +82,8 @@ class ImageSet:
 
     def relative_path(self, sample: Sample) -> str:
         """The sample's path below `root`, with forward slashes on every system."""
+        if isinstance(sample.path, StoredImage):
+            return sample.path.name
         if sample.path.is_relative_to(self.root):
             return sample.path.relative_to(self.root).as_posix()
         return sample.path.as_posix()
@@ -68,6 +102,7 @@ class ImageSet:
         """SHA-256 (hex) of the class names and of each file's relative path, label and size in bytes.
 
         The contents are not read. Two copies of a data set in different folders have the same fingerprint.
+        Of a store (shards) it is the hash of the class names and of its index, checksums included.
 
         Raises:
             OSError: a file has gone since the set was made.
@@ -75,8 +110,11 @@ class ImageSet:
         digest = hashlib.sha256()
         for name in self.class_names:
             digest.update(f"class\0{name}\n".encode("utf-8", "surrogateescape"))
+        if isinstance(self.samples, StoredSamples):
+            digest.update(self.samples.contents.encode())
+            return digest.hexdigest()
         for sample in self.samples:
-            line = f"{self.relative_path(sample)}\0{sample.label}\0{sample.path.stat().st_size}\n"
+            line = f"{self.relative_path(sample)}\0{sample.label}\0{sample.file.stat().st_size}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from iformer.config.dependencies import require
+from iformer.data.hub_data import HUB_PREFIX, load_hub_data
 from iformer.data.images import check_image, has_image_extension
 from iformer.data.samples import DataSplit, ImageSet, Sample
+from iformer.data.shards import holds_shards, load_shards
 from iformer.errors import ConfigError, DataError
 
 Progress = Callable[[int, int], None]
@@ -45,7 +47,9 @@ def load_data(
     """Find a data set's images and labels, decode each once to see that it can be, and split it.
 
     Args:
-        spec: "elpv" or a folder (write "./elpv" for a folder of that name): `load_folder`, `load_elpv`.
+        spec: "elpv", a folder (write "./elpv" for a folder of that name), a folder of tar shards, or
+            "hfds/NAME", a data set of Hugging Face: `load_elpv`, `load_folder`,
+            `iformer.data.shards.load_shards`, `iformer.data.hub_data.load_hub_data`.
         val_split: share of each class that becomes validation data where a folder has no part for it.
         seed: chooses which images these are. It is no training seed: runs that are to be compared share it.
         strict: a file that cannot be used is an error instead of a problem.
@@ -59,6 +63,10 @@ def load_data(
     """
     if os.fspath(spec) == ELPV:
         return load_elpv(strict=strict, workers=workers, progress=progress)
+    if os.fspath(spec).startswith(HUB_PREFIX):
+        return load_hub_data(os.fspath(spec))
+    if Path(spec).is_dir() and holds_shards(Path(spec)):
+        return load_shards(spec)
     return load_folder(spec, val_split=val_split, seed=seed, strict=strict, workers=workers, progress=progress)
 
 
@@ -157,7 +165,7 @@ def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Pro
         raise DataError(
             f"{labels_file}: damaged ({error}); run: pip install --force-reinstall elpv-dataset"
         ) from None
-    broken = find_broken([sample.path for sample in samples], workers=workers, progress=progress)
+    broken = find_broken([sample.file for sample in samples], workers=workers, progress=progress)
     problems = tuple(broken.values())
     if len(broken) == len(samples) or (strict and problems):
         raise DataError(f"{_count(problems, 'file')} cannot be used: {_some(problems, separator='; ')}")
@@ -168,9 +176,9 @@ def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Pro
     # Broken files go after the split, so that losing one moves no other image to the other side.
     sides = {
         name: replace(
-            whole.subset([index for index in side if samples[index].path not in broken]),
+            whole.subset([index for index in side if samples[index].file not in broken]),
             name=f"{ELPV} {name}",
-            problems=tuple(broken[samples[i].path] for i in side if samples[i].path in broken),
+            problems=tuple(broken[samples[i].file] for i in side if samples[i].file in broken),
         )
         for name, side in (("train", train), ("val", val))
     }
@@ -253,7 +261,7 @@ def find_duplicates(train: ImageSet, val: ImageSet) -> list[str]:
     for name, part in (("train", train), ("val", val)):
         by_size: dict[int, list[Path]] = defaultdict(list)
         for sample in part.samples:
-            by_size[sample.path.stat().st_size].append(sample.path)
+            by_size[sample.file.stat().st_size].append(sample.file)
         sizes[name] = by_size
     pairs: list[str] = []
     for size in sizes["train"].keys() & sizes["val"].keys():

@@ -33,7 +33,8 @@ class ArtifactInfo:
     sha256: str
     """Of the artifact's bytes (`artifact_hash`): one that was changed after export no longer has it."""
     network: str
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "palette6"] = "fp32"
+    """palette6: weights as indices of 6 bits into a table for each layer, computed with in fp16."""
     input_name: str
     input_dtype: Literal["uint8", "float32", "image"]
     """image: the runtime's own image type, RGB."""
@@ -66,7 +67,9 @@ class ArtifactInfo:
     parity: dict[str, Any] | None = None
     """What `iformer.deploy.parity.compare` found; None: not compared."""
     accuracy: dict[str, Any] | None = None
-    """Metrics of the artifact itself on a data set; None: not measured."""
+    """Metrics of the artifact itself on a data set, beside the network's own; None: not measured."""
+    quantization: dict[str, Any] | None = None
+    """How the ranges of a quantized artifact were found, and which layers stayed as they were."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -22,6 +22,8 @@ def write(graph: Graph, path: Path) -> Written:
     xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", extra=EXTRA)
     debug = require("executorch.devtools.backend_debug", extra=EXTRA)
     program = torch.export.export(graph.module("NHWC"), (graph.example("NHWC"),))
+    if graph.precision == "int8":
+        program = torch.export.export(_quantized(program.module(), graph), (graph.example("NHWC"),))
     lowered = exir.to_edge_transform_and_lower(
         program, partitioner=[xnnpack.XnnpackPartitioner()], constant_methods=graph.embedded()
     )
@@ -43,9 +45,29 @@ def write(graph: Graph, path: Path) -> Written:
     )
 
 
+def _quantized(module: Any, graph: Graph) -> Any:
+    """PT2E with XNNPACK's quantizer: a scale for each channel of weights, one for each activation."""
+    xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", extra=EXTRA)
+    pt2e = require("torchao.quantization.pt2e.quantize_pt2e", extra=EXTRA)
+    assert graph.calibration is not None
+    kept = tuple(f".{name}" for name in graph.calibration.kept)
+
+    def is_quantized(node: Any) -> bool:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        return not (kept and stack and f".{stack[-1][0]}".endswith(kept))
+
+    quantizer = xnnpack.XNNPACKQuantizer()
+    quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+    quantizer.set_filter_function(is_quantized)
+    prepared = pt2e.prepare_pt2e(module, quantizer)
+    for fed in graph.calibration_inputs("NHWC"):
+        prepared(fed)
+    return pt2e.convert_pt2e(prepared)
+
+
 def load(path: Path, *, threads: int = 0) -> ExecuTorchRunner:
-    """An artifact in ExecuTorch; its Python runtime has no setting for threads."""
-    return ExecuTorchRunner(path)
+    """An artifact in ExecuTorch; the threads are those of the whole process."""
+    return ExecuTorchRunner(path, threads=threads)
 
 
 load_for_check = load
@@ -54,7 +76,7 @@ load_for_check = load
 class ExecuTorchRunner(ArtifactRunner):
     """An ExecuTorch artifact in the runtime's Python binding."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
         """Load an artifact and its record.
 
         Raises:
@@ -62,6 +84,9 @@ class ExecuTorchRunner(ArtifactRunner):
             UserError: the file cannot be loaded, or what is written in it is not what its record says.
         """
         runtime = require("executorch.runtime", extra=EXTRA)
+        if threads:
+            bindings = require("executorch.extension.pybindings.portable_lib", extra=EXTRA)
+            bindings._unsafe_reset_threadpool(threads)  # unsafe while a program runs; none does yet
         super().__init__(path)
         try:
             # from memory: a program that was loaded from a file reads it again at later calls

@@ -8,11 +8,11 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -27,9 +27,16 @@ from iformer.deploy.artifact import (
     weights_hash,
     write_record,
 )
-from iformer.deploy.graph import Graph, folded_for_export
+from iformer.deploy.graph import Calibration, Graph, graph_of
 from iformer.deploy.parity import FP16_TOLERANCE, FP32_TOLERANCE, compare
-from iformer.deploy.runtimes import Runtime, find_runtime
+from iformer.deploy.quantize import (
+    Quantization,
+    network_predictor,
+    quantize_until_it_holds,
+    read_calibration_images,
+    summary,
+)
+from iformer.deploy.runtimes import QUANTIZED, Runtime, find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import is_folded
@@ -50,6 +57,7 @@ def export_artifact(
     precision: str | None = None,
     raw: bool = False,
     images: Sequence[Path] = (),
+    quantization: Quantization | None = None,
 ) -> ArtifactInfo:
     """Write a folded copy of a network for a runtime, with its record beside it, and prove that it is the network.
 
@@ -67,43 +75,58 @@ def export_artifact(
         precision: one of the runtime's; None: its first.
         raw: leave normalisation out of the graph: the input is then float32, B x 3 x H x W, normalised.
         images: photographs for the comparison, beside the generated patterns that are always used.
+        quantization: where a quantized artifact's ranges come from and how it is judged; needed for int8 and
+            palette6 and for no other precision. Such an artifact is judged by its metric, not by its logits:
+            layers go back to higher precision until the metric holds.
 
     Raises:
         UnknownNameError: there is no such runtime.
         MissingDependencyError: the runtime, or what converts to it, is not installed.
         UserError: the network is folded or has no classes, the runtime cannot take the size, batch or
-            precision, or what was exported does not agree with the network.
+            precision, what was exported does not agree with the network, or a quantized artifact's metric
+            falls too far.
         OSError: the file cannot be written.
     """
     row = find_runtime(runtime)
     wanted = check_wishes(row, batch=batch, precision=precision)
     with quiet():
-        row.require()
+        row.require(precision)
     _check_network(model, size)
+    _check_quantization(row, wanted[1], quantization)
     preprocessing = (
         model.metadata.preprocessing if size is None else replace(model.metadata.preprocessing, size=size)
     )
-    graph = Graph(
-        network=folded_for_export(model),
-        preprocessing=preprocessing,
-        class_names=model.metadata.class_names,
-        batch=wanted[0],
-        raw=raw,
-        precision=wanted[1],
+    calibration = None
+    if quantization is not None:
+        calibration = Calibration(images=read_calibration_images(quantization.images, preprocessing))
+    graph = graph_of(
+        model, preprocessing=preprocessing, batch=wanted[0], raw=raw, precision=wanted[1], calibration=calibration
     )
     with staged(path) as file:
         _check_space(file, graph)
-        info = _convert(row, graph, file, model)
+
+        def build(graph: Graph) -> Runner:
+            _remove(file)
+            convert(row, graph, file, weights_sha256=weights_hash(model), provenance=model.metadata.provenance)
+            with quiet():
+                return row.module().load_for_check(file)
+
+        judged: dict[str, Any] = {}
+        if quantization is None:
+            runner = build(graph)
+        else:
+            reference = quantization.measure(network_predictor(graph))
+            runner, attempts = quantize_until_it_holds(graph, quantization, build, reference)
+            judged = summary(graph, quantization, reference, attempts)
         with quiet():
-            runner = row.module().load_for_check(file)
-            tolerance = FP32_TOLERANCE if graph.precision == "fp32" else FP16_TOLERANCE
-            parity = compare(model, runner, images, tolerance=tolerance)
+            parity = compare(model, runner, images, tolerance=_tolerance(graph.precision))
         parity.require(path)
         info = replace(
-            info,
+            runner.info,
             parity=parity.to_plain(),
             status="converted, not run here" if runner.stands_in_for else "run here",
             checked_by=runner.stands_in_for or row.title,
+            **judged,
         )
         write_record(info, file)
         del runner  # it may hold the files open that are about to move
@@ -153,6 +176,28 @@ def _check_network(model: Classifier, size: tuple[int, int] | None) -> None:
         )
 
 
+def _check_quantization(row: Runtime, precision: str, quantization: Quantization | None) -> None:
+    if precision in QUANTIZED and quantization is None:
+        raise UserError(f"precision is '{precision}'; it needs labelled images to calibrate and judge with")
+    if precision not in QUANTIZED and quantization is not None:
+        raise UserError(f"precision is '{precision}'; images to calibrate with are for {', '.join(QUANTIZED)}")
+    if quantization is not None and quantization.accuracy_control and row.name != "openvino":
+        raise UserError(f"NNCF's accuracy control is for OpenVINO; {row.title} has none")
+
+
+def _tolerance(precision: str) -> float | None:
+    if precision in QUANTIZED:
+        return None
+    return FP32_TOLERANCE if precision == "fp32" else FP16_TOLERANCE
+
+
+def _remove(file: Path) -> None:
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink(missing_ok=True)
+
+
 def _check_space(path: Path, graph: Graph) -> None:
     weights = sum(parameter.numel() * 4 for parameter in graph.network.parameters())
     if shutil.disk_usage(path.parent).free < _SPACE_FACTOR * weights:
@@ -160,7 +205,13 @@ def _check_space(path: Path, graph: Graph) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent.parent.parent))
 
 
-def _convert(row: Runtime, graph: Graph, file: Path, model: Classifier) -> ArtifactInfo:
+def convert(row: Runtime, graph: Graph, file: Path, *, weights_sha256: str, provenance: Mapping[str, Any]) -> None:
+    """Write an artifact and its record, which nothing has compared with anything yet.
+
+    Raises:
+        UserError: the converter cannot convert the network.
+        OSError: the file cannot be written.
+    """
     with quiet(), torch.no_grad():
         try:
             written = row.module().write(graph, file)
@@ -175,7 +226,7 @@ def _convert(row: Runtime, graph: Graph, file: Path, model: Classifier) -> Artif
         runtime=row.name,
         file=file.name,
         sha256=artifact_hash(file),
-        network=model.config.name,
+        network=graph.name,
         precision=graph.precision,  # type: ignore[arg-type]
         input_name=written.input_name,
         input_dtype=written.input_dtype,
@@ -184,16 +235,15 @@ def _convert(row: Runtime, graph: Graph, file: Path, model: Classifier) -> Artif
         batch=graph.batch,
         preprocessing=graph.preprocessing,
         output_name=written.output_name,
-        task=model.metadata.task,
-        num_classes=model.num_classes,
+        task=graph.task,
+        num_classes=graph.num_classes,
         class_names=graph.class_names,
-        weights_sha256=weights_hash(model),
-        provenance=model.metadata.provenance,
-        versions={"iformer": __version__, "torch": torch.__version__} | row.versions(),
+        weights_sha256=weights_sha256,
+        provenance=dict(provenance),
+        versions={"iformer": __version__, "torch": torch.__version__} | row.versions(graph.precision),
         graph=written.graph,
     )
     write_record(info, file)
-    return info
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
+from iformer.data.transforms import Normalize
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
 
@@ -25,12 +26,43 @@ INPUT, OUTPUT = "image", "logits"
 """Names of the input and the output where a format lets us choose them."""
 
 
+Predictor = Callable[[Tensor], Tensor]
+"""uint8 images, B x 3 x H x W, to logits, B x K: a network behind its normalisation, or an artifact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyControl:
+    """For a converter that itself finds out which operations have to stay as they are."""
+
+    measure: Callable[[Predictor], float]
+    """The metric in percent."""
+    max_drop: float
+    """Points that it may fall by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How a network becomes INT8; `iformer.deploy.quantize` decides on it."""
+
+    images: Tensor
+    """uint8 N x C x H x W, images of the network's size, from which the ranges of the activations are taken."""
+    kept: tuple[str, ...] = ()
+    """Layers (names of the folded network's modules) that stay as they are."""
+    control: AccuracyControl | None = None
+    """OpenVINO only."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A network made ready for conversion."""
+    """A network made ready for conversion; `graph_of` makes one of ours."""
 
-    network: Classifier
-    """Folded, on the CPU, its weights contiguous."""
+    network: nn.Module
+    """Float32 B x C x H x W to logits; on the CPU, its weights contiguous."""
+    name: str
+    task: Literal["classify", "detect", "segment"] = "classify"
+    num_classes: int
+    channels: int = 3
+    """Channels of an image: 3 for RGB."""
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     batch: int | None
@@ -38,11 +70,8 @@ class Graph:
     raw: bool
     """The caller normalises."""
     precision: str
-
-    @property
-    def channels(self) -> int:
-        """Channels of an image: 3 for RGB."""
-        return self.network.config.in_chans
+    calibration: Calibration | None = None
+    """There where the precision is a quantized one."""
 
     def module(self, layout: Layout) -> nn.Module:
         """The network behind its normalisation, for images in `layout`; with `raw` the network itself."""
@@ -61,9 +90,23 @@ class Graph:
             return torch.zeros(batch, height, width, self.channels, dtype=dtype)
         return torch.zeros(batch, self.channels, height, width, dtype=dtype)
 
+    def calibration_inputs(self, layout: Layout, dtype: torch.dtype = torch.uint8) -> Iterator[Tensor]:
+        """The calibration images as `module(layout)` takes them, in calls of the artifact's batch."""
+        assert self.calibration is not None
+        normalize = Normalize(self.preprocessing)
+        count = self.batch or 1
+        images = self.calibration.images
+        for images_B3HW in torch.split(images[: len(images) // count * count], count):
+            if self.raw:
+                yield normalize(images_B3HW).contiguous()
+            elif layout == "NHWC":
+                yield images_B3HW.permute(0, 2, 3, 1).to(dtype).contiguous()
+            else:
+                yield images_B3HW.to(dtype).contiguous()
+
     def embedded(self) -> dict[str, str]:
         """What the artifact itself carries where its format can, so that it is complete without its record."""
-        return embedded(self.class_names, self.preprocessing) | {"network": self.network.config.name}
+        return embedded(self.class_names, self.preprocessing) | {"network": self.name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +142,31 @@ class WithPreprocessing(nn.Module):
             image = image.permute(0, 3, 1, 2)
         logits: Tensor = self.model(image.float() * self.scale + self.shift)
         return logits
+
+
+def graph_of(
+    model: Classifier,
+    *,
+    preprocessing: Preprocessing | None = None,
+    batch: int | None = 1,
+    raw: bool = False,
+    precision: str = "fp32",
+    calibration: Calibration | None = None,
+) -> Graph:
+    """One of our networks, folded, with its names and preprocessing; None takes the network's own."""
+    return Graph(
+        network=folded_for_export(model),
+        name=model.config.name,
+        task=model.metadata.task,
+        num_classes=model.num_classes,
+        channels=model.config.in_chans,
+        preprocessing=preprocessing or model.metadata.preprocessing,
+        class_names=model.metadata.class_names,
+        batch=batch,
+        raw=raw,
+        precision=precision,
+        calibration=calibration,
+    )
 
 
 def folded_for_export(model: Classifier) -> Classifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -36,8 +37,11 @@ def write(graph: Graph, path: Path) -> Written:
     converted = litert_torch.convert(
         _Named(graph.module("NHWC")).eval(), sample_kwargs={INPUT: graph.example("NHWC")}
     )
+    content = converted.model_content()
+    if graph.precision == "int8":
+        content = _quantized(content, graph)
     # the converter's own writer ends the process where the disk is full
-    path.write_bytes(converted.model_content())
+    path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as attached:
         _attach(attached, LABELS, "".join(f"{name}\n" for name in graph.class_names))
         _attach(attached, METADATA, json.dumps(graph.embedded()))
@@ -46,6 +50,35 @@ def write(graph: Graph, path: Path) -> Written:
         input_layout="NCHW" if graph.raw else "NHWC",
         graph=operation_counts(_operations(path)),
     )
+
+
+def _quantized(content: bytes, graph: Graph) -> bytes:
+    """All that the quantizer knows in INT8, but for the input, which is bytes already, and the logits."""
+    quantizer = require("ai_edge_quantizer.quantizer", extra=EXTRA)
+    recipes = require("ai_edge_quantizer.recipe", extra=EXTRA)
+    assert graph.calibration is not None
+    work = quantizer.Quantizer(content, recipes.static_wi8_ai8())
+    no_quantization = recipes.AlgorithmName.NO_QUANTIZE
+    for kind in (recipes.TFLOperationName.INPUT, recipes.TFLOperationName.OUTPUT):
+        work.update_quantization_recipe(".*", kind, algorithm_key=no_quantization)
+    for name in graph.calibration.kept:
+        work.update_quantization_recipe(
+            _scope(graph.network, name), recipes.TFLOperationName.ALL_SUPPORTED, algorithm_key=no_quantization
+        )
+    (signature,) = work.float_model.signatureDefs
+    images = [{INPUT: fed.numpy()} for fed in graph.calibration_inputs("NHWC")]
+    ranges = work.calibrate({signature.signatureKey.decode(): images}, num_threads=0)
+    return bytes(work.quantize(ranges).quantized_model)
+
+
+def _scope(network: nn.Module, name: str) -> str:
+    """A pattern for the outputs of a layer: the converter writes classes and attributes, but no lists."""
+    parts, module = [], network
+    for attribute in name.split("."):
+        module = module.get_submodule(attribute)
+        if not isinstance(module, nn.ModuleList):
+            parts.append(f"{type(module).__module__}.{type(module).__qualname__}_{attribute}")
+    return f"/{re.escape('/'.join(parts))};"
 
 
 def load(path: Path, *, threads: int = 0) -> LiteRtRunner:

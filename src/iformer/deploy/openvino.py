@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from iformer.config.dependencies import require
+from iformer.data.transforms import Normalize
 from iformer.deploy.graph import INPUT, OUTPUT, Graph, Written, operation_counts
 from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import UserError
@@ -34,6 +36,8 @@ def write(graph: Graph, path: Path) -> Written:
     model.reshape([-1 if graph.batch is None else graph.batch, *example.shape[1:]])
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})
+    if graph.precision == "int8":
+        model = _quantized(model, graph)
     for key, value in graph.embedded().items():
         model.set_rt_info(value, [SECTION, key])
     path.mkdir()
@@ -49,6 +53,45 @@ def write(graph: Graph, path: Path) -> Written:
             )
         ),
     )
+
+
+def _quantized(model: Any, graph: Graph) -> Any:
+    """The graph with NNCF's quantizers: a scale for each channel of weights, one for each activation."""
+    nncf = require("nncf", extra=EXTRA)
+    assert graph.calibration is not None
+    images = [fed.numpy() for fed in graph.calibration_inputs("NHWC")]
+    calibrated: dict[str, Any] = {"subset_size": len(images), "preset": nncf.QuantizationPreset.PERFORMANCE}
+    control = graph.calibration.control
+    with _without_telemetry():
+        if control is None:
+            kept = nncf.IgnoredScope(names=_operations_of(graph.calibration.kept, model, graph))
+            return nncf.quantize(model, nncf.Dataset(images), ignored_scope=kept, **calibrated)
+
+        def metric(compiled: Any, _images: Any) -> tuple[float, None]:
+            return control.measure(lambda pixels: _logits(compiled, pixels, graph)), None
+
+        return nncf.quantize_with_accuracy_control(
+            model, nncf.Dataset(images), nncf.Dataset(images), metric, max_drop=control.max_drop, **calibrated
+        )
+
+
+def _logits(compiled: Any, images_B3HW: Tensor, graph: Graph) -> Tensor:
+    fed = Normalize(graph.preprocessing)(images_B3HW) if graph.raw else images_B3HW.permute(0, 2, 3, 1)
+    return torch.tensor(compiled([fed.contiguous().numpy()])[0])
+
+
+def _operations_of(layers: tuple[str, ...], model: Any, graph: Graph) -> list[str]:
+    """Names of the operations that have the weights of some layers; the converter forgets the layers' names."""
+    weights = {graph.network.get_parameter(f"{name}.weight").numpy().tobytes() for name in layers}
+    found = []
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+            source = operation.input_value(1).get_node()
+            while source.get_type_name() != "Constant" and source.get_input_size():
+                source = source.input_value(0).get_node()
+            if source.get_type_name() == "Constant" and np.ascontiguousarray(source.data).tobytes() in weights:
+                found.append(operation.get_friendly_name())
+    return found
 
 
 def load(path: Path, *, threads: int = 0) -> OpenVinoRunner:

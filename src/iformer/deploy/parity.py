@@ -52,7 +52,8 @@ class Parity:
     """Share of images (0 to 1) with the same first class, of those whose margin is clear."""
     clear_images: int
     """Images whose first two logits differ by more than the tolerance could turn."""
-    tolerance: float
+    tolerance: float | None
+    """None: a quantized artifact, which is judged by its metric."""
     problems: tuple[str, ...] = ()
     """What is wrong, one line each; empty where the artifact is the network."""
 
@@ -67,7 +68,11 @@ class Parity:
 
 
 def compare(
-    model: Classifier, runner: Runner, images: Sequence[Path] = (), *, tolerance: float = FP32_TOLERANCE
+    model: Classifier,
+    runner: Runner,
+    images: Sequence[Path] = (),
+    *,
+    tolerance: float | None = FP32_TOLERANCE,
 ) -> Parity:
     """Compare an artifact, loaded in its own runtime, with its network.
 
@@ -76,7 +81,8 @@ def compare(
         runner: the artifact.
         images: encoded image files. Generated colour patterns are always added: photographs without colour
             would not show red and blue exchanged.
-        tolerance: largest logit error as a share of the largest logit.
+        tolerance: largest logit error as a share of the largest logit; None: the error is told but is no
+            problem.
 
     Raises:
         DataError: an image file cannot be read.
@@ -102,10 +108,11 @@ def compare(
     error = (expected_NK - actual_NK).abs().max().item()
     largest = expected_NK.abs().max().clamp_min(torch.finfo(torch.float32).tiny).item()
     cosine = F.cosine_similarity(_centred(expected_NK), _centred(actual_NK), dim=1).min().item()
-    agreement, clear = _top1_agreement(expected_NK, actual_NK, margin=2 * tolerance * largest)
-    if not error <= tolerance * largest:  # also where the error is not a number
+    margin = 2 * (tolerance or FP16_TOLERANCE) * largest
+    agreement, clear = _top1_agreement(expected_NK, actual_NK, margin=margin)
+    if tolerance is not None and not error <= tolerance * largest:  # also where the error is not a number
         problems.append(f"logits differ by {error / largest:.2g} of the largest logit, {tolerance:g} is allowed")
-    if agreement < 1.0:
+    if tolerance is not None and agreement < 1.0:
         problems.append(f"the first class agrees on {agreement:.1%} of {clear} clear images")
     return Parity(
         images=len(expected_NK),

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from iformer.deploy.graph import Graph, Written
 
 
+QUANTIZED = ("int8", "palette6")
+"""Precisions that lose enough to be judged by a metric and not by the logits."""
+
+MAX_DROP = 1.0
+"""Points of the metric that a quantized artifact may cost."""
+
+CALIBRATION_IMAGES = 128
+"""How many images the ranges of its activations come from."""
+
+
 class RuntimeModule(Protocol):
     """What each runtime's own file has to offer."""
 
@@ -48,23 +58,29 @@ class Runtime:
     """What its artifacts' names end with."""
     precisions: tuple[str, ...]
     """What `--precision` may be; the first is the default."""
+    int8_packages: tuple[tuple[str, str], ...] = ()
+    """The same of what INT8 needs beside them."""
     any_batch: bool = False
     """Whether one artifact can take any number of images in one call."""
     one_image: bool = False
     """Whether a call always takes a single image."""
 
-    def require(self) -> None:
+    def require(self, precision: str | None = None) -> None:
         """Raise `MissingDependencyError` with what to install, unless all of its packages are here."""
-        for module, _ in self.packages:
+        for module, _ in self.needs(precision):
             require(module, extra=self.name)
+
+    def needs(self, precision: str | None = None) -> tuple[tuple[str, str], ...]:
+        """Its packages, with those of INT8 where that is the precision."""
+        return self.packages + (self.int8_packages if precision == "int8" else ())
 
     def module(self) -> RuntimeModule:
         """The file that converts to it and runs it."""
         return cast(RuntimeModule, importlib.import_module(f"iformer.deploy.{self.name}"))
 
-    def versions(self) -> dict[str, str]:
+    def versions(self, precision: str | None = None) -> dict[str, str]:
         """The version of each of its packages."""
-        return {package: importlib.metadata.version(package) for _, package in self.packages}
+        return {package: importlib.metadata.version(package) for _, package in self.needs(precision)}
 
 
 RUNTIMES = {
@@ -75,7 +91,7 @@ RUNTIMES = {
             title="ONNX Runtime",
             packages=(("onnx", "onnx"), ("onnxscript", "onnxscript"), ("onnxruntime", "onnxruntime")),
             suffix=".onnx",
-            precisions=("fp32",),
+            precisions=("fp32", "int8"),
             any_batch=True,
         ),
         Runtime(
@@ -83,7 +99,7 @@ RUNTIMES = {
             title="Core ML",
             packages=(("coremltools", "coremltools"),),
             suffix=".mlpackage",
-            precisions=("fp16", "fp32"),
+            precisions=("fp16", "fp32", "int8", "palette6"),
             one_image=True,
         ),
         Runtime(
@@ -91,22 +107,24 @@ RUNTIMES = {
             title="ExecuTorch",
             packages=(("executorch", "executorch"),),
             suffix=".pte",
-            precisions=("fp32",),
+            precisions=("fp32", "int8"),
         ),
         Runtime(
             name="litert",
             title="LiteRT",
             packages=(("litert_torch", "litert-torch"), ("ai_edge_litert", "ai-edge-litert")),
             suffix=".tflite",
-            precisions=("fp32",),
+            precisions=("fp32", "int8"),
+            int8_packages=(("ai_edge_quantizer", "ai-edge-quantizer"),),
         ),
         Runtime(
             name="openvino",
             title="OpenVINO",
             packages=(("openvino", "openvino"),),
             suffix=".openvino",
-            precisions=("fp32", "fp16"),
+            precisions=("fp32", "fp16", "int8"),
             any_batch=True,
+            int8_packages=(("nncf", "nncf"),),
         ),
         Runtime(
             name="ncnn",

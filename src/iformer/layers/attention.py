@@ -20,6 +20,7 @@ from iformer.layers.norm import LayerNorm2d
 from iformer.layers.operator import AttentionOperator
 from iformer.layers.position import PositionEncoding
 from iformer.layers.residual import ResidualAdd
+from iformer.layers.windows import Windows
 
 Modulation = Literal["value", "output"]
 Activation = Literal["sigmoid", "silu"]
@@ -40,15 +41,20 @@ def feature_map(x_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
     return x_BLC.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
+def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor, windows: Windows | None = None) -> Tensor:
     """softmax(q k^T) v over the keys, B x L x C; the 1/sqrt(D) is already in q.
+
+    Given windows, the tokens are those of their strip, and the keys are those of a token's window.
 
     Explicit products rather than `scaled_dot_product_attention`: one head of few tokens gains nothing
     from the fused kernel, and the fused form adds transposes to exported graphs. `bmm` rather than `@`, whose
     broadcasting leaves copies in ExecuTorch's graphs and hides the attention from OpenVINO's fusion.
     """
-    attention_BLL = torch.bmm(q_BLD, k_BLD.transpose(1, 2)).softmax(dim=-1)
-    return torch.bmm(attention_BLL, v_BLC)
+    if windows is None:
+        return torch.bmm(torch.bmm(q_BLD, k_BLD.transpose(1, 2)).softmax(dim=-1), v_BLC)
+    q_BLD, k_BLD = windows.mask(q_BLD, k_BLD)
+    scores = torch.bmm(windows.split(q_BLD), windows.split(k_BLD).transpose(1, 2))
+    return windows.merge(torch.bmm(scores.softmax(dim=-1), windows.split(v_BLC)))
 
 
 def modulated_attention(
@@ -58,6 +64,7 @@ def modulated_attention(
     gate_BLC: Tensor,
     modulation: Modulation,
     activation: Activation = "sigmoid",
+    windows: Windows | None = None,
 ) -> Tensor:
     """The attention's output times activation(gate), B x L x C.
 
@@ -66,15 +73,15 @@ def modulated_attention(
     """
     activate = torch.sigmoid if activation == "sigmoid" else F.silu
     if modulation == "value":
-        return attend(q_BLD, k_BLD, activate(v_BLC)) * activate(gate_BLC)
-    return activate(attend(q_BLD, k_BLD, v_BLC)) * activate(gate_BLC)
+        return attend(q_BLD, k_BLD, activate(v_BLC), windows) * activate(gate_BLC)
+    return activate(attend(q_BLD, k_BLD, v_BLC, windows)) * activate(gate_BLC)
 
 
 class SHMA(AttentionOperator):
     """`x + proj(attention(q, k, sigmoid(v)) * sigmoid(gate))`, B x C x H x W to the same shape.
 
     With `norm_placement="pre_ln"` q, k, v and gate see the layer norm of x, and no convolution has a norm of
-    its own (Table 6).
+    its own (Table 6). Given windows, x is their strip, and attention stays within each.
     """
 
     def __init__(self, channels: int, config: AttentionConfig, *, residual: ResidualAdd) -> None:
@@ -92,12 +99,12 @@ class SHMA(AttentionOperator):
         self.proj = conv(channels, channels)
         self.residual = residual
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows | None = None) -> Tensor:
         normed = self.norm(x)
         q_BLD = tokens(self.q(normed)) * self.scale
         k_BLD = tokens(self.k(normed))
         v_BLC, gate_BLC = tokens(self.v_gate(normed)).chunk(2, dim=2)
-        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation, self.activation)
+        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation, self.activation, windows)
         return self.residual(x, self.proj(feature_map(y_BLC, x)))
 
     def fold(self) -> FoldedSHMA:
@@ -133,10 +140,10 @@ class FoldedSHMA(nn.Module):
         head_dim = (qkvg.out_channels - 2 * channels) // 2
         self.split_sizes = [head_dim, head_dim, channels, channels]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows | None = None) -> Tensor:
         qkvg_BLE = tokens(self.qkvg(self.norm(x)))
         q_BLD, k_BLD, v_BLC, gate_BLC = torch.split(qkvg_BLE, self.split_sizes, dim=2)
-        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation, self.activation)
+        y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation, self.activation, windows)
         return x + self.proj(feature_map(y_BLC, x))
 
 
@@ -148,7 +155,12 @@ def fold_query(q: nn.Module, scale: float) -> nn.Conv2d:
 
 
 class AttentionBlock(nn.Module):
-    """Position encoding, attention, then FFN; B x C x H x W to the same shape (Section 3.3)."""
+    """Position encoding, attention, then FFN; B x C x H x W to the same shape (Section 3.3).
+
+    A block in windows takes them and a strip (`iformer.layers.windows`) and gives a strip. The first of a run
+    of such blocks takes a map and cuts it behind its position encoding; the last joins the strip behind its
+    attention.
+    """
 
     def __init__(self, *, position: nn.Module, attention: nn.Module, ffn: FFN) -> None:
         super().__init__()
@@ -156,8 +168,18 @@ class AttentionBlock(nn.Module):
         self.attention = attention
         self.ffn = ffn
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ffn(self.attention(self.position(x)))
+    def forward(
+        self, x: Tensor, windows: Windows | None = None, *, cut: bool = False, join: bool = False
+    ) -> Tensor:
+        if windows is None:
+            return self.ffn(self.attention(self.position(x)))
+        if cut:
+            x = windows.cut(self.position(x))
+        elif not isinstance(self.position, nn.Identity):
+            x = self.position(windows.without_padding(x), windows)
+        x = self.attention(x, windows)
+        # a feed-forward network sees one token at a time: joined first, it is spared the padding
+        return self.ffn(windows.join(x) if join else x)
 
     def fold(self) -> AttentionBlock:
         """The same function in eval mode, each part folded."""

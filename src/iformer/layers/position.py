@@ -7,20 +7,25 @@ from torch import Tensor, nn
 
 from iformer.layers.conv_norm import ConvNorm, convolution
 from iformer.layers.residual import ResidualAdd
+from iformer.layers.windows import Windows
 
 
 class PositionEncoding(nn.Module):
-    """`x + depthwise(x)` with a 3x3 depthwise ConvNorm, B x C x H x W to the same shape."""
+    """`x + depthwise(x)` with a 3x3 depthwise ConvNorm, B x C x H x W to the same shape.
+
+    Given windows, x is their strip, and each window's neighbours are zeros.
+    """
 
     def __init__(self, channels: int, *, residual: ResidualAdd) -> None:
         super().__init__()
         self.depthwise = ConvNorm(channels, channels, 3, groups=channels)
         self.residual = residual
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.residual(x, self.depthwise(x))
+    def forward(self, x: Tensor, windows: Windows | None = None) -> Tensor:
+        branch = self.depthwise(x) if windows is None else windows.each(self.depthwise, x)
+        return self.residual(x, branch)
 
-    def fold(self) -> nn.Conv2d:
+    def fold(self) -> FoldedPositionEncoding:
         """One depthwise convolution: the residual is a 1 added to the centre of each kernel."""
         conv = self.depthwise.fold()
         centre = conv.kernel_size[0] // 2
@@ -28,4 +33,16 @@ class PositionEncoding(nn.Module):
         weight = conv.weight.detach().double()
         weight[:, 0, centre, centre] += 1.0
         assert conv.bias is not None
-        return convolution(weight.to(conv.weight), torch.clone(conv.bias.detach()), like=conv)
+        bias = torch.clone(conv.bias.detach())
+        return FoldedPositionEncoding(convolution(weight.to(conv.weight), bias, like=conv))
+
+
+class FoldedPositionEncoding(nn.Module):
+    """The position encoding for inference."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor, windows: Windows | None = None) -> Tensor:
+        return self.conv(x) if windows is None else windows.convolve(self.conv, x)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import MIN_INPUT_SIZE, STRIDES, NetworkConfig, StageConfig
+from iformer.config.windows import WindowConfig
 from iformer.errors import UserError
 from iformer.layers.attention import AttentionBlock
 from iformer.layers.capture import is_capturing
@@ -26,6 +27,7 @@ from iformer.layers.operator import operator_class
 from iformer.layers.position import PositionEncoding
 from iformer.layers.residual import ResidualAdd
 from iformer.layers.stem import PatchStem, Stem
+from iformer.layers.windows import Windows
 
 ResidualFactory = Callable[..., ResidualAdd]
 
@@ -51,25 +53,50 @@ class FeatureInfo(list[dict[str, Any]]):
 
 
 class Stage(nn.Module):
-    """An optional stride-2 downsampling, then the stage's blocks in order."""
+    """An optional stride-2 downsampling, then the stage's blocks in order.
 
-    def __init__(self, *, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    With windows, the attention blocks but the last `windows.global_blocks` run in windows of a large map.
+    """
+
+    def __init__(
+        self, *, downsample: nn.Module, blocks: Sequence[nn.Module], windows: WindowConfig | None = None
+    ) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.windows = windows
+        self.windowed = _windowed(blocks, windows)
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        if not (self.grad_checkpointing and self.training):
-            return self.blocks(x)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_recompute_contexts, block))
+        windows = Windows.of(x, self.windows)
+        for index, block in enumerate(self.blocks):
+            run: Callable[..., Tensor] = block
+            if windows is not None and index in self.windowed:
+                cut, join = index - 1 not in self.windowed, index + 1 not in self.windowed
+                run = partial(block, windows=windows, cut=cut, join=join)
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(run, x, use_reentrant=False, context_fn=partial(_recompute_contexts, block))
+            else:
+                x = run(x)
         return x
 
     def fold(self) -> Stage:
         """The same function in eval mode, each part folded."""
-        return Stage(downsample=fold_part(self.downsample), blocks=[block.fold() for block in self.blocks])  # type: ignore[operator]
+        return Stage(
+            downsample=fold_part(self.downsample),
+            blocks=[block.fold() for block in self.blocks],  # type: ignore[operator]
+            windows=self.windows,
+        )
+
+
+def _windowed(blocks: Sequence[nn.Module], windows: WindowConfig | None) -> frozenset[int]:
+    """Which blocks of a stage run in windows."""
+    if windows is None:
+        return frozenset()
+    attention = [index for index, block in enumerate(blocks) if isinstance(block, AttentionBlock)]
+    return frozenset(attention[: max(0, len(attention) - windows.global_blocks)])
 
 
 class Backbone(nn.Module):
@@ -98,7 +125,8 @@ class Backbone(nn.Module):
                 downsample = build_downsample(
                     in_channels, stage.channels, kind=config.downsample, norm=config.norm
                 )
-            stages.append(Stage(downsample=downsample, blocks=_blocks(config, stage, residual)))
+            blocks = _blocks(config, stage, residual)
+            stages.append(Stage(downsample=downsample, blocks=blocks, windows=stage.windows))
             in_channels = stage.channels
         self.stages = nn.ModuleList(stages)
         self.apply(init_weights)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.variants import DISTILLED_SUFFIX, VARIANTS, list_models, network_config
+from iformer.config.windows import WINDOW_OPTIONS, with_design
 from iformer.errors import ConfigError, UserError, WeightsError
 from iformer.models import convert
 from iformer.models.backbone import Backbone
@@ -24,6 +25,7 @@ _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _NETWORK_OPTIONS = ("layer_scale_init", "stages", "stem", "stem_kernel_size", "downsample", "norm")
 _STAGE_OPTIONS = ("conv_kernel_size", "conv_expansion_ratio", "expanded_kernel_size")
 _ATTENTION_OPTIONS = tuple(field.name for field in fields(AttentionConfig))
+_WINDOW_OPTIONS = ("windowed_stages", *WINDOW_OPTIONS)
 
 
 def build(
@@ -56,6 +58,8 @@ def create_model(
     out_indices: Sequence[int] = (0, 1, 2, 3),
     reset_head: bool = False,
     adapt_in_chans: bool = False,
+    attention: str | None = None,
+    windows: str | None = None,
     **options: Any,
 ) -> Backbone:
     """A network by name, in training mode, with random, local or released weights.
@@ -78,8 +82,12 @@ def create_model(
             the same): to fine-tune on other classes.
         adapt_in_chans: with weights for 3 channels and another `in_chans`, sum (1 channel) or repeat the
             first convolution's weights as timm does.
-        options: further fields of `NetworkConfig` (`layer_scale_init`, `stages`, `stem`, ...), or of
-            `StageConfig` and `AttentionConfig` (`modulation`, `conv_kernel_size`, ...) for every stage.
+        attention: the design for large images: "shma" (no windows), "hybrid" or "chunk_hybrid"; None as the
+            weights say. The same weights fit all three.
+        windows: the settings of the windows, "released" or "paper" (see `iformer.config.windows.with_design`).
+        options: fields of `WindowConfig` and `windowed_stages`, in the place of the settings'; further fields
+            of `NetworkConfig` (`layer_scale_init`, `stages`, `stem`, ...), or of `StageConfig` and
+            `AttentionConfig` (`modulation`, `conv_kernel_size`, ...) for every stage.
 
     Raises:
         UnknownNameError: no such network; the message suggests the nearest names.
@@ -87,6 +95,10 @@ def create_model(
         WeightsError: the weights cannot be fetched or read, or do not fit the network.
     """
     _check_combination(pretrained=pretrained, weights=weights, revision=revision)
+    of_windows = {key: options.pop(key) for key in _WINDOW_OPTIONS if key in options}
+    if attention is None and (windows is not None or of_windows):
+        given = [*(["windows"] if windows is not None else []), *of_windows]
+        raise ConfigError(f"{', '.join(given)} given without attention; pass attention='chunk_hybrid' or 'hybrid'")
     if _is_checkpoint(name):
         if pretrained or weights is not None:
             raise UserError(f"{os.fspath(name)} is a weight file already; leave out pretrained and weights")
@@ -103,6 +115,8 @@ def create_model(
             loaded = _read_released(os.fspath(name), revision)
         elif weights is not None:
             loaded = convert.read_weights(weights)
+    if attention is not None:
+        config = with_design(config, attention, preset=windows, **of_windows)
     if distillation is not None:
         config = _named(config.with_options(distillation=distillation))
     if loaded is None:
@@ -143,7 +157,7 @@ def _is_checkpoint(name: str | os.PathLike[str]) -> bool:
 
 def _with_options(config: NetworkConfig, options: dict[str, Any]) -> NetworkConfig:
     """`config` with options of the network, and of every stage and its attention, changed."""
-    known = (*_NETWORK_OPTIONS, *_STAGE_OPTIONS, *_ATTENTION_OPTIONS)
+    known = (*_NETWORK_OPTIONS, *_STAGE_OPTIONS, *_ATTENTION_OPTIONS, *_WINDOW_OPTIONS)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(

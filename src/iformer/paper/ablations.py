@@ -10,7 +10,13 @@ from typing import Any
 
 from iformer.config.network import AttentionConfig, NetworkConfig
 from iformer.config.variants import network_config
-from iformer.paper.ladder import LADDER, ladder_network, with_attention, with_attention_options
+from iformer.paper.ladder import (
+    LADDER,
+    ladder_network,
+    with_attention,
+    with_attention_options,
+    with_depths,
+)
 
 Networks = dict[str, NetworkConfig]
 
@@ -87,6 +93,23 @@ ABLATIONS: dict[int, Networks] = {
     18: _T_TO_L,
 }
 """Table number to its networks. Table 9 holds settings; 16 and 17 compare windows of one network at 512."""
+
+_T = network_config("iformer_t")
+
+TRAINED: Networks = {
+    "SHMA (iFormer-T)": _T,
+    "SHMA as in equation 3": with_attention_options(_T, modulation="output"),
+    "SiLU + Post-BN": with_attention_options(_T, activation="silu"),
+    "SiLU + Pre-LN": with_attention_options(_T, activation="silu", norm_placement="pre_ln"),
+    "without position encoding": with_attention_options(_T, position_encoding=False),
+    "SHA": with_attention_options(_T, operator="sha"),
+    # four heads in both stages
+    "MHA": with_attention_options(_T, operator="mha", head_dim=16),
+    "SHViT's attention": with_attention_options(_T, operator="shvit", channel_share=0.25, concat=True),
+    # each attention block of stage 3 is two conv blocks again, as in Table 7
+    "conv blocks only": with_depths(_T, (2, 2, 13, 2)),
+}
+"""iFormer-T and what is trained beside it on a small data set; each differs from iFormer-T in the named thing."""
 
 
 def every_network() -> dict[str, NetworkConfig]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iformer.config.dependencies import require
 from iformer.errors import UserError
-from iformer.paper.heads import LayerSimilarity, head_similarity
+from iformer.paper.heads import LayerSimilarity, TrainedHeads, head_similarity
 from iformer.paper.ladder import LADDER
+from iformer.paper.latency import measure_latencies
 from iformer.paper.printed import SOURCE, PrintedRow, figure_2_rows, figure_notes, read_rows
 from iformer.paper.tables import count
 
@@ -32,18 +34,34 @@ class DrawnFigure:
     notes: tuple[str, ...]
 
 
-def draw_figure(number: int, folder: Path) -> DrawnFigure:
+def draw_figure(
+    number: int, folder: Path, *, trained: TrainedHeads | None = None, latency: bool = False
+) -> DrawnFigure:
     """Draw a figure of the paper into `folder`, as `figure_<number>.png`.
 
+    Args:
+        number: 1, 2 or 3.
+        folder: an existing folder.
+        trained: for figure 3, a trained network, which is drawn beside its own random weights.
+        latency: for figure 2, measure each step's network on this machine too.
+
     Raises:
-        UserError: it is none of the figures 1, 2 and 3.
+        UserError: it is none of the figures 1, 2 and 3, or an option is another figure's.
         MissingDependencyError: matplotlib is not installed.
     """
-    draw = {1: _figure_1, 2: _figure_2, 3: _figure_3}.get(number)
-    if draw is None:
+    figures: dict[int, Callable[[], tuple[Figure, list[dict[str, Any]]]]] = {
+        1: _figure_1,
+        2: partial(_figure_2, latency=latency),
+        3: partial(_figure_3, trained),
+    }
+    if number not in figures:
         raise UserError(f"figure {number} is not drawn here; the figures are 1, 2 and 3")
+    if trained is not None and number != 3:
+        raise UserError(f"figure {number} is of no network's weights; a trained network is for figure 3")
+    if latency and number != 2:
+        raise UserError(f"figure {number} is not measured here; latency is for figure 2")
     require("matplotlib", extra="bench")
-    figure, values = draw()
+    figure, values = figures[number]()
     return DrawnFigure(
         path=_save(figure, folder / f"figure_{number}.png"), values=values, notes=tuple(figure_notes(number))
     )
@@ -129,23 +147,27 @@ def _family(row: PrintedRow) -> str:
 # ------------------------------------------------------------------------------------ figure 2
 
 
-def _figure_2() -> tuple[Figure, list[dict[str, Any]]]:
+def _figure_2(*, latency: bool) -> tuple[Figure, list[dict[str, Any]]]:
     rows = figure_2_rows()
+    measured = measure_latencies({step.label: step.network for step in LADDER}) if latency else None
     values: list[dict[str, Any]] = []
     for row, step in zip(rows, LADDER, strict=True):
         counted = count(step.network)
-        values.append(
-            {
-                "step": step.label,
-                "change": step.change,
-                "top1_pct": float(row["top1_pct"]),
-                "latency_ms": float(row["latency_ms"]),
-                "params_m": counted.params_m,
-                "gmacs": counted.gmacs,
-            }
-        )
-    figure = _new_figure(13.5, 6.4)
-    accuracy, latency, operations = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
+        value = {
+            "step": step.label,
+            "change": step.change,
+            "top1_pct": float(row["top1_pct"]),
+            "latency_ms": float(row["latency_ms"]),
+            "params_m": counted.params_m,
+            "gmacs": counted.gmacs,
+        }
+        if measured is not None:
+            value["measured_ms"] = 1e3 * measured.median(step.label)
+        values.append(value)
+    titles = ("Accuracy", "Latency, phone", *(("Latency, here",) if measured else ()), "Operations")
+    figure = _new_figure(13.5 if measured is None else 17.0, 6.4)
+    panels = figure.subplots(1, len(titles), sharey=True, width_ratios=(1.15, *(1,) * (len(titles) - 1)))
+    accuracy, phone, operations = panels[0], panels[1], panels[-1]
     places = range(len(values))
     top1 = [value["top1_pct"] for value in values]
     # a dot plot: bars that do not start at 0 would tell of other proportions
@@ -161,9 +183,16 @@ def _figure_2() -> tuple[Figure, list[dict[str, Any]]]:
     )
     accuracy.invert_yaxis()
     accuracy.set_xlabel("top-1, % (paper; axis starts at 73)", color=_INK)
-    _bars(latency, [value["latency_ms"] for value in values], _BLUE, "latency, ms (paper, iPhone 13)")
+    _bars(phone, [value["latency_ms"] for value in values], _BLUE, "ms (paper, iPhone 13)")
+    if measured is not None:
+        _bars(
+            panels[2],
+            [value["measured_ms"] for value in values],
+            _OURS,
+            "ms (this machine, ONNX Runtime, 1 thread)",
+        )
     _bars(operations, [value["gmacs"] for value in values], _SKY, "GMACs at 224 (counted here)")
-    for title, axes in (("Accuracy", accuracy), ("Latency", latency), ("Operations", operations)):
+    for title, axes in zip(titles, panels, strict=True):
         axes.set_title(title, loc="left", color=_INK, weight="bold")
         _tidy(axes, grid="x")
         axes.tick_params(axis="y", length=0)
@@ -183,32 +212,44 @@ def _bars(axes: Axes, values: Sequence[float], colour: str, label: str) -> None:
 # ------------------------------------------------------------------------------------ figure 3
 
 
-def _figure_3() -> tuple[Figure, list[dict[str, Any]]]:
-    layers = head_similarity()
+def _figure_3(trained: TrainedHeads | None) -> tuple[Figure, list[dict[str, Any]]]:
+    if trained is None:
+        groups = [("random weights", _BLUE, head_similarity())]
+        title = "Heads of the multi-head baseline with random weights, on noise"
+    else:
+        groups = [("random weights", _BLUE, trained.before), ("trained", _OURS, trained.after)]
+        title = f"Heads of {trained.name}, on {trained.images}"
     figure = _new_figure(9.5, 5.0)
     axes = figure.subplots()
-    drawn = axes.violinplot(
-        [layer.similarities for layer in layers], showmeans=True, showextrema=False, widths=0.7
-    )
-    for body in drawn["bodies"]:  # type: ignore[attr-defined]
-        body.set(facecolor=_SKY, edgecolor=_BLUE, alpha=0.7)
-    drawn["cmeans"].set(color=_OURS, linewidth=2.5)
-    for place, layer in enumerate(layers, start=1):
-        axes.annotate(
-            f"{layer.mean:.2f}", (place, max(layer.similarities)), xytext=(0, 6), textcoords="offset points",
-            color=_OURS, weight="bold", ha="center",
+    for number, (label, colour, layers) in enumerate(groups):
+        shift = 0.36 * (number - (len(groups) - 1) / 2)
+        places = [place + shift for place in range(1, len(layers) + 1)]
+        drawn: dict[str, Any] = axes.violinplot(
+            [layer.similarities for layer in layers],
+            places, showmeans=True, showextrema=False, widths=0.7 / len(groups),
         )  # fmt: skip
+        for body in drawn["bodies"]:
+            body.set(facecolor=colour, edgecolor=colour, alpha=0.45)
+        drawn["bodies"][0].set_label(label)
+        drawn["cmeans"].set(color=colour, linewidth=2.5)
+        for place, layer in zip(places, layers, strict=True):
+            axes.annotate(
+                f"{layer.mean:.2f}", (place, max(layer.similarities)), xytext=(0, 6), textcoords="offset points",
+                color=colour, weight="bold", ha="center",
+            )  # fmt: skip
+    layers = groups[0][2]
     axes.set_xticks(range(1, len(layers) + 1), [_layer_label(layer) for layer in layers], color=_INK)
     axes.set_xlim(0.4, len(layers) + 0.75)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.05)
     axes.set_ylabel("cosine similarity of two heads' attention maps", color=_INK)
-    axes.set_title(
-        "Heads of the multi-head baseline with random weights, on noise (orange: mean)",
-        loc="left", color=_INK, weight="bold",
-    )  # fmt: skip
+    axes.set_title(title, loc="left", color=_INK, weight="bold")
+    if len(groups) > 1:
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(groups))
     _tidy(axes)
     values = [
-        {"stage": layer.stage, "block": layer.block, "heads": layer.heads, "mean": layer.mean} for layer in layers
+        {"weights": label, "stage": layer.stage, "block": layer.block, "heads": layer.heads, "mean": layer.mean}
+        for label, _, layers in groups
+        for layer in layers
     ]
     return figure, values
 
@@ -244,10 +285,10 @@ def _tidy(axes: Axes, *, grid: str = "both") -> None:
 
 def _save(figure: Figure, path: Path) -> Path:
     """Write the picture whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        figure.savefig(partial, format="png", dpi=130)
-        os.replace(partial, path)
+        figure.savefig(unfinished, format="png", dpi=130)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return path

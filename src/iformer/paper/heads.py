@@ -5,6 +5,8 @@ Shape letters: B batch, N heads, L tokens.
 
 from __future__ import annotations
 
+import os
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iformer.data.images import read_image
+from iformer.data.sources import load_data
+from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import UserError
 from iformer.layers.attention import tokens
 from iformer.layers.mha import MHA, split_heads
 from iformer.models.backbone import Backbone
 from iformer.models.factory import build
+from iformer.models.weights import load
 from iformer.paper.ablations import ABLATIONS
 
 
@@ -36,6 +42,50 @@ class LayerSimilarity:
     def mean(self) -> float:
         """The layer's point in Figure 3."""
         return sum(self.similarities) / len(self.similarities)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedHeads:
+    """A trained network's heads, and those of the same network with random weights, on the same images."""
+
+    name: str
+    images: str
+    """What the images are, in words."""
+    before: list[LayerSimilarity]
+    after: list[LayerSimilarity]
+
+
+def trained_heads(
+    checkpoint: str | os.PathLike[str], data: str, *, images: int = 16, seed: int = 0
+) -> TrainedHeads:
+    """The heads of a checkpoint on validation images.
+
+    Args:
+        checkpoint: a network with the operator "mha" that training wrote.
+        data: its images: a folder, or `elpv`.
+        images: how many, drawn with `seed`.
+
+    Raises:
+        WeightsError: it is none of our checkpoints.
+        DataError: there are no such images.
+        UserError: the network has no multi-head attention.
+    """
+    network = load(checkpoint)
+    preprocessing = network.metadata.preprocessing
+    samples = load_data(data).val.samples
+    chosen = random.Random(seed).sample(samples, min(images, len(samples)))
+    transform = eval_transform(preprocessing)
+    pixels_BCHW = torch.stack([transform(read_image(sample.path, keep_gray=True)) for sample in chosen])
+    images_BCHW = Normalize(preprocessing)(pixels_BCHW)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        untrained = build(network.config).train()  # batch statistics: see `head_similarity`
+    return TrainedHeads(
+        name=network.config.name,
+        images=f"{len(chosen)} images of {data}",
+        before=head_similarity(untrained, images_BCHW),
+        after=head_similarity(network, images_BCHW),
+    )
 
 
 def head_similarity(

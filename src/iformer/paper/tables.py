@@ -55,6 +55,8 @@ class Row:
     """Of a row that describes and does not count: "same", or what our config has instead."""
     reasons: tuple[str, ...] = ()
     """Why a count is more than 1 % from the print."""
+    measured_ms: float | None = None
+    """Latency on this machine, where it was asked for: `iformer.paper.latency`."""
 
     @property
     def name(self) -> str:
@@ -133,6 +135,7 @@ def flat_rows(section: Section) -> tuple[list[str], list[list[str]]]:
         "counted_gmacs": lambda row: _decimals(row.count.gmacs if row.count else None, 4),
         "params_diff_pct": lambda row: _decimals(row.difference_pct.get("params_m"), 1, sign=True),
         "gmacs_diff_pct": lambda row: _decimals(row.difference_pct.get("gmacs"), 1, sign=True),
+        "measured_ms": lambda row: _decimals(row.measured_ms, 2),
         "counted": lambda row: row.count.by if row.count else "",
         "our_config": lambda row: row.agreement or "",
     }
@@ -328,4 +331,5 @@ def _plain_row(row: Row) -> dict[str, Any]:
         "difference_pct": row.difference_pct,
         "our_config": row.agreement,
         "reasons": list(row.reasons),
+        "measured_ms": row.measured_ms,
     }

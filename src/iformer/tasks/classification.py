@@ -6,6 +6,7 @@ Shape letters: B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,28 @@ from iformer.tasks.task import Batch
 
 TOP5_CLASSES = 6
 """Fewest classes with which top-5 accuracy says something."""
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """What a step learns from."""
+
+    images: Tensor
+    """Float B x 3 x H x W."""
+    targets: Tensor
+    """int64 B classes, or float B x K probabilities of mixed images."""
+    strongest: Tensor
+    """int64 B: the class with the largest share of each image."""
+    label_smoothing: float
+    """What is still to be smoothed away from `targets`."""
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Of logits, B x K, with the targets: the mean over the images, in fp32."""
+        return functional.cross_entropy(logits.float(), self.targets, label_smoothing=self.label_smoothing)
+
+    def accuracy(self, answers_B: Tensor) -> Tensor:
+        """The percentage of int64 B answers that name the strongest class."""
+        return 100 * (answers_B == self.strongest).float().mean()
 
 
 class Classification:
@@ -62,24 +85,23 @@ class Classification:
                 num_classes=len(class_names),
             )
 
+    def mix(self, batch: Batch) -> MixedBatch:
+        """The images and targets that a step learns from: mixed with each other where the task mixes."""
+        images, labels_B = batch["images"], batch["labels"]
+        if self._mixup is None or len(images) % 2:  # an odd rest of an epoch is left unmixed
+            return MixedBatch(images, labels_B, strongest=labels_B, label_smoothing=self.label_smoothing)
+        images, targets_BK = self._mixup(images, labels_B)  # Mixup smooths its targets itself
+        return MixedBatch(images, targets_BK, strongest=targets_BK.argmax(1), label_smoothing=0.0)
+
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy, and `accuracy`: the percentage of images whose strongest label was answered."""
-        images, labels_B = batch["images"], batch["labels"]
-        mixes = self._mixup is not None and len(images) % 2 == 0  # an odd rest of an epoch is left unmixed
-        if mixes:
-            assert self._mixup is not None
-            images, targets = self._mixup(images, labels_B)
-        else:
-            targets = labels_B
-        outputs = model(images)
+        mixed = self.mix(batch)
+        outputs = model(mixed.images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
-        smoothing = 0.0 if mixes else self.label_smoothing  # Mixup has smoothed its targets itself
-        losses = [functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing) for logits in heads]
+        losses = [mixed.cross_entropy(logits) for logits in heads]
         with torch.no_grad():
             answers_B = sum(logits.float() for logits in heads).argmax(1)
-            strongest_B = targets.argmax(1) if mixes else labels_B
-            accuracy = 100 * (answers_B == strongest_B).float().mean()
-        return {"loss": torch.stack(losses).mean(), "accuracy": accuracy}
+        return {"loss": torch.stack(losses).mean(), "accuracy": mixed.accuracy(answers_B)}
 
     def metric(self, *, device: Any = "cpu") -> ClassificationMetric:
         """Accuracy, per-class scores and the confusion matrix."""

@@ -8,6 +8,9 @@ function of the seed, the epoch or step, and the image's index.
 from __future__ import annotations
 
 import json
+import os
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from iformer.models.backbone import Backbone
 from iformer.models.dense_weights import DenseNetwork, save_dense
 from iformer.training.ema import WeightAverage
 from iformer.training.optimizer import optimizer_tensors, restore_optimizer
+from iformer.training.run_folder import RunFolder
+from iformer.training.sharded import whole_tensor
 
 FORMAT = "iformer-training-1"
 
@@ -49,6 +54,18 @@ class Position:
     """Running sums of the epoch's logged values."""
 
 
+def state_tensors(
+    model: nn.Module, average: WeightAverage | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """What a state holds, by name. Of a sharded network all processes have to ask; each gets whole tensors."""
+    groups = {
+        "model": {name: whole_tensor(tensor) for name, tensor in model.state_dict().items()},
+        "average": average.module.state_dict() if average else {},
+        "optimizer": optimizer_tensors(optimizer, model),
+    }
+    return {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+
+
 def save_state(
     path: Path,
     *,
@@ -58,28 +75,36 @@ def save_state(
     scaler: torch.amp.GradScaler,
     position: Position,
     identity: dict[str, Any],
+    before: Path | None = None,
 ) -> None:
     """Write a run's state atomically.
 
     Args:
+        before: where the state that was at `path` is kept; None: nowhere.
         identity: what a resumed run must share with this one, as nested plain values; see `check_identity`.
 
     Raises:
         WeightsError: it cannot be written; the state that was there is still there.
     """
-    groups = {
-        "model": model.state_dict(),
-        "average": average.module.state_dict() if average else {},
-        "optimizer": optimizer_tensors(optimizer, model),
-    }
-    tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+    tensors = state_tensors(model, average, optimizer)
     header = {
         "format": FORMAT,
         "position": json.dumps(asdict(position)),
         "identity": json.dumps(identity),
         "scaler": json.dumps(scaler.state_dict()),
     }
-    weights.write_bytes(path, serialize(weights.stored_tensors(tensors, None), header))
+    stored = weights.stored_tensors(tensors, None)
+    header["crc32"] = str(_checksum(stored))
+    contents = serialize(stored, header)
+    try:
+        with weights.replacing(path) as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())  # the new state is on the disk before the old one gives up its name
+            if before is not None and saved_step(path) is not None:
+                os.replace(path, before)
+    except OSError as error:
+        raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +130,22 @@ class SavedState:
         Raises:
             WeightsError: the tensors do not fit these parts.
         """
+        self.restore_network(model, average)
+        self.restore_optimizer(model, optimizer, scaler)
+
+    def restore_network(self, model: nn.Module, average: WeightAverage | None) -> None:
+        """The part of `restore` that comes before a network is sharded."""
         try:
             model.load_state_dict(self._group("model"))
             if average is not None:
                 average.module.load_state_dict(self._group("average"))
         except RuntimeError as error:
             raise WeightsError(f"{self.path} does not fit this network: {' '.join(str(error).split())}") from None
+
+    def restore_optimizer(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        """The part of `restore` that comes after."""
         restore_optimizer(optimizer, model, self._group("optimizer"))
         if self.scaler:
             scaler.load_state_dict(self.scaler)
@@ -133,6 +168,8 @@ def read_state(path: Path) -> SavedState:
         if header.get("format") != FORMAT:
             raise WeightsError(f"{path} is not the saved state of a training run")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if "crc32" in header and header["crc32"] != str(_checksum(tensors)):
+        raise WeightsError(f"{path} is damaged: its contents do not have their checksum")
     try:
         return SavedState(
             path=path,
@@ -143,6 +180,41 @@ def read_state(path: Path) -> SavedState:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} is damaged: {weights.one_line(error)}") from None
+
+
+def read_last_good(files: RunFolder) -> tuple[SavedState, str | None] | None:
+    """The newest state of a run that can be read, or None where there is none at all.
+
+    Returns:
+        The state, and where it is not the newest a line that says why.
+
+    Raises:
+        WeightsError: there are states and none can be read.
+    """
+    problem: WeightsError | None = None
+    for path in (files.state, files.state_before):
+        if not path.is_file():
+            continue
+        try:
+            saved = read_state(path)
+        except WeightsError as error:
+            problem = problem or error
+            continue
+        if path == files.state:
+            return saved, None
+        reason = (
+            str(problem) if problem else f"{files.state} is missing, as if the run was killed while writing it"
+        )
+        return saved, f"{reason}; continuing from the state before it, of step {saved.position.step}"
+    if problem is not None:
+        raise WeightsError(f"{problem}; there is no other state, so begin again with --overwrite") from None
+    return None
+
+
+def last_good_step(files: RunFolder) -> int | None:
+    """The optimizer steps behind the newest sound state of a run, or None where there is none."""
+    steps = [saved_step(path) for path in (files.state, files.state_before)]
+    return next((step for step in steps if step is not None), None)
 
 
 def saved_step(path: Path) -> int | None:
@@ -188,6 +260,17 @@ def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata)
         return
     header = {"format": "pt", "network": json.dumps(name), "metadata": json.dumps(metadata.to_plain())}
     weights.write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the tensors in the order of their names."""
+    checksum = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        checksum = zlib.crc32(name.encode(), checksum)
+        if tensor.numel():
+            checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return checksum
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from iformer.config.preprocessing import Preprocessing
 from iformer.config.recipe import Recipe
 from iformer.data.loader import ImageDataset, Loader, build_loader
 from iformer.data.samples import DataSplit
@@ -22,11 +23,13 @@ from iformer.data.transforms import (
 )
 from iformer.models.backbone import Backbone
 from iformer.tasks.classification import Classification
+from iformer.tasks.distillation import DistilledClassification
 from iformer.tasks.task import Batch
 from iformer.training.evaluate import NetworkPredictor, evaluate, evaluation_loader
 from iformer.training.job import Device, TrainJob, begins, starting_network
 from iformer.training.precision import Precision
 from iformer.training.results import ClassificationEvaluation, TrainResult
+from iformer.training.teacher import build_teacher
 from iformer.training.workload import Place
 
 
@@ -64,6 +67,7 @@ def classification_job(
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
     torch.manual_seed(recipe.seed)
+    distilled = recipe.distillation != "none"
     if isinstance(model, nn.Module):
         network = model
         model_name = model_name or type(model).__name__
@@ -75,22 +79,17 @@ def classification_job(
             num_classes=len(data.train.class_names),
             drop_path_rate=recipe.drop_path_rate,
             reset_head=True,
+            distillation=True if distilled else None,
         )
         model_name = model_name or model
     preprocessing = recipe.preprocessing
     if isinstance(network, Backbone):
         known = network.metadata.preprocessing  # what the weights were trained on
         preprocessing = replace(preprocessing, mean=known.mean, std=known.std)
-    task = Classification(
-        data.train.class_names,
-        label_smoothing=recipe.label_smoothing,
-        mixup_alpha=recipe.mixup_alpha,
-        cutmix_alpha=recipe.cutmix_alpha,
-        mixup_prob=recipe.mixup_prob,
-        mixup_switch_prob=recipe.mixup_switch_prob,
-    )
+    task, identity = _task(data.train.class_names, recipe, preprocessing)
     return TrainJob(
         task=task,
+        identity=identity,
         workload=ClassificationWorkload,
         model=network,
         model_name=model_name,
@@ -107,6 +106,31 @@ def classification_job(
         tensorboard=tensorboard,
         report=report,
     )
+
+
+def _task(
+    class_names: tuple[str, ...], recipe: Recipe, preprocessing: Preprocessing
+) -> tuple[Classification, dict[str, Any]]:
+    """The task, with the recipe's teacher where it has one, and what a resumed run has to share."""
+    options: dict[str, Any] = {
+        "label_smoothing": recipe.label_smoothing,
+        "mixup_alpha": recipe.mixup_alpha,
+        "cutmix_alpha": recipe.cutmix_alpha,
+        "mixup_prob": recipe.mixup_prob,
+        "mixup_switch_prob": recipe.mixup_switch_prob,
+    }
+    if recipe.distillation == "none":
+        return Classification(class_names, **options), {}
+    teacher = build_teacher(recipe.teacher, class_names, preprocessing, compiled=recipe.compile)
+    task = DistilledClassification(
+        class_names,
+        teacher=teacher,
+        distillation=recipe.distillation,
+        weight=recipe.distillation_weight,
+        temperature=recipe.distillation_temperature,
+        **options,
+    )
+    return task, {"teacher": teacher.fingerprint}
 
 
 class ClassificationWorkload:

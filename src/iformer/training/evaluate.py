@@ -6,7 +6,7 @@ Shape letters: N images, B batch, K classes, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -170,6 +170,38 @@ def evaluate_on_data(
     Raises:
         DataError: the data cannot be used, or its classes are not the network's.
     """
+    found = find_labelled(metadata, num_classes, data, part=part, val_split=val_split, strict=strict)
+    loader = evaluation_loader(found.images, metadata.preprocessing, batch_size=batch_size, workers=workers)
+    with loader:
+        evaluation = evaluate(predictor, loader, Classification(found.images.class_names), device=device)
+    return evaluation, list(found.notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Images with the classes of a network, in its order."""
+
+    images: ImageSet
+    train: ImageSet
+    """The images for training; the same as `images` where those were asked for."""
+    notes: tuple[str, ...]
+    """What a reader of an evaluation on them should know, one line each."""
+
+
+def find_labelled(
+    metadata: Metadata,
+    num_classes: int,
+    data: str,
+    *,
+    part: Part = "val",
+    val_split: float | None = None,
+    strict: bool = False,
+) -> Labelled:
+    """A data set by name for a network; the arguments are those of `evaluate_on_data`.
+
+    Raises:
+        DataError: the data cannot be used, or its classes are not the network's.
+    """
     trained_on = metadata.provenance.get("data")
     trained_on = trained_on if isinstance(trained_on, dict) else {}
     if val_split is None:
@@ -178,11 +210,11 @@ def evaluate_on_data(
     class_names = metadata.class_names or split.val.class_names
     if len(class_names) != num_classes:
         raise DataError(f"{data} has {len(class_names)} classes, the network tells {num_classes} apart")
-    images = with_class_order(_part(split, part), class_names)
-    loader = evaluation_loader(images, metadata.preprocessing, batch_size=batch_size, workers=workers)
-    with loader:
-        evaluation = evaluate(predictor, loader, Classification(class_names), device=device)
-    return evaluation, [*split.problems, *_what_was_seen(split, part, data, trained_on)]
+    return Labelled(
+        images=with_class_order(_part(split, part), class_names),
+        train=with_class_order(split.train, class_names),
+        notes=(*split.problems, *_what_was_seen(split, part, data, trained_on)),
+    )
 
 
 def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
@@ -210,7 +242,7 @@ def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
 def _part(split: DataSplit, part: Part) -> ImageSet:
     if part == "all":
         name = split.val.name.removesuffix(" val")
-        return replace(split.val, name=name, samples=split.train.samples + split.val.samples)
+        return replace(split.val, name=name, samples=(*split.train.samples, *split.val.samples))
     return split.val if part == "val" else split.train
 
 

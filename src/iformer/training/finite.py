@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from iformer.errors import UserError
-from iformer.training.checkpoint import Position, saved_step
+from iformer.training.checkpoint import Position, last_good_step
 from iformer.training.run_folder import RunFolder
+from iformer.training.sharded import is_finite
 
 
 class FiniteGuard:
@@ -41,13 +42,12 @@ class FiniteGuard:
 
     def check_weights(self, network: nn.Module) -> None:
         """A finite loss can have an infinite gradient: such weights must not take a good checkpoint's place."""
-        norms = torch._foreach_norm([parameter.detach() for parameter in network.parameters()])
-        if not torch.stack(norms).isfinite().all():
+        if not is_finite([parameter.detach() for parameter in network.parameters()]):
             self._stop(self._position.step)
 
     def _stop(self, step: int) -> None:
         files = self._files
-        good, saved = "no checkpoint was saved before it", saved_step(files.state)
+        good, saved = "no checkpoint was saved before it", last_good_step(files)
         if saved is not None:
             good = f"the last good checkpoint is {files.state}, of step {saved}"
             if files.last.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ class TrainJob:
     """Continue the run in `folder`; where there is none yet, begin it."""
     overwrite: bool = False
     """Remove the run that is in `folder`."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """Further plain values that a resumed run has to share, such as the hash of a teacher's weights."""
     settings: dict[str, Any]
     """Further plain values for `config.yaml`, such as the share of images that was split off."""
     device: Device = "auto"
@@ -57,7 +59,7 @@ class TrainJob:
 
 def begins(folder: str | os.PathLike[str], *, resume: bool) -> bool:
     """Whether a run starts at its first step. What is resumed brings its own weights, so none are fetched."""
-    return not (resume and RunFolder(Path(folder)).state.is_file())
+    return not (resume and RunFolder(Path(folder)).holds_state)
 
 
 def starting_network(name: str, *, weights: str, **options: Any) -> Backbone:

@@ -12,14 +12,15 @@ from torch import nn
 
 from iformer.config.metadata import Metadata
 from iformer.errors import UserError, WeightsError
-from iformer.training.checkpoint import Position, save_network, save_state, saved_step
+from iformer.training.checkpoint import Position, last_good_step, save_network, save_state, state_tensors
 from iformer.training.ema import WeightAverage
 from iformer.training.job import TrainJob
 from iformer.training.run_folder import RunFolder
+from iformer.training.sharded import ShardedNetwork
 
 
 class RunKeeper:
-    """Writes a run's checkpoints; used by the main process alone. `position` is the run's own."""
+    """Writes a run's checkpoints, which the main process does alone. `position` is the run's own."""
 
     def __init__(
         self,
@@ -33,15 +34,27 @@ class RunKeeper:
         scaler: torch.amp.GradScaler,
         identity: dict[str, Any],
         provenance: dict[str, Any],
+        sharded: ShardedNetwork | None = None,
     ) -> None:
         self.job, self.files, self.position = job, files, position
         self.network, self.average, self.optimizer, self.scaler = network, average, optimizer, scaler
         self.identity, self.provenance = identity, provenance
+        self.sharded, self._whole = sharded, network
 
     @property
     def evaluated_network(self) -> nn.Module:
         """The network that is evaluated and kept: the averaged one, where there is an average."""
-        return self.average.module if self.average is not None else self.network
+        return self.average.module if self.average is not None else self._whole
+
+    def collect(self) -> None:
+        """Make `evaluated_network` the network as it is now. All processes have to call it."""
+        if self.sharded is not None:
+            self._whole = self.sharded.whole()
+
+    def help_to_keep_state(self) -> None:
+        """What a process does that writes no state while another one does: hand over its shards."""
+        if self.sharded is not None:
+            state_tensors(self.network, self.average, self.optimizer)
 
     def metadata(self, epoch: int, metrics: dict[str, Any]) -> Metadata:
         """What a network's file says of it after `epoch` epochs; of the metrics, what is small."""
@@ -76,6 +89,7 @@ class RunKeeper:
             scaler=self.scaler,
             position=self.position,
             identity=self.identity,
+            before=self.files.state_before,
         )
 
     @contextmanager
@@ -84,7 +98,7 @@ class RunKeeper:
         try:
             yield
         except (OSError, WeightsError) as error:
-            saved = saved_step(self.files.state)
+            saved = last_good_step(self.files)
             kept = f"--resume continues from step {saved}" if saved is not None else "nothing was saved before"
             reason = error if isinstance(error, WeightsError) else f"{error.strerror}: {error.filename}"
             raise UserError(f"stopped at step {self.position.step}: {reason}; {kept}") from error

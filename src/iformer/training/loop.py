@@ -11,6 +11,7 @@ on (seed, step, process). A run that was killed at any moment so ends with the w
 from __future__ import annotations
 
 import json
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,11 +23,9 @@ import torch
 from torch import nn
 
 from iformer.config.dependencies import require
-from iformer.config.recipe import Recipe
-from iformer.errors import ConfigError
 from iformer.models.complexity import count_parameters
 from iformer.models.weights import write_bytes
-from iformer.training.checkpoint import Position, SavedState, check_identity, read_state
+from iformer.training.checkpoint import Position, SavedState, check_identity, read_last_good
 from iformer.training.ema import WeightAverage
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
@@ -34,12 +33,15 @@ from iformer.training.keeping import RunKeeper
 from iformer.training.logs import ProgressView, RunLog, epoch_line, read_history
 from iformer.training.meter import EpochMeter
 from iformer.training.optimizer import build_optimizer
-from iformer.training.precision import resolve_precision, run_device
+from iformer.training.precision import compiles, resolve_precision, run_device
 from iformer.training.provenance import describe_device, run_config, run_identity, run_provenance
 from iformer.training.results import Evaluation, TrainResult
 from iformer.training.run_folder import RunFolder
 from iformer.training.schedule import RunLength, build_schedule
-from iformer.training.step import OptimizerStep, seed_everything
+from iformer.training.sharded import ShardedNetwork
+from iformer.training.step import OptimizerStep, check_shares, seed_everything
+from iformer.training.stopping import StopRequests
+from iformer.training.sync_norm import synchronise_norms
 from iformer.training.workload import Place
 
 __all__ = ["train"]
@@ -51,6 +53,7 @@ def train(job: TrainJob) -> TrainResult:
     Raises:
         UserError: the folder is in use, the run in it is another one, the loss is not finite, or anything
             else about the job cannot work; one line that says what to do.
+        StoppedBySignalError: a scheduler told it to stop; its state is saved.
         OSError: the folder cannot be written.
     """
     with ExitStack() as stack:
@@ -74,22 +77,31 @@ class _Run:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        _check_shares(recipe, self.place.processes)
+        check_shares(recipe, self.place.processes)
         self.files = RunFolder(job.folder)
+        self.stop = stack.enter_context(StopRequests(self.place.processes))
         saved = self._open_folder()
 
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.network = job.model.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
-        optimizer = build_optimizer(self.network, recipe)
         self.average = (
             WeightAverage(self.network, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
         )
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.place.precision == "fp16")
         self.position = Position()
         if saved is not None:
-            saved.restore(model=self.network, average=self.average, optimizer=optimizer, scaler=scaler)
+            saved.restore_network(self.network, self.average)
             self.position = saved.position
-        model: nn.Module = self.accelerator.prepare_model(self.network)
+        if recipe.sync_batch_norm and self.place.processes > 1:
+            synchronise_norms(self.network, self.device)
+        if compiles(recipe.compile, self.device):
+            self.network.compile()
+        fsdp = recipe.parallel == "fsdp" and self.place.processes > 1
+        sharded = ShardedNetwork(self.network) if fsdp else None
+        model: nn.Module = self.network if fsdp else self.accelerator.prepare_model(self.network)
+        optimizer = build_optimizer(self.network, recipe)
+        if saved is not None:
+            saved.restore_optimizer(self.network, optimizer, scaler)
 
         self.meter = EpochMeter(
             partial(self.accelerator.reduce, reduction="mean"),
@@ -126,6 +138,7 @@ class _Run:
             scaler=scaler,
             identity=self.identity,
             provenance=provenance,
+            sharded=sharded,
         )
         self.final: Evaluation | None = None
         self._session_began = time.monotonic()
@@ -142,6 +155,7 @@ class _Run:
             self._train_epoch(epoch)
             self._finish_epoch(epoch)
         if self.final is None:  # resumed after its last epoch
+            self.keeper.collect()
             self.final = self._evaluate(last=True)
         return self._finish(self.final)
 
@@ -167,14 +181,18 @@ class _Run:
         text = self._log_step(epoch) if logs else None
         self.view.advance(recipe.train_size(epoch) ** 2, text)
         due = recipe.checkpoint_steps is not None and position.step % recipe.checkpoint_steps == 0
-        if logs and not due:
-            due = self._agreed(time.monotonic() - self._saved_at >= 60 * recipe.checkpoint_minutes)
-        if due:
+        late = time.monotonic() - self._saved_at >= 60 * recipe.checkpoint_minutes
+        stop, late = self.stop.agreed(late)  # clocks and signals differ between processes
+        if due or late or stop:
             self._save()
+        if stop:
+            self.accelerator.wait_for_everyone()
+            raise self.stop.stopped(position.step, saved=True)
 
     def _finish_epoch(self, epoch: int) -> None:
         position, recipe = self.position, self.recipe
         self.guard.check_remembered()
+        self.keeper.collect()
         sums = self.meter.sums()
         self.schedule.step_update(position.step - 1)  # a run that is resumed here has made no step yet
         record: dict[str, Any] = {
@@ -252,7 +270,10 @@ class _Run:
         if self.is_main:
             self.files.prepare(resume=job.resume, overwrite=job.overwrite)
         self.accelerator.wait_for_everyone()
-        saved = read_state(self.files.state) if job.resume and self.files.state.is_file() else None
+        found = read_last_good(self.files) if job.resume else None
+        saved, problem = found or (None, None)
+        if problem is not None and self.is_main:
+            print(f"note: {problem}", file=sys.stderr, flush=True)
         self.identity = run_identity(job, self.place.precision)
         if saved is not None:
             check_identity(saved.identity, self.identity, folder=job.folder)
@@ -302,14 +323,6 @@ class _Run:
 
     # --------------------------------------------------------------------------------- in an epoch
 
-    def _agreed(self, wish: bool) -> bool:
-        """The main process's answer, on all of them: their clocks differ."""
-        if self.place.processes == 1:
-            return wish
-        from accelerate.utils import broadcast
-
-        return bool(broadcast(torch.tensor(float(wish), device=self.device)).item())
-
     def _log_step(self, epoch: int) -> str:
         self.guard.check_remembered()
         means, rate = self.meter.lap(self.position.step_in_epoch)
@@ -341,7 +354,7 @@ class _Run:
             # running statistics differ between the processes; the main process's are kept
             for buffer in evaluated.buffers():
                 buffer.copy_(broadcast(buffer))
-        self.network.eval()
+        evaluated.eval()
         evaluation = self.workload.evaluate(evaluated, precision="fp32" if last else self.place.precision)
         self.network.train()
         return evaluation
@@ -371,21 +384,8 @@ class _Run:
         self._saved_at = time.monotonic()
         self.guard.check_weights(self.network)
         if not self.is_main:
+            self.keeper.help_to_keep_state()
             return
         with self.keeper.nothing_lost():
             self.position.log_bytes = self.log.sync()
             self.keeper.keep_state()
-
-
-def _check_shares(recipe: Recipe, processes: int) -> None:
-    passes = processes * recipe.grad_accum
-    if recipe.batch_size % passes:
-        raise ConfigError(
-            f"Recipe.batch_size is {recipe.batch_size}; expected a multiple of {passes}, "
-            f"as {processes} processes make it in {recipe.grad_accum} passes each"
-        )
-    if recipe.mixes and recipe.batch_size // passes % 2:
-        raise ConfigError(
-            f"Recipe.batch_size is {recipe.batch_size}, which is {recipe.batch_size // passes} in each of "
-            f"{passes} passes; expected an even number there, because mixup and cutmix mix images in pairs"
-        )

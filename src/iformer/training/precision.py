@@ -27,11 +27,16 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
         UserError: fp16 on a CPU, which would be slow and needs no loss scaling in bf16's place.
     """
     if wanted == "auto":
-        return "bf16" if _multiplies_bf16(device) else "fp32"
+        return "bf16" if multiplies_bf16(device) else "fp32"
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("precision is fp16, which is for GPUs; a CPU takes fp32 or bf16")
     assert wanted in ("fp32", "bf16", "fp16")
     return wanted  # type: ignore[return-value]
+
+
+def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
+    """What a recipe's `compile` means on a device: `auto` is yes on CUDA GPUs only, where it was seen to pay."""
+    return device.type == "cuda" if wanted == "auto" else wanted
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -41,7 +46,8 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 products in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

@@ -27,8 +27,10 @@ _FREE_TO_CHANGE = (
     "checkpoint_minutes",
     "checkpoint_steps",
     "log_every",
+    "compile",
+    "parallel",
 )
-"""Recipe fields that a resumed run may have otherwise, because no weight depends on them."""
+"""Recipe fields that a resumed run may have otherwise: they change weights by rounding at most."""
 
 
 def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
             "train_fingerprint": job.data.train.fingerprint(),
             "val_fingerprint": job.data.val.fingerprint(),
         },
+        **job.identity,
     }
 
 
@@ -87,6 +90,7 @@ def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
             **job.settings,
         },
         "recipe": {"name": job.recipe_name, **job.recipe.to_plain()},
+        **job.identity,
     }
 
 

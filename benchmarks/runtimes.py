@@ -1,0 +1,96 @@
+"""Our exports against timm's of the same network after its `fuse()`, in each runtime: one thread, batch 1.
+
+Both are exported in fp32 with the same input, timm's by the runtime's own converter with nothing of ours in the
+graph. Each has a process of its own; they take turns, in an order drawn anew each round. With --precision int8
+ours is also timed in INT8, calibrated on noise, on which latency does not depend. The share is of what the same
+runtime reaches on one large matrix product in the same run.
+
+    python benchmarks/runtimes.py --models iformer_m --out benchmarks/results/runtimes.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from iformer.bench.latency import Latency, measure
+from iformer.bench.record import write_record
+from iformer.bench.subjects import TIMM_PREFIX, Subject, prepare, prepare_matrix_product
+from iformer.deploy.export import export_artifact
+from iformer.deploy.quantize import Quantization
+from iformer.deploy.runtimes import RUNTIMES, Runtime
+from iformer.models.classifier import Classifier
+from iformer.models.factory import create_model
+
+HERE = ("onnx", "openvino", "executorch", "litert", "ncnn")
+
+
+def subjects(name: str, runtime: Runtime, folder: Path, *, int8: bool) -> list[Subject]:
+    """timm's network, ours, ours in INT8 and the matrix product."""
+    found = [
+        prepare(f"{TIMM_PREFIX}{name}", runtime, folder, size=(224, 224), label="timm, fused"),
+        prepare(name, runtime, folder, size=(224, 224), label="ours"),
+    ]
+    if int8 and "int8" in runtime.precisions:
+        found.append(prepare(str(_int8(name, runtime, folder)), runtime, folder, label="ours, int8"))
+    return [*found, prepare_matrix_product(runtime, folder)]
+
+
+def _int8(name: str, runtime: Runtime, folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    images = []
+    for index in range(4):
+        images.append(folder / f"noise{index}.png")
+        Image.fromarray(generator.integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(images[-1])
+    model = create_model(name).eval()
+    assert isinstance(model, Classifier)
+    path = folder / f"{name}_int8{runtime.suffix}"
+    wishes = Quantization(images=images, measure=_no_metric)
+    export_artifact(model, path, runtime.name, batch=1, precision="int8", raw=True, quantization=wishes)
+    return path
+
+
+def _no_metric(_predictor: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    return {"top1": 0.0}  # random weights know nothing; only the time is wanted
+
+
+def main() -> None:
+    """Measure, print a table, and with --out write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["iformer_m"])
+    parser.add_argument("--runtimes", nargs="+", default=list(HERE), choices=HERE)
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8: beside fp32")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    figures: dict[str, Any] = {}
+    for name in options.models:
+        for runtime in options.runtimes:
+            with tempfile.TemporaryDirectory() as folder:
+                things = subjects(name, RUNTIMES[runtime], Path(folder), int8=options.precision == "int8")
+                rows = measure(things, rounds=options.rounds, threads=options.threads)
+            figures.setdefault(name, {})[runtime] = [row.to_plain() for row in rows]
+            for row in rows:
+                _print(name, row)
+    if options.out:
+        write_record(options.out, figures)
+
+
+def _print(name: str, row: Latency) -> None:
+    share = "" if row.matrix_product_share is None else f"{100 * row.matrix_product_share:5.0f} % of the product"
+    print(f"{name}  {row.runtime:10}  {row.label:14}  {row.median_ms:7.2f} ms  {row.times_as_fast:.3f}x  {share}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Our training step and our whole loop against timm's, same settings, same process, interleaved.
+
+Both train with the settings of the recipe imagenet-300 (mixup and cutmix, random erasing, label smoothing,
+RandAugment) in bf16 and channels-last. "Step": one prepared batch, again and again. "Loop": the same image files
+through each one's own loader, with the same number of workers; an epoch's start is not counted. timm's side is its
+train script's step and loader: its network, optimizer factory, mixup, loss and data functions. On a GPU ours is
+compiled (`--compile`), timm's eager amp as its script has it by default.
+
+    python benchmarks/training_loop.py --models iformer_t iformer_m --out benchmarks/results/training_loop.json
+    python benchmarks/training_loop.py --models iformer_m --profile
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import Mixup, create_dataset, create_loader
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+
+from iformer.bench.record import write_record
+from iformer.bench.timing import Timings, interleaved
+from iformer.config.recipe import Recipe, load_recipe
+from iformer.data.sources import load_data
+from iformer.training.checkpoint import Position
+from iformer.training.classification import classification_job
+from iformer.training.finite import FiniteGuard
+from iformer.training.meter import EpochMeter
+from iformer.training.optimizer import build_optimizer
+from iformer.training.precision import autocast, resolve_precision
+from iformer.training.run_folder import RunFolder
+from iformer.training.step import OptimizerStep, seed_everything
+from iformer.training.workload import Place
+
+CLASSES = 10
+Batch = dict[str, torch.Tensor]
+
+
+def make_images(folder: Path, count: int) -> Path:
+    """JPEG files of ImageNet's usual size (500 x 375, about 100 kB) with structure at all scales."""
+    generator = np.random.default_rng(0)
+    for part, images in (("train", count), ("val", CLASSES)):
+        for number in range(images):
+            target = folder / part / f"class {number % CLASSES}"
+            target.mkdir(parents=True, exist_ok=True)
+            picture = np.zeros((375, 500, 3), np.float32)
+            for scale in (4, 16, 64, 256):
+                small = generator.normal(0, 1, (375 // scale + 2, 500 // scale + 2, 3)).astype(np.float32)
+                layer = np.kron(small, np.ones((scale, scale, 1), np.float32))[:375, :500]
+                picture += layer * scale**0.5
+            low, high = picture.min(), picture.max()
+            Image.fromarray((255 * (picture - low) / (high - low)).astype(np.uint8)).save(
+                target / f"{number}.jpg", quality=90
+            )
+    return folder
+
+
+class Ours:
+    """The loop of `iformer train`: its loader, what it does to a batch, its step."""
+
+    name = "iformer"
+
+    def __init__(self, model: str, data: Path, recipe: Recipe, device: torch.device) -> None:
+        job = classification_job(
+            load_data(data),
+            data_name=str(data),
+            recipe=recipe,
+            recipe_name="imagenet-300",
+            folder=data.parent / "run",
+            model=model,
+        )
+        self.place = Place(
+            device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1
+        )
+        self.recipe = recipe
+        network = job.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        if recipe.compile is True:
+            network.compile()
+        self.workload = job.workload(job, self.place)
+        self.loader = self.workload.train_loader()
+        self.step = OptimizerStep(
+            recipe=recipe,
+            task=job.task,
+            place=self.place,
+            accelerator=accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
+            network=network,
+            model=network,
+            optimizer=build_optimizer(network, recipe),
+            scaler=torch.amp.GradScaler(device.type, enabled=False),
+            meter=EpochMeter(lambda tensor: tensor, device=device, processes=1),
+            guard=FiniteGuard(RunFolder(job.folder), Position(), device=device, processes=1),
+        )
+        self.epoch = 0
+        self.steps = 0
+
+    def batches(self) -> Iterator[Batch]:
+        """A fresh epoch; its workers end with it."""
+        self.epoch += 1
+        try:
+            yield from self.loader.epoch(self.epoch)
+        finally:
+            self.loader.close()
+
+    def prepare(self, batch: Batch) -> Batch:
+        """To the device, normalised, erased."""
+        return self.workload.prepare(batch)
+
+    def train(self, batch: Batch) -> None:
+        """One step on a prepared batch."""
+        self.steps += 1
+        seed_everything(self.recipe.seed, self.steps, 0)
+        self.step(dict(batch))
+
+
+class Timms:
+    """The loop of timm's train script, out of its parts."""
+
+    name = "timm"
+
+    def __init__(self, model: str, data: Path, recipe: Recipe, device: torch.device, workers: int) -> None:
+        self.device, self.precision = device, resolve_precision(recipe.precision, device)
+        self.network = timm.create_model(model, num_classes=CLASSES).to(device)
+        self.network = self.network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = create_optimizer_v2(
+            self.network, opt="adamw", lr=recipe.peak_lr, weight_decay=recipe.weight_decay
+        )
+        self.mixup = Mixup(
+            mixup_alpha=recipe.mixup_alpha,
+            cutmix_alpha=recipe.cutmix_alpha,
+            switch_prob=recipe.mixup_switch_prob,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=CLASSES,
+        )
+        self.loss = SoftTargetCrossEntropy()
+        self.on_gpu = device.type == "cuda"
+        self.options: dict[str, Any] = {
+            "input_size": (3, recipe.size, recipe.size),
+            "batch_size": recipe.batch_size,
+            "is_training": True,
+            "use_prefetcher": self.on_gpu,
+            "re_prob": recipe.random_erasing,
+            "re_mode": "pixel",
+            "scale": recipe.scale,
+            "hflip": recipe.hflip,
+            "auto_augment": recipe.rand_augment,
+            "interpolation": recipe.interpolation,
+            "num_workers": workers,
+            "pin_memory": self.on_gpu,
+            "persistent_workers": False,
+            "device": device,
+        }
+        self.dataset = create_dataset("", root=str(data / "train"), split="train", is_training=True)
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """A fresh epoch; its workers end with it."""
+        yield from create_loader(self.dataset, **self.options)
+
+    def prepare(self, batch: tuple[torch.Tensor, torch.Tensor]) -> Batch:
+        """To the device."""
+        images, labels = batch
+        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        return {"images": images, "labels": labels.to(self.device)}
+
+    def train(self, batch: Batch) -> None:
+        """One step on a prepared batch, which is mixed in a copy."""
+        images, targets = self.mixup(batch["images"].clone(), batch["labels"])
+        with autocast(self.precision, self.device):
+            loss = self.loss(self.network(images), targets)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def loop_seconds(side: Ours | Timms, steps: int, wait: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of `steps` steps with their data, and the share of them spent waiting for it, after two others."""
+    batches = side.batches()
+    for _ in range(2):
+        side.train(side.prepare(next(batches)))
+    wait()
+    began, waited = time.perf_counter(), 0.0
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        side.train(side.prepare(batch))
+    wait()
+    seconds = time.perf_counter() - began
+    batches.close()  # type: ignore[attr-defined]
+    return seconds, waited / seconds
+
+
+def compare(model: str, data: Path, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Both sides' step and loop for one network."""
+    recipe = load_recipe(
+        "imagenet-300",
+        {
+            "batch_size": options.batch_size,
+            "workers": options.workers,
+            "compile": options.compile,
+            "precision": options.precision,
+        },
+        model=model,
+    )
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    ours_data = options.shards or data
+    sides: list[Ours | Timms] = [
+        Timms(model, data, recipe, device, options.workers),
+        Ours(model, ours_data, recipe, device),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(options.batch_size, 3, recipe.size, recipe.size, generator=generator)
+    fixed: Batch = {
+        "images": images.to(device).contiguous(memory_format=torch.channels_last),
+        "labels": torch.randint(0, CLASSES, (options.batch_size,), generator=generator).to(device),
+        "indices": torch.arange(options.batch_size),
+    }
+    # our step mixes in place, as timm's does, which is given a copy: so is ours
+    calls = {
+        side.name: lambda side=side: side.train({**fixed, "images": fixed["images"].clone()}) for side in sides
+    }
+    steps = interleaved(calls, rounds=options.rounds, warmup=3, synchronize=wait)
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    waits: dict[str, list[float]] = {side.name: [] for side in sides}
+    order = random.Random(0)
+    for _ in range(options.loop_rounds):
+        for side in order.sample(sides, len(sides)):
+            took, waited = loop_seconds(side, options.loop_steps, wait)
+            seconds[side.name].append(took)
+            waits[side.name].append(waited)
+    loops = Timings(seconds={name: tuple(samples) for name, samples in seconds.items()})
+    result: dict[str, Any] = {"precision": resolve_precision(recipe.precision, device)}
+    for kind, timings, images_each in (
+        ("step", steps, options.batch_size),
+        ("loop", loops, options.batch_size * options.loop_steps),
+    ):
+        if not all(timings.seconds.values()):
+            continue
+        result[kind] = {
+            "times as fast as timm": timings.ratio("timm", "iformer"),
+            **{f"{name} images/s": images_each / timings.median(name) for name in timings.seconds},
+            "timings": timings.to_plain(),
+        }
+        print(
+            f"{model}  {kind}: {result[kind]['times as fast as timm']:.2f}x of timm "
+            f"({result[kind]['iformer images/s']:.1f} against {result[kind]['timm images/s']:.1f} images/s)",
+            flush=True,
+        )
+    if loops.seconds["iformer"]:
+        result["loop"]["share of time waiting for data"] = {
+            name: sorted(shares)[len(shares) // 2] for name, shares in waits.items()
+        }
+    if options.profile:
+        result["profile"] = profile(sides[1], fixed, device)
+    return result
+
+
+def profile(side: Ours | Timms, batch: Batch, device: torch.device) -> list[dict[str, Any]]:
+    """The operations of our step that take most time themselves, with their share."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(3):
+            side.train({**batch, "images": batch["images"].clone()})
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, kind))
+    total = sum(getattr(event, kind) for event in events)
+    rows = [{"operation": event.key, "share": getattr(event, kind) / total} for event in events[:12]]
+    for row in rows:
+        print(f"  {row['share']:6.1%}  {row['operation']}")
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure each network, print; with --out write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["iformer_t", "iformer_m"])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--loop-rounds", type=int, default=5)
+    parser.add_argument("--loop-steps", type=int, default=12)
+    parser.add_argument("--images", type=int, default=1024, help="how many are made")
+    parser.add_argument("--shards", type=Path, help="a folder of shards that our loop reads instead of the files")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="compile our network")
+    parser.add_argument("--profile", action="store_true", help="name the most expensive operations of our step")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    folder = Path(tempfile.mkdtemp(prefix="iformer-loop-"))
+    try:
+        needed = (options.loop_steps + 2) * options.batch_size
+        data = make_images(folder / "images", max(options.images, needed))
+        figures = {model: compare(model, data, options, device) for model in options.models}
+    finally:
+        shutil.rmtree(folder)
+    if options.out:
+        settings = {name: str(value) for name, value in vars(options).items()}
+        write_record(options.out, {"settings": settings, **figures}, device=device)
+
+
+if __name__ == "__main__":
+    main()

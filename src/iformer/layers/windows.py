@@ -1,0 +1,150 @@
+"""A large feature map as windows, for attention whose cost grows with the windows and not with their square.
+
+Between `cut` and `join` the windows of an image lie one under another in a strip. Operations on single tokens
+(1x1 convolutions, norms, sums) take a strip like any other map; what looks at neighbours goes through
+`convolve` or `split`. Only pads, splits and concatenations of four axes are needed, which every runtime has.
+
+Shape letters: B batch, C channels, H and W the map's sides, P a window's side, N windows of an image,
+L = P * P tokens of a window, D channels of a query, key or value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iformer.config.windows import WindowConfig
+from iformer.layers.capture import is_capturing
+
+_NEVER = -1e4
+"""Added to the score of a key that must not be seen; its weight is then 0, in half precision too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """The windows of maps of one size."""
+
+    config: WindowConfig
+    height: int
+    """H of the map that is cut."""
+    width: int
+    """W of the map that is cut."""
+
+    @classmethod
+    def of(cls, x_BCHW: Tensor, config: WindowConfig | None) -> Self | None:
+        """The windows that `config` cuts a map into; None where it stays whole."""
+        height, width = int(x_BCHW.shape[2]), int(x_BCHW.shape[3])
+        if config is None or max(height, width) <= config.window_size:
+            return None
+        return cls(config=config, height=height, width=width)
+
+    @cached_property
+    def padded_height(self) -> int:
+        """H rounded up to whole windows."""
+        return -(-self.height // self.config.window_size) * self.config.window_size
+
+    @cached_property
+    def padded_width(self) -> int:
+        """W rounded up to whole windows."""
+        return -(-self.width // self.config.window_size) * self.config.window_size
+
+    @cached_property
+    def count(self) -> int:
+        """N: windows of one image."""
+        return self.padded_height * self.padded_width // self.config.window_size**2
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some tokens are not the map's."""
+        return (self.padded_height, self.padded_width) != (self.height, self.width)
+
+    def cut(self, x_BCHW: Tensor) -> Tensor:
+        """B x C x H x W as a strip, B x C x N*P x P, padded with zeros at the right and bottom."""
+        if self.is_padded:
+            padding = (0, self.padded_width - self.width, 0, self.padded_height - self.height)
+            x_BCHW = F.pad(x_BCHW, padding)
+        return self._by_chunks(self._cut, x_BCHW)
+
+    def join(self, strip: Tensor) -> Tensor:
+        """The inverse of `cut`: B x C x N*P x P as B x C x H x W, without the padding."""
+        x_BCHW = self._by_chunks(self._join, strip)
+        return x_BCHW[:, :, : self.height, : self.width] if self.is_padded else x_BCHW
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """The tokens of a strip, B x N*L x D, by windows, B*N x L x D: a view."""
+        return tokens.reshape(-1, self.config.window_size**2, tokens.shape[2])
+
+    def merge(self, tokens: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return tokens.reshape(-1, self.count * self.config.window_size**2, tokens.shape[2])
+
+    def each(self, module: nn.Module, strip: Tensor) -> Tensor:
+        """A module over every window by itself: as a batch, B*N x C x P x P, which channels-last makes a view."""
+        size = self.config.window_size
+        channels = strip.shape[1]
+        windows = strip.permute(0, 2, 3, 1).reshape(-1, size, size, channels).permute(0, 3, 1, 2)
+        result = module(windows)
+        return result.permute(0, 2, 3, 1).reshape(-1, self.count * size, size, channels).permute(0, 3, 1, 2)
+
+    def convolve(self, conv: nn.Conv2d, strip: Tensor) -> Tensor:
+        """`each` for a 3x3 convolution, in a form for graphs too: some runtimes have no batch."""
+        if not is_capturing():
+            return self.each(conv, strip)
+        # a row of zeros below every window, which is its padding and the next one's
+        size, count, channels = self.config.window_size, self.count, strip.shape[1]
+        apart = F.pad(strip.reshape(-1, channels, count, size * size), (0, size))
+        result = conv(apart.reshape(-1, channels, count * (size + 1), size))
+        together = result.reshape(-1, channels, count, (size + 1) * size)[..., : size * size]
+        return together.reshape(-1, channels, count * size, size)
+
+    def without_padding(self, strip: Tensor) -> Tensor:
+        """A strip with zeros in the place of padded tokens, where these are masked."""
+        if not self.has_mask:
+            return strip
+        return strip * self._constant(self._inside.reshape(1, 1, -1, self.config.window_size), strip)
+
+    def mask(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys of a strip, B x N*L x D, with one channel more, by which padded keys have no weight.
+
+        A channel rather than a sum with the scores: ncnn adds no constant to a batch of windows.
+        """
+        if not self.has_mask:
+            return q, k
+        bias = self._constant(np.where(self._inside, 0.0, _NEVER).reshape(1, -1, 1), k).repeat(k.shape[0], 1, 1)
+        return torch.cat([q, torch.ones_like(bias)], dim=2), torch.cat([k, bias], dim=2)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there are padded tokens, and the map's are not to depend on them."""
+        return self.is_padded and self.config.padded_tokens == "masked"
+
+    @cached_property
+    def _inside(self) -> np.ndarray:
+        """Which tokens of a strip, N*P x P, are the map's."""
+        rows = np.arange(self.padded_height)[:, None] < self.height
+        columns = np.arange(self.padded_width)[None, :] < self.width
+        parts = np.split(rows & columns, self.padded_width // self.config.window_size, axis=1)
+        return np.concatenate(parts, axis=0)
+
+    def _constant(self, values: np.ndarray, like: Tensor) -> Tensor:
+        return torch.tensor(values.astype(np.float32)).to(like)
+
+    def _by_chunks(self, change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`change` on groups of channels one after another: what is moved at a time stays small."""
+        if self.config.channel_chunks == 1:
+            return change(x)
+        return torch.cat([change(part) for part in x.chunk(self.config.channel_chunks, dim=1)], dim=1)
+
+    def _cut(self, x_BCHW: Tensor) -> Tensor:
+        # columns of windows one under another: no axes but these four are needed
+        return torch.cat(torch.split(x_BCHW, self.config.window_size, dim=3), dim=2)
+
+    def _join(self, strip: Tensor) -> Tensor:
+        return torch.cat(torch.split(strip, self.padded_height, dim=2), dim=3)

@@ -1,0 +1,70 @@
+"""Batch norm over the images of all processes: torch's own on GPUs, and one for CPUs, where torch has none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronise_norms(network: nn.Module, device: torch.device) -> None:
+    """Let each batch norm inside a network take its statistics over all processes; keys stay the same.
+
+    Gradients are then, averaged over processes as DistributedDataParallel does, those of one process with the
+    whole batch. Nothing changes in eval mode.
+    """
+    for name, child in list(network.named_children()):
+        if isinstance(child, _BatchNorm):
+            if device.type == "cpu":
+                child.__class__ = _of_all_processes(type(child))
+            else:
+                setattr(network, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+        else:
+            synchronise_norms(child, device)
+
+
+class _AcrossProcesses(_BatchNorm):
+    """The forward pass of a batch norm whose statistics are those of all processes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.running_mean is None or self.momentum is None:
+            return super().forward(input)
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        x = input if input.dtype == torch.float64 else input.float()
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        count = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
+        sum_C, count = _total(torch.cat([x.sum(dims), count])).split([x.shape[1], 1])  # type: ignore[no-untyped-call]
+        mean_C = sum_C / count
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        centred = x - mean_C.view(shape)
+        # a second exchange: the mean square less the squared mean would lose digits
+        variance_C = _total(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            unbiased_C = variance_C * (count / (count - 1))
+            self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scaled: Tensor = centred * torch.rsqrt(variance_C + self.eps).view(shape)
+        if self.affine:
+            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
+        return scaled.to(input.dtype)
+
+
+class _AcrossProcesses1d(_AcrossProcesses, nn.BatchNorm1d):
+    pass
+
+
+class _AcrossProcesses2d(_AcrossProcesses, nn.BatchNorm2d):
+    pass
+
+
+def _total(values: Tensor) -> Tensor:
+    """The sum over all processes; gradients flow through it to each of them."""
+    total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _of_all_processes(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    return _AcrossProcesses1d if issubclass(kind, nn.BatchNorm1d) else _AcrossProcesses2d

@@ -1,0 +1,90 @@
+"""Artifacts timed in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from iformer import save
+from iformer.bench.latency import measure
+from iformer.bench.subjects import MATRIX_PRODUCT, Subject, prepare
+from iformer.config.metadata import Metadata
+from iformer.config.network import NetworkConfig
+from iformer.config.preprocessing import Preprocessing
+from iformer.deploy.artifact import write_record
+from iformer.deploy.runtimes import find_runtime
+from iformer.errors import UserError
+from iformer.models.classifier import Classifier
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+ONNX = find_runtime("onnx")
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory, make_tiny_config: Callable[..., NetworkConfig]) -> Subject:
+    """The tiny network, exported from its checkpoint."""
+    folder = tmp_path_factory.mktemp("bench")
+    model = Classifier(make_tiny_config())
+    model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(64, 64)))
+    save(model, folder / "tiny.safetensors")
+    return prepare(str(folder / "tiny.safetensors"), ONNX, folder)
+
+
+def test_what_was_prepared_is_described(subject: Subject) -> None:
+    assert (subject.label, subject.runtime, subject.precision, subject.size) == ("tiny", "onnx", "fp32", (64, 64))
+    assert subject.gmacs is not None
+    assert 0 < subject.gmacs < 0.1
+    assert subject.megabytes > 0.1
+    again = prepare(str(subject.artifact), ONNX, subject.artifact.parent, label="the artifact")
+    assert (again.label, again.artifact) == ("the artifact", subject.artifact)
+
+
+def test_rounds_in_two_processes(subject: Subject) -> None:
+    from dataclasses import replace
+
+    said: list[str] = []
+    product = replace(subject, label=MATRIX_PRODUCT)
+    rows = measure([subject, product], rounds=3, calls=2, warmup=0, report=said.append)
+    assert [row.label for row in rows] == ["tiny", MATRIX_PRODUCT]
+    for row in rows:
+        assert row.rounds == 3
+        assert 0 < row.p10_ms <= row.median_ms <= row.p90_ms
+        assert row.load_ms > 0
+        assert row.gflops == pytest.approx(2 * row.gmacs / (row.median_ms / 1e3))  # type: ignore[operator]
+    assert rows[0].times_as_fast == 1
+    assert rows[1].matrix_product_share == 1
+    assert said[0] == "tiny loaded"
+    assert said[-1] == "round 3 of 3"
+
+
+def test_what_cannot_be_timed(subject: Subject, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from iformer.deploy.artifact import artifact_hash, read_record
+
+    with pytest.raises(UserError, match="something to time"):
+        measure([])
+    with pytest.raises(UserError, match="labels have to differ"):
+        measure([subject, subject])
+    with pytest.raises(UserError, match="is for ONNX Runtime, not for OpenVINO"):
+        prepare(str(subject.artifact), find_runtime("openvino"), tmp_path)
+    with pytest.raises(UserError, match="timm has no network 'repvit'"):
+        prepare("timm/repvit", ONNX, tmp_path)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a network")
+    write_record(replace(read_record(subject.artifact), file=broken.name, sha256=artifact_hash(broken)), broken)
+    with pytest.raises(UserError, match="cannot be loaded by ONNX Runtime"):
+        measure([replace(subject, artifact=broken)])
+
+
+def test_a_network_of_timms_is_exported_as_it_comes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    peer = prepare("timm/mobilenetv3_small_050", ONNX, tmp_path, size=(64, 64))
+    assert peer.label == "timm/mobilenetv3_small_050"
+    assert peer.gmacs == pytest.approx(0.0024, rel=0.3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [peer.artifact.name, peer.artifact.name + ".json"]

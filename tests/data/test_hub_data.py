@@ -1,0 +1,64 @@
+"""Data sets of Hugging Face: read from a local folder, as the library lays it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.loader import ImageDataset, build_loader
+from iformer.data.sources import load_data
+from iformer.data.transforms import eval_transform
+from iformer.errors import DataError
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def write_parquet(root: Path, splits: dict[str, int]) -> Path:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dull", "bright"])}
+    )
+    for split, count in splits.items():
+        rows = {
+            "image": [Image.fromarray(np.full((9, 9, 3), 20 * number, np.uint8)) for number in range(count)],
+            "label": [int(number >= count // 2) for number in range(count)],
+        }
+        table = datasets.Dataset.from_dict(rows, features=features)
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        table.to_parquet(root / "data" / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+def test_splits_are_read_at_random(tmp_path: Path) -> None:
+    data = load_data(f"hfds/{write_parquet(tmp_path / 'set', {'train': 8, 'validation': 4})}")
+    assert data.train.class_names == ("dull", "bright")
+    assert data.train.class_counts == {"dull": 4, "bright": 4}
+    assert data.val.labels.tolist() == [0, 0, 1, 1]
+    dataset = ImageDataset(data.train, eval_transform(Preprocessing(size=(32, 32))))
+    with build_loader(dataset, batch_size=3, train=False, workers=2) as loader:
+        seen = {
+            int(i): int(batch["images"][n].max())
+            for batch in loader.epoch()
+            for n, i in enumerate(batch["indices"])
+        }
+    assert seen == {number: 20 * number for number in range(8)}
+    again = load_data(f"hfds/{tmp_path / 'set'}")
+    assert again.train.fingerprint() == data.train.fingerprint()
+    assert data.train.fingerprint() != data.val.fingerprint()
+
+
+def test_what_is_no_data_set_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has the splits train; expected train and validation"):
+        load_data(f"hfds/{write_parquet(tmp_path / 'half', {'train': 4})}")
+    with pytest.raises(DataError, match=r"hfds/.*: cannot be read") as caught:
+        load_data(f"hfds/{tmp_path / 'missing'}")
+    assert "\n" not in str(caught.value)

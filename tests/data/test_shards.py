@@ -1,0 +1,233 @@
+"""Tar shards: packed, verified, read at random; what is damaged is found and named."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iformer.config.preprocessing import Preprocessing
+from iformer.data import packing
+from iformer.data.images import read_image
+from iformer.data.loader import ImageDataset, build_loader
+from iformer.data.packing import pack, verify
+from iformer.data.samples import DataSplit
+from iformer.data.shards import INDEX, INFO, load_shards
+from iformer.data.sources import load_data
+from iformer.data.transforms import eval_transform
+from iformer.errors import DataError, UserError
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def make_folder(root: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 7), ("val", 2)):
+        for name in CLASSES:
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"some.{number} ü.JPEG", quality=90)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> DataSplit:
+    return load_data(make_folder(tmp_path_factory.mktemp("folder")), workers=1)
+
+
+@pytest.fixture(scope="module")
+def packed(folder: DataSplit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    done = pack(folder, out, shard_bytes=6000)
+    assert done.images == {"train": 21, "val": 6}
+    assert done.shards["train"] > 2
+    return out
+
+
+@pytest.fixture
+def shards(packed: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(packed, tmp_path / "shards"))
+
+
+def test_shards_hold_the_folder_s_files_byte_for_byte(folder: DataSplit, packed: Path) -> None:
+    found = load_data(packed)
+    for part in ("train", "val"):
+        before, after = getattr(folder, part), getattr(found, part)
+        assert after.class_names == CLASSES
+        assert after.class_counts == before.class_counts
+        contents = [
+            Counter((sample.path.read_bytes(), sample.label) for sample in image_set.samples)
+            for image_set in (before, after)
+        ]
+        assert contents[0] == contents[1]
+    labels = [sample.label for sample in found.train.samples]
+    assert labels == found.train.labels.tolist()
+    assert labels != sorted(labels)  # shuffled, for readers that stream
+
+
+def test_an_image_in_a_shard_has_a_name_for_people(packed: Path) -> None:
+    data = load_data(packed).train
+    name = data.relative_path(data.samples[0])
+    assert name.startswith("train-00000.tar/00000000-some_")
+    assert str(data.samples[0].path) == os.path.join(packed, *name.split("/"))
+    with pytest.raises(DataError, match="lies inside of another file"):
+        _ = data.samples[0].file
+
+
+def test_loader_gives_each_image_once_whatever_the_ranks_and_workers(packed: Path) -> None:
+    data = load_data(packed).train
+    dataset = ImageDataset(data, eval_transform(Preprocessing(size=(32, 32))))
+    seen: list[int] = []
+    for rank in range(2):
+        loader = build_loader(dataset, batch_size=4, train=False, workers=2, rank=rank, world_size=2)
+        with loader:
+            for batch in loader.epoch():
+                seen += batch["indices"].tolist()
+                assert batch["labels"].tolist() == data.labels[batch["indices"].numpy()].tolist()
+    assert sorted(seen) == list(range(21))
+
+
+def test_other_readers_read_them_too(packed: Path) -> None:
+    pytest.importorskip("webdataset")
+    from timm.data.readers.reader_factory import create_reader
+
+    reader = create_reader("wds/", root=str(packed), split="validation")
+    found = Counter((np.asarray(image).tobytes(), label) for image, label in reader)
+    data = load_data(packed).val
+    ours = Counter((np.asarray(read_image(sample.path)).tobytes(), sample.label) for sample in data.samples)
+    assert found == ours
+
+
+def test_shards_of_others_are_indexed_on_first_use(packed: Path, shards: Path) -> None:
+    (shards / INDEX).unlink()
+    (shards / INFO).unlink()
+    numbered = load_data(shards)
+    assert numbered.train.class_names == ("0", "1", "2")
+    assert (shards / INDEX).is_file()
+    (shards / INDEX).unlink()
+    (shards / "classes.txt").write_text("\n".join(CLASSES))
+    assert load_data(shards).train.fingerprint() == load_data(packed).train.fingerprint()
+
+
+def test_verify_finds_what_changed(shards: Path) -> None:
+    assert verify(shards, decode=True).images == {"train": 21, "val": 6}
+    sample = load_data(shards).train.samples[5]
+    where = sample.path._samples.columns  # type: ignore[union-attr]
+    path = shards / where.shards[where.shard[5]]
+    contents = bytearray(path.read_bytes())
+    contents[int(where.offset[5]) + 100] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(
+        DataError, match=r"the contents of 00000005-some_.*\.jpg is not what the index says \(1 images"
+    ):
+        verify(shards)
+
+
+def test_shard_that_is_cut_short_or_gone_is_named_before_anything_is_read(shards: Path) -> None:
+    last = sorted(shards.glob("train-*.tar"))[-1]
+    contents = last.read_bytes()
+    last.write_bytes(contents[:1000])
+    with pytest.raises(DataError, match=rf"{last.name}: 1,000 bytes, but its index needs .*copy it again"):
+        load_shards(shards)
+    last.unlink()
+    with pytest.raises(DataError, match=rf"{last.name}: No such file or directory, but {INDEX} names it"):
+        load_shards(shards)
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"x" * 300])
+def test_damaged_index_says_what_to_do(shards: Path, spoiled: bytes) -> None:
+    (shards / INDEX).write_bytes(spoiled)
+    with pytest.raises(DataError, match=r"index\.safetensors: damaged .*remove it"):
+        load_shards(shards)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.jpg": b"x"}, r"train\.tar: a has no label \(\.cls\)"),
+        ({"a.cls": b"1"}, r"train\.tar: a has no image"),
+        ({"a.jpg": b"x", "a.cls": b"one"}, r"train\.tar: damaged shard \(invalid literal"),
+    ],
+)
+def test_shard_without_pairs(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name, contents in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            tar.addfile(member, io.BytesIO(contents))
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path)
+
+
+def test_folders_of_shards_that_are_no_data_set(shards: Path, tmp_path: Path) -> None:
+    (shards / INDEX).unlink()
+    for path in shards.glob("val-*.tar"):
+        path.unlink()
+    with pytest.raises(DataError, match="no shard of the val part"):
+        load_data(shards)
+    (tmp_path / "some.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match="its name says neither train nor val"):
+        load_data(tmp_path)
+    (tmp_path / "some.tar").rename(tmp_path / "train.tar")
+    with pytest.raises(DataError, match=r"train\.tar: damaged shard"):
+        load_data(tmp_path)
+
+
+def test_packing_leaves_nothing_behind_where_it_fails(
+    folder: DataSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            pack(folder, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out" / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="not an empty folder"):
+        pack(folder, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
+        with pytest.raises(UserError, match=r"the shards need about .* are free there"):
+            pack(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_info_file_counts_what_is_in_the_shards(packed: Path) -> None:
+    info = json.loads((packed / INFO).read_text())
+    train = info["splits"]["train"]
+    assert train["num_samples"] == sum(train["shard_lengths"]) == 21
+    assert info["splits"]["validation"]["num_samples"] == 6
+
+
+def test_epoch_goes_on_behind_the_last_image_on_another_number_of_ranks(packed: Path) -> None:
+    """Two ranks make the first two steps of a shuffled epoch, then one alone makes the rest of it."""
+    data = load_data(packed).train
+    dataset = ImageDataset(data, eval_transform(Preprocessing(size=(32, 32))))
+
+    def indices(rank: int, world_size: int, start_step: int, steps: int) -> list[int]:
+        loader = build_loader(
+            dataset, batch_size=4, train=True, seed=3, workers=1, rank=rank, world_size=world_size
+        )
+        with loader:
+            batches = itertools.islice(loader.epoch(1, start_step), steps)
+            return [index for batch in batches for index in batch["indices"].tolist()]
+
+    whole = indices(0, 1, 0, 99)
+    assert len(whole) == len(set(whole)) == 20  # of 21: an incomplete last step sits out
+    first = indices(0, 2, 0, 2) + indices(1, 2, 0, 2)
+    assert sorted(first) == sorted(whole[:8])
+    assert indices(0, 1, 2, 99) == whole[8:]

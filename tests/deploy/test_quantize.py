@@ -1,0 +1,218 @@
+"""INT8: the ranking, the search for what has to go back, and what each runtime makes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from iformer.data.images import read_image
+from iformer.data.transforms import Normalize, eval_transform
+from iformer.deploy import quantize
+from iformer.deploy.artifact import artifact_bytes, read_record
+from iformer.deploy.export import export_artifact, quiet
+from iformer.deploy.graph import Calibration, Graph, Predictor, folded_for_export, graph_of
+from iformer.deploy.quantize import (
+    Quantization,
+    layers,
+    quantize_until_it_holds,
+    rank_by_sensitivity,
+    read_calibration_images,
+)
+from iformer.deploy.runtimes import QUANTIZED, RUNTIMES, find_runtime
+from iformer.errors import MissingDependencyError, UserError
+from iformer.models.classifier import Classifier
+
+PAIRS = [
+    (name, precision) for name, row in RUNTIMES.items() for precision in row.precisions if precision in QUANTIZED
+]
+each_pair = pytest.mark.parametrize(("name", "precision"), PAIRS)
+
+
+@pytest.fixture
+def agreement(model: Classifier, photographs: list[Path]) -> Callable[[Predictor], dict[str, float]]:
+    """A metric: how many photographs get the network's own answer, in percent."""
+    decode = eval_transform(model.metadata.preprocessing)
+    pixels = torch.stack([decode(read_image(path)) for path in photographs])
+    with torch.inference_mode():
+        own = model(Normalize(model.metadata.preprocessing)(pixels)).argmax(1)
+    return lambda predictor: {"top1": 100 * float((predictor(pixels).argmax(1) == own).float().mean())}
+
+
+@pytest.fixture
+def graph(model: Classifier, photographs: list[Path]) -> Graph:
+    calibration = Calibration(images=read_calibration_images(photographs, model.metadata.preprocessing))
+    return graph_of(model, precision="int8", calibration=calibration)
+
+
+def need(name: str, precision: str) -> None:
+    """Skip where a runtime or its quantizer is not installed."""
+    try:
+        RUNTIMES[name].require(precision)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+# ------------------------------------------------------------------------------------- shared by the runtimes
+
+
+def test_the_layer_whose_channels_differ_most_is_ranked_first(graph: Graph) -> None:
+    """One channel a thousand times the others, and divided out again behind it: the same function in fp32."""
+    network = copy.deepcopy(graph.network)
+    expand = network.get_submodule("stages.0.blocks.0.depthwise")
+    project = network.get_submodule("stages.0.blocks.0.expand")
+    with torch.no_grad():
+        expand.weight[0] *= 1000  # type: ignore[operator, index]
+        expand.bias[0] *= 1000  # type: ignore[operator, index]
+        project.weight[:, 0] /= 1000  # type: ignore[operator, index]
+    ranked = rank_by_sensitivity(replace(graph, network=network))
+    assert ranked[0][0] in ("stages.0.blocks.0.depthwise", "stages.0.blocks.0.expand")
+    assert ranked[0][1] > 3 * ranked[2][1]
+    assert {name for name, _ in ranked} == set(layers(network))
+    before = dict(graph.network.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in graph.network.state_dict().items())
+
+
+def runner_that_holds_from(count: int) -> Callable[[Graph], Any]:
+    """Stands for a conversion whose metric is 90 % with `count` layers left as they were, and 50 % before."""
+
+    def build(graph: Graph) -> Any:
+        assert graph.calibration is not None
+        return SimpleNamespace(top1=90.0 if len(graph.calibration.kept) >= count else 50.0)
+
+    return build
+
+
+def test_the_fewest_layers_go_back_the_worst_first(graph: Graph) -> None:
+    wishes = Quantization(images=(), measure=lambda predictor: {"top1": predictor.top1})  # type: ignore[attr-defined]
+    ranked = [name for name, _ in rank_by_sensitivity(graph)]
+    _, attempts = quantize_until_it_holds(graph, wishes, runner_that_holds_from(3), {"top1": 90.5})
+    assert [len(attempt.kept) for attempt in attempts] == [0, 1, 2, 4]
+    assert [attempt.drop for attempt in attempts] == [40.5, 40.5, 40.5, 0.5]
+    assert list(attempts[-1].kept) == ranked[:4]
+    most = len(ranked) // 2
+    _, attempts = quantize_until_it_holds(graph, wishes, runner_that_holds_from(most), {"top1": 90.5})
+    assert len(attempts[-1].kept) == most
+    with pytest.raises(UserError, match=r"falls by more than 1 points from 90.50 % .*40.50 with 0, 40.50 with 1"):
+        quantize_until_it_holds(graph, wishes, runner_that_holds_from(most + 1), {"top1": 90.5})
+
+
+# ------------------------------------------------------------------------------------------- every runtime
+
+
+def forms(weight: torch.Tensor, dtype: Any) -> list[bytes]:
+    """A weight's bytes in every order of axes that a format may keep it in."""
+    value = weight.numpy().astype(dtype)
+    return [np.ascontiguousarray(value.transpose(order)).tobytes() for order in permutations(range(value.ndim))]
+
+
+def everything_in(path: Path) -> bytes:
+    files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
+    return b"".join(file.read_bytes() for file in files)
+
+
+@each_pair
+def test_the_artifact_answers_as_the_network_does(
+    model: Classifier,
+    tmp_path: Path,
+    photographs: list[Path],
+    agreement: Callable[[Predictor], dict[str, float]],
+    name: str,
+    precision: str,
+) -> None:
+    need(name, precision)
+    said: list[str] = []
+    path = tmp_path / f"tiny{RUNTIMES[name].suffix}"
+    wishes = Quantization(
+        images=photographs, measure=agreement, max_drop=30, data="photographs", report=said.append
+    )
+    info = export_artifact(model, path, name, precision=precision, images=photographs, quantization=wishes)
+    assert read_record(path) == info
+    assert info.precision == precision
+    assert info.accuracy is not None
+    assert info.quantization is not None
+    assert info.accuracy["network"]["top1"] == 100
+    assert info.accuracy["drop"] == 100 - info.accuracy["metrics"]["top1"] <= 30
+    assert info.quantization["calibration_images"] == len(photographs)
+    assert info.quantization["kept"] == []
+    assert len(said) == len(info.quantization["tried"]) == 1
+    assert info.parity is not None
+    assert info.parity["max_relative_error"] > 1e-4, "it is not quantized"
+    assert sorted(part.name for part in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
+    # the fp32 weights are 0.14 MB
+    assert artifact_bytes(path) < 400_000
+    weight = folded_for_export(model).get_submodule("stages.2.blocks.0.expand").weight
+    assert isinstance(weight, torch.Tensor)
+    content = everything_in(path)
+    assert not any(form in content for dtype in (np.float32, np.float16) for form in forms(weight, dtype))
+
+
+@each_pair
+def test_a_layer_that_is_kept_has_its_own_weights(graph: Graph, tmp_path: Path, name: str, precision: str) -> None:
+    need(name, precision)
+    kept = "stages.2.blocks.0.expand"
+    assert graph.calibration is not None
+    calibration = Calibration(images=graph.calibration.images[:2], kept=(kept,))
+    changed = replace(graph, precision=precision, calibration=calibration)
+    path = tmp_path / f"kept{find_runtime(name).suffix}"
+    with quiet(), torch.no_grad():
+        find_runtime(name).module().write(changed, path)
+    weight, other = (graph.network.get_submodule(layer).weight for layer in (kept, "stages.2.blocks.0.project"))
+    assert isinstance(weight, torch.Tensor)
+    assert isinstance(other, torch.Tensor)
+    dtype = np.float16 if name == "coreml" else np.float32
+    content = everything_in(path)
+    assert any(form in content for form in forms(weight, dtype))
+    assert not any(form in content for form in forms(other, dtype))
+
+
+def test_nothing_is_left_of_an_artifact_that_cannot_hold(
+    model: Classifier, tmp_path: Path, photographs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("onnx", "int8")
+    monkeypatch.setattr(quantize, "MAX_KEPT_SHARE", 0.01)  # none and one layer: two conversions
+    answers = iter([90.0])
+    wishes = Quantization(images=photographs, measure=lambda _predictor: {"top1": next(answers, 10.0)})
+    with pytest.raises(UserError, match="top1 falls by more than 1 points from 90"):
+        export_artifact(model, tmp_path / "new" / "a.onnx", "onnx", precision="int8", quantization=wishes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_control_is_nncfs(
+    model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Predictor], dict[str, float]]
+) -> None:
+    need("openvino", "int8")
+    wishes = Quantization(images=photographs, measure=agreement, max_drop=30, accuracy_control=True)
+    info = export_artifact(model, tmp_path / "a.openvino", "openvino", precision="int8", quantization=wishes)
+    assert info.accuracy is not None
+    assert info.accuracy["drop"] <= 30
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "quantization", "message"),
+    [
+        ("onnx", "int8", None, "precision is 'int8'; it needs labelled images"),
+        ("onnx", "fp32", {}, "precision is 'fp32'; images to calibrate with are for int8"),
+        ("onnx", "int8", {"accuracy_control": True}, "accuracy control is for OpenVINO"),
+        ("onnx", "int8", {}, "needs images to calibrate with"),
+        ("ncnn", "int8", {}, "precision is 'int8'; for ncnn it may be fp32, fp16"),
+    ],
+)
+def test_impossible_wishes(
+    model: Classifier, tmp_path: Path, name: str, precision: str, quantization: Any, message: str
+) -> None:
+    need(name, precision)
+    wishes = None
+    if quantization is not None:
+        wishes = Quantization(images=(), measure=lambda _predictor: {"top1": 1.0}, **quantization)
+    with pytest.raises(UserError, match=message):
+        export_artifact(model, tmp_path / "new" / "a", name, precision=precision, quantization=wishes)
+    assert not list(tmp_path.iterdir())

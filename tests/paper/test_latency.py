@@ -1,0 +1,50 @@
+"""Latencies of the paper's networks: every row of ours has one, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from iformer.errors import UserError
+from iformer.paper.ablations import ABLATIONS
+from iformer.paper.figures import draw_figure
+from iformer.paper.latency import HOW, measure_latencies, with_latencies
+from iformer.paper.tables import paper_table, to_csv
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def test_each_row_of_ours_gets_its_latency(make_tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = make_tiny_config(name="small"), make_tiny_config(name="large")
+    monkeypatch.setitem(ABLATIONS, 1, {"MHA Baseline": large, "SHA Baseline": small})
+    table = with_latencies(paper_table(1), rounds=2)
+    rows = [row for section in table.sections for row in section.rows]
+    assert [row.name for row in rows] == ["MHA Baseline", "SHA Baseline"]
+    assert all(row.measured_ms is not None and row.measured_ms > 0 for row in rows)
+    assert rows[0].measured_ms != rows[1].measured_ms
+    assert "measured_ms" in to_csv(table).splitlines()[0]
+    assert any(HOW in note for note in table.notes)
+
+
+@pytest.mark.parametrize("number", [5, 9, 17])
+def test_a_table_without_networks_at_224_stays(number: int) -> None:
+    table = paper_table(number)
+    assert with_latencies(table) is table
+
+
+def test_times_are_of_the_asked_networks_and_rounds(make_tiny_config: Any) -> None:
+    timings = measure_latencies({"one": make_tiny_config(), "two": make_tiny_config()}, size=64, rounds=3)
+    assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {"one": 3, "two": 3}
+
+
+def test_figure_2_has_a_panel_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = SimpleNamespace(median=lambda _: 0.0123)
+    monkeypatch.setattr("iformer.paper.figures.measure_latencies", lambda _: measured)
+    drawn = draw_figure(2, tmp_path, latency=True)
+    assert {value["measured_ms"] for value in drawn.values} == {12.3}
+    with pytest.raises(UserError, match="latency is for figure 2"):
+        draw_figure(3, tmp_path, latency=True)

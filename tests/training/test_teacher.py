@@ -1,0 +1,134 @@
+"""Teachers: their own preprocessing on the student's images, from names and files, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from iformer.config.metadata import Metadata
+from iformer.config.network import NetworkConfig
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.transforms import Normalize
+from iformer.errors import DataError, UnknownNameError, WeightsError
+from iformer.models.factory import build
+from iformer.models.weights import save
+from iformer.training import teacher as module
+from iformer.training.checkpoint import save_network
+from iformer.training.teacher import Teacher, build_teacher
+
+STUDENT = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+OTHER = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+CLASSES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture(autouse=True)
+def _fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "multiplies_bf16", lambda device: False)
+
+
+def pixels(side: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def checkpoint(config: NetworkConfig, path: Path, class_names: tuple[str, ...] = CLASSES) -> nn.Module:
+    model = build(config)
+    save(model, path, class_names=class_names, preprocessing=OTHER)
+    return model.eval()
+
+
+def test_teacher_undoes_the_student_s_normalisation_for_its_own(
+    make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = checkpoint(make_tiny_config(), tmp_path / "teacher.safetensors")
+    teacher = build_teacher(str(tmp_path / "teacher.safetensors"), CLASSES, STUDENT)
+    answers = teacher(Normalize(STUDENT)(pixels()))
+    with torch.no_grad():
+        torch.testing.assert_close(answers, model(Normalize(OTHER)(pixels())), atol=1e-5, rtol=1e-4)
+    assert answers.dtype == torch.float32
+    assert not answers.requires_grad
+    assert not answers.is_inference()  # a loss may keep it for its gradient
+
+
+def test_outputs_come_in_the_student_s_order_of_classes(
+    make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path
+) -> None:
+    model = checkpoint(make_tiny_config(), tmp_path / "teacher.safetensors", ("e", "d", "c", "b", "a"))
+    teacher = build_teacher(str(tmp_path / "teacher.safetensors"), CLASSES, OTHER)
+    images = Normalize(OTHER)(pixels())
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), model(images).flip(1), atol=1e-5, rtol=1e-4)
+
+
+def test_trained_timm_network_is_a_teacher(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=5).eval()
+    path = tmp_path / "last.safetensors"
+    save_network(model, path, name="timm:test_resnet", metadata=Metadata(class_names=CLASSES, preprocessing=OTHER))
+    teacher = build_teacher(str(path), CLASSES, STUDENT)
+    with torch.no_grad():
+        expected = model(Normalize(OTHER)(pixels(64)))
+    torch.testing.assert_close(teacher(Normalize(STUDENT)(pixels(64))), expected, atol=1e-5, rtol=1e-4)
+    assert teacher.fingerprint == build_teacher(str(path), CLASSES, STUDENT).fingerprint
+
+
+def test_images_are_resized_for_a_teacher_of_one_size() -> None:
+    sizes = []
+
+    class Fixed(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(tuple(images.shape[2:]))
+            return images.mean((2, 3))
+
+    Teacher(Fixed(), STUDENT, student=STUDENT, fixed_size=(48, 40))(torch.zeros(1, 3, 32, 32))
+    assert sizes == [(48, 40)]
+
+
+def test_half_precision_changes_answers_little(
+    make_tiny_config: Callable[..., NetworkConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = build(make_tiny_config()).eval()
+    images = Normalize(STUDENT)(pixels())
+    exact = Teacher(model, STUDENT, student=STUDENT)(images)
+    monkeypatch.setattr(module, "multiplies_bf16", lambda device: True)
+    half = Teacher(model, STUDENT, student=STUDENT)
+    torch.testing.assert_close(half(images), exact, atol=0.02, rtol=0.02)
+    assert next(half.network.parameters()).dtype == torch.bfloat16
+
+
+def test_other_classes_are_refused(make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    checkpoint(make_tiny_config(), path)
+    with pytest.raises(DataError, match="tells 5 classes apart, the data has 2; train a teacher on this data"):
+        build_teacher(str(path), ("a", "b"), STUDENT)
+    with pytest.raises(DataError, match="trained on other classes: it does not know f"):
+        build_teacher(str(path), (*CLASSES[:4], "f"), STUDENT)
+
+
+def test_what_is_no_teacher_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownNameError, match="unknown teacher 'regnety_16'; did you mean"):
+        build_teacher("regnety_16", CLASSES, STUDENT)
+    with pytest.raises(WeightsError, match="does not exist"):
+        build_teacher(str(tmp_path / "missing.safetensors"), CLASSES, STUDENT)
+    save_network(
+        nn.Linear(3, 5), tmp_path / "own.safetensors", name="mine", metadata=Metadata(class_names=CLASSES)
+    )
+    with pytest.raises(WeightsError, match="network named mine, which can be a teacher only from Python"):
+        build_teacher(str(tmp_path / "own.safetensors"), CLASSES, STUDENT)
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        WeightsError, match=r"teacher regnety_160\.deit_in1k cannot be fetched: no network"
+    ) as caught:
+        build_teacher("regnety_160.deit_in1k", CLASSES, replace(STUDENT))
+    assert "\n" not in str(caught.value)
