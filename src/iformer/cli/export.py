@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iformer.cli.arguments import parse_size
+from iformer.cli.arguments import AttentionOption, WindowsOption, parse_size
 from iformer.cli.output import (
     FAILED,
     DebugOption,
@@ -65,6 +65,8 @@ def export(
         list[str] | None,
         typer.Option(help="Photographs to compare on: a file, folder or glob; may be given often."),
     ] = None,
+    attention: AttentionOption = None,
+    windows: WindowsOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -83,7 +85,7 @@ def export(
             runtime.require()
     photographs = find_images(images) if images else []
     paths = _paths(out, runtimes, _name(weights))
-    model = open_network(weights)
+    model = open_network(weights, attention=attention, windows=windows)
     if not photographs:
         note("comparing on generated patterns only; --images FOLDER adds photographs of yours")
     failed = 0

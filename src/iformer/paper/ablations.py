@@ -10,6 +10,7 @@ from typing import Any
 
 from iformer.config.network import AttentionConfig, NetworkConfig
 from iformer.config.variants import network_config
+from iformer.config.windows import with_design
 from iformer.paper.ladder import LADDER, ladder_network, with_attention, with_attention_options
 
 Networks = dict[str, NetworkConfig]
@@ -45,6 +46,18 @@ def _shares() -> Networks:
     rows["Replacing 100% Conv Blocks in Stage 3 as SHMA and 100% in Stage 4"] = _SHMA
     return rows
 
+
+def _design(design: str) -> NetworkConfig:
+    return with_design(_M, design, preset=None if design == "shma" else "paper").with_options(name=f"m_{design}")
+
+
+DESIGNS = {
+    "SHMA": _design("shma"),
+    "Hybrid SHMA": _design("hybrid"),
+    "Chunk Hybrid SHMA": _design("chunk_hybrid"),
+    "CC Hybrid SHMA": _design("chunk_hybrid"),
+}
+"""Tables 16 and 17: iFormer-M with each attention design, as the paper's text cuts it. Table 17 abbreviates."""
 
 _T_TO_L = {f"iFormer-{size}": network_config(f"iformer_{size.lower()}") for size in "TSML"}
 _SHVIT = with_attention_options(_SHA, operator="shvit")
@@ -86,7 +99,7 @@ ABLATIONS: dict[int, Networks] = {
     15: _T_TO_L,
     18: _T_TO_L,
 }
-"""Table number to its networks. Table 9 holds settings; 16 and 17 compare windows of one network at 512."""
+"""Table number to its networks. Table 9 holds settings; 16 and 17 are `DESIGNS`."""
 
 
 def every_network() -> dict[str, NetworkConfig]:
