@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -112,3 +115,28 @@ def randomize() -> Callable[[nn.Module], None]:
         randomize_statistics(model)
 
     return seeded
+
+
+@pytest.fixture(scope="session")
+def shapes() -> ModuleType:
+    """The module `shapes`, which makes data sets for detection and segmentation."""
+    path = Path(__file__).with_name("shapes.py")
+    spec = importlib.util.spec_from_file_location("shapes", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def shapes_data(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training and 4 validation images with discs and squares; the last of each has none. Not to be changed."""
+    folder: Path = shapes.make_shapes(tmp_path_factory.mktemp("shapes") / "shapes")
+    return folder
+
+
+@pytest.fixture
+def tiny_backbone_config() -> NetworkConfig:
+    """The tiny network without a head, for dense prediction."""
+    return tiny_config(num_classes=0)

@@ -27,6 +27,7 @@ PRINTED_TRAINING = Path(paper.__file__).parent / "data" / "table_09_training.csv
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
 
 INVALID: dict[str, list[Any]] = {
+    "task": ["detect", 1],
     "epochs": [0, -1, 1.5, "many"],
     "batch_size": [0, True],
     "grad_accum": [0, 3],
@@ -122,7 +123,7 @@ def test_any_value_gives_a_recipe_or_an_error_that_names_the_field(field: str, v
 @pytest.mark.parametrize("name", list_recipes())
 def test_shipped_recipe_loads_and_survives_yaml(name: str) -> None:
     loaded = load_recipe(name)
-    assert Recipe.from_plain(yaml.safe_load(yaml.safe_dump(loaded.to_plain()))) == loaded
+    assert type(loaded).from_plain(yaml.safe_load(yaml.safe_dump(loaded.to_plain()))) == loaded
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -133,8 +134,11 @@ def test_shipped_recipe_says_its_command_and_hardware(name: str) -> None:
     assert "hardware:" in header
 
 
-def test_default_recipe_fine_tunes_released_weights() -> None:
-    assert load_recipe(DEFAULT_RECIPES["classify"]).weights == "pretrained"
+@pytest.mark.parametrize(("task", "name"), DEFAULT_RECIPES.items())
+def test_default_recipe_fine_tunes_released_weights(task: str, name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.weights == "pretrained"
+    assert recipe.task == task
 
 
 def test_overrides_replace_fields() -> None:

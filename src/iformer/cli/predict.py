@@ -31,8 +31,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="PATH|NAME",
-            help="A checkpoint file (of any task), an exported artifact, a shipped network (elpv: solar cells) or a "
-            "released one (iformer_t). "
+            help="A checkpoint file (of any task), an exported artifact, a shipped network (elpv: solar cells) "
+            "or a released one (iformer_t). "
             f"[default: the released ImageNet weights of {DEFAULT_NETWORK}]",
         ),
     ] = None,

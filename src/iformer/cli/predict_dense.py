@@ -99,12 +99,7 @@ def _video(predictor: DensePredictor, path: Path, out: Path | None) -> Iterator[
     with VideoReader(path) as reader:
         total = reader.frames or 0
     with ProgressView(total=total, what=path.name) as view:
-        yield from predict_video(
-            predictor,
-            path,
-            out,
-            lambda done, total: view.advance(1, f"frame {done}" + (f"/{total}" if total else "")),
-        )
+        yield from predict_video(predictor, path, out, lambda done: view.advance(1, f"frame {done}"))
 
 
 def _in_words(record: dict[str, Any]) -> str:

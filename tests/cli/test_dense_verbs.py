@@ -1,0 +1,222 @@
+"""`train`, `eval` and `predict` for detection and segmentation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from iformer.cli.main import main
+from iformer.config.dense import DetectorConfig, SegmenterConfig
+from iformer.config.network import NetworkConfig
+from iformer.data.video import VideoReader, VideoWriter
+from iformer.models.dense_weights import save_dense
+from iformer.models.detector import Detector
+from iformer.models.segmenter import Segmenter
+
+
+@pytest.fixture
+def detector(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> Path:
+    """A checkpoint of a random detector that reports whatever it thinks."""
+    torch.manual_seed(0)
+    config = DetectorConfig(
+        backbone=tiny_backbone_config, num_classes=2, size=64, max_size=96, fpn_channels=16, box_head_channels=16,
+        mask_head_channels=8, mask_head_depth=1, proposals=16, score_threshold=0.0, detections=5,
+    )  # fmt: skip
+    network = Detector(config)
+    save_dense(
+        network, tmp_path / "detector.safetensors", replace(network.metadata, class_names=("disc", "square"))
+    )
+    return tmp_path / "detector.safetensors"
+
+
+@pytest.fixture
+def segmenter(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> Path:
+    """A checkpoint of a random segmenter."""
+    torch.manual_seed(0)
+    palette = ((0, 0, 0), (200, 10, 10), (10, 10, 200))
+    config = SegmenterConfig(
+        backbone=tiny_backbone_config, num_classes=3, size=64, max_size=96, fpn_channels=16, head_channels=32,
+        palette=palette,
+    )  # fmt: skip
+    network = Segmenter(config)
+    names = ("background", "disc", "square")
+    save_dense(network, tmp_path / "segmenter.safetensors", replace(network.metadata, class_names=names))
+    return tmp_path / "segmenter.safetensors"
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    with VideoWriter(tmp_path / "clip.mp4", rate=Fraction(10), width=64, height=48) as writer:
+        for number in range(3):
+            writer.write(Image.new("RGB", (64, 48), (80 * number, 90, 90)))
+    return tmp_path / "clip.mp4"
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_detections_are_drawn_and_written_as_coco(
+    capsys: pytest.CaptureFixture[str], detector: Path, shapes_data: Path, video: Path, tmp_path: Path
+) -> None:
+    out, images = tmp_path / "out", shapes_data / "images" / "val"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    command = ["predict", str(images), str(broken), str(video), "--weights", str(detector)]
+    assert main([*command, "--min-score", "0", "--out", str(out), "--json"]) == 1
+    captured = capsys.readouterr()
+    records = lines(captured.out)
+    assert [Path(record["file"]).name for record in records] == [
+        "0.png", "1.png", "2.png", "3.png", "broken.png", "clip.mp4", "clip.mp4", "clip.mp4",
+    ]  # fmt: skip
+    assert records[4]["error"] == "not an image, or of a format that is not supported"
+    assert "1 could not be read" in captured.err
+    assert [record["frame"] for record in records[5:]] == [0, 1, 2]
+    assert records[6]["seconds"] == 0.1
+    found = records[0]["detections"]
+    assert {item["name"] for item in found} <= {"disc", "square"}
+    coco = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == [record["file"] for record in records[:4]]
+    assert [category["name"] for category in coco["categories"]] == ["disc", "square"]
+    own = [annotation for annotation in coco["annotations"] if annotation["image_id"] == 1]
+    assert [annotation["score"] for annotation in own] == [item["score"] for item in found]
+    assert own[0]["segmentation"]["size"] == [96, 96]
+    assert Image.open(out / "0.png").size == (96, 96)
+    with VideoReader(out / "clip.mp4") as reader:
+        assert len(list(reader)) == 3
+    assert lines((out / "predictions.jsonl").read_text()) == records
+
+
+def test_classes_are_drawn_and_written_as_masks(
+    capsys: pytest.CaptureFixture[str], segmenter: Path, shapes_data: Path, tmp_path: Path
+) -> None:
+    out, image = tmp_path / "out", shapes_data / "images" / "val" / "0.png"
+    for options in ([], ["--sliding"]):
+        assert (
+            main(["predict", str(image), "--weights", str(segmenter), "--out", str(out), "--json", *options]) == 0
+        )
+        record = lines(capsys.readouterr().out)[0]
+        mask = Image.open(record["mask"])
+        assert mask.mode == "P"
+        assert mask.getpalette()[3:6] == [200, 10, 10]
+        indices = np.asarray(mask)
+        assert indices.shape == (96, 96)
+        shares = {item["name"]: item["share"] for item in record["classes"]}
+        names = ("background", "disc", "square")
+        counted = {name: round(float((indices == k).mean()), 4) for k, name in enumerate(names)}
+        assert shares == {name: share for name, share in counted.items() if share}
+    assert (out / "0.png").is_file()
+
+
+def test_without_out_and_json_pictures_go_to_the_default_folder(
+    monkeypatch: pytest.MonkeyPatch, segmenter: Path, shapes_data: Path, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(shapes_data / "images" / "val"), "--weights", str(segmenter)]) == 0
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 4
+
+
+def test_a_video_that_is_none_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], detector: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.mp4").write_text("no video")
+    command = ["predict", str(tmp_path / "bad.mp4"), "--weights", str(detector), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert "bad.mp4: not a video" in error
+    assert not list((tmp_path / "out").glob("*.mp4*"))
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_eval(
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    shapes_data: Path,
+    tmp_path: Path,
+    task: str,
+) -> None:
+    checkpoint = request.getfixturevalue({"detect": "detector", "segment": "segmenter"}[task])
+    command = ["eval", str(checkpoint), "--data", str(shapes_data), "--workers", "0"]
+    assert main([*command, "--json", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["metrics"]["images"] == 4
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == record
+    assert main([*command, "--part", "train"]) == 0
+    text = capsys.readouterr().out
+    assert "on 8 images" in text
+    assert "square" in text
+
+
+def test_eval_of_other_classes_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], segmenter: Path, shapes: ModuleType, tmp_path: Path
+) -> None:
+    data = shapes.make_shapes(tmp_path / "data", train=2, val=2)
+    (data / "classes.txt").write_text("background\nsquare\ndisc\n")
+    assert main(["eval", str(segmenter), "--data", str(data)]) == 1
+    assert "class 1 is square, the network's is disc" in capsys.readouterr().err
+
+
+BACKBONE = ["--model", "iformer_t", "--weights", "none", "--set", "workers=0", "--size", "64", "--epochs", "1"]
+
+
+def test_train_by_the_task_s_default_recipe(
+    capsys: pytest.CaptureFixture[str], shapes: ModuleType, tmp_path: Path
+) -> None:
+    data = shapes.make_shapes(tmp_path / "data", train=2, val=1, empty=0)
+    fields = ["max_size=96", "fpn_channels=32", "head_channels=32", "freeze=none", "precision=fp32"]
+    options = [part for field in fields for part in ("--set", field)]
+    command = ["train", "--task", "segment", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main([*command, *BACKBONE, "--batch-size", "2", *options]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["task"] == "segment"
+    assert config["recipe_name"] == "segmentation"
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert "miou" in json.loads(capsys.readouterr().out)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--task", "paint"], "unknown task 'paint'"),
+        (["--task", "detect", "--recipe", "ade20k-40k"], "--task is detect, the recipe ade20k-40k is for segment"),
+        (["--task", "detect", "--set", "mixup_alpha=0.2"], "mixup_alpha is 0.2; expected its default"),
+        (["--task", "detect", "--set", "masc=true"], "did you mean masks"),
+        (["--task", "segment", "--val-split", "0.1"], "--val-split is for classification"),
+    ],
+)
+def test_bad_options_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], shapes_data: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(shapes_data), "--out", str(out), *options]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_bad_data_stops_before_a_run_begins(
+    capsys: pytest.CaptureFixture[str], shapes: ModuleType, tmp_path: Path
+) -> None:
+    data = shapes.make_shapes(tmp_path / "data", train=2, val=2)
+    Image.new("L", (96, 96), 9).save(data / "masks" / "train" / "0.png")
+    (data / "annotations" / "instances_val.json").write_text('{"images": []}')
+    for task, words in (("detect", "not a COCO annotation file"), ("segment", "has the index 9")):
+        out = tmp_path / task
+        assert main(["train", "--task", task, "--data", str(data), "--out", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+        assert not out.exists()

@@ -1,0 +1,104 @@
+"""Training images of detection and segmentation: targets move with their pixels, and chance is seeded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from iformer.config.dense import IGNORED
+from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
+from iformer.data.coco import load_detection
+from iformer.data.dense import DetectionImages, SemanticImages, fitted
+from iformer.data.semantic import load_semantic
+
+
+def reddish(pixels_CHW: Tensor) -> Tensor:
+    return (pixels_CHW[0].int() - pixels_CHW[2].int()) > 60
+
+
+def bluish(pixels_CHW: Tensor) -> Tensor:
+    return (pixels_CHW[2].int() - pixels_CHW[0].int()) > 60
+
+
+def test_boxes_and_masks_flip_with_their_image(shapes_data: Path) -> None:
+    train = load_detection(shapes_data).train
+    plain, flipped = (
+        DetectionImages(train, DetectionRecipe(epochs=1, lr=1.0, hflip=share), masks=True) for share in (0.0, 1.0)
+    )
+    keys = [(0, index) for index in range(8)]
+    one, other = plain.batch(keys), flipped.batch(keys)
+    for image, mirrored in zip(one["images"], other["images"], strict=True):
+        assert torch.equal(image.flip(2), mirrored)
+    for image, target in zip(other["images"], other["targets"], strict=True):
+        for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
+            assert (reddish if label == 0 else bluish)(image)[mask.bool()].all()
+            rows, columns = (np.flatnonzero(mask.numpy().any(axis)) for axis in (1, 0))
+            assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert other["targets"][7]["boxes"].shape == (0, 4)
+    assert other["targets"][7]["masks"].shape == (0, 96, 96)
+
+
+def test_an_image_s_changes_depend_on_seed_epoch_and_index_only(shapes_data: Path) -> None:
+    train = load_detection(shapes_data).train
+
+    def image(seed: int, epoch: int) -> Tensor:
+        recipe = DetectionRecipe(epochs=1, lr=1.0, seed=seed, color_jitter=0.5)
+        batch = DetectionImages(train, recipe, masks=False).batch([(epoch, 1)])
+        pixels: Tensor = batch["images"][0]
+        return pixels
+
+    torch.manual_seed(5)
+    first = image(0, 0)
+    torch.manual_seed(6)
+    assert torch.equal(image(0, 0), first)
+    assert not torch.equal(image(0, 1), first)
+    assert not torch.equal(image(1, 0), first)
+
+
+@pytest.mark.parametrize("resize", [(0.5, 0.6), (1.0, 1.0), (1.5, 2.0)])
+def test_masks_are_cut_as_their_images(shapes_data: Path, resize: tuple[float, float]) -> None:
+    recipe = SegmentationRecipe(epochs=1, lr=1.0, resize=resize, photometric=False, size=64, max_size=64)
+    images = SemanticImages(load_semantic(shapes_data).train, recipe, size=64, max_size=64, fill=(0.5, 0.5, 0.5))
+    batch = images.batch([(epoch, index) for epoch in range(3) for index in range(6)])
+    assert batch["images"].shape == (18, 3, 64, 64)
+    assert batch["masks"].shape == (18, 64, 64)
+    for pixels_CHW, mask_HW in zip(batch["images"], batch["masks"], strict=True):
+        assert (pixels_CHW[:, mask_HW == IGNORED] == 128).all()
+        for label, coloured in ((1, reddish), (2, bluish)):
+            inside = mask_HW == label
+            if inside.sum() > 50:  # the two are resized differently, so edges may disagree
+                assert (coloured(pixels_CHW) & inside).sum() > 0.9 * inside.sum()
+    if resize[0] < 1:
+        assert (batch["masks"] == IGNORED).any()
+
+
+def test_photometric_distortion_changes_colours_and_no_mask(shapes_data: Path) -> None:
+    train = load_semantic(shapes_data).train
+
+    def batch(photometric: bool) -> dict[str, Tensor]:
+        recipe = SegmentationRecipe(epochs=1, lr=1.0, photometric=photometric, size=64, max_size=64)
+        return SemanticImages(train, recipe, size=64, max_size=64, fill=(0.0, 0.0, 0.0)).batch(
+            [(0, index) for index in range(8)]
+        )
+
+    one, other = batch(True), batch(False)
+    assert not torch.equal(one["images"], other["images"])
+    assert (one["masks"] == other["masks"]).float().mean() > 0.7  # flips are drawn after it
+
+
+def test_evaluation_changes_nothing_but_the_size(shapes_data: Path) -> None:
+    val = load_semantic(shapes_data).val
+    batch = SemanticImages(val, size=48, max_size=64, fill=(0, 0, 0)).batch([(0, 0), (0, 1)])
+    assert [tuple(image.shape) for image in batch["images"]] == [(3, 48, 48)] * 2
+    assert [tuple(mask.shape) for mask in batch["masks"]] == [(96, 96)] * 2
+
+
+def test_sizes_keep_the_shape(shapes: ModuleType) -> None:
+    assert fitted((640, 480), 800, 1333) == (1067, 800)
+    assert fitted((2000, 500), 512, 1024) == (1024, 256)
+    assert fitted((5000, 2), 512, 512) == (512, 1)

@@ -1,0 +1,169 @@
+"""Detection and segmentation from images to a report: they learn, resume, and agree over processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iformer.errors import DataError, UserError
+from iformer.models.dense_weights import load_dense
+from iformer.models.factory import build
+from iformer.models.weights import save
+from iformer.training import keeping
+from iformer.training.detection import detection_job
+from iformer.training.loop import train
+
+DENSE_RUN = Path(__file__).with_name("dense_run.py")
+TASKS = ("detect", "segment")
+
+
+@pytest.fixture(scope="module")
+def dense() -> ModuleType:
+    """The module `dense_run`, which is a program too."""
+    spec = importlib.util.spec_from_file_location("dense_run", DENSE_RUN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_detector_learns_eight_images_by_heart(dense: ModuleType, shapes_data: Path, tmp_path: Path) -> None:
+    fields = {"epochs": 50, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 50, "ema_decay": 0.9}
+    result = train(dense.detection(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
+    assert result.metrics["box_ap50"] > 90
+    assert result.metrics["mask_ap50"] > 90
+    assert result.metrics["images"] == 8
+    report = (tmp_path / "run" / "report.md").read_text()
+    for words in ("Box AP", "| disc |", "predictions.png", "curves.png", "box_head_channels"):
+        assert words in report
+    assert (tmp_path / "run" / "predictions.png").stat().st_size > 10_000
+    network = load_dense(tmp_path / "run" / "last.safetensors")
+    assert network.metadata.class_names == ("disc", "square")
+    assert network.metadata.metrics["box_ap"] == result.metrics["box_ap"]
+    assert set(network.metadata.provenance) >= {"command", "versions", "data", "recipe"}
+
+
+@pytest.mark.slow
+def test_a_segmenter_learns_eight_images_by_heart(dense: ModuleType, shapes_data: Path, tmp_path: Path) -> None:
+    fields = {"epochs": 60, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
+    result = train(dense.segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
+    assert result.metrics["miou"] > 95
+    assert (tmp_path / "run" / "report.md").read_text().count("| background |") == 1
+    network = load_dense(tmp_path / "run" / "last.safetensors")
+    assert network.metadata.class_names == ("background", "disc", "square")
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stopped_run_ends_with_the_same_weights(
+    dense: ModuleType, shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Stopped in the middle of the last epoch, which `max_steps` cuts short."""
+    fields: dict[str, Any] = {"epochs": 3, "batch_size": 2, "max_steps": 7, "checkpoint_steps": 1}
+    make = dense.JOBS[task]
+    train(make(shapes_data, tmp_path / "whole", fields=fields))
+    save_state = keeping.save_state
+
+    def save_and_stop(path: Path, **state: Any) -> None:
+        save_state(path, **state)
+        if state["position"].step == 6:
+            raise StoppedError
+
+    monkeypatch.setattr(keeping, "save_state", save_and_stop)
+    with pytest.raises(StoppedError):
+        train(make(shapes_data, tmp_path / "stopped", fields=fields))
+    monkeypatch.undo()
+    result = train(make(shapes_data, tmp_path / "stopped", fields=fields, resume=True))
+    assert [record["step"] for record in result.history] == [4, 7]
+    one, other = (load_file(tmp_path / name / "resume.safetensors") for name in ("whole", "stopped"))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "stopped")]
+    assert metrics[0]["metrics"] == metrics[1]["metrics"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_measure_as_one(dense: ModuleType, shapes: ModuleType, tmp_path: Path, task: str) -> None:
+    """Three validation images, the last with no object: in a step of two the second process gets only that
+    one, or none at all; and one of them may train on images with no object alone."""
+    data = shapes.make_shapes(tmp_path / "data", train=4, val=3, empty=2)
+    fields = {"epochs": 1, "batch_size": 2, "eval_batch_size": 2, "ema_decay": None}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(DENSE_RUN), task, str(data), str(tmp_path / "two"), json.dumps(fields)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert finished.returncode == 0, finished.stderr
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"]
+    assert two["images"] == 3
+    # the same weights, measured by one process
+    network = load_dense(tmp_path / "two" / "last.safetensors")
+    if task == "detect":
+        from iformer.data.coco import load_detection
+        from iformer.training.detection import evaluate_detection_set
+
+        one = evaluate_detection_set(network, load_detection(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
+    else:
+        from iformer.data.semantic import load_semantic
+        from iformer.training.segmentation import evaluate_semantic_set
+
+        one = evaluate_semantic_set(network, load_semantic(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
+    assert one == two
+
+
+def test_backbone_starts_from_a_classifier(dense: ModuleType, shapes_data: Path, tmp_path: Path) -> None:
+    from iformer.config.preprocessing import Preprocessing
+    from iformer.data.coco import load_detection
+
+    classifier = build(dense.backbone_config().with_options(num_classes=4))
+    preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    save(classifier, tmp_path / "classifier.safetensors", preprocessing=preprocessing)
+    recipe = dense.detection(shapes_data, tmp_path / "run").recipe
+    job = detection_job(
+        load_detection(shapes_data, workers=1),
+        data_name="shapes",
+        recipe=recipe,
+        recipe_name="tiny",
+        folder=tmp_path / "run",
+        model=str(tmp_path / "classifier.safetensors"),
+    )
+    pyramid = job.model.pyramid
+    assert torch.equal(pyramid.body.stem.conv1.conv.weight, classifier.stem.conv1.conv.weight)  # type: ignore[union-attr]
+    assert job.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_masks_that_are_not_there(dense: ModuleType, shapes: ModuleType, tmp_path: Path) -> None:
+    data = shapes.make_shapes(tmp_path / "data")
+    for part in ("train", "val"):
+        path = data / "annotations" / f"instances_{part}.json"
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="--set masks=false trains on boxes alone"):
+        dense.detection(data, tmp_path / "run")
+    result = train(dense.detection(data, tmp_path / "run", fields={"masks": False, "epochs": 1}))
+    assert "mask_ap" not in result.metrics
+
+
+def test_another_data_set_is_not_resumed(dense: ModuleType, shapes: ModuleType, tmp_path: Path) -> None:
+    data = shapes.make_shapes(tmp_path / "data", train=4, val=2)
+    fields = {"epochs": 1, "batch_size": 2}
+    train(dense.segmentation(data, tmp_path / "run", fields=fields))
+    (data / "images" / "train" / "0.png").unlink()
+    with pytest.raises(UserError, match="train_fingerprint"):
+        train(dense.segmentation(data, tmp_path / "run", fields=fields, resume=True))
