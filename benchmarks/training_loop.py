@@ -34,6 +34,7 @@ from iformer.bench.record import write_record
 from iformer.bench.timing import Timings, interleaved
 from iformer.config.recipe import Recipe, load_recipe
 from iformer.data.sources import load_data
+from iformer.data.transforms import allow_no_bits
 from iformer.training.checkpoint import Position
 from iformer.training.classification import classification_job
 from iformer.training.finite import FiniteGuard
@@ -165,7 +166,11 @@ class Timms:
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """A fresh epoch; its workers end with it."""
-        yield from create_loader(self.dataset, **self.options)
+        loader = create_loader(self.dataset, **self.options)
+        for step in self.dataset.transform.transforms:
+            if hasattr(step, "ops"):
+                allow_no_bits(step)  # without which Pillow 13 stops timm's RandAugment, too
+        yield from loader
 
     def prepare(self, batch: tuple[torch.Tensor, torch.Tensor]) -> Batch:
         """To the device."""

@@ -26,13 +26,23 @@ ONNX = find_runtime("onnx")
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory, make_tiny_config: Callable[..., NetworkConfig]) -> Subject:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the one export that the tests of this file share."""
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture
+def subject(folder: Path, make_tiny_config: Callable[..., NetworkConfig]) -> Subject:
     """The tiny network, exported from its checkpoint."""
-    folder = tmp_path_factory.mktemp("bench")
-    model = Classifier(make_tiny_config())
-    model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(64, 64)))
-    save(model, folder / "tiny.safetensors")
-    return prepare(str(folder / "tiny.safetensors"), ONNX, folder)
+    if not (folder / "tiny.safetensors").exists():
+        model = Classifier(make_tiny_config())
+        model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(64, 64)))
+        save(model, folder / "tiny.safetensors")
+        _prepared.append(prepare(str(folder / "tiny.safetensors"), ONNX, folder))
+    return _prepared[0]
+
+
+_prepared: list[Subject] = []
 
 
 def test_what_was_prepared_is_described(subject: Subject) -> None:
@@ -84,7 +94,7 @@ def test_what_cannot_be_timed(subject: Subject, tmp_path: Path) -> None:
 
 def test_a_network_of_timms_is_exported_as_it_comes(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    peer = prepare("timm/mobilenetv3_small_050", ONNX, tmp_path, size=(64, 64))
-    assert peer.label == "timm/mobilenetv3_small_050"
-    assert peer.gmacs == pytest.approx(0.0024, rel=0.3)
+    peer = prepare("timm/mobilenetv3_large_075", ONNX, tmp_path, label="MobileNetV3-Large 0.75x")
+    assert (peer.label, peer.size) == ("MobileNetV3-Large 0.75x", (224, 224))
+    assert peer.gmacs == pytest.approx(0.155, rel=0.01)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [peer.artifact.name, peer.artifact.name + ".json"]

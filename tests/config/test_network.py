@@ -14,6 +14,7 @@ from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.operators import ATTENTION_OPERATORS
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models, network_config, release
+from iformer.config.windows import WindowConfig
 from iformer.errors import ConfigError, UnknownNameError
 
 MAXIMUM = 64
@@ -85,7 +86,7 @@ def test_a_description_from_before_the_ablations_is_the_released_network() -> No
     for name in ("stem", "stem_kernel_size", "downsample", "norm"):
         del plain[name]
     for stage in plain["stages"]:
-        del stage["expanded_kernel_size"]
+        del stage["expanded_kernel_size"], stage["windows"]
         kept = ("reduction", "modulation", "ffn_expansion_ratio", "position_encoding")
         stage["attention"] = {name: stage["attention"][name] for name in kept}
     assert NetworkConfig.from_plain(plain) == network_config("iformer_m")
@@ -111,6 +112,7 @@ INVALID_VALUES = {
         "conv_expansion_ratio": [0, -1, "4"],
         "expanded_kernel_size": [0, 4, -3, "7"],
         "attention": [None, {}, "shma"],
+        "windows": ["hybrid", 16, WindowConfig()],
     },
     NetworkConfig: {
         "name": [1, None],
@@ -124,6 +126,12 @@ INVALID_VALUES = {
         "stem_kernel_size": [0, 4, "5"],
         "downsample": ["pool", 2],
         "norm": ["group", "layer", None],
+    },
+    WindowConfig: {
+        "window_size": [1, 16.0, None],
+        "channel_chunks": [0, "16"],
+        "global_blocks": [-1, None],
+        "padded_tokens": ["cropped", None],
     },
     Preprocessing: {
         "size": [(0, 224), (224,), 224, (224, "224")],
@@ -144,6 +152,7 @@ VALID = {
     AttentionConfig: AttentionConfig(),
     StageConfig: StageConfig(channels=8, pattern=(("conv", 1),)),
     NetworkConfig: network_config("iformer_t"),
+    WindowConfig: WindowConfig(),
     Preprocessing: Preprocessing(),
     Metadata: Metadata(),
 }

@@ -265,3 +265,18 @@ def test_random_erasing_of_the_recipe_is_timm_s() -> None:
         batches.append(each(torch.zeros(16, 3, 32, 32)))
     assert torch.equal(*batches)
     assert batches[0].abs().sum() > 0
+
+
+def test_posterize_may_leave_no_bit() -> None:
+    """Magnitude 10 asks for none; Pillow 13 refuses that, and one image in some hundred would end a run."""
+    augmentation = AugmentConfig(rand_augment="rand-m10-n15-inc1", scale=None, hflip=0.0)
+    transform = train_transform(SMALL, augmentation)
+    rand_augment = next(step for step in transform.steps if hasattr(step, "ops"))  # type: ignore[attr-defined]
+    (posterize,) = (operation for operation in rand_augment.ops if operation.name.startswith("Posterize"))
+    posterize.prob = 1.0
+    assert posterize.magnitude == 10
+    black = posterize(noise(32, 32))
+    assert np.asarray(black).max() == 0
+    assert black.size == (32, 32)
+    posterize.magnitude = 9
+    assert set(np.asarray(posterize(noise(32, 32))).ravel().tolist()) == {0, 128}

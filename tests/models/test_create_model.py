@@ -189,3 +189,26 @@ def test_a_network_of_ones_own_stages(make_tiny_config: Callable[..., NetworkCon
         create_model("iformer_t", stages=config.stages, weights=tmp_path / "tiny.safetensors").config.num_classes
         == 5
     )
+
+
+def test_the_same_weights_fit_every_attention_design(tmp_path) -> None:
+    """By name, from a checkpoint, and with feature maps only; a checkpoint keeps its design."""
+    plain = create_model("iformer_t", num_classes=3).eval()
+    path = tmp_path / "plain.safetensors"
+    save(plain, path)
+    hybrid = create_model(path, attention="hybrid").eval()
+    x = torch.randn(1, 3, 288, 320)
+    assert not torch.allclose(hybrid(x), plain(x), atol=1e-5)
+    kept = tmp_path / "hybrid.safetensors"
+    save(hybrid, kept)
+    assert torch.equal(load(kept)(x), hybrid(x))
+    maps = create_model("iformer_t", weights=kept, attention="chunk_hybrid", features_only=True).eval()
+    assert torch.equal(maps(x)[3], hybrid.forward_features(x))
+    assert torch.equal(create_model(kept, attention="shma").eval()(x), plain(x))
+
+
+def test_windows_without_a_design_are_refused() -> None:
+    with pytest.raises(ConfigError, match="windows, window_size given without attention"):
+        create_model("iformer_m", windows="paper", window_size=8)
+    with pytest.raises(ConfigError, match="windows 'released' exist for iformer_m, iformer_l, iformer_l2 only"):
+        create_model("iformer_s", attention="hybrid", windows="released")

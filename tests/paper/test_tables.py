@@ -88,7 +88,11 @@ def test_table_15_is_the_architecture_that_is_built() -> None:
 def test_table_16_contradicts_table_15_in_stage_4() -> None:
     (section,) = paper_table(16).sections
     different = [row.agreement for row in section.rows if row.agreement != "same"]
-    assert different == ["head_dim 96, ffn_ratio 3", "head_dim 96", "head_dim 96"]
+    in_windows = "attention_window_size 16"
+    assert different == ["head_dim 96, ffn_ratio 3", in_windows, "head_dim 96", in_windows, "head_dim 96"]
+    counted = {row.printed["design"]: row.count.gmacs for row in section.rows if row.count}
+    assert len(counted) == 3
+    assert counted["Hybrid SHMA"] == counted["Chunk Hybrid SHMA"] < counted["SHMA"]
 
 
 def test_peers_have_the_counts_of_timm() -> None:
@@ -102,7 +106,7 @@ def test_peers_have_the_counts_of_timm() -> None:
     assert len(counted) == 37
 
 
-def test_table_17_counts_the_plain_form_only() -> None:
+def test_table_17_counts_each_design_at_its_resolution() -> None:
     (section,) = paper_table(17).sections
     at_224, at_512, hybrid, chunked = section.rows
     assert at_224.count is not None
@@ -110,7 +114,11 @@ def test_table_17_counts_the_plain_form_only() -> None:
     assert f"{at_224.count.gmacs:.4f}" == "1.6399"
     # 49 and 196 tokens become 256 and 1024: convolutions grow with the pixels, products with their square
     assert at_512.count.gmacs > (512 / 224) ** 2 * at_224.count.gmacs
-    assert hybrid.count is chunked.count is None
+    # what windows spare: 3 of 4 blocks see 256 keys and not 1024; stage 4 at 512 is one window
+    assert hybrid.count is not None
+    assert hybrid.count == chunked.count
+    spared = 3 * 1024 * (1024 - 256) * (96 + 192)
+    assert at_512.count.gmacs - hybrid.count.gmacs == pytest.approx(spared / 1e9)
 
 
 @pytest.mark.parametrize("number", [3, 7, 9, 15])

@@ -141,6 +141,7 @@ def _write_plain(
         batch=1,
         raw=True,
         precision="fp32",
+        plain=True,
     )
     nothing = hashlib.sha256(b"").hexdigest()
     convert(runtime, graph, path, weights_sha256=nothing, provenance={"weights": "random"})

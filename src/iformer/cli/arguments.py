@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from iformer.config.network import MIN_INPUT_SIZE
+from iformer.config.windows import DESIGNS, PRESETS
 from iformer.errors import UserError
+
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(help=f"The attention for large images: {', '.join(DESIGNS)}. [default: the network's own]"),
+]
+WindowsOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Settings of the attention's windows: {', '.join(PRESETS)}. [default: released for M, L and L2, "
+        "else paper]"
+    ),
+]
 
 
 def parse_size(text: str) -> tuple[int, int]:

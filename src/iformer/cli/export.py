@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iformer.cli.arguments import parse_size
+from iformer.cli.arguments import AttentionOption, WindowsOption, parse_size
 from iformer.cli.output import (
     FAILED,
     DebugOption,
@@ -87,6 +87,8 @@ def export(
         bool,
         typer.Option("--accuracy-control", help="OpenVINO: NNCF chooses what goes back, by the metric; slow."),
     ] = False,
+    attention: AttentionOption = None,
+    windows: WindowsOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -106,7 +108,7 @@ def export(
             runtime.require(precision)
     photographs = find_images(images) if images else []
     paths = _paths(out, runtimes, _name(weights))
-    model = open_network(weights)
+    model = open_network(weights, attention=attention, windows=windows)
     if not photographs:
         note("comparing on generated patterns only; --images FOLDER adds photographs of yours")
     quantization = None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import parse_size
+from iformer.cli.arguments import AttentionOption, WindowsOption, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, print_json, table
+from iformer.config.windows import design_of, with_design
+from iformer.errors import UserError
 
 if TYPE_CHECKING:
     from iformer.config.metadata import Metadata
     from iformer.config.network import NetworkConfig
 
+    Design = Callable[[NetworkConfig], NetworkConfig]
 
 _FORMATS = {"iformer": "our checkpoint format", "timm": "timm's key names", "authors": "the authors' key names"}
 
@@ -33,19 +37,27 @@ def info(
     size: Annotated[
         str, typer.Option(help="Input size at which operations are counted: 224, or height x width.")
     ] = "224",
+    attention: AttentionOption = None,
+    windows: WindowsOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """The networks: parameters, GMACs, published accuracy, where the weights are."""
     pixels = parse_size(size)
+    if attention is None and windows is not None:
+        raise UserError("--windows is given without --attention; give --attention chunk_hybrid or hybrid")
+
+    def design(config: NetworkConfig) -> NetworkConfig:
+        return config if attention is None else with_design(config, attention, preset=windows)
+
     if model is not None and Path(model).is_dir():
         _describe_shards(model, verified=verify, json=json)
     elif verify:
         raise typer.BadParameter("--verify is for a folder of tar shards")
     elif model is None:
-        _list_networks(pixels, json=json)
+        _list_networks(pixels, design, json=json)
     else:
-        _describe(model, pixels, json=json)
+        _describe(model, pixels, design, json=json)
 
 
 def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
@@ -60,7 +72,7 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
     print(f"{found.folder}: tar shards, {parts}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
 
 
-def _list_networks(size: tuple[int, int], *, json: bool) -> None:
+def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None:
     from iformer.config.variants import list_models, network_config, release
     from iformer.models.shipped import shipped_checkpoints
 
@@ -70,7 +82,7 @@ def _list_networks(size: tuple[int, int], *, json: bool) -> None:
         networks.append(
             {
                 "name": name,
-                **_count(network_config(name), size),
+                **_count(design(network_config(name)), size),
                 "imagenet": None if released is None else {"top1": released.top1, "top5": released.top5},
                 "weights": None if released is None else released.hub_repo,
             }
@@ -101,7 +113,7 @@ def _list_networks(size: tuple[int, int], *, json: bool) -> None:
         out.print(f"\nShipped with this package: [bold]{name}[/bold] ({path})", soft_wrap=True)
 
 
-def _describe(model: str, size: tuple[int, int], *, json: bool) -> None:
+def _describe(model: str, size: tuple[int, int], design: Design, *, json: bool) -> None:
     from iformer.config.metadata import Metadata
     from iformer.config.variants import network_config, release
     from iformer.models.convert import read_weights
@@ -119,6 +131,7 @@ def _describe(model: str, size: tuple[int, int], *, json: bool) -> None:
     else:
         weights = read_weights(path)
         config, metadata, kind = weights.config, weights.metadata, weights.format
+    config = design(config)
     counts = _count(config, size)
     if json:
         print_json(
@@ -129,6 +142,7 @@ def _describe(model: str, size: tuple[int, int], *, json: bool) -> None:
                 "size": list(size),
                 **counts,
                 "released": None if released is None else asdict(released),
+                "attention": design_of(config),
                 "network": config.to_plain(),
                 "metadata": metadata.to_plain(),
             }
@@ -142,6 +156,7 @@ def _describe(model: str, size: tuple[int, int], *, json: bool) -> None:
             f"{counts['parameters_folded'] / 1e6:.3f} M folded, {counts['parameters'] / 1e6:.3f} M in training",
         ),
         ("operations", f"{counts['macs'] / 1e9:.4f} GMACs at {size[0]} x {size[1]}"),
+        ("attention", _design_fact(config)),
         ("classes", f"{config.num_classes}" + (", two heads (distillation)" if config.distillation else "")),
     ]
     if path is None:
@@ -219,6 +234,19 @@ def _stages_table(config: NetworkConfig) -> Any:
         )
     columns = ["stage", "blocks", "stride", "channels", "kernel", "conv ratio", "FFN ratio", "R"]
     return table(config.name, columns, rows, left=2)
+
+
+def _design_fact(config: NetworkConfig) -> str:
+    parts = []
+    for number, stage in enumerate(config.stages, start=1):
+        if stage.windows is not None:
+            windows = stage.windows
+            parts.append(
+                f"stage {number} in windows of {windows.window_size} x {windows.window_size}, "
+                f"global blocks at its end {windows.global_blocks}, channel groups {windows.channel_chunks}, "
+                f"padded tokens {windows.padded_tokens}"
+            )
+    return "; ".join([design_of(config), *parts])
 
 
 def _release_facts(released: Any) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
@@ -99,7 +99,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
         }
         if augmentation.interpolation != "random":
             options["interpolation"] = str_to_pil_interp(augmentation.interpolation)
-        steps += [_to_rgb, rand_augment_transform(augmentation.rand_augment, options)]
+        steps += [_to_rgb, allow_no_bits(rand_augment_transform(augmentation.rand_augment, options))]
     elif augmentation.color_jitter > 0:
         strength = augmentation.color_jitter
         steps += [_to_rgb, transforms.ColorJitter(strength, strength, strength)]
@@ -166,6 +166,23 @@ def random_erasing(
     if augmentation.random_erasing == 0:
         return None
     return RandomErasing(augmentation.random_erasing, mode="pixel", device=device)
+
+
+def allow_no_bits(rand_augment: Any) -> Any:
+    """A RandAugment of timm's whose "posterize" may leave no bit of an image, which is then black.
+
+    At magnitude 9 with noise some images are asked for so; Pillow did it up to version 12, and from 13 on stops.
+    """
+    for operation in rand_augment.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return rand_augment
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
 class _Chain:

@@ -210,7 +210,7 @@ class CoreMLReference(_CoreMLArtifact):
 
     def run(self, fed: Tensor) -> Any:
         """One image to logits, 1 x K."""
-        return evaluate_program(self.function, {self.info.input_name: fed})[self.info.output_name]
+        return evaluate_program(self.function, {self.info.input_name: fed})[self.info.output_name].numpy()
 
     def _check_interface(self) -> None:
         description = self.spec.description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ def write(graph: Graph, path: Path) -> Written:
     exir = require("executorch.exir", extra=EXTRA)
     xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", extra=EXTRA)
     debug = require("executorch.devtools.backend_debug", extra=EXTRA)
-    program = torch.export.export(graph.module("NHWC"), (graph.example("NHWC"),))
+    example = (graph.example("NHWC"),)
+    module: Any = torch.export.export(graph.module("NHWC"), example).module()
     if graph.precision == "int8":
-        program = torch.export.export(_quantized(program.module(), graph), (graph.example("NHWC"),))
+        module = _quantized(module, graph)
+    elif not graph.plain:
+        module = _in_forms_that_xnnpack_takes(module)
+    program = torch.export.export(module, example)
     lowered = exir.to_edge_transform_and_lower(
         program, partitioner=[xnnpack.XnnpackPartitioner()], constant_methods=graph.embedded()
     )
@@ -43,6 +48,31 @@ def write(graph: Graph, path: Path) -> Written:
         input_layout="NCHW" if graph.raw else "NHWC",
         graph=operation_counts(delegated, not_delegated=left, delegates=delegation.num_delegated_subgraphs),
     )
+
+
+def _in_forms_that_xnnpack_takes(module: Any) -> Any:
+    """Splits as slices, and pooling that keeps the sides; otherwise each cuts the graph into one more delegate."""
+    aten = torch.ops.aten
+    nodes: torch.fx.Graph = module.graph
+    for node in list(nodes.nodes):
+        if node.target == aten.split_with_sizes.default:
+            source, sizes, axis = (*node.args, 0)[:3]
+            starts = list(accumulate(sizes, initial=0))
+            for user in list(node.users):
+                part = user.args[1]
+                with nodes.inserting_before(user):
+                    piece = nodes.call_function(aten.slice.Tensor, (source, axis, starts[part], starts[part + 1]))
+                user.replace_all_uses_with(piece)
+                nodes.erase_node(user)
+            nodes.erase_node(node)
+        elif node.target == aten.mean.dim and list(node.args[1]) == [2, 3] and not node.args[2:]:
+            with nodes.inserting_before(node):
+                pooled = nodes.call_function(aten.mean.dim, (node.args[0], [2, 3], True))
+                flat = nodes.call_function(aten.view.default, (pooled, list(node.meta["val"].shape)))
+            node.replace_all_uses_with(flat)
+            nodes.erase_node(node)
+    module.recompile()
+    return module
 
 
 def _quantized(module: Any, graph: Graph) -> Any:

@@ -72,6 +72,8 @@ class Graph:
     precision: str
     calibration: Calibration | None = None
     """There where the precision is a quantized one."""
+    plain: bool = False
+    """Converted as the runtime's converter does it, without the forms that were chosen for our networks."""
 
     def module(self, layout: Layout) -> nn.Module:
         """The network behind its normalisation, for images in `layout`; with `raw` the network itself."""

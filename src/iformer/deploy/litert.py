@@ -65,9 +65,10 @@ def _quantized(content: bytes, graph: Graph) -> bytes:
         work.update_quantization_recipe(
             _scope(graph.network, name), recipes.TFLOperationName.ALL_SUPPORTED, algorithm_key=no_quantization
         )
-    (signature,) = work.float_model.signatureDefs
+    interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
+    (signature,) = interpreter.Interpreter(model_content=content).get_signature_list()
     images = [{INPUT: fed.numpy()} for fed in graph.calibration_inputs("NHWC")]
-    ranges = work.calibrate({signature.signatureKey.decode(): images}, num_threads=0)
+    ranges = work.calibrate({signature: images})
     return bytes(work.quantize(ranges).quantized_model)
 
 

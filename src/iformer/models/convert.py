@@ -201,6 +201,8 @@ def _only_ours(config: NetworkConfig) -> list[str]:
     found = _changed(config, _NETWORK_FORM)
     for stage in config.stages:
         found += _changed(stage, ("expanded_kernel_size",))
+        if stage.windows is not None:
+            found.append("windows")
         if "attention" in stage.blocks:
             found += _changed(stage.attention, _ATTENTION_FORM)
     return list(dict.fromkeys(found))

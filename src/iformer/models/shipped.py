@@ -24,19 +24,23 @@ def shipped_checkpoints() -> dict[str, Path]:
     return {name: folder / file for name, file in _FILES.items() if (folder / file).is_file()}
 
 
-def open_network(weights: str) -> Classifier:
+def open_network(weights: str, *, attention: str | None = None, windows: str | None = None) -> Classifier:
     """A classifier in eval mode from a checkpoint file, a shipped network's name or a released network's name.
 
     Args:
         weights: a path to a checkpoint (ours, timm's or the authors'), a name of `shipped_checkpoints`, or one
             of `list_models` (whose released weights are fetched from the hub, or taken from its cache).
+        attention, windows: the design for large images and its settings, as in `create_model`.
 
     Raises:
         UnknownNameError: neither a file nor a known name; the message suggests the nearest names.
         WeightsError: the file is damaged or holds no classifier, or the hub cannot be reached.
+        ConfigError: the design or its settings do not exist for this network.
     """
     path = checkpoint_path(weights)
-    model = (create_model(weights, pretrained=True) if path is None else create_model(path)).eval()
+    model = create_model(
+        weights if path is None else path, pretrained=path is None, attention=attention, windows=windows
+    ).eval()
     if not isinstance(model, Classifier) or model.num_classes == 0:
         raise WeightsError(f"{weights} holds a backbone without classes; a classifier is needed")
     return model

@@ -10,6 +10,7 @@ from typing import Any
 
 from iformer.config.network import AttentionConfig, NetworkConfig
 from iformer.config.variants import network_config
+from iformer.config.windows import with_design
 from iformer.paper.ladder import (
     LADDER,
     ladder_network,
@@ -52,6 +53,18 @@ def _shares() -> Networks:
     return rows
 
 
+def _design(design: str) -> NetworkConfig:
+    return with_design(_M, design, preset=None if design == "shma" else "paper").with_options(name=f"m_{design}")
+
+
+DESIGNS = {
+    "SHMA": _design("shma"),
+    "Hybrid SHMA": _design("hybrid"),
+    "Chunk Hybrid SHMA": _design("chunk_hybrid"),
+    "CC Hybrid SHMA": _design("chunk_hybrid"),
+}
+"""Tables 16 and 17: iFormer-M with each attention design, as the paper's text cuts it. Table 17 abbreviates."""
+
 _T_TO_L = {f"iFormer-{size}": network_config(f"iformer_{size.lower()}") for size in "TSML"}
 _SHVIT = with_attention_options(_SHA, operator="shvit")
 _QUARTER = with_attention_options(_SHVIT, channel_share=0.25)
@@ -92,7 +105,7 @@ ABLATIONS: dict[int, Networks] = {
     15: _T_TO_L,
     18: _T_TO_L,
 }
-"""Table number to its networks. Table 9 holds settings; 16 and 17 compare windows of one network at 512."""
+"""Table number to its networks. Table 9 holds settings; 16 and 17 are `DESIGNS`."""
 
 _T = network_config("iformer_t")
 

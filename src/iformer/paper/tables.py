@@ -18,7 +18,7 @@ from iformer.models.complexity import count_macs, count_parameters
 from iformer.models.factory import build
 from iformer.models.folding import fold
 from iformer.paper import printed
-from iformer.paper.ablations import ABLATIONS
+from iformer.paper.ablations import ABLATIONS, DESIGNS
 from iformer.paper.printed import SOURCE, TABLE_FILES, PrintedRow
 
 TOLERANCE_PCT = 1.0
@@ -186,7 +186,7 @@ def _section(number: int, file: str) -> Section:
     elif file == "table_15_stem":
         made = [Row(printed=row, agreement=_compare_stem(row)) for row in rows]
     elif number == 16:
-        made = [Row(printed=row, agreement=_compare_design(row)) for row in rows]
+        made = [_design_row(row) for row in rows]
     elif number == 17:
         made = [_attention_latency_row(row) for row in rows]
     else:
@@ -218,10 +218,8 @@ def _row(number: int, row: PrintedRow) -> Row:
 
 
 def _attention_latency_row(row: PrintedRow) -> Row:
-    """Table 17: only the plain form, without windows, is counted."""
-    if row["attention"] != "SHMA":
-        return Row(printed=row)
-    network = network_config("iformer_m")
+    """Table 17: the design at its resolution."""
+    network = DESIGNS[row["attention"]]
     return Row(printed=row, network=network.name, count=count(network, int(row["resolution"])))
 
 
@@ -292,12 +290,34 @@ def _compare_stem(row: PrintedRow) -> str:
     return _agreement(row, ours)
 
 
-def _compare_design(row: PrintedRow) -> str:
-    """Table 16: head size and FFN ratio against iFormer-M's."""
-    stage = network_config("iformer_m").stages[int(row["stage"]) - 1]
+def _design_row(row: PrintedRow) -> Row:
+    """Table 16: a design is counted once, at 512 pixels, in its first row."""
+    network = DESIGNS[row["design"]]
+    first = (row["stage"], row["order"]) == ("3", "1")
+    return Row(
+        printed=row,
+        network=network.name,
+        count=count(network, 512) if first else None,
+        agreement=_compare_design(row, network),
+    )
+
+
+def _compare_design(row: PrintedRow, network: NetworkConfig) -> str:
+    """Table 16: a run of like attention blocks against those of the design's stage."""
+    stage = network.stages[int(row["stage"]) - 1]
+    order, blocks = int(row["order"]), stage.blocks.count("attention")
+    size = f"{stage.windows.window_size}" if stage.windows else ""
+    whole = min(stage.windows.global_blocks, blocks) if stage.windows else blocks
+    # the block that cuts, those between, and the global ones, as far as there are any
+    runs = [(repeats, size) for repeats in (1, blocks - whole - 1) if repeats > 0 and stage.windows]
+    runs.append((whole, ""))
+    repeats, attention_size = runs[order - 1]
     ours = {
+        "window_op_size": size if row["window_op"] else "",
         "head_dim": f"{stage.channels // stage.attention.reduction}",
+        "attention_window_size": attention_size,
         "ffn_ratio": f"{stage.attention.ffn_expansion_ratio:g}",
+        "repeats": f"{repeats}",
     }
     return _agreement(row, ours)
 

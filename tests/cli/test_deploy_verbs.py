@@ -1,0 +1,60 @@
+"""`export --precision int8` and `bench` on the command line: what is said before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iformer.cli.main import main
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and the one line on stderr."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    return code, line
+
+
+def test_int8_needs_labelled_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "a.onnx"
+    code, line = said(capsys, "export", "elpv", "--precision", "int8", "--out", out)
+    assert (code, line.startswith("error: --precision int8 needs --calibration DATA")) == (1, True), line
+    code, line = said(capsys, "export", "elpv", "--calibration", "elpv", "--out", out)
+    assert (code, line) == (1, "error: --calibration is for --precision int8 and palette6")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["unlabelled", "other classes", "no folder"])
+def test_calibration_images_of_the_wrong_kind(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    from PIL import Image
+
+    data = tmp_path / "data"
+    for name in {"unlabelled": ["."], "other classes": ["cat", "dog"], "no folder": []}[kind]:
+        (data / name).mkdir(parents=True, exist_ok=True)
+        for index in range(4):
+            Image.new("L", (40, 40), 20 * index).save(data / name / f"{index}.png")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "new" / "a.onnx"
+    code = main(["export", "elpv", "--precision", "int8", "--calibration", str(data), "--out", str(out)])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    expected = {
+        "unlabelled": "expected one sub-folder a class",
+        "other classes": "the classes of the data are not those of the network",
+        "no folder": "no such folder",
+    }
+    assert code == 1
+    assert expected[kind] in line, line
+    assert not out.parent.exists()
+
+
+def test_bench_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = said(capsys, "bench")
+    assert (code, line) == (1, "error: nothing to time; name networks or artifacts, or give --peers")
+    code, line = said(capsys, "bench", "iformer_t", "--on", "onxx")
+    assert (code, "did you mean onnx" in line) == (1, True), line
