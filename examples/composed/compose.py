@@ -57,7 +57,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Each class and where its cut-outs lie."""
-LEFT_OUT = ("_mirror", "7spoke", "0_sun")
+LEFT_OUT = ("_mirror", "7spoke", "wheel_tractor", "0_sun")
 """Of the files that match: doubles of others, and what is not of the class."""
 
 VAL_SHARE = 0.3

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iformer.errors import DataError, UserError
+from iformer.errors import DataError, MissingDependencyError, UserError
 from iformer.models.dense_weights import load_dense
 from iformer.models.factory import build
 from iformer.models.weights import save
@@ -160,6 +160,15 @@ def test_masks_that_are_not_there(dense: ModuleType, shapes: ModuleType, tmp_pat
         dense.detection(data, tmp_path / "run")
     result = train(dense.detection(data, tmp_path / "run", fields={"masks": False, "epochs": 1}))
     assert "mask_ap" not in result.metrics
+
+
+def test_missing_package_is_told_before_training(
+    dense: ModuleType, shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'iformer\[detect\]'"):
+        dense.detection(shapes_data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_data_set_is_not_resumed(dense: ModuleType, shapes: ModuleType, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def predict_dense(
     seconds = time.perf_counter() - start
     answered = len(records) - failed
     note(
-        f"{answered} image{'s' if answered != 1 else ''} or frames in {seconds:.1f} s "
+        f"{answered} answer{'s' if answered != 1 else ''} in {seconds:.1f} s "
         f"({answered / seconds:.1f} a second) by {predictor.name} on {predictor.device}"
         + (f"; {failed} could not be read" if failed else "")
     )

@@ -65,6 +65,7 @@ class Loaders:
             workers=None if recipe.workers == "auto" else recipe.workers,
             rank=self.place.rank,
             world_size=self.place.processes,
+            pin_memory=self.place.device.type == "cuda",
         )
         self._made.append(loader)
         return loader

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from iformer.config.dense_recipe import DetectionRecipe
+from iformer.config.dependencies import require
 from iformer.config.metadata import Metadata
 from iformer.data.dense import DetectionImages
 from iformer.data.instances import DetectionSet, DetectionSplit
@@ -58,7 +59,9 @@ def detection_job(
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched, read or do not fit.
         DataError: masks are to be learned and an object has none.
+        MissingDependencyError: faster-coco-eval is not installed.
     """
+    require("faster_coco_eval", extra="detect")  # else the first evaluation would find out
     torch.manual_seed(recipe.seed)
     if isinstance(model, Detector):
         network, model_name = model, model_name or model.config.backbone.name
