@@ -138,9 +138,11 @@ def test_the_two_forms_of_padding_differ_where_there_is_padding(network) -> None
     config, plain = network
     attended = same_weights(windowed(config), plain)
     masked = same_weights(windowed(config, padded_tokens="masked"), plain)
+    torch.manual_seed(0)
     whole, ragged = torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 100)
     assert torch.equal(attended(whole), masked(whole))
-    assert not torch.allclose(attended(ragged), masked(ragged), atol=1e-3)
+    difference = (attended(ragged) - masked(ragged)).abs().max()
+    assert difference > 1e-4  # rounding is a thousandth of that
 
 
 def by_hand(blocks: list[AttentionBlock], x: Tensor, size: int, *, masked: bool, global_blocks: int) -> Tensor:

@@ -60,7 +60,7 @@ def test_every_item_of_a_released_network_is_folded(make_tiny_config) -> None:
     assert FoldedSHMA in kinds
     assert not any(issubclass(kind, nn.LayerNorm) for kind in kinds)
     assert isinstance(folded.head, nn.Linear)
-    assert all(isinstance(block.position, nn.Conv2d) for block in folded.stages[3].blocks)
+    assert all(isinstance(block.position.conv, nn.Conv2d) for block in folded.stages[3].blocks)
 
 
 def test_the_original_is_left_alone(every_option, randomize) -> None:
