@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,20 @@ SECTION = "iformer"
 def write(graph: Graph, path: Path) -> Written:
     """Convert a network; with fp16 the weights are stored in half precision and computed with in fp32."""
     openvino = require("openvino", extra=EXTRA)
-    dynamic = ({0: torch.export.Dim("batch", min=1)},) if graph.batch is None else None
-    example = graph.example("NHWC")
+    # NNCF's statistics of a graph with a fixed batch crash the CPU plugin: it is fixed when they are done
+    free = graph if graph.calibration is None else replace(graph, batch=None)
+    dynamic = ({0: torch.export.Dim("batch", min=1)},) if free.batch is None else None
+    example = free.example("NHWC")
     program = torch.export.export(graph.module("NHWC"), (example,), dynamic_shapes=dynamic)
     with _without_telemetry():
         model = openvino.convert_model(program)
     # with a free batch the converter frees all four sides, which costs the runtime its choice of kernels
-    model.reshape([-1 if graph.batch is None else graph.batch, *example.shape[1:]])
+    model.reshape([-1 if free.batch is None else free.batch, *example.shape[1:]])
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})
     if graph.precision == "int8":
         model = _quantized(model, graph)
+        model.reshape([-1 if graph.batch is None else graph.batch, *example.shape[1:]])
     for key, value in graph.embedded().items():
         model.set_rt_info(value, [SECTION, key])
     path.mkdir()
