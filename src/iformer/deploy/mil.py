@@ -115,6 +115,26 @@ def _reshape(a: dict[str, Any]) -> Any:
     return a["x"].reshape(shape)
 
 
+def _pad(a: dict[str, Any]) -> Any:
+    if (a.get("mode") or "constant") != "constant":
+        raise UserError(f"Core ML's padding '{a['mode']}' cannot be checked on this system")
+    value = 0.0 if a.get("constant_val") is None else float(a["constant_val"])
+    pairs = np.asarray(a["pad"]).reshape(-1, 2)  # of the last axes, first to last
+    return F.pad(a["x"], _ints(pairs[::-1]), value=value)
+
+
+def _slice_by_index(a: dict[str, Any]) -> Any:
+    x = a["x"]
+    unset = [False] * x.ndim
+    masks = [list(a[name]) if a.get(name) is not None else unset for name in ("begin_mask", "end_mask")]
+    if a.get("squeeze_mask") is not None and any(a["squeeze_mask"]):
+        raise UserError("Core ML's indexing by one number cannot be checked on this system")
+    strides = _ints(a["stride"]) if a.get("stride") is not None else [1] * x.ndim
+    parts = zip(_ints(a["begin"]), _ints(a["end"]), strides, *masks, strict=True)
+    index = [slice(None if no_begin else b, None if no_end else e, s) for b, e, s, no_begin, no_end in parts]
+    return x[tuple(index)]
+
+
 def _cast(a: dict[str, Any]) -> Any:
     if a["dtype"] not in ("fp16", "fp32"):
         raise UserError(f"Core ML's cast to '{a['dtype']}' cannot be checked on this system")
@@ -135,11 +155,14 @@ _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "linear": lambda a: F.linear(a["x"], a["weight"], a.get("bias")),
     "matmul": _matmul,
     "mul": lambda a: a["x"] * a["y"],
+    "pad": _pad,
     "reduce_mean": _reduce_mean,
     "reshape": _reshape,
     "sigmoid": lambda a: a["x"].sigmoid(),
+    "slice_by_index": _slice_by_index,
     "softmax": lambda a: a["x"].softmax(int(a["axis"])),
     "split": _split,
     "sub": lambda a: a["x"] - a["y"],
+    "tile": lambda a: a["x"].repeat(_ints(a["reps"])),
     "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
 }

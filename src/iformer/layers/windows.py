@@ -79,16 +79,16 @@ class Windows:
 
     def split(self, tokens: Tensor) -> Tensor:
         """The tokens of a strip, B x N*L x D, by windows, B*N x L x D: a view."""
-        return tokens.reshape(-1, self.config.window_size**2, tokens.shape[2])
+        return tokens.reshape(-1, self.config.window_size**2, _channels(tokens, 2))
 
     def merge(self, tokens: Tensor) -> Tensor:
         """The inverse of `split`."""
-        return tokens.reshape(-1, self.count * self.config.window_size**2, tokens.shape[2])
+        return tokens.reshape(-1, self.count * self.config.window_size**2, _channels(tokens, 2))
 
     def each(self, module: nn.Module, strip: Tensor) -> Tensor:
         """A module over every window by itself: as a batch, B*N x C x P x P, which channels-last makes a view."""
         size = self.config.window_size
-        channels = strip.shape[1]
+        channels = _channels(strip, 1)
         windows = strip.permute(0, 2, 3, 1).reshape(-1, size, size, channels).permute(0, 3, 1, 2)
         result = module(windows)
         return result.permute(0, 2, 3, 1).reshape(-1, self.count * size, size, channels).permute(0, 3, 1, 2)
@@ -98,7 +98,7 @@ class Windows:
         if not is_capturing():
             return self.each(conv, strip)
         # a row of zeros below every window, which is its padding and the next one's
-        size, count, channels = self.config.window_size, self.count, strip.shape[1]
+        size, count, channels = self.config.window_size, self.count, _channels(strip, 1)
         apart = F.pad(strip.reshape(-1, channels, count, size * size), (0, size))
         result = conv(apart.reshape(-1, channels, count * (size + 1), size))
         together = result.reshape(-1, channels, count, (size + 1) * size)[..., : size * size]
@@ -117,7 +117,10 @@ class Windows:
         """
         if not self.has_mask:
             return q, k
-        bias = self._constant(np.where(self._inside, 0.0, _NEVER).reshape(1, -1, 1), k).repeat(k.shape[0], 1, 1)
+        bias = self._constant(np.where(self._inside, 0.0, _NEVER).reshape(1, -1, 1), k)
+        # a trace is of a fixed batch, and Core ML's converter needs it as a plain number
+        images = int(k.shape[0]) if torch.jit.is_tracing() else k.shape[0]  # type: ignore[no-untyped-call, attr-defined]
+        bias = bias.repeat(images, 1, 1)
         return torch.cat([q, torch.ones_like(bias)], dim=2), torch.cat([k, bias], dim=2)
 
     @property
@@ -148,3 +151,8 @@ class Windows:
 
     def _join(self, strip: Tensor) -> Tensor:
         return torch.cat(torch.split(strip, self.padded_height, dim=2), dim=3)
+
+
+def _channels(x: Tensor, axis: int) -> int:
+    """A side as a plain number in traces too, where Core ML's converter cannot always work it out."""
+    return int(x.shape[axis])
