@@ -73,13 +73,22 @@ def _quantized(content: bytes, graph: Graph) -> bytes:
 
 
 def _scope(network: nn.Module, name: str) -> str:
-    """A pattern for the outputs of a layer: the converter writes classes and attributes, but no lists."""
-    parts, module = [], network
-    for attribute in name.split("."):
+    """A pattern for the outputs of a layer: the converter writes the class and attribute of each module it calls.
+
+    It calls no list, and a sequence only where the sequence itself is called and not its members.
+    """
+    pattern, module = "/", network
+    *parents, _ = attributes = name.split(".")
+    for place, attribute in enumerate(attributes):
         module = module.get_submodule(attribute)
-        if not isinstance(module, nn.ModuleList):
-            parts.append(f"{type(module).__module__}.{type(module).__qualname__}_{attribute}")
-    return f"/{re.escape('/'.join(parts))};"
+        part = re.escape(f"{type(module).__module__}.{type(module).__qualname__}_{attribute}")
+        if place == len(parents):
+            pattern += f"{part};"
+        elif isinstance(module, nn.Sequential):
+            pattern += f"({part}/)?"
+        elif not isinstance(module, nn.ModuleList):
+            pattern += f"{part}/"
+    return pattern
 
 
 def load(path: Path, *, threads: int = 0) -> LiteRtRunner:
