@@ -337,10 +337,10 @@ def test_what_is_not_installed_is_named(
     gone = RUNTIMES[name].packages[-1][0]
     find = dependencies.importlib.import_module
 
-    def missing(module: str) -> Any:
+    def missing(module: str, package: str | None = None) -> Any:
         if module == gone:
             raise ModuleNotFoundError(f"No module named '{module}'", name=module)
-        return find(module)
+        return find(module, package)  # packages that are imported now import their own parts this way
 
     monkeypatch.setattr(dependencies.importlib, "import_module", missing)
     with pytest.raises(MissingDependencyError, match=rf"{gone} is not installed; run: .*iformer\[{name}\]"):

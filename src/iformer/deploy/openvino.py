@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iformer.config.dependencies import require
+from iformer.config.dependencies import require, without_telemetry
 from iformer.data.transforms import Normalize
 from iformer.deploy.graph import INPUT, OUTPUT, Graph, Written, operation_counts
 from iformer.deploy.runner import ArtifactRunner
@@ -33,7 +30,7 @@ def write(graph: Graph, path: Path) -> Written:
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if free.batch is None else None
     example = free.example("NHWC")
     program = torch.export.export(graph.module("NHWC"), (example,), dynamic_shapes=dynamic)
-    with _without_telemetry():
+    with without_telemetry():
         model = openvino.convert_model(program)
     # with a free batch the converter frees all four sides, which costs the runtime its choice of kernels
     model.reshape([-1 if free.batch is None else free.batch, *example.shape[1:]])
@@ -66,7 +63,7 @@ def _quantized(model: Any, graph: Graph) -> Any:
     images = [fed.numpy() for fed in graph.calibration_inputs("NHWC")]
     calibrated: dict[str, Any] = {"subset_size": len(images), "preset": nncf.QuantizationPreset.PERFORMANCE}
     control = graph.calibration.control
-    with _without_telemetry():
+    with without_telemetry():
         if control is None:
             kept = nncf.IgnoredScope(names=_operations_of(graph.calibration.kept, model, graph))
             return nncf.quantize(model, nncf.Dataset(images), ignored_scope=kept, **calibrated)
@@ -104,23 +101,6 @@ def load(path: Path, *, threads: int = 0) -> OpenVinoRunner:
 
 
 load_for_check = load
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Keep the converter from sending usage data, which it does unasked except in continuous integration.
-
-    It also does so in forked processes, which can hang where other libraries run threads.
-    """
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before
 
 
 class OpenVinoRunner(ArtifactRunner):
