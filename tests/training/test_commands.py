@@ -75,7 +75,7 @@ def test_eval_says_what_training_said(
     [
         (["--recipe", "quickstrat"], "did you mean quickstart"),
         (["--set", "batchsize=3", "--weights", "none"], "did you mean batch_size"),
-        (["--task", "detect"], "unknown task 'detect'"),
+        (["--task", "pose"], "unknown task 'pose'"),
         (["--weights", "none", "--model", "iformer_tt"], "did you mean iformer_t"),
         (["--lr", "-1"], "Recipe.lr is -1.0"),
         (["--weights", "missing.safetensors"], "missing.safetensors"),
