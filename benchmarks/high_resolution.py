@@ -12,6 +12,7 @@ graphs that `torch.onnx` makes of the same networks.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def peak_memory(runtime: str, name: str, size: int, folder: Path) -> float:
 def print_peak(runtime: str, name: str, size: int, folder: Path) -> None:
     """What `peak_memory` runs. Linux only: it reads and resets the kernel's own high-water mark."""
     run = call(runtime, name, size, folder)
+    ctypes.CDLL(None).malloc_trim(0)  # what building the network left in the allocator is not to be used again
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew at what is resident now
     run()

@@ -12,6 +12,7 @@ from iformer.errors import UserError
 from iformer.layers.attention import FoldedSHMA
 from iformer.layers.conv_norm import ConvNorm
 from iformer.layers.operator import AttentionOperator
+from iformer.layers.position import FoldedPositionEncoding
 from iformer.layers.residual import ResidualAdd
 from iformer.models.factory import build
 from iformer.models.folding import fold, is_folded
@@ -60,7 +61,7 @@ def test_every_item_of_a_released_network_is_folded(make_tiny_config) -> None:
     assert FoldedSHMA in kinds
     assert not any(issubclass(kind, nn.LayerNorm) for kind in kinds)
     assert isinstance(folded.head, nn.Linear)
-    assert all(isinstance(block.position, nn.Conv2d) for block in folded.stages[3].blocks)
+    assert all(isinstance(block.position, FoldedPositionEncoding) for block in folded.stages[3].blocks)
 
 
 def test_the_original_is_left_alone(every_option, randomize) -> None:
