@@ -168,7 +168,7 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     linear = [start * count / pixels[0] for count in pixels]
     axes.plot(pixels, linear, color="gray", linestyle=":", label="linear in pixels")
     axes.set(
-        xscale="log", yscale="log", xlabel="megapixels", ylabel="ms on one thread", title="iFormer-M, PyTorch"
+        xscale="log", yscale="log", xlabel="pixels", ylabel="ms on one thread", title="iFormer-M in PyTorch"
     )
     axes.set_xticks(pixels, [f"{size}²" for size in sizes], minor=False)
     axes.minorticks_off()
