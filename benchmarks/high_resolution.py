@@ -167,9 +167,7 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     start = results[str(sizes[0])]["chunked, released"]["median_ms"]
     linear = [start * count / pixels[0] for count in pixels]
     axes.plot(pixels, linear, color="gray", linestyle=":", label="linear in pixels")
-    axes.set(
-        xscale="log", yscale="log", xlabel="pixels", ylabel="ms on one thread", title="iFormer-M in PyTorch"
-    )
+    axes.set(xscale="log", yscale="log", xlabel="pixels", ylabel="ms on one thread", title="iFormer-M in PyTorch")
     axes.set_xticks(pixels, [f"{size}²" for size in sizes], minor=False)
     axes.minorticks_off()
     axes.legend()
