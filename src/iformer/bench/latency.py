@@ -32,7 +32,7 @@ class Latency:
     load_ms: float
     """From the file to the first answer."""
     memory_mb: float
-    """Rise of the process's peak memory by loading and running."""
+    """Rise of the process's resident memory by loading and running."""
     file_mb: float
     gmacs: float | None
     gflops: float | None
@@ -87,7 +87,7 @@ def measure(
                 samples[label].append(statistics.median(workers[label].turn(warmup=warmup, calls=calls)))
             if done % max(1, rounds // 10) == 0:
                 report(f"round {done} of {rounds}")
-        memory = {label: worker.peak_megabytes() for label, worker in workers.items()}
+        memory = {label: worker.risen_megabytes() for label, worker in workers.items()}
         loaded = {label: worker.loaded.seconds for label, worker in workers.items()}
     timings = Timings(seconds={label: tuple(seconds) for label, seconds in samples.items()})
     rate = _rate(next((subject for subject in subjects if subject.label == MATRIX_PRODUCT), None), timings)

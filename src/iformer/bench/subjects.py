@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from iformer.config.dependencies import require
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models
 from iformer.deploy.artifact import artifact_bytes, is_artifact, read_record
@@ -161,6 +162,7 @@ def _subject(label: str, path: Path, macs: int | None) -> Subject:
 
 
 def require_runtime(runtime: Runtime) -> None:
-    """Raise `MissingDependencyError` unless a runtime and what converts to it are here."""
+    """Raise `MissingDependencyError` unless a runtime, what converts to it and psutil are here."""
     with quiet():
         runtime.require()
+    require("psutil", extra="bench")

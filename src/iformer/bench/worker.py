@@ -1,13 +1,12 @@
 """A process that holds one artifact loaded and times it when it is its turn.
 
-One process each, because runtimes that share one also share thread pools, allocators and each other's peak
-memory. All but one wait at any time.
+One process each, because runtimes that share one also share thread pools, allocators and memory. All but one
+wait at any time.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -55,8 +54,8 @@ class Worker:
         seconds: list[float] = self._answer()
         return seconds
 
-    def peak_megabytes(self) -> float:
-        """How far the process's peak memory rose from before it loaded the artifact."""
+    def risen_megabytes(self) -> float:
+        """How far the process's resident memory has risen since before it loaded the artifact."""
         self._connection.send(None)
         megabytes: float = self._answer()
         return megabytes
@@ -88,16 +87,23 @@ class Worker:
 def _serve(connection: Connection, artifact: Path, threads: int) -> None:
     import torch
 
+    from iformer.config.dependencies import require
     from iformer.deploy.artifact import read_record
     from iformer.deploy.export import open_artifact, quiet
     from iformer.deploy.runtimes import find_runtime
 
     torch.set_num_threads(threads)
+    process = require("psutil", extra="bench").Process()
+
+    def resident() -> int:
+        resident_bytes: int = process.memory_info().rss
+        return resident_bytes
+
     try:
         with quiet():
             info = read_record(artifact)
             find_runtime(info.runtime).require(info.precision)
-            before = _peak_bytes()
+            before = resident()
             start = time.perf_counter()
             runner: Any = open_artifact(artifact, threads=threads)
             shape = (info.batch or 1, len(info.preprocessing.mean), *info.preprocessing.size)
@@ -114,7 +120,7 @@ def _serve(connection: Connection, artifact: Path, threads: int) -> None:
         except EOFError:
             return
         if order is None:
-            connection.send((_peak_bytes() - before) / 1e6)
+            connection.send((resident() - before) / 1e6)
             continue
         warmup, calls = order
         for _ in range(warmup):
@@ -125,12 +131,3 @@ def _serve(connection: Connection, artifact: Path, threads: int) -> None:
             run(fed)
             seconds.append(time.perf_counter() - start)
         connection.send(seconds)
-
-
-def _peak_bytes() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -19,18 +19,7 @@ if TYPE_CHECKING:
     from iformer.bench.subjects import Subject
     from iformer.deploy.runtimes import Runtime
 
-_COLUMNS = (
-    "ms",
-    "p10",
-    "p90",
-    "times as fast",
-    "GMACs",
-    "GFLOP/s",
-    "of product",
-    "load ms",
-    "memory MB",
-    "file MB",
-)
+_COLUMNS = ("ms", "p10", "p90", "times", "GFLOP/s", "share", "load", "MB")
 
 
 def bench(
@@ -152,19 +141,16 @@ def _table(runtime: Runtime, rows: list[Latency], machine: str) -> Any:
         [
             row.label,
             row.precision,
-            f"{row.size[0]}x{row.size[1]}",
             text(row.median_ms, 2),
             text(row.p10_ms, 2),
             text(row.p90_ms, 2),
             text(row.times_as_fast, 2),
-            text(row.gmacs, 3),
             text(row.gflops, 0),
             text(row.matrix_product_share, 2),
             text(row.load_ms, 0),
-            text(row.memory_mb, 0),
             text(row.file_mb, 1),
         ]
         for row in rows
     ]
     title = f"{runtime.title} on {machine}, batch 1"
-    return table(title, ["network", "precision", "size", *_COLUMNS], cells, left=3)
+    return table(title, ["network", "", *_COLUMNS], cells, left=2)

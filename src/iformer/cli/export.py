@@ -187,9 +187,10 @@ def _quantization(
         return evaluate(predictor, loader, Classification(found.images.class_names)).metrics
 
     samples = found.train.samples
+    # in random order: LiteRT's ranges are moving averages, which images sorted by class would bias
     chosen = random.Random(0).sample(range(len(samples)), min(count, len(samples)))
     return Quantization(
-        images=[samples[index].path for index in sorted(chosen)],
+        images=[samples[index].path for index in chosen],
         measure=measure,
         metric=Classification.primary_metric,
         max_drop=max_drop,

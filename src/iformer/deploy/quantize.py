@@ -39,7 +39,8 @@ class Quantization:
     """What a quantized export needs: where the ranges come from, and what may be lost."""
 
     images: Sequence[os.PathLike[str]]
-    """Photographs of the network's kind, not among those that the metric is measured on."""
+    """Photographs of the network's kind, classes mixed (LiteRT's ranges are moving averages), not among those that
+    the metric is measured on."""
     measure: Callable[[Predictor], Mapping[str, Any]]
     """Metrics on labelled images, in percent; `metric` is one of them."""
     metric: str = "top1"
