@@ -22,6 +22,10 @@ class DataError(UserError):
     """A data set or an image cannot be used."""
 
 
+class OutputError(UserError):
+    """A result cannot be written: no room, no such folder, no right to write there."""
+
+
 class MissingDependencyError(UserError):
     """An optional package is not installed. The message says what to install; nothing is installed by us."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from iformer.deploy import contact_sheet
 from iformer.deploy.contact_sheet import draw_explanations, draw_predictions, overlay
 from iformer.deploy.explain import AttentionRecorder
 from iformer.deploy.predict import Answer, Failure, Predictor
-from iformer.errors import UserError
+from iformer.errors import OutputError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
 
@@ -159,12 +160,12 @@ def test_pages_are_limited_and_small_ones_are_small(
 def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "predict.png").write_bytes(b"old")
 
-    def full(self: Image.Image, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full(self: Image.Image, file: BinaryIO, **_: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         contact_sheet.save_png(Image.new("RGB", (4, 4)), tmp_path / "predict.png")
     assert (tmp_path / "predict.png").read_bytes() == b"old"
     assert not list(tmp_path.glob(".*"))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from iformer.config.metadata import Metadata
-from iformer.errors import UserError, WeightsError
+from iformer.errors import OutputError, UserError, WeightsError
 from iformer.models.factory import build
 from iformer.models.weights import load
 from iformer.training.checkpoint import (
@@ -106,17 +105,15 @@ def test_state_of_another_network_is_refused(tiny: ModuleType, tmp_path: Path) -
         read_state(path).restore(**other)
 
 
-@contextlib.contextmanager
-def full_disk(path: Any) -> Iterator[Any]:
+def full_disk(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    yield
 
 
 def test_full_disk_leaves_the_old_state(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, run = tmp_path / "state.safetensors", parts(tiny, 1)
     save_state(path, **run, position=Position(step=1), identity=IDENTITY)
-    monkeypatch.setattr("iformer.models.weights.replacing", full_disk)
-    with pytest.raises(WeightsError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OutputError, match="No space left"):
         save_state(path, **run, position=Position(step=2), identity=IDENTITY)
     assert read_state(path).position.step == 1
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]

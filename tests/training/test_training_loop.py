@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from iformer import files
 from iformer.config.recipe import Recipe
 from iformer.errors import ConfigError, UserError
 from iformer.models.factory import build
@@ -287,10 +288,8 @@ def test_weights_that_are_not_finite_are_never_saved(tiny: ModuleType, images: P
 def test_full_disk_stops_with_one_line_and_loses_nothing(
     tiny: ModuleType, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    from iformer.models import weights
-
     out = tmp_path / "run"
-    replacing = weights.replacing
+    replacing = files._replacing
 
     @contextlib.contextmanager
     def filling_up(path: Any) -> Iterator[Any]:
@@ -300,7 +299,7 @@ def test_full_disk_stops_with_one_line_and_loses_nothing(
             yield opened
 
     run = job(tiny, images, out, fields={"checkpoint_steps": 4})
-    monkeypatch.setattr(weights, "replacing", filling_up)
+    monkeypatch.setattr(files, "_replacing", filling_up)
     with pytest.raises(UserError, match="No space left on device") as caught:
         train(run)
     monkeypatch.undo()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from iformer.files import write_text
 from iformer.training.provenance import describe_device, origin
 
 
@@ -29,4 +30,4 @@ def write_record(path: Path, figures: dict[str, Any], *, device: torch.device | 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a `record`; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=2) + "\n")

@@ -153,7 +153,7 @@ def _write(out: Path, evaluation: ClassificationEvaluation, record: dict[str, An
     """`metrics.json`, and `predictions.jsonl` with one line an image."""
     import json
 
-    from iformer.models.weights import write_bytes
+    from iformer.files import write_text
 
     names = evaluation.image_set.class_names
     lines = []
@@ -171,8 +171,8 @@ def _write(out: Path, evaluation: ClassificationEvaluation, record: dict[str, An
                 }
             )
         )
-    write_bytes(out / "metrics.json", json.dumps(record, indent=2).encode())
-    write_bytes(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    write_text(out / "metrics.json", json.dumps(record, indent=2))
+    write_text(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def _print(evaluation: ClassificationEvaluation) -> None:

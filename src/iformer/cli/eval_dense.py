@@ -34,9 +34,9 @@ def evaluate_dense(
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
+    from iformer.files import write_text
     from iformer.models.dense_weights import load_dense
     from iformer.models.detector import Detector
-    from iformer.models.weights import write_bytes
     from iformer.training.logs import ProgressView
     from iformer.training.precision import resolve_precision, run_device
     from iformer.training.results import DetectionEvaluation
@@ -71,9 +71,9 @@ def evaluate_dense(
     note_problems(problems)
     record = {"checkpoint": str(checkpoint), "data": data, "part": part, "metrics": evaluation.metrics}
     if out is not None:
-        write_bytes(out / "metrics.json", json_module.dumps(record, indent=2).encode())
+        write_text(out / "metrics.json", json_module.dumps(record, indent=2))
         if isinstance(evaluation, DetectionEvaluation):
-            write_bytes(out / "coco_results.json", json_module.dumps(evaluation.results).encode())
+            write_text(out / "coco_results.json", json_module.dumps(evaluation.results))
     if json:
         print_json_line(record)
     else:

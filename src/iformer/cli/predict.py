@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from iformer.cli.arguments import output_folder
 from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line
 from iformer.errors import UserError, WeightsError
+from iformer.files import write_text
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import Runner
@@ -207,7 +207,8 @@ def _write(
 ) -> None:
     from iformer.deploy.contact_sheet import draw_explanations, draw_predictions, max_drawn
 
-    _write_lines(folder / "predictions.jsonl", records)
+    lines = [json_module.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_text(folder / "predictions.jsonl", "".join(lines))
     if not drawn:
         return
     title = f"{name} on {answered} image{'s' if answered != 1 else ''}"
@@ -221,13 +222,3 @@ def _write(
             note(
                 f"{kind}.png shows the first {limit} of {answered} images; {folder / 'predictions.jsonl'} has all"
             )
-
-
-def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json_module.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import typer
 
 from iformer.cli.arguments import output_folder
 from iformer.cli.output import FAILED, note, print_json_line
+from iformer.files import write_text
 
 if TYPE_CHECKING:
     from iformer.deploy.dense_predict import DensePredictor
@@ -36,7 +37,7 @@ def predict_dense(
     """
     from iformer.data.stream import find_images
     from iformer.data.video import has_video_extension
-    from iformer.deploy.dense_predict import DensePredictor, predict_images, write_text
+    from iformer.deploy.dense_predict import DensePredictor, predict_images
     from iformer.deploy.predict import Failure
     from iformer.models.dense_weights import load_dense
 

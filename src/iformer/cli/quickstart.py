@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import typer
 from iformer.cli.arguments import output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, messages, print_json
 from iformer.errors import MissingDependencyError, UserError
+from iformer.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -339,14 +339,7 @@ def _write_report(out: Path, outcome: _Outcome) -> Path:
         "",
         *[f"    {command}" for command in _next_commands(out)],
     ]
-    path = out / "report.md"
-    partial = out / ".report.md.partial"
-    try:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_text(out / "report.md", "\n".join(lines) + "\n")
 
 
 def _next_commands(out: Path) -> list[str]:

@@ -27,7 +27,7 @@ from safetensors.numpy import save as serialize
 from iformer.data.images import StoredImage, has_image_extension
 from iformer.data.samples import DataSplit, ImageSet, Sample, StoredSamples
 from iformer.errors import DataError
-from iformer.models.weights import write_bytes
+from iformer.files import write_bytes, write_text
 
 INDEX = "index.safetensors"
 INFO = "_info.json"
@@ -243,7 +243,7 @@ def write_index(root: Path, index: ShardIndex) -> None:
         for name, part in index.parts.items()
     }
     info = {"name": root.name, "splits": splits, "class_names": index.class_names}
-    write_bytes(root / INFO, json.dumps(info, indent=1).encode())
+    write_text(root / INFO, json.dumps(info, indent=1))
     write_bytes(root / INDEX, serialize(columns, header))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from iformer.config.checking import check, check_types, from_plain, to_plain
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import ConfigError, UserError
+from iformer.files import write_text
 from iformer.models.backbone import Backbone
 
 
@@ -155,15 +156,8 @@ def record_path(artifact: Path) -> Path:
 
 
 def write_record(info: ArtifactInfo, artifact: Path) -> Path:
-    """Write the record beside its artifact, whole or not at all."""
-    path = record_path(artifact)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(info.to_plain(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    """Write the record beside its artifact."""
+    return write_text(record_path(artifact), json.dumps(info.to_plain(), indent=2) + "\n")
 
 
 def read_record(artifact: Path) -> ArtifactInfo:

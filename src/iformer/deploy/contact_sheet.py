@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from iformer.deploy.predict import Answer
+from iformer.files import replacing
 
 MAX_PAGES = 5
 """Pages of one kind that are drawn; the answers beyond them are in the JSON lines only."""
@@ -117,13 +117,9 @@ def _draw_pages(
 
 
 def save_png(picture: Image.Image, path: Path) -> Path:
-    """Write a picture whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        picture.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a picture; returns the path."""
+    with replacing(path) as file:
+        picture.save(file, format="PNG")
     return path
 
 

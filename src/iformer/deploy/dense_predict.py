@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,19 +18,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from iformer.data.dense import fitted, image_tensor
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize
 from iformer.data.video import VideoReader, VideoWriter
+from iformer.deploy.contact_sheet import save_png
 from iformer.deploy.predict import Failure
 from iformer.errors import DataError
+from iformer.files import write_text
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.detection import coco_results
 from iformer.tasks.drawing import draw_classes, draw_detections, index_png
-from iformer.tasks.segmentation import sliding_logits
+from iformer.tasks.segmentation import classes_of
 
 Progress = Callable[[int], None]
 """Called with the number of frames done."""
@@ -83,12 +83,9 @@ class DensePredictor:
         config = self.network.config
         resized = image.resize(fitted(image.size, config.size, config.max_size), Image.Resampling.BILINEAR)
         normalized = self._normalize(image_tensor(resized)[None].to(self.device))
-        window = config.size
-        logits = (
-            sliding_logits(self.network, normalized, window=window) if self.sliding else self.network(normalized)
-        )
-        logits = F.interpolate(logits, size=(image.height, image.width), mode="bilinear", align_corners=False)
-        return DenseAnswer(classes=logits[0].argmax(0).to(torch.uint8).cpu().numpy())
+        window = config.size if self.sliding else None
+        classes_HW = classes_of(self.network, normalized, (image.height, image.width), window=window)
+        return DenseAnswer(classes=classes_HW.to(torch.uint8).cpu().numpy())
 
     def draw(self, image: Image.Image, answer: DenseAnswer) -> Image.Image:
         """The image with what was said of it."""
@@ -143,12 +140,12 @@ def predict_images(
         record: dict[str, Any] = {"file": str(path), **predictor.record(answer)}
         if out is not None:
             name = names.of(path)
-            record["picture"] = str(_save(predictor.draw(image, answer), out / f"{name}.png"))
+            record["picture"] = str(save_png(predictor.draw(image, answer), out / f"{name}.png"))
             if answer.classes is not None:
                 assert isinstance(predictor.network, Segmenter)
                 (out / "masks").mkdir(exist_ok=True)
                 mask = index_png(answer.classes, predictor.network.config.colours)
-                record["mask"] = str(_save(mask, out / "masks" / f"{name}.png"))
+                record["mask"] = str(save_png(mask, out / "masks" / f"{name}.png"))
         if answer.found is not None:
             ids = list(range(1, len(predictor.class_names) + 1))
             masks = "masks" in answer.found
@@ -200,16 +197,6 @@ def _frames(
         }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 class _Names:
     """A name for each image's files: that of the image, and where two have the same, with a number."""
 
@@ -221,13 +208,3 @@ class _Names:
         name = next(name for name in numbered if name not in self._used)
         self._used.add(name)
         return name
-
-
-def _save(picture: Image.Image, path: Path) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        picture.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

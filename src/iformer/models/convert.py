@@ -26,6 +26,7 @@ from iformer.config.network import AttentionConfig, NetworkConfig
 from iformer.config.operators import OPERATOR_OPTIONS
 from iformer.config.variants import list_models, network_config
 from iformer.errors import UserError, WeightsError
+from iformer.files import write_bytes
 from iformer.models.weights import (
     FORMAT,
     SUFFIX,
@@ -42,7 +43,6 @@ from iformer.models.weights import (
     read_checkpoint,
     stored_tensors,
     unreadable,
-    write_bytes,
     write_checkpoint,
 )
 

@@ -17,6 +17,7 @@ from safetensors.torch import save as serialize
 from iformer.config.dense import DetectorConfig, SegmenterConfig
 from iformer.config.metadata import Metadata
 from iformer.errors import WeightsError
+from iformer.files import write_bytes
 from iformer.models import weights
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
@@ -39,7 +40,7 @@ def save_dense(model: DenseNetwork, path: str | os.PathLike[str], metadata: Meta
         }
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: the metadata cannot be written as JSON: {error}") from error
-    weights.write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))
+    write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))
 
 
 def load_dense(path: str | os.PathLike[str]) -> DenseNetwork:

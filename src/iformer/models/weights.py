@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.errors import ConfigError, UserError, WeightsError
+from iformer.files import write_bytes
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 
@@ -68,8 +68,9 @@ def save(
         metadata_fields: fields of `Metadata` to use in the place of `model.metadata`'s.
 
     Raises:
-        WeightsError: the file cannot be written, a weight does not fit into `dtype`, or the number of
-            class names is not the network's number of classes.
+        WeightsError: a weight does not fit into `dtype`, or the number of class names is not the network's
+            number of classes.
+        OutputError: the file cannot be written.
         UserError: `model` is not an iFormer network, or is folded.
         ConfigError: a metadata field is unknown or invalid.
     """
@@ -406,61 +407,3 @@ def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> 
     if start[8:9] == b"{":
         return WeightsError(f"{path} is truncated or damaged ({size} bytes){reason}; {again}")
     return WeightsError(f"{path} is not a weight file, or is damaged ({size} bytes){reason}; {again}")
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file in one step: whoever reads `path` sees the old content or all of the new one.
-
-    Raises:
-        WeightsError: it cannot be written; nothing is left behind, and an older file stays as it was.
-    """
-    try:
-        with replacing(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise WeightsError(f"cannot write {path}: {_write_problem(Path(path), error)}") from error
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file that takes `path`'s place, synced to disk, when the block ends without an error.
-
-    Raises:
-        OSError: the folder does not exist or is not writable, the disk is full, or `path` is no plain file.
-    """
-    target = Path(os.path.realpath(path))  # a link stays a link; what it points to is replaced
-    if target.exists() and not target.is_file():
-        raise OSError(None, "it exists and is not a plain file")
-    part = target.parent / f".{secrets.token_hex(8)}.part"
-    # not tempfile: its files are readable by their owner only, and the checkpoint would stay so
-    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        with open(descriptor, "wb") as file:
-            yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_problem(path: Path, error: OSError) -> str:
-    folder = path.absolute().parent
-    if not folder.exists():
-        return f"the folder {folder} does not exist"
-    if not folder.is_dir():
-        return f"{folder} is not a folder"
-    return error.strerror or str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from iformer.config.dependencies import require
 from iformer.errors import UserError
+from iformer.files import replacing
 from iformer.paper.heads import LayerSimilarity, TrainedHeads, head_similarity
 from iformer.paper.ladder import LADDER
 from iformer.paper.latency import measure_latencies
@@ -284,11 +284,6 @@ def _tidy(axes: Axes, *, grid: str = "both") -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """Write the picture whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(unfinished, format="png", dpi=130)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=130)
     return path

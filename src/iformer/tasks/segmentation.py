@@ -92,6 +92,19 @@ class SegmentationMetric:
         }
 
 
+def classes_of(model: nn.Module, image: Tensor, size: tuple[int, ...], *, window: int | None = None) -> Tensor:
+    """The classes of one normalised image, 1 x 3 x h x w, at another size (H, W): int64 H x W.
+
+    Args:
+        model: images to logits, B x K x H x W.
+        window: the side of `sliding_logits`' windows; nothing: the whole image at once.
+    """
+    logits = (model(image) if window is None else sliding_logits(model, image, window=window)).float()
+    if logits.shape[2:] != size:
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits[0].argmax(0)
+
+
 def sliding_logits(
     network: Callable[[Tensor], Tensor], images: Tensor, *, window: int, overlap: float = 1 / 3
 ) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from iformer.config.metadata import Metadata
 from iformer.errors import UserError, WeightsError
+from iformer.files import replacing, write_bytes
 from iformer.models import weights
 from iformer.models.backbone import Backbone
 from iformer.models.dense_weights import DenseNetwork, save_dense
@@ -96,15 +97,12 @@ def save_state(
     stored = weights.stored_tensors(tensors, None)
     header["crc32"] = str(_checksum(stored))
     contents = serialize(stored, header)
-    try:
-        with weights.replacing(path) as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())  # the new state is on the disk before the old one gives up its name
-            if before is not None and saved_step(path) is not None:
-                os.replace(path, before)
-    except OSError as error:
-        raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error
+    with replacing(path) as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())  # the new state is on the disk before the old one gives up its name
+        if before is not None and saved_step(path) is not None:
+            os.replace(path, before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +257,7 @@ def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata)
         save_dense(model, path, metadata)
         return
     header = {"format": "pt", "network": json.dumps(name), "metadata": json.dumps(metadata.to_plain())}
-    weights.write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))
+    write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:

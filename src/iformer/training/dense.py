@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from iformer.config.dense_recipe import DenseRecipe
+from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.loader import BatchSource, Loader, build_loader
+from iformer.errors import DataError
 from iformer.models.backbone import Backbone
 from iformer.models.dense_weights import DenseNetwork
 from iformer.training.job import begins, starting_network
@@ -79,3 +81,16 @@ class Loaders:
 def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 on any device to float from 0 to 1 on this one."""
     return image.to(device, non_blocking=True).float().div_(255)
+
+
+def check_classes(metadata: Metadata, class_names: tuple[str, ...]) -> None:
+    """Raise `DataError` unless a data set's classes are those that a network was trained on, in their order."""
+    known = metadata.class_names
+    if known and known != class_names:
+        different = [
+            f"class {index} is {theirs}, the network's is {ours}"
+            for index, (theirs, ours) in enumerate(zip(class_names, known, strict=False))
+            if theirs != ours
+        ]
+        counts = f"{len(class_names)} classes for {len(known)}"
+        raise DataError(f"the classes of the data are not those of the network: {(different or [counts])[0]}")

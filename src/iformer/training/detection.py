@@ -12,7 +12,6 @@ from torch import nn
 
 from iformer.config.dense_recipe import DetectionRecipe
 from iformer.config.dependencies import require
-from iformer.config.metadata import Metadata
 from iformer.data.dense import DetectionImages
 from iformer.data.instances import DetectionSet, DetectionSplit
 from iformer.data.loader import Loader, build_loader
@@ -20,7 +19,7 @@ from iformer.errors import ConfigError, DataError
 from iformer.models.detector import Detector
 from iformer.tasks.detection import Detection, DetectionMetric
 from iformer.tasks.task import Batch
-from iformer.training.dense import Loaders, job_fields, normalisation, scaled, starting_backbone
+from iformer.training.dense import Loaders, check_classes, job_fields, normalisation, scaled, starting_backbone
 from iformer.training.job import Device, TrainJob
 from iformer.training.precision import Precision, autocast
 from iformer.training.results import DetectionEvaluation, TrainResult
@@ -190,16 +189,3 @@ def evaluate_detection_set(
     dataset = DetectionImages(image_set, masks=False)
     with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
         return evaluate_detector(network, loader, device=device, precision=precision, progress=progress)
-
-
-def check_classes(metadata: Metadata, class_names: tuple[str, ...]) -> None:
-    """Raise `DataError` unless a data set's classes are those that a network was trained on, in their order."""
-    known = metadata.class_names
-    if known and known != class_names:
-        different = [
-            f"class {index} is {theirs}, the network's is {ours}"
-            for index, (theirs, ours) in enumerate(zip(class_names, known, strict=False))
-            if theirs != ours
-        ]
-        counts = f"{len(class_names)} classes for {len(known)}"
-        raise DataError(f"the classes of the data are not those of the network: {(different or [counts])[0]}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from iformer.config.metadata import Metadata
-from iformer.errors import UserError, WeightsError
+from iformer.errors import OutputError, UserError
 from iformer.training.checkpoint import Position, last_good_step, save_network, save_state, state_tensors
 from iformer.training.ema import WeightAverage
 from iformer.training.job import TrainJob
@@ -71,7 +71,7 @@ class RunKeeper:
         """Write the evaluated network.
 
         Raises:
-            WeightsError: it cannot be written.
+            OutputError: it cannot be written.
         """
         save_network(self.evaluated_network, path, name=self.job.model_name, metadata=metadata)
 
@@ -79,7 +79,7 @@ class RunKeeper:
         """Write the state to continue from.
 
         Raises:
-            WeightsError: it cannot be written.
+            OutputError: it cannot be written.
         """
         save_state(
             self.files.state,
@@ -97,8 +97,8 @@ class RunKeeper:
         """Say, where a file cannot be written, what is still there and how to go on."""
         try:
             yield
-        except (OSError, WeightsError) as error:
+        except (OSError, OutputError) as error:
             saved = last_good_step(self.files)
             kept = f"--resume continues from step {saved}" if saved is not None else "nothing was saved before"
-            reason = error if isinstance(error, WeightsError) else f"{error.strerror}: {error.filename}"
+            reason = error if isinstance(error, OutputError) else f"{error.strerror}: {error.filename}"
             raise UserError(f"stopped at step {self.position.step}: {reason}; {kept}") from error

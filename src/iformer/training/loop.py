@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from iformer.config.dependencies import require
+from iformer.files import write_text
 from iformer.models.complexity import count_parameters
-from iformer.models.weights import write_bytes
 from iformer.training.checkpoint import Position, SavedState, check_identity, read_last_good
 from iformer.training.ema import WeightAverage
 from iformer.training.finite import FiniteGuard
@@ -255,7 +255,7 @@ class _Run:
                 "precision": self.place.precision,
                 "device": result.device,
             }
-            write_bytes(self.files.metrics, json.dumps(record, indent=2).encode())
+            write_text(self.files.metrics, json.dumps(record, indent=2))
             self.log.write("end", metrics=final.summary, seconds=seconds)
             if job.report:
                 result = replace(result, report=self.workload.write_report(result))

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from iformer.errors import UserError
-from iformer.models.weights import write_bytes
+from iformer.files import write_text
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class RunFolder:
         Raises:
             WeightsError: it cannot be written.
         """
-        write_bytes(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+        write_text(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> dict[str, Any]:
         """What `write_config` wrote; empty where there is none.

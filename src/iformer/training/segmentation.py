@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from iformer.config.dense_recipe import SegmentationRecipe
 from iformer.data.dense import SemanticImages
@@ -20,10 +19,9 @@ from iformer.data.loader import Loader, build_loader
 from iformer.data.semantic import SemanticSet, SemanticSplit
 from iformer.data.transforms import Normalize
 from iformer.models.segmenter import Segmenter
-from iformer.tasks.segmentation import Segmentation, SegmentationMetric, sliding_logits
+from iformer.tasks.segmentation import Segmentation, SegmentationMetric, classes_of
 from iformer.tasks.task import Batch
-from iformer.training.dense import Loaders, job_fields, normalisation, starting_backbone
-from iformer.training.detection import check_classes
+from iformer.training.dense import Loaders, check_classes, job_fields, normalisation, starting_backbone
 from iformer.training.job import Device, TrainJob
 from iformer.training.precision import Precision, autocast
 from iformer.training.results import SegmentationEvaluation, TrainResult
@@ -165,23 +163,16 @@ def evaluate_segmenter(
     assert isinstance(dataset, SemanticImages)
     metric = SegmentationMetric(class_names)
     normalize = Normalize(network.config.preprocessing).to(device)
+    window = network.config.size if sliding else None
     for done, batch in enumerate(loader.epoch(), start=1):
         for image, mask_HW in zip(batch["images"], batch["masks"], strict=True):
             with torch.inference_mode(), autocast(precision, device):
                 normalized = normalize(image[None].to(device))
-                classes_HW = classes_of(network, normalized, tuple(mask_HW.shape), sliding=sliding)
+                classes_HW = classes_of(network, normalized, tuple(mask_HW.shape), window=window)
             metric.update(classes_HW[None].cpu(), {"masks": mask_HW[None]})
         if progress is not None:
             progress(done, len(loader.sampler))
     return SegmentationEvaluation(metrics=metric.compute(), image_set=dataset.image_set)
-
-
-def classes_of(network: Segmenter, image: Tensor, size: tuple[int, ...], *, sliding: bool) -> Tensor:
-    """The classes of one normalised image, 1 x 3 x h x w, at another size (H, W): int64 H x W."""
-    logits = (sliding_logits(network, image, window=network.config.size) if sliding else network(image)).float()
-    if logits.shape[2:] != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits[0].argmax(0)
 
 
 def evaluate_semantic_set(

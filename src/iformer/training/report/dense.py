@@ -14,15 +14,16 @@ from PIL import Image
 from iformer.data.dense import fitted, image_tensor
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize
+from iformer.files import replacing
 from iformer.models.dense_weights import load_dense
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.drawing import draw_classes, draw_detections
+from iformer.tasks.segmentation import classes_of
 from iformer.training.report.figures import draw_curves
 from iformer.training.report.sections import cell, code, making, settings, table, write_markdown
 from iformer.training.results import DetectionEvaluation, SegmentationEvaluation, TrainResult
 from iformer.training.run_folder import RunFolder
-from iformer.training.segmentation import classes_of
 
 _PICTURES, _COLUMNS, _SIDE = 12, 4, 400
 _SAID = {
@@ -155,12 +156,8 @@ def _draw_predictions(checkpoint: Path, paths: Sequence[Path], out: Path) -> Non
     sheet = Image.new("RGB", (columns * _SIDE, rows * _SIDE), "white")
     for index, picture in enumerate(pictures):
         sheet.paste(picture, (index % columns * _SIDE, index // columns * _SIDE))
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        sheet.save(partial, format="PNG")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(out) as file:
+        sheet.save(file, format="PNG")
 
 
 @torch.inference_mode()
@@ -173,7 +170,7 @@ def predicted_picture(network: Detector | Segmenter, image: Image.Image) -> Imag
     config = network.config
     resized = image.resize(fitted(image.size, config.size, config.max_size), Image.Resampling.BILINEAR)
     normalized = Normalize(config.preprocessing)(image_tensor(resized)[None])
-    classes_HW = classes_of(network, normalized, (image.height, image.width), sliding=False)
+    classes_HW = classes_of(network, normalized, (image.height, image.width))
     return draw_classes(image, classes_HW.numpy().astype(np.uint8), names, config.colours)
 
 

@@ -5,7 +5,6 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import ImageOps
 from iformer.config.dependencies import require
 from iformer.data.images import read_image
 from iformer.errors import DataError
+from iformer.files import replacing
 from iformer.training.results import ClassificationEvaluation
 
 if TYPE_CHECKING:
@@ -252,12 +252,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=130, facecolor="white", bbox_inches="tight", pad_inches=0.15)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=130, facecolor="white", bbox_inches="tight", pad_inches=0.15)
     return path
 
 

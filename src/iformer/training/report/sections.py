@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from iformer.files import write_text
 from iformer.training.results import TrainResult
 
 _PROBLEMS = 20
@@ -17,18 +17,12 @@ _TOLD_ELSEWHERE = ("command", "model", "data", "recipe")
 
 
 def write_markdown(path: Path, sections: Sequence[str]) -> Path:
-    """Write the sections that are not empty, whole or not at all.
+    """Write the sections that are not empty.
 
     Raises:
-        OSError: the folder cannot be written.
+        OutputError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_text(path, "\n\n".join(filter(None, sections)) + "\n")
 
 
 def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,82 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from iformer.errors import OutputError
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write a file in one step: whoever reads `path` sees the old content or all of the new one.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left behind, and an older file stays as it was.
+    """
+    with replacing(path) as file:
+        file.write(data)
+    return Path(path)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """`write_bytes` of a text in UTF-8."""
+    return write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file that takes `path`'s place, synced to disk, when the block ends without an error.
+
+    Raises:
+        OutputError: the folder does not exist or is not writable, the disk is full, or `path` is no plain file.
+    """
+    try:
+        with _replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {_problem(Path(path), error)}") from error
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    target = Path(os.path.realpath(path))  # a link stays a link; what it points to is replaced
+    if target.exists() and not target.is_file():
+        raise OSError(None, "it exists and is not a plain file")
+    part = target.parent / f".{secrets.token_hex(8)}.part"
+    # not tempfile: its files are readable by their owner only, and the checkpoint would stay so
+    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _problem(path: Path, error: OSError) -> str:
+    folder = path.absolute().parent
+    if not folder.exists():
+        return f"the folder {folder} does not exist"
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    return error.strerror or str(error)
