@@ -7,6 +7,8 @@ accuracy of the last averaged weights, on the 656 photographs of the fixed 25 % 
 
     python benchmarks/elpv.py peers --runs runs/elpv --out benchmarks/results/elpv.json
     python benchmarks/elpv.py ablations --runs runs/ablations --out benchmarks/results/ablations.json
+
+`--finished` trains nothing and writes the record of the runs that are there.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from iformer.training.classification import classification_job
 from iformer.training.loop import train
 
 Networks = dict[str, Callable[[], nn.Module]]
+FINISHED = "metrics.json"
+"""Only a run that came to its end has this file."""
+
 PEERS = ("mobilenetv3_large_100", "mobilenetv4_conv_medium")
 
 
@@ -61,7 +66,7 @@ def run(
     label: str, create: Callable[[], nn.Module], recipe: Recipe, recipe_name: str, folder: Path
 ) -> dict[str, Any]:
     """One training run, or what is kept of it if it is finished already: its metrics."""
-    finished = folder / "metrics.json"
+    finished = folder / FINISHED
     if not finished.is_file():
         torch.manual_seed(recipe.seed)
         job = classification_job(
@@ -86,6 +91,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of the suite's networks; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="for a trial; the recipe's own otherwise")
+    parser.add_argument("--finished", action="store_true", help="train nothing: report the finished runs")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -100,7 +106,10 @@ def main() -> None:
         for seed in options.seeds:
             recipe = load_recipe(recipe_name, {**overrides, "seed": seed})
             folder = options.runs / f"{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')}-seed{seed}"
-            results.append(run(label, create, recipe, recipe_name, folder))
+            if not options.finished or (folder / FINISHED).is_file():
+                results.append(run(label, create, recipe, recipe_name, folder))
+        if not results:
+            continue
         accuracies = [result["metrics"]["top1"] for result in results]
         network = create().eval()
         figures[label] = {

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,22 +14,12 @@ from safetensors.torch import load_file
 from iformer.training.logs import read_history
 from iformer.training.loop import train
 
-TINY_RUN = Path(__file__).with_name("tiny_run.py")
-
-
-def launch(images: Path, out: Path, fields: dict[str, object], *options: str) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(TINY_RUN), str(images), str(out), json.dumps(fields), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
-
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_two_processes_train_and_evaluate_as_one(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
     # 12 validation images in steps of 10: one process gets one image more than the other in the last step
     fields = {**tiny.PLAIN, "epochs": 2, "eval_batch_size": 10, "log_every": 1, "checkpoint_steps": 5}
-    launch(images, tmp_path / "two", fields, "--linear")
+    tiny.launch(images, tmp_path / "two", fields, "--linear")
     single = tiny.tiny_job(images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields))
     result = train(replace(single, model=tiny.Linear()))
     one, two = (load_file(tmp_path / name / "resume.safetensors") for name in ("one", "two"))
@@ -51,27 +38,12 @@ def test_two_processes_train_and_evaluate_as_one(tiny: ModuleType, images: Path,
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_with_synchronised_batch_norm_two_processes_have_the_losses_of_one(
-    tiny: ModuleType, images: Path, tmp_path: Path
+    tiny: ModuleType, many_images: Path, tmp_path: Path
 ) -> None:
-    """Batch norms everywhere, clipping and a running average: a batch of 16 on one, or 8 on each of two."""
-    fields: dict[str, object] = {
-        **tiny.PLAIN,
-        "batch_size": 16,
-        "epochs": 2,
-        "log_every": 1,
-        "scale": None,
-        "hflip": 0.0,
-        "color_jitter": 0.0,
-        "clip_grad": 1.0,
-        "ema_decay": 0.9,
-        "sync_batch_norm": True,
-    }
-    launch(images, tmp_path / "two", fields, "--plain")
-    recipe = tiny.tiny_recipe(**fields)
-    train(tiny.tiny_job(images, tmp_path / "one", recipe=recipe, drop_path_rate=0.0))
-    losses = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
-        losses.append([record["loss"] for record in map(json.loads, lines) if record["event"] == "step"])
-    assert len(losses[0]) == 6
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    """Batch norms everywhere, clipping and a running average: a batch of 64 on one, or 32 on each of two."""
+    fields = {**tiny.SYNCHRONISED, "ema_decay": 0.9}
+    tiny.launch(many_images, tmp_path / "two", fields, "--plain")
+    train(tiny.tiny_job(many_images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0))
+    one, two = (tiny.step_losses(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 6
+    assert two == pytest.approx(one, abs=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,36 +13,15 @@ from safetensors.torch import load_file
 from iformer.errors import ConfigError
 from iformer.training.loop import train
 
-spec = importlib.util.spec_from_file_location(
-    "test_distributed_launch", Path(__file__).with_name("test_distributed.py")
-)
-assert spec is not None
-assert spec.loader is not None
-distributed = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(distributed)
-
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_sharded_run_is_the_run_of_one_process_and_continues_there(
-    tiny: ModuleType, images: Path, tmp_path: Path
+    tiny: ModuleType, many_images: Path, tmp_path: Path
 ) -> None:
-    fields: dict[str, object] = {
-        **tiny.PLAIN,
-        "batch_size": 16,
-        "epochs": 2,
-        "log_every": 1,
-        "scale": None,
-        "hflip": 0.0,
-        "color_jitter": 0.0,
-        "clip_grad": 1.0,
-        "sync_batch_norm": True,
-    }
-    distributed.launch(images, tmp_path / "two", {**fields, "parallel": "fsdp"}, "--plain")
-    train(tiny.tiny_job(images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0))
-    losses = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
-        losses.append([record["loss"] for record in map(json.loads, lines) if record["event"] == "step"])
+    fields = tiny.SYNCHRONISED
+    tiny.launch(many_images, tmp_path / "two", {**fields, "parallel": "fsdp"}, "--plain")
+    train(tiny.tiny_job(many_images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0))
+    losses = [tiny.step_losses(tmp_path / name) for name in ("one", "two")]
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     one, two = (load_file(tmp_path / name / "resume.safetensors") for name in ("one", "two"))
@@ -52,7 +30,7 @@ def test_sharded_run_is_the_run_of_one_process_and_continues_there(
     }
     # the state of two sharded processes is read by one whole process: nothing is left to do but to evaluate
     job = tiny.tiny_job(
-        images, tmp_path / "two", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0, resume=True
+        many_images, tmp_path / "two", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0, resume=True
     )
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"]
     assert train(job).metrics["confusion"] == metrics["confusion"]

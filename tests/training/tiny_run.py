@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +28,10 @@ TRAIN_IMAGES = 16
 """In each class; 12 more in all are for validation."""
 
 
-def make_images(folder: Path) -> Path:
+def make_images(folder: Path, train_images: int = TRAIN_IMAGES) -> Path:
     """A folder of coloured noise that a network can tell apart: train/ and val/ with three classes."""
     generator = np.random.default_rng(0)
-    for part, count in (("train", TRAIN_IMAGES), ("val", 4)):
+    for part, count in (("train", train_images), ("val", 4)):
         for channel, name in enumerate(CLASSES):
             (folder / part / name).mkdir(parents=True)
             for number in range(count):
@@ -60,6 +62,21 @@ PLAIN = {
     "ema_decay": None,
 }
 """Recipe fields that switch off what differs between one process and several."""
+
+
+SYNCHRONISED = {
+    **PLAIN,
+    "batch_size": 64,
+    "lr_batch": 64,
+    "epochs": 2,
+    "log_every": 1,
+    "scale": None,
+    "hflip": 0.0,
+    "color_jitter": 0.0,
+    "clip_grad": 1.0,
+    "sync_batch_norm": True,
+}
+"""No augmentation, and batch norms that see the batch of all processes."""
 
 
 def tiny_config(*, num_classes: int = 3, **options: Any) -> NetworkConfig:
@@ -117,6 +134,21 @@ def tiny_job(data: Path, folder: Path, *, recipe: Recipe, drop_path_rate: float 
         device="cpu",
         **options,
     )
+
+
+def launch(images: Path, out: Path, fields: dict[str, Any], *options: str) -> None:
+    """Run this program on two gloo processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, __file__, str(images), str(out), json.dumps(fields), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+
+
+def step_losses(folder: Path) -> list[float]:
+    """The loss of each logged step of a run."""
+    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if record["event"] == "step"]
 
 
 def main() -> None:

@@ -33,8 +33,7 @@ class DenseConfig:
         check_types(self)
         check(self.num_classes >= 1, self, "num_classes", "a whole number of 1 or more")
         check(self.size >= MIN_INPUT_SIZE, self, "size", f"{MIN_INPUT_SIZE} pixels or more")
-        check(self.max_size >= self.size, self, "max_size", f"size ({self.size}) or more")
-        check(self.fpn_channels >= 1, self, "fpn_channels", "a whole number of 1 or more")
+        check_dense_fields(self)
         check(self.backbone.num_classes == 0, self, "backbone", "a network of 0 classes: feature maps only")
         check(self.backbone.in_chans == 3, self, "backbone", "a network for images of 3 channels")
 
@@ -82,8 +81,7 @@ class DetectorConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("box_head_channels", "mask_head_channels", "mask_head_depth", "rois", "proposals"):
-            check(getattr(self, name) >= 1, self, name, "a whole number of 1 or more")
+        check_detector_fields(self)
         check(self.detections >= 1, self, "detections", "a whole number of 1 or more")
         check(0 <= self.score_threshold < 1, self, "score_threshold", "a number from 0 up to, not with, 1")
 
@@ -103,13 +101,7 @@ class SegmenterConfig(DenseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.num_classes < IGNORED, self, "num_classes", f"fewer than {IGNORED}, which marks ignored pixels")
-        check(
-            self.head_channels >= 32 and self.head_channels % 32 == 0,
-            self,
-            "head_channels",
-            "a multiple of 32, the groups of its norms",
-        )
-        check(0 <= self.dropout < 1, self, "dropout", "a number from 0 up to, not with, 1")
+        check_segmenter_fields(self)
         check(
             len(self.palette) in (0, self.num_classes)
             and all(0 <= value <= 255 for colour in self.palette for value in colour),
@@ -122,6 +114,27 @@ class SegmenterConfig(DenseConfig):
     def colours(self) -> tuple[tuple[int, int, int], ...]:
         """The palette, or the default one."""
         return self.palette or default_palette(self.num_classes)
+
+
+def check_dense_fields(fields: Any) -> None:
+    """Raise `ConfigError` for what no network of either task can have; also of a recipe, which has them too."""
+    check(fields.max_size >= fields.size, fields, "max_size", f"size ({fields.size}) or more")
+    check(fields.fpn_channels >= 1, fields, "fpn_channels", "a whole number of 1 or more")
+
+
+def check_detector_fields(fields: Any) -> None:
+    """The same of a detector's own fields."""
+    for name in ("box_head_channels", "mask_head_channels", "mask_head_depth", "rois", "proposals"):
+        check(getattr(fields, name) >= 1, fields, name, "a whole number of 1 or more")
+
+
+def check_segmenter_fields(fields: Any) -> None:
+    """The same of a segmenter's own fields."""
+    channels = fields.head_channels
+    check(
+        channels >= 32 and channels % 32 == 0, fields, "head_channels", "a multiple of 32, the groups of its norms"
+    )
+    check(0 <= fields.dropout < 1, fields, "dropout", "a number from 0 up to, not with, 1")
 
 
 def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iformer.config.checking import check
-from iformer.config.dense import DetectorConfig, SegmenterConfig
+from iformer.config.dense import (
+    DetectorConfig,
+    SegmenterConfig,
+    check_dense_fields,
+    check_detector_fields,
+    check_segmenter_fields,
+)
 from iformer.config.network import NetworkConfig
 from iformer.config.recipe import Recipe
 
@@ -56,8 +62,7 @@ class DenseRecipe(Recipe):
                 name,
                 f"its default, {default!r}: it is for classification",
             )
-        check(self.max_size >= self.size, self, "max_size", f"size ({self.size}) or more")
-        check(self.fpn_channels >= 1, self, "fpn_channels", "a whole number of 1 or more")
+        check_dense_fields(self)
         check(
             self.windows is None or self.attention in ("hybrid", "chunk_hybrid"),
             self,
@@ -92,8 +97,7 @@ class DetectionRecipe(DenseRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("box_head_channels", "mask_head_channels", "mask_head_depth", "rois", "proposals"):
-            check(getattr(self, name) >= 1, self, name, "a whole number of 1 or more")
+        check_detector_fields(self)
 
     def detector_config(self, backbone: NetworkConfig, **fields: Any) -> DetectorConfig:
         """The detector that the recipe trains; `fields` are those that it does not say."""
@@ -121,13 +125,7 @@ class SegmentationRecipe(DenseRecipe):
         super().__post_init__()
         low, high = self.resize
         check(0 < low <= high, self, "resize", "two rising numbers above 0")
-        check(
-            self.head_channels >= 32 and self.head_channels % 32 == 0,
-            self,
-            "head_channels",
-            "a multiple of 32, the groups of its norms",
-        )
-        check(0 <= self.dropout < 1, self, "dropout", "a number from 0 up to, not with, 1")
+        check_segmenter_fields(self)
         check(self.color_jitter == 0, self, "color_jitter", "0: segmentation has `photometric`")
 
     def segmenter_config(self, backbone: NetworkConfig, **fields: Any) -> SegmenterConfig:

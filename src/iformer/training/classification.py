@@ -12,12 +12,13 @@ from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.recipe import Recipe
-from iformer.data.loader import ImageDataset, Loader, build_loader
+from iformer.data.loader import ImageDataset, Loader
 from iformer.data.samples import DataSplit
 from iformer.data.transforms import (
     Normalize,
     Transform,
     TransformSchedule,
+    eval_transform,
     random_erasing,
     train_transform,
 )
@@ -25,8 +26,9 @@ from iformer.models.backbone import Backbone
 from iformer.tasks.classification import Classification
 from iformer.tasks.distillation import DistilledClassification
 from iformer.tasks.task import Batch
-from iformer.training.evaluate import NetworkPredictor, evaluate, evaluation_loader
+from iformer.training.evaluate import NetworkPredictor, evaluate
 from iformer.training.job import Device, TrainJob, begins, starting_network
+from iformer.training.loaders import Loaders
 from iformer.training.precision import Precision
 from iformer.training.results import ClassificationEvaluation, TrainResult
 from iformer.training.teacher import build_teacher
@@ -142,29 +144,18 @@ class ClassificationWorkload:
         self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self._normalize = Normalize(job.preprocessing).to(place.device)
         self._erase = random_erasing(recipe.augmentation, place.device)
-        self._loaders: list[Loader] = []
+        self._loaders = Loaders(recipe, place)
         self._val_loader: Loader | None = None
 
     def train_loader(self) -> Loader:
-        job, recipe, place = self.job, self.job.recipe, self.place
+        job, recipe = self.job, self.job.recipe
         stages: list[tuple[int, Transform]] = []
         for epoch in sorted({0, *(start for start, _ in recipe.size_schedule)}):
             size = recipe.train_size(epoch)
             preprocessing = replace(job.preprocessing, size=(size, size))
             stages.append((epoch, train_transform(preprocessing, recipe.augmentation)))
         dataset = ImageDataset(job.data.train, TransformSchedule(stages), seed=recipe.seed, cache=recipe.cache)
-        loader = build_loader(
-            dataset,
-            batch_size=recipe.batch_size,
-            train=True,
-            seed=recipe.seed,
-            workers=None if recipe.workers == "auto" else recipe.workers,
-            rank=place.rank,
-            world_size=place.processes,
-            pin_memory=place.device.type == "cuda",
-        )
-        self._loaders.append(loader)
-        return loader
+        return self._loaders.make(dataset, train=True)
 
     def prepare(self, batch: Batch) -> Batch:
         on_device = {name: value.to(self.place.device, non_blocking=True) for name, value in batch.items()}
@@ -174,6 +165,9 @@ class ClassificationWorkload:
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> ClassificationEvaluation:
         job, device = self.job, self.place.device
+        if self._val_loader is None:
+            dataset = ImageDataset(job.data.val, eval_transform(job.preprocessing), cache=job.recipe.cache)
+            self._val_loader = self._loaders.make(dataset, train=False)
         predictor = NetworkPredictor(
             network,
             job.preprocessing,
@@ -181,7 +175,7 @@ class ClassificationWorkload:
             precision=precision,
             channels_last=job.recipe.channels_last,
         )
-        return evaluate(predictor, self._validation_loader(), job.task, device=device)
+        return evaluate(predictor, self._val_loader, job.task, device=device)
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.training.report import write_report
@@ -189,20 +183,4 @@ class ClassificationWorkload:
         return write_report(result.folder, result=result, history=result.history)
 
     def close(self) -> None:
-        for loader in self._loaders:
-            loader.close()
-
-    def _validation_loader(self) -> Loader:
-        if self._val_loader is None:
-            recipe = self.job.recipe
-            self._val_loader = evaluation_loader(
-                self.job.data.val,
-                self.job.preprocessing,
-                batch_size=recipe.eval_batch_size or recipe.batch_size,
-                workers=None if recipe.workers == "auto" else recipe.workers,
-                cache=recipe.cache,
-                rank=self.place.rank,
-                world_size=self.place.processes,
-            )
-            self._loaders.append(self._val_loader)
-        return self._val_loader
+        self._loaders.close()

@@ -1,4 +1,4 @@
-"""What the training runs of detection and segmentation share: where they start, and their loaders."""
+"""What the training runs of detection and segmentation share: where they start, and checks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from iformer.config.dense_recipe import DenseRecipe
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.loader import BatchSource, Loader, build_loader
 from iformer.errors import DataError
 from iformer.models.backbone import Backbone
 from iformer.models.dense_weights import DenseNetwork
 from iformer.training.job import begins, starting_network
-from iformer.training.workload import Place
 
 
 def starting_backbone(
@@ -47,35 +45,6 @@ def job_fields(network: DenseNetwork, recipe: DenseRecipe, folder: str | os.Path
         "preprocessing": network.config.preprocessing,
         "folder": Path(folder),
     }
-
-
-class Loaders:
-    """The loaders of a run, which end together."""
-
-    def __init__(self, recipe: DenseRecipe, place: Place) -> None:
-        self.recipe, self.place = recipe, place
-        self._made: list[Loader] = []
-
-    def make(self, dataset: BatchSource, *, train: bool) -> Loader:
-        """A loader of this process's share; see `build_loader`."""
-        recipe = self.recipe
-        loader = build_loader(
-            dataset,
-            batch_size=recipe.batch_size if train else recipe.eval_batch_size or recipe.batch_size,
-            train=train,
-            seed=recipe.seed,
-            workers=None if recipe.workers == "auto" else recipe.workers,
-            rank=self.place.rank,
-            world_size=self.place.processes,
-            pin_memory=self.place.device.type == "cuda",
-        )
-        self._made.append(loader)
-        return loader
-
-    def close(self) -> None:
-        """End their worker processes."""
-        for loader in self._made:
-            loader.close()
 
 
 def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:

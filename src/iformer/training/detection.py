@@ -19,8 +19,9 @@ from iformer.errors import ConfigError, DataError
 from iformer.models.detector import Detector
 from iformer.tasks.detection import Detection, DetectionMetric
 from iformer.tasks.task import Batch
-from iformer.training.dense import Loaders, check_classes, job_fields, normalisation, scaled, starting_backbone
+from iformer.training.dense import check_classes, job_fields, normalisation, scaled, starting_backbone
 from iformer.training.job import Device, TrainJob
+from iformer.training.loaders import Loaders
 from iformer.training.precision import Precision, autocast
 from iformer.training.results import DetectionEvaluation, TrainResult
 from iformer.training.workload import Place

@@ -73,18 +73,14 @@ def evaluation_loader(
     batch_size: int,
     workers: int | None = None,
     cache: Literal["none", "ram"] = "none",
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Loader:
-    """Batches in which each image of a set comes exactly once over all processes.
+    """Batches in which each image of a set comes exactly once, on one process.
 
     Raises:
         DataError: an image cannot be read, or there is none.
     """
     dataset = ImageDataset(image_set, eval_transform(preprocessing), cache=cache)
-    return build_loader(
-        dataset, batch_size=batch_size, train=False, workers=workers, rank=rank, world_size=world_size
-    )
+    return build_loader(dataset, batch_size=batch_size, train=False, workers=workers)
 
 
 def evaluate(

@@ -21,8 +21,9 @@ from iformer.data.transforms import Normalize
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.segmentation import Segmentation, SegmentationMetric, classes_of
 from iformer.tasks.task import Batch
-from iformer.training.dense import Loaders, check_classes, job_fields, normalisation, starting_backbone
+from iformer.training.dense import check_classes, job_fields, normalisation, starting_backbone
 from iformer.training.job import Device, TrainJob
+from iformer.training.loaders import Loaders
 from iformer.training.precision import Precision, autocast
 from iformer.training.results import SegmentationEvaluation, TrainResult
 from iformer.training.workload import Place
