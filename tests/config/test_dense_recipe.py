@@ -65,7 +65,7 @@ def test_windows_need_a_design_that_has_them() -> None:
     recipe = load_recipe("coco-1x", {"windows": "paper"})
     assert isinstance(recipe, DetectionRecipe)
     options = {"drop_path_rate": 0.0, "attention": "hybrid", "windows": "paper"}
-    assert recipe.backbone_options == options
+    assert recipe.network_options == options
 
 
 def test_fields_of_another_task_are_unknown() -> None:

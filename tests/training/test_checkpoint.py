@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from iformer.config.metadata import Metadata
+from iformer.config.recipe import load_recipe
 from iformer.errors import OutputError, UserError, WeightsError
 from iformer.models.factory import build
 from iformer.models.weights import load
@@ -30,6 +31,7 @@ from iformer.training.checkpoint import (
 )
 from iformer.training.ema import WeightAverage
 from iformer.training.optimizer import build_optimizer
+from iformer.training.provenance import identity_defaults
 from iformer.training.run_folder import RunFolder
 
 IDENTITY = {"model": "tiny", "recipe": {"lr": 1e-3, "epochs": 2}}
@@ -128,6 +130,17 @@ def test_differences_are_named_with_both_values(tmp_path: Path) -> None:
     assert "recipe.lr was 0.001, is 0.002" in message
     assert "recipe.size was (not there), is 64" in message
     assert "epochs" not in message
+
+
+def test_run_of_a_version_without_a_field_has_its_default(tmp_path: Path) -> None:
+    other = {"model": "tiny", "recipe": {"lr": 1e-3, "epochs": 2, "size": 64}}
+    check_identity(IDENTITY, other, folder=tmp_path, defaults={"recipe": {"size": 64}})
+    with pytest.raises(UserError, match="size was 224, is 64"):
+        check_identity(IDENTITY, other, folder=tmp_path, defaults={"recipe": {"size": 224}})
+    defaults = identity_defaults(load_recipe("quickstart"))["recipe"]
+    assert defaults["betas"] == [0.9, 0.999]
+    assert defaults["attention"] is None
+    assert "workers" not in defaults
 
 
 def test_our_network_is_kept_as_our_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:

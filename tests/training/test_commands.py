@@ -37,6 +37,14 @@ def test_train_writes_a_network_that_loads(run: Path) -> None:
     assert (recipe["epochs"], recipe["batch_size"], recipe["size"], recipe["workers"]) == (1, 16, 32, 0)
 
 
+def test_train_in_windows(images: Path, tmp_path: Path) -> None:
+    windows = ("--attention", "chunk_hybrid", "--windows", "paper")
+    assert main(["train", "--data", str(images), "--out", str(tmp_path / "run"), *QUICK, *windows]) == 0
+    stage = load(tmp_path / "run" / "last.safetensors").config.stages[2]
+    assert stage.windows is not None
+    assert (stage.windows.global_blocks, stage.windows.channel_chunks) == (1, 16)
+
+
 def test_resume_needs_no_settings_and_prints_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", "--out", str(run), "--json", "--no-tensorboard", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from iformer.cli.arguments import AttentionOption, WindowsOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json_line
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def train(
     size: Annotated[int | None, typer.Option(help="Recipe: side of the images, in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Recipe: seed of everything random.")] = None,
     precision: Annotated[str | None, typer.Option(help="Recipe: auto, fp32, bf16 or fp16.")] = None,
+    attention: AttentionOption = None,
+    windows: WindowsOption = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +112,8 @@ def train(
         "seed": seed,
         "precision": precision,
         "weights": weights,
+        "attention": attention,
+        "windows": windows,
         "teacher": teacher,
         "distillation": distillation,
     }

@@ -39,6 +39,12 @@ def to_plain(config: Any) -> dict[str, Any]:
     return plain
 
 
+def plain_defaults(cls: type[Any]) -> dict[str, Any]:
+    """As `to_plain`, the fields of a config dataclass that have a default, as they are by default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {name: _plain_value(value) for name, value in defaults.items() if value is not dataclasses.MISSING}
+
+
 def from_plain(cls: type[ConfigT], plain: Mapping[str, Any]) -> ConfigT:
     """Build a config dataclass from nested dicts and lists; an unknown or missing field is a `ConfigError`."""
     if not isinstance(plain, Mapping):

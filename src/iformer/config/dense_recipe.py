@@ -43,10 +43,6 @@ class DenseRecipe(Recipe):
 
     max_size: int
     """The longest side of an image whose shorter side is resized to `size`."""
-    attention: Literal["shma", "hybrid", "chunk_hybrid"] | None = None
-    """The backbone's attention design for large images (Table 16); nothing: as the network has it."""
-    windows: Literal["released", "paper"] | None = None
-    """Which settings its windows have; nothing: the released ones where there are any, else the paper's."""
     freeze: Literal["none", "norms", "weights"] = "norms"
     """Of the backbone: nothing; the batch norms, which keep ImageNet's statistics; or all weights."""
     fpn_channels: int = 256
@@ -63,21 +59,6 @@ class DenseRecipe(Recipe):
                 f"its default, {default!r}: it is for classification",
             )
         check_dense_fields(self)
-        check(
-            self.windows is None or self.attention in ("hybrid", "chunk_hybrid"),
-            self,
-            "windows",
-            "nothing where attention is not hybrid or chunk_hybrid",
-        )
-
-    @property
-    def backbone_options(self) -> dict[str, Any]:
-        """What the recipe asks of the backbone, as options of `iformer.models.factory.create_model`."""
-        asked = {"attention": self.attention, "windows": self.windows}
-        return {
-            "drop_path_rate": self.drop_path_rate,
-            **{name: value for name, value in asked.items() if value is not None},
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,10 @@ class Recipe:
 
     It is warmed up as 1 - (1 + step)^(-2/3), so that a short run does not average its random start."""
     drop_path_rate: float = 0.0
+    attention: Literal["shma", "hybrid", "chunk_hybrid"] | None = None
+    """The attention design for large images (Table 16); nothing: as the network has it."""
+    windows: Literal["released", "paper"] | None = None
+    """Which settings its windows have; nothing: the released ones where there are any, else the paper's."""
     weights: str = "none"
     """What training starts from: `none` (random), `pretrained` (the released weights) or a checkpoint file."""
 
@@ -190,6 +194,12 @@ class Recipe:
             "nothing or a number between 0 and 1",
         )
         check(0 <= self.drop_path_rate < 1, self, "drop_path_rate", "a number from 0 up to, not with, 1")
+        check(
+            self.windows is None or self.attention in ("hybrid", "chunk_hybrid"),
+            self,
+            "windows",
+            "nothing where attention is not hybrid or chunk_hybrid",
+        )
         check(self.weights != "", self, "weights", "none, pretrained or a checkpoint file")
         check(self.size >= MIN_INPUT_SIZE, self, "size", f"{MIN_INPUT_SIZE} pixels or more")
         starts = [start for start, _ in self.size_schedule]
@@ -227,6 +237,15 @@ class Recipe:
         check(self.checkpoint_minutes > 0, self, "checkpoint_minutes", "a number above 0")
         for built in (self.augmentation, self.preprocessing):
             assert built is not None  # building them checks the fields they share with the recipe
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """What the recipe asks of the network, as options of `iformer.models.factory.create_model`."""
+        asked = {"attention": self.attention, "windows": self.windows}
+        return {
+            "drop_path_rate": self.drop_path_rate,
+            **{name: value for name, value in asked.items() if value is not None},
+        }
 
     @property
     def peak_lr(self) -> float:

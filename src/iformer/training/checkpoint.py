@@ -224,13 +224,18 @@ def saved_step(path: Path) -> int | None:
         return None
 
 
-def check_identity(saved: dict[str, Any], current: dict[str, Any], *, folder: Path) -> None:
+def check_identity(
+    saved: dict[str, Any], current: dict[str, Any], *, folder: Path, defaults: dict[str, Any] | None = None
+) -> None:
     """See that a resumed run is the run that was saved.
+
+    Args:
+        defaults: what a field had to be before it was one: a run of an older version has it so.
 
     Raises:
         UserError: they differ; the message names each field with both values.
     """
-    before, now = _flat(saved), _flat(current)
+    before, now = {**_flat(defaults or {}), **_flat(saved)}, _flat(current)
     differences = [
         f"{name} was {_short(before.get(name, _UNSET))}, is {_short(now.get(name, _UNSET))}"
         for name in sorted(before.keys() | now.keys())

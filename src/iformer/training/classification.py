@@ -79,9 +79,9 @@ def classification_job(
             model,
             weights=weights,
             num_classes=len(data.train.class_names),
-            drop_path_rate=recipe.drop_path_rate,
             reset_head=True,
             distillation=True if distilled else None,
+            **recipe.network_options,
         )
         model_name = model_name or model
     preprocessing = recipe.preprocessing

@@ -27,7 +27,7 @@ def starting_backbone(
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
     weights = recipe.weights if begins(folder, resume=resume) else "none"
-    return starting_network(model, weights=weights, features_only=True, **recipe.backbone_options)
+    return starting_network(model, weights=weights, features_only=True, **recipe.network_options)
 
 
 def normalisation(backbone: Backbone) -> dict[str, Any]:

@@ -34,7 +34,13 @@ from iformer.training.logs import ProgressView, RunLog, epoch_line, read_history
 from iformer.training.meter import EpochMeter
 from iformer.training.optimizer import build_optimizer
 from iformer.training.precision import compiles, resolve_precision, run_device
-from iformer.training.provenance import describe_device, run_config, run_identity, run_provenance
+from iformer.training.provenance import (
+    describe_device,
+    identity_defaults,
+    run_config,
+    run_identity,
+    run_provenance,
+)
 from iformer.training.results import Evaluation, TrainResult
 from iformer.training.run_folder import RunFolder
 from iformer.training.schedule import RunLength, build_schedule
@@ -276,7 +282,8 @@ class _Run:
             print(f"note: {problem}", file=sys.stderr, flush=True)
         self.identity = run_identity(job, self.place.precision)
         if saved is not None:
-            check_identity(saved.identity, self.identity, folder=job.folder)
+            defaults = identity_defaults(job.recipe)
+            check_identity(saved.identity, self.identity, folder=job.folder, defaults=defaults)
         if self.is_main and saved is None:
             self.files.write_config(run_config(job, device=self.device, precision=self.place.precision))
         self.accelerator.wait_for_everyone()

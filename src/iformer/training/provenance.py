@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from iformer._version import __version__
+from iformer.config.checking import plain_defaults
 from iformer.config.network import NetworkConfig
+from iformer.config.recipe import Recipe
 from iformer.training.job import TrainJob
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
@@ -54,6 +56,12 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
         },
         **job.identity,
     }
+
+
+def identity_defaults(recipe: Recipe) -> dict[str, Any]:
+    """The part of `run_identity` that a saved run may lack, because its version had not all of the fields."""
+    defaults = plain_defaults(type(recipe))
+    return {"recipe": {name: value for name, value in defaults.items() if name not in _FREE_TO_CHANGE}}
 
 
 def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[str, Any]:
