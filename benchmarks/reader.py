@@ -21,10 +21,12 @@ from PIL import Image
 
 from iformer.bench.record import write_record
 from iformer.config.preprocessing import Preprocessing
+from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import StoredImage
-from iformer.data.loader import EpochSampler, ImageDataset, Loader
+from iformer.data.loader import Loader
 from iformer.data.packing import pack
 from iformer.data.samples import DataSplit, ImageSet, Sample, StoredSamples
+from iformer.data.sampling import EpochSampler
 from iformer.data.shards import INDEX, load_shards
 from iformer.data.transforms import eval_transform
 

@@ -14,9 +14,11 @@ from PIL import Image
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
+from iformer.data.image_dataset import Batch, ImageDataset
 from iformer.data.images import read_image
-from iformer.data.loader import Batch, EpochSampler, ImageDataset, Loader, build_loader
+from iformer.data.loader import Loader, build_loader
 from iformer.data.samples import ImageSet, Sample
+from iformer.data.sampling import EpochSampler
 from iformer.data.transforms import TransformSchedule, eval_transform, train_transform
 from iformer.errors import ConfigError, DataError
 
@@ -221,7 +223,7 @@ def test_cache_keeps_gray_images_gray_and_exact(images: ImageSet) -> None:
 
 
 def test_cache_that_does_not_fit(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iformer.data.loader._free_memory", lambda: 1000)
+    monkeypatch.setattr("iformer.data.image_dataset._free_memory", lambda: 1000)
     with pytest.raises(DataError, match="use cache=none"):
         ImageDataset(images, eval_transform(SMALL), cache="ram")
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data import packing
+from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import read_image
-from iformer.data.loader import ImageDataset, build_loader
+from iformer.data.loader import build_loader
 from iformer.data.packing import pack, verify
 from iformer.data.samples import DataSplit
 from iformer.data.shards import INDEX, INFO, load_shards

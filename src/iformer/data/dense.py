@@ -1,6 +1,6 @@
 """Training and evaluation images of detection and segmentation, as sources of batches.
 
-Whatever is random here is a function of (seed, epoch, index of the image), as in `iformer.data.loader`.
+Whatever is random here is a function of (seed, epoch, index of the image), as in `iformer.data.sampling`.
 
 Shape letters: C channels, H and W an image's sides, N objects.
 """
@@ -22,7 +22,7 @@ from iformer.config.dense import IGNORED
 from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
 from iformer.data.images import read_image
 from iformer.data.instances import DetectionSample, DetectionSet, decode_mask
-from iformer.data.loader import Key, seeded
+from iformer.data.sampling import Key, seeded
 from iformer.data.semantic import SemanticSet, read_mask
 
 _MOST_OF_ONE_CLASS = 0.75

@@ -59,7 +59,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     """The random crop, flips, turns and colour changes of `augmentation`, in timm's order.
 
     Randomness comes from the global generators of `random`, `numpy.random` and torch, which
-    `iformer.data.loader.ImageDataset` seeds for each image. Random erasing works on normalised batches:
+    `iformer.data.image_dataset.ImageDataset` seeds for each image. Random erasing works on normalised batches:
     `random_erasing`.
 
     Returns:

@@ -12,7 +12,8 @@ from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.recipe import Recipe
-from iformer.data.loader import ImageDataset, Loader
+from iformer.data.image_dataset import ImageDataset
+from iformer.data.loader import Loader
 from iformer.data.samples import DataSplit
 from iformer.data.transforms import (
     Normalize,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.loader import ImageDataset, Loader, build_loader
+from iformer.data.image_dataset import ImageDataset
+from iformer.data.loader import Loader, build_loader
 from iformer.data.samples import DataSplit, ImageSet, Sample
 from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform

@@ -1,0 +1,156 @@
+"""Which images a step takes, on which process.
+
+Whatever is random is a function of (seed, epoch, index of the image): neither the number of workers or ranks nor
+an interruption changes an image, its place in the epoch or its augmentation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from iformer.errors import ConfigError, DataError
+
+Key = tuple[int, int]
+"""(epoch, index of the image)."""
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """The batches of one epoch for one rank, as lists of (epoch, index).
+
+    A step takes `batch_size` images over all ranks, each rank a slice of them: the order of the images and
+    the images of each step are the same for any `world_size`.
+
+    Training (`shuffle`, `drop_last`): the order is a permutation that depends on (seed, epoch) only; the
+    images of a last, incomplete step sit out this epoch. Where all images are fewer than a batch, they are
+    one step (less what does not divide by the ranks). All ranks take the same number of steps of the same size.
+
+    Evaluation: the order is that of the files and every image comes exactly once over all ranks. In the last
+    step ranks may get fewer images than others, or none: then that step is missing on them.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        """Describe an epoch.
+
+        Args:
+            length: number of images.
+            batch_size: images a step takes over all ranks together; a multiple of `world_size`.
+            seed: of the order.
+            epoch: counted from 0; see also `set_epoch`.
+            rank: this process's number, 0 <= rank < world_size.
+            world_size: number of processes.
+            start_step: steps of this epoch that are already done and are left out.
+            shuffle: another order in each epoch.
+            drop_last: leave out an incomplete last step.
+
+        Raises:
+            ConfigError: `batch_size` is not a positive multiple of `world_size`, or another number is out of
+                its range.
+            DataError: there is no image, or while training fewer than ranks.
+        """
+        if world_size < 1 or not 0 <= rank < world_size:
+            raise ConfigError(f"rank is {rank}, world_size {world_size}; expected 0 <= rank < world_size")
+        if batch_size < 1 or batch_size % world_size:
+            raise ConfigError(
+                f"batch_size is {batch_size}; expected a positive multiple of the {world_size} processes"
+            )
+        if length < 1 or (drop_last and length < world_size):
+            raise DataError(f"{length} images are too few for {world_size} processes")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.set_epoch(epoch, start_step)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Go to an epoch, and in it past its first `start_step` steps.
+
+        Raises:
+            ConfigError: the epoch is negative or has fewer steps.
+        """
+        if epoch < 0 or not 0 <= start_step <= self.steps:
+            raise ConfigError(f"epoch is {epoch}, start_step {start_step}; an epoch has {self.steps} steps")
+        self.epoch = epoch
+        self.start_step = start_step
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole epoch over all ranks."""
+        if self.drop_last:
+            return max(1, self.length // self.batch_size)
+        return -(-self.length // self.batch_size)
+
+    def order(self) -> list[int]:
+        """The epoch's indices in the order in which all ranks together take them, before any is left out."""
+        if not self.shuffle:
+            return list(range(self.length))
+        order = list(range(self.length))
+        random.Random(_mix(self.seed, self.epoch)).shuffle(order)
+        return order
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = self.order()
+        for step in range(self.start_step, self.steps):
+            members = order[step * self.batch_size : (step + 1) * self.batch_size]
+            if self.drop_last:
+                members = members[: len(members) - len(members) % self.world_size]
+            share, rest = divmod(len(members), self.world_size)
+            start = self.rank * share + min(self.rank, rest)
+            own = members[start : start + share + (self.rank < rest)]
+            if own:
+                yield [(self.epoch, index) for index in own]
+
+    def __len__(self) -> int:
+        """Steps that are left for this rank."""
+        steps = self.steps - self.start_step
+        last = self.length - (self.steps - 1) * self.batch_size
+        missing = not self.drop_last and steps > 0 and self.rank >= last
+        return steps - missing
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed the three global CPU generators with a mix of `numbers`; put their states back afterwards.
+
+    The global ones, NumPy's legacy one included, because timm's and torchvision's transforms draw from them.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch_state = torch.default_generator.get_state()
+    seed = _mix(*numbers)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
+    # torch.manual_seed would seed accelerators too, which this does not put back.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.default_generator.set_state(torch_state)
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit number that depends on all of `numbers`, the same on every machine."""
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
