@@ -33,9 +33,9 @@ from iformer.config.network import NetworkConfig
 from iformer.config.variants import network_config
 from iformer.config.windows import with_design
 from iformer.models.complexity import count_macs
-from iformer.models.convert import from_timm
 from iformer.models.factory import build
 from iformer.models.folding import fold
+from iformer.models.key_names import from_timm
 
 ORACLE = "timm fused"
 RUNTIMES = ("pytorch", "onnxruntime")

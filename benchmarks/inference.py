@@ -21,9 +21,9 @@ from torch import nn
 from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.config.variants import network_config
-from iformer.models.convert import from_timm
 from iformer.models.factory import build
 from iformer.models.folding import fold
+from iformer.models.key_names import from_timm
 
 
 def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:

@@ -10,7 +10,8 @@ import torch
 
 from iformer import create_model, load, save
 from iformer.cli.main import main
-from iformer.models.convert import read_weights, to_authors
+from iformer.models.convert import read_weights
+from iformer.models.key_names import to_authors
 
 
 @pytest.fixture(scope="module")

@@ -28,18 +28,14 @@ from iformer.config.variants import list_models, network_config
 from iformer.errors import UnknownNameError, UserError, WeightsError
 from iformer.models.convert import (
     convert_file,
-    from_authors,
-    from_timm,
-    key_map,
     read_class_names,
     read_weights,
     recognise,
     recognise_network,
-    to_authors,
-    to_timm,
     variant_name,
 )
 from iformer.models.factory import build
+from iformer.models.key_names import from_authors, from_timm, key_map, to_authors, to_timm
 from iformer.models.weights import load, save
 
 

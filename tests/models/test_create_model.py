@@ -14,8 +14,8 @@ from iformer import create_model, load, save
 from iformer.config.network import NetworkConfig
 from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
 from iformer.models.backbone import Backbone
-from iformer.models.convert import to_authors
 from iformer.models.factory import build
+from iformer.models.key_names import to_authors
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from torch import nn
 from iformer.config.variants import network_config
 from iformer.errors import UnknownNameError, UserError, WeightsError
 from iformer.models import hub
-from iformer.models.convert import to_timm
 from iformer.models.factory import build, create_model
+from iformer.models.key_names import to_timm
 
 NEWEST, OLDER = "a" * 40, "b" * 40
 REPO = "timm/iformer_t.in1k"

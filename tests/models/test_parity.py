@@ -7,9 +7,9 @@ import timm
 import torch
 
 from iformer.config.variants import network_config
-from iformer.models.convert import from_timm
 from iformer.models.factory import build
 from iformer.models.folding import fold
+from iformer.models.key_names import from_timm
 
 NAMES = [
     "iformer_t",
