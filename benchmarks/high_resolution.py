@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +47,12 @@ class Form:
 
     design: str | None = None
     preset: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> NetworkConfig:
         """The network's config."""
         assert self.design is not None
-        return with_design(network_config(MODEL), self.design, preset=self.preset)
+        return with_design(network_config(MODEL), self.design, preset=self.preset, **self.options)
 
     def network(self) -> nn.Module:
         """The network ready to run, its weights drawn from one seed."""
@@ -73,6 +73,15 @@ FORMS = {
     "chunked, released": Form(design="chunk_hybrid", preset="released"),
     "hybrid, paper text": Form(design="hybrid", preset="paper"),
     "chunked, paper text": Form(design="chunk_hybrid", preset="paper"),
+    "chunked, no global block": Form(
+        design="chunk_hybrid", options={"windowed_stages": (3, 4), "global_blocks": 0}
+    ),
+}
+PADDED_SIZE = 640
+"""Stage 3 has 40 x 40 tokens there: a third of its windows' tokens is padding."""
+PADDING = {
+    name: Form(design="hybrid", preset="released", options={"padded_tokens": name})
+    for name in ("attended", "masked")
 }
 
 
@@ -146,32 +155,45 @@ def measure(runtime: str, size: int, rounds: int, folder: Path) -> dict[str, dic
     return figures
 
 
+def measure_padding(rounds: int) -> dict[str, dict[str, Any]]:
+    """Time of the two ways to treat padded tokens, in PyTorch, as a share of the released one's."""
+    image = example(PADDED_SIZE)
+    calls = {name: partial(form.network(), image) for name, form in PADDING.items()}
+    timings = interleaved(calls, rounds=rounds, warmup=1)
+    return {
+        name: timing | {"share of time": 1 / timings.ratio("attended", name)}
+        for name, timing in timings.to_plain().items()
+    }
+
+
 def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    """Milliseconds of the designs against pixels, both axes logarithmic."""
+    """Milliseconds for a million pixels: a level line is a cost that grows linearly with the pixels."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     shown = {
-        "plain": "plain SHMA",
-        "hybrid, released": "Hybrid SHMA, released",
-        "chunked, released": "Chunk Hybrid SHMA, released",
-        "chunked, paper text": "Chunk Hybrid SHMA, paper's text",
+        "plain": ("plain SHMA", "#D55E00", "o", "-"),
+        "hybrid, released": ("Hybrid, released", "#0072B2", "s", "-"),
+        "chunked, released": ("Chunk Hybrid, released", "#56B4E9", "^", "--"),
+        "chunked, paper text": ("Chunk Hybrid, paper's text", "#009E73", "D", "-"),
+        "chunked, no global block": ("Chunk Hybrid, no global block", "#4d4d4d", "v", "-"),
     }
     sizes = sorted(int(size) for size in results)
-    pixels = [size**2 / 1e6 for size in sizes]
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name, label in shown.items():
-        axes.plot(pixels, [results[str(size)][name]["median_ms"] for size in sizes], marker="o", label=label)
-    start = results[str(sizes[0])]["chunked, released"]["median_ms"]
-    linear = [start * count / pixels[0] for count in pixels]
-    axes.plot(pixels, linear, color="gray", linestyle=":", label="linear in pixels")
-    axes.set(xscale="log", yscale="log", xlabel="pixels", ylabel="ms on one thread", title="iFormer-M in PyTorch")
-    axes.set_xticks(pixels, [f"{size}²" for size in sizes], minor=False)
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, (label, colour, marker, line) in shown.items():
+        rates = [1e6 * results[str(size)][name]["median_ms"] / size**2 for size in sizes]
+        axes.plot(sizes, rates, color=colour, marker=marker, linestyle=line, label=label)
+    axes.set(xscale="log", xlabel="side of the image, pixels", ylabel="ms per megapixel, one thread")
+    axes.set_title("iFormer-M, folded, in PyTorch: level is linear in pixels", loc="left", fontsize=11)
+    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes.minorticks_off()
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#e3e5e8")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
 
 
 @torch.no_grad()
@@ -208,8 +230,12 @@ def main() -> None:
                     )
                 if options.out:  # what is measured is kept, should a later size fail
                     write_record(options.out, figures)
+    padding = measure_padding(options.rounds[0])
+    print(f"padding at {PADDED_SIZE}: masked takes {padding['masked']['share of time']:.3f} of attended's time")
+    if options.out:
+        write_record(options.out, {**figures, f"padding at {PADDED_SIZE}": padding})
     if options.plot and "pytorch" in figures:
-        draw(json.loads(json.dumps(figures["pytorch"])), options.plot)
+        draw(figures["pytorch"], options.plot)
 
 
 if __name__ == "__main__":
