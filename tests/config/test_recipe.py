@@ -49,6 +49,8 @@ INVALID: dict[str, list[Any]] = {
     "clip_grad": [0, -1.0],
     "ema_decay": [0, 1, 1.5],
     "drop_path_rate": [-0.1, 1.0],
+    "attention": ["windows"],
+    "windows": ["printed", "paper"],
     "weights": ["", 3],
     "size": [31, 0, 224.5],
     "size_schedule": [[[5, 128], [5, 224]], [[0, 16]], [[-1, 64]], [[0, 300]], [[10, 128]], [[0]], 128],
