@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from iformer.cli.arguments import output_folder, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, table
 from iformer.deploy.runtimes import RUNTIMES, find_runtime
 from iformer.errors import UserError
+from iformer.files import write_text
 
 if TYPE_CHECKING:
     from iformer.bench.latency import Latency
@@ -127,10 +129,11 @@ def _draw(measured: dict[str, list[Latency]], path: Path, machine: str) -> Path:
 
 def _write_csv(path: Path, rows: list[Latency]) -> None:
     plain = [row.to_plain() | {"size": f"{row.size[0]}x{row.size[1]}"} for row in rows]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(plain[0]))
-        writer.writeheader()
-        writer.writerows(plain)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(plain[0]))
+    writer.writeheader()
+    writer.writerows(plain)
+    write_text(path, text.getvalue())
 
 
 def _table(runtime: Runtime, rows: list[Latency], machine: str) -> Any:

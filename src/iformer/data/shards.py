@@ -222,7 +222,7 @@ def write_index(root: Path, index: ShardIndex) -> None:
     """Write an index and, for other readers, `_info.json`.
 
     Raises:
-        WeightsError: one of them cannot be written.
+        OutputError: one of them cannot be written.
     """
     columns: dict[str, Any] = {}
     for name, part in index.parts.items():

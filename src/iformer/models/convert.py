@@ -262,8 +262,9 @@ def convert_file(
 
     Raises:
         UnknownNameError: `model` is no size.
-        WeightsError: see `read_weights`; or it holds another size than `model`, `out` exists or cannot be
-            written, the class names are not as many as the classes, or the target's code has no such network.
+        WeightsError: see `read_weights`; or it holds another size than `model`, `out` exists, the class names are
+            not as many as the classes, or the target's code has no such network.
+        OutputError: `out` cannot be written.
     """
     if to not in FORMATS:
         raise UserError(f"unknown format '{to}'; expected one of {', '.join(FORMATS)}")

@@ -29,7 +29,8 @@ def save_dense(model: DenseNetwork, path: str | os.PathLike[str], metadata: Meta
     """Write a network and its metadata (None: its own) to one `.safetensors` file, atomically.
 
     Raises:
-        WeightsError: the file cannot be written, or JSON cannot hold the metadata.
+        WeightsError: JSON cannot hold the metadata.
+        OutputError: the file cannot be written.
     """
     metadata = replace(metadata or model.metadata, task=_task(model))
     try:

@@ -14,11 +14,7 @@ from torch import Tensor
 from iformer.config.network import AttentionConfig, NetworkConfig
 from iformer.config.operators import OPERATOR_OPTIONS
 from iformer.errors import WeightsError
-from iformer.models.weights import (
-    Format,
-    check_fit,
-    expected_shapes,
-)
+from iformer.models.weights import Format, check_fit, expected_shapes
 
 Foreign = Literal["timm", "authors"]
 

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from iformer.errors import WeightsError
-from iformer.models.weights import (
-    listed,
-    one_line,
-)
+from iformer.models.weights import listed, one_line
 
 ENTRIES = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Names under which training checkpoints keep weights, in the order they are looked for."""

@@ -85,7 +85,7 @@ def save_state(
         identity: what a resumed run must share with this one, as nested plain values; see `check_identity`.
 
     Raises:
-        WeightsError: it cannot be written; the state that was there is still there.
+        OutputError: it cannot be written; the state that was there is still there.
     """
     tensors = state_tensors(model, average, optimizer)
     header = {
@@ -252,7 +252,7 @@ def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata)
     """Keep a network: ours in our checkpoint format, any other (a peer of a benchmark) as plain tensors.
 
     Raises:
-        WeightsError: it cannot be written; the file that was there is still there.
+        OutputError: it cannot be written; the file that was there is still there.
     """
     if isinstance(model, Backbone):
         model.metadata = metadata

@@ -60,7 +60,7 @@ def train(job: TrainJob) -> TrainResult:
         UserError: the folder is in use, the run in it is another one, the loss is not finite, or anything
             else about the job cannot work; one line that says what to do.
         StoppedBySignalError: a scheduler told it to stop; its state is saved.
-        OSError: the folder cannot be written.
+        OSError, OutputError: the folder cannot be written.
     """
     with ExitStack() as stack:
         return _Run(job, stack).run()

@@ -120,7 +120,7 @@ class RunFolder:
         """Write `config.yaml`.
 
         Raises:
-            WeightsError: it cannot be written.
+            OutputError: it cannot be written.
         """
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 

@@ -41,7 +41,7 @@ def write_detection_report(result: TrainResult) -> Path:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OSError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
     evaluation = result.evaluation
     assert isinstance(evaluation, DetectionEvaluation)
@@ -75,7 +75,7 @@ def write_segmentation_report(result: TrainResult) -> Path:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OSError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
     evaluation = result.evaluation
     assert isinstance(evaluation, SegmentationEvaluation)

@@ -26,7 +26,7 @@ def write_report(folder: Path, *, result: TrainResult, history: Sequence[dict[st
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OSError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
     history = result.history if history is None else history
     evaluation = result.evaluation
