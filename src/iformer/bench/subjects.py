@@ -84,21 +84,29 @@ def prepare_matrix_product(runtime: Runtime, folder: Path) -> Subject:
     """One product of 1024 x 1024 x 1024, as the 1x1 convolution that the networks consist of."""
     network = nn.Conv2d(_PRODUCT_CHANNELS, _PRODUCT_CHANNELS, 1, bias=False)
     nn.init.normal_(network.weight, std=_PRODUCT_CHANNELS**-0.5)
-    path = folder / f"matrix_product{runtime.suffix}"
-    size = (_PRODUCT_SIDE, _PRODUCT_SIDE)
-    _write_plain(_Pooled(network), MATRIX_PRODUCT, runtime, path, size, channels=_PRODUCT_CHANNELS)
-    return _subject(MATRIX_PRODUCT, path, _PRODUCT_CHANNELS**2 * _PRODUCT_SIDE**2)
+    side = (_PRODUCT_SIDE, _PRODUCT_SIDE)
+    return prepare_layer(network, MATRIX_PRODUCT, runtime, folder, size=side, channels=_PRODUCT_CHANNELS)
+
+
+def prepare_layer(
+    layer: nn.Module, label: str, runtime: Runtime, folder: Path, *, size: tuple[int, int], channels: int
+) -> Subject:
+    """A single layer, 1 x C x H x W to any map, as the runtime's own converter writes it."""
+    path = folder / f"{label.replace(' ', '_')}{runtime.suffix}"
+    network = _Pooled(layer)
+    _write_plain(network, label, runtime, path, size, channels=channels)
+    return _subject(label, path, count_macs(network, size, in_chans=channels))
 
 
 class _Pooled(nn.Module):
-    """The product's mean, because an artifact of ours gives B x K."""
+    """A layer's mean, because an artifact of ours gives B x K."""
 
-    def __init__(self, product: nn.Module) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.product = product
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.product(x).mean((2, 3))
+        y: Tensor = self.layer(x).mean((2, 3))
         return y
 
 

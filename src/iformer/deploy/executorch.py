@@ -12,6 +12,7 @@ from torch import Tensor
 from iformer.config.dependencies import require
 from iformer.deploy.graph import Graph, Written, operation_counts
 from iformer.deploy.runner import ArtifactRunner
+from iformer.deploy.xnnpack import for_xnnpack
 from iformer.errors import UserError
 
 EXTRA = "executorch"
@@ -22,6 +23,7 @@ def write(graph: Graph, path: Path) -> Written:
     exir = require("executorch.exir", extra=EXTRA)
     xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", extra=EXTRA)
     debug = require("executorch.devtools.backend_debug", extra=EXTRA)
+    graph = for_xnnpack(graph)
     example = (graph.example("NHWC"),)
     module: Any = torch.export.export(graph.module("NHWC"), example).module()
     if graph.precision == "int8":

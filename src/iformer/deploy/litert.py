@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from iformer.config.dependencies import require
 from iformer.deploy.graph import INPUT, OUTPUT, Graph, Written, operation_counts
 from iformer.deploy.runner import ArtifactRunner
+from iformer.deploy.xnnpack import SplitDepthwise, for_xnnpack
 from iformer.errors import UserError
 
 EXTRA = "litert"
@@ -34,6 +35,7 @@ class _Named(nn.Module):
 def write(graph: Graph, path: Path) -> Written:
     """Convert a network; names and preprocessing are files of a zip at its end, where TensorFlow Lite has them."""
     litert_torch = require("litert_torch", extra=EXTRA)
+    graph = for_xnnpack(graph)
     converted = litert_torch.convert(
         _Named(graph.module("NHWC")).eval(), sample_kwargs={INPUT: graph.example("NHWC")}
     )
@@ -63,6 +65,8 @@ def _quantized(content: bytes, graph: Graph) -> bytes:
     work = quantizer.Quantizer(content)
     for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "GELU", "PAD"):
         work.add_static_config(".*", recipes.TFLOperationName[operation], 8, 8)
+    # the sums inside a split convolution lie between operations in INT8
+    work.add_static_config(f".*{SplitDepthwise.__qualname__}.*", recipes.TFLOperationName.ADD, 8, 8)
     no_quantization = recipes.AlgorithmName.NO_QUANTIZE
     for name in graph.calibration.kept:
         work.update_quantization_recipe(
