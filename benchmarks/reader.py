@@ -25,7 +25,7 @@ from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import StoredImage
 from iformer.data.loader import Loader
 from iformer.data.packing import pack
-from iformer.data.samples import DataSplit, ImageSet, Sample, StoredSamples
+from iformer.data.samples import DataSplit, ImageSet, StoredSamples
 from iformer.data.sampling import EpochSampler
 from iformer.data.shards import INDEX, load_shards
 from iformer.data.transforms import eval_transform
@@ -64,11 +64,8 @@ class TinySamples(StoredSamples):
             self.pictures.append(file.getvalue())
         self._labels = np.arange(count, dtype=np.int64) % CLASSES
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, position: int) -> Sample:  # type: ignore[override]
-        return Sample(TinyImage(position, self.pictures[position % _DIFFERENT]), int(self._labels[position]))
+    def image(self, position: int) -> StoredImage:
+        return TinyImage(position, self.pictures[position % _DIFFERENT])
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from iformer.config.dependencies import require
 from iformer.data.images import StoredImage
-from iformer.data.samples import DataSplit, ImageSet, Sample, StoredSamples
+from iformer.data.samples import DataSplit, ImageSet, StoredSamples
 from iformer.errors import DataError
 
 HUB_PREFIX = "hfds/"
@@ -49,17 +48,8 @@ class HubSamples(StoredSamples):
         self.dataset, self.split, self.reader = dataset, split, reader
         self._labels = np.array(list(reader.iter_targets()), dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    @overload
-    def __getitem__(self, position: int) -> Sample: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(position, slice):
-            return tuple(self[place] for place in range(*position.indices(len(self))))
-        return Sample(HubImage(self, int(position)), int(self._labels[position]))
+    def image(self, position: int) -> StoredImage:
+        return HubImage(self, position)
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

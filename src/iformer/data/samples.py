@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,26 @@ class Sample(NamedTuple):
 class StoredSamples(Sequence[Sample], ABC):
     """Samples that lie in a store with an index: each is made when it is asked for."""
 
+    @abstractmethod
+    def image(self, position: int) -> StoredImage:
+        """The image at a position."""
+
     @property
     @abstractmethod
     def labels(self) -> npt.NDArray[np.int64]:
         """(N,) class indices."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, position: int) -> Sample: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(position, slice):
+            return tuple(self[place] for place in range(*position.indices(len(self))))
+        return Sample(self.image(int(position)), int(self.labels[position]))
 
     @property
     @abstractmethod

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from iformer.data.images import StoredImage, has_image_extension
-from iformer.data.samples import DataSplit, ImageSet, Sample, StoredSamples
+from iformer.data.samples import DataSplit, ImageSet, StoredSamples
 from iformer.errors import DataError
 from iformer.files import write_bytes, write_text
 
@@ -125,17 +125,8 @@ class ShardSamples(StoredSamples):
         self.folder, self.columns = folder, columns
         self._names: list[str] | None = None
 
-    def __len__(self) -> int:
-        return len(self.columns)
-
-    @overload
-    def __getitem__(self, position: int) -> Sample: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(position, slice):
-            return tuple(self[place] for place in range(*position.indices(len(self))))
-        return Sample(ShardImage(self, position), int(self.columns.label[position]))
+    def image(self, position: int) -> StoredImage:
+        return ShardImage(self, position)
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
