@@ -83,7 +83,7 @@ _FAMILIES: dict[str, tuple[str, str, str]] = {
     "MobileNetV3": ("#a6a6a6", "d", "MobileNetV3"),
     "EfficientViT": ("#333333", "H", "EfficientViT"),
     "Mobile-Former": ("#333333", "p", "Mobile-Former"),
-    "MobileViT": ("#333333", "8", "MobileViT"),
+    "MobileViT": ("#333333", "s", "MobileViT"),
 }
 """Start of a network's name to its colour, marker and label; grays for those with few or older networks."""
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _PHONE = "#F4EFE6"
 """Ground of the panel whose numbers are not ours."""
 
+_TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
+"""Milliseconds at which a latency axis is labelled."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
@@ -90,6 +93,8 @@ def draw_pareto(measured: Mapping[str, Mapping[str, float]], path: Path, *, mach
 
 
 def _panel(axes: Axes, rows: Sequence[Published], times: Mapping[str, float]) -> None:
+    from matplotlib.ticker import NullLocator
+
     for family, (colour, marker, label) in figures._FAMILIES.items():
         points = sorted(
             (times[row.label], row.top1, row.label)
@@ -111,10 +116,11 @@ def _panel(axes: Axes, rows: Sequence[Published], times: Mapping[str, float]) ->
                     fontsize=11, color=colour, weight="bold",
                 )  # fmt: skip
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in _TICKS if low <= tick <= high])
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     figures._tidy(axes)
-    axes.tick_params(axis="x", which="minor", labelsize=8, colors=figures._FAINT)
 
 
 def _family_of(label: str) -> str:
