@@ -60,6 +60,12 @@ class CoreMLReport:
         return asdict(self) | {"elsewhere": self.elsewhere}
 
 
+def require_mac() -> None:
+    """Raise `UserError` where Core ML does not run."""
+    if sys.platform != "darwin":
+        raise UserError("Core ML is timed on macOS only")
+
+
 def measure_core_ml(
     subjects: Sequence[Subject],
     *,
@@ -83,12 +89,10 @@ def measure_core_ml(
         MissingDependencyError: coremltools is not installed.
         UserError: this is no Mac, the iPhone is not there, or an artifact takes images.
     """
-    require("coremltools", extra="coreml")
+    require_mac()
     for subject in subjects:
         if read_record(subject.artifact).normalized_by != "caller":
             raise UserError(f"{subject.label} takes images, which coremltools cannot send; export it with --raw")
-    if sys.platform != "darwin":
-        raise UserError("Core ML is timed on macOS only")
     return asyncio.run(_measure(subjects, iphone, team, rounds, calls, report))
 
 
@@ -111,7 +115,7 @@ async def _measure(
         workers[subject.label] = perf_utils.MLModelBenchmarker(model, device)
         (load_ms[subject.label],) = (await workers[subject.label].benchmark_load(iterations=1)).samples
         record = read_record(subject.artifact)
-        shape = (record.batch or 1, len(record.preprocessing.mean), *subject.size)
+        shape = (subject.batch, len(record.preprocessing.mean), *subject.size)
         fed[subject.label] = {record.input_name: np.zeros(shape, np.float32)}
         report(f"{subject.label} loaded on {where}")
     seconds: dict[str, list[float]] = {label: [] for label in workers}

@@ -23,6 +23,8 @@ class Latency:
     runtime: str
     precision: str
     size: tuple[int, int]
+    batch: int
+    """Images in one call."""
     median_ms: float
     p10_ms: float
     p90_ms: float
@@ -77,7 +79,9 @@ def measure(
     with ExitStack() as stack:
         workers = {}
         for subject in subjects:
-            workers[subject.label] = stack.enter_context(Worker(subject.artifact, threads=threads))
+            workers[subject.label] = stack.enter_context(
+                Worker(subject.artifact, threads=threads, batch=subject.batch)
+            )
             report(f"{subject.label} loaded")
         samples: dict[str, list[float]] = {label: [] for label in workers}
         order, shuffle = list(workers), random.Random(0).shuffle
@@ -100,7 +104,7 @@ def measure(
 def _rate(subject: Subject | None, timings: Timings) -> float | None:
     if subject is None or subject.gmacs is None:
         return None
-    return 2 * subject.gmacs / timings.median(subject.label)
+    return 2 * subject.batch * subject.gmacs / timings.median(subject.label)
 
 
 def _latency(
@@ -113,6 +117,7 @@ def _latency(
         runtime=subject.runtime,
         precision=subject.precision,
         size=subject.size,
+        batch=subject.batch,
         median_ms=plain["median_ms"],
         p10_ms=plain["p10_ms"],
         p90_ms=plain["p90_ms"],

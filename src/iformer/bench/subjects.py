@@ -17,7 +17,7 @@ from iformer.config.dependencies import require
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models
 from iformer.deploy.artifact import artifact_bytes, is_artifact, read_record
-from iformer.deploy.export import convert, export_artifact, quiet
+from iformer.deploy.export import check_wishes, convert, export_artifact, quiet
 from iformer.deploy.graph import Graph
 from iformer.deploy.runtimes import RUNTIMES, Runtime
 from iformer.errors import UserError
@@ -45,6 +45,8 @@ class Subject:
     precision: str
     size: tuple[int, int]
     """Height and width of the input."""
+    batch: int
+    """Images in one call."""
     gmacs: float | None
     """Multiply-accumulates of one image in 10^9; None: not known."""
     megabytes: float
@@ -52,9 +54,15 @@ class Subject:
 
 
 def prepare(
-    name: str, runtime: Runtime, folder: Path, *, size: tuple[int, int] | None = None, label: str | None = None
+    name: str,
+    runtime: Runtime,
+    folder: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    label: str | None = None,
 ) -> Subject:
-    """Export a network to a runtime, or take an artifact as it is.
+    """Export a network to a runtime in its default precision, or take an artifact as it is.
 
     Args:
         name: an artifact, a checkpoint or the name of a network; `timm/NAME` for one of timm's, with random
@@ -62,22 +70,23 @@ def prepare(
         runtime: where it runs; an artifact has to be of it.
         folder: for what is exported.
         size: height and width of the input; None: the network's own.
+        batch: images in one call; an artifact has to take so many.
         label: what the table calls it; None: its name.
 
     Raises:
         UserError: the name is not known, or the network cannot be exported to the runtime.
     """
     if is_artifact(name):
-        return _artifact(Path(name), runtime, label)
+        return _artifact(Path(name), runtime, batch, label)
     path = folder / f"{name.replace('/', '_')}{'' if size is None else f'_{size[0]}x{size[1]}'}{runtime.suffix}"
     if name.startswith(TIMM_PREFIX):
-        return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, label or name)
+        return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, batch, label or name)
     # by name alone: random weights, on which latency does not depend, rather than a download
     model = create_model(name).eval() if name in list_models() else open_network(name)
     assert isinstance(model, Classifier)
-    info = export_artifact(model, path, runtime.name, size=size, batch=1, precision="fp32", raw=True)
+    info = export_artifact(model, path, runtime.name, size=size, batch=batch, raw=True)
     macs = count_macs(model, info.preprocessing.size, in_chans=model.config.in_chans)
-    return _subject(label or Path(name).stem, path, macs)
+    return _subject(label or Path(name).stem, path, macs, batch)
 
 
 def prepare_matrix_product(runtime: Runtime, folder: Path) -> Subject:
@@ -95,7 +104,7 @@ def prepare_layer(
     path = folder / f"{label.replace(' ', '_')}{runtime.suffix}"
     network = _Pooled(layer)
     _write_plain(network, label, runtime, path, size, channels=channels)
-    return _subject(label, path, count_macs(network, size, in_chans=channels))
+    return _subject(label, path, count_macs(network, size, in_chans=channels), 1)
 
 
 class _Pooled(nn.Module):
@@ -110,14 +119,18 @@ class _Pooled(nn.Module):
         return y
 
 
-def _artifact(path: Path, runtime: Runtime, label: str | None) -> Subject:
+def _artifact(path: Path, runtime: Runtime, batch: int, label: str | None) -> Subject:
     info = read_record(path)
+    if info.batch not in (None, batch):
+        raise UserError(f"{path} takes {info.batch} images in one call, not {batch}; see --batch")
     if info.runtime != runtime.name:
         raise UserError(f"{path} is for {RUNTIMES[info.runtime].title}, not for {runtime.title}")
-    return _subject(label or path.name, path, None)
+    return _subject(label or path.name, path, None, batch)
 
 
-def _peer(name: str, runtime: Runtime, path: Path, size: tuple[int, int] | None, label: str) -> Subject:
+def _peer(
+    name: str, runtime: Runtime, path: Path, size: tuple[int, int] | None, batch: int, label: str
+) -> Subject:
     import timm
     from timm.utils.model import reparameterize_model
 
@@ -131,15 +144,23 @@ def _peer(name: str, runtime: Runtime, path: Path, size: tuple[int, int] | None,
     network = reparameterize_model(network)
     if hasattr(network, "fuse"):
         network.fuse()
-    _write_plain(network, name, runtime, path, size, channels=3)
-    return _subject(label, path, macs)
+    _write_plain(network, name, runtime, path, size, channels=3, batch=batch)
+    return _subject(label, path, macs, batch)
 
 
 def _write_plain(
-    network: nn.Module, name: str, runtime: Runtime, path: Path, size: tuple[int, int], *, channels: int
+    network: nn.Module,
+    name: str,
+    runtime: Runtime,
+    path: Path,
+    size: tuple[int, int],
+    *,
+    channels: int,
+    batch: int = 1,
 ) -> None:
     """The runtime's own conversion of a network as it comes, with nothing of ours in the graph."""
     mean = (0.5,) * channels
+    check_wishes(runtime, batch=batch, precision=None)
     graph = Graph(
         network=network.eval().requires_grad_(False),
         name=name,
@@ -147,16 +168,16 @@ def _write_plain(
         channels=channels,
         preprocessing=Preprocessing(size=size, mean=mean, std=mean),
         class_names=(),
-        batch=1,
+        batch=batch,
         raw=True,
-        precision="fp32",
+        precision=runtime.precisions[0],
         plain=True,
     )
     nothing = hashlib.sha256(b"").hexdigest()
     convert(runtime, graph, path, weights_sha256=nothing, provenance={"weights": "random"})
 
 
-def _subject(label: str, path: Path, macs: int | None) -> Subject:
+def _subject(label: str, path: Path, macs: int | None, batch: int) -> Subject:
     info = read_record(path)
     return Subject(
         label=label,
@@ -164,6 +185,7 @@ def _subject(label: str, path: Path, macs: int | None) -> Subject:
         artifact=path,
         precision=info.precision,
         size=info.preprocessing.size,
+        batch=batch,
         gmacs=None if macs is None else macs / 1e9,
         megabytes=artifact_bytes(path) / 1e6,
     )

@@ -30,7 +30,7 @@ class Loaded:
 class Worker:
     """An artifact in a process of its own; a context manager that ends it."""
 
-    def __init__(self, artifact: Path, *, threads: int) -> None:
+    def __init__(self, artifact: Path, *, threads: int, batch: int = 1) -> None:
         """Start the process and load.
 
         Raises:
@@ -38,7 +38,7 @@ class Worker:
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, artifact, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, artifact, threads, batch), daemon=True)
         self._artifact = artifact
         self._process.start()
         theirs.close()
@@ -84,7 +84,7 @@ class Worker:
         return answer
 
 
-def _serve(connection: Connection, artifact: Path, threads: int) -> None:
+def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> None:
     import torch
 
     from iformer.config.dependencies import require
@@ -106,7 +106,7 @@ def _serve(connection: Connection, artifact: Path, threads: int) -> None:
             before = resident()
             start = time.perf_counter()
             runner: Any = open_artifact(artifact, threads=threads)
-            shape = (info.batch or 1, len(info.preprocessing.mean), *info.preprocessing.size)
+            shape = (batch, len(info.preprocessing.mean), *info.preprocessing.size)
             fed = runner.prepare(torch.randint(0, 256, shape, dtype=torch.uint8))
             runner.run(fed)
             connection.send(Loaded(seconds=time.perf_counter() - start))
