@@ -72,6 +72,15 @@ def test_rounds_in_two_processes(subject: Subject) -> None:
     assert said[-1] == "round 3 of 3"
 
 
+def test_several_images_in_one_call(subject: Subject, tmp_path: Path) -> None:
+    four = prepare(str(subject.artifact.with_name("tiny.safetensors")), ONNX, tmp_path, batch=4)
+    (row,) = measure([four], rounds=1, calls=1, warmup=0)
+    assert row.batch == four.batch == 4
+    assert row.gflops == pytest.approx(4 * 2 * row.gmacs / (row.median_ms / 1e3))  # type: ignore[operator]
+    with pytest.raises(UserError, match="takes 4 images in one call, not 1; see --batch"):
+        prepare(str(four.artifact), ONNX, tmp_path)
+
+
 def test_what_cannot_be_timed(subject: Subject, tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -58,3 +58,5 @@ def test_bench_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, line) == (1, "error: nothing to time; name networks or artifacts, or give --peers")
     code, line = said(capsys, "bench", "iformer_t", "--on", "onxx")
     assert (code, "did you mean onnx" in line) == (1, True), line
+    code, line = said(capsys, "bench", "iformer_t", "--iphone", "any")
+    assert (code, line) == (1, "error: --iphone is for --on coreml alone; got --on onnx")
