@@ -6,7 +6,7 @@ resumable: started again, the script continues where it was stopped and skips wh
 test accuracy of the last averaged weights on the 656 photographs of the fixed 25 % split; no weights are chosen by
 it.
 
-    python benchmarks/distillation.py --recipe quickstart --epochs 10 --runs runs/distillation \\
+    python benchmarks/distillation.py --recipe quickstart --runs runs/distillation \\
         --out benchmarks/results/distillation.json
 """
 

@@ -175,7 +175,8 @@ def test_the_smallest_size_of_the_family(
 def test_what_xnnpack_does_not_take_is_in_the_record(artifact: Path) -> None:
     graph = read_record(artifact).graph
     assert graph["delegates"] == 1
-    assert sum(count for name, count in graph["operations"].items() if "convolution" in name) == 33
+    # 33 in the folded network, of which four are of 7 x 7 and become three each
+    assert sum(count for name, count in graph["operations"].items() if "convolution" in name) == 41
     # the transposition and the cast of the pixels, before the network
     left = {"aten_permute_copy_default": 1, "dim_order_ops__to_dim_order_copy_default": 1}
     assert graph["not_delegated"] == left
