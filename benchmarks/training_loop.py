@@ -41,6 +41,7 @@ from iformer.training.finite import FiniteGuard
 from iformer.training.meter import EpochMeter
 from iformer.training.optimizer import build_optimizer
 from iformer.training.precision import autocast, resolve_precision
+from iformer.training.prepare import prepare_network
 from iformer.training.run_folder import RunFolder
 from iformer.training.step import OptimizerStep, seed_everything
 from iformer.training.workload import Place
@@ -86,9 +87,7 @@ class Ours:
             device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1
         )
         self.recipe = recipe
-        network = job.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        if recipe.compile is True:
-            network.compile()
+        network, _ = prepare_network(job.model, recipe, self.place)
         self.workload = job.workload(job, self.place)
         self.loader = self.workload.train_loader()
         self.step = OptimizerStep(

@@ -17,12 +17,12 @@ from iformer.config.recipe import Recipe
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs, count_parameters
 from iformer.training.checkpoint import Position
-from iformer.training.ema import WeightAverage
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
 from iformer.training.optimizer import build_optimizer
-from iformer.training.precision import compiles, resolve_precision, run_device
+from iformer.training.precision import resolve_precision, run_device
+from iformer.training.prepare import prepare_network
 from iformer.training.provenance import describe_device
 from iformer.training.run_folder import RunFolder
 from iformer.training.schedule import RunLength
@@ -170,11 +170,7 @@ def _timed_steps(job: TrainJob, place: Place, workload: Workload) -> tuple[float
     import accelerate
 
     accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    network = job.model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    average = WeightAverage(network, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
-    if compiles(recipe.compile, device):
-        network.compile()
+    network, average = prepare_network(job.model, recipe, place)
     meter = EpochMeter(lambda tensor: tensor, device=device, processes=1)
     step = OptimizerStep(
         recipe=recipe,

@@ -26,14 +26,14 @@ from iformer.config.dependencies import require
 from iformer.files import write_text
 from iformer.models.complexity import count_parameters
 from iformer.training.checkpoint import Position, SavedState, check_identity, read_last_good
-from iformer.training.ema import WeightAverage
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.keeping import RunKeeper
 from iformer.training.logs import ProgressView, RunLog, epoch_line, read_history
 from iformer.training.meter import EpochMeter
 from iformer.training.optimizer import build_optimizer
-from iformer.training.precision import compiles, resolve_precision, run_device
+from iformer.training.precision import resolve_precision, run_device
+from iformer.training.prepare import prepare_network
 from iformer.training.provenance import (
     describe_device,
     identity_defaults,
@@ -47,7 +47,6 @@ from iformer.training.schedule import RunLength, build_schedule
 from iformer.training.sharded import ShardedNetwork
 from iformer.training.step import OptimizerStep, check_shares, seed_everything
 from iformer.training.stopping import StopRequests
-from iformer.training.sync_norm import synchronise_norms
 from iformer.training.workload import Place
 
 __all__ = ["train"]
@@ -88,20 +87,12 @@ class _Run:
         self.stop = stack.enter_context(StopRequests(self.place.processes))
         saved = self._open_folder()
 
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.network = job.model.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
-        self.average = (
-            WeightAverage(self.network, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
-        )
+        self.network, self.average = prepare_network(job.model, recipe, self.place)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.place.precision == "fp16")
         self.position = Position()
         if saved is not None:
             saved.restore_network(self.network, self.average)
             self.position = saved.position
-        if recipe.sync_batch_norm and self.place.processes > 1:
-            synchronise_norms(self.network, self.device)
-        if compiles(recipe.compile, self.device):
-            self.network.compile()
         fsdp = recipe.parallel == "fsdp" and self.place.processes > 1
         sharded = ShardedNetwork(self.network) if fsdp else None
         model: nn.Module = self.network if fsdp else self.accelerator.prepare_model(self.network)
