@@ -12,6 +12,7 @@ import typer
 from iformer.cli.arguments import AttentionOption, WindowsOption, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, print_json, table
 from iformer.config.windows import design_of, with_design
+from iformer.data.stores import is_url
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def info(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A network's name, a shipped network's name, a checkpoint file, or a folder of tar shards.",
+            help="A network's name, a shipped network's name, a checkpoint file, or tar shards' folder or URL.",
         ),
     ] = None,
     verify: Annotated[
@@ -50,7 +51,7 @@ def info(
     def design(config: NetworkConfig) -> NetworkConfig:
         return config if attention is None else with_design(config, attention, preset=windows)
 
-    if model is not None and Path(model).is_dir():
+    if model is not None and (is_url(model) or Path(model).is_dir()):
         _describe_shards(model, verified=verify, json=json)
     elif verify:
         raise typer.BadParameter("--verify is for a folder of tar shards")

@@ -35,8 +35,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="classify: a folder with one sub-folder a class (also in train/ and val/), or elpv; detect: with "
-            "COCO annotations; segment: with images and masks."
+            help="classify: a folder with one sub-folder a class (also in train/ and val/), tar shards (a folder "
+            "or URL), hfds/NAME, or elpv; detect: with COCO annotations; segment: with images and masks."
         ),
     ] = None,
     model: Annotated[

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from iformer.data.images import read_image
-from iformer.data.samples import ImageSet
+from iformer.data.samples import ImageSet, StoredSamples
 from iformer.data.sampling import Key, seeded
 from iformer.data.sources import Progress, available_cores
 from iformer.data.transforms import Transform, TransformSchedule
@@ -80,17 +81,37 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             DataError: the file cannot be read.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self._transformed(self.image(index), epoch, index)
+
+    def _transformed(self, image: Image.Image, epoch: int, index: int) -> tuple[Tensor, int, int]:
         transform = self.transform
         if isinstance(transform, TransformSchedule):
             transform = transform.at(epoch)
-        image = self.image(index)
         with seeded(self.seed, epoch, index):
             pixels_CHW = transform(image)
         return pixels_CHW, self.image_set.samples[index].label, index
 
+    def _images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        """The decoded images; from a store that is far away some are fetched while others are used."""
+        samples = self.image_set.samples
+        readers = samples.readers if isinstance(samples, StoredSamples) and self._cache is None else 1
+        if readers == 1:
+            yield from map(self.image, indices)
+            return
+        # a pool of this call's own: threads would not be there in workers that are forked later
+        with ThreadPoolExecutor(readers, thread_name_prefix="fetch") as pool:
+            running: deque[Future[Image.Image]] = deque()
+            for index in indices:
+                if len(running) == readers:
+                    yield running.popleft().result()
+                running.append(pool.submit(self.image, index))
+            while running:
+                yield running.popleft().result()
+
     def batch(self, keys: Sequence[Key]) -> Batch:
         """The images of `keys`, all of one size, as a batch."""
-        items = [self[key] for key in keys]
+        images = self._images([index for _, index in keys])
+        items = [self._transformed(image, *key) for image, key in zip(images, keys, strict=True)]
         # Stacked as B, H, W, C, the transforms' own layout: plain copies, and what channels-last means.
         images_BHWC = torch.stack([pixels_CHW.permute(1, 2, 0) for pixels_CHW, _, _ in items])
         return {

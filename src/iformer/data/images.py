@@ -83,12 +83,12 @@ def read_image(source: str | os.PathLike[str] | bytes, *, keep_gray: bool = Fals
     return _read(source, keep_gray=keep_gray, quick=False)
 
 
-def check_image(path: str | os.PathLike[str]) -> None:
+def check_image(source: str | os.PathLike[str] | bytes) -> None:
     """Raise the `DataError` that `read_image` would raise, in less time where that is possible.
 
     All of the file's data is decoded; a JPEG's only to an eighth of its size.
     """
-    _read(path, keep_gray=True, quick=True)
+    _read(source, keep_gray=True, quick=True)
 
 
 def _read(source: str | os.PathLike[str] | bytes, *, keep_gray: bool, quick: bool) -> Image.Image:

@@ -23,11 +23,11 @@ from iformer.data.shards import (
     PartIndex,
     Progress,
     ShardIndex,
-    ShardSamples,
     read_index,
     scan_shards,
     write_index,
 )
+from iformer.data.stores import FolderStore, ShardStore, shard_store
 from iformer.errors import DataError, UserError
 
 SHARD_BYTES = 128 * 2**20
@@ -41,7 +41,8 @@ _MEMBER_OVERHEAD = 3 * 512 + 512
 class Packed:
     """What is in a folder of shards."""
 
-    folder: Path
+    folder: str
+    """Its path or URL."""
     images: dict[str, int]
     """By part."""
     shards: dict[str, int]
@@ -80,6 +81,7 @@ def pack(
         raise UserError(f"{folder} is not an empty folder; give another one for the shards")
     _check_disk(folder, data)
     folder.mkdir(parents=True, exist_ok=True)
+    store = FolderStore(folder)
     written: list[Path] = []
     try:
         parts = {}
@@ -87,52 +89,60 @@ def pack(
             order = list(range(len(image_set)))
             if name == "train":
                 random.Random(seed).shuffle(order)
-            parts[name] = _pack_part(folder, name, image_set, order, shard_bytes, written, progress)
+            parts[name] = _pack_part(store, name, image_set, order, shard_bytes, written, progress)
         index = ShardIndex(class_names=data.train.class_names, parts=parts)
         write_index(folder, index)
     except BaseException:
         for path in [*written, folder / INDEX, folder / INFO]:
             path.unlink(missing_ok=True)
         raise
-    return _describe(folder, index)
+    return _describe(store, index)
 
 
-def describe(folder: str | os.PathLike[str]) -> Packed:
-    """What the index of a folder of shards says.
+def describe(where: str | os.PathLike[str]) -> Packed:
+    """What the index of a folder of shards, or of its URL, says.
 
     Raises:
         DataError: there is none, it is damaged, or a shard is missing or cut short.
     """
-    root = Path(folder)
-    if not (root / INDEX).is_file():
-        raise DataError(f"{root}: holds no tar shards with an index; training on shards of others makes one")
-    return _describe(root, read_index(root))
+    store = shard_store(where)
+    if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
+        raise DataError(
+            f"{store.place}: holds no tar shards with an index; training on shards of others makes one"
+        )
+    return _describe(store, read_index(store))
 
 
-def verify(folder: str | os.PathLike[str], *, decode: bool = False, progress: Progress | None = None) -> Packed:
+def verify(where: str | os.PathLike[str], *, decode: bool = False, progress: Progress | None = None) -> Packed:
     """Read every shard from end to end and compare counts, labels and checksums with the index.
 
     Args:
-        folder: the shards.
+        where: the shards' folder or URL.
         decode: decode every image too.
         progress: told how many shards were read, of how many.
 
     Raises:
         DataError: something differs; the message names the first image that does.
     """
-    root = describe(folder).folder
-    index = read_index(root)
-    for part in index.parts.values():
-        _compare(root, part, scan_shards(root, part.shards, progress))
-        if decode:
-            for sample in ShardSamples(root, part):
-                assert isinstance(sample.path, StoredImage)
-                check_image(sample.path)
-    return _describe(root, index)
+    described = describe(where)
+    store = shard_store(where)
+    broken: list[str] = []
+
+    def look(path: str, contents: bytes) -> None:
+        try:
+            check_image(contents)
+        except DataError as error:
+            broken.append(f"{path}: {str(error).removeprefix('image: ')}")
+
+    for part in read_index(store).parts.values():
+        _compare(store, part, scan_shards(store, part.shards, progress, look=look if decode else None))
+    if broken:
+        raise DataError(f"{broken[0]} ({len(broken):,} images cannot be decoded)")
+    return described
 
 
 def _pack_part(
-    folder: Path,
+    store: FolderStore,
     name: str,
     image_set: ImageSet,
     order: Sequence[int],
@@ -144,7 +154,7 @@ def _pack_part(
     checksums, labels = [], []
     shards: list[str] = []
     for numbers in _shares(image_set, order, shard_bytes):
-        path = folder / f"{name}-{len(shards):05d}.tar"
+        path = store.folder / f"{name}-{len(shards):05d}.tar"
         written.append(path)
         with path.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -159,9 +169,11 @@ def _pack_part(
             file.flush()
             os.fsync(file.fileno())
         shards.append(path.name)
-    part = scan_shards(folder, shards, progress)
+    part = scan_shards(store, shards, progress)
     if part.label.tolist() != labels or part.crc32.tolist() != checksums:
-        raise DataError(f"{folder}: the {name} shards do not hold what was written to them; is the disk sound?")
+        raise DataError(
+            f"{store.place}: the {name} shards do not hold what was written to them; is the disk sound?"
+        )
     return part
 
 
@@ -219,29 +231,30 @@ def _check_disk(folder: Path, data: DataSplit) -> None:
         )
 
 
-def _compare(root: Path, expected: PartIndex, found: PartIndex) -> None:
+def _compare(store: ShardStore, expected: PartIndex, found: PartIndex) -> None:
     if len(found) != len(expected):
         short = [
             f"{shard} has {now} images, not {before}"
             for shard, before, now in zip(expected.shards, expected.lengths(), found.lengths(), strict=True)
             if before != now
         ]
-        raise DataError(f"{root}: {'; '.join(short[:3])}")
+        raise DataError(f"{store.place}: {'; '.join(short[:3])}")
     for column, what in (("label", "label"), ("size", "size"), ("crc32", "contents"), ("offset", "place")):
         differs = np.flatnonzero(getattr(expected, column) != getattr(found, column))
         if len(differs):
             position = int(differs[0])
             raise DataError(
-                f"{root / expected.shards[expected.shard[position]]}: the {what} of "
+                f"{store.path(expected.shards[expected.shard[position]])}: the {what} of "
                 f"{expected.member_names[position]} is not what the index says ({len(differs):,} images differ)"
             )
 
 
-def _describe(folder: Path, index: ShardIndex) -> Packed:
+def _describe(store: ShardStore, index: ShardIndex) -> Packed:
+    sizes = [size for part in index.parts.values() for size in store.sizes(part.shards)]
     return Packed(
-        folder=folder,
+        folder=store.place,
         images={name: len(part) for name, part in index.parts.items()},
         shards={name: len(part.shards) for name, part in index.parts.items()},
         classes=len(index.class_names),
-        bytes=sum((folder / shard).stat().st_size for part in index.parts.values() for shard in part.shards),
+        bytes=sum(size or 0 for size in sizes),
     )

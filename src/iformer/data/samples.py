@@ -37,6 +37,9 @@ class Sample(NamedTuple):
 class StoredSamples(Sequence[Sample], ABC):
     """Samples that lie in a store with an index: each is made when it is asked for."""
 
+    readers: int = 1
+    """How many images are best read at a time: many where each answer is a while on its way."""
+
     @abstractmethod
     def image(self, position: int) -> StoredImage:
         """The image at a position."""

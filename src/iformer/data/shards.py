@@ -2,7 +2,8 @@
 
 A shard holds pairs of members, `KEY.jpg` (any image) and `KEY.cls` (the class index as text). The index says for
 each image which shard it is in, where its bytes begin, how long they are, their CRC-32 and the label; it is one
-file beside the shards, written by `iformer.data.packing` or, for shards of others, on their first use.
+file beside the shards, written by `iformer.data.packing` or, for shards of others, on their first use. Where the
+shards lie, in a folder or at a URL, is `iformer.data.stores`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import hashlib
 import json
 import os
 import tarfile
-import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ from safetensors.numpy import save as serialize
 
 from iformer.data.images import StoredImage, has_image_extension
 from iformer.data.samples import DataSplit, ImageSet, StoredSamples
+from iformer.data.stores import FolderStore, ShardStore, shard_store
 from iformer.errors import DataError
 from iformer.files import write_bytes, write_text
 
@@ -38,7 +39,6 @@ PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "t
 """Words in a shard's name, and the part that they mean."""
 
 _COLUMNS = ("shard", "offset", "size", "crc32", "label")
-_OPEN_FILES = 128
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -104,25 +104,23 @@ class ShardImage(StoredImage):
 
     def read_bytes(self) -> bytes:
         columns, position = self._samples.columns, self._position
-        path = self._samples.folder / columns.shards[columns.shard[position]]
-        size = int(columns.size[position])
-        try:
-            data = os.pread(_files.descriptor(path), size, int(columns.offset[position]))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-        if len(data) != size:
-            raise DataError(f"{path}: is shorter than its index says; copy it again")
-        return data
+        return self._samples.store.read(
+            columns.shards[columns.shard[position]],
+            int(columns.offset[position]),
+            int(columns.size[position]),
+            int(columns.crc32[position]),
+        )
 
     def __fspath__(self) -> str:
-        return os.path.join(self._samples.folder, self.name)
+        return self._samples.store.path(self.name)
 
 
 class ShardSamples(StoredSamples):
     """The images of one part; each sample is made when it is asked for."""
 
-    def __init__(self, folder: Path, columns: PartIndex) -> None:
-        self.folder, self.columns = folder, columns
+    def __init__(self, store: ShardStore, columns: PartIndex) -> None:
+        self.store, self.columns = store, columns
+        self.readers = store.readers
         self._names: list[str] | None = None
 
     def image(self, position: int) -> StoredImage:
@@ -148,27 +146,36 @@ def holds_shards(folder: Path) -> bool:
     return (folder / INDEX).is_file() or any(folder.glob("*.tar"))
 
 
-def load_shards(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> DataSplit:
+def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = None) -> DataSplit:
     """The training and validation images of a folder of shards. No image is decoded: packing did.
 
     Shards without an index, which others made, get one here; it is kept beside them where that can be written.
 
+    Args:
+        where: the folder, or its URL; there the index has to be.
+        progress: told how many shards without an index were read, of how many.
+
     Raises:
         DataError: a part is missing, a shard is, or one has another size than when it was indexed.
     """
-    root = Path(folder)
-    index = read_index(root) if (root / INDEX).is_file() else _index_foreign(root, progress)
+    store = shard_store(where)
+    if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
+        index = _index_foreign(store, progress)
+    else:
+        index = read_index(store)
     missing = [part for part in ("train", "val") if part not in index.parts or not len(index.parts[part])]
     if missing:
         raise DataError(
-            f"{root}: no shard of the {missing[0]} part; expected files such as train-00000.tar and val-00000.tar"
+            f"{store.place}: no shard of the {missing[0]} part; "
+            "expected files such as train-00000.tar and val-00000.tar"
         )
+    root = Path(where)
     name = root.name or root.resolve().name
     sets = {
         part: ImageSet(
             name=f"{name} {part}",
             class_names=index.class_names,
-            samples=ShardSamples(root, columns),
+            samples=ShardSamples(store, columns),
             root=root,
         )
         for part, columns in index.parts.items()
@@ -176,37 +183,49 @@ def load_shards(folder: str | os.PathLike[str], *, progress: Progress | None = N
     return DataSplit(train=sets["train"], val=sets["val"])
 
 
-def read_index(root: Path) -> ShardIndex:
+def read_index(store: ShardStore) -> ShardIndex:
     """Read an index and see that each shard is there and long enough.
 
     Raises:
-        DataError: the index is damaged, or a shard is missing or cut short.
+        DataError: the index is missing or damaged, or a shard is missing or cut short.
     """
-    path = root / INDEX
+    path = store.path(INDEX)
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise DataError(f"{path}: not an index of shards; remove it, and it is made again")
-            described = json.loads(header["parts"])
-            parts = {
-                part: PartIndex(
-                    shards=tuple(shards),
-                    names=file.get_tensor(f"{part}/names"),
-                    **{column: file.get_tensor(f"{part}/{column}") for column in _COLUMNS},
-                )
-                for part, shards in described.items()
-            }
-            class_names = tuple(json.loads(header["class_names"]))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+        with store.local(INDEX) as local:
+            index = _parse_index(local, path)
+    except DataError:
+        raise
+    except (SafetensorError, KeyError, ValueError) as error:
         raise DataError(
             f"{path}: damaged ({' '.join(str(error).split())}); remove it, and it is made again"
         ) from None
-    for part in parts.values():
-        _check_shards(root, part)
-    return ShardIndex(class_names=class_names, parts=parts)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; `iformer convert` writes it beside the shards, "
+            "and training on a local folder of shards made by others does"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    for part in index.parts.values():
+        _check_shards(store, part)
+    return index
+
+
+def _parse_index(local: Path, path: str) -> ShardIndex:
+    with safe_open(os.fspath(local), framework="numpy") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise DataError(f"{path}: not an index of shards; remove it, and it is made again")
+        described = json.loads(header["parts"])
+        parts = {
+            part: PartIndex(
+                shards=tuple(shards),
+                names=file.get_tensor(f"{part}/names"),
+                **{column: file.get_tensor(f"{part}/{column}") for column in _COLUMNS},
+            )
+            for part, shards in described.items()
+        }
+    return ShardIndex(class_names=tuple(json.loads(header["class_names"])), parts=parts)
 
 
 def write_index(root: Path, index: ShardIndex) -> None:
@@ -238,8 +257,20 @@ def write_index(root: Path, index: ShardIndex) -> None:
     write_bytes(root / INDEX, serialize(columns, header))
 
 
-def scan_shards(root: Path, shards: Sequence[str], progress: Progress | None = None) -> PartIndex:
+def scan_shards(
+    store: ShardStore,
+    shards: Sequence[str],
+    progress: Progress | None = None,
+    *,
+    look: Callable[[str, bytes], None] | None = None,
+) -> PartIndex:
     """Read shards from end to end and index what is in them.
+
+    Args:
+        store: where they are.
+        shards: their names.
+        progress: told how many were read, of how many.
+        look: given each image's path, for people, and contents.
 
     Raises:
         DataError: one is damaged, or an image has no label or a label no image.
@@ -247,7 +278,7 @@ def scan_shards(root: Path, shards: Sequence[str], progress: Progress | None = N
     rows: list[tuple[int, int, int, int, int]] = []
     names: list[str] = []
     for number, shard in enumerate(shards):
-        for member, offset, size, crc32, label in _read_shard(root / shard):
+        for member, offset, size, crc32, label in _read_shard(store, shard, look):
             rows.append((number, offset, size, crc32, label))
             names.append(member)
         if progress is not None:
@@ -264,12 +295,15 @@ def scan_shards(root: Path, shards: Sequence[str], progress: Progress | None = N
     )
 
 
-def _read_shard(path: Path) -> Iterator[tuple[str, int, int, int, int]]:
+def _read_shard(
+    store: ShardStore, shard: str, look: Callable[[str, bytes], None] | None
+) -> Iterator[tuple[str, int, int, int, int]]:
     """(member, offset, size, CRC-32, label) of each image, in their order."""
+    path = store.path(shard)
     images: OrderedDict[str, tuple[str, int, int, int]] = OrderedDict()
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with store.open(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue
@@ -284,6 +318,8 @@ def _read_shard(path: Path) -> Iterator[tuple[str, int, int, int, int]]:
                 if extension == "cls":
                     labels[key] = int(data)
                 else:
+                    if look is not None:
+                        look(f"{path}/{member.name}", data)
                     images[key] = (member.name, member.offset_data, member.size, zlib.crc32(data))
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps every member it has passed
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
@@ -304,14 +340,15 @@ def _split_name(name: str) -> tuple[str, str, str]:
     return f"{folder}{slash}{stem}", dot, extension.lower()
 
 
-def _index_foreign(root: Path, progress: Progress | None) -> ShardIndex:
+def _index_foreign(store: FolderStore, progress: Progress | None) -> ShardIndex:
+    root = store.folder
     shards: dict[str, list[str]] = {}
     for path in sorted(root.glob("*.tar")):
         words = [word for word in PARTS if word in path.name.lower()]
         if not words:
             raise DataError(f"{path}: its name says neither train nor val")
         shards.setdefault(PARTS[words[0]], []).append(path.name)
-    parts = {part: scan_shards(root, names, progress) for part, names in shards.items()}
+    parts = {part: scan_shards(store, names, progress) for part, names in shards.items()}
     classes = 1 + max((int(part.label.max()) for part in parts.values() if len(part)), default=0)
     index = ShardIndex(class_names=_class_names(root, classes), parts=parts)
     if os.access(root, os.W_OK):
@@ -330,33 +367,15 @@ def _class_names(root: Path, classes: int) -> tuple[str, ...]:
     return names
 
 
-def _check_shards(root: Path, part: PartIndex) -> None:
+def _check_shards(store: ShardStore, part: PartIndex) -> None:
     ends = np.zeros(len(part.shards), dtype=np.int64)
     np.maximum.at(ends, part.shard, part.offset + part.size)
+    sizes = store.sizes(part.shards)
     for shard, end in zip(part.shards, ends, strict=True):
-        path = root / shard
+        path = store.path(shard)
         try:
-            size = path.stat().st_size
+            size = next(sizes)
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}, but {INDEX} names it") from None
-        if size < end:
+            raise DataError(f"{path}: {error.strerror or error}, but {INDEX} names it") from None
+        if size is not None and size < end:
             raise DataError(f"{path}: {size:,} bytes, but its index needs {int(end):,}; copy it again")
-
-
-class _OpenFiles(threading.local):
-    """Descriptors of the shards that a thread read last. Forked processes share them: reads are positioned."""
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
-
-    def descriptor(self, path: Path) -> int:
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
-        if len(self._open) >= _OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        descriptor = self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        return descriptor
-
-
-_files = _OpenFiles()

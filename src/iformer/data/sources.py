@@ -17,6 +17,7 @@ from iformer.data.hub_data import HUB_PREFIX, load_hub_data
 from iformer.data.images import check_image, has_image_extension
 from iformer.data.samples import DataSplit, ImageSet, Sample
 from iformer.data.shards import holds_shards, load_shards
+from iformer.data.stores import is_url
 from iformer.errors import ConfigError, DataError
 
 Progress = Callable[[int, int], None]
@@ -47,8 +48,8 @@ def load_data(
     """Find a data set's images and labels, decode each once to see that it can be, and split it.
 
     Args:
-        spec: "elpv", a folder (write "./elpv" for a folder of that name), a folder of tar shards, or
-            "hfds/NAME", a data set of Hugging Face: `load_elpv`, `load_folder`,
+        spec: "elpv", a folder (write "./elpv" for a folder of that name), a folder of tar shards or its URL,
+            or "hfds/NAME", a data set of Hugging Face: `load_elpv`, `load_folder`,
             `iformer.data.shards.load_shards`, `iformer.data.hub_data.load_hub_data`.
         val_split: share of each class that becomes validation data where a folder has no part for it.
         seed: chooses which images these are. It is no training seed: runs that are to be compared share it.
@@ -65,7 +66,7 @@ def load_data(
         return load_elpv(strict=strict, workers=workers, progress=progress)
     if os.fspath(spec).startswith(HUB_PREFIX):
         return load_hub_data(os.fspath(spec))
-    if Path(spec).is_dir() and holds_shards(Path(spec)):
+    if is_url(spec) or (Path(spec).is_dir() and holds_shards(Path(spec))):
         return load_shards(spec)
     return load_folder(spec, val_split=val_split, seed=seed, strict=strict, workers=workers, progress=progress)
 
