@@ -72,6 +72,7 @@ def run(folder: Path, form: str, lr: float, seed: int, options: argparse.Namespa
         {
             "epochs": options.epochs,
             "seed": seed,
+            "optimizer": "adamw",  # the paper's, and not that of the recipe
             "lr": lr,
             "lr_batch": 64,
             "batch_size": 64,
