@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,38 @@ def test_damaged_config_is_an_error(tmp_path: Path, text: str) -> None:
     folder.config.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"config\.yaml is damaged"):
         folder.read_config()
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from iformer.training.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).reserved():
+    if os.fork() == 0:  # as a data worker, which outlives a killed process
+        os.close(1)
+        time.sleep(10)
+        os._exit(0)
+    print("has it", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@pytest.mark.parametrize("end", ["quits", "killed"])
+def test_one_process_at_a_time_trains_into_a_folder(tmp_path: Path, end: str) -> None:
+    folder = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-c", HOLD, str(folder.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "has it\n"
+        with pytest.raises(UserError, match=r"run is in use: another process trains into it"), folder.reserved():
+            pass
+        if end == "killed":
+            holder.send_signal(signal.SIGKILL)
+        else:
+            holder.communicate("")
+        holder.wait()
+        with folder.reserved():
+            folder.prepare(resume=False, overwrite=False)  # the lock's own file makes no run
+            assert folder.lock.exists()
+        assert not list(folder.path.iterdir())

@@ -265,6 +265,8 @@ class _Run:
         """The state to continue from, or None for a run that begins."""
         job = self.job
         if self.is_main:
+            self.files.check(resume=job.resume, overwrite=job.overwrite)
+            self._stack.enter_context(self.files.reserved())
             self.files.prepare(resume=job.resume, overwrite=job.overwrite)
         self.accelerator.wait_for_everyone()
         found = read_last_good(self.files) if job.resume else None

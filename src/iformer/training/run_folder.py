@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,11 @@ import yaml
 
 from iformer.errors import UserError
 from iformer.files import write_text
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,11 @@ class RunFolder:
         """The report for people."""
         return self.path / "report.md"
 
+    @property
+    def lock(self) -> Path:
+        """What the process that trains into the folder holds; gone when it ends."""
+        return self.path / ".running.part"
+
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """See that a run may use the folder; nothing is changed.
 
@@ -101,7 +114,8 @@ class RunFolder:
         self.check(resume=resume, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in filter(_is_leftover, self.path.iterdir()):
-            leftover.unlink()
+            if leftover != self.lock:
+                leftover.unlink()
         if overwrite:
             for file in [
                 self.best,
@@ -115,6 +129,48 @@ class RunFolder:
                 file.unlink(missing_ok=True)
             for file in [*self.tensorboard.glob("events.out.tfevents.*"), *self.path.glob("*.png")]:
                 file.unlink()
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep every other process, on any machine that sees the folder, from training into it.
+
+        Nothing is kept where the file system knows no locks, nor on Windows. A process that is killed gives up its
+        lock at once.
+
+        Raises:
+            UserError: another process has it.
+            OSError: the folder cannot be made or written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = self._take_lock()
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                self.lock.unlink(missing_ok=True)
+                os.close(descriptor)
+
+    def _take_lock(self) -> int | None:
+        if fcntl is None:
+            return None
+        while True:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                # not flock: that one is shared with forked workers, which outlive a killed process by seconds
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.lock)):
+                    return descriptor
+            except (BlockingIOError, PermissionError):
+                os.close(descriptor)
+                raise UserError(
+                    f"{self.path} is in use: another process trains into it; wait for it or give another --out"
+                ) from None
+            except FileNotFoundError:  # who had it has removed it in this very moment
+                pass
+            except OSError:  # no locks here
+                os.close(descriptor)
+                return None
+            os.close(descriptor)
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write `config.yaml`.
