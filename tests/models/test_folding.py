@@ -14,7 +14,7 @@ from iformer.layers.conv_norm import ConvNorm
 from iformer.layers.operator import AttentionOperator
 from iformer.layers.residual import ResidualAdd
 from iformer.models.factory import build
-from iformer.models.folding import fold, is_folded
+from iformer.models.folding import fold
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_gradients_of_both_forms_agree_at_batch_one(make_tiny_config, randomize)
 
 def test_what_cannot_be_folded_is_named(make_tiny_config) -> None:
     folded = fold(build(make_tiny_config()))
-    assert is_folded(folded)
+    assert folded.is_folded
     with pytest.raises(UserError, match="folded already"):
         fold(folded)
     with pytest.raises(UserError, match="got Linear"):

@@ -39,7 +39,6 @@ from iformer.deploy.quantize import (
 from iformer.deploy.runtimes import QUANTIZED, Runtime, find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
-from iformer.models.folding import is_folded
 
 Batch = Literal["dynamic"] | int
 
@@ -168,7 +167,7 @@ def check_wishes(row: Runtime, *, batch: Batch | None, precision: str | None) ->
 def _check_network(model: Classifier, size: tuple[int, int] | None) -> None:
     if not isinstance(model, Classifier) or model.num_classes == 0:
         raise UserError("export takes a classifier with one class or more")
-    if is_folded(model):
+    if model.is_folded:
         raise UserError("export folds the network itself; give it the network before folding")
     if size is not None and min(size) < MIN_INPUT_SIZE:
         raise UserError(

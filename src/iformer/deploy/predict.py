@@ -21,7 +21,7 @@ from iformer.deploy.artifact import Runner
 from iformer.deploy.explain import AttentionRecorder
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
-from iformer.models.folding import fold, is_folded
+from iformer.models.folding import fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Predictor:
         self._transform = eval_transform(self.preprocessing)
 
     def _network(self, model: Classifier, *, attention: bool) -> Callable[[Tensor], Tensor]:
-        network = model if attention or is_folded(model) else fold(model)
+        network = model if attention or model.is_folded else fold(model)
         network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.recorder = AttentionRecorder(network) if attention else None
         normalize = Normalize(self.preprocessing).to(self.device)

@@ -34,7 +34,7 @@ def fold(model: BackboneT) -> BackboneT:
     """
     if not isinstance(model, Backbone):
         raise UserError(f"fold takes an iFormer network; got {type(model).__name__}")
-    if is_folded(model):
+    if model.is_folded:
         raise UserError("this network is folded already; fold the network it was made from")
     with torch.device("meta"):  # a shell without memory; every part with weights is replaced below
         folded = build(
@@ -48,8 +48,3 @@ def fold(model: BackboneT) -> BackboneT:
         folded.head = head.fold() if isinstance(head, Head) else nn.Identity()
     folded.is_folded = True
     return cast(BackboneT, folded.eval())
-
-
-def is_folded(model: Backbone) -> bool:
-    """Whether a network is the result of `fold`."""
-    return model.is_folded

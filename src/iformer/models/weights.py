@@ -74,12 +74,10 @@ def save(
         UserError: `model` is not an iFormer network, or is folded.
         ConfigError: a metadata field is unknown or invalid.
     """
-    from iformer.models.folding import is_folded  # deferred: folding uses the factory, which reads weights
-
     if not isinstance(model, Backbone):
         hint = "; pass the network inside it" if isinstance(model, nn.Module) else ""
         raise UserError(f"save takes an iFormer network; got {type(model).__name__}{hint}")
-    if is_folded(model):
+    if model.is_folded:
         raise UserError("a folded network is for inference and cannot be saved; save the one it was made from")
     metadata = metadata_with(model.metadata, **metadata_fields)
     write_checkpoint(path, model.state_dict(), stored_config(model), metadata, dtype=dtype)
