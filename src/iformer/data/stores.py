@@ -162,17 +162,20 @@ class UrlStore(ShardStore):
     def local(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="iformer-") as folder:
             copy = Path(folder) / name
-            copy.write_bytes(self._ask(name, lambda files, path: files.cat_file(path)))
+            # the first that is asked for: a mistaken URL is said at once
+            copy.write_bytes(self._ask(name, lambda files, path: files.cat_file(path), waits=()))
             yield copy
 
-    def _ask(self, name: str, request: Callable[[Any, str], Any]) -> Any:
+    def _ask(self, name: str, request: Callable[[Any, str], Any], *, waits: Sequence[float] | None = None) -> Any:
         """What a request, made of the file system and a path in it, answers; asked again after what may pass.
+
+        `waits` are seconds between the attempts; nothing: `_WAITS`.
 
         Raises:
             OSError: it fails, whatever the client raised; its `strerror` says why.
         """
         files, root = self._files()
-        for wait in (*_WAITS, None):
+        for wait in (*(_WAITS if waits is None else waits), None):
             try:
                 return request(files, f"{root}/{name}")
             except DataError:
