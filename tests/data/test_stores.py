@@ -156,10 +156,6 @@ def test_only_parts_are_asked_for_and_many_at_a_time(server: Server) -> None:
     assert server.most_at_once > 3
 
 
-def test_a_copy_kept_by_fsspec(server: Server, packed: Path, tmp_path: Path) -> None:
-    assert_same(batches(f"simplecache::{server.url}"), batches(str(packed)))
-
-
 def test_another_file_system(packed: Path) -> None:
     memory = fsspec.filesystem("memory")
     for path in packed.iterdir():
@@ -173,10 +169,30 @@ def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, packed:
     assert server.failures == 0
     data = load_data(server.url).train
     asked = server.requests
-    server.failures = 1000
+    server.failures = 1000  # from now on
     with pytest.raises(DataError, match=rf"^{server.url}/train-0000\d\.tar: cannot be read \(503"):
         data.samples[0].path.read_bytes()  # type: ignore[union-attr]
     assert server.requests == asked + 3
+
+
+def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data(server.url).train
+    monkeypatch.setattr(stores, "_TIMEOUT", 0.1)
+    server.latency = 2.0
+    began = time.monotonic()
+    with pytest.raises(DataError, match=rf"^{server.url}/train-0000\d\.tar: cannot be read"):
+        data.samples[0].path.read_bytes()  # type: ignore[union-attr]
+    assert time.monotonic() - began < 1.9
+
+
+def test_verifying_outlasts_failures_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_BLOCK", 3000)
+    server.failures = 2
+    assert verify(server.url, decode=True).images == {"train": 18, "val": 4}
+    assert server.failures == 0
+    server.failures = 10**6
+    with pytest.raises(DataError, match=r"index\.safetensors: cannot be read \(503"):
+        verify(server.url)
 
 
 def test_what_is_not_what_was_indexed_is_no_image(
@@ -211,13 +227,28 @@ def test_what_is_missing_is_named(server: Server, packed: Path, tmp_path: Path) 
     (tmp_path / "train-00000.tar").write_bytes((packed / "train-00000.tar").read_bytes())
     with pytest.raises(DataError, match=rf"train-00001.tar: No such file or directory, but {INDEX} names it"):
         load_data(server.url)
-    with pytest.raises(DataError, match=r"^nothing://x: Protocol not known: nothing"):
-        load_data("nothing://x")
+    (tmp_path / INDEX).write_bytes((packed / INDEX).read_bytes()[:100])
+    with pytest.raises(DataError, match=rf"{INDEX}: damaged \(.*\); copy it there again"):
+        load_data(server.url)
     with socket.socket() as unused:  # bound, so that nobody else listens there, and not listening either
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/data"
         with pytest.raises(DataError, match=rf"^{url}/{INDEX}: cannot be read \("):
             load_data(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nothing://x", r"^nothing://x: Protocol not known: nothing"),
+        ("github://x", r"^github://x: .*missing"),
+        ("https://x/y?token=1", r"without \? and #"),
+        ("simplecache::https://x/y", r"chains of file systems are not read"),
+    ],
+)
+def test_urls_that_cannot_be_read(url: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data(url)
 
 
 def test_info_describes_and_verifies_a_url(

@@ -105,3 +105,16 @@ def test_without_gradients_and_captured_it_is_the_plain_convolution() -> None:
     assert [node.target for node in program.graph.nodes if node.op == "call_function"] == [
         torch.ops.aten.conv2d.default
     ]
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 9, 9), (8, 9, 9), (1, 8, 1, 1)])
+def test_inputs_of_any_kind_are_taken(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(8, 8, 7, padding=3, groups=8)
+    fast = copy.deepcopy(plain)
+    train_depthwise_fast(fast, CPU, "bf16")
+    images = torch.randn(shape)
+    for conv in (plain, fast):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            conv(images).sum().backward()
+    torch.testing.assert_close(fast.weight.grad, plain.weight.grad, rtol=2e-2, atol=2e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,7 @@ from iformer.training.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).reserved():
     if os.fork() == 0:  # as a data worker, which outlives a killed process
         os.close(1)
+        os.close(2)
         time.sleep(10)
         os._exit(0)
     print("has it", flush=True)
@@ -106,7 +108,7 @@ def test_one_process_at_a_time_trains_into_a_folder(tmp_path: Path, end: str) ->
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "has it\n"
-        with pytest.raises(UserError, match=r"run is in use: another process trains into it"), folder.reserved():
+        with pytest.raises(UserError, match=r"run is in use: another run trains into it"), folder.reserved():
             pass
         if end == "killed":
             holder.send_signal(signal.SIGKILL)
@@ -117,3 +119,40 @@ def test_one_process_at_a_time_trains_into_a_folder(tmp_path: Path, end: str) ->
             folder.prepare(resume=False, overwrite=False)  # the lock's own file makes no run
             assert folder.lock.exists()
         assert not list(folder.path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_second_run_of_the_same_process_leaves_the_first_its_lock(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.reserved():
+        for _ in range(2):
+            with pytest.raises(UserError, match="run is in use"), folder.reserved():
+                pass
+        assert taken_elsewhere(folder)
+    assert not taken_elsewhere(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_run_whose_folder_was_removed_leaves_the_next_ones_lock(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    first = folder.reserved()
+    first.__enter__()
+    shutil.rmtree(folder.path)
+    with folder.reserved():
+        first.__exit__(None, None, None)
+        assert folder.lock.exists()
+        assert taken_elsewhere(folder)
+
+
+def taken_elsewhere(folder: RunFolder) -> bool:
+    """Whether another process finds the folder in use."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as other:
+        output, errors = other.communicate()
+    assert other.returncode == 0 or "is in use" in errors
+    return output != "has it\n"

@@ -54,7 +54,7 @@ def info(
     if model is not None and (is_url(model) or Path(model).is_dir()):
         _describe_shards(model, verified=verify, json=json)
     elif verify:
-        raise typer.BadParameter("--verify is for a folder of tar shards")
+        raise typer.BadParameter("--verify is for tar shards: give their folder or URL")
     elif model is None:
         _list_networks(pixels, design, json=json)
     else:

@@ -99,14 +99,17 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             yield from map(self.image, indices)
             return
         # a pool of this call's own: threads would not be there in workers that are forked later
-        with ThreadPoolExecutor(readers, thread_name_prefix="fetch") as pool:
-            running: deque[Future[Image.Image]] = deque()
+        pool = ThreadPoolExecutor(readers, thread_name_prefix="fetch")
+        running: deque[Future[Image.Image]] = deque()
+        try:
             for index in indices:
                 if len(running) == readers:
                     yield running.popleft().result()
                 running.append(pool.submit(self.image, index))
             while running:
                 yield running.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def batch(self, keys: Sequence[Key]) -> Batch:
         """The images of `keys`, all of one size, as a batch."""

@@ -197,7 +197,8 @@ def read_index(store: ShardStore) -> ShardIndex:
         raise
     except (SafetensorError, KeyError, ValueError) as error:
         raise DataError(
-            f"{path}: damaged ({' '.join(str(error).split())}); remove it, and it is made again"
+            f"{path}: damaged ({' '.join(str(error).split())}); "
+            f"{'remove it, and it is made again' if isinstance(store, FolderStore) else 'copy it there again'}"
         ) from None
     except FileNotFoundError:
         raise DataError(

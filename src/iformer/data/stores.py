@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -22,6 +24,12 @@ _OPEN_FILES = 128
 
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between attempts to read from a URL: half a minute in all, which outlasts what is not a real outage."""
+
+_TIMEOUT = 30.0
+"""Seconds after which an attempt has failed, where the client can be told so."""
+
+_BLOCK = 8 * 2**20
+"""Bytes of one request where a file is read from its beginning to its end."""
 
 _NEEDED = "https:// needs 'iformer[data]', s3:// the package s3fs, gs:// the package gcsfs"
 
@@ -77,7 +85,7 @@ class ShardStore(ABC):
 
 
 def is_url(spec: str | os.PathLike[str]) -> bool:
-    """Whether a data set's name is a URL: `https://…`, `s3://…`, `hf://…`, `simplecache::https://…`."""
+    """Whether a data set's name is a URL: `https://…`, `s3://…`, `hf://…`."""
     return "://" in os.fspath(spec)
 
 
@@ -128,7 +136,17 @@ class UrlStore(ShardStore):
     readers = 32
 
     def __init__(self, url: str) -> None:
-        self.place = url.rstrip("/")
+        """Nothing is asked for yet.
+
+        Raises:
+            DataError: the URL cannot be that of a folder.
+        """
+        if "::" in url:  # fsspec's caches keep a copy for each thread of each process
+            raise DataError(f"{url}: chains of file systems are not read; give the URL alone, or copy the shards")
+        if url.startswith(("http://", "https://")) and ("?" in url or "#" in url):
+            raise DataError(f"{url}: expected the URL of a folder, without ? and #")
+        scheme, _, path = url.partition("://")
+        self.place = f"{scheme}://{path.rstrip('/')}"
 
     def size(self, name: str) -> int | None:
         return cast("int | None", self._ask(name, lambda files, path: files.size(path)))
@@ -138,52 +156,65 @@ class UrlStore(ShardStore):
             yield from pool.map(self.size, names)
 
     def open(self, name: str) -> IO[bytes]:
-        return cast("IO[bytes]", self._ask(name, lambda files, path: files.open(path, "rb")))
+        size = self._ask(name, lambda files, path: files.size(path))
+        if size is None:
+            raise OSError(errno.EIO, "the server does not tell its size", self.path(name))
+        return io.BufferedReader(_Blocks(lambda start, end: self._part(name, start, end), size), _BLOCK)
 
     def read(self, name: str, offset: int, size: int, crc32: int) -> bytes:
-        def part(files: Any, path: str) -> bytes:
-            # file systems without requests for parts open the file; they must not read ahead for one image
-            options = {} if getattr(files, "async_impl", False) else {"cache_type": "none"}
-            data: bytes = files.cat_file(path, offset, offset + size, **options)
-            if len(data) > size:
-                raise DataError(
-                    f"{self.path(name)}: the server sends whole files when asked for parts (HTTP range requests)"
-                )
-            if len(data) != size or zlib.crc32(data) != crc32:
-                raise ValueError(f"{size:,} bytes from {offset:,} on are not what was indexed")
-            return data
-
         try:
-            return cast("bytes", self._ask(name, part))
+            return self._part(name, offset, offset + size, crc32)
         except OSError as error:
             raise DataError(f"{self.path(name)}: cannot be read ({error.strerror})") from None
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
+        # the first that is asked for: a mistaken URL is said at once
+        self._ask(name, lambda files, path: files.size(path), first=True)
         with tempfile.TemporaryDirectory(prefix="iformer-") as folder:
             copy = Path(folder) / name
-            # the first that is asked for: a mistaken URL is said at once
-            copy.write_bytes(self._ask(name, lambda files, path: files.cat_file(path), waits=()))
+            with self.open(name) as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target, _BLOCK)
             yield copy
 
-    def _ask(self, name: str, request: Callable[[Any, str], Any], *, waits: Sequence[float] | None = None) -> Any:
+    def _part(self, name: str, start: int, end: int, crc32: int | None = None) -> bytes:
+        """Bytes `start` to `end` of a file, of which there are so many, and whose CRC-32 may be known."""
+
+        def part(files: Any, path: str) -> bytes:
+            # a client that has no requests for parts opens the file; it must not read ahead for one image
+            options = {"timeout": _TIMEOUT} if getattr(files, "async_impl", False) else {"cache_type": "none"}
+            data: bytes = files.cat_file(path, start, end, **options)
+            if len(data) > end - start:
+                raise DataError(
+                    f"{self.path(name)}: the server sends whole files when asked for parts (HTTP range requests)"
+                )
+            if len(data) < end - start or (crc32 is not None and zlib.crc32(data) != crc32):
+                raise ValueError(f"{end - start:,} bytes from {start:,} on are not what was indexed")
+            return data
+
+        return cast("bytes", self._ask(name, part))
+
+    def _ask(self, name: str, request: Callable[[Any, str], Any], *, first: bool = False) -> Any:
         """What a request, made of the file system and a path in it, answers; asked again after what may pass.
 
-        `waits` are seconds between the attempts; nothing: `_WAITS`.
+        Of the `first` request only an error that a server answers may pass: that there is none will not.
 
         Raises:
             OSError: it fails, whatever the client raised; its `strerror` says why.
         """
         files, root = self._files()
-        for wait in (*(_WAITS if waits is None else waits), None):
+        for wait in (*_WAITS, None):
             try:
                 return request(files, f"{root}/{name}")
             except DataError:
                 raise
-            except FileNotFoundError:  # some clients give no more than the path
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path(name)) from None
-            except Exception as error:  # clients of object stores raise of every kind
-                if wait is None or not _may_pass(error):
+            except Exception as raised:  # clients of object stores raise of every kind
+                error = raised
+                if isinstance(raised, FileNotFoundError) and isinstance(raised.__cause__, Exception):
+                    error = raised.__cause__  # what a client takes for a missing file
+                if isinstance(error, FileNotFoundError) or getattr(error, "status", None) == 404:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path(name)) from None
+                if wait is None or not _may_pass(error, first=first):
                     raise OSError(errno.EIO, _reason(error), self.path(name)) from None
             time.sleep(wait)
         raise AssertionError("the last attempt has no wait")
@@ -194,16 +225,50 @@ class UrlStore(ShardStore):
 
         try:
             files, root = url_to_fs(self.place)
-        except (ImportError, ValueError) as error:  # a package is missing, or the protocol is unknown
+        except Exception as error:  # a package is missing, the protocol is unknown, or it wants more than a URL
             raise DataError(f"{self.place}: {_reason(error)} ({_NEEDED})") from None
+        if getattr(files, "async_impl", False):
+            _kept[id(files)] = files
         return files, root.rstrip("/")
 
 
-def _may_pass(error: Exception) -> bool:
+_kept: dict[int, Any] = {}
+"""File systems with an event loop. fsspec forgets them after a fork; if that were their end in the child, they
+would take their connections out of the kernel's list of events, which child and parent share, and the parent would
+wait for answers that it is never told of."""
+
+
+class _Blocks(io.RawIOBase):
+    """A file that is read by its parts."""
+
+    def __init__(self, part: Callable[[int, int], bytes], size: int) -> None:
+        """`part` gives the bytes from a place to another."""
+        self._part, self._size, self._place = part, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._place + len(buffer), self._size)
+        data = self._part(self._place, end) if end > self._place else b""
+        buffer[: len(data)] = data
+        self._place = end
+        return len(data)
+
+
+def _may_pass(error: Exception, *, first: bool) -> bool:
     """Whether the same request may be answered a little later."""
-    status = getattr(error, "status", 0)  # of HTTP
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-    return not refused and not isinstance(error, PermissionError)
+    status = getattr(error, "status", None)  # of HTTP
+    if isinstance(status, int):
+        return not 400 <= status < 500 or status in (408, 429)
+    return not first and not isinstance(error, PermissionError)
 
 
 def _reason(error: Exception) -> str:

@@ -23,6 +23,9 @@ from iformer.training.precision import Precision
 _ONEDNN_IS_FAST_TO = 3
 """Kernel size up to which oneDNN has a kernel of its own for the gradient."""
 
+_TYPES = (torch.float32, torch.bfloat16)
+"""What autocast makes bf16 of."""
+
 _TILE = 28
 """Side in pixels of the largest kernels that are made of gradients; larger maps are cut into tiles."""
 
@@ -56,7 +59,8 @@ class _DepthwiseConv2d(nn.Conv2d):
     """The same convolution with the faster gradient."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if is_capturing() or not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+        fast = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and not is_capturing()
+        if not fast or input.ndim != 4 or input.numel() == 0 or input.dtype not in _TYPES:
             return super().forward(input)
         output: Tensor = _Depthwise.apply(input.to(torch.bfloat16), self.weight)
         return output if self.bias is None else output + self.bias.to(output.dtype).view(-1, 1, 1)
@@ -66,9 +70,12 @@ class _Depthwise(torch.autograd.Function):
     """`conv2d(input, weight, padding=K // 2, groups=C)` of a bf16 input; the weight keeps its type."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(input, weight)
+    def forward(input: Tensor, weight: Tensor) -> Tensor:
         return _same_conv(input, weight.to(input.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,13 @@ class RunFolder:
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keep every other process, on any machine that sees the folder, from training into it.
+        """Keep every other run, on any machine that sees the folder, from training into it.
 
         Nothing is kept where the file system knows no locks, nor on Windows. A process that is killed gives up its
         lock at once.
 
         Raises:
-            UserError: another process has it.
+            UserError: another run has it.
             OSError: the folder cannot be made or written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -147,29 +147,40 @@ class RunFolder:
             yield
         finally:
             if descriptor is not None:
-                self.lock.unlink(missing_ok=True)
-                os.close(descriptor)
+                self._give_up_lock(descriptor)
 
     def _take_lock(self) -> int | None:
         if fcntl is None:
             return None
+        in_use = UserError(f"{self.path} is in use: another run trains into it; wait for it or give another --out")
         while True:
+            with suppress(FileNotFoundError):
+                if _identity(os.stat(self.lock)) in _held:
+                    raise in_use
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 # not flock: that one is shared with forked workers, which outlive a killed process by seconds
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(descriptor), os.stat(self.lock)):
+                if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
+                    _held.add(_identity(os.fstat(descriptor)))
                     return descriptor
             except (BlockingIOError, PermissionError):
                 os.close(descriptor)
-                raise UserError(
-                    f"{self.path} is in use: another process trains into it; wait for it or give another --out"
-                ) from None
+                raise in_use from None
             except FileNotFoundError:  # who had it has removed it in this very moment
                 pass
             except OSError:  # no locks here
                 os.close(descriptor)
                 return None
+            os.close(descriptor)
+
+    def _give_up_lock(self, descriptor: int) -> None:
+        try:
+            with suppress(OSError):  # the folder may have gone, and another run's lock be in its place
+                if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
+                    self.lock.unlink()
+        finally:
+            _held.discard(_identity(os.fstat(descriptor)))
             os.close(descriptor)
 
     def write_config(self, settings: dict[str, Any]) -> None:
@@ -195,6 +206,14 @@ class RunFolder:
         if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
             raise UserError(f"{self.config} is damaged; give another --out, or --overwrite")
         return settings
+
+
+_held: set[tuple[int, int]] = set()
+"""Locks of this process: to the system they have one owner, who gives one up by closing any descriptor of it."""
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _is_leftover(file: Path) -> bool:
