@@ -105,12 +105,7 @@ def describe(where: str | os.PathLike[str]) -> Packed:
     Raises:
         DataError: there is none, it is damaged, or a shard is missing or cut short.
     """
-    store = shard_store(where)
-    if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
-        raise DataError(
-            f"{store.place}: holds no tar shards with an index; training on shards of others makes one"
-        )
-    return _describe(store, read_index(store))
+    return _describe(*_open(where))
 
 
 def verify(where: str | os.PathLike[str], *, decode: bool = False, progress: Progress | None = None) -> Packed:
@@ -124,8 +119,7 @@ def verify(where: str | os.PathLike[str], *, decode: bool = False, progress: Pro
     Raises:
         DataError: something differs; the message names the first image that does.
     """
-    described = describe(where)
-    store = shard_store(where)
+    store, index = _open(where)
     broken: list[str] = []
 
     def look(path: str, contents: bytes) -> None:
@@ -134,11 +128,20 @@ def verify(where: str | os.PathLike[str], *, decode: bool = False, progress: Pro
         except DataError as error:
             broken.append(f"{path}: {str(error).removeprefix('image: ')}")
 
-    for part in read_index(store).parts.values():
+    for part in index.parts.values():
         _compare(store, part, scan_shards(store, part.shards, progress, look=look if decode else None))
     if broken:
         raise DataError(f"{broken[0]} ({len(broken):,} images cannot be decoded)")
-    return described
+    return _describe(store, index)
+
+
+def _open(where: str | os.PathLike[str]) -> tuple[ShardStore, ShardIndex]:
+    store = shard_store(where)
+    if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
+        raise DataError(
+            f"{store.place}: holds no tar shards with an index; training on shards of others makes one"
+        )
+    return store, read_index(store)
 
 
 def _pack_part(
