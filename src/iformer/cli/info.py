@@ -12,7 +12,6 @@ import typer
 from iformer.cli.arguments import AttentionOption, WindowsOption, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, print_json, table
 from iformer.config.windows import design_of, with_design
-from iformer.data.stores import is_url
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def info(
     debug: DebugOption = False,
 ) -> None:
     """The networks: parameters, GMACs, published accuracy, where the weights are."""
+    from iformer.data.stores import is_url
+
     pixels = parse_size(size)
     if attention is None and windows is not None:
         raise UserError("--windows is given without --attention; give --attention chunk_hybrid or hybrid")

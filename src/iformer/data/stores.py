@@ -148,15 +148,15 @@ class UrlStore(ShardStore):
         scheme, _, path = url.partition("://")
         self.place = f"{scheme}://{path.rstrip('/')}"
 
-    def size(self, name: str) -> int | None:
-        return cast("int | None", self._ask(name, lambda files, path: files.size(path)))
+    def size(self, name: str, *, first: bool = False) -> int | None:
+        return cast("int | None", self._ask(name, lambda files, path: files.size(path), first=first))
 
     def sizes(self, names: Sequence[str]) -> Iterator[int | None]:
         with ThreadPoolExecutor(self.readers, thread_name_prefix="size") as pool:
             yield from pool.map(self.size, names)
 
-    def open(self, name: str) -> IO[bytes]:
-        size = self._ask(name, lambda files, path: files.size(path))
+    def open(self, name: str, *, first: bool = False) -> IO[bytes]:
+        size = self.size(name, first=first)
         if size is None:
             raise OSError(errno.EIO, "the server does not tell its size", self.path(name))
         return io.BufferedReader(_Blocks(lambda start, end: self._part(name, start, end), size), _BLOCK)
@@ -169,11 +169,10 @@ class UrlStore(ShardStore):
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        # the first that is asked for: a mistaken URL is said at once
-        self._ask(name, lambda files, path: files.size(path), first=True)
         with tempfile.TemporaryDirectory(prefix="iformer-") as folder:
             copy = Path(folder) / name
-            with self.open(name) as source, copy.open("wb") as target:
+            # the first that is asked for: a mistaken URL is said at once
+            with self.open(name, first=True) as source, copy.open("wb") as target:
                 shutil.copyfileobj(source, target, _BLOCK)
             yield copy
 

@@ -265,6 +265,7 @@ class _Run:
         """The state to continue from, or None for a run that begins."""
         job = self.job
         if self.is_main:
+            # before anything is made in it, and by `prepare` once more when nobody else can change it
             self.files.check(resume=job.resume, overwrite=job.overwrite)
             self._stack.enter_context(self.files.reserved())
             self.files.prepare(resume=job.resume, overwrite=job.overwrite)
