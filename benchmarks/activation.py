@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from iformer import create_model
 from iformer.bench.record import write_record
 from iformer.config.recipe import load_recipe
-from iformer.data.sources import load_data
+from iformer.data.sources.folders import load_data
 from iformer.errors import UserError
 from iformer.layers.attention import AttentionBlock
-from iformer.training.classification import classification_job
+from iformer.tasks.classification.training import classification_job
 from iformer.training.loop import train
 
 FORMS: dict[str, dict[str, str]] = {

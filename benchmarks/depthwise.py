@@ -19,8 +19,8 @@ from torch import nn
 from iformer.bench.latency import measure
 from iformer.bench.record import write_record
 from iformer.bench.subjects import prepare_layer
-from iformer.deploy.runtimes import RUNTIMES
-from iformer.deploy.xnnpack import SplitDepthwise
+from iformer.deploy.runtimes.registry import RUNTIMES
+from iformer.deploy.runtimes.xnnpack import SplitDepthwise
 
 HERE = ("onnx", "openvino", "executorch", "litert", "ncnn")
 MAPS = ((48, 56), (96, 28), (192, 14))

@@ -27,8 +27,8 @@ from torch import nn
 
 from iformer.bench.record import write_record
 from iformer.config.recipe import load_recipe
-from iformer.data.sources import load_data
-from iformer.training.classification import classification_job
+from iformer.data.sources.folders import load_data
+from iformer.tasks.classification.training import classification_job
 from iformer.training.loop import train
 
 TEACHER = "tf_efficientnet_lite0"

@@ -34,7 +34,7 @@ from iformer.config.windows import with_design
 from iformer.models.complexity import count_macs
 from iformer.models.factory import build
 from iformer.models.folding import fold
-from iformer.models.key_names import from_timm
+from iformer.models.weights.dialects import from_timm
 
 ORACLE = "timm fused"
 RUNTIMES = ("pytorch", "onnxruntime")

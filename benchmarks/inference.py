@@ -23,7 +23,7 @@ from iformer.bench.timing import interleaved
 from iformer.config.variants import network_config
 from iformer.models.factory import build
 from iformer.models.folding import fold
-from iformer.models.key_names import from_timm
+from iformer.models.weights.dialects import from_timm
 
 
 def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:

@@ -27,8 +27,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from iformer.bench.record import write_record
-from iformer.training.checkpoint import last_good_step
-from iformer.training.run_folder import RunFolder
+from iformer.training.records.run_folder import RunFolder
+from iformer.training.state import last_good_step
 
 FILES = ("last.safetensors", "best.safetensors", "resume.safetensors")
 

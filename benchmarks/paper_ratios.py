@@ -15,8 +15,8 @@ from pathlib import Path
 
 from iformer.bench.record import write_record
 from iformer.config.network import NetworkConfig
-from iformer.paper.ablations import ABLATIONS, DESIGNS
-from iformer.paper.latency import measure_latencies
+from iformer_paper.ablations import ABLATIONS, DESIGNS
+from iformer_paper.latency import measure_latencies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from iformer.bench.record import write_record
-from iformer.data.sources import load_data
+from iformer.data.sources.folders import load_data
 from iformer.data.stream import find_images
 from iformer.deploy.artifact import artifact_bytes
 from iformer.deploy.export import export_artifact
-from iformer.deploy.runtimes import RUNTIMES
+from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
-from iformer.models.shipped import open_network
+from iformer.models.weights.resolve import open_network
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
     "T": ("iformer_t", {}, None),

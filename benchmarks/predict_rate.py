@@ -17,9 +17,9 @@ import torch
 from iformer import create_model, fold
 from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
-from iformer.config.dependencies import require
 from iformer.data.stream import find_images
-from iformer.deploy.predict import Predictor, best_device
+from iformer.dependencies import require
+from iformer.tasks.classification.predict import Predictor, best_device
 
 
 def main() -> None:

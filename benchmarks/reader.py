@@ -24,10 +24,10 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import StoredImage
 from iformer.data.loader import Loader
-from iformer.data.packing import pack
 from iformer.data.samples import DataSplit, ImageSet, StoredSamples
 from iformer.data.sampling import EpochSampler
-from iformer.data.shards import INDEX, load_shards
+from iformer.data.sources.shards.index import INDEX, load_shards
+from iformer.data.sources.shards.packing import pack
 from iformer.data.transforms import eval_transform
 
 IMAGENET, CLASSES = 1_281_167, 1000

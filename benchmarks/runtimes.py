@@ -26,7 +26,7 @@ from iformer.bench.record import write_record
 from iformer.bench.subjects import TIMM_PREFIX, Subject, prepare, prepare_matrix_product
 from iformer.deploy.export import export_artifact
 from iformer.deploy.quantize import Quantization
-from iformer.deploy.runtimes import RUNTIMES, Runtime
+from iformer.deploy.runtimes.registry import RUNTIMES, Runtime
 from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
 

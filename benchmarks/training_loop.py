@@ -33,18 +33,18 @@ from timm.optim import create_optimizer_v2
 from iformer.bench.record import write_record
 from iformer.bench.timing import Timings, interleaved
 from iformer.config.recipe import Recipe, load_recipe
-from iformer.data.sources import load_data
+from iformer.data.sources.folders import load_data
 from iformer.data.transforms import allow_no_bits
-from iformer.training.checkpoint import Position
-from iformer.training.classification import classification_job
+from iformer.tasks.classification.training import classification_job
 from iformer.training.finite import FiniteGuard
 from iformer.training.meter import EpochMeter
+from iformer.training.network.precision import autocast, resolve_precision
+from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
-from iformer.training.precision import autocast, resolve_precision
-from iformer.training.prepare import prepare_network
-from iformer.training.run_folder import RunFolder
+from iformer.training.records.run_folder import RunFolder
+from iformer.training.state import TrainProgress
 from iformer.training.step import OptimizerStep, seed_everything
-from iformer.training.workload import Place
+from iformer.training.workload import RankContext
 
 CLASSES = 10
 Batch = dict[str, torch.Tensor]
@@ -83,7 +83,7 @@ class Ours:
             folder=data.parent / "run",
             model=model,
         )
-        self.place = Place(
+        self.place = RankContext(
             device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1
         )
         self.recipe = recipe
@@ -100,7 +100,7 @@ class Ours:
             optimizer=build_optimizer(network, recipe),
             scaler=torch.amp.GradScaler(device.type, enabled=False),
             meter=EpochMeter(lambda tensor: tensor, device=device, processes=1),
-            guard=FiniteGuard(RunFolder(job.folder), Position(), device=device, processes=1),
+            guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, processes=1),
         )
         self.epoch = 0
         self.steps = 0

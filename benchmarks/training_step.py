@@ -22,10 +22,10 @@ from iformer import create_model
 from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.config.recipe import load_recipe
+from iformer.training.network.precision import resolve_precision
+from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
-from iformer.training.precision import resolve_precision
-from iformer.training.prepare import prepare_network
-from iformer.training.workload import Place
+from iformer.training.workload import RankContext
 
 
 def plain_step(name: str, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -46,7 +46,7 @@ def our_step(name: str, images: torch.Tensor, labels: torch.Tensor, precision: s
     """The step of `iformer train`."""
     recipe = load_recipe("finetune")
     resolved = resolve_precision(precision, images.device)
-    place = Place(device=images.device, precision=resolved, rank=0, processes=1)
+    place = RankContext(device=images.device, precision=resolved, rank=0, processes=1)
     model, average = prepare_network(create_model(name), recipe, place)
     assert average is not None
     optimizer = build_optimizer(model, recipe)

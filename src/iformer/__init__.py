@@ -9,10 +9,10 @@ from iformer._version import __version__
 
 if TYPE_CHECKING:
     from iformer.config.variants import list_models
-    from iformer.models.dense_weights import load_dense
     from iformer.models.factory import create_model
     from iformer.models.folding import fold
-    from iformer.models.weights import load, save
+    from iformer.models.weights.checkpoint import load, save
+    from iformer.models.weights.dense_checkpoint import load_dense
 
 __all__ = ["__version__", "create_model", "fold", "list_models", "load", "load_dense", "save"]
 
@@ -21,9 +21,9 @@ _HOMES = {
     "create_model": "iformer.models.factory",
     "fold": "iformer.models.folding",
     "list_models": "iformer.config.variants",
-    "load": "iformer.models.weights",
-    "load_dense": "iformer.models.dense_weights",
-    "save": "iformer.models.weights",
+    "load": "iformer.models.weights.checkpoint",
+    "load_dense": "iformer.models.weights.dense_checkpoint",
+    "save": "iformer.models.weights.checkpoint",
 }
 
 

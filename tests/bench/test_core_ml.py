@@ -19,7 +19,7 @@ from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.export import export_artifact
-from iformer.deploy.runtimes import find_runtime
+from iformer.deploy.runtimes.registry import find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 

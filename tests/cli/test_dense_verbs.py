@@ -19,9 +19,9 @@ from iformer.cli.main import main
 from iformer.config.dense import DetectorConfig, SegmenterConfig
 from iformer.config.network import NetworkConfig
 from iformer.data.video import VideoReader, VideoWriter
-from iformer.models.dense_weights import save_dense
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
+from iformer.models.weights.dense_checkpoint import save_dense
 
 
 @pytest.fixture

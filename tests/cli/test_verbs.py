@@ -25,8 +25,8 @@ from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import UserError, WeightsError
-from iformer.models import shipped
 from iformer.models.classifier import Classifier
+from iformer.models.weights import resolve as shipped
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_predict_without_weights_and_hub_names_the_shipped_network(
     def unreachable(name: str, revision: str | None = None) -> Path:
         raise WeightsError(f"cannot fetch timm/{name}.in1k")
 
-    monkeypatch.setattr("iformer.models.hub.fetch_released", unreachable)
+    monkeypatch.setattr("iformer.models.weights.hub.fetch_released", unreachable)
     monkeypatch.setattr(shipped, "shipped_checkpoints", lambda: {"elpv": checkpoint})
     code, _, err = run(capsys, "predict", images / "0.png", "--json")
     assert code == 1
@@ -464,7 +464,7 @@ def test_one_failing_export_of_several_does_not_stop_the_others(
 ) -> None:
     for module in ("onnxruntime", "openvino"):
         pytest.importorskip(module)
-    from iformer.deploy import onnx as onnx_module
+    from iformer.deploy.runtimes import onnx as onnx_module
 
     def broken(*_: object) -> None:
         raise RuntimeError("a converter's own kind of error\nwith more lines")

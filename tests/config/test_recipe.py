@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iformer import paper
+import iformer_paper as paper
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.recipe import (
     DEFAULT_RECIPES,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iformer.data.coco import load_detection
 from iformer.data.instances import decode_mask
+from iformer.data.sources.coco import load_detection
 from iformer.errors import DataError
 
 Change = Callable[[dict[str, Any]], Any]

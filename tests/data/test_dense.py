@@ -12,9 +12,9 @@ from torch import Tensor
 
 from iformer.config.dense import IGNORED
 from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
-from iformer.data.coco import load_detection
-from iformer.data.dense import DetectionImages, SemanticImages, fitted
-from iformer.data.semantic import load_semantic
+from iformer.data.sources.coco import load_detection
+from iformer.data.sources.masks import load_semantic
+from iformer.tasks.dense_dataset import DetectionImages, SemanticImages, fitted
 
 
 def reddish(pixels_CHW: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from iformer.config.dense import IGNORED
-from iformer.data.semantic import load_semantic, read_mask
+from iformer.data.sources.masks import load_semantic, read_mask
 from iformer.errors import DataError
 
 

@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data import packing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import read_image
 from iformer.data.loader import build_loader
-from iformer.data.packing import pack, verify
 from iformer.data.samples import DataSplit
-from iformer.data.shards import INDEX, INFO, load_shards
-from iformer.data.sources import load_data
+from iformer.data.sources.folders import load_data
+from iformer.data.sources.shards import packing
+from iformer.data.sources.shards.index import INDEX, INFO, load_shards
+from iformer.data.sources.shards.packing import pack, verify
 from iformer.data.transforms import eval_transform
 from iformer.errors import DataError, UserError
 

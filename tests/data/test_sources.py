@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from iformer.data.sources import find_broken, load_data, load_folder, split_stratified
+from iformer.data.sources.folders import find_broken, load_data, load_folder, split_stratified
 from iformer.errors import ConfigError, DataError
 
 

@@ -19,12 +19,12 @@ from PIL import Image
 
 from iformer.cli.main import main
 from iformer.config.preprocessing import Preprocessing
-from iformer.data import stores
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import build_loader
-from iformer.data.packing import describe, pack, verify
-from iformer.data.shards import INDEX
-from iformer.data.sources import load_data
+from iformer.data.sources.folders import load_data
+from iformer.data.sources.shards import stores
+from iformer.data.sources.shards.index import INDEX
+from iformer.data.sources.shards.packing import describe, pack, verify
 from iformer.data.transforms import eval_transform
 from iformer.errors import DataError
 

@@ -15,12 +15,12 @@ import torch
 
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
-from iformer.deploy import onnx as onnx_export
 from iformer.deploy.artifact import ArtifactInfo, artifact_hash, read_record, record_path, write_record
 from iformer.deploy.export import export_artifact
-from iformer.deploy.graph import Graph, Written
-from iformer.deploy.onnx import OnnxRunner
 from iformer.deploy.parity import compare
+from iformer.deploy.runtimes import onnx as onnx_export
+from iformer.deploy.runtimes.onnx import OnnxRunner
+from iformer.deploy.spec import ExportSpec, Written
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 
@@ -211,7 +211,7 @@ def test_a_failed_check_leaves_what_was_there(
     before = artifact.read_bytes()
     write = onnx_export.write
 
-    def wrong(graph: Graph, path: Path) -> Written:
+    def wrong(graph: ExportSpec, path: Path) -> Written:
         written = write(graph, path)
         proto = onnx.load(path)
         one_weight(proto)

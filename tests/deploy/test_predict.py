@@ -14,13 +14,13 @@ from PIL import Image
 from iformer.config.network import NetworkConfig
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
-from iformer.deploy import contact_sheet
-from iformer.deploy.contact_sheet import draw_explanations, draw_predictions, overlay
-from iformer.deploy.explain import AttentionRecorder
-from iformer.deploy.predict import Answer, Failure, Predictor
 from iformer.errors import OutputError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
+from iformer.tasks import contact_sheet
+from iformer.tasks.classification.explain import AttentionRecorder
+from iformer.tasks.classification.predict import Answer, Failure, Predictor
+from iformer.tasks.contact_sheet import draw_explanations, draw_predictions, overlay
 
 
 def expected(model: Classifier, path: Path) -> torch.Tensor:

@@ -19,7 +19,6 @@ from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy import quantize
 from iformer.deploy.artifact import artifact_bytes, read_record
 from iformer.deploy.export import export_artifact, quiet
-from iformer.deploy.graph import Calibration, Graph, Predictor, folded_for_export, graph_of
 from iformer.deploy.quantize import (
     Quantization,
     layers,
@@ -27,7 +26,8 @@ from iformer.deploy.quantize import (
     rank_by_sensitivity,
     read_calibration_images,
 )
-from iformer.deploy.runtimes import QUANTIZED, RUNTIMES, find_runtime
+from iformer.deploy.runtimes.registry import QUANTIZED, RUNTIMES, find_runtime
+from iformer.deploy.spec import Calibration, ExportSpec, Predictor, folded_for_export, graph_of
 from iformer.errors import MissingDependencyError, UserError
 from iformer.models.classifier import Classifier
 
@@ -48,7 +48,7 @@ def agreement(model: Classifier, photographs: list[Path]) -> Callable[[Predictor
 
 
 @pytest.fixture
-def graph(model: Classifier, photographs: list[Path]) -> Graph:
+def graph(model: Classifier, photographs: list[Path]) -> ExportSpec:
     calibration = Calibration(images=read_calibration_images(photographs, model.metadata.preprocessing))
     return graph_of(model, precision="int8", calibration=calibration)
 
@@ -64,7 +64,7 @@ def need(name: str, precision: str) -> None:
 # ------------------------------------------------------------------------------------- shared by the runtimes
 
 
-def test_the_layer_whose_channels_differ_most_is_ranked_first(graph: Graph) -> None:
+def test_the_layer_whose_channels_differ_most_is_ranked_first(graph: ExportSpec) -> None:
     """One channel a thousand times the others, and divided out again behind it: the same function in fp32."""
     network = copy.deepcopy(graph.network)
     expand = network.get_submodule("stages.0.blocks.0.depthwise")
@@ -81,17 +81,17 @@ def test_the_layer_whose_channels_differ_most_is_ranked_first(graph: Graph) -> N
     assert all(torch.equal(before[key], value) for key, value in graph.network.state_dict().items())
 
 
-def runner_that_holds_from(count: int) -> Callable[[Graph], Any]:
+def runner_that_holds_from(count: int) -> Callable[[ExportSpec], Any]:
     """Stands for a conversion whose metric is 90 % with `count` layers left as they were, and 50 % before."""
 
-    def build(graph: Graph) -> Any:
+    def build(graph: ExportSpec) -> Any:
         assert graph.calibration is not None
         return SimpleNamespace(top1=90.0 if len(graph.calibration.kept) >= count else 50.0)
 
     return build
 
 
-def test_the_fewest_layers_go_back_the_worst_first(graph: Graph) -> None:
+def test_the_fewest_layers_go_back_the_worst_first(graph: ExportSpec) -> None:
     wishes = Quantization(images=(), measure=lambda predictor: {"top1": predictor.top1})  # type: ignore[attr-defined]
     ranked = [name for name, _ in rank_by_sensitivity(graph)]
     _, attempts = quantize_until_it_holds(graph, wishes, runner_that_holds_from(3), {"top1": 90.5})
@@ -156,7 +156,9 @@ def test_the_artifact_answers_as_the_network_does(
 
 
 @each_pair
-def test_a_layer_that_is_kept_has_its_own_weights(graph: Graph, tmp_path: Path, name: str, precision: str) -> None:
+def test_a_layer_that_is_kept_has_its_own_weights(
+    graph: ExportSpec, tmp_path: Path, name: str, precision: str
+) -> None:
     need(name, precision)
     kept = "stages.2.blocks.0.expand"
     assert graph.calibration is not None

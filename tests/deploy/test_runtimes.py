@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from iformer.config import dependencies
+from iformer import dependencies
 from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from iformer.deploy import runtimes
 from iformer.deploy.artifact import (
     ArtifactInfo,
     artifact_hash,
@@ -32,9 +31,10 @@ from iformer.deploy.artifact import (
     write_record,
 )
 from iformer.deploy.export import export_artifact, open_artifact
-from iformer.deploy.graph import folded_for_export
 from iformer.deploy.parity import compare
-from iformer.deploy.runtimes import RUNTIMES, find_runtime
+from iformer.deploy.runtimes import registry as runtimes
+from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
+from iformer.deploy.spec import folded_for_export
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
@@ -253,7 +253,7 @@ def test_mean_and_std_exchanged_are_caught(
     model: Classifier, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made with a wrong normalisation in the graph, and with a record that has the right one."""
-    from iformer.deploy import graph as graph_of
+    from iformer.deploy import spec as graph_of
 
     name = read_record(artifact).runtime
     right = json.loads(record_path(artifact).read_text())

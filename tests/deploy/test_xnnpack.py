@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from iformer.deploy.graph import Calibration, graph_of
-from iformer.deploy.xnnpack import MAX_TAPS, SplitDepthwise, for_xnnpack
+from iformer.deploy.runtimes.xnnpack import MAX_TAPS, SplitDepthwise, for_xnnpack
+from iformer.deploy.spec import Calibration, graph_of
 from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
 

@@ -26,7 +26,9 @@ import iformer
 from iformer.config.network import NetworkConfig
 from iformer.config.variants import list_models, network_config
 from iformer.errors import UnknownNameError, UserError, WeightsError
-from iformer.models.convert import (
+from iformer.models.factory import build
+from iformer.models.weights.checkpoint import load, save
+from iformer.models.weights.convert import (
     convert_file,
     read_class_names,
     read_weights,
@@ -34,9 +36,7 @@ from iformer.models.convert import (
     recognise_network,
     variant_name,
 )
-from iformer.models.factory import build
-from iformer.models.key_names import from_authors, from_timm, key_map, to_authors, to_timm
-from iformer.models.weights import load, save
+from iformer.models.weights.dialects import from_authors, from_timm, key_map, to_authors, to_timm
 
 
 def meta_state(name: str) -> dict[str, Tensor]:

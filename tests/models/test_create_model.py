@@ -15,7 +15,7 @@ from iformer.config.network import NetworkConfig
 from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.factory import build
-from iformer.models.key_names import to_authors
+from iformer.models.weights.dialects import to_authors
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from iformer.config.dense import DetectorConfig, SegmenterConfig, default_palett
 from iformer.config.network import NetworkConfig
 from iformer.errors import ConfigError, WeightsError
 from iformer.models.backbone import Backbone
-from iformer.models.dense_weights import is_dense_checkpoint, load_dense, save_dense
 from iformer.models.detector import Detector
 from iformer.models.factory import build
 from iformer.models.pyramid import Pyramid
 from iformer.models.segmenter import Segmenter, SemanticHead
-from iformer.models.weights import load, save
+from iformer.models.weights.checkpoint import load, save
+from iformer.models.weights.dense_checkpoint import is_dense_checkpoint, load_dense, save_dense
 
 
 @pytest.fixture(name="backbone")

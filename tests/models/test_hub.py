@@ -21,9 +21,9 @@ from torch import nn
 
 from iformer.config.variants import network_config
 from iformer.errors import UnknownNameError, UserError, WeightsError
-from iformer.models import hub
 from iformer.models.factory import build, create_model
-from iformer.models.key_names import to_timm
+from iformer.models.weights import hub
+from iformer.models.weights.dialects import to_timm
 
 NEWEST, OLDER = "a" * 40, "b" * 40
 REPO = "timm/iformer_t.in1k"
@@ -228,7 +228,10 @@ def test_fine_tuning_and_features_from_released_weights(server: Hub) -> None:
 
 def test_the_environment_variables_of_the_hub(server: Hub, tmp_path: Path) -> None:
     """In a process of its own, since the client reads them when it is imported."""
-    code = "from iformer.models.hub import fetch_released; print(fetch_released('iformer_t', 'v1').parent.name)"
+    code = (
+        "from iformer.models.weights.hub import fetch_released; "
+        "print(fetch_released('iformer_t', 'v1').parent.name)"
+    )
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "other")}
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run(

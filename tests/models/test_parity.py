@@ -9,7 +9,7 @@ import torch
 from iformer.config.variants import network_config
 from iformer.models.factory import build
 from iformer.models.folding import fold
-from iformer.models.key_names import from_timm
+from iformer.models.weights.dialects import from_timm
 
 NAMES = [
     "iformer_t",

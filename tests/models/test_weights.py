@@ -27,7 +27,7 @@ from iformer.errors import ConfigError, OutputError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.factory import build
-from iformer.models.weights import load, read_metadata, save
+from iformer.models.weights.checkpoint import load, read_metadata, save
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 

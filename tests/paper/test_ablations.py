@@ -9,12 +9,12 @@ import torch
 
 from iformer.config.network import NetworkConfig
 from iformer.config.variants import network_config
-from iformer.models.convert import differences, variant_name
 from iformer.models.factory import build
 from iformer.models.folding import fold
-from iformer.paper.ablations import ABLATIONS, every_network
-from iformer.paper.ladder import LADDER, ladder_network
-from iformer.paper.tables import count
+from iformer.models.weights.convert import differences, variant_name
+from iformer_paper.ablations import ABLATIONS, every_network
+from iformer_paper.ladder import LADDER, ladder_network
+from iformer_paper.tables import count
 
 SHARE = "Replacing {}% Conv Blocks in Stage 3 as {}"
 COUNTED: list[tuple[int | str, str, str, str]] = [

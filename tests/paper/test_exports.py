@@ -11,7 +11,7 @@ from torch import nn
 
 from iformer.deploy.export import export_artifact
 from iformer.models.factory import build
-from iformer.paper.ablations import every_network
+from iformer_paper.ablations import every_network
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

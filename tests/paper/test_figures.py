@@ -12,10 +12,10 @@ from iformer.config.network import NetworkConfig
 from iformer.config.variants import network_config
 from iformer.errors import UserError
 from iformer.models.factory import build
-from iformer.models.weights import save
-from iformer.paper.ablations import ABLATIONS, TRAINED
-from iformer.paper.figures import draw_figure
-from iformer.paper.heads import head_similarity, trained_heads
+from iformer.models.weights.checkpoint import save
+from iformer_paper.ablations import ABLATIONS, TRAINED
+from iformer_paper.figures import draw_figure
+from iformer_paper.heads import head_similarity, trained_heads
 
 
 @pytest.mark.parametrize(("number", "values"), [(1, 33), (2, 10)])

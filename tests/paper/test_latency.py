@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from iformer.errors import UserError
-from iformer.paper.ablations import ABLATIONS
-from iformer.paper.figures import draw_figure
-from iformer.paper.latency import HOW, measure_latencies, with_latencies
-from iformer.paper.tables import paper_table, to_csv
+from iformer_paper.ablations import ABLATIONS
+from iformer_paper.figures import draw_figure
+from iformer_paper.latency import HOW, measure_latencies, with_latencies
+from iformer_paper.tables import paper_table, to_csv
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -43,7 +43,7 @@ def test_times_are_of_the_asked_networks_and_rounds(make_tiny_config: Any) -> No
 
 def test_figure_2_has_a_panel_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = SimpleNamespace(median=lambda _: 0.0123)
-    monkeypatch.setattr("iformer.paper.figures.measure_latencies", lambda _: measured)
+    monkeypatch.setattr("iformer_paper.figures.measure_latencies", lambda _: measured)
     drawn = draw_figure(2, tmp_path, latency=True)
     assert {value["measured_ms"] for value in drawn.values} == {12.3}
     with pytest.raises(UserError, match="latency is for figure 2"):

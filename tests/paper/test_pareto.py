@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from iformer.errors import UserError
-from iformer.paper import figures, pareto
-from iformer.paper.pareto import draw_pareto, published
+from iformer_paper import figures, pareto
+from iformer_paper.pareto import draw_pareto, published
 
 
 def test_at_least_fifteen_peers_and_the_iformers_of_table_3() -> None:

@@ -9,10 +9,10 @@ import json
 import pytest
 
 from iformer.errors import UserError
-from iformer.paper import printed
-from iformer.paper.ablations import ABLATIONS
-from iformer.paper.ladder import LADDER
-from iformer.paper.tables import (
+from iformer_paper import printed
+from iformer_paper.ablations import ABLATIONS
+from iformer_paper.ladder import LADDER
+from iformer_paper.tables import (
     BUILT,
     TIMM,
     TOLERANCE_PCT,

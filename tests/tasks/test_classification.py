@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iformer.errors import ConfigError
-from iformer.tasks.classification import Classification
+from iformer.tasks.classification.loss import Classification
 
 NAMES = ("a", "b", "c")
 

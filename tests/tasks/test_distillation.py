@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iformer.errors import ConfigError
-from iformer.tasks.distillation import DistilledClassification
+from iformer.tasks.classification.distillation import DistilledClassification
 
 CLASSES = ("a", "b", "c")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from iformer.config.dense import IGNORED
-from iformer.tasks.segmentation import Segmentation, SegmentationMetric, sliding_logits
+from iformer.tasks.segmentation.loss import Segmentation, SegmentationMetric, sliding_logits
 
 
 def test_figures_are_those_of_a_calculation_by_hand() -> None:

@@ -13,13 +13,13 @@ import torch
 
 from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
-from iformer.data.coco import load_detection
-from iformer.data.semantic import load_semantic
+from iformer.data.sources.coco import load_detection
+from iformer.data.sources.masks import load_semantic
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
-from iformer.training.detection import detection_job
+from iformer.tasks.detection.training import detection_job
+from iformer.tasks.segmentation.training import segmentation_job
 from iformer.training.job import TrainJob
-from iformer.training.segmentation import segmentation_job
 
 COMMON: dict[str, Any] = {
     "epochs": 2,

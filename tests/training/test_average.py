@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from iformer.training.ema import WeightAverage
+from iformer.training.network.ema import WeightAverage
 
 
 def network() -> nn.Module:

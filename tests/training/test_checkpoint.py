@@ -19,9 +19,13 @@ from iformer.config.metadata import Metadata
 from iformer.config.recipe import load_recipe
 from iformer.errors import OutputError, UserError, WeightsError
 from iformer.models.factory import build
-from iformer.models.weights import load
-from iformer.training.checkpoint import (
-    Position,
+from iformer.models.weights.checkpoint import load
+from iformer.training.network.ema import WeightAverage
+from iformer.training.optimizer import build_optimizer
+from iformer.training.records.provenance import identity_defaults
+from iformer.training.records.run_folder import RunFolder
+from iformer.training.state import (
+    TrainProgress,
     check_identity,
     read_last_good,
     read_state,
@@ -29,10 +33,6 @@ from iformer.training.checkpoint import (
     save_state,
     saved_step,
 )
-from iformer.training.ema import WeightAverage
-from iformer.training.optimizer import build_optimizer
-from iformer.training.provenance import identity_defaults
-from iformer.training.run_folder import RunFolder
 
 IDENTITY = {"model": "tiny", "recipe": {"lr": 1e-3, "epochs": 2}}
 
@@ -64,7 +64,9 @@ def tensors(run: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def test_everything_comes_back(tiny: ModuleType, tmp_path: Path) -> None:
     one, other = parts(tiny, 1), parts(tiny, 2)
-    position = Position(step=7, epoch=1, step_in_epoch=3, seconds=1.25, best={"top1": 0.1}, sums={"loss": 1 / 3})
+    position = TrainProgress(
+        step=7, epoch=1, step_in_epoch=3, seconds=1.25, best={"top1": 0.1}, sums={"loss": 1 / 3}
+    )
     save_state(tmp_path / "state.safetensors", **one, position=position, identity=IDENTITY)
     state = read_state(tmp_path / "state.safetensors")
     state.restore(**other)
@@ -78,7 +80,7 @@ def test_everything_comes_back(tiny: ModuleType, tmp_path: Path) -> None:
 
 def test_file_holds_tensors_and_text_only(tiny: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(tiny, 1), position=Position(), identity=IDENTITY)
+    save_state(path, **parts(tiny, 1), position=TrainProgress(), identity=IDENTITY)
     with safe_open(path, framework="pt") as file:
         assert set(file.metadata()) == {"format", "position", "identity", "scaler", "crc32"}
 
@@ -86,7 +88,7 @@ def test_file_holds_tensors_and_text_only(tiny: ModuleType, tmp_path: Path) -> N
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
 def test_cut_file_is_an_error_that_names_it(tiny: ModuleType, tmp_path: Path, keep: float) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(tiny, 1), position=Position(), identity=IDENTITY)
+    save_state(path, **parts(tiny, 1), position=TrainProgress(), identity=IDENTITY)
     os.truncate(path, int(keep * path.stat().st_size))
     with pytest.raises(WeightsError, match=r"state\.safetensors"):
         read_state(path)
@@ -101,7 +103,7 @@ def test_network_is_no_state(tiny: ModuleType, tmp_path: Path) -> None:
 
 def test_state_of_another_network_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(tiny, 1), position=Position(), identity=IDENTITY)
+    save_state(path, **parts(tiny, 1), position=TrainProgress(), identity=IDENTITY)
     other = {**parts(tiny, 1), "model": build(tiny.tiny_config(num_classes=4))}
     with pytest.raises(WeightsError, match="does not fit"):
         read_state(path).restore(**other)
@@ -113,10 +115,10 @@ def full_disk(descriptor: int) -> None:
 
 def test_full_disk_leaves_the_old_state(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, run = tmp_path / "state.safetensors", parts(tiny, 1)
-    save_state(path, **run, position=Position(step=1), identity=IDENTITY)
+    save_state(path, **run, position=TrainProgress(step=1), identity=IDENTITY)
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputError, match="No space left"):
-        save_state(path, **run, position=Position(step=2), identity=IDENTITY)
+        save_state(path, **run, position=TrainProgress(step=2), identity=IDENTITY)
     assert read_state(path).position.step == 1
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
 
@@ -166,7 +168,7 @@ def write_states(tiny: ModuleType, files: RunFolder, *steps: int) -> None:
         save_state(
             files.state,
             **parts(tiny, step),
-            position=Position(step=step),
+            position=TrainProgress(step=step),
             identity=IDENTITY,
             before=files.state_before,
         )
@@ -213,7 +215,7 @@ def test_damaged_state_does_not_take_the_place_of_the_one_before(tiny: ModuleTyp
     write_states(tiny, files, 3, 5)
     cut_short(files.state)
     save_state(
-        files.state, **parts(tiny, 1), position=Position(step=7), identity=IDENTITY, before=files.state_before
+        files.state, **parts(tiny, 1), position=TrainProgress(step=7), identity=IDENTITY, before=files.state_before
     )
     assert saved_step(files.state) == 7
     assert saved_step(files.state_before) == 3

@@ -12,7 +12,7 @@ import yaml
 
 from iformer.cli.main import main
 from iformer.config.recipe import load_recipe
-from iformer.models.weights import load
+from iformer.models.weights.checkpoint import load
 
 QUICK = [
     *("--recipe", "quickstart", "--epochs", "1", "--batch-size", "16", "--size", "32", "--precision", "fp32"),

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from iformer.errors import DataError, MissingDependencyError, UserError
-from iformer.models.dense_weights import load_dense
 from iformer.models.factory import build
-from iformer.models.weights import save
-from iformer.training import keeping
-from iformer.training.detection import detection_job
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.dense_checkpoint import load_dense
+from iformer.tasks.detection.training import detection_job
+from iformer.training import checkpointer as keeping
 from iformer.training.loop import train
 
 DENSE_RUN = Path(__file__).with_name("dense_run.py")
@@ -113,13 +113,13 @@ def test_two_processes_measure_as_one(dense: ModuleType, shapes: ModuleType, tmp
     # the same weights, measured by one process
     network = load_dense(tmp_path / "two" / "last.safetensors")
     if task == "detect":
-        from iformer.data.coco import load_detection
-        from iformer.training.detection import evaluate_detection_set
+        from iformer.data.sources.coco import load_detection
+        from iformer.tasks.detection.training import evaluate_detection_set
 
         one = evaluate_detection_set(network, load_detection(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
     else:
-        from iformer.data.semantic import load_semantic
-        from iformer.training.segmentation import evaluate_semantic_set
+        from iformer.data.sources.masks import load_semantic
+        from iformer.tasks.segmentation.training import evaluate_semantic_set
 
         one = evaluate_semantic_set(network, load_semantic(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
     assert one == two
@@ -127,7 +127,7 @@ def test_two_processes_measure_as_one(dense: ModuleType, shapes: ModuleType, tmp
 
 def test_backbone_starts_from_a_classifier(dense: ModuleType, shapes_data: Path, tmp_path: Path) -> None:
     from iformer.config.preprocessing import Preprocessing
-    from iformer.data.coco import load_detection
+    from iformer.data.sources.coco import load_detection
 
     classifier = build(dense.backbone_config().with_options(num_classes=4))
     preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

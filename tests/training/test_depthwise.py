@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iformer import create_model
-from iformer.training.depthwise import train_depthwise_fast, weight_gradient
+from iformer.training.network.depthwise import train_depthwise_fast, weight_gradient
 
 CPU = torch.device("cpu")
 

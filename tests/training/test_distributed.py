@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iformer.training.logs import read_history
 from iformer.training.loop import train
+from iformer.training.records.logs import read_history
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")

@@ -15,18 +15,18 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import read_image
 from iformer.data.samples import Sample
-from iformer.data.sources import load_data
+from iformer.data.sources.folders import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.models.factory import build
-from iformer.tasks.classification import Classification
-from iformer.training.evaluate import (
+from iformer.tasks.classification.evaluate import (
     NetworkPredictor,
     evaluate,
     evaluate_on_data,
     evaluation_loader,
     with_class_order,
 )
+from iformer.tasks.classification.loss import Classification
 
 PREPROCESSING = Preprocessing(size=(32, 32), crop_pct=1.0)
 

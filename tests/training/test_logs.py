@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iformer.training import logs
-from iformer.training.logs import ProgressView, RunLog, format_seconds, read_history
+from iformer.training.records import logs
+from iformer.training.records.logs import ProgressView, RunLog, format_seconds, read_history
 
 
 def test_log_is_cut_where_a_state_was_saved(tmp_path: Path) -> None:

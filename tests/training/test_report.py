@@ -12,10 +12,9 @@ from PIL import Image
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
 from iformer.data.samples import ImageSet, Sample
-from iformer.training.report import write_report
-from iformer.training.report.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
-from iformer.training.report.markdown import wilson_interval
-from iformer.training.results import ClassificationEvaluation, TrainResult
+from iformer.tasks.classification.report import wilson_interval, write_report
+from iformer.training.records.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
+from iformer.training.records.results import ClassificationEvaluation, TrainResult
 
 
 def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) -> TrainResult:
@@ -141,7 +140,7 @@ def test_worst_mistakes_come_first_and_are_mistakes(tmp_path: Path) -> None:
 def test_many_classes_show_the_most_confused(tmp_path: Path) -> None:
     confusion = np.diag(np.full(100, 50))
     confusion[97, 3] = 40
-    from iformer.training.report.figures import _classes_to_show
+    from iformer.training.records.figures import _classes_to_show
 
     shown = _classes_to_show(confusion)
     assert {3, 97} <= set(shown.tolist())

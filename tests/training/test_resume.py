@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from iformer.errors import UserError
-from iformer.training.checkpoint import read_state, saved_step
-from iformer.training.logs import read_history
 from iformer.training.loop import train
+from iformer.training.records.logs import read_history
+from iformer.training.state import read_state, saved_step
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 FIELDS: dict[str, Any] = {"epochs": 4, "eval_every": 2, "size_schedule": [[0, 32], [2, 40]], "size": 48}
@@ -106,7 +106,7 @@ def test_run_stopped_at_any_step_ends_with_the_same_weights(
     step: int,
 ) -> None:
     """Stopped right after a save, at epoch ends (6, 12, 24) before the evaluation too."""
-    from iformer.training import keeping
+    from iformer.training import checkpointer as keeping
 
     save_state = keeping.save_state
 

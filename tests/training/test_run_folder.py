@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from iformer.errors import UserError
-from iformer.training.run_folder import RunFolder
+from iformer.training.records.run_folder import RunFolder
 
 
 def used(path: Path) -> RunFolder:
@@ -88,7 +88,7 @@ def test_damaged_config_is_an_error(tmp_path: Path, text: str) -> None:
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from iformer.training.run_folder import RunFolder
+from iformer.training.records.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).reserved():
     if os.fork() == 0:  # as a data worker, which outlives a killed process
         os.close(1)

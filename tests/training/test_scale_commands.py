@@ -11,7 +11,7 @@ import torch
 
 from iformer.cli.main import main
 from iformer.models.factory import build
-from iformer.models.weights import load, save
+from iformer.models.weights.checkpoint import load, save
 
 QUICK = [
     *("--recipe", "quickstart", "--epochs", "1", "--batch-size", "16", "--size", "32", "--precision", "fp32"),

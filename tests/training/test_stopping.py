@@ -17,9 +17,9 @@ import torch
 from iformer.cli.output import REQUEUE
 from iformer.errors import StoppedBySignalError
 from iformer.training import loop
-from iformer.training.checkpoint import saved_step
 from iformer.training.loop import train
-from iformer.training.stopping import SIGNALS, StopRequests
+from iformer.training.signals import SIGNALS, StopRequests
+from iformer.training.state import saved_step
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 FIELDS = {"epochs": 3, "checkpoint_minutes": 1000.0}

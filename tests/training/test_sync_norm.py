@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from iformer.training.sync_norm import synchronise_norms
+from iformer.training.network.sync_norm import synchronise_norms
 
 SHAPES = {"2d": (6, 5, 4, 3), "1d": (6, 5)}
 

@@ -17,10 +17,10 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.transforms import Normalize
 from iformer.errors import DataError, UnknownNameError, WeightsError
 from iformer.models.factory import build
-from iformer.models.weights import save
-from iformer.training import teacher as module
-from iformer.training.checkpoint import save_network
-from iformer.training.teacher import Teacher, build_teacher
+from iformer.models.weights.checkpoint import save
+from iformer.tasks.classification import teacher as module
+from iformer.tasks.classification.teacher import Teacher, build_teacher
+from iformer.training.state import save_network
 
 STUDENT = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 OTHER = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -23,11 +23,11 @@ from iformer import files
 from iformer.config.recipe import Recipe
 from iformer.errors import ConfigError, UserError
 from iformer.models.factory import build
-from iformer.models.weights import load, read_metadata, save
-from iformer.training.checkpoint import saved_step
-from iformer.training.classification import classification_job
+from iformer.models.weights.checkpoint import load, read_metadata, save
+from iformer.tasks.classification.training import classification_job
 from iformer.training.loop import train
-from iformer.training.results import TrainResult
+from iformer.training.records.results import TrainResult
+from iformer.training.state import saved_step
 
 
 def job(tiny: ModuleType, images: Path, out: Path, *, fields: dict[str, Any] | None = None, **options: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 
 from iformer.bench.subjects import Subject
 from iformer.bench.timing import Timings
-from iformer.config.dependencies import require
+from iformer.dependencies import require
 from iformer.deploy.artifact import read_record
 from iformer.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from iformer.files import write_text
-from iformer.training.provenance import describe_device, origin
+from iformer.training.records.provenance import describe_device, origin
 
 
 def record(figures: dict[str, Any], *, device: torch.device | None = None) -> dict[str, Any]:

@@ -13,18 +13,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from iformer.config.dependencies import require
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models
+from iformer.dependencies import require
 from iformer.deploy.artifact import artifact_bytes, is_artifact, read_record
 from iformer.deploy.export import check_wishes, convert, export_artifact, quiet
-from iformer.deploy.graph import Graph
-from iformer.deploy.runtimes import RUNTIMES, Runtime
+from iformer.deploy.runtimes.registry import RUNTIMES, Runtime
+from iformer.deploy.spec import ExportSpec
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.complexity import count_macs
 from iformer.models.factory import create_model
-from iformer.models.shipped import open_network
+from iformer.models.weights.resolve import open_network
 
 MATRIX_PRODUCT = "matrix product"
 """The label of the subject that shows what a runtime can reach on this machine."""
@@ -161,7 +161,7 @@ def _write_plain(
     """The runtime's own conversion of a network as it comes, with nothing of ours in the graph."""
     mean = (0.5,) * channels
     check_wishes(runtime, batch=batch, precision=None)
-    graph = Graph(
+    graph = ExportSpec(
         network=network.eval().requires_grad_(False),
         name=name,
         num_classes=1,

@@ -87,10 +87,10 @@ class Worker:
 def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> None:
     import torch
 
-    from iformer.config.dependencies import require
+    from iformer.dependencies import require
     from iformer.deploy.artifact import read_record
     from iformer.deploy.export import open_artifact, quiet
-    from iformer.deploy.runtimes import find_runtime
+    from iformer.deploy.runtimes.registry import find_runtime
 
     torch.set_num_threads(threads)
     process = require("psutil", extra="bench").Process()

@@ -13,7 +13,7 @@ import typer
 
 from iformer.cli.arguments import output_folder, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, table
-from iformer.deploy.runtimes import RUNTIMES, find_runtime
+from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
 from iformer.files import write_text
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from iformer.bench.core_ml import CoreMLReport
     from iformer.bench.latency import Latency
     from iformer.bench.subjects import Subject
-    from iformer.deploy.runtimes import Runtime
+    from iformer.deploy.runtimes.registry import Runtime
 
 _COLUMNS = ("ms", "p10", "p90", "times", "GFLOP/s", "share", "load", "MB")
 _CORE_ML_COLUMNS = ("ms", "p10", "p90", "times", "load", "not on the Neural Engine")
@@ -131,7 +131,7 @@ def _subjects(
     batch: int,
 ) -> list[Subject]:
     from iformer.bench.subjects import prepare
-    from iformer.paper.pareto import published
+    from iformer_paper.pareto import published
 
     wanted: list[tuple[str, tuple[int, int] | None, str | None]] = [(name, size, None) for name in models]
     if peers:
@@ -150,7 +150,7 @@ def _subjects(
 
 
 def _draw(measured: Mapping[str, list[Latency] | list[CoreMLReport]], path: Path, machine: str) -> Path:
-    from iformer.paper.pareto import draw_pareto
+    from iformer_paper.pareto import draw_pareto
 
     times = {RUNTIMES[name].title: {row.label: row.median_ms for row in rows} for name, rows in measured.items()}
     return draw_pareto(times, path, machine=machine)

@@ -12,8 +12,8 @@ import typer
 from iformer.cli.output import DebugOption, JsonOption, note, print_json
 
 if TYPE_CHECKING:
-    from iformer.models.convert import Conversion
-    from iformer.models.weights import Format
+    from iformer.models.weights.checkpoint import Format
+    from iformer.models.weights.convert import Conversion
 
 _PROBLEMS_SHOWN = 20
 _WORTH_TELLING = 50
@@ -73,7 +73,7 @@ def convert(
                 raise typer.BadParameter(f"{option} is for weights, not for --to shards")
         _pack(source, out, json=json)
         return
-    from iformer.models.convert import convert_file, read_class_names
+    from iformer.models.weights.convert import convert_file, read_class_names
 
     conversion = convert_file(
         Path(source),
@@ -92,8 +92,8 @@ def convert(
 
 
 def _pack(source: str, out: Path, *, json: bool) -> None:
-    from iformer.data.packing import pack
-    from iformer.data.sources import load_data
+    from iformer.data.sources.folders import load_data
+    from iformer.data.sources.shards.packing import pack
 
     data = load_data(source, progress=lambda done, total: _say_progress("checked", "images", done, total))
     for problem in data.problems[:_PROBLEMS_SHOWN]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from iformer._version import __version__
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, table
-from iformer.deploy.runtimes import RUNTIMES
+from iformer.deploy.runtimes.registry import RUNTIMES
 
 CORE = (
     "torch",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from iformer.config.metadata import Metadata
-    from iformer.training.evaluate import Predictor
-    from iformer.training.results import ClassificationEvaluation
+    from iformer.tasks.classification.evaluate import Predictor
+    from iformer.training.records.results import ClassificationEvaluation
 
     Subject = tuple[Predictor, Metadata, int, torch.device]
     """What is evaluated, what is known about it, its number of classes, and where the metric is computed."""
@@ -62,8 +62,8 @@ def evaluate(
 ) -> None:
     """Accuracy, AP or mIoU, class by class, of a network or an artifact on labelled images."""
     from iformer.deploy.artifact import is_artifact
-    from iformer.models.dense_weights import is_dense_checkpoint
-    from iformer.training.evaluate import evaluate_on_data
+    from iformer.models.weights.dense_checkpoint import is_dense_checkpoint
+    from iformer.tasks.classification.evaluate import evaluate_on_data
 
     if out is not None:
         output_folder(out)
@@ -116,9 +116,9 @@ def evaluate(
 def _network(checkpoint: str, precision: Precision, device: Device) -> Subject:
     import torch
 
-    from iformer.models.shipped import open_network
-    from iformer.training.evaluate import NetworkPredictor
-    from iformer.training.precision import resolve_precision, run_device
+    from iformer.models.weights.resolve import open_network
+    from iformer.tasks.classification.evaluate import NetworkPredictor
+    from iformer.training.network.precision import resolve_precision, run_device
 
     on = run_device(device)
     network = open_network(checkpoint).to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ from iformer.cli.train import Device, note_problems
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
-    from iformer.training.results import Evaluation
+    from iformer.training.records.results import Evaluation
 
 
 def evaluate_dense(
@@ -35,11 +35,11 @@ def evaluate_dense(
         UserError: the checkpoint or the data cannot be used.
     """
     from iformer.files import write_text
-    from iformer.models.dense_weights import load_dense
     from iformer.models.detector import Detector
-    from iformer.training.logs import ProgressView
-    from iformer.training.precision import resolve_precision, run_device
-    from iformer.training.results import DetectionEvaluation
+    from iformer.models.weights.dense_checkpoint import load_dense
+    from iformer.training.network.precision import resolve_precision, run_device
+    from iformer.training.records.logs import ProgressView
+    from iformer.training.records.results import DetectionEvaluation
 
     on = run_device(device)
     network = load_dense(checkpoint).to(on)
@@ -47,8 +47,8 @@ def evaluate_dense(
     problems: Sequence[str]
     options: dict[str, Any] = {"workers": workers, "device": on, "precision": resolve_precision(precision, on)}
     if isinstance(network, Detector):
-        from iformer.data.coco import load_detection
-        from iformer.training.detection import evaluate_detection_set
+        from iformer.data.sources.coco import load_detection
+        from iformer.tasks.detection.training import evaluate_detection_set
 
         detection = load_detection(data, strict=strict)
         problems = detection.problems
@@ -59,8 +59,8 @@ def evaluate_dense(
     else:
         if batch_size is not None:
             raise UserError("--batch-size: a segmenter looks at one image at a time; leave it out")
-        from iformer.data.semantic import load_semantic
-        from iformer.training.segmentation import evaluate_semantic_set
+        from iformer.data.sources.masks import load_semantic
+        from iformer.tasks.segmentation.training import evaluate_semantic_set
 
         semantic = load_semantic(data, strict=strict)
         problems = semantic.problems

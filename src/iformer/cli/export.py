@@ -20,13 +20,13 @@ from iformer.cli.output import (
     print_json_line,
     table,
 )
-from iformer.deploy.runtimes import CALIBRATION_IMAGES, MAX_DROP, QUANTIZED, RUNTIMES, find_runtime
+from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, QUANTIZED, RUNTIMES, find_runtime
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import ArtifactInfo
     from iformer.deploy.quantize import Quantization
-    from iformer.deploy.runtimes import Runtime
+    from iformer.deploy.runtimes.registry import Runtime
     from iformer.models.classifier import Classifier
 
 PRECISIONS = sorted({precision for runtime in RUNTIMES.values() for precision in runtime.precisions})
@@ -100,7 +100,7 @@ def export(
     from iformer.data.stream import find_images
     from iformer.deploy.artifact import record_path
     from iformer.deploy.export import check_wishes, export_artifact, quiet
-    from iformer.models.shipped import open_network
+    from iformer.models.weights.resolve import open_network
 
     for runtime in runtimes:  # what cannot work is said before any of the work is done
         check_wishes(runtime, batch=count, precision=precision)
@@ -170,10 +170,10 @@ def _quantization(
 ) -> Quantization:
     """Calibration images from the data's training part, the metric from its validation part."""
     from iformer.cli.train import note_problems
-    from iformer.deploy.graph import Predictor
     from iformer.deploy.quantize import Quantization
-    from iformer.tasks.classification import Classification
-    from iformer.training.evaluate import evaluate, evaluation_loader, find_labelled
+    from iformer.deploy.spec import Predictor
+    from iformer.tasks.classification.evaluate import evaluate, evaluation_loader, find_labelled
+    from iformer.tasks.classification.loss import Classification
 
     preprocessing = model.metadata.preprocessing
     if size is not None:

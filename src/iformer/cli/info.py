@@ -43,7 +43,7 @@ def info(
     debug: DebugOption = False,
 ) -> None:
     """The networks: parameters, GMACs, published accuracy, where the weights are."""
-    from iformer.data.stores import is_url
+    from iformer.data.sources.shards.stores import is_url
 
     pixels = parse_size(size)
     if attention is None and windows is not None:
@@ -63,7 +63,7 @@ def info(
 
 
 def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
-    from iformer.data.packing import describe, verify
+    from iformer.data.sources.shards.packing import describe, verify
 
     found = verify(folder, decode=True) if verified else describe(folder)
     if json:
@@ -76,7 +76,7 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
 
 def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None:
     from iformer.config.variants import list_models, network_config, release
-    from iformer.models.shipped import shipped_checkpoints
+    from iformer.models.weights.resolve import shipped_checkpoints
 
     networks: list[dict[str, Any]] = []
     for name in list_models():
@@ -118,9 +118,9 @@ def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None
 def _describe(model: str, size: tuple[int, int], design: Design, *, json: bool) -> None:
     from iformer.config.metadata import Metadata
     from iformer.config.variants import network_config, release
-    from iformer.models.convert import read_weights
-    from iformer.models.dense_weights import is_dense_checkpoint
-    from iformer.models.shipped import checkpoint_path
+    from iformer.models.weights.convert import read_weights
+    from iformer.models.weights.dense_checkpoint import is_dense_checkpoint
+    from iformer.models.weights.resolve import checkpoint_path
 
     path = checkpoint_path(model)
     if path is not None and is_dense_checkpoint(path):
@@ -178,7 +178,7 @@ def _print_facts(facts: list[tuple[str, str]]) -> None:
 
 def _describe_dense(path: Path, *, json: bool) -> None:
     from iformer.models.complexity import count_parameters
-    from iformer.models.dense_weights import load_dense
+    from iformer.models.weights.dense_checkpoint import load_dense
 
     model = load_dense(path)
     config, metadata = model.config, model.metadata

@@ -13,8 +13,8 @@ from iformer.cli.output import DebugOption, JsonOption, console, print_json, tab
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
-    from iformer.paper.figures import DrawnFigure
-    from iformer.paper.tables import PaperTable
+    from iformer_paper.figures import DrawnFigure
+    from iformer_paper.tables import PaperTable
 
 _LEFT_OUT = (
     *("year", "epochs", "pretrain_epochs", "ours", "note", "stage3_replaced_pct", "stage4_replaced_pct"),
@@ -82,11 +82,11 @@ def paper(
         return
     if weights is not None:
         raise UserError("--weights is for figure 3; a table's networks are counted, not loaded")
-    from iformer.paper.tables import paper_table, to_csv, to_markdown
+    from iformer_paper.tables import paper_table, to_csv, to_markdown
 
     shown = paper_table(number)
     if latency:
-        from iformer.paper.latency import with_latencies
+        from iformer_paper.latency import with_latencies
 
         shown = with_latencies(shown)
     if json:
@@ -100,8 +100,8 @@ def paper(
 
 
 def _show(shown: PaperTable) -> None:
-    from iformer.paper.printed import SOURCE
-    from iformer.paper.tables import TIMM, flat_rows, reasons
+    from iformer_paper.printed import SOURCE
+    from iformer_paper.tables import TIMM, flat_rows, reasons
 
     out = console()
     out.print(f"[bold]Table {shown.number}. {shown.title}[/bold] (print: {SOURCE}; ms on an iPhone 13)\n")
@@ -137,8 +137,8 @@ def _header(columns: list[str]) -> list[str]:
 
 
 def _figure(number: int, folder: Path, weights: Path | None, data: str, *, latency: bool, json: bool) -> None:
-    from iformer.paper.figures import draw_figure
-    from iformer.paper.heads import trained_heads
+    from iformer_paper.figures import draw_figure
+    from iformer_paper.heads import trained_heads
 
     trained = trained_heads(weights, data) if weights is not None else None
     drawn: DrawnFigure = draw_figure(number, folder, trained=trained, latency=latency)

@@ -16,8 +16,8 @@ from iformer.files import write_text
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import Runner
-    from iformer.deploy.predict import Answer, Failure
     from iformer.models.classifier import Classifier
+    from iformer.tasks.classification.predict import Answer, Failure
 
 DEFAULT_NETWORK = "iformer_m"
 DEFAULT_FOLDER = Path("predictions")
@@ -69,8 +69,8 @@ def predict(
     A network for detection draws boxes, names and masks, one for segmentation classes; both take videos too.
     """
     from iformer.data.stream import find_images
-    from iformer.deploy.predict import Answer, Predictor, best_device
-    from iformer.models.dense_weights import is_dense_checkpoint
+    from iformer.models.weights.dense_checkpoint import is_dense_checkpoint
+    from iformer.tasks.classification.predict import Answer, Predictor, best_device
 
     if weights is not None and Path(weights).is_file() and is_dense_checkpoint(weights):
         from iformer.cli.predict_dense import predict_dense
@@ -138,7 +138,7 @@ def _is_artifact(weights: str | None) -> bool:
 
 
 def _model(weights: str | None, device: str | None) -> Classifier | Runner:
-    from iformer.models.shipped import open_network
+    from iformer.models.weights.resolve import open_network
 
     if weights is None:
         return _default_network()
@@ -153,7 +153,7 @@ def _model(weights: str | None, device: str | None) -> Classifier | Runner:
 
 
 def _default_network() -> Classifier:
-    from iformer.models.shipped import open_network, shipped_checkpoints
+    from iformer.models.weights.resolve import open_network, shipped_checkpoints
 
     try:
         return open_network(DEFAULT_NETWORK)
@@ -177,13 +177,13 @@ def _device(name: str) -> Any:
 
 
 def _drawn_at_most(*, explain: bool) -> int:
-    from iformer.deploy.contact_sheet import max_drawn
+    from iformer.tasks.contact_sheet import max_drawn
 
     return max(max_drawn(explain=False), max_drawn(explain=True) if explain else 0)
 
 
 def _record(outcome: Answer | Failure) -> dict[str, Any]:
-    from iformer.deploy.predict import Answer
+    from iformer.tasks.classification.predict import Answer
 
     if not isinstance(outcome, Answer):
         return {"file": str(outcome.path), "error": outcome.reason}
@@ -205,7 +205,7 @@ def _write(
     *,
     explain: bool,
 ) -> None:
-    from iformer.deploy.contact_sheet import draw_explanations, draw_predictions, max_drawn
+    from iformer.tasks.contact_sheet import draw_explanations, draw_predictions, max_drawn
 
     lines = [json_module.dumps(record, ensure_ascii=False) + "\n" for record in records]
     write_text(folder / "predictions.jsonl", "".join(lines))

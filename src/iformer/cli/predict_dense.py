@@ -15,8 +15,8 @@ from iformer.cli.output import FAILED, note, print_json_line
 from iformer.files import write_text
 
 if TYPE_CHECKING:
-    from iformer.deploy.dense_predict import DensePredictor
-    from iformer.deploy.predict import Failure
+    from iformer.tasks.classification.predict import Failure
+    from iformer.tasks.dense_predict import DensePredictor
 
 
 def predict_dense(
@@ -37,9 +37,9 @@ def predict_dense(
     """
     from iformer.data.stream import find_images
     from iformer.data.video import has_video_extension
-    from iformer.deploy.dense_predict import DensePredictor, predict_images
-    from iformer.deploy.predict import Failure
-    from iformer.models.dense_weights import load_dense
+    from iformer.models.weights.dense_checkpoint import load_dense
+    from iformer.tasks.classification.predict import Failure
+    from iformer.tasks.dense_predict import DensePredictor, predict_images
 
     paths = find_images(sources)
     if out is not None:
@@ -81,8 +81,8 @@ def predict_dense(
 def _all(
     images: Iterator[dict[str, Any] | Failure], predictor: DensePredictor, videos: list[Path], out: Path | None
 ) -> Iterator[dict[str, Any] | Failure]:
-    from iformer.deploy.predict import Failure
     from iformer.errors import DataError
+    from iformer.tasks.classification.predict import Failure
 
     yield from images
     for path in videos:
@@ -94,8 +94,8 @@ def _all(
 
 def _video(predictor: DensePredictor, path: Path, out: Path | None) -> Iterator[dict[str, Any]]:
     from iformer.data.video import VideoReader
-    from iformer.deploy.dense_predict import predict_video
-    from iformer.training.logs import ProgressView
+    from iformer.tasks.dense_predict import predict_video
+    from iformer.training.records.logs import ProgressView
 
     with VideoReader(path) as reader:
         total = reader.frames or 0

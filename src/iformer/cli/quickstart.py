@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from iformer.data.samples import DataSplit, ImageSet
     from iformer.deploy.artifact import ArtifactInfo
     from iformer.models.classifier import Classifier
-    from iformer.training.results import TrainResult
+    from iformer.training.records.results import TrainResult
 
 MODEL, DATA, RECIPE = "iformer_t", "elpv", "quickstart"
 EXTRAS = {
@@ -128,7 +128,7 @@ def _step(say: Console, number: int, title: str) -> None:
 def _load_data(say: Console, limit: int | None) -> DataSplit:
     from dataclasses import replace
 
-    from iformer.data.sources import load_data
+    from iformer.data.sources.folders import load_data
 
     data = load_data(DATA)
     if limit is not None:
@@ -149,7 +149,7 @@ def _load_data(say: Console, limit: int | None) -> DataSplit:
 
 def _train(say: Console, data: DataSplit, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
     from iformer.config.recipe import load_recipe
-    from iformer.training.classification import classification_job
+    from iformer.tasks.classification.training import classification_job
     from iformer.training.loop import train
 
     overrides: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
@@ -184,8 +184,8 @@ def _epochs(count: int) -> str:
 
 def _trained(result: TrainResult) -> Classifier:
     from iformer.models.classifier import Classifier
-    from iformer.models.weights import load
-    from iformer.training.run_folder import RunFolder
+    from iformer.models.weights.checkpoint import load
+    from iformer.training.records.run_folder import RunFolder
 
     model = load(RunFolder(result.folder).last)
     assert isinstance(model, Classifier)
@@ -215,7 +215,7 @@ def _time(say: Console, model: Classifier, artifact: Path) -> Timings:
 
     from iformer.bench.timing import interleaved
     from iformer.data.transforms import Normalize
-    from iformer.deploy.onnx import OnnxRunner
+    from iformer.deploy.runtimes.onnx import OnnxRunner
     from iformer.models.folding import fold
 
     height, width = model.metadata.preprocessing.size
@@ -250,8 +250,8 @@ def _time(say: Console, model: Classifier, artifact: Path) -> Timings:
 
 
 def _predict(say: Console, model: Classifier, test: ImageSet, out: Path) -> None:
-    from iformer.deploy.contact_sheet import draw_explanations, draw_predictions
-    from iformer.deploy.predict import Answer, Predictor
+    from iformer.tasks.classification.predict import Answer, Predictor
+    from iformer.tasks.contact_sheet import draw_explanations, draw_predictions
 
     chosen = random.Random(1).sample(test.samples, min(SHOWN_IMAGES, len(test.samples)))
     truth = {sample.file: test.class_names[sample.label] for sample in chosen}
@@ -357,7 +357,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _cpu() -> str:
     import torch
 
-    from iformer.training.provenance import describe_device
+    from iformer.training.records.provenance import describe_device
 
     return describe_device(torch.device("cpu")).partition("(")[2].rpartition(",")[0] or "this CPU"
 

@@ -16,7 +16,7 @@ from iformer.cli.output import DebugOption, JsonOption, note, print_json_line
 if TYPE_CHECKING:
     from iformer.config.recipe import Recipe
     from iformer.training.job import TrainJob
-    from iformer.training.results import TrainResult
+    from iformer.training.records.results import TrainResult
 
 Device = Literal["auto", "cpu"]
 
@@ -174,7 +174,7 @@ def _job(
     """The run that a command line describes; a resumed run's own settings stand where it says nothing."""
     from iformer.config.recipe import parse_override
     from iformer.errors import UserError
-    from iformer.training.run_folder import RunFolder
+    from iformer.training.records.run_folder import RunFolder
 
     if _is_main_process():  # the others may look when it has begun to write
         RunFolder(out).check(resume=resume, overwrite=overwrite)
@@ -237,8 +237,8 @@ def _recipe(
 
 
 def _classification(data: str, val_split: float, strict: bool, options: dict[str, Any]) -> TrainJob:
-    from iformer.data.sources import load_data
-    from iformer.training.classification import classification_job
+    from iformer.data.sources.folders import load_data
+    from iformer.tasks.classification.training import classification_job
 
     split = load_data(data, val_split=val_split, strict=strict)
     _note_data(split.problems)
@@ -246,8 +246,8 @@ def _classification(data: str, val_split: float, strict: bool, options: dict[str
 
 
 def _detection(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
-    from iformer.data.coco import load_detection
-    from iformer.training.detection import detection_job
+    from iformer.data.sources.coco import load_detection
+    from iformer.tasks.detection.training import detection_job
 
     split = load_detection(data, strict=strict)
     _note_data(split.problems)
@@ -255,8 +255,8 @@ def _detection(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
 
 
 def _segmentation(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
-    from iformer.data.semantic import load_semantic
-    from iformer.training.segmentation import segmentation_job
+    from iformer.data.sources.masks import load_semantic
+    from iformer.tasks.segmentation.training import segmentation_job
 
     split = load_semantic(data, strict=strict)
     _note_data(split.problems)
@@ -313,7 +313,7 @@ def format_hours(hours: float) -> str:
 
 
 def _print_result(result: TrainResult, *, json: bool) -> None:
-    from iformer.training.run_folder import RunFolder
+    from iformer.training.records.run_folder import RunFolder
 
     files = RunFolder(result.folder)
     if json:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from iformer.data.images import read_image
 from iformer.data.samples import ImageSet, StoredSamples
 from iformer.data.sampling import Key, seeded
-from iformer.data.sources import Progress, available_cores
+from iformer.data.sources.folders import Progress, available_cores
 from iformer.data.transforms import Transform, TransformSchedule
 from iformer.errors import DataError
 

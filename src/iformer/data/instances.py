@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from iformer.config.dependencies import require
+from iformer.dependencies import require
 
 
 class Instance(NamedTuple):
     """One object on an image."""
 
     label: int
-    """Position in `class_names`."""
+    """TrainProgress in `class_names`."""
     box: tuple[float, float, float, float]
     """Left, top, width and height in pixels, inside the image."""
     mask: bytes | None

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iformer.data.image_dataset import Batch
 from iformer.data.sampling import EpochSampler, Key
-from iformer.data.sources import available_cores
+from iformer.data.sources.folders import available_cores
 from iformer.errors import DataError
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iformer.data.images import has_image_extension, read_image
-from iformer.data.sources import available_cores, files_below, natural_key
+from iformer.data.sources.folders import available_cores, files_below, natural_key
 from iformer.data.transforms import Transform
 from iformer.errors import DataError
 

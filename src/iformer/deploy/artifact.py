@@ -28,7 +28,7 @@ class ArtifactInfo:
 
     format: Literal["iformer-artifact-1"] = "iformer-artifact-1"
     runtime: str
-    """A name of `iformer.deploy.runtimes.RUNTIMES`: `onnx`, …"""
+    """A name of `iformer.deploy.runtimes.registry.RUNTIMES`: `onnx`, …"""
     file: str
     """Name of the artifact, a file or a folder, which lies beside this record."""
     sha256: str

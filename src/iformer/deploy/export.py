@@ -27,7 +27,6 @@ from iformer.deploy.artifact import (
     weights_hash,
     write_record,
 )
-from iformer.deploy.graph import Calibration, Graph, graph_of
 from iformer.deploy.parity import FP16_TOLERANCE, FP32_TOLERANCE, compare
 from iformer.deploy.quantize import (
     Quantization,
@@ -36,7 +35,8 @@ from iformer.deploy.quantize import (
     read_calibration_images,
     summary,
 )
-from iformer.deploy.runtimes import QUANTIZED, Runtime, find_runtime
+from iformer.deploy.runtimes.registry import QUANTIZED, Runtime, find_runtime
+from iformer.deploy.spec import Calibration, ExportSpec, graph_of
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 
@@ -67,7 +67,7 @@ def export_artifact(
     Args:
         model: a classifier in eval mode, not folded; it is left as it was.
         path: the artifact; the record is `path` with `.json` added.
-        runtime: a name of `iformer.deploy.runtimes.RUNTIMES`.
+        runtime: a name of `iformer.deploy.runtimes.registry.RUNTIMES`.
         size: height and width of the input; None: those of the network's preprocessing.
         batch: "dynamic" for any number of images in one call, or a fixed number; None: dynamic where the
             runtime has it, else 1.
@@ -104,7 +104,7 @@ def export_artifact(
     with staged(path) as file:
         _check_space(file, graph)
 
-        def build(graph: Graph) -> Runner:
+        def build(graph: ExportSpec) -> Runner:
             _remove(file)
             convert(row, graph, file, weights_sha256=weights_hash(model), provenance=model.metadata.provenance)
             with quiet():
@@ -197,14 +197,16 @@ def _remove(file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _check_space(path: Path, graph: Graph) -> None:
+def _check_space(path: Path, graph: ExportSpec) -> None:
     weights = sum(parameter.numel() * 4 for parameter in graph.network.parameters())
     if shutil.disk_usage(path.parent).free < _SPACE_FACTOR * weights:
         # some converters leave a short file behind on a full disk and call it a success
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent.parent.parent))
 
 
-def convert(row: Runtime, graph: Graph, file: Path, *, weights_sha256: str, provenance: Mapping[str, Any]) -> None:
+def convert(
+    row: Runtime, graph: ExportSpec, file: Path, *, weights_sha256: str, provenance: Mapping[str, Any]
+) -> None:
     """Write an artifact and its record, which nothing has compared with anything yet.
 
     Raises:

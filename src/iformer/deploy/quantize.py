@@ -23,8 +23,8 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.artifact import Runner
-from iformer.deploy.graph import AccuracyControl, Graph, Predictor
-from iformer.deploy.runtimes import MAX_DROP
+from iformer.deploy.runtimes.registry import MAX_DROP
+from iformer.deploy.spec import AccuracyControl, ExportSpec, Predictor
 from iformer.errors import UserError
 
 SENSITIVITY_IMAGES = 16
@@ -78,7 +78,7 @@ def read_calibration_images(paths: Sequence[os.PathLike[str]], preprocessing: Pr
     return torch.stack([transform(read_image(path)) for path in paths])
 
 
-def network_predictor(graph: Graph) -> Predictor:
+def network_predictor(graph: ExportSpec) -> Predictor:
     """The folded network behind its normalisation, as it is before it is quantized."""
     normalize = Normalize(graph.preprocessing)
 
@@ -91,7 +91,7 @@ def network_predictor(graph: Graph) -> Predictor:
 
 
 def quantize_until_it_holds(
-    graph: Graph, wishes: Quantization, build: Callable[[Graph], Runner], reference: Mapping[str, Any]
+    graph: ExportSpec, wishes: Quantization, build: Callable[[ExportSpec], Runner], reference: Mapping[str, Any]
 ) -> tuple[Runner, list[Attempt]]:
     """The artifact with the fewest layers put back whose metric holds.
 
@@ -136,7 +136,7 @@ def quantize_until_it_holds(
 
 
 def summary(
-    graph: Graph, wishes: Quantization, reference: Mapping[str, Any], attempts: Sequence[Attempt]
+    graph: ExportSpec, wishes: Quantization, reference: Mapping[str, Any], attempts: Sequence[Attempt]
 ) -> dict[str, dict[str, Any]]:
     """The fields `accuracy` and `quantization` of the record."""
     assert graph.calibration is not None
@@ -159,7 +159,7 @@ def summary(
     }
 
 
-def _growing(graph: Graph, *, alone: bool) -> Iterator[tuple[str, ...]]:
+def _growing(graph: ExportSpec, *, alone: bool) -> Iterator[tuple[str, ...]]:
     """Sets of layers to leave as they are: none, then the most sensitive, twice as many each time."""
     yield ()
     if alone:
@@ -177,7 +177,7 @@ def layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.inference_mode()
-def rank_by_sensitivity(graph: Graph) -> list[tuple[str, float]]:
+def rank_by_sensitivity(graph: ExportSpec) -> list[tuple[str, float]]:
     """The layers and how much the logits suffer when one alone is quantized, the worst first.
 
     Weights are rounded to 8 bits a channel, inputs and outputs to 8 bits a tensor over the range they have on

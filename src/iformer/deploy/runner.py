@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iformer.data.transforms import Normalize
 from iformer.deploy.artifact import read_record
-from iformer.deploy.graph import embedded
+from iformer.deploy.spec import embedded
 from iformer.errors import UserError
 
 

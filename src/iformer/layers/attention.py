@@ -155,7 +155,7 @@ def fold_query(q: nn.Module, scale: float) -> nn.Conv2d:
 
 
 class AttentionBlock(nn.Module):
-    """Position encoding, attention, then FFN; B x C x H x W to the same shape (Section 3.3).
+    """TrainProgress encoding, attention, then FFN; B x C x H x W to the same shape (Section 3.3).
 
     A block in windows takes them and a strip (`iformer.layers.windows`) and gives a strip. The first of a run
     of such blocks takes a map and cuts it behind its position encoding; the last joins the strip behind its

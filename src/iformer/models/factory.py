@@ -15,10 +15,10 @@ from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.variants import DISTILLED_SUFFIX, VARIANTS, list_models, network_config
 from iformer.config.windows import WINDOW_OPTIONS, with_design
 from iformer.errors import ConfigError, UserError, WeightsError
-from iformer.models import convert
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
-from iformer.models.weights import Weights, fill, without_classes, without_head
+from iformer.models.weights import convert
+from iformer.models.weights.checkpoint import Weights, fill, without_classes, without_head
 
 _INPUT_KEY = "stem.conv1.conv.weight"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -182,7 +182,11 @@ def _named(config: NetworkConfig) -> NetworkConfig:
 
 
 def _read_released(name: str, revision: str | None) -> Weights:
-    from iformer.models.hub import fetch_released, released, released_metadata  # deferred: only downloads need it
+    from iformer.models.weights.hub import (  # deferred: only downloads need it
+        fetch_released,
+        released,
+        released_metadata,
+    )
 
     path = fetch_released(name, revision)
     return replace(

@@ -12,22 +12,22 @@ from typing import Any
 
 import torch
 
-from iformer.config.dependencies import require
 from iformer.config.recipe import Recipe
+from iformer.dependencies import require
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs, count_parameters
-from iformer.training.checkpoint import Position
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
+from iformer.training.network.precision import resolve_precision, run_device
+from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
-from iformer.training.precision import resolve_precision, run_device
-from iformer.training.prepare import prepare_network
-from iformer.training.provenance import describe_device
-from iformer.training.run_folder import RunFolder
+from iformer.training.records.provenance import describe_device
+from iformer.training.records.run_folder import RunFolder
 from iformer.training.schedule import RunLength
+from iformer.training.state import TrainProgress
 from iformer.training.step import OptimizerStep, seed_everything
-from iformer.training.workload import Place, Workload
+from iformer.training.workload import RankContext, Workload
 
 GPUS = {"8 x A100": (8, 312e12, 2.0), "8 x H100": (8, 989e12, 3.0)}
 """Number, peak of dense bf16 products in FLOP/s (the makers' data sheets) and US dollars an hour of one: a round
@@ -106,7 +106,7 @@ def dry_run(job: TrainJob) -> DryRun:
     device = run_device(job.device)
     measured_batch = _measured_batch(recipe, device)
     own = replace(recipe, batch_size=measured_batch, lr_batch=measured_batch, grad_accum=1)
-    place = Place(device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1)
+    place = RankContext(device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1)
     parameters, macs = count_parameters(job.model), count_macs(job.model, (recipe.size, recipe.size))
     teacher = getattr(getattr(job.task, "teacher", None), "network", None)
     teacher_macs = count_macs(teacher, (recipe.size, recipe.size)) if teacher is not None else 0
@@ -156,7 +156,7 @@ def _measured_batch(recipe: Recipe, device: torch.device) -> int:
     return share + share % 2
 
 
-def _measure(job: TrainJob, place: Place) -> tuple[float, float]:
+def _measure(job: TrainJob, place: RankContext) -> tuple[float, float]:
     """Images per second at the recipe's size, and the share of the time spent waiting for them."""
     workload = job.workload(job, place)
     try:
@@ -165,7 +165,7 @@ def _measure(job: TrainJob, place: Place) -> tuple[float, float]:
         workload.close()
 
 
-def _timed_steps(job: TrainJob, place: Place, workload: Workload) -> tuple[float, float]:
+def _timed_steps(job: TrainJob, place: RankContext, workload: Workload) -> tuple[float, float]:
     recipe, device = job.recipe, place.device
     import accelerate
 
@@ -182,7 +182,7 @@ def _timed_steps(job: TrainJob, place: Place, workload: Workload) -> tuple[float
         optimizer=build_optimizer(network, recipe),
         scaler=torch.amp.GradScaler(device.type, enabled=place.precision == "fp16"),
         meter=meter,
-        guard=FiniteGuard(RunFolder(job.folder), Position(), device=device, processes=1),
+        guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, processes=1),
     )
     # the last epochs are at the recipe's full size, which is what needs most
     batches = workload.train_loader().epoch(recipe.epochs - 1, 0)

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from iformer.errors import UserError
-from iformer.training.checkpoint import Position, last_good_step
-from iformer.training.run_folder import RunFolder
-from iformer.training.sharded import is_finite
+from iformer.training.network.fsdp import is_finite
+from iformer.training.records.run_folder import RunFolder
+from iformer.training.state import TrainProgress, last_good_step
 
 
 class FiniteGuard:
     """Looks at losses and weights; `position` is the run's own and tells it where the run is."""
 
-    def __init__(self, files: RunFolder, position: Position, *, device: torch.device, processes: int) -> None:
+    def __init__(self, files: RunFolder, position: TrainProgress, *, device: torch.device, processes: int) -> None:
         self._files, self._position = files, position
         self._first_bad_step = torch.full((), math.inf, device=device)
         self._checks_each_step = device.type == "cpu" and processes == 1

@@ -15,7 +15,7 @@ from iformer.config.variants import list_models
 from iformer.errors import UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.factory import create_model
-from iformer.training.run_folder import RunFolder
+from iformer.training.records.run_folder import RunFolder
 from iformer.training.workload import TrainData, Workload
 
 Device = Literal["auto", "cpu"]
@@ -25,11 +25,11 @@ Device = Literal["auto", "cpu"]
 class TrainJob:
     """Everything that a training run needs. `train` changes `model` in place.
 
-    Each task has a module beside this one that makes its jobs: `iformer.training.classification`, ….
+    Each task has a module beside this one that makes its jobs: `iformer.tasks.classification.training`, ….
     """
 
     task: Any
-    """An `iformer.tasks.task.Task`: loss and metric."""
+    """An `iformer.training.task.Task`: loss and metric."""
     workload: type[Workload]
     """Batches, evaluation and report of the task."""
     model: nn.Module

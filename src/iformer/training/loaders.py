@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from iformer.config.recipe import Recipe
 from iformer.data.loader import BatchSource, Loader, build_loader
-from iformer.training.workload import Place
+from iformer.training.workload import RankContext
 
 
 class Loaders:
     """The loaders of a run, which end together."""
 
-    def __init__(self, recipe: Recipe, place: Place) -> None:
+    def __init__(self, recipe: Recipe, place: RankContext) -> None:
         self.recipe, self.place = recipe, place
         self._made: list[Loader] = []
 

@@ -1,7 +1,7 @@
 """The training loop: one for every task, on one process or many (Accelerate).
 
 Here are the epochs, and what is said and saved between them. What differs by task is a `Workload`, one
-optimizer step is `iformer.training.step`, files are `iformer.training.keeping`.
+optimizer step is `iformer.training.step`, files are `iformer.training.checkpointer`.
 
 Randomness: no random state is ever saved. The order of the images depends on (seed, epoch), an image's
 augmentation on (seed, epoch, index), and all that is random inside a step (mixing, erasing, stochastic depth)
@@ -22,32 +22,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from iformer.config.dependencies import require
+from iformer.dependencies import require
 from iformer.files import write_text
 from iformer.models.complexity import count_parameters
-from iformer.training.checkpoint import Position, SavedState, check_identity, read_last_good
+from iformer.training.checkpointer import Checkpointer
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
-from iformer.training.keeping import RunKeeper
-from iformer.training.logs import ProgressView, RunLog, epoch_line, read_history
 from iformer.training.meter import EpochMeter
+from iformer.training.network.fsdp import ShardedNetwork
+from iformer.training.network.precision import resolve_precision, run_device
+from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
-from iformer.training.precision import resolve_precision, run_device
-from iformer.training.prepare import prepare_network
-from iformer.training.provenance import (
+from iformer.training.records.logs import ProgressView, RunLog, epoch_line, read_history
+from iformer.training.records.provenance import (
     describe_device,
     identity_defaults,
     run_config,
     run_identity,
     run_provenance,
 )
-from iformer.training.results import Evaluation, TrainResult
-from iformer.training.run_folder import RunFolder
+from iformer.training.records.results import Evaluation, TrainResult
+from iformer.training.records.run_folder import RunFolder
 from iformer.training.schedule import RunLength, build_schedule
-from iformer.training.sharded import ShardedNetwork
+from iformer.training.signals import StopRequests
+from iformer.training.state import SavedState, TrainProgress, check_identity, read_last_good
 from iformer.training.step import OptimizerStep, check_shares, seed_everything
-from iformer.training.stopping import StopRequests
-from iformer.training.workload import Place
+from iformer.training.workload import RankContext
 
 __all__ = ["train"]
 
@@ -76,7 +76,7 @@ class _Run:
         self.accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision="no")
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
-        self.place = Place(
+        self.place = RankContext(
             device=self.device,
             precision=resolve_precision(recipe.precision, self.device),
             rank=self.accelerator.process_index,
@@ -89,7 +89,7 @@ class _Run:
 
         self.network, self.average = prepare_network(job.model, recipe, self.place)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.place.precision == "fp16")
-        self.position = Position()
+        self.position = TrainProgress()
         if saved is not None:
             saved.restore_network(self.network, self.average)
             self.position = saved.position
@@ -125,7 +125,7 @@ class _Run:
             guard=self.guard,
         )
         provenance = run_provenance(job, self.identity)
-        self.keeper = RunKeeper(
+        self.keeper = Checkpointer(
             job,
             self.files,
             position=self.position,

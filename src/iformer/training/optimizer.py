@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from iformer.config.recipe import Recipe
 from iformer.errors import WeightsError
-from iformer.training.sharded import shared_as, whole_tensor
+from iformer.training.network.fsdp import shared_as, whole_tensor
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

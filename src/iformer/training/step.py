@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from iformer.config.recipe import Recipe
 from iformer.errors import ConfigError
-from iformer.tasks.task import Batch, Task
 from iformer.training.finite import FiniteGuard
 from iformer.training.meter import EpochMeter
-from iformer.training.workload import Place
+from iformer.training.task import Batch, Task
+from iformer.training.workload import RankContext
 
 
 class OptimizerStep:
@@ -26,7 +26,7 @@ class OptimizerStep:
         *,
         recipe: Recipe,
         task: Task,
-        place: Place,
+        place: RankContext,
         accelerator: Any,
         network: nn.Module,
         model: nn.Module,

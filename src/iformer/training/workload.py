@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from iformer.data.loader import Loader
-from iformer.tasks.task import Batch
-from iformer.training.precision import Precision, autocast
-from iformer.training.results import Evaluation, TrainResult
+from iformer.training.network.precision import Precision, autocast
+from iformer.training.records.results import Evaluation, TrainResult
+from iformer.training.task import Batch
 
 if TYPE_CHECKING:
     from iformer.training.job import TrainJob
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RankContext:
     """Where a process of a run works, and which of them it is."""
 
     device: torch.device
@@ -29,7 +29,7 @@ class Place:
     processes: int
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass; see `iformer.training.precision.autocast`."""
+        """The context of a forward pass; see `iformer.training.network.precision.autocast`."""
         return autocast(self.precision, self.device)
 
 
@@ -66,7 +66,7 @@ class TrainData(Protocol):
 class Workload(Protocol):
     """A run's share of its task. The loop makes one for each run and closes it at the end."""
 
-    def __init__(self, job: TrainJob, place: Place) -> None:
+    def __init__(self, job: TrainJob, place: RankContext) -> None:
         """Nothing is read yet."""
 
     def train_loader(self) -> Loader:

@@ -1,0 +1,127 @@
+"""Accuracy as the papers print it against latency measured here, with the paper's phone in a panel of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iformer.config.variants import list_models
+from iformer.dependencies import require
+from iformer.errors import UserError
+from iformer_paper import figures
+from iformer_paper.printed import PrintedRow, read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PHONE = "#F4EFE6"
+"""Ground of the panel whose numbers are not ours."""
+
+_TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
+"""Milliseconds at which a latency axis is labelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A network of Table 3 that can be built here."""
+
+    label: str
+    """Its name in the paper."""
+    name: str
+    """What `iformer bench` takes: our name, or `timm/NAME`."""
+    size: tuple[int, int]
+    top1: float
+    """ImageNet-1k top-1, percent, as the paper prints it."""
+    phone_ms: float
+    """Latency on an iPhone 13, as the paper prints it."""
+
+
+def published() -> list[Published]:
+    """The iFormers and peers of Table 3 that we or timm can build, as printed."""
+    found = [
+        _published(row, row["model"].lower().replace("-", "_"), row["latency_ms"])
+        for row in read_rows("table_03_imagenet")
+        if row["model"].lower().replace("-", "_") in list_models()
+    ]
+    for row in read_rows("peers"):
+        if "3" in row["tables"].split(";") and row["timm_name"]:
+            named = row | {"model": row["paper_name"]}
+            found.append(_published(named, f"timm/{row['timm_name']}", row["latency_ms_iphone13"]))
+    return found
+
+
+def _published(row: PrintedRow, name: str, phone_ms: str) -> Published:
+    side = int(row["resolution"])
+    return Published(
+        label=row["model"], name=name, size=(side, side), top1=float(row["top1_pct"]), phone_ms=float(phone_ms)
+    )
+
+
+def draw_pareto(measured: Mapping[str, Mapping[str, float]], path: Path, *, machine: str) -> Path:
+    """Draw one panel for each runtime, and one for the paper's phone.
+
+    Args:
+        measured: title of a runtime to label of a network (`Published.label`) to milliseconds.
+        path: the picture, PNG.
+        machine: what was measured on, in words; it stands in each panel of ours.
+
+    Raises:
+        UserError: no network that the paper prints was measured.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require("matplotlib", extra="bench")
+    rows = [row for row in published() if any(row.label in times for times in measured.values())]
+    if not rows:
+        raise UserError("no network of the paper's Table 3 was measured; nothing to draw")
+    figure = figures._new_figure(7.2 * (len(measured) + 1), 6.6)
+    panels = list(figure.subplots(1, len(measured) + 1, sharey=True, squeeze=False)[0])
+    for axes, (runtime, times) in zip(panels, measured.items(), strict=False):
+        _panel(axes, rows, times)
+        axes.set_title(f"{runtime} on this machine: measured here", loc="left", color=figures._INK, weight="bold")
+        axes.set_xlabel(f"latency here, ms, batch 1: {machine}", color=figures._INK)
+    phone = panels[-1]
+    phone.set_facecolor(_PHONE)
+    _panel(phone, rows, {row.label: row.phone_ms for row in rows})
+    phone.set_title("iPhone 13, Core ML: the paper's numbers", loc="left", color=figures._INK, weight="bold")
+    phone.set_xlabel("latency on the paper's phone, ms, batch 1: printed, not measured here", color=figures._INK)
+    panels[0].set_ylabel("ImageNet-1k top-1, %, as the papers print it", color=figures._INK)
+    handles, labels = phone.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, labelcolor=figures._INK)
+    return figures._save(figure, path)
+
+
+def _panel(axes: Axes, rows: Sequence[Published], times: Mapping[str, float]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    for family, (colour, marker, label) in figures._FAMILIES.items():
+        points = sorted(
+            (times[row.label], row.top1, row.label)
+            for row in rows
+            if row.label in times and _family_of(row.label) == family
+        )
+        if not points:
+            continue
+        ours = family == "iFormer"
+        axes.plot(
+            [x for x, _, _ in points], [y for _, y, _ in points], marker=marker, color=colour, label=label,
+            zorder=4 if ours else 3, linewidth=2.6 if ours else 1.2, markersize=9 if ours else 7,
+            markeredgecolor="white",
+        )  # fmt: skip
+        if ours:
+            for x, y, name in points:
+                axes.annotate(
+                    name.removeprefix("iFormer-"), (x, y), xytext=(-7, 7), textcoords="offset points", ha="right",
+                    fontsize=11, color=colour, weight="bold",
+                )  # fmt: skip
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in _TICKS if low <= tick <= high])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    figures._tidy(axes)
+
+
+def _family_of(label: str) -> str:
+    return next(family for family in figures._FAMILIES if label.startswith(family))

@@ -1,0 +1,1 @@
+"""Weight files: checkpoints, other dialects of key names, the hub, and what a name means."""

@@ -1,0 +1,89 @@
+"""Classification with a teacher: DeiT's hard and soft distillation (arXiv 2012.12877) with two heads.
+
+Shape letters: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iformer.errors import ConfigError
+from iformer.tasks.classification.loss import Classification
+from iformer.training.task import Batch
+
+Teach = Callable[[Tensor], Tensor]
+"""The student's images, float B x 3 x H x W as it sees them (mixed, erased, normalised), to the teacher's logits,
+fp32 B x K without gradient."""
+
+Distillation = Literal["hard", "soft"]
+
+
+class DistilledClassification(Classification):
+    """Images to one class each; the first head learns the labels, the second one a teacher.
+
+    The loss is (1 - weight) * labels' cross entropy + weight * teacher's loss. The teacher's loss is, hard, the
+    cross entropy with its strongest class (DeiT, equation 3) and, soft, T^2 times the divergence of the head's
+    probabilities from the teacher's at temperature T, as a mean over images (equation 2). A network with one
+    head learns both with it.
+    """
+
+    def __init__(
+        self,
+        class_names: tuple[str, ...],
+        *,
+        teacher: Teach,
+        distillation: Distillation,
+        weight: float = 0.5,
+        temperature: float = 3.0,
+        **options: Any,
+    ) -> None:
+        """`options` are those of `Classification`; see `iformer.config.recipe.Recipe` for the settings.
+
+        Raises:
+            ConfigError: fewer than two classes, or no such distillation.
+        """
+        super().__init__(class_names, **options)
+        if distillation not in ("hard", "soft"):
+            raise ConfigError(f"distillation is {distillation!r}; expected hard or soft")
+        self.teacher = teacher
+        self.distillation = distillation
+        self.weight = weight
+        self.temperature = temperature
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and, for the log, `label_loss`, `teacher_loss`, `accuracy` and `agreement`.
+
+        `agreement` is the percentage of images for which the second head answers as the teacher does.
+        """
+        mixed = self.mix(batch)
+        teacher_BK = self.teacher(mixed.images)
+        outputs = model(mixed.images)
+        labels_head_BK, teacher_head_BK = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+        label_loss = mixed.cross_entropy(labels_head_BK)
+        teacher_loss = self._teacher_loss(teacher_head_BK.float(), teacher_BK)
+        with torch.no_grad():
+            answers_B = (labels_head_BK.float() + teacher_head_BK.float()).argmax(1)
+            agreement = 100 * (teacher_head_BK.argmax(1) == teacher_BK.argmax(1)).float().mean()
+        return {
+            "loss": (1 - self.weight) * label_loss + self.weight * teacher_loss,
+            "label_loss": label_loss.detach(),
+            "teacher_loss": teacher_loss.detach(),
+            "accuracy": mixed.accuracy(answers_B),
+            "agreement": agreement,
+        }
+
+    def _teacher_loss(self, logits_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+        if self.distillation == "hard":
+            return functional.cross_entropy(logits_BK, teacher_BK.argmax(1))
+        divergence = functional.kl_div(
+            (logits_BK / self.temperature).log_softmax(1),
+            (teacher_BK / self.temperature).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return divergence * self.temperature**2

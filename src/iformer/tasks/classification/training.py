@@ -1,0 +1,187 @@
+"""Classification as a training run: how a job is made, and its workload."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from iformer.config.preprocessing import Preprocessing
+from iformer.config.recipe import Recipe
+from iformer.data.image_dataset import ImageDataset
+from iformer.data.loader import Loader
+from iformer.data.samples import DataSplit
+from iformer.data.transforms import (
+    Normalize,
+    Transform,
+    TransformSchedule,
+    eval_transform,
+    random_erasing,
+    train_transform,
+)
+from iformer.models.backbone import Backbone
+from iformer.tasks.classification.distillation import DistilledClassification
+from iformer.tasks.classification.evaluate import NetworkPredictor, evaluate
+from iformer.tasks.classification.loss import Classification
+from iformer.tasks.classification.teacher import build_teacher
+from iformer.training.job import Device, TrainJob, begins, starting_network
+from iformer.training.loaders import Loaders
+from iformer.training.network.precision import Precision
+from iformer.training.records.results import ClassificationEvaluation, TrainResult
+from iformer.training.task import Batch
+from iformer.training.workload import RankContext
+
+
+def classification_job(
+    data: DataSplit,
+    *,
+    data_name: str,
+    recipe: Recipe,
+    recipe_name: str,
+    folder: str | os.PathLike[str],
+    model: str | nn.Module = "iformer_t",
+    model_name: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    settings: dict[str, Any] | None = None,
+    device: Device = "auto",
+    tensorboard: bool = True,
+    report: bool = True,
+) -> TrainJob:
+    """A classification run: the network, with its starting weights and a new head, and the task.
+
+    Args:
+        data: training and validation images.
+        data_name: as the user named the data.
+        recipe: settings; `recipe.weights` says what a named network starts from.
+        recipe_name: as the user named the recipe.
+        folder: the run folder.
+        model: a network's name, a checkpoint whose network and weights are to be fine-tuned, or a network of
+            any kind (with as many outputs as there are classes), which is taken as it is.
+        model_name: what to call it; by default as `model` says.
+        resume, overwrite, settings, device, tensorboard, report: see `TrainJob`.
+
+    Raises:
+        UnknownNameError: no such network.
+        WeightsError: the starting weights cannot be fetched, read or do not fit.
+    """
+    torch.manual_seed(recipe.seed)
+    distilled = recipe.distillation != "none"
+    if isinstance(model, nn.Module):
+        network = model
+        model_name = model_name or type(model).__name__
+    else:
+        weights = recipe.weights if begins(folder, resume=resume) else "none"
+        network = starting_network(
+            model,
+            weights=weights,
+            num_classes=len(data.train.class_names),
+            reset_head=True,
+            distillation=True if distilled else None,
+            **recipe.network_options,
+        )
+        model_name = model_name or model
+    preprocessing = recipe.preprocessing
+    if isinstance(network, Backbone):
+        known = network.metadata.preprocessing  # what the weights were trained on
+        preprocessing = replace(preprocessing, mean=known.mean, std=known.std)
+    task, identity = _task(data.train.class_names, recipe, preprocessing)
+    return TrainJob(
+        task=task,
+        identity=identity,
+        workload=ClassificationWorkload,
+        model=network,
+        model_name=model_name,
+        data=data,
+        data_name=data_name,
+        recipe=recipe,
+        recipe_name=recipe_name,
+        preprocessing=preprocessing,
+        folder=Path(folder),
+        resume=resume,
+        overwrite=overwrite,
+        settings=settings or {},
+        device=device,
+        tensorboard=tensorboard,
+        report=report,
+    )
+
+
+def _task(
+    class_names: tuple[str, ...], recipe: Recipe, preprocessing: Preprocessing
+) -> tuple[Classification, dict[str, Any]]:
+    """The task, with the recipe's teacher where it has one, and what a resumed run has to share."""
+    options: dict[str, Any] = {
+        "label_smoothing": recipe.label_smoothing,
+        "mixup_alpha": recipe.mixup_alpha,
+        "cutmix_alpha": recipe.cutmix_alpha,
+        "mixup_prob": recipe.mixup_prob,
+        "mixup_switch_prob": recipe.mixup_switch_prob,
+    }
+    if recipe.distillation == "none":
+        return Classification(class_names, **options), {}
+    teacher = build_teacher(recipe.teacher, class_names, preprocessing, compiled=recipe.compile)
+    task = DistilledClassification(
+        class_names,
+        teacher=teacher,
+        distillation=recipe.distillation,
+        weight=recipe.distillation_weight,
+        temperature=recipe.distillation_temperature,
+        **options,
+    )
+    return task, {"teacher": teacher.fingerprint}
+
+
+class ClassificationWorkload:
+    """Images of one size with a label each; see `iformer.training.workload.Workload`."""
+
+    def __init__(self, job: TrainJob, place: RankContext) -> None:
+        self.job, self.place = job, place
+        recipe = job.recipe
+        self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self._normalize = Normalize(job.preprocessing).to(place.device)
+        self._erase = random_erasing(recipe.augmentation, place.device)
+        self._loaders = Loaders(recipe, place)
+        self._val_loader: Loader | None = None
+
+    def train_loader(self) -> Loader:
+        job, recipe = self.job, self.job.recipe
+        stages: list[tuple[int, Transform]] = []
+        for epoch in sorted({0, *(start for start, _ in recipe.size_schedule)}):
+            size = recipe.train_size(epoch)
+            preprocessing = replace(job.preprocessing, size=(size, size))
+            stages.append((epoch, train_transform(preprocessing, recipe.augmentation)))
+        dataset = ImageDataset(job.data.train, TransformSchedule(stages), seed=recipe.seed, cache=recipe.cache)
+        return self._loaders.make(dataset, train=True)
+
+    def prepare(self, batch: Batch) -> Batch:
+        on_device = {name: value.to(self.place.device, non_blocking=True) for name, value in batch.items()}
+        images = self._normalize(on_device["images"]).contiguous(memory_format=self._layout)
+        on_device["images"] = self._erase(images) if self._erase is not None else images
+        return on_device
+
+    def evaluate(self, network: nn.Module, *, precision: Precision) -> ClassificationEvaluation:
+        job, device = self.job, self.place.device
+        if self._val_loader is None:
+            dataset = ImageDataset(job.data.val, eval_transform(job.preprocessing), cache=job.recipe.cache)
+            self._val_loader = self._loaders.make(dataset, train=False)
+        predictor = NetworkPredictor(
+            network,
+            job.preprocessing,
+            device=device,
+            precision=precision,
+            channels_last=job.recipe.channels_last,
+        )
+        return evaluate(predictor, self._val_loader, job.task, device=device)
+
+    def write_report(self, result: TrainResult) -> Path:
+        from iformer.tasks.classification.report import write_report
+
+        return write_report(result.folder, result=result, history=result.history)
+
+    def close(self) -> None:
+        self._loaders.close()

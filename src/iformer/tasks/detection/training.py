@@ -1,0 +1,192 @@
+"""Detection as a training run: how a job is made, its workload, and evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from iformer.config.dense_recipe import DetectionRecipe
+from iformer.data.instances import DetectionSet, DetectionSplit
+from iformer.data.loader import Loader, build_loader
+from iformer.dependencies import require
+from iformer.errors import ConfigError, DataError
+from iformer.models.detector import Detector
+from iformer.tasks.dense_dataset import DetectionImages
+from iformer.tasks.dense_training import check_classes, job_fields, normalisation, scaled, starting_backbone
+from iformer.tasks.detection.loss import Detection, DetectionMetric
+from iformer.training.job import Device, TrainJob
+from iformer.training.loaders import Loaders
+from iformer.training.network.precision import Precision, autocast
+from iformer.training.records.results import DetectionEvaluation, TrainResult
+from iformer.training.task import Batch
+from iformer.training.workload import RankContext
+
+
+def detection_job(
+    data: DetectionSplit,
+    *,
+    data_name: str,
+    recipe: DetectionRecipe,
+    recipe_name: str,
+    folder: str | os.PathLike[str],
+    model: str | Detector = "iformer_t",
+    model_name: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    settings: dict[str, Any] | None = None,
+    device: Device = "auto",
+    tensorboard: bool = True,
+    report: bool = True,
+) -> TrainJob:
+    """A run that trains a Mask R-CNN or, with `recipe.masks` false, a Faster R-CNN.
+
+    Args:
+        data: training and validation images.
+        data_name: as the user named the data.
+        recipe: settings; `recipe.weights` says what the backbone starts from.
+        recipe_name: as the user named the recipe.
+        folder: the run folder.
+        model: the backbone's name, a classifier's checkpoint to take it from, or a detector as it is.
+        model_name: what to call it; by default as `model` says.
+        resume, overwrite, settings, device, tensorboard, report: see `TrainJob`.
+
+    Raises:
+        UnknownNameError: no such network.
+        WeightsError: the starting weights cannot be fetched, read or do not fit.
+        DataError: masks are to be learned and an object has none.
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
+    require("faster_coco_eval", extra="detect")  # else the first evaluation would find out
+    torch.manual_seed(recipe.seed)
+    if isinstance(model, Detector):
+        network, model_name = model, model_name or model.config.backbone.name
+    else:
+        backbone = starting_backbone(model, recipe, folder, resume=resume)
+        config = recipe.detector_config(
+            backbone.config.with_options(num_classes=0),
+            num_classes=len(data.train.class_names),
+            **normalisation(backbone),
+        )
+        network, model_name = Detector(config, backbone), model_name or model
+    for part in (data.train, data.val):
+        if network.config.masks and not part.has_masks:
+            raise DataError(f"{part.name}: some objects have no mask; --set masks=false trains on boxes alone")
+    return TrainJob(
+        task=Detection(data.train.class_names),
+        workload=DetectionWorkload,
+        model_name=model_name,
+        data=data,
+        data_name=data_name,
+        recipe_name=recipe_name,
+        resume=resume,
+        overwrite=overwrite,
+        settings=settings or {},
+        device=device,
+        tensorboard=tensorboard,
+        report=report,
+        **job_fields(network, recipe, folder),
+    )
+
+
+class DetectionWorkload:
+    """Images of any sizes with objects, or with none; see `iformer.training.workload.Workload`."""
+
+    def __init__(self, job: TrainJob, place: RankContext) -> None:
+        assert isinstance(job.recipe, DetectionRecipe)
+        assert isinstance(job.model, Detector)
+        self.job, self.recipe, self.place = job, job.recipe, place
+        self._masks = job.model.config.masks
+        self._loaders = Loaders(job.recipe, place)
+        self._val_loader: Loader | None = None
+
+    def train_loader(self) -> Loader:
+        dataset = DetectionImages(self.job.data.train, self.recipe, masks=self._masks)
+        return self._loaders.make(dataset, train=True)
+
+    def prepare(self, batch: Batch) -> Batch:
+        device = self.place.device
+        return {
+            "images": [scaled(image, device) for image in batch["images"]],
+            "targets": [{name: value.to(device) for name, value in target.items()} for target in batch["targets"]],
+            "indices": batch["indices"],
+        }
+
+    def evaluate(self, network: nn.Module, *, precision: Precision) -> DetectionEvaluation:
+        if self._val_loader is None:
+            dataset = DetectionImages(self.job.data.val, masks=False)
+            self._val_loader = self._loaders.make(dataset, train=False)
+        assert isinstance(network, Detector)
+        return evaluate_detector(network, self._val_loader, device=self.place.device, precision=precision)
+
+    def write_report(self, result: TrainResult) -> Path:
+        from iformer.tasks.dense_report import write_detection_report
+
+        return write_detection_report(result)
+
+    def close(self) -> None:
+        self._loaders.close()
+
+
+def evaluate_detector(
+    network: Detector,
+    loader: Loader,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> DetectionEvaluation:
+    """COCO's figures for a detector, in eval mode, on every image of a loader of `DetectionImages`.
+
+    With several processes (torch.distributed) each one goes through its own share, of any length, and all
+    get the same result over all images.
+
+    Raises:
+        DataError: an image cannot be read.
+        ConfigError: the network's number of classes is not the data's.
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
+    device = torch.device(device)
+    dataset = loader.dataset
+    assert isinstance(dataset, DetectionImages)
+    image_set = dataset.image_set
+    if network.config.num_classes != len(image_set.class_names):
+        raise ConfigError(
+            f"the network knows {network.config.num_classes} classes, {image_set.name} has "
+            f"{len(image_set.class_names)}"
+        )
+    metric = DetectionMetric(image_set.ground_truth(), masks=network.config.masks and image_set.has_masks)
+    for done, batch in enumerate(loader.epoch(), start=1):
+        with torch.inference_mode(), autocast(precision, device):
+            found = network([scaled(image, device) for image in batch["images"]])
+        ids = [image_set.samples[index].image_id for index in batch["indices"].tolist()]
+        metric.update(found, {"image_ids": ids})
+        if progress is not None:
+            progress(done, len(loader.sampler))
+    metrics = metric.compute()
+    return DetectionEvaluation(metrics=metrics, image_set=image_set, results=metric.results)
+
+
+def evaluate_detection_set(
+    network: Detector,
+    image_set: DetectionSet,
+    *,
+    batch_size: int = 4,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> DetectionEvaluation:
+    """`evaluate_detector` on a set by itself, on one process.
+
+    Raises:
+        DataError: an image cannot be read, or the classes are not the network's, in its order.
+    """
+    check_classes(network.metadata, image_set.class_names)
+    dataset = DetectionImages(image_set, masks=False)
+    with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
+        return evaluate_detector(network, loader, device=device, precision=precision, progress=progress)

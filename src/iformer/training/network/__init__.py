@@ -1,0 +1,1 @@
+"""The network under training: device, precision, average, sharding."""

@@ -1,0 +1,1 @@
+"""What a run writes: folder, logs, provenance, results, report."""

@@ -1,0 +1,189 @@
+"""What a run says: a JSON-lines log, TensorBoard, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from iformer.dependencies import require
+from iformer.training.task import Task
+
+PLAIN_LINE_SECONDS = 60.0
+"""Where there is no terminal: the longest time without a line."""
+
+
+class RunLog:
+    """`log.jsonl`, one record a line, and the same numbers for TensorBoard.
+
+    Each record has an `event`: `start` or `resume`, `step`, `epoch`, `end`.
+    """
+
+    def __init__(
+        self, path: Path, tensorboard: Path | None, *, keep_bytes: int = 0, purge_from: int | None = None
+    ) -> None:
+        """Open the log for appending.
+
+        Args:
+            path: the log file.
+            tensorboard: folder of the event files, or None for none.
+            keep_bytes: length of the log that is kept. A resumed run repeats, and so drops, what a killed run
+                wrote after the state it continues from.
+            purge_from: TensorBoard drops what it has of this step and later ones.
+
+        Raises:
+            OSError: it cannot be written.
+            MissingDependencyError: tensorboard is not installed.
+        """
+        path.touch()
+        os.truncate(path, min(keep_bytes, path.stat().st_size))
+        self._file = path.open("a", encoding="utf-8")
+        self._writer: Any = None
+        if tensorboard is not None:
+            require("tensorboard", extra="train")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard), purge_step=purge_from)
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append a record. Numbers of `step` and `epoch` events go to TensorBoard too, at `values["step"]`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            self._file.write(json.dumps({"event": event, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
+        if self._writer is not None and event in ("step", "epoch"):
+            for name, value in values.items():
+                if isinstance(value, int | float) and name not in ("step", "epoch"):
+                    self._writer.add_scalar(f"{event}/{name}", value, values["step"])
+
+    def sync(self) -> int:
+        """Bring the log to the disk; returns its length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._writer is not None:
+            self._writer.flush()
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the files."""
+        with contextlib.suppress(OSError):  # what could not be written has been said when it was
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The `epoch` records of a log, in order."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [
+        {name: value for name, value in record.items() if name != "event"}
+        for record in records
+        if record["event"] == "epoch"
+    ]
+
+
+class ProgressView:
+    """Says on stderr how far a run is: a live bar on a terminal, plain lines elsewhere.
+
+    Work is counted in any unit that is proportional to time.
+    """
+
+    def __init__(self, *, total: int, done: int = 0, shown: bool = True, what: str = "training") -> None:
+        self._total, self._done, self._start_done = total, done, done
+        self._text = ""
+        self._began = self._last_line = time.monotonic()
+        self._shown = shown
+        self._bar: Any = None
+        self._task: Any = None
+        if shown and sys.stderr.isatty():
+            self._bar, self._task = _bar(total, done, what)
+
+    def __enter__(self) -> ProgressView:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, work: int, text: str | None = None) -> None:
+        """Some work is done; `text` is what is to be said of it from now on."""
+        self._done += work
+        self._text = self._text if text is None else text
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, text=self._text, left=self._left())
+        elif text is not None and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+            self.say(f"{text}, {self._left()} left")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if not self._shown:
+            return
+        self._last_line = time.monotonic()
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        worked = self._done - self._start_done
+        if worked <= 0:
+            return "?"
+        return format_seconds((self._total - self._done) * (time.monotonic() - self._began) / worked)
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as `9 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = max(0, math.ceil(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def epoch_line(record: dict[str, Any], epochs: int, task: Task) -> str:
+    """An `epoch` record as one line; `task` says which metric is the one to tell."""
+    rate, value = record["images_per_second"], record.get(f"val_{task.primary_metric}")
+    parts = [
+        f"epoch {record['epoch']}/{epochs}",
+        f"loss {record['train_loss']:.4f}" if "train_loss" in record else "",
+        f"accuracy {record['train_accuracy']:.1f} %" if "train_accuracy" in record else "",
+        f"validation loss {record['val_loss']:.4f}" if "val_loss" in record else "",
+        f"validation {task.metric_label} {value:.2f} %" if value is not None else "",
+        f"{rate:.1f} images/s" if rate else "",
+        format_seconds(record["seconds"]),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _bar(total: int, done: int, what: str) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[left]} left"),
+        console=Console(stderr=True),
+        # each refresh takes time from a training that may have all cores busy
+        refresh_per_second=2,
+        transient=True,
+    )
+    return bar, bar.add_task("", total=total, completed=done, text="", left="?")

@@ -1,0 +1,102 @@
+"""Parts of a report that are the same for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iformer.files import write_text
+from iformer.training.records.results import TrainResult
+
+_PROBLEMS = 20
+_TOLD_ELSEWHERE = ("command", "model", "data", "recipe")
+"""Entries of the provenance that have a row or a section of their own."""
+
+
+def write_markdown(path: Path, sections: Sequence[str]) -> Path:
+    """Write the sections that are not empty.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    return write_text(path, "\n\n".join(filter(None, sections)) + "\n")
+
+
+def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
+    """How the network was made: command, data, device, time, versions, and problems with the data."""
+    provenance = result.metadata.provenance
+    rates = [record["images_per_second"] for record in history if record.get("images_per_second")]
+    waits = [record["data_wait"] for record in history if record.get("data_wait") is not None]
+    rows = [
+        ["command", code(provenance.get("command", "unknown"))],
+        ["network", f"{result.model_name}, {result.parameters / 1e6:.3f} M parameters"],
+        [
+            "data",
+            f"{code(result.data_name)}: {result.train_images} training and "
+            f"{result.metrics['images']} validation images",
+        ],
+        ["recipe", f"`{result.recipe_name}`, {len(history)} epochs"],
+        [
+            "device",
+            f"{result.device}, {result.precision}"
+            + (f", {result.processes} processes" if result.processes > 1 else ""),
+        ],
+        ["time", _duration(result.seconds)],
+    ]
+    if rates:
+        rows.append(["training rate", f"{sorted(rates)[len(rates) // 2]:.1f} images/s (median over epochs)"])
+    if waits:
+        rows.append(["waiting for images", f"{100 * sum(waits) / len(waits):.1f} % of the training time"])
+    rows += [
+        [key.replace("_", " "), _plain(value)]
+        for key, value in provenance.items()
+        if key not in _TOLD_ELSEWHERE and value
+    ]
+    text = "## How it was made\n\n" + table(["", ""], rows)
+    if result.problems:
+        text += f"\n\n### Problems with the data ({len(result.problems)})\n\n"
+        text += "\n".join(f"- {cell(problem)}" for problem in result.problems[:_PROBLEMS])
+        if len(result.problems) > _PROBLEMS:
+            text += f"\n- and {len(result.problems) - _PROBLEMS} more"
+    return text
+
+
+def settings(result: TrainResult) -> str:
+    """Every field of the recipe."""
+    text = yaml.safe_dump(result.recipe.to_plain(), sort_keys=False, allow_unicode=True)
+    return f"## Every setting\n\n```yaml\n{text}```"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is aligned left, further ones, numbers, right."""
+    align = ["---", *["---:"] * (len(header) - 1)] if len(header) > 2 else ["---"] * len(header)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, align, *rows])
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def code(text: str) -> str:
+    """Text in the type of code."""
+    return f"`{cell(text)}`"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return cell(str(value))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
