@@ -24,7 +24,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import StoredImage
 from iformer.data.loader import Loader
-from iformer.data.samples import DataSplit, ImageSet, StoredSamples
+from iformer.data.samples import DataSplits, ImageSet, StoredSamples
 from iformer.data.sampling import EpochSampler
 from iformer.data.sources.shards.index import INDEX, load_shards
 from iformer.data.sources.shards.packing import pack
@@ -86,7 +86,7 @@ def make_shards(folder: Path, count: int) -> float:
         for part, entries in (("train", count), ("val", CLASSES))
     }
     began = time.perf_counter()
-    pack(DataSplit(train=parts["train"], val=parts["val"]), folder, shard_bytes=2**20)
+    pack(DataSplits(train=parts["train"], val=parts["val"]), folder, shard_bytes=2**20)
     return time.perf_counter() - began
 
 

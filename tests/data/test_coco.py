@@ -40,7 +40,7 @@ def first(content: dict[str, Any]) -> dict[str, Any]:
 
 def test_what_is_read(shapes_data: Path) -> None:
     split = load_detection(shapes_data)
-    assert split.problems == ()
+    assert split.warnings == ()
     assert split.train.class_names == ("disc", "square")
     assert split.train.category_ids == (7, 8)
     assert [len(sample.instances) for sample in split.train.samples] == [1, 2, 3, 1, 2, 3, 1, 0]
@@ -107,16 +107,16 @@ def test_objects_that_cannot_be_used_are_told_and_left_out(data: Path) -> None:
     (data / "images" / "train" / "5.png").unlink()
     (data / "images" / "train" / "6.png").write_bytes(b"no image")
     split = load_detection(data)
-    text = "\n".join(split.problems)
+    text = "\n".join(split.warnings)
     for words in ("has no area; left out", "outside of its image", "cut there", "5.png: no such file", "6.png"):
         assert words in text
-    assert len(split.problems) == 5
+    assert len(split.warnings) == 5
     assert len(split.train) == 6
     instances = [instance for sample in split.train.samples for instance in sample.instances]
     assert instances[0].box == (80, 80, 16, 10)
     assert instances[1].crowd
     assert sum(split.train.class_counts.values()) == len(instances) - 1
-    with pytest.raises(DataError, match="5 problems"):
+    with pytest.raises(DataError, match="5 warnings"):
         load_detection(data, strict=True)
 
 

@@ -21,7 +21,7 @@ def data(shapes_data: Path, tmp_path: Path) -> Path:
 
 def test_what_is_read(shapes_data: Path) -> None:
     split = load_semantic(shapes_data)
-    assert split.problems == ()
+    assert split.warnings == ()
     assert split.train.class_names == ("background", "disc", "square")
     assert [sample.path.stem for sample in split.train.samples] == list("01234567")
     assert all(sample.mask.stem == sample.path.stem for sample in split.train.samples)
@@ -59,9 +59,9 @@ def test_images_without_a_mask_are_told(data: Path) -> None:
     (data / "images" / "train" / "4.png").write_bytes(b"")
     split = load_semantic(data)
     assert len(split.train) == 6
-    assert "3.png: has no mask" in split.problems[0]
-    assert "4.png" in split.problems[1]
-    with pytest.raises(DataError, match="2 problems"):
+    assert "3.png: has no mask" in split.warnings[0]
+    assert "4.png" in split.warnings[1]
+    with pytest.raises(DataError, match="2 warnings"):
         load_semantic(data, strict=True)
 
 

@@ -19,7 +19,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import read_image
 from iformer.data.loader import build_loader
-from iformer.data.samples import DataSplit
+from iformer.data.samples import DataSplits
 from iformer.data.sources.folders import load_data
 from iformer.data.sources.shards import packing
 from iformer.data.sources.shards.index import INDEX, INFO, load_shards
@@ -43,12 +43,12 @@ def make_folder(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> DataSplit:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     return load_data(make_folder(tmp_path_factory.mktemp("folder")), workers=1)
 
 
 @pytest.fixture(scope="module")
-def packed(folder: DataSplit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(folder: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "shards"
     done = pack(folder, out, shard_bytes=6000)
     assert done.images == {"train": 21, "val": 6}
@@ -62,7 +62,7 @@ def shards(packed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed, tmp_path / "shards"))
 
 
-def test_shards_hold_the_folder_s_files_byte_for_byte(folder: DataSplit, packed: Path) -> None:
+def test_shards_hold_the_folder_s_files_byte_for_byte(folder: DataSplits, packed: Path) -> None:
     found = load_data(packed)
     for part in ("train", "val"):
         before, after = getattr(folder, part), getattr(found, part)
@@ -187,7 +187,7 @@ def test_folders_of_shards_that_are_no_data_set(shards: Path, tmp_path: Path) ->
 
 
 def test_packing_leaves_nothing_behind_where_it_fails(
-    folder: DataSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

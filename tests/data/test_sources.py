@@ -45,7 +45,7 @@ def test_train_and_val_folders(tmp_path: Path) -> None:
     assert data.train.class_counts == {"cat": 3, "dog": 2}
     assert data.val.class_counts == {"cat": 1, "dog": 2}
     assert names(data.val) == ["val/cat/img1.png", "val/dog/img1.png", "val/dog/img2.png"]
-    assert data.problems == ()
+    assert data.warnings == ()
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "test", "Val"])
@@ -105,7 +105,7 @@ def test_natural_order_nesting_hidden_files_and_links(tmp_path: Path) -> None:
         [f"{folder}/img{i}.png" for folder in ("Class1", "class2", "class10") for i in (1, 2)]
         + ["class2/deeper/x.PNG", "class10/linked/y.jpeg"]
     )
-    assert data.problems == ()
+    assert data.warnings == ()
 
 
 def test_files_in_natural_order(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_broken_files_are_named_and_skipped(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about")
     data = load_data(tmp_path)
     assert len(data.train) + len(data.val) == 8
-    text = "\n".join(data.problems)
-    assert len(data.problems) == 6
+    text = "\n".join(data.warnings)
+    assert len(data.warnings) == 6
     for name in ("empty.jpg", "text.png", "notes.txt", "half.png", "gone.png", "x.png"):
         assert name in text
     with pytest.raises(DataError) as caught:
@@ -206,9 +206,9 @@ def test_the_same_image_on_both_sides_is_a_warning(tmp_path: Path) -> None:
     write_classes(tmp_path / "val", start=100, cat=2, dog=2)
     shutil.copy(tmp_path / "train" / "cat" / "img1.png", tmp_path / "val" / "dog" / "same.png")
     data = load_data(tmp_path, strict=True)
-    assert len(data.problems) == 1
-    assert "1 validation image also among the training images" in data.problems[0]
-    assert "same.png" in data.problems[0]
+    assert len(data.warnings) == 1
+    assert "1 validation image also among the training images" in data.warnings[0]
+    assert "same.png" in data.warnings[0]
 
 
 def test_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_elpv_is_split_by_probability_and_module() -> None:
     data = load_data("elpv", seed=5)
     assert data.train.class_names == ("functional", "defective")
     assert (len(data.train), len(data.val)) == (1968, 656)
-    assert data.problems == ()
+    assert data.warnings == ()
     lines = (Path(elpv.__file__).parent / "data" / "labels.csv").read_text().splitlines()
     rows = {fields[0]: fields[1:] for fields in (line.split() for line in lines)}
     strata = Counter(tuple(row) for row in rows.values())

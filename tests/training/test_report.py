@@ -91,7 +91,7 @@ def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) 
         device="CPU (some CPU, 2 threads)",
         processes=1,
         metadata=Metadata(class_names=names, provenance={"command": "iformer train --data elpv", "commit": "abc"}),
-        problems=["train/x.png: the file is empty (0 bytes)"],
+        warnings=["train/x.png: the file is empty (0 bytes)"],
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from iformer.models.weights.checkpoint import Format
     from iformer.models.weights.convert import Conversion
 
-_PROBLEMS_SHOWN = 20
+_WARNINGS_SHOWN = 20
 _WORTH_TELLING = 50
 
 
@@ -96,7 +96,7 @@ def _pack(source: str, out: Path, *, json: bool) -> None:
     from iformer.data.sources.shards.packing import pack
 
     data = load_data(source, progress=lambda done, total: _say_progress("checked", "images", done, total))
-    for problem in data.problems[:_PROBLEMS_SHOWN]:
+    for problem in data.warnings[:_WARNINGS_SHOWN]:
         note(f"note: {problem}")
     packed = pack(data, out, progress=lambda done, total: _say_progress("verified", "shards", done, total))
     if json:

@@ -9,7 +9,7 @@ import typer
 
 from iformer.cli.arguments import output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, print_json_line, table
-from iformer.cli.train import Device, note_problems
+from iformer.cli.train import Device, note_warnings
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Subject = tuple[Predictor, Metadata, int, torch.device]
     """What is evaluated, what is known about it, its number of classes, and where the metric is computed."""
 
-Part = Literal["val", "train", "all"]
+Split = Literal["val", "train", "all"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -35,7 +35,7 @@ def evaluate(
         str, typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv.")
     ],
     part: Annotated[
-        Part, typer.Option(help="Which images: those for validation, those for training, or all.")
+        Split, typer.Option(help="Which images: those for validation, those for training, or all.")
     ] = "val",
     val_split: Annotated[
         float | None,
@@ -103,7 +103,7 @@ def evaluate(
         strict=strict_data,
         device=on,
     )
-    note_problems(notes)
+    note_warnings(notes)
     record = {"checkpoint": checkpoint, "data": data, "part": part, "metrics": evaluation.metrics}
     if out is not None:
         _write(out, evaluation, record)

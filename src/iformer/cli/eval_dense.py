@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from iformer.cli.output import console, print_json_line, table
-from iformer.cli.train import Device, note_problems
+from iformer.cli.train import Device, note_warnings
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ def evaluate_dense(
     on = run_device(device)
     network = load_dense(checkpoint).to(on)
     evaluation: Evaluation
-    problems: Sequence[str]
+    warnings: Sequence[str]
     options: dict[str, Any] = {"workers": workers, "device": on, "precision": resolve_precision(precision, on)}
     if isinstance(network, Detector):
         from iformer.data.sources.coco import load_detection
         from iformer.tasks.detection.training import evaluate_detection_set
 
         detection = load_detection(data, strict=strict)
-        problems = detection.problems
+        warnings = detection.warnings
         images = getattr(detection, part)
         with ProgressView(total=len(images), what="evaluating") as view:
             options["progress"] = lambda _done, total: view.advance(len(images) // max(total, 1))
@@ -63,12 +63,12 @@ def evaluate_dense(
         from iformer.tasks.segmentation.training import evaluate_semantic_set
 
         semantic = load_semantic(data, strict=strict)
-        problems = semantic.problems
+        warnings = semantic.warnings
         masks = getattr(semantic, part)
         with ProgressView(total=len(masks), what="evaluating") as view:
             options["progress"] = lambda _done, total: view.advance(len(masks) // max(total, 1))
             evaluation = evaluate_semantic_set(network, masks, sliding=sliding, **options)
-    note_problems(problems)
+    note_warnings(warnings)
     record = {"checkpoint": str(checkpoint), "data": data, "part": part, "metrics": evaluation.metrics}
     if out is not None:
         write_text(out / "metrics.json", json_module.dumps(record, indent=2))

@@ -169,7 +169,7 @@ def _quantization(
     accuracy_control: bool,
 ) -> Quantization:
     """Calibration images from the data's training part, the metric from its validation part."""
-    from iformer.cli.train import note_problems
+    from iformer.cli.train import note_warnings
     from iformer.deploy.quantize import Quantization
     from iformer.deploy.spec import Predictor
     from iformer.tasks.classification.evaluate import evaluate, evaluation_loader, find_labelled
@@ -179,7 +179,7 @@ def _quantization(
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
     found = find_labelled(model.metadata, model.num_classes, data)
-    note_problems(list(found.notes))
+    note_warnings(list(found.notes))
     # decoded once for all runtimes and attempts
     loader = evaluation_loader(found.images, preprocessing, batch_size=16, workers=0, cache="ram")
 

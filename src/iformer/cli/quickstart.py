@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from iformer.bench.timing import Timings
-    from iformer.data.samples import DataSplit, ImageSet
+    from iformer.data.samples import DataSplits, ImageSet
     from iformer.deploy.artifact import ArtifactInfo
     from iformer.models.classifier import Classifier
     from iformer.training.records.results import TrainResult
@@ -125,7 +125,7 @@ def _step(say: Console, number: int, title: str) -> None:
     say.rule(f"[bold cyan]{number}/{STEPS}[/bold cyan]  [bold]{title}[/bold]", align="left", style="cyan")
 
 
-def _load_data(say: Console, limit: int | None) -> DataSplit:
+def _load_data(say: Console, limit: int | None) -> DataSplits:
     from dataclasses import replace
 
     from iformer.data.sources.folders import load_data
@@ -147,7 +147,7 @@ def _load_data(say: Console, limit: int | None) -> DataSplit:
     return data
 
 
-def _train(say: Console, data: DataSplit, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
+def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
     from iformer.config.recipe import load_recipe
     from iformer.tasks.classification.training import classification_job
     from iformer.training.loop import train

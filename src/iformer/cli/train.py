@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu"]
 
-_PROBLEMS_SHOWN = 20
+_WARNINGS_SHOWN = 20
 _HEADLINES = {"classify": ("top1", "top-1"), "detect": ("box_ap", "box AP"), "segment": ("miou", "mIoU")}
 """For each task, the metric that is told first and what it is called."""
 _DATA = {
@@ -241,7 +241,7 @@ def _classification(data: str, val_split: float, strict: bool, options: dict[str
     from iformer.tasks.classification.training import classification_job
 
     split = load_data(data, val_split=val_split, strict=strict)
-    _note_data(split.problems)
+    _note_data(split.warnings)
     return classification_job(split, settings={"val_split": val_split}, **options)
 
 
@@ -250,7 +250,7 @@ def _detection(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
     from iformer.tasks.detection.training import detection_job
 
     split = load_detection(data, strict=strict)
-    _note_data(split.problems)
+    _note_data(split.warnings)
     return detection_job(split, **options)
 
 
@@ -259,21 +259,21 @@ def _segmentation(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
     from iformer.tasks.segmentation.training import segmentation_job
 
     split = load_semantic(data, strict=strict)
-    _note_data(split.problems)
+    _note_data(split.warnings)
     return segmentation_job(split, **options)
 
 
-def _note_data(problems: Sequence[str]) -> None:
+def _note_data(warnings: Sequence[str]) -> None:
     if _is_main_process():
-        note_problems(problems)
+        note_warnings(warnings)
 
 
-def note_problems(problems: Sequence[str]) -> None:
+def note_warnings(warnings: Sequence[str]) -> None:
     """Say on stderr what is odd about the data; of very much, the beginning."""
-    for problem in problems[:_PROBLEMS_SHOWN]:
+    for problem in warnings[:_WARNINGS_SHOWN]:
         note(f"note: {problem}")
-    if len(problems) > _PROBLEMS_SHOWN:
-        note(f"note: and {len(problems) - _PROBLEMS_SHOWN} more")
+    if len(warnings) > _WARNINGS_SHOWN:
+        note(f"note: and {len(warnings) - _WARNINGS_SHOWN} more")
 
 
 def _print_dry_run(job: TrainJob, *, json: bool) -> None:

@@ -53,7 +53,7 @@ class DetectionSet:
     """COCO's number of each class."""
     samples: tuple[DetectionSample, ...]
     root: Path
-    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -109,12 +109,12 @@ class DetectionSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionSplit:
+class DetectionSplits:
     """Training and validation images of the same classes."""
 
     train: DetectionSet
     val: DetectionSet
-    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def decode_mask(mask: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -80,7 +80,7 @@ class ImageSet:
     samples: Sequence[Sample]
     root: Path
     """The folder that the samples' paths are relative to in `relative_path`."""
-    problems: tuple[str, ...] = field(default=(), compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
     """Files of this part that were skipped and why, one line each."""
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class ImageSet:
             class_names=self.class_names,
             samples=tuple(self.samples[index] for index in indices),
             root=self.root,
-            problems=self.problems,
+            warnings=self.warnings,
         )
 
     def fingerprint(self) -> str:
@@ -139,10 +139,10 @@ class ImageSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSplit:
+class DataSplits:
     """A data set's training and validation images; both have the same `class_names`."""
 
     train: ImageSet
     val: ImageSet
-    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Everything that a user should know, one line each: files skipped and why, images in both parts."""

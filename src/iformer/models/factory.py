@@ -18,7 +18,7 @@ from iformer.errors import ConfigError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.weights import convert
-from iformer.models.weights.checkpoint import Weights, fill, without_classes, without_head
+from iformer.models.weights.checkpoint import Weights, load_strict, without_classes, without_head
 
 _INPUT_KEY = "stem.conv1.conv.weight"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -232,10 +232,10 @@ def _with_weights(
     if not new_head:
         _check_head(config, loaded)
     state_dict = without_head(loaded.state_dict) if new_head else loaded.state_dict
-    with torch.device("meta"):  # a shell without memory; each of its tensors is replaced by `fill`
+    with torch.device("meta"):  # a shell without memory; each of its tensors is replaced by `load_strict`
         shell = config.with_options(num_classes=0) if new_head else config
         model = build(shell, features_only=features_only, out_indices=out_indices)
-    fill(model, state_dict, source=loaded.source)
+    load_strict(model, state_dict, source=loaded.source)
     model.config = config
     model.metadata = without_classes(loaded.metadata) if new_head else loaded.metadata
     if new_head and isinstance(model, Classifier):

@@ -240,7 +240,7 @@ class _Run:
             device=describe_device(self.device),
             processes=self.place.processes,
             metadata=metadata,
-            problems=list(job.data.problems),
+            warnings=list(job.data.warnings),
         )
         if self.is_main:
             self.keeper.keep_network(self.files.last, metadata)

@@ -33,7 +33,7 @@ class RankContext:
         return autocast(self.precision, self.device)
 
 
-class DataPart(Protocol):
+class SplitData(Protocol):
     """The images of one part (training or validation) of a data set, as the loop sees them."""
 
     @property
@@ -52,14 +52,14 @@ class TrainData(Protocol):
 
     @property
     def train(self) -> Any:
-        """A `DataPart`."""
+        """A `SplitData`."""
 
     @property
     def val(self) -> Any:
-        """A `DataPart`."""
+        """A `SplitData`."""
 
     @property
-    def problems(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """One line each: files skipped and why."""
 
 

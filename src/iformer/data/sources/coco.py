@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iformer.data.images import image_size
-from iformer.data.instances import DetectionSample, DetectionSet, DetectionSplit, Instance, mask_operations
+from iformer.data.instances import DetectionSample, DetectionSet, DetectionSplits, Instance, mask_operations
 from iformer.data.sources.folders import Progress, find_broken
 from iformer.errors import DataError
 
@@ -30,7 +30,7 @@ def load_detection(
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> DetectionSplit:
+) -> DetectionSplits:
     """Find a data set's annotations, check each of them, and decode each image once.
 
     What makes the file useless is an error: it is not COCO's JSON, an id does not resolve, a mask or an image
@@ -56,13 +56,13 @@ def load_detection(
             f"({_difference(sets['train'].class_names, sets['val'].class_names)}); give both the same list"
         )
     checked = {part: _without_broken(image_set, workers, progress) for part, image_set in sets.items()}
-    problems = [problem for image_set in checked.values() for problem in image_set.problems]
-    if strict and problems:
-        raise DataError(f"{len(problems)} problems with the data: {'; '.join(problems[:5])}")
+    warnings = [problem for image_set in checked.values() for problem in image_set.warnings]
+    if strict and warnings:
+        raise DataError(f"{len(warnings)} warnings with the data: {'; '.join(warnings[:5])}")
     for part, image_set in checked.items():
         if not any(image_set.class_counts.values()):
             raise DataError(f"{root}: no object to {'train on' if part == 'train' else 'validate with'}")
-    return DetectionSplit(train=checked["train"], val=checked["val"], problems=tuple(problems))
+    return DetectionSplits(train=checked["train"], val=checked["val"], warnings=tuple(warnings))
 
 
 def read_coco(annotations: Path, root: Path, part: str) -> DetectionSet:
@@ -82,12 +82,12 @@ def read_coco(annotations: Path, root: Path, part: str) -> DetectionSet:
         )
     label_of = {number: label for label, number in enumerate(ids)}
     folder = _image_folder(annotations, root, part, [str(image["file_name"]) for image in images.values()])
-    problems: list[str] = []
+    warnings: list[str] = []
     instances: dict[int, list[Instance]] = {number: [] for number in images}
     for position, annotation in enumerate(content["annotations"]):
         number = annotation.get("id", position) if isinstance(annotation, dict) else position
         where = f"{annotations}: annotation {number}"
-        instance = _instance(annotation, where, images, label_of, problems)
+        instance = _instance(annotation, where, images, label_of, warnings)
         if instance is not None:
             instances[annotation["image_id"]].append(instance)
     samples = tuple(
@@ -102,7 +102,7 @@ def read_coco(annotations: Path, root: Path, part: str) -> DetectionSet:
         category_ids=tuple(ids),
         samples=samples,
         root=root,
-        problems=tuple(problems),
+        warnings=tuple(warnings),
     )
 
 
@@ -180,7 +180,7 @@ def _instance(
     where: str,
     images: dict[int, dict[str, Any]],
     label_of: dict[int, int],
-    problems: list[str],
+    warnings: list[str],
 ) -> Instance | None:
     """An annotation, checked; None (and a problem) where it can be left out."""
     for name in ("image_id", "category_id", "bbox"):
@@ -194,20 +194,20 @@ def _instance(
     height, width = image["height"], image["width"]
     crowd = bool(annotation.get("iscrowd", 0))
     mask = _mask(annotation.get("segmentation"), where, height, width)
-    box = _box(annotation["bbox"], where, height, width, problems)
+    box = _box(annotation["bbox"], where, height, width, warnings)
     if box is None:
         return None
     area = annotation.get("area", box[2] * box[3])
     if not isinstance(area, int | float) or not math.isfinite(area):
         raise DataError(f"{where} has the area {area!r}; expected a number of pixels")
     if mask is not None and mask_operations().area({"size": [height, width], "counts": mask}) == 0:
-        problems.append(f"{where}: its mask is empty; left out")
+        warnings.append(f"{where}: its mask is empty; left out")
         return None
     return Instance(label_of[annotation["category_id"]], box, mask, crowd, float(area))
 
 
 def _box(
-    bbox: Any, where: str, height: int, width: int, problems: list[str]
+    bbox: Any, where: str, height: int, width: int, warnings: list[str]
 ) -> tuple[float, float, float, float] | None:
     if (
         not isinstance(bbox, list | tuple)
@@ -217,15 +217,15 @@ def _box(
         raise DataError(f"{where} has the bbox {bbox!r}; expected [left, top, width, height] in pixels")
     left, top, box_width, box_height = map(float, bbox)
     if box_width <= 0 or box_height <= 0:
-        problems.append(f"{where}: its box {bbox} has no area; left out")
+        warnings.append(f"{where}: its box {bbox} has no area; left out")
         return None
     right, bottom = left + box_width, top + box_height
     inside = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        problems.append(f"{where}: its box {bbox} lies outside of its image, {width} x {height}; left out")
+        warnings.append(f"{where}: its box {bbox} lies outside of its image, {width} x {height}; left out")
         return None
     if max(inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3]) > _TOUCHES:
-        problems.append(
+        warnings.append(
             f"{where}: its box {bbox} reaches over the edge of its image, {width} x {height}; cut there"
         )
     return inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]
@@ -288,7 +288,7 @@ def _without_broken(image_set: DetectionSet, workers: int | None, progress: Prog
                 f"{sample.path}: is {width} x {height} pixels, its annotations are for "
                 f"{sample.width} x {sample.height}"
             )
-    return replace(image_set, samples=kept, problems=(*image_set.problems, *broken.values()))
+    return replace(image_set, samples=kept, warnings=(*image_set.warnings, *broken.values()))
 
 
 def _difference(train: tuple[str, ...], val: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from iformer.data.images import check_image, has_image_extension
-from iformer.data.samples import DataSplit, ImageSet, Sample
+from iformer.data.samples import DataSplits, ImageSet, Sample
 from iformer.data.sources.huggingface import HUB_PREFIX, load_hub_data
 from iformer.data.sources.shards.index import holds_shards, load_shards
 from iformer.data.sources.shards.stores import is_url
@@ -44,7 +44,7 @@ def load_data(
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> DataSplit:
+) -> DataSplits:
     """Find a data set's images and labels, decode each once to see that it can be, and split it.
 
     Args:
@@ -79,7 +79,7 @@ def load_folder(
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> DataSplit:
+) -> DataSplits:
     """Images in one sub-folder a class, at any depth below it.
 
     `folder` holds `train/` and `val/` (or valid, validation, test), or a `train/` alone, or the class folders
@@ -104,12 +104,12 @@ def load_folder(
         raise DataError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None
     _check_classes(scans, parts)
 
-    problems = [problem for scan in scans.values() for problem in scan.problems]
+    warnings = [problem for scan in scans.values() for problem in scan.warnings]
     paths = [path for scan in scans.values() for paths in scan.classes.values() for path in paths]
     broken = find_broken(paths, workers=workers, progress=progress)
-    problems += broken.values()
-    if strict and problems:
-        raise DataError(f"{_count(problems, 'file')} cannot be used: {_some(problems, separator='; ')}")
+    warnings += broken.values()
+    if strict and warnings:
+        raise DataError(f"{_count(warnings, 'file')} cannot be used: {_some(warnings, separator='; ')}")
 
     class_names = tuple(next(iter(scans.values())).classes)
     sets: dict[str, ImageSet] = {}
@@ -120,13 +120,13 @@ def load_folder(
             for path in class_paths
             if path not in broken
         )
-        own = [*scan.problems, *(broken[path] for ps in scan.classes.values() for path in ps if path in broken)]
+        own = [*scan.warnings, *(broken[path] for ps in scan.classes.values() for path in ps if path in broken)]
         sets[name] = ImageSet(
             name=f"{root.name or root.resolve().name} {name}",
             class_names=class_names,
             samples=samples,
             root=root,
-            problems=tuple(own),
+            warnings=tuple(own),
         )
         lost = [label for label, count in sets[name].class_counts.items() if count == 0]
         if lost:
@@ -136,11 +136,11 @@ def load_folder(
             )
     if "val" not in sets:
         sets["train"], sets["val"] = _split_by_class(sets["train"], val_split, seed)
-    problems += find_duplicates(sets["train"], sets["val"])
-    return DataSplit(train=sets["train"], val=sets["val"], problems=tuple(problems))
+    warnings += find_duplicates(sets["train"], sets["val"])
+    return DataSplits(train=sets["train"], val=sets["val"], warnings=tuple(warnings))
 
 
-def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Progress | None = None) -> DataSplit:
+def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Progress | None = None) -> DataSplits:
     """The 2,624 photographs of solar cells of the elpv-dataset package, read from its installed files.
 
     A cell is functional where the probability of a defect that its annotators gave is below 0.5 (0 or 1/3),
@@ -167,10 +167,10 @@ def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Pro
             f"{labels_file}: damaged ({error}); run: pip install --force-reinstall elpv-dataset"
         ) from None
     broken = find_broken([sample.file for sample in samples], workers=workers, progress=progress)
-    problems = tuple(broken.values())
-    if len(broken) == len(samples) or (strict and problems):
-        raise DataError(f"{_count(problems, 'file')} cannot be used: {_some(problems, separator='; ')}")
-    whole = ImageSet(name=ELPV, class_names=ELPV_CLASSES, samples=tuple(samples), root=root, problems=problems)
+    warnings = tuple(broken.values())
+    if len(broken) == len(samples) or (strict and warnings):
+        raise DataError(f"{_count(warnings, 'file')} cannot be used: {_some(warnings, separator='; ')}")
+    whole = ImageSet(name=ELPV, class_names=ELPV_CLASSES, samples=tuple(samples), root=root, warnings=warnings)
     train, val = split_stratified(
         [whole.relative_path(sample) for sample in samples], strata, val_share=ELPV_VAL_SPLIT, seed=0
     )
@@ -179,11 +179,11 @@ def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Pro
         name: replace(
             whole.subset([index for index in side if samples[index].file not in broken]),
             name=f"{ELPV} {name}",
-            problems=tuple(broken[samples[i].file] for i in side if samples[i].file in broken),
+            warnings=tuple(broken[samples[i].file] for i in side if samples[i].file in broken),
         )
         for name, side in (("train", train), ("val", val))
     }
-    return DataSplit(**sides, problems=problems)
+    return DataSplits(**sides, warnings=warnings)
 
 
 def split_stratified(
@@ -285,7 +285,7 @@ class _Scan:
 
     def __init__(self) -> None:
         self.classes: dict[str, list[Path]] = {}
-        self.problems: list[str] = []
+        self.warnings: list[str] = []
         self.loose_images: list[Path] = []
 
 
@@ -321,10 +321,10 @@ def _scan_classes(part: Path) -> _Scan:
                 if has_image_extension(path):
                     images.append(path)
                 else:
-                    scan.problems.append(f"{path}: no extension of an image")
+                    scan.warnings.append(f"{path}: no extension of an image")
         elif has_image_extension(entry.name):
             scan.loose_images.append(Path(entry.path))
-            scan.problems.append(f"{entry.path}: lies outside of the class folders")
+            scan.warnings.append(f"{entry.path}: lies outside of the class folders")
     return scan
 
 
@@ -373,7 +373,7 @@ def _split_by_class(whole: ImageSet, val_split: float, seed: int) -> tuple[Image
         seed=seed,
     )
     return whole.subset(train), replace(
-        whole.subset(val), name=whole.name.removesuffix("train") + "val", problems=()
+        whole.subset(val), name=whole.name.removesuffix("train") + "val", warnings=()
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iformer.data.images import StoredImage
-from iformer.data.samples import DataSplit, ImageSet, StoredSamples
+from iformer.data.samples import DataSplits, ImageSet, StoredSamples
 from iformer.dependencies import require
 from iformer.errors import DataError
 
@@ -61,7 +61,7 @@ class HubSamples(StoredSamples):
         return hashlib.sha256(f"{self.split}\0{len(self)}\0{fingerprint}".encode()).hexdigest()
 
 
-def load_hub_data(spec: str) -> DataSplit:
+def load_hub_data(spec: str) -> DataSplits:
     """The splits `train` and `validation` (or valid, val, test) of a data set with `image` and `label` columns.
 
     Args:
@@ -98,7 +98,7 @@ def load_hub_data(spec: str) -> DataSplit:
     if not class_names:
         class_names = tuple(str(number) for number in range(int(train_samples.labels.max()) + 1))
     root = Path(os.path.expanduser(dataset))
-    return DataSplit(
+    return DataSplits(
         train=ImageSet(name=f"{dataset} train", class_names=class_names, samples=train_samples, root=root),
         val=ImageSet(name=f"{dataset} val", class_names=class_names, samples=val_samples, root=root),
     )

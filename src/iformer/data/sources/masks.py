@@ -52,7 +52,7 @@ class SemanticSet:
     zero_is_ignored: bool = False
     palette: tuple[tuple[int, int, int], ...] = ()
     """The colours of the masks' classes, where the files have any."""
-    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -68,12 +68,12 @@ class SemanticSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticSplit:
+class SemanticSplits:
     """Training and validation images of the same classes."""
 
     train: SemanticSet
     val: SemanticSet
-    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def load_semantic(
@@ -82,7 +82,7 @@ def load_semantic(
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> SemanticSplit:
+) -> SemanticSplits:
     """Find a data set's images and masks, and decode each of them once.
 
     An image that is damaged or has no mask is a problem and left out. A mask that is no index image, is of
@@ -101,12 +101,12 @@ def load_semantic(
     class_names, zero_is_ignored = _class_names(root)
     sets = {}
     for part in ("train", "val"):
-        samples, problems = _pairs(*_folders(root, part))
+        samples, warnings = _pairs(*_folders(root, part))
         broken = find_broken([sample.path for sample in samples], workers=workers, progress=progress)
         kept = tuple(sample for sample in samples if sample.path not in broken)
-        problems += broken.values()
+        warnings += broken.values()
         if not kept:
-            raise DataError(f"{root}: no image with a mask for {part} ({'; '.join(problems[:3]) or 'none found'})")
+            raise DataError(f"{root}: no image with a mask for {part} ({'; '.join(warnings[:3]) or 'none found'})")
         _check_masks(kept, len(class_names), zero_is_ignored=zero_is_ignored, workers=workers)
         sets[part] = SemanticSet(
             name=f"{root.name or root.resolve().name} {part}",
@@ -115,12 +115,12 @@ def load_semantic(
             root=root,
             zero_is_ignored=zero_is_ignored,
             palette=_palette(kept[0].mask, len(class_names), zero_is_ignored=zero_is_ignored),
-            problems=tuple(problems),
+            warnings=tuple(warnings),
         )
-    found = (*sets["train"].problems, *sets["val"].problems)
+    found = (*sets["train"].warnings, *sets["val"].warnings)
     if strict and found:
-        raise DataError(f"{len(found)} problems with the data: {'; '.join(found[:5])}")
-    return SemanticSplit(train=sets["train"], val=sets["val"], problems=found)
+        raise DataError(f"{len(found)} warnings with the data: {'; '.join(found[:5])}")
+    return SemanticSplits(train=sets["train"], val=sets["val"], warnings=found)
 
 
 def read_mask(path: Path, *, zero_is_ignored: bool = False) -> npt.NDArray[np.uint8]:
@@ -194,15 +194,15 @@ def _folders(root: Path, part: str) -> tuple[Path, Path]:
 def _pairs(images: Path, masks: Path) -> tuple[list[SemanticSample], list[str]]:
     """Images and the masks of the same name below their folders; and the images that have none."""
     by_stem = {_stem(path, masks): path for path in files_below(masks) if has_image_extension(path)}
-    samples, problems = [], []
+    samples, warnings = [], []
     paths: Iterable[Path] = filter(has_image_extension, files_below(images))
     for path in sorted(paths, key=lambda path: natural_key(str(path))):
         mask = by_stem.get(_stem(path, images))
         if mask is None:
-            problems.append(f"{path}: has no mask in {masks}")
+            warnings.append(f"{path}: has no mask in {masks}")
         else:
             samples.append(SemanticSample(path, mask))
-    return samples, problems
+    return samples, warnings
 
 
 def _stem(path: Path, folder: Path) -> str:

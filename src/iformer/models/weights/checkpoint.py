@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str], *, features_only: bool = False) -> Backbo
     with torch.device("meta"):  # a shell without memory and without random initialisation
         model = Backbone(weights.config) if features_only else Classifier(weights.config)
     state_dict = without_head(weights.state_dict) if features_only else weights.state_dict
-    fill(model, state_dict, source=weights.source)
+    load_strict(model, state_dict, source=weights.source)
     model.metadata = without_classes(weights.metadata) if features_only else weights.metadata
     return model.eval()
 
@@ -227,13 +227,13 @@ def check_fit(
         for key, shape in expected.items()
         if key in found and tuple(found[key]) != tuple(shape)
     ]
-    problems = [
+    warnings = [
         f"{len(names)} {kind}: {listed(names)}"
         for kind, names in (("missing", missing), ("unexpected", extra), ("of another shape", misshapen))
         if names
     ]
-    if problems:
-        raise WeightsError(f"{source}: its weights do not fit {network}: " + "; ".join(problems))
+    if warnings:
+        raise WeightsError(f"{source}: its weights do not fit {network}: " + "; ".join(warnings))
 
 
 def listed(names: list[str]) -> str:
@@ -243,7 +243,7 @@ def listed(names: list[str]) -> str:
     return shown if more <= 0 else f"{shown} and {more} more"
 
 
-def fill(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
     """Give `model`, which may be on the meta device, copies of weights: fp32, counters as int64. Strict.
 
     Raises:

@@ -56,7 +56,7 @@ def load_dense(path: str | os.PathLike[str]) -> DenseNetwork:
         state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     with torch.device("meta"):  # a shell without memory and without random initialisation
         model = Detector(config) if isinstance(config, DetectorConfig) else Segmenter(config)
-    weights.fill(model, state_dict, source=str(path))
+    weights.load_strict(model, state_dict, source=str(path))
     if isinstance(model, Detector):
         model.reset_anchors()
     model.metadata = metadata

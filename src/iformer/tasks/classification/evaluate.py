@@ -17,7 +17,7 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader, build_loader
-from iformer.data.samples import DataSplit, ImageSet, Sample
+from iformer.data.samples import DataSplits, ImageSet, Sample
 from iformer.data.sources.folders import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
@@ -29,7 +29,7 @@ from iformer.training.records.results import ClassificationEvaluation
 Predictor = Callable[[Tensor], Tensor]
 """Images as the evaluation transform leaves them, uint8 B x 3 x H x W, to logits, B x K."""
 
-Part = Literal["val", "train", "all"]
+Split = Literal["val", "train", "all"]
 
 DEFAULT_VAL_SPLIT = 0.2
 
@@ -139,7 +139,7 @@ def evaluate_on_data(
     num_classes: int,
     data: str,
     *,
-    part: Part = "val",
+    part: Split = "val",
     val_split: float | None = None,
     batch_size: int = 64,
     workers: int | None = None,
@@ -190,7 +190,7 @@ def find_labelled(
     num_classes: int,
     data: str,
     *,
-    part: Part = "val",
+    part: Split = "val",
     val_split: float | None = None,
     strict: bool = False,
 ) -> Labelled:
@@ -210,7 +210,7 @@ def find_labelled(
     return Labelled(
         images=with_class_order(_part(split, part), class_names),
         train=with_class_order(split.train, class_names),
-        notes=(*split.problems, *_what_was_seen(split, part, data, trained_on)),
+        notes=(*split.warnings, *_what_was_seen(split, part, data, trained_on)),
     )
 
 
@@ -236,14 +236,14 @@ def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     return replace(image_set, class_names=tuple(class_names), samples=samples)
 
 
-def _part(split: DataSplit, part: Part) -> ImageSet:
+def _part(split: DataSplits, part: Split) -> ImageSet:
     if part == "all":
         name = split.val.name.removesuffix(" val")
         return replace(split.val, name=name, samples=(*split.train.samples, *split.val.samples))
     return split.val if part == "val" else split.train
 
 
-def _what_was_seen(split: DataSplit, part: Part, data: str, trained_on: dict[str, Any]) -> list[str]:
+def _what_was_seen(split: DataSplits, part: Split, data: str, trained_on: dict[str, Any]) -> list[str]:
     """A warning where images are evaluated that the network was trained on, or may have been."""
     if trained_on.get("train_fingerprint") == split.train.fingerprint():
         return [] if part == "val" else ["the network was trained on some of these images"]

@@ -14,7 +14,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.config.recipe import Recipe
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader
-from iformer.data.samples import DataSplit
+from iformer.data.samples import DataSplits
 from iformer.data.transforms import (
     Normalize,
     Transform,
@@ -37,7 +37,7 @@ from iformer.training.workload import RankContext
 
 
 def classification_job(
-    data: DataSplit,
+    data: DataSplits,
     *,
     data_name: str,
     recipe: Recipe,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from iformer.config.dense_recipe import DetectionRecipe
-from iformer.data.instances import DetectionSet, DetectionSplit
+from iformer.data.instances import DetectionSet, DetectionSplits
 from iformer.data.loader import Loader, build_loader
 from iformer.dependencies import require
 from iformer.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ from iformer.training.workload import RankContext
 
 
 def detection_job(
-    data: DetectionSplit,
+    data: DetectionSplits,
     *,
     data_name: str,
     recipe: DetectionRecipe,

@@ -15,7 +15,7 @@ from torch import nn
 
 from iformer.config.dense_recipe import SegmentationRecipe
 from iformer.data.loader import Loader, build_loader
-from iformer.data.sources.masks import SemanticSet, SemanticSplit
+from iformer.data.sources.masks import SemanticSet, SemanticSplits
 from iformer.data.transforms import Normalize
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.dense_dataset import SemanticImages
@@ -30,7 +30,7 @@ from iformer.training.workload import RankContext
 
 
 def segmentation_job(
-    data: SemanticSplit,
+    data: SemanticSplits,
     *,
     data_name: str,
     recipe: SegmentationRecipe,

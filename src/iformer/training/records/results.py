@@ -115,7 +115,7 @@ class TrainResult:
     processes: int
     metadata: Metadata
     """What was written into `last.safetensors`: class names, preprocessing, metrics, provenance."""
-    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     """Images that were skipped, and why."""
     report: Path | None = None
     """The written report, or None where none was written."""

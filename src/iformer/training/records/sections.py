@@ -11,7 +11,7 @@ import yaml
 from iformer.files import write_text
 from iformer.training.records.results import TrainResult
 
-_PROBLEMS = 20
+_WARNINGS = 20
 _TOLD_ELSEWHERE = ("command", "model", "data", "recipe")
 """Entries of the provenance that have a row or a section of their own."""
 
@@ -26,7 +26,7 @@ def write_markdown(path: Path, sections: Sequence[str]) -> Path:
 
 
 def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
-    """How the network was made: command, data, device, time, versions, and problems with the data."""
+    """How the network was made: command, data, device, time, versions, and warnings with the data."""
     provenance = result.metadata.provenance
     rates = [record["images_per_second"] for record in history if record.get("images_per_second")]
     waits = [record["data_wait"] for record in history if record.get("data_wait") is not None]
@@ -56,11 +56,11 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
         if key not in _TOLD_ELSEWHERE and value
     ]
     text = "## How it was made\n\n" + table(["", ""], rows)
-    if result.problems:
-        text += f"\n\n### Problems with the data ({len(result.problems)})\n\n"
-        text += "\n".join(f"- {cell(problem)}" for problem in result.problems[:_PROBLEMS])
-        if len(result.problems) > _PROBLEMS:
-            text += f"\n- and {len(result.problems) - _PROBLEMS} more"
+    if result.warnings:
+        text += f"\n\n### Problems with the data ({len(result.warnings)})\n\n"
+        text += "\n".join(f"- {cell(problem)}" for problem in result.warnings[:_WARNINGS])
+        if len(result.warnings) > _WARNINGS:
+            text += f"\n- and {len(result.warnings) - _WARNINGS} more"
     return text
 
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from iformer.data.images import StoredImage, has_image_extension
-from iformer.data.samples import DataSplit, ImageSet, StoredSamples
+from iformer.data.samples import DataSplits, ImageSet, StoredSamples
 from iformer.data.sources.shards.stores import FolderStore, ShardStore, shard_store
 from iformer.errors import DataError
 from iformer.files import write_bytes, write_text
@@ -146,7 +146,7 @@ def holds_shards(folder: Path) -> bool:
     return (folder / INDEX).is_file() or any(folder.glob("*.tar"))
 
 
-def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = None) -> DataSplit:
+def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = None) -> DataSplits:
     """The training and validation images of a folder of shards. No image is decoded: packing did.
 
     Shards without an index, which others made, get one here; it is kept beside them where that can be written.
@@ -180,7 +180,7 @@ def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = No
         )
         for part, columns in index.parts.items()
     }
-    return DataSplit(train=sets["train"], val=sets["val"])
+    return DataSplits(train=sets["train"], val=sets["val"])
 
 
 def read_index(store: ShardStore) -> ShardIndex:

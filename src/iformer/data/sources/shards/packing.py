@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from iformer.data.images import StoredImage, check_image
-from iformer.data.samples import DataSplit, ImageSet
+from iformer.data.samples import DataSplits, ImageSet
 from iformer.data.sources.shards.index import (
     INDEX,
     INFO,
@@ -52,7 +52,7 @@ class Packed:
 
 
 def pack(
-    data: DataSplit,
+    data: DataSplits,
     out: str | os.PathLike[str],
     *,
     shard_bytes: int = SHARD_BYTES,
@@ -220,7 +220,7 @@ def _size(path: Path | StoredImage) -> int:
     return path.stat().st_size if isinstance(path, Path) else len(path.read_bytes())
 
 
-def _check_disk(folder: Path, data: DataSplit) -> None:
+def _check_disk(folder: Path, data: DataSplits) -> None:
     needed = sum(
         _size(sample.path) + _MEMBER_OVERHEAD
         for image_set in (data.train, data.val)
