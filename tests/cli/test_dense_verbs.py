@@ -155,7 +155,7 @@ def test_eval(
     record = json.loads(capsys.readouterr().out)
     assert record["metrics"]["images"] == 4
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == record
-    assert main([*command, "--part", "train"]) == 0
+    assert main([*command, "--split", "train"]) == 0
     text = capsys.readouterr().out
     assert "on 8 images" in text
     assert "square" in text

@@ -128,6 +128,20 @@ def test_a_wrong_command_line_is_one_line_and_2(
     assert "--help" in err
 
 
+@pytest.mark.parametrize("spelling", [["--part", "all"], ["--part=all"]])
+def test_an_old_spelling_of_an_option_is_taken_with_a_note(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, spelling: list[str]
+) -> None:
+    code, _, err = run(capsys, "eval", checkpoint, "--data", "nowhere", *spelling)
+    assert code == 1
+    note, error = err.splitlines()
+    assert note == "note: --part is now --split"
+    assert "nowhere" in error
+    code, _, err = run(capsys, "info", *spelling)
+    assert code == 2, "a verb without --split has no --part either"
+    assert "--part" in only_line(err)
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -439,7 +453,7 @@ def test_export_to_several_runtimes_and_back_by_the_other_verbs(
         code, out, err = run(capsys, "predict", images / "0.png", "--weights", network, "--json")
         assert code == 0, err
         answers.append({entry["name"]: entry["probability"] for entry in json.loads(out)["classes"]})
-        code, out, err = run(capsys, "eval", network, "--data", data, "--part", "all", "--workers", "0", "--json")
+        code, out, err = run(capsys, "eval", network, "--data", data, "--split", "all", "--workers", "0", "--json")
         assert code == 0, err
         metrics.append(json.loads(out)["metrics"])
     for answer, metric in zip(answers[1:], metrics[1:], strict=True):

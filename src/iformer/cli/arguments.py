@@ -1,12 +1,14 @@
-"""How values are written on the command line."""
+"""Options that several verbs share, and how values are written on the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from iformer.cli.output import note
 from iformer.config.network import MIN_INPUT_SIZE
 from iformer.config.windows import DESIGNS, PRESETS
 from iformer.errors import UserError
@@ -22,6 +24,30 @@ WindowsOption = Annotated[
         "else paper]"
     ),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: a GPU if there is one.", metavar="NAME"),
+]
+"""Default: "auto". `iformer.device.resolve_device` turns the name into a device."""
+
+RENAMED_OPTIONS = {"--part": "--split"}
+"""Old spellings of options, accepted by every verb that has the new one."""
+
+
+def current_options(arguments: Sequence[str], known: Collection[str]) -> list[str]:
+    """Replace old spellings of options by the new ones, with a note on stderr for each.
+
+    Args:
+        arguments: of one verb.
+        known: the options of that verb.
+    """
+    current = list(arguments)
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in RENAMED_OPTIONS and name not in known and RENAMED_OPTIONS[name] in known:
+            current[index] = RENAMED_OPTIONS[name] + equals + value
+            note(f"note: {name} is now {RENAMED_OPTIONS[name]}")
+    return current
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -34,7 +34,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv.")
     ],
-    part: Annotated[
+    split: Annotated[
         Split, typer.Option(help="Which images: those for validation, those for training, or all.")
     ] = "val",
     val_split: Annotated[
@@ -70,12 +70,12 @@ def evaluate(
     if Path(checkpoint).is_file() and is_dense_checkpoint(checkpoint):
         from iformer.cli.eval_dense import evaluate_dense
 
-        if part == "all" or val_split is not None:
-            raise UserError("--part all and --val-split are for classification")
+        if split == "all" or val_split is not None:
+            raise UserError("--split all and --val-split are for classification")
         evaluate_dense(
             Path(checkpoint),
             data,
-            part=part,
+            part=split,
             precision=precision,
             device=device,
             batch_size=batch_size,
@@ -96,7 +96,7 @@ def evaluate(
         metadata,
         num_classes,
         data,
-        part=part,
+        part=split,
         val_split=val_split,
         batch_size=batch_size or 64,
         workers=workers,
@@ -104,7 +104,7 @@ def evaluate(
         device=on,
     )
     note_warnings(notes)
-    record = {"checkpoint": checkpoint, "data": data, "part": part, "metrics": evaluation.metrics}
+    record = {"checkpoint": checkpoint, "data": data, "part": split, "metrics": evaluation.metrics}
     if out is not None:
         _write(out, evaluation, record)
     if json:

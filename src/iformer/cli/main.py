@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from iformer._version import __version__
+from iformer.cli.arguments import current_options
 from iformer.cli.output import INTERRUPTED, USAGE, note, with_clear_errors
 
 VERBS = {
@@ -26,6 +28,15 @@ VERBS = {
 """Each verb, which is also the name of its module in `iformer.cli`, and its function there."""
 
 
+class Verb(TyperCommand):
+    """A verb that also takes the old spellings of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the verb's arguments; see `current_options`."""
+        known = {name for parameter in self.params for name in parameter.opts}
+        return super().parse_args(ctx, current_options(args, known))
+
+
 def build_app() -> typer.Typer:
     """The app with every verb. The verbs' modules import no torch until they are called."""
     app = typer.Typer(
@@ -38,7 +49,7 @@ def build_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for verb, function in VERBS.items():
         module = importlib.import_module(f"iformer.cli.{verb}")
-        app.command(verb)(with_clear_errors(getattr(module, function)))
+        app.command(verb, cls=Verb)(with_clear_errors(getattr(module, function)))
     return app
 
 
