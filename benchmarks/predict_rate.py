@@ -19,7 +19,8 @@ from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.data.stream import find_images
 from iformer.dependencies import require
-from iformer.tasks.classification.predict import Predictor, best_device
+from iformer.device import resolve_device
+from iformer.tasks.classification.predict import Predictor
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
@@ -39,15 +40,16 @@ def main() -> None:
     paths = find_images([folder])[: options.images]
     paths = paths[: len(paths) // options.batch_size * options.batch_size]
     model = create_model(options.model).eval()
-    network = fold(model).to(options.device)
+    device = resolve_device(options.device)
+    network = fold(model).to(device)
     predictor = Predictor(
         model,
         batch_size=options.batch_size,
         workers=options.workers,
-        device=options.device,
+        device=device,
     )
     height, width = predictor.preprocessing.size
-    batch = torch.randn(options.batch_size, 3, height, width).to(options.device)
+    batch = torch.randn(options.batch_size, 3, height, width).to(device)
     batch = batch.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -59,7 +61,7 @@ def main() -> None:
         for _ in predictor.predict(paths):
             pass
 
-    cuda = options.device.startswith("cuda")
+    cuda = device.type == "cuda"
     timings = interleaved(
         {"predict": predict, "bare": bare},
         rounds=options.rounds,

@@ -341,7 +341,7 @@ def test_predict_with_json_writes_nothing_unasked(
         (["{images}/0.png", "--weights", "{images}/none.safetensors"], "no such checkpoint file"),
         (["{images}/0.png", "--weights", "{images}/text.png"], "text.png"),
         (["{images}/0.png", "--out", "{images}/text.png/below"], "text.png"),
-        (["{images}/0.png", "--device", "toaster"], "--device is 'toaster'"),
+        (["{images}/0.png", "--device", "toaster"], "device is 'toaster'; this machine has cpu"),
     ],
 )
 def test_predict_errors_are_one_line(

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iformer.cli.arguments import output_folder
+from iformer.cli.arguments import DeviceOption, output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, print_json_line, table
-from iformer.cli.train import Device, note_warnings
+from iformer.cli.train import note_warnings
+from iformer.device import resolve_device
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Images at once.", show_default="64; detectors: 4")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="auto: bf16 where the processor has it.")] = "fp32",
-    device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = "auto",
+    device: DeviceOption = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
     strict_data: Annotated[
         bool, typer.Option("--strict-data", help="Stop at an image that cannot be read, instead of skipping it.")
@@ -113,14 +114,14 @@ def evaluate(
         _print(evaluation)
 
 
-def _network(checkpoint: str, precision: Precision, device: Device) -> Subject:
+def _network(checkpoint: str, precision: Precision, device: str) -> Subject:
     import torch
 
     from iformer.models.weights.resolve import open_network
     from iformer.tasks.classification.evaluate import NetworkPredictor
-    from iformer.training.network.precision import resolve_precision, run_device
+    from iformer.training.network.precision import resolve_precision
 
-    on = run_device(device)
+    on = resolve_device(device)
     network = open_network(checkpoint).to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictor = NetworkPredictor(
         network, network.metadata.preprocessing, device=on, precision=resolve_precision(precision, on)
@@ -128,7 +129,7 @@ def _network(checkpoint: str, precision: Precision, device: Device) -> Subject:
     return predictor, network.metadata, network.num_classes, on
 
 
-def _artifact(path: str, precision: Precision, device: Device) -> Subject:
+def _artifact(path: str, precision: Precision, device: str) -> Subject:
     """An artifact in its own runtime, which decides on the device and whose file decides on the precision."""
     import torch
 

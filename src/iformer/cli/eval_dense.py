@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from iformer.cli.output import console, print_json_line, table
-from iformer.cli.train import Device, note_warnings
+from iformer.cli.train import note_warnings
+from iformer.device import resolve_device
 from iformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def evaluate_dense(
     *,
     part: Literal["val", "train"],
     precision: str,
-    device: Device,
+    device: str,
     batch_size: int | None,
     workers: int | None,
     strict: bool,
@@ -37,11 +38,11 @@ def evaluate_dense(
     from iformer.files import write_text
     from iformer.models.detector import Detector
     from iformer.models.weights.dense_checkpoint import load_dense
-    from iformer.training.network.precision import resolve_precision, run_device
+    from iformer.training.network.precision import resolve_precision
     from iformer.training.records.logs import ProgressView
     from iformer.training.records.results import DetectionEvaluation
 
-    on = run_device(device)
+    on = resolve_device(device)
     network = load_dense(checkpoint).to(on)
     evaluation: Evaluation
     warnings: Sequence[str]

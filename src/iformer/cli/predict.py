@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import output_folder
+from iformer.cli.arguments import DeviceOption, output_folder
 from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line
+from iformer.device import resolve_device
 from iformer.errors import UserError, WeightsError
 from iformer.files import write_text
 
@@ -58,9 +59,7 @@ def predict(
     sliding: Annotated[
         bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the best there is]")
-    ] = None,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -70,7 +69,7 @@ def predict(
     """
     from iformer.data.stream import find_images
     from iformer.models.weights.dense_checkpoint import is_dense_checkpoint
-    from iformer.tasks.classification.predict import Answer, Predictor, best_device
+    from iformer.tasks.classification.predict import Answer, Predictor
 
     if weights is not None and Path(weights).is_file() and is_dense_checkpoint(weights):
         from iformer.cli.predict_dense import predict_dense
@@ -83,7 +82,7 @@ def predict(
             out=out or (None if json else DEFAULT_FOLDER),
             min_score=min_score,
             sliding=sliding,
-            device=_device(device or best_device()),
+            device=resolve_device(device),
             json=json,
         )
         return
@@ -98,7 +97,7 @@ def predict(
         top_k=top_k,
         batch_size=batch_size,
         workers=workers,
-        device=_device(device or ("cpu" if _is_artifact(weights) else best_device())),
+        device="cpu" if _is_artifact(weights) else resolve_device(device),
         attention=explain,
     )
     width = min(48, max(len(path.name) for path in paths))
@@ -137,7 +136,7 @@ def _is_artifact(weights: str | None) -> bool:
     return weights is not None and is_artifact(weights)
 
 
-def _model(weights: str | None, device: str | None) -> Classifier | Runner:
+def _model(weights: str | None, device: str) -> Classifier | Runner:
     from iformer.models.weights.resolve import open_network
 
     if weights is None:
@@ -146,7 +145,7 @@ def _model(weights: str | None, device: str | None) -> Classifier | Runner:
         return open_network(weights)
     from iformer.deploy.export import open_artifact, quiet
 
-    if device not in (None, "cpu"):
+    if device not in ("auto", "cpu"):
         raise UserError(f"--device is '{device}'; an artifact runs on the CPU, in its own runtime")
     with quiet():
         return open_artifact(Path(weights))
@@ -161,19 +160,6 @@ def _default_network() -> Classifier:
         shipped = ", ".join(f"--weights {name}" for name in shipped_checkpoints())
         hint = f"; without a connection: {shipped} (comes with iformer)" if shipped else ""
         raise WeightsError(f"{error}{hint}") from error
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device is '{name}'; expected cpu, cuda, cuda:1 … or mps, and one that is here"
-        ) from error
-    return device
 
 
 def _drawn_at_most(*, explain: bool) -> int:

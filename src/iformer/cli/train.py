@@ -6,19 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import AttentionOption, WindowsOption
+from iformer.cli.arguments import AttentionOption, DeviceOption, WindowsOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json_line
 
 if TYPE_CHECKING:
     from iformer.config.recipe import Recipe
     from iformer.training.job import TrainJob
     from iformer.training.records.results import TrainResult
-
-Device = Literal["auto", "cpu"]
 
 _WARNINGS_SHOWN = 20
 _HEADLINES = {"classify": ("top1", "top-1"), "detect": ("box_ap", "box AP"), "segment": ("miou", "mIoU")}
@@ -98,7 +96,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe; may be given often."),
     ] = None,
-    device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = "auto",
+    device: DeviceOption = "auto",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files.")] = True,
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -168,7 +166,7 @@ def _job(
     strict_data: bool,
     overrides: dict[str, Any],
     assignments: list[str],
-    device: Device,
+    device: str,
     tensorboard: bool,
 ) -> TrainJob:
     """The run that a command line describes; a resumed run's own settings stand where it says nothing."""

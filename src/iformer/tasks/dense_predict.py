@@ -22,6 +22,7 @@ from torch import Tensor
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize
 from iformer.data.video import VideoReader, VideoWriter
+from iformer.device import resolve_device
 from iformer.errors import DataError
 from iformer.files import write_text
 from iformer.models.detector import Detector
@@ -64,7 +65,7 @@ class DensePredictor:
             min_score: detections of a lower score are left out.
             sliding: segment in overlapping windows of the network's size instead of whole images.
         """
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self.network = network.to(self.device).eval()
         self.min_score, self.sliding = min_score, sliding
         self.name = network.config.backbone.name

@@ -14,12 +14,13 @@ import torch
 
 from iformer.config.recipe import Recipe
 from iformer.dependencies import require
+from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs, count_parameters
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
-from iformer.training.network.precision import resolve_precision, run_device
+from iformer.training.network.precision import resolve_precision
 from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
 from iformer.training.records.provenance import describe_device
@@ -103,7 +104,7 @@ def dry_run(job: TrainJob) -> DryRun:
     require("torchmetrics", extra="train")
     disk_bytes, disk_free = _check_disk(job)
     recipe = job.recipe
-    device = run_device(job.device)
+    device = resolve_device(job.device)
     measured_batch = _measured_batch(recipe, device)
     own = replace(recipe, batch_size=measured_batch, lr_batch=measured_batch, grad_accum=1)
     place = RankContext(device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -17,8 +17,6 @@ from iformer.models.backbone import Backbone
 from iformer.models.factory import create_model
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.workload import TrainData, Workload
-
-Device = Literal["auto", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,8 @@ class TrainJob:
     """Further plain values that a resumed run has to share, such as the hash of a teacher's weights."""
     settings: dict[str, Any]
     """Further plain values for `config.yaml`, such as the share of images that was split off."""
-    device: Device = "auto"
-    """auto: a GPU if there is one."""
+    device: str = "auto"
+    """A name that `iformer.device.resolve_device` takes."""
     tensorboard: bool = True
     report: bool = True
     """Write `report.md` and its pictures at the end."""

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from iformer.dependencies import require
+from iformer.device import resolve_device
 from iformer.files import write_text
 from iformer.models.complexity import count_parameters
 from iformer.training.checkpointer import Checkpointer
@@ -30,7 +31,7 @@ from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
 from iformer.training.network.fsdp import ShardedNetwork
-from iformer.training.network.precision import resolve_precision, run_device
+from iformer.training.network.precision import resolve_precision
 from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
 from iformer.training.records.logs import ProgressView, RunLog, epoch_line, read_history
@@ -72,8 +73,10 @@ class _Run:
         accelerate = require("accelerate", extra="train")
         recipe = job.recipe
         self.job, self.recipe, self._stack = job, recipe, stack
-        on_cpu = run_device(job.device).type == "cpu"
-        self.accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision="no")
+        device = resolve_device(job.device)
+        if device.index is not None:  # Accelerator has no argument for it: it takes the current device
+            torch.accelerator.set_device_index(device.index)
+        self.accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no")
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
         self.place = RankContext(

@@ -18,6 +18,7 @@ from iformer.data.sources.folders import available_cores
 from iformer.data.stream import ImageBatch, iterate_images
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.artifact import Runner
+from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
@@ -76,7 +77,7 @@ class Predictor:
                 raise UserError(f"{name} is {value}; expected 1 or more")
         self.batch_size = batch_size
         self.workers = workers
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self.recorder: AttentionRecorder | None = None
         if isinstance(model, Classifier):
             self.name, num_classes = model.config.name, model.num_classes
@@ -153,10 +154,3 @@ class Predictor:
             )
             for row, path in enumerate(batch.paths)
         }
-
-
-def best_device() -> str:
-    """The device that torch can use best here: `cuda`, `mps` or `cpu`."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -28,7 +28,7 @@ from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import NetworkPredictor, evaluate
 from iformer.tasks.classification.loss import Classification
 from iformer.tasks.classification.teacher import build_teacher
-from iformer.training.job import Device, TrainJob, begins, starting_network
+from iformer.training.job import TrainJob, begins, starting_network
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
 from iformer.training.records.results import ClassificationEvaluation, TrainResult
@@ -48,7 +48,7 @@ def classification_job(
     resume: bool = False,
     overwrite: bool = False,
     settings: dict[str, Any] | None = None,
-    device: Device = "auto",
+    device: str = "auto",
     tensorboard: bool = True,
     report: bool = True,
 ) -> TrainJob:

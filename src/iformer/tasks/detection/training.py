@@ -19,7 +19,7 @@ from iformer.models.detector import Detector
 from iformer.tasks.dense_dataset import DetectionImages
 from iformer.tasks.dense_training import check_classes, job_fields, normalisation, scaled, starting_backbone
 from iformer.tasks.detection.loss import Detection, DetectionMetric
-from iformer.training.job import Device, TrainJob
+from iformer.training.job import TrainJob
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.results import DetectionEvaluation, TrainResult
@@ -39,7 +39,7 @@ def detection_job(
     resume: bool = False,
     overwrite: bool = False,
     settings: dict[str, Any] | None = None,
-    device: Device = "auto",
+    device: str = "auto",
     tensorboard: bool = True,
     report: bool = True,
 ) -> TrainJob:

@@ -21,7 +21,7 @@ from iformer.models.segmenter import Segmenter
 from iformer.tasks.dense_dataset import SemanticImages
 from iformer.tasks.dense_training import check_classes, job_fields, normalisation, starting_backbone
 from iformer.tasks.segmentation.loss import Segmentation, SegmentationMetric, classes_of
-from iformer.training.job import Device, TrainJob
+from iformer.training.job import TrainJob
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.results import SegmentationEvaluation, TrainResult
@@ -41,7 +41,7 @@ def segmentation_job(
     resume: bool = False,
     overwrite: bool = False,
     settings: dict[str, Any] | None = None,
-    device: Device = "auto",
+    device: str = "auto",
     tensorboard: bool = True,
     report: bool = True,
 ) -> TrainJob:

@@ -14,12 +14,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def run_device(wanted: Literal["auto", "cpu"]) -> torch.device:
-    """`auto` is the accelerator, where torch has one that can be used, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if wanted == "auto" else None
-    return accelerator or torch.device("cpu")
-
-
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
     """`auto` becomes bf16 where the device multiplies it in hardware, else fp32; others stay as they are.
 
