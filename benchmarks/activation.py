@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from iformer.layers.attention import AttentionBlock
 from iformer.tasks.classification.training import classification_job
 from iformer.training.loop import train
 
-FORMS: dict[str, dict[str, str]] = {
+FORMS: dict[str, dict[str, Any]] = {
     "SiLU + post-BN": {"activation": "silu"},
     "SiLU + pre-LN": {"activation": "silu", "norm_placement": "pre_ln"},
     "sigmoid + post-BN": {},
@@ -64,7 +64,7 @@ def run(folder: Path, form: str, lr: float, seed: int, options: argparse.Namespa
     """One training run, or what is kept of it if it is finished already."""
     kept = folder / "outcome.json"
     if kept.is_file():
-        return json.loads(kept.read_text())
+        return cast(dict[str, Any], json.loads(kept.read_text()))
     torch.manual_seed(seed)
     network = create_model(options.model, num_classes=2, **FORMS[form])
     recipe = load_recipe(

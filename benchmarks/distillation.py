@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -51,7 +51,7 @@ def pretrained_teacher() -> nn.Module:
         raise SystemExit(f"the weights of {package} are not in timm's order: {', '.join(wrong[:3])}")
     network.load_state_dict(renamed)
     network.reset_classifier(2)
-    return network
+    return cast(nn.Module, network)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -58,7 +58,7 @@ def suite(name: str, recipe: Recipe) -> Networks:
     rate = recipe.drop_path_rate
     if name == "ablations":
         return {label: partial(of_config, config, rate) for label, config in TRAINED.items()}
-    ours = {"iformer_t": partial(of_config, TRAINED["SHMA (iFormer-T)"], rate)}
+    ours: Networks = {"iformer_t": partial(of_config, TRAINED["SHMA (iFormer-T)"], rate)}
     return ours | {f"timm:{peer}": partial(of_timm, peer, rate) for peer in PEERS}
 
 

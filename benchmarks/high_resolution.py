@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -57,10 +57,10 @@ class Form:
     def network(self) -> nn.Module:
         """The network ready to run, its weights drawn from one seed."""
         torch.manual_seed(0)
-        oracle = timm.create_model(MODEL).eval()
+        oracle: Any = timm.create_model(MODEL).eval()
         if self.design is None:
             oracle.fuse()
-            return oracle
+            return cast(nn.Module, oracle)
         model = build(self.config())
         model.load_state_dict(from_timm(oracle.state_dict(), network_config(MODEL)))
         return fold(model.eval())

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -34,15 +34,12 @@ def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:
     ours.load_state_dict(from_timm(oracle.state_dict(), config))
     folded = fold(ours)
     networks: dict[str, tuple[nn.Module, bool]] = {"timm fused": (_fused(name, oracle), False)}
-    networks["timm fused, channels-last"] = (
-        _fused(name, oracle).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        True,
-    )
+    networks["timm fused, channels-last"] = (_fused(name, oracle).to(memory_format=torch.channels_last), True)
     networks["iformer, not folded"] = (ours.eval(), False)
     networks["iformer folded"] = (folded, False)
     x = torch.randn(1, 3, size, size)
     expected = oracle(x)
-    calls = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for label, (network, channels_last) in networks.items():
         given = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         torch.testing.assert_close(network(given), expected, atol=1e-4, rtol=1e-4)
@@ -51,10 +48,10 @@ def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:
 
 
 def _fused(name: str, oracle: nn.Module) -> nn.Module:
-    network = timm.create_model(name).eval()
+    network: Any = timm.create_model(name).eval()
     network.load_state_dict(oracle.state_dict())
     network.fuse()
-    return network
+    return cast(nn.Module, network)
 
 
 @torch.inference_mode()

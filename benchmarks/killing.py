@@ -82,7 +82,8 @@ def command(data: Path, out: Path, epochs: int) -> list[str]:
 
 def killed_run(data: Path, out: Path, *, epochs: int, kills: int, seed: int) -> list[int]:
     """Run to the end through so many kills; the steps that were behind the run at each of them."""
-    draw, steps = random.Random(seed), []
+    draw = random.Random(seed)
+    steps: list[int] = []
     while len(steps) < kills:
         before = last_good_step(RunFolder(out)) or 0
         process = subprocess.Popen(

@@ -84,16 +84,16 @@ def main() -> None:
                     continue
                 megabytes = artifact_bytes(path) / 1e6
             assert info.parity is not None
-            error = info.parity["max_relative_error"]
+            difference = info.parity["max_relative_error"]
             figures.setdefault(label, {})[runtime] = {
-                "max relative error": error,
+                "max relative error": difference,
                 "min cosine": info.parity["min_cosine"],
                 "top-1 agreement": info.parity["top1_agreement"],
                 "clear images": info.parity["clear_images"],
                 "megabytes": megabytes,
                 "status": info.status,
             }
-            print(f"{label:18} {runtime:10} {error:.1e} of the largest logit, {info.status}", flush=True)
+            print(f"{label:18} {runtime:10} {difference:.1e} of the largest logit, {info.status}", flush=True)
     if options.out:
         write_record(options.out, figures)
     if failed:

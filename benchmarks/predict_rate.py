@@ -20,6 +20,7 @@ from iformer.bench.timing import interleaved
 from iformer.data.stream import find_images
 from iformer.dependencies import require
 from iformer.device import resolve_device
+from iformer.models.classifier import Classifier
 from iformer.tasks.classification.predict import Predictor
 
 
@@ -40,6 +41,7 @@ def main() -> None:
     paths = find_images([folder])[: options.images]
     paths = paths[: len(paths) // options.batch_size * options.batch_size]
     model = create_model(options.model).eval()
+    assert isinstance(model, Classifier)
     device = resolve_device(options.device)
     network = fold(model).to(device)
     predictor = Predictor(

@@ -17,7 +17,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from timm.data import Mixup, create_dataset, create_loader
-from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
+from timm.data.dataset_factory import create_dataset
+from timm.data.loader import create_loader
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm marks no exports
 
 from iformer.bench.record import write_record
 from iformer.bench.timing import Timings, interleaved
@@ -105,7 +107,7 @@ class Ours:
         self.epoch = 0
         self.steps = 0
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """A fresh epoch; its workers end with it."""
         self.epoch += 1
         try:
@@ -113,7 +115,7 @@ class Ours:
         finally:
             self.loader.close()
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Any) -> Batch:
         """To the device, normalised, erased."""
         return self.workload.prepare(batch)
 
@@ -132,7 +134,7 @@ class Timms:
     def __init__(self, model: str, data: Path, recipe: Recipe, device: torch.device, workers: int) -> None:
         self.device, self.precision = device, resolve_precision(recipe.precision, device)
         self.network = timm.create_model(model, num_classes=CLASSES).to(device)
-        self.network = self.network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.network = self.network.to(memory_format=torch.channels_last).train()
         self.optimizer = create_optimizer_v2(
             self.network, opt="adamw", lr=recipe.peak_lr, weight_decay=recipe.weight_decay
         )
@@ -163,7 +165,7 @@ class Timms:
         }
         self.dataset = create_dataset("", root=str(data / "train"), split="train", is_training=True)
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """A fresh epoch; its workers end with it."""
         loader = create_loader(self.dataset, **self.options)
         for step in self.dataset.transform.transforms:
@@ -171,7 +173,7 @@ class Timms:
                 allow_no_bits(step)  # without which Pillow 13 stops timm's RandAugment, too
         yield from loader
 
-    def prepare(self, batch: tuple[torch.Tensor, torch.Tensor]) -> Batch:
+    def prepare(self, batch: Any) -> Batch:
         """To the device."""
         images, labels = batch
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
@@ -189,7 +191,7 @@ class Timms:
 
 def loop_seconds(side: Ours | Timms, steps: int, wait: Callable[[], None]) -> tuple[float, float]:
     """Seconds of `steps` steps with their data, and the share of them spent waiting for it, after two others."""
-    batches = side.batches()
+    batches: Generator[Any, None, None] = side.batches()
     for _ in range(2):
         side.train(side.prepare(next(batches)))
     wait()
@@ -201,7 +203,7 @@ def loop_seconds(side: Ours | Timms, steps: int, wait: Callable[[], None]) -> tu
         side.train(side.prepare(batch))
     wait()
     seconds = time.perf_counter() - began
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return seconds, waited / seconds
 
 

@@ -36,7 +36,7 @@ def plain_step(name: str, images: torch.Tensor, labels: torch.Tensor) -> Callabl
     def step() -> None:
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
@@ -57,7 +57,7 @@ def our_step(name: str, images: torch.Tensor, labels: torch.Tensor, precision: s
         nonlocal steps
         with place.autocast():
             logits = model(images)
-        F.cross_entropy(logits.float(), labels).backward()
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         steps += 1

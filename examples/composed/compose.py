@@ -23,7 +23,7 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -161,7 +161,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     """COCO's uncompressed run lengths: column by column, zeros first."""
     flat = np.asfortranarray(mask).ravel(order="F").astype(np.int8)
     changes = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
-    return np.diff(np.concatenate([[0], changes])).tolist()
+    return [int(length) for length in np.diff(np.concatenate([[0], changes]))]
 
 
 def palette() -> list[int]:
@@ -187,7 +187,8 @@ def write_part(
     for folder in ("images", "masks"):
         (out / folder / part).mkdir(parents=True, exist_ok=True)
     names = list(CLASSES)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(count):
         rng = random.Random(f"{seed} {part} {number}")
         wanted = 0 if rng.random() < EMPTY_SHARE else rng.randint(1, MOST_OBJECTS)

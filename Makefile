@@ -1,0 +1,34 @@
+# The commands of daily work. They expect an environment with `pip install -e '.[dev]'`.
+
+.PHONY: help lint format test sweep docs serve bench
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+lint:  ## style, types, import directions, spelling, file sizes
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	codespell
+	git ls-files -z | xargs -0 .ci/large-files
+
+format:  ## rewrite the code in the project's style
+	ruff check --fix .
+	ruff format .
+
+test:  ## everything that guards a change
+	pytest
+
+sweep:  ## what only a full sweep proves: every network through every runtime
+	pytest -m sweep
+
+docs:  ## build the site into site/; a warning is an error
+	mkdocs build --strict
+
+serve:  ## show the site on 127.0.0.1:8000 and rebuild it on every change
+	mkdocs serve
+
+bench:  ## run one benchmark: make bench NAME=inference ARGS='--models iformer_t'
+	@test -n "$(NAME)" || { ls benchmarks/*.py | sed 's|.*/\(.*\)\.py|\1|'; echo "choose one: make bench NAME=inference"; exit 2; }
+	python benchmarks/$(NAME).py $(ARGS)
