@@ -38,6 +38,7 @@ from iformer.config.recipe import Recipe, load_recipe
 from iformer.data.sources.folders import load_data
 from iformer.data.transforms import allow_no_bits
 from iformer.tasks.classification.training import classification_job
+from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.meter import EpochMeter
 from iformer.training.network.precision import autocast, resolve_precision
@@ -46,7 +47,6 @@ from iformer.training.optimizer import build_optimizer
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainProgress
 from iformer.training.step import OptimizerStep, seed_everything
-from iformer.training.workload import RankContext
 
 CLASSES = 10
 Batch = dict[str, torch.Tensor]
@@ -85,24 +85,24 @@ class Ours:
             folder=data.parent / "run",
             model=model,
         )
-        self.place = RankContext(
-            device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1
+        self.context = RankContext(
+            device=device, precision=resolve_precision(recipe.precision, device), rank=0, world_size=1
         )
         self.recipe = recipe
-        network, _ = prepare_network(job.model, recipe, self.place)
-        self.workload = job.workload(job, self.place)
+        network, _ = prepare_network(job.model, recipe, self.context)
+        self.workload = job.workload(job, self.context)
         self.loader = self.workload.train_loader()
         self.step = OptimizerStep(
             recipe=recipe,
             task=job.task,
-            place=self.place,
+            context=self.context,
             accelerator=accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
             network=network,
             model=network,
             optimizer=build_optimizer(network, recipe),
             scaler=torch.amp.GradScaler(device.type, enabled=False),
-            meter=EpochMeter(lambda tensor: tensor, device=device, processes=1),
-            guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, processes=1),
+            meter=EpochMeter(lambda tensor: tensor, device=device, world_size=1),
+            guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, world_size=1),
         )
         self.epoch = 0
         self.steps = 0

@@ -22,10 +22,10 @@ from iformer import create_model
 from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.config.recipe import load_recipe
+from iformer.training.distributed import RankContext
 from iformer.training.network.precision import resolve_precision
 from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
-from iformer.training.workload import RankContext
 
 
 def plain_step(name: str, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -46,8 +46,11 @@ def our_step(name: str, images: torch.Tensor, labels: torch.Tensor, precision: s
     """The step of `iformer train`."""
     recipe = load_recipe("finetune")
     resolved = resolve_precision(precision, images.device)
-    place = RankContext(device=images.device, precision=resolved, rank=0, processes=1)
-    model, average = prepare_network(create_model(name), recipe, place)
+    context = RankContext(
+        device=images.device,
+        precision=resolved,
+    )
+    model, average = prepare_network(create_model(name), recipe, context)
     assert average is not None
     optimizer = build_optimizer(model, recipe)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -55,7 +58,7 @@ def our_step(name: str, images: torch.Tensor, labels: torch.Tensor, precision: s
 
     def step() -> None:
         nonlocal steps
-        with place.autocast():
+        with context.autocast():
             logits = model(images)
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

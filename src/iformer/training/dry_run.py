@@ -17,18 +17,19 @@ from iformer.dependencies import require
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs, count_parameters
+from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
 from iformer.training.network.precision import resolve_precision
 from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer
+from iformer.training.protocol import Workload
 from iformer.training.records.provenance import describe_device
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.schedule import RunLength
 from iformer.training.state import TrainProgress
 from iformer.training.step import OptimizerStep, seed_everything
-from iformer.training.workload import RankContext, Workload
 
 GPUS = {"8 x A100": (8, 312e12, 2.0), "8 x H100": (8, 989e12, 3.0)}
 """Number, peak of dense bf16 products in FLOP/s (the makers' data sheets) and US dollars an hour of one: a round
@@ -107,11 +108,14 @@ def dry_run(job: TrainJob) -> DryRun:
     device = resolve_device(job.device)
     measured_batch = _measured_batch(recipe, device)
     own = replace(recipe, batch_size=measured_batch, lr_batch=measured_batch, grad_accum=1)
-    place = RankContext(device=device, precision=resolve_precision(recipe.precision, device), rank=0, processes=1)
+    context = RankContext(
+        device=device,
+        precision=resolve_precision(recipe.precision, device),
+    )
     parameters, macs = count_parameters(job.model), count_macs(job.model, (recipe.size, recipe.size))
     teacher = getattr(getattr(job.task, "teacher", None), "network", None)
     teacher_macs = count_macs(teacher, (recipe.size, recipe.size)) if teacher is not None else 0
-    rate, waited = _measure(replace(job, recipe=own), place)
+    rate, waited = _measure(replace(job, recipe=own), context)
     length = RunLength(recipe, steps_per_epoch=max(1, len(job.data.train) // recipe.batch_size))
     sizes = [recipe.train_size(epoch) / recipe.size for epoch in range(length.epochs)]
     images = recipe.batch_size * sum(size**2 * length.steps_in(epoch) for epoch, size in enumerate(sizes))
@@ -134,7 +138,7 @@ def dry_run(job: TrainJob) -> DryRun:
         gmacs=macs / 1e9,
         teacher_gmacs=teacher_macs / 1e9,
         device=describe_device(device),
-        precision=place.precision,
+        precision=context.precision,
         batch_size=recipe.batch_size,
         measured_batch=measured_batch,
         steps=length.steps,
@@ -157,33 +161,33 @@ def _measured_batch(recipe: Recipe, device: torch.device) -> int:
     return share + share % 2
 
 
-def _measure(job: TrainJob, place: RankContext) -> tuple[float, float]:
+def _measure(job: TrainJob, context: RankContext) -> tuple[float, float]:
     """Images per second at the recipe's size, and the share of the time spent waiting for them."""
-    workload = job.workload(job, place)
+    workload = job.workload(job, context)
     try:
-        return _timed_steps(job, place, workload)
+        return _timed_steps(job, context, workload)
     finally:
         workload.close()
 
 
-def _timed_steps(job: TrainJob, place: RankContext, workload: Workload) -> tuple[float, float]:
-    recipe, device = job.recipe, place.device
+def _timed_steps(job: TrainJob, context: RankContext, workload: Workload) -> tuple[float, float]:
+    recipe, device = job.recipe, context.device
     import accelerate
 
     accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    network, average = prepare_network(job.model, recipe, place)
-    meter = EpochMeter(lambda tensor: tensor, device=device, processes=1)
+    network, average = prepare_network(job.model, recipe, context)
+    meter = EpochMeter(lambda tensor: tensor, device=device, world_size=1)
     step = OptimizerStep(
         recipe=recipe,
         task=job.task,
-        place=place,
+        context=context,
         accelerator=accelerator,
         network=network,
         model=network,
         optimizer=build_optimizer(network, recipe),
-        scaler=torch.amp.GradScaler(device.type, enabled=place.precision == "fp16"),
+        scaler=torch.amp.GradScaler(device.type, enabled=context.precision == "fp16"),
         meter=meter,
-        guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, processes=1),
+        guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, world_size=1),
     )
     # the last epochs are at the recipe's full size, which is what needs most
     batches = workload.train_loader().epoch(recipe.epochs - 1, 0)

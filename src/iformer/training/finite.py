@@ -16,10 +16,12 @@ from iformer.training.state import TrainProgress, last_good_step
 class FiniteGuard:
     """Looks at losses and weights; `position` is the run's own and tells it where the run is."""
 
-    def __init__(self, files: RunFolder, position: TrainProgress, *, device: torch.device, processes: int) -> None:
+    def __init__(
+        self, files: RunFolder, position: TrainProgress, *, device: torch.device, world_size: int
+    ) -> None:
         self._files, self._position = files, position
         self._first_bad_step = torch.full((), math.inf, device=device)
-        self._checks_each_step = device.type == "cpu" and processes == 1
+        self._checks_each_step = device.type == "cpu" and world_size == 1
 
     def check_loss(self, loss: Tensor) -> None:
         """Stop at a loss that is not finite; where looking would wait for the device, remember the step."""

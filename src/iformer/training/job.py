@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from iformer.config.variants import list_models
 from iformer.errors import UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.factory import create_model
+from iformer.training.distributed import RankContext
+from iformer.training.protocol import TrainData, Workload
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.workload import TrainData, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,8 @@ class TrainJob:
     """
 
     task: Any
-    """An `iformer.training.task.Task`: loss and metric."""
-    workload: type[Workload]
+    """An `iformer.training.protocol.Task`: loss and metric."""
+    workload: Callable[[TrainJob, RankContext], Workload]
     """Batches, evaluation and report of the task."""
     model: nn.Module
     """Any network that the task's loss takes; only ours become checkpoints that `iformer.load` reads."""

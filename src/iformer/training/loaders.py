@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from iformer.config.recipe import Recipe
 from iformer.data.loader import BatchSource, Loader, build_loader
-from iformer.training.workload import RankContext
+from iformer.training.distributed import RankContext
 
 
 class Loaders:
     """The loaders of a run, which end together."""
 
-    def __init__(self, recipe: Recipe, place: RankContext) -> None:
-        self.recipe, self.place = recipe, place
+    def __init__(self, recipe: Recipe, context: RankContext) -> None:
+        self.recipe, self.context = recipe, context
         self._made: list[Loader] = []
 
     def make(self, dataset: BatchSource, *, train: bool) -> Loader:
@@ -23,9 +23,9 @@ class Loaders:
             train=train,
             seed=recipe.seed,
             workers=None if recipe.workers == "auto" else recipe.workers,
-            rank=self.place.rank,
-            world_size=self.place.processes,
-            pin_memory=self.place.device.type == "cuda",
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            pin_memory=self.context.device.type == "cuda",
         )
         self._made.append(loader)
         return loader

@@ -27,6 +27,7 @@ from iformer.device import resolve_device
 from iformer.files import write_text
 from iformer.models.complexity import count_parameters
 from iformer.training.checkpointer import Checkpointer
+from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
@@ -48,7 +49,6 @@ from iformer.training.schedule import RunLength, build_schedule
 from iformer.training.signals import StopRequests
 from iformer.training.state import SavedState, TrainProgress, check_identity, read_last_good
 from iformer.training.step import OptimizerStep, check_shares, seed_everything
-from iformer.training.workload import RankContext
 
 __all__ = ["train"]
 
@@ -79,24 +79,24 @@ class _Run:
         self.accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no")
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
-        self.place = RankContext(
+        self.context = RankContext(
             device=self.device,
             precision=resolve_precision(recipe.precision, self.device),
             rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
+            world_size=self.accelerator.num_processes,
         )
-        check_shares(recipe, self.place.processes)
+        check_shares(recipe, self.context.world_size)
         self.files = RunFolder(job.folder)
-        self.stop = stack.enter_context(StopRequests(self.place.processes))
+        self.stop = stack.enter_context(StopRequests(self.context.world_size))
         saved = self._open_folder()
 
-        self.network, self.average = prepare_network(job.model, recipe, self.place)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.place.precision == "fp16")
+        self.network, self.average = prepare_network(job.model, recipe, self.context)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.context.precision == "fp16")
         self.position = TrainProgress()
         if saved is not None:
             saved.restore_network(self.network, self.average)
             self.position = saved.position
-        fsdp = recipe.parallel == "fsdp" and self.place.processes > 1
+        fsdp = recipe.parallel == "fsdp" and self.context.world_size > 1
         sharded = ShardedNetwork(self.network) if fsdp else None
         model: nn.Module = self.network if fsdp else self.accelerator.prepare_model(self.network)
         optimizer = build_optimizer(self.network, recipe)
@@ -106,10 +106,10 @@ class _Run:
         self.meter = EpochMeter(
             partial(self.accelerator.reduce, reduction="mean"),
             device=self.device,
-            processes=self.place.processes,
+            world_size=self.context.world_size,
         )
-        self.guard = FiniteGuard(self.files, self.position, device=self.device, processes=self.place.processes)
-        self.workload = job.workload(job, self.place)
+        self.guard = FiniteGuard(self.files, self.position, device=self.device, world_size=self.context.world_size)
+        self.workload = job.workload(job, self.context)
         stack.callback(self.workload.close)
         self.loader = self.workload.train_loader()
         self.length = RunLength(recipe, steps_per_epoch=self.loader.steps)
@@ -118,7 +118,7 @@ class _Run:
         self.step = OptimizerStep(
             recipe=recipe,
             task=job.task,
-            place=self.place,
+            context=self.context,
             accelerator=self.accelerator,
             network=self.network,
             model=model,
@@ -165,7 +165,7 @@ class _Run:
         self.network.train()
         batches = self.meter.timed(self.loader.epoch(epoch, position.step_in_epoch))
         for batch in islice(batches, self.length.steps_in(epoch) - position.step_in_epoch):
-            seed_everything(self.recipe.seed, position.step, self.place.rank)
+            seed_everything(self.recipe.seed, position.step, self.context.rank)
             self.schedule.step_update(position.step)
             self.step(self.workload.prepare(batch))
             position.step += 1
@@ -239,9 +239,9 @@ class _Run:
             best=self.position.best,
             history=read_history(self.files.log) if self.is_main else [],
             seconds=seconds,
-            precision=self.place.precision,
+            precision=self.context.precision,
             device=describe_device(self.device),
-            processes=self.place.processes,
+            processes=self.context.world_size,
             metadata=metadata,
             warnings=list(job.data.warnings),
         )
@@ -252,7 +252,7 @@ class _Run:
                 "best": self.position.best,
                 "seconds": seconds,
                 "images": final.metrics["images"],
-                "precision": self.place.precision,
+                "precision": self.context.precision,
                 "device": result.device,
             }
             write_text(self.files.metrics, json.dumps(record, indent=2))
@@ -277,12 +277,12 @@ class _Run:
         saved, problem = found or (None, None)
         if problem is not None and self.is_main:
             print(f"note: {problem}", file=sys.stderr, flush=True)
-        self.identity = run_identity(job, self.place.precision)
+        self.identity = run_identity(job, self.context.precision)
         if saved is not None:
             defaults = identity_defaults(job.recipe)
             check_identity(saved.identity, self.identity, folder=job.folder, defaults=defaults)
         if self.is_main and saved is None:
-            self.files.write_config(run_config(job, device=self.device, precision=self.place.precision))
+            self.files.write_config(run_config(job, device=self.device, precision=self.context.precision))
         self.accelerator.wait_for_everyone()
         return saved
 
@@ -300,8 +300,8 @@ class _Run:
             "resume" if self.position.step else "start",
             step=self.position.step,
             device=describe_device(self.device),
-            processes=self.place.processes,
-            precision=self.place.precision,
+            processes=self.context.world_size,
+            precision=self.context.precision,
             **provenance,
         )
         return log
@@ -316,12 +316,12 @@ class _Run:
         return ProgressView(total=total, done=done, shown=self.is_main)
 
     def _announce(self) -> None:
-        job, processes = self.job, self.place.processes
+        job, processes = self.job, self.context.world_size
         begin = f"continuing at step {self.position.step}" if self.position.step else "training"
         self.view.say(
             f"{begin}: {job.model_name} on {job.data_name}, {len(job.data.train)} images of "
             f"{len(job.task.class_names)} classes, {len(job.data.val)} to validate; recipe {job.recipe_name}, "
-            f"{self.length.epochs} epochs of {self.length.steps_per_epoch} steps, {self.place.precision} on "
+            f"{self.length.epochs} epochs of {self.length.steps_per_epoch} steps, {self.context.precision} on "
             f"{describe_device(self.device)}" + (f", {processes} processes" if processes > 1 else "")
         )
 
@@ -352,14 +352,14 @@ class _Run:
     def _evaluate(self, *, last: bool) -> Evaluation:
         """Evaluate; the last time, whose number is published, in fp32."""
         evaluated = self.keeper.evaluated_network
-        if self.place.processes > 1:
+        if self.context.world_size > 1:
             from accelerate.utils import broadcast
 
             # running statistics differ between the processes; the main process's are kept
             for buffer in evaluated.buffers():
                 buffer.copy_(broadcast(buffer))
         evaluated.eval()
-        evaluation = self.workload.evaluate(evaluated, precision="fp32" if last else self.place.precision)
+        evaluation = self.workload.evaluate(evaluated, precision="fp32" if last else self.context.precision)
         self.network.train()
         return evaluation
 

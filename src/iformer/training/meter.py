@@ -16,8 +16,8 @@ Join = Callable[[Tensor], Tensor]
 class EpochMeter:
     """Sums over the steps of an epoch, kept on the device so that adding to them waits for nothing."""
 
-    def __init__(self, join: Join, *, device: torch.device, processes: int) -> None:
-        self._join, self._device, self._processes = join, device, processes
+    def __init__(self, join: Join, *, device: torch.device, world_size: int) -> None:
+        self._join, self._device, self._world_size = join, device, world_size
         self.start(step=0, sums={})
 
     def start(self, *, step: int, sums: dict[str, float]) -> None:
@@ -46,7 +46,7 @@ class EpochMeter:
 
     def count(self, images: int) -> None:
         """Count this process's images of a step."""
-        self._images += images * self._processes
+        self._images += images * self._world_size
 
     def sums(self) -> dict[str, float]:
         """The sums so far, as the mean over the processes. All processes have to call it."""

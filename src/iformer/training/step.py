@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from iformer.config.recipe import Recipe
 from iformer.errors import ConfigError
+from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.meter import EpochMeter
-from iformer.training.task import Batch, Task
-from iformer.training.workload import RankContext
+from iformer.training.protocol import Batch, Task
 
 
 class OptimizerStep:
@@ -26,7 +26,7 @@ class OptimizerStep:
         *,
         recipe: Recipe,
         task: Task,
-        place: RankContext,
+        context: RankContext,
         accelerator: Any,
         network: nn.Module,
         model: nn.Module,
@@ -36,7 +36,7 @@ class OptimizerStep:
         guard: FiniteGuard,
     ) -> None:
         """`network` is what is trained, `model` the same as the accelerator has wrapped it."""
-        self.recipe, self.task, self.place = recipe, task, place
+        self.recipe, self.task, self.context = recipe, task, context
         self.accelerator, self.network, self.model = accelerator, network, model
         self.optimizer, self.scaler = optimizer, scaler
         self.meter, self.guard = meter, guard
@@ -50,7 +50,7 @@ class OptimizerStep:
             share = len(part["indices"]) / images
             # gradients of the processes are joined in the last backward pass only
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.place.autocast():
+                with self.context.autocast():
                     values = self.task.loss(self.model, part)
                 self.guard.check_loss(values["loss"])
                 self.meter.add(values, share)

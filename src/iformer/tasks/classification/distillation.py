@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from iformer.errors import ConfigError
 from iformer.tasks.classification.loss import Classification
-from iformer.training.task import Batch
+from iformer.training.protocol import Batch
 
 Teach = Callable[[Tensor], Tensor]
 """The student's images, float B x 3 x H x W as it sees them (mixed, erased, normalised), to the teacher's logits,

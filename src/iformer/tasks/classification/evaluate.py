@@ -22,7 +22,7 @@ from iformer.data.sources.folders import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.tasks.classification.loss import Classification
-from iformer.training.collectives import all_gather
+from iformer.training.distributed import all_gather
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.results import ClassificationEvaluation
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from iformer.dependencies import require
 from iformer.errors import ConfigError
-from iformer.training.task import Batch
+from iformer.training.protocol import Batch
 
 TOP5_CLASSES = 6
 """Fewest classes with which top-5 accuracy says something."""

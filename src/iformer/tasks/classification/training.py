@@ -28,12 +28,12 @@ from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import NetworkPredictor, evaluate
 from iformer.tasks.classification.loss import Classification
 from iformer.tasks.classification.teacher import build_teacher
+from iformer.training.distributed import RankContext
 from iformer.training.job import TrainJob, begins, starting_network
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
+from iformer.training.protocol import Batch
 from iformer.training.records.results import ClassificationEvaluation, TrainResult
-from iformer.training.task import Batch
-from iformer.training.workload import RankContext
 
 
 def classification_job(
@@ -137,15 +137,15 @@ def _task(
 
 
 class ClassificationWorkload:
-    """Images of one size with a label each; see `iformer.training.workload.Workload`."""
+    """Images of one size with a label each; see `iformer.training.protocol.Workload`."""
 
-    def __init__(self, job: TrainJob, place: RankContext) -> None:
-        self.job, self.place = job, place
+    def __init__(self, job: TrainJob, context: RankContext) -> None:
+        self.job, self.context = job, context
         recipe = job.recipe
         self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self._normalize = Normalize(job.preprocessing).to(place.device)
-        self._erase = random_erasing(recipe.augmentation, place.device)
-        self._loaders = Loaders(recipe, place)
+        self._normalize = Normalize(job.preprocessing).to(context.device)
+        self._erase = random_erasing(recipe.augmentation, context.device)
+        self._loaders = Loaders(recipe, context)
         self._val_loader: Loader | None = None
 
     def train_loader(self) -> Loader:
@@ -159,13 +159,13 @@ class ClassificationWorkload:
         return self._loaders.make(dataset, train=True)
 
     def prepare(self, batch: Batch) -> Batch:
-        on_device = {name: value.to(self.place.device, non_blocking=True) for name, value in batch.items()}
+        on_device = {name: value.to(self.context.device, non_blocking=True) for name, value in batch.items()}
         images = self._normalize(on_device["images"]).contiguous(memory_format=self._layout)
         on_device["images"] = self._erase(images) if self._erase is not None else images
         return on_device
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> ClassificationEvaluation:
-        job, device = self.job, self.place.device
+        job, device = self.job, self.context.device
         if self._val_loader is None:
             dataset = ImageDataset(job.data.val, eval_transform(job.preprocessing), cache=job.recipe.cache)
             self._val_loader = self._loaders.make(dataset, train=False)

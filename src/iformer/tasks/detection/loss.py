@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from iformer.dependencies import require
 from iformer.errors import ConfigError
-from iformer.training.collectives import all_gather
-from iformer.training.task import Batch
+from iformer.training.distributed import all_gather
+from iformer.training.protocol import Batch
 
 _AREAS = {"small": 1, "medium": 2, "large": 3}
 """TrainProgress of each range of areas in COCO's results: below 32^2 pixels, below 96^2, and above."""

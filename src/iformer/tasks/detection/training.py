@@ -19,12 +19,12 @@ from iformer.models.detector import Detector
 from iformer.tasks.dense_dataset import DetectionImages
 from iformer.tasks.dense_training import check_classes, job_fields, normalisation, scaled, starting_backbone
 from iformer.tasks.detection.loss import Detection, DetectionMetric
+from iformer.training.distributed import RankContext
 from iformer.training.job import TrainJob
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision, autocast
+from iformer.training.protocol import Batch
 from iformer.training.records.results import DetectionEvaluation, TrainResult
-from iformer.training.task import Batch
-from iformer.training.workload import RankContext
 
 
 def detection_job(
@@ -94,14 +94,14 @@ def detection_job(
 
 
 class DetectionWorkload:
-    """Images of any sizes with objects, or with none; see `iformer.training.workload.Workload`."""
+    """Images of any sizes with objects, or with none; see `iformer.training.protocol.Workload`."""
 
-    def __init__(self, job: TrainJob, place: RankContext) -> None:
+    def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, DetectionRecipe)
         assert isinstance(job.model, Detector)
-        self.job, self.recipe, self.place = job, job.recipe, place
+        self.job, self.recipe, self.context = job, job.recipe, context
         self._masks = job.model.config.masks
-        self._loaders = Loaders(job.recipe, place)
+        self._loaders = Loaders(job.recipe, context)
         self._val_loader: Loader | None = None
 
     def train_loader(self) -> Loader:
@@ -109,7 +109,7 @@ class DetectionWorkload:
         return self._loaders.make(dataset, train=True)
 
     def prepare(self, batch: Batch) -> Batch:
-        device = self.place.device
+        device = self.context.device
         return {
             "images": [scaled(image, device) for image in batch["images"]],
             "targets": [{name: value.to(device) for name, value in target.items()} for target in batch["targets"]],
@@ -121,7 +121,7 @@ class DetectionWorkload:
             dataset = DetectionImages(self.job.data.val, masks=False)
             self._val_loader = self._loaders.make(dataset, train=False)
         assert isinstance(network, Detector)
-        return evaluate_detector(network, self._val_loader, device=self.place.device, precision=precision)
+        return evaluate_detector(network, self._val_loader, device=self.context.device, precision=precision)
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.dense_report import write_detection_report

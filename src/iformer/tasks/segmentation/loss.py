@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from iformer.config.dense import IGNORED
 from iformer.dependencies import require
 from iformer.errors import ConfigError
-from iformer.training.collectives import all_gather
-from iformer.training.task import Batch
+from iformer.training.distributed import all_gather
+from iformer.training.protocol import Batch
 
 
 class Segmentation:

@@ -21,12 +21,12 @@ from iformer.models.segmenter import Segmenter
 from iformer.tasks.dense_dataset import SemanticImages
 from iformer.tasks.dense_training import check_classes, job_fields, normalisation, starting_backbone
 from iformer.tasks.segmentation.loss import Segmentation, SegmentationMetric, classes_of
+from iformer.training.distributed import RankContext
 from iformer.training.job import TrainJob
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision, autocast
+from iformer.training.protocol import Batch
 from iformer.training.records.results import SegmentationEvaluation, TrainResult
-from iformer.training.task import Batch
-from iformer.training.workload import RankContext
 
 
 def segmentation_job(
@@ -91,16 +91,16 @@ def segmentation_job(
 
 
 class SegmentationWorkload:
-    """Squares cut out of images, with a class for each pixel; see `iformer.training.workload.Workload`."""
+    """Squares cut out of images, with a class for each pixel; see `iformer.training.protocol.Workload`."""
 
-    def __init__(self, job: TrainJob, place: RankContext) -> None:
+    def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, SegmentationRecipe)
         assert isinstance(job.model, Segmenter)
-        self.job, self.recipe, self.place = job, job.recipe, place
+        self.job, self.recipe, self.context = job, job.recipe, context
         self._config = job.model.config
-        self._normalize = Normalize(job.preprocessing).to(place.device)
+        self._normalize = Normalize(job.preprocessing).to(context.device)
         self._layout = torch.channels_last if job.recipe.channels_last else torch.contiguous_format
-        self._loaders = Loaders(job.recipe, place)
+        self._loaders = Loaders(job.recipe, context)
         self._val_loader: Loader | None = None
 
     def train_loader(self) -> Loader:
@@ -111,7 +111,7 @@ class SegmentationWorkload:
         return self._loaders.make(dataset, train=True)
 
     def prepare(self, batch: Batch) -> Batch:
-        on_device = {name: value.to(self.place.device, non_blocking=True) for name, value in batch.items()}
+        on_device = {name: value.to(self.context.device, non_blocking=True) for name, value in batch.items()}
         images = self._normalize(on_device["images"]).contiguous(memory_format=self._layout)
         return {**on_device, "images": images}
 
@@ -123,7 +123,7 @@ class SegmentationWorkload:
             network,
             self._val_loader,
             self.job.task.class_names,
-            device=self.place.device,
+            device=self.context.device,
             precision=precision,
             sliding=self.recipe.sliding,
         )

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from iformer.dependencies import require
-from iformer.training.task import Task
+from iformer.training.protocol import Task
 
 PLAIN_LINE_SECONDS = 60.0
 """Where there is no terminal: the longest time without a line."""
