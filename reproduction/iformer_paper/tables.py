@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -17,6 +15,7 @@ from iformer.errors import UserError
 from iformer.models.complexity import count_macs, count_parameters
 from iformer.models.factory import build
 from iformer.models.folding import fold
+from iformer.tables import csv_text, markdown_table
 from iformer_paper import printed
 from iformer_paper.ablations import ABLATIONS, DESIGNS
 from iformer_paper.printed import SOURCE, TABLE_FILES, PrintedRow
@@ -153,10 +152,8 @@ def to_csv(table: PaperTable) -> str:
     """Comma-separated rows with a header; an empty line between a table's sections."""
     parts = []
     for section in table.sections:
-        out = io.StringIO()
         columns, rows = flat_rows(section)
-        csv.writer(out, lineterminator="\n").writerows([columns, *rows])
-        parts.append(out.getvalue())
+        parts.append(csv_text(columns, rows))
     return "\n".join(parts)
 
 
@@ -165,9 +162,7 @@ def to_markdown(table: PaperTable) -> str:
     lines = [f"## Table {table.number}. {table.title}", "", f"As printed in {SOURCE}, beside our counts.", ""]
     for section in table.sections:
         columns, rows = flat_rows(section)
-        lines += [_markdown_row(columns), _markdown_row(["---"] * len(columns))]
-        lines += [_markdown_row(row) for row in rows]
-        lines.append("")
+        lines += [markdown_table(columns, rows, left=len(columns)), ""]
     remarks = [*reasons(table), *table.notes]
     return "\n".join([*lines, *(f"- {remark}" for remark in remarks)]).rstrip() + "\n"
 
@@ -336,10 +331,6 @@ def _decimals(value: float | None, digits: int, *, sign: bool = False) -> str:
         return ""
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
     return text if float(text) else text.lstrip("+-")
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _plain_row(row: Row) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iformer.cli.arguments import output_folder, parse_size
-from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, table
+from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
 from iformer.files import write_text
+from iformer.tables import csv_text, terminal_table
 
 if TYPE_CHECKING:
     from iformer.bench.core_ml import CoreMLReport
@@ -161,11 +160,8 @@ def _write_csv(path: Path, rows: Sequence[Latency | CoreMLReport]) -> None:
     for row in plain:
         if "size" in row:
             row["size"] = f"{row['size'][0]}x{row['size'][1]}"
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in plain for name in row)))
-    writer.writeheader()
-    writer.writerows(plain)
-    write_text(path, text.getvalue())
+    columns = list(dict.fromkeys(name for row in plain for name in row))
+    write_text(path, csv_text(columns, ([row.get(name) for name in columns] for row in plain)))
 
 
 def _table(title: str, rows: Sequence[Latency | CoreMLReport]) -> Any:
@@ -184,4 +180,4 @@ def _table(title: str, rows: Sequence[Latency | CoreMLReport]) -> Any:
         rates = [text(row.gflops, 0), text(row.matrix_product_share, 2)]
         cells.append([row.label, row.precision, *times, *rates, text(row.load_ms, 0), text(row.file_mb, 1)])
     columns = _CORE_ML_COLUMNS if isinstance(rows[0], CoreMLReport) else _COLUMNS
-    return table(title, ["network", "", *columns], cells, left=2)
+    return terminal_table(title, ["network", "", *columns], cells, left=2)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from iformer._version import __version__
-from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, table
+from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
 from iformer.deploy.runtimes.registry import RUNTIMES
+from iformer.tables import terminal_table
 
 CORE = (
     "torch",
@@ -29,6 +30,7 @@ CORE = (
     "numpy",
     "Pillow",
 )
+
 HUB_TIMEOUT_SECONDS = 5.0
 
 
@@ -126,20 +128,20 @@ def _print(findings: dict[str, Any]) -> None:
         out.print(f"[bold]GPU[/bold]   none that torch can use (torch is built for {machine['built_for']})")
     if machine["mps"]:
         out.print("[bold]MPS[/bold]   available")
-    rows = []
+    rows: list[list[str | Text]] = []
     for part in findings["parts"]:
         versions = ", ".join(f"{name} {version}" for name, version in part["versions"].items() if version)
         missing = part["install"]
         rows.append(
             [
                 part["name"],
-                "[green]ready[/green]" if not missing else "[yellow]missing[/yellow]",
-                versions if not missing else escape(missing),
+                Text("missing", "yellow") if missing else Text("ready", "green"),
+                missing or versions,
                 part["use"],
             ]
         )
     out.print()
-    out.print(table("Optional parts", ["part", "state", "what", "for"], rows, left=4))
+    out.print(terminal_table("Optional parts", ["part", "state", "what", "for"], rows, left=4))
     if findings["hub"] is not None:
         hub = findings["hub"]
         state = "answers" if hub["reachable"] else f"does not answer ({hub['reason']})"

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from iformer.cli.arguments import DeviceOption, output_folder
-from iformer.cli.output import DebugOption, JsonOption, console, print_json_line, table
+from iformer.cli.output import DebugOption, JsonOption, console, print_json_line
 from iformer.cli.train import note_warnings
 from iformer.device import resolve_device
 from iformer.errors import UserError
+from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     import torch
@@ -185,4 +186,4 @@ def _print(evaluation: ClassificationEvaluation) -> None:
         [name, *(f"{scores[column]:.1f}" for column in ("precision", "recall", "f1")), str(scores["support"])]
         for name, scores in metrics["per_class"].items()
     ]
-    screen.print(table("", ["class", "precision %", "recall %", "F1 %", "images"], rows))
+    screen.print(terminal_table("", ["class", "precision %", "recall %", "F1 %", "images"], rows))

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from iformer.cli.output import console, print_json_line, table
+from iformer.cli.output import console, print_json_line
 from iformer.cli.train import note_warnings
 from iformer.device import resolve_device
 from iformer.errors import UserError
+from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     from iformer.training.records.results import Evaluation
@@ -92,7 +93,7 @@ def _print(metrics: dict[str, Any]) -> None:
         [name, *(_cell(scores[column], count=column == "support") for column in columns)]
         for name, scores in metrics["per_class"].items()
     ]
-    screen.print(table("", ["class", *(column.replace("_", " ") for column in columns)], rows))
+    screen.print(terminal_table("", ["class", *(column.replace("_", " ") for column in columns)], rows))
 
 
 def _cell(value: Any, *, count: bool) -> str:

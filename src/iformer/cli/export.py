@@ -18,10 +18,10 @@ from iformer.cli.output import (
     describe_error,
     note,
     print_json_line,
-    table,
 )
 from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, QUANTIZED, RUNTIMES, find_runtime
 from iformer.errors import UserError
+from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import ArtifactInfo
@@ -265,4 +265,6 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         rows.append(["not in XNNPACK", left or "nothing"])
     if "transposes" in info.graph:
         rows.append(["rearranged", f"{info.graph['reshapes']} reshapes, {info.graph['transposes']} transposes"])
-    console().print(table(f"{info.network} for {runtime.title}, {info.precision}", ["", ""], rows, left=2))
+    console().print(
+        terminal_table(f"{info.network} for {runtime.title}, {info.precision}", ["", ""], rows, left=2)
+    )

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iformer.cli.arguments import AttentionOption, WindowsOption, parse_size
-from iformer.cli.output import DebugOption, JsonOption, console, print_json, table
+from iformer.cli.output import DebugOption, JsonOption, console, print_json
 from iformer.config.windows import design_of, with_design
 from iformer.errors import UserError
+from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     from iformer.config.metadata import Metadata
@@ -108,7 +109,7 @@ def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None
         )
     columns = ["network", "released weights (Hugging Face)", "params M", "GMACs", "top-1 %", "top-5 %"]
     out = console()
-    out.print(table(f"iFormer at {size[0]} x {size[1]}", columns, rows, left=2))
+    out.print(terminal_table(f"iFormer at {size[0]} x {size[1]}", columns, rows, left=2))
     out.print("\nParameters are those of the folded network with 1000 classes. Accuracies are the published ones,")
     out.print("ImageNet-1k at 224 x 224.")
     for name, path in shipped.items():
@@ -235,7 +236,7 @@ def _stages_table(config: NetworkConfig) -> Any:
             ]
         )
     columns = ["stage", "blocks", "stride", "channels", "kernel", "conv ratio", "FFN ratio", "R"]
-    return table(config.name, columns, rows, left=2)
+    return terminal_table(config.name, columns, rows, left=2)
 
 
 def _design_fact(config: NetworkConfig) -> str:

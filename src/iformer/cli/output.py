@@ -11,13 +11,12 @@ import json as json_module
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from iformer.errors import StoppedBySignalError, UserError
 
@@ -55,23 +54,6 @@ def print_json(result: Any) -> None:
 def print_json_line(result: Any) -> None:
     """One JSON document on one line of stdout."""
     print(json_module.dumps(result, default=_plain), flush=True)
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """A table whose first `left` columns are aligned left and the others, numbers, right."""
-    result = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        result.add_row(*row)
-    return result
 
 
 def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iformer.cli.arguments import output_folder
-from iformer.cli.output import DebugOption, JsonOption, console, print_json, table
+from iformer.cli.output import DebugOption, JsonOption, console, print_json
 from iformer.errors import UserError
+from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     from iformer_paper.figures import DrawnFigure
@@ -21,6 +22,7 @@ _LEFT_OUT = (
     *("ap_box50_pct", "ap_box75_pct", "ap_mask50_pct", "ap_mask75_pct", "output_size", "downsample", "cpe_kernel"),
     *("advanced_training", "strong_training", "counted", "order", "window_op_size", "attention_window_size"),
 )
+
 """Columns that a terminal has no room for; --csv, --markdown and --json have them all."""
 _ORDER = ("params_m", "counted_params_m", "params_diff_pct", "gmacs", "counted_gmacs", "gmacs_diff_pct")
 """The counts beside the print; they take the place of the first of them."""
@@ -113,7 +115,7 @@ def _show(shown: PaperTable) -> None:
             first = min(columns.index(name) for name in counts)
             place = sum(columns.index(name) < first for name in kept)
             kept[place:place] = counts
-        drawn = table("", _header(kept), [[row[columns.index(name)] for name in kept] for row in rows])
+        drawn = terminal_table("", _header(kept), [[row[columns.index(name)] for name in kept] for row in rows])
         words = [word for row in rows for word in row[columns.index(kept[0])].split()]
         drawn.columns[0].min_width = min(_NEVER_BROKEN, max(map(len, words)))
         for column, name in zip(drawn.columns[1:], kept[1:], strict=True):

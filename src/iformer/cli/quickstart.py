@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from iformer.cli.arguments import output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, messages, print_json
 from iformer.errors import MissingDependencyError, UserError
 from iformer.files import write_text
+from iformer.tables import markdown_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -299,7 +299,7 @@ def _write_report(out: Path, outcome: _Outcome) -> Path:
         f"N x {' x '.join(str(side) for side in artifact.input_shape[1:])}, normalises in the graph "
         f"and gives logits; [its record]({outcome.artifact_path.name}.json) says the rest.",
         "",
-        *_table(
+        markdown_table(
             ["compared with PyTorch, from encoded image files on", ""],
             [
                 ["images", f"{parity['images']} ({parity['generated_images']} generated colour patterns)"],
@@ -321,7 +321,7 @@ def _write_report(out: Path, outcome: _Outcome) -> Path:
         f"One image, one thread, normalisation included, {TIMING_ROUNDS} interleaved rounds on {_cpu()}; "
         "the ratio is the median over rounds.",
         "",
-        *_table(
+        markdown_table(
             ["form", "median ms", "p10 ms", "p90 ms", "times as fast as PyTorch"],
             [
                 [
@@ -347,11 +347,6 @@ def _next_commands(out: Path) -> list[str]:
         f"iformer predict YOUR_IMAGES --weights {out / 'run' / 'last.safetensors'} --explain",
         "iformer train --data YOUR_FOLDER --weights pretrained --out runs/mine",
     ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    align = ["---", *["---:"] * (len(header) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in [header, align, *rows]]
 
 
 def _cpu() -> str:

@@ -17,13 +17,14 @@ from iformer.files import replacing
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
 from iformer.models.weights.dense_checkpoint import load_dense
+from iformer.tables import markdown_code, markdown_table
 from iformer.tasks.dense_dataset import fitted, image_tensor
 from iformer.tasks.drawing import draw_classes, draw_detections
 from iformer.tasks.segmentation.loss import classes_of
 from iformer.training.records.figures import draw_curves
 from iformer.training.records.results import DetectionEvaluation, SegmentationEvaluation, TrainResult
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.records.sections import cell, code, making, settings, table, write_markdown
+from iformer.training.records.sections import making, settings, write_markdown
 
 _PICTURES, _COLUMNS, _SIDE = 12, 4, 400
 _SAID = {
@@ -47,7 +48,7 @@ def write_detection_report(result: TrainResult) -> Path:
     assert isinstance(evaluation, DetectionEvaluation)
     metrics = result.metrics
     kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in metrics]
-    overall = table(
+    overall = markdown_table(
         ["", *_SAID.values()],
         [[kind, *(_number(metrics[f"{kind}_{name}"]) for name in _SAID)] for kind in kinds],
     )
@@ -119,18 +120,18 @@ def _write(
     )
     _draw_predictions(files.last, paths, result.folder / "predictions.png")
     rows = [
-        [cell(name), *(_number(scores[column]) for column in columns), f"{scores['support']:,}"]
+        [name, *(_number(scores[column]) for column in columns), f"{scores['support']:,}"]
         for name, scores in result.metrics["per_class"].items()
     ]
     best = result.best
     sections = [
-        f"# {result.model_name} on {code(result.data_name)}",
+        f"# {result.model_name} on {markdown_code(result.data_name)}",
         headline,
         f"The best evaluation was {best[metric]:.2f} % (epoch {best['epoch']}, kept as `best.safetensors`). It "
         "was chosen on these very images, so that number is optimistic.",
         "## Curves\n\n![Loss, metric and learning rate against epochs](curves.png)",
         "## Predictions\n\n![What the network says of validation images](predictions.png)",
-        "## Classes\n\n" + table(["class", *(f"{text} %" for text in labels), support], rows),
+        "## Classes\n\n" + markdown_table(["class", *(f"{text} %" for text in labels), support], rows),
         making(result, result.history),
         settings(result),
     ]

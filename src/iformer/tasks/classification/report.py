@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from iformer.tables import Markdown, markdown_code, markdown_table
 from iformer.training.records.figures import draw_confusion, draw_curves, draw_mistakes, worst_mistakes
 from iformer.training.records.results import ClassificationEvaluation, TrainResult
-from iformer.training.records.sections import cell, code, making, settings, table, write_markdown
+from iformer.training.records.sections import making, settings, write_markdown
 
 _PAIRS = 10
 
@@ -67,7 +68,7 @@ def _headline(result: TrainResult) -> str:
     largest = max(per_class["support"] for per_class in metrics["per_class"].values())
     top5 = f", top-5 {metrics['top5']:.2f} %" if "top5" in metrics else ""
     lines = [
-        f"# {result.model_name} on {code(result.data_name)}",
+        f"# {result.model_name} on {markdown_code(result.data_name)}",
         f"**Top-1 {metrics['top1']:.2f} %**{top5} on {count} validation images: the weights at the end of training"
         f"{' (their running average)' if result.recipe.ema_decay is not None else ''}, in fp32, at "
         f"{result.recipe.size} x {result.recipe.size}. For a set of this size the 95 % interval is "
@@ -85,18 +86,18 @@ def _headline(result: TrainResult) -> str:
 def _per_class(result: TrainResult) -> str:
     metrics = result.metrics
     rows = [
-        [cell(name), *(f"{values[key]:.1f}" for key in ("precision", "recall", "f1")), str(values["support"])]
+        [name, *(f"{values[key]:.1f}" for key in ("precision", "recall", "f1")), str(values["support"])]
         for name, values in metrics["per_class"].items()
     ]
     macro = metrics["macro"]
     rows.append(
         [
-            "**mean over classes**",
-            *(f"**{macro[key]:.1f}**" for key in ("precision", "recall", "f1")),
+            Markdown("**mean over classes**"),
+            *(Markdown(f"**{macro[key]:.1f}**") for key in ("precision", "recall", "f1")),
             str(metrics["images"]),
         ]
     )
-    return "## Classes\n\n" + table(["class", "precision %", "recall %", "F1 %", "images"], rows)
+    return "## Classes\n\n" + markdown_table(["class", "precision %", "recall %", "F1 %", "images"], rows)
 
 
 def _confusion(result: TrainResult) -> str:
@@ -114,10 +115,10 @@ def _confusion(result: TrainResult) -> str:
     text = "## Confusion\n\n![Confusion matrix](confusion.png)"
     if len(names) > 2 and pairs:
         rows = [
-            [cell(names[true]), cell(names[predicted]), str(count), f"{100 * count / sum(confusion[true]):.1f}"]
+            [names[true], names[predicted], str(count), f"{100 * count / sum(confusion[true]):.1f}"]
             for count, true, predicted in pairs[:_PAIRS]
         ]
-        text += "\n\n" + table(["true", "taken for", "images", "% of the true class"], rows)
+        text += "\n\n" + markdown_table(["true", "taken for", "images", "% of the true class"], rows)
     return text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from iformer.files import write_text
+from iformer.tables import Markdown, markdown_code, markdown_table, markdown_text
 from iformer.training.records.results import TrainResult
 
 _WARNINGS = 20
@@ -31,14 +32,16 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
     rates = [record["images_per_second"] for record in history if record.get("images_per_second")]
     waits = [record["data_wait"] for record in history if record.get("data_wait") is not None]
     rows = [
-        ["command", code(provenance.get("command", "unknown"))],
+        ["command", markdown_code(provenance.get("command", "unknown"))],
         ["network", f"{result.model_name}, {result.parameters / 1e6:.3f} M parameters"],
         [
             "data",
-            f"{code(result.data_name)}: {result.train_images} training and "
-            f"{result.metrics['images']} validation images",
+            Markdown(
+                f"{markdown_code(result.data_name)}: {result.train_images} training and "
+                f"{result.metrics['images']} validation images"
+            ),
         ],
-        ["recipe", f"`{result.recipe_name}`, {len(history)} epochs"],
+        ["recipe", Markdown(f"{markdown_code(result.recipe_name)}, {len(history)} epochs")],
         [
             "device",
             f"{result.device}, {result.precision}"
@@ -55,10 +58,10 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
         for key, value in provenance.items()
         if key not in _TOLD_ELSEWHERE and value
     ]
-    text = "## How it was made\n\n" + table(["", ""], rows)
+    text = "## How it was made\n\n" + markdown_table(["", ""], rows, left=2)
     if result.warnings:
         text += f"\n\n### Problems with the data ({len(result.warnings)})\n\n"
-        text += "\n".join(f"- {cell(problem)}" for problem in result.warnings[:_WARNINGS])
+        text += "\n".join(f"- {markdown_text(problem)}" for problem in result.warnings[:_WARNINGS])
         if len(result.warnings) > _WARNINGS:
             text += f"\n- and {len(result.warnings) - _WARNINGS} more"
     return text
@@ -70,28 +73,12 @@ def settings(result: TrainResult) -> str:
     return f"## Every setting\n\n```yaml\n{text}```"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is aligned left, further ones, numbers, right."""
-    align = ["---", *["---:"] * (len(header) - 1)] if len(header) > 2 else ["---"] * len(header)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, align, *rows])
-
-
-def cell(text: str) -> str:
-    """Text for a cell of a table."""
-    return text.replace("|", r"\|").replace("\n", " ")
-
-
-def code(text: str) -> str:
-    """Text in the type of code."""
-    return f"`{cell(text)}`"
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
-    return cell(str(value))
+    return str(value)
 
 
 def _duration(seconds: float) -> str:
