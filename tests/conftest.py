@@ -1,74 +1,22 @@
-"""What several rooms of tests share: a tiny network and statistics that are not the initial ones."""
+"""Fixtures that several folders of tests share. Builders of tiny networks, data and runs are in `tiny`."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from PIL import Image
 
-from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
+from iformer.config.network import NetworkConfig
+from tiny.classification import make_images
+from tiny.networks import ABLATIONS, ablated_config, tiny_config
+from tiny.shapes import make_shapes
 
-
-def tiny_config(**options: object) -> NetworkConfig:
-    """A network with every kind of block that trains in milliseconds."""
-    attention = AttentionConfig(reduction=2, ffn_expansion_ratio=2)
-    stages = (
-        StageConfig(channels=8, pattern=(("conv", 1),), conv_expansion_ratio=2),
-        StageConfig(channels=16, pattern=(("conv", 1),), conv_expansion_ratio=2),
-        StageConfig(
-            channels=24,
-            pattern=(("conv", 1), ("attention", 2), ("conv", 1)),
-            conv_expansion_ratio=2,
-            attention=attention,
-        ),
-        StageConfig(channels=32, pattern=(("attention", 1),), attention=attention),
-    )
-    fields: dict[str, object] = {"name": "tiny", "stages": stages, "num_classes": 5}
-    return NetworkConfig(**(fields | options))  # type: ignore[arg-type]
-
-
-ABLATIONS: dict[str, dict[str, dict[str, object]]] = {
-    "released": {},
-    "equation 3": {"attention": {"modulation": "output"}},
-    "silu": {"attention": {"activation": "silu"}},
-    "pre-LN": {"attention": {"norm_placement": "pre_ln"}},
-    "SHA": {"attention": {"operator": "sha"}},
-    "MHA": {"attention": {"operator": "mha", "head_dim": 4}},
-    "SHViT, all channels": {"attention": {"operator": "shvit"}},
-    "SHViT": {"attention": {"operator": "shvit", "channel_share": 0.25}},
-    "SHViT, concat": {"attention": {"operator": "shvit", "channel_share": 0.25, "concat": True}},
-    "no position encoding": {"attention": {"position_encoding": False}},
-    "expanded depthwise": {"stage": {"expanded_kernel_size": 5}},
-    "3x3 stem": {"network": {"stem_kernel_size": 3}},
-    "patches": {"network": {"stem": "patch", "downsample": "patch"}},
-    "conv only": {"stage": {"pattern": (("conv", 2),)}},
-    "layer norm": {"stage": {"pattern": (("conv", 2),)}, "network": {"norm": "layer"}},
-    "ConvNeXt": {
-        "stage": {"pattern": (("conv", 2),)},
-        "network": {"norm": "layer", "stem": "patch", "downsample": "patch"},
-    },
-}
-"""Every option of the paper's ablations: what it changes in `tiny_config`."""
-
-
-def ablated_config(name: str, **options: object) -> NetworkConfig:
-    """The tiny network with one of `ABLATIONS`."""
-    change = ABLATIONS[name]
-    config = tiny_config(**options)
-    stages = tuple(
-        replace(
-            stage, attention=replace(stage.attention, **change.get("attention", {})), **change.get("stage", {})
-        )
-        for stage in config.stages
-    )
-    return config.with_options(name=name, stages=stages, **change.get("network", {}))
+torch.set_num_threads(1)  # one core for each worker of pytest-xdist, and the same sums on every machine
 
 
 @pytest.fixture(params=list(ABLATIONS))
@@ -77,66 +25,39 @@ def make_ablated_config(request: pytest.FixtureRequest) -> Callable[..., Network
     return partial(ablated_config, request.param)
 
 
-@pytest.fixture(scope="session")
-def make_tiny_config() -> Callable[..., NetworkConfig]:
-    """`tiny_config` for tests that change fields."""
-    return tiny_config
-
-
-def randomize_statistics(model: nn.Module) -> None:
-    """Weights and statistics as far from their initial values as those of a trained network.
-
-    At initialisation every residual branch is so small that most mistakes in it would stay unseen.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-        elif isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=0.6 * module.weight[0].numel() ** -0.5)
-            if module.bias is not None:
-                nn.init.normal_(module.bias, std=0.1)
-    for name, parameter in model.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.uniform_(parameter, 0.1, 0.5)
-
-
-@pytest.fixture(scope="session")
-def randomize() -> Callable[[nn.Module], None]:
-    """`randomize_statistics`, with the seed set."""
-
-    def seeded(model: nn.Module) -> None:
-        torch.manual_seed(0)
-        randomize_statistics(model)
-
-    return seeded
-
-
-@pytest.fixture(scope="session")
-def shapes() -> ModuleType:
-    """The module `shapes`, which makes data sets for detection and segmentation."""
-    path = Path(__file__).with_name("shapes.py")
-    spec = importlib.util.spec_from_file_location("shapes", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def shapes_data(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 training and 4 validation images with discs and squares; the last of each has none. Not to be changed."""
-    folder: Path = shapes.make_shapes(tmp_path_factory.mktemp("shapes") / "shapes")
-    return folder
-
-
 @pytest.fixture
 def tiny_backbone_config() -> NetworkConfig:
-    """The tiny network without a head, for dense prediction."""
+    """The tiny network without a head, for detection and segmentation."""
     return tiny_config(num_classes=0)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 training and 12 validation images of three classes. Read only."""
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """192 training images (three batches of 64) and 12 validation images of three classes. Read only."""
+    return make_images(tmp_path_factory.mktemp("many"), 64)
+
+
+@pytest.fixture(scope="session")
+def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training and 4 validation images with discs and squares; the last of each split has none. Read only."""
+    return make_shapes(tmp_path_factory.mktemp("shapes") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Seven PNG and JPEG files of different sizes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    paths = []
+    for index in range(7):
+        small = generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        path = folder / f"photo{index}.{'png' if index % 2 else 'jpg'}"
+        Image.fromarray(small).resize((90 + 10 * index, 80), Image.Resampling.BICUBIC).save(path)
+        paths.append(path)
+    return paths

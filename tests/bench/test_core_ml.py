@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +15,12 @@ from iformer.bench import core_ml
 from iformer.bench.core_ml import measure_core_ml
 from iformer.bench.subjects import Subject, prepare
 from iformer.config.metadata import Metadata
-from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.export import export_artifact
 from iformer.deploy.runtimes.registry import find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
+from tiny.networks import tiny_config
 
 pytest.importorskip("coremltools")
 
@@ -98,11 +97,9 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> list[Phone]:
 
 
 @pytest.fixture(scope="module")
-def subjects(
-    tmp_path_factory: pytest.TempPathFactory, make_tiny_config: Callable[..., NetworkConfig]
-) -> list[Subject]:
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[Subject]:
     folder = tmp_path_factory.mktemp("coreml")
-    model = Classifier(make_tiny_config())
+    model = Classifier(tiny_config())
     model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(64, 64)))
     save(model, folder / "tiny.safetensors")
     checkpoint = str(folder / "tiny.safetensors")
@@ -149,9 +146,9 @@ def test_what_an_iphone_needs(
 
 
 def test_an_artifact_that_takes_images_is_refused(
-    mac: list[Phone], subjects: list[Subject], tmp_path: Path, make_tiny_config: Callable[..., NetworkConfig]
+    mac: list[Phone], subjects: list[Subject], tmp_path: Path
 ) -> None:
-    model = Classifier(make_tiny_config()).eval()
+    model = Classifier(tiny_config()).eval()
     model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(32, 32)))
     export_artifact(model, tmp_path / "images.mlpackage", "coreml")
     subject = prepare(str(tmp_path / "images.mlpackage"), COREML, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,12 @@ from iformer import save
 from iformer.bench.latency import measure
 from iformer.bench.subjects import MATRIX_PRODUCT, Subject, prepare
 from iformer.config.metadata import Metadata
-from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.artifact import write_record
 from iformer.deploy.runtimes.registry import find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
+from tiny.networks import tiny_config
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -32,10 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def subject(folder: Path, make_tiny_config: Callable[..., NetworkConfig]) -> Subject:
+def subject(folder: Path) -> Subject:
     """The tiny network, exported from its checkpoint."""
     if not (folder / "tiny.safetensors").exists():
-        model = Classifier(make_tiny_config())
+        model = Classifier(tiny_config())
         model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(64, 64)))
         save(model, folder / "tiny.safetensors")
         _prepared.append(prepare(str(folder / "tiny.safetensors"), ONNX, folder))

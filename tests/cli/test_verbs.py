@@ -7,7 +7,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,16 @@ from iformer.cli import doctor as doctor_verb
 from iformer.cli import output
 from iformer.cli.main import VERBS, build_app, main
 from iformer.config.metadata import Metadata
-from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import UserError, WeightsError
 from iformer.models.classifier import Classifier
 from iformer.models.weights import resolve as shipped
+from tiny.networks import randomize, tiny_config
 
 
 @pytest.fixture
-def checkpoint(
-    tmp_path: Path, make_tiny_config: Callable[..., NetworkConfig], randomize: Callable[..., None]
-) -> Path:
-    model = Classifier(make_tiny_config())
+def checkpoint(tmp_path: Path) -> Path:
+    model = Classifier(tiny_config())
     randomize(model)
     path = tmp_path / "tiny.safetensors"
     metadata = Metadata(
@@ -377,11 +374,10 @@ def test_predict_without_weights_and_hub_names_the_shipped_network(
 def test_a_backbone_without_classes_cannot_predict(
     capsys: pytest.CaptureFixture[str],
     images: Path,
-    make_tiny_config: Callable[..., NetworkConfig],
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "backbone.safetensors"
-    save(Classifier(make_tiny_config(num_classes=0)), path)
+    save(Classifier(tiny_config(num_classes=0)), path)
     code, _, err = run(capsys, "predict", images / "0.png", "--weights", path, "--json")
     assert code == 1
     assert "a classifier is needed" in only_line(err)

@@ -18,6 +18,7 @@ from iformer.layers.windows import Windows
 from iformer.models.backbone import Backbone, Stage
 from iformer.models.factory import build
 from iformer.models.folding import fold
+from tiny.networks import randomize, tiny_config
 
 sides = st.integers(1, 24)
 window_sizes = st.integers(2, 8)
@@ -103,12 +104,12 @@ def test_hybrid_and_chunk_hybrid_are_the_same_function(
 
 
 @pytest.fixture(scope="module")
-def network(make_tiny_config, randomize) -> tuple[NetworkConfig, Backbone]:
+def network() -> tuple[NetworkConfig, Backbone]:
     """The tiny network's config, and it with plain attention."""
-    model = build(make_tiny_config())
+    model = build(tiny_config())
     randomize(model)
     model.eval()
-    return make_tiny_config(), model
+    return tiny_config(), model
 
 
 @settings(max_examples=15, deadline=None)
@@ -172,7 +173,7 @@ def by_hand(blocks: list[AttentionBlock], x: Tensor, size: int, *, masked: bool,
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("shape", [(8, 8), (12, 4), (7, 11), (3, 9)])
 def test_a_stage_is_what_its_windows_are_one_by_one(
-    network, randomize, shape: tuple[int, int], folded: bool, masked: bool, global_blocks: int
+    network, shape: tuple[int, int], folded: bool, masked: bool, global_blocks: int
 ) -> None:
     """Three blocks: cut in the first behind its position encoding, joined before the global ones."""
     config, _ = network
@@ -228,7 +229,7 @@ def test_graphs_of_windows(network, chunks: int, padded_tokens: str, folded: boo
         torch.testing.assert_close(traced(one), tried(one), atol=1e-5, rtol=1e-5)
 
 
-def test_windows_of_a_stage_with_convolutions_between(network, randomize) -> None:
+def test_windows_of_a_stage_with_convolutions_between(network) -> None:
     """A convolution block sees the whole map: runs of attention blocks are cut and joined by themselves."""
     config, _ = network
     pattern = (("attention", 1), ("conv", 1), ("attention", 2))

@@ -7,11 +7,12 @@ import torch
 
 from iformer.models.factory import build
 from iformer.models.folding import fold
+from tiny.networks import randomize, tiny_config
 
 
 @pytest.fixture(params=[False, True], ids=["trainable", "folded"])
-def network(request, make_tiny_config, randomize):
-    model = build(make_tiny_config())
+def network(request):
+    model = build(tiny_config())
     randomize(model)
     model.eval()
     return fold(model) if request.param else model
@@ -27,7 +28,7 @@ def test_export_with_dynamic_batch(network) -> None:
         torch.testing.assert_close(exported.module()(x), network(x), atol=1e-5, rtol=1e-5)
 
 
-def test_every_ablation_exports(make_ablated_config, randomize) -> None:
+def test_every_ablation_exports(make_ablated_config) -> None:
     """The folded form, which is what leaves for other runtimes."""
     model = build(make_ablated_config())
     randomize(model)

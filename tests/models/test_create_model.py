@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ import torch
 from torch import nn
 
 from iformer import create_model, load, save
-from iformer.config.network import NetworkConfig
 from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.factory import build
 from iformer.models.weights.dialects import to_authors
+from tiny.networks import randomize, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_weights_of_a_local_file_whatever_its_format(folder: Path, file: str) ->
         assert by_weights.metadata.provenance == {"source_file": "t4.pth", "source_format": "authors"}
 
 
-def test_timms_own_file(tmp_path: Path, randomize: Callable[[nn.Module], None]) -> None:
+def test_timms_own_file(tmp_path: Path) -> None:
     oracle = timm.create_model("iformer_t", num_classes=3).eval()
     randomize(oracle)
     torch.save(oracle.state_dict(), tmp_path / "pytorch_model.bin")
@@ -179,8 +178,8 @@ def test_other_input_channels_are_adapted_only_when_asked(folder: Path) -> None:
     assert create_model(path, in_chans=5, adapt_in_chans=True).config.in_chans == 5
 
 
-def test_a_network_of_ones_own_stages(make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path) -> None:
-    config = make_tiny_config()
+def test_a_network_of_ones_own_stages(tmp_path: Path) -> None:
+    config = tiny_config()
     model = create_model("iformer_t", stages=config.stages, num_classes=5)
     assert model.config.stages == config.stages
     save(build(config), tmp_path / "tiny.safetensors")

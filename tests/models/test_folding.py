@@ -15,6 +15,7 @@ from iformer.layers.operator import AttentionOperator
 from iformer.layers.residual import ResidualAdd
 from iformer.models.factory import build
 from iformer.models.folding import fold
+from tiny.networks import randomize, tiny_config
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def every_option(make_ablated_config):
 
 
 @pytest.mark.parametrize("features_only", [False, True])
-def test_same_function(every_option, randomize, features_only: bool) -> None:
+def test_same_function(every_option, features_only: bool) -> None:
     model = build(every_option, features_only=features_only)
     randomize(model)
     model.eval()
@@ -35,7 +36,7 @@ def test_same_function(every_option, randomize, features_only: bool) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_exact_in_double_precision(every_option, randomize) -> None:
+def test_exact_in_double_precision(every_option) -> None:
     """The identity is exact in real arithmetic: in double precision little is left of the difference."""
     model = build(every_option)
     randomize(model)
@@ -54,8 +55,8 @@ def test_nothing_that_folds_is_left(every_option) -> None:
     assert not any(parameter.is_meta for parameter in folded.parameters())
 
 
-def test_every_item_of_a_released_network_is_folded(make_tiny_config) -> None:
-    folded = fold(build(make_tiny_config(distillation=True, layer_scale_init=0.1)))
+def test_every_item_of_a_released_network_is_folded() -> None:
+    folded = fold(build(tiny_config(distillation=True, layer_scale_init=0.1)))
     kinds = [type(module) for module in folded.modules()]
     assert FoldedSHMA in kinds
     assert not any(issubclass(kind, nn.LayerNorm) for kind in kinds)
@@ -63,7 +64,7 @@ def test_every_item_of_a_released_network_is_folded(make_tiny_config) -> None:
     assert all(isinstance(block.position.conv, nn.Conv2d) for block in folded.stages[3].blocks)
 
 
-def test_the_original_is_left_alone(every_option, randomize) -> None:
+def test_the_original_is_left_alone(every_option) -> None:
     model = build(every_option)
     randomize(model)
     before = copy.deepcopy(model.state_dict())
@@ -76,8 +77,8 @@ def test_the_original_is_left_alone(every_option, randomize) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_features_and_head_calls_of_the_folded_form(make_tiny_config, randomize) -> None:
-    model = build(make_tiny_config())
+def test_features_and_head_calls_of_the_folded_form() -> None:
+    model = build(tiny_config())
     randomize(model)
     folded, x = fold(model.eval()), torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(folded.forward_features(x), model.forward_features(x), atol=1e-5, rtol=1e-5)
@@ -85,9 +86,9 @@ def test_features_and_head_calls_of_the_folded_form(make_tiny_config, randomize)
     assert folded.feature_info == model.feature_info
 
 
-def test_gradients_of_both_forms_agree_at_batch_one(make_tiny_config, randomize) -> None:
+def test_gradients_of_both_forms_agree_at_batch_one() -> None:
     """Saliency maps are made on the folded network too; and one layout of gradients breaks torch's batch norm."""
-    model = build(make_tiny_config())
+    model = build(tiny_config())
     randomize(model)
     model.eval()
     grads = []
@@ -98,8 +99,8 @@ def test_gradients_of_both_forms_agree_at_batch_one(make_tiny_config, randomize)
     torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
 
 
-def test_what_cannot_be_folded_is_named(make_tiny_config) -> None:
-    folded = fold(build(make_tiny_config()))
+def test_what_cannot_be_folded_is_named() -> None:
+    folded = fold(build(tiny_config()))
     assert folded.is_folded
     with pytest.raises(UserError, match="folded already"):
         fold(folded)

@@ -15,6 +15,7 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.complexity import count_parameters
 from iformer.models.factory import build
+from tiny.networks import randomize, tiny_config
 
 GOLDEN_KEYS = Path(__file__).parent / "golden_state_dict.json"
 
@@ -47,10 +48,10 @@ def test_feature_maps_match_their_description(name: str) -> None:
         model.get_submodule(module_name)
 
 
-def test_out_indices_select_feature_maps(make_tiny_config) -> None:
+def test_out_indices_select_feature_maps() -> None:
     torch.manual_seed(0)
-    full = build(make_tiny_config(), features_only=True).eval()
-    part = build(make_tiny_config(), features_only=True, out_indices=(1, -1)).eval()
+    full = build(tiny_config(), features_only=True).eval()
+    part = build(tiny_config(), features_only=True, out_indices=(1, -1)).eval()
     part.load_state_dict(full.state_dict())
     x = torch.randn(1, 3, 64, 64)
     full_maps, part_maps = full(x), part(x)
@@ -59,18 +60,18 @@ def test_out_indices_select_feature_maps(make_tiny_config) -> None:
     assert torch.equal(part_maps[0], full_maps[1])
     assert torch.equal(part_maps[1], full_maps[3])
     with pytest.raises(UserError, match="out_indices is \\(0, 4\\)"):
-        build(make_tiny_config(), features_only=True, out_indices=(0, 4))
+        build(tiny_config(), features_only=True, out_indices=(0, 4))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 97), (225, 223)])
-def test_any_input_size(make_tiny_config, size: tuple[int, int]) -> None:
-    model = build(make_tiny_config()).eval()
+def test_any_input_size(size: tuple[int, int]) -> None:
+    model = build(tiny_config()).eval()
     assert model(torch.randn(2, 3, *size)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 1, 64, 64), (3, 64, 64)])
-def test_unusable_input_is_named(make_tiny_config, shape: tuple[int, ...]) -> None:
-    model = build(make_tiny_config())
+def test_unusable_input_is_named(shape: tuple[int, ...]) -> None:
+    model = build(tiny_config())
     with pytest.raises(UserError, match="expected B x 3 x H x W with H and W of 32 or more"):
         model(torch.zeros(shape))
 
@@ -89,8 +90,8 @@ def test_every_parameter_gets_a_gradient(make_ablated_config, distillation, laye
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_distilled_head_gives_two_outputs_in_training_and_their_mean_in_inference(make_tiny_config) -> None:
-    model = build(make_tiny_config(distillation=True))
+def test_distilled_head_gives_two_outputs_in_training_and_their_mean_in_inference() -> None:
+    model = build(tiny_config(distillation=True))
     x = torch.randn(4, 3, 64, 64)
     label_logits, teacher_logits = model.train()(x)
     assert label_logits.shape == teacher_logits.shape == (4, 5)
@@ -101,9 +102,9 @@ def test_distilled_head_gives_two_outputs_in_training_and_their_mean_in_inferenc
     assert torch.equal(model(x), mean)
 
 
-def test_the_two_forms_of_modulation_differ(make_tiny_config, randomize) -> None:
+def test_the_two_forms_of_modulation_differ() -> None:
     """Equation 3 as printed is another function than the released networks; both keep the same weights."""
-    released = build(make_tiny_config()).eval()
+    released = build(tiny_config()).eval()
     randomize(released)
     stages = tuple(
         StageConfig(
@@ -112,16 +113,16 @@ def test_the_two_forms_of_modulation_differ(make_tiny_config, randomize) -> None
             conv_expansion_ratio=stage.conv_expansion_ratio,
             attention=AttentionConfig(reduction=2, ffn_expansion_ratio=2, modulation="output"),
         )
-        for stage in make_tiny_config().stages
+        for stage in tiny_config().stages
     )
-    printed = build(make_tiny_config(stages=stages)).eval()
+    printed = build(tiny_config(stages=stages)).eval()
     printed.load_state_dict(released.state_dict())
     x = torch.randn(1, 3, 64, 64)
     assert not torch.allclose(released(x), printed(x))
 
 
-def test_reset_classifier(make_tiny_config) -> None:
-    model = build(make_tiny_config())
+def test_reset_classifier() -> None:
+    model = build(tiny_config())
     assert isinstance(model, Classifier)
     model.reset_classifier(7)
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
@@ -132,20 +133,20 @@ def test_reset_classifier(make_tiny_config) -> None:
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, model.num_features)
 
 
-def test_drop_path_grows_linearly_over_depth(make_tiny_config) -> None:
+def test_drop_path_grows_linearly_over_depth() -> None:
     """A conv block, a CPE, an SHMA and an FFN count as one unit of depth each."""
-    model = build(make_tiny_config(drop_path_rate=0.5))
+    model = build(tiny_config(drop_path_rate=0.5))
     rates = [module.p for module in model.modules() if type(module).__name__ == "StochasticDepth"]
     # 1 + 1 + (1 + 3 + 3 + 1) + 3 units; the first has rate 0 and so no module
     assert rates == pytest.approx([0.5 * i / 12 for i in range(1, 13)])
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(make_tiny_config) -> None:
+def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     """Gradients, and the running statistics, which a repeated forward pass would count twice."""
     results = []
     for enable in (False, True):
         torch.manual_seed(0)
-        model = build(make_tiny_config(drop_path_rate=0.3)).train()
+        model = build(tiny_config(drop_path_rate=0.3)).train()
         model.set_grad_checkpointing(enable)
         torch.manual_seed(1)
         model(torch.randn(4, 3, 64, 64)).square().sum().backward()
@@ -159,12 +160,12 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make_tiny_config) -> 
 
 
 @pytest.mark.parametrize("features_only", [False, True])
-def test_backbone_weights_are_the_classifiers_without_the_head(make_tiny_config, features_only: bool) -> None:
-    model = build(make_tiny_config(), features_only=features_only)
+def test_backbone_weights_are_the_classifiers_without_the_head(features_only: bool) -> None:
+    model = build(tiny_config(), features_only=features_only)
     assert isinstance(model, Classifier) != features_only
     assert isinstance(model, Backbone)
     keys = {key for key in model.state_dict() if not key.startswith("head.")}
-    assert keys == set(build(make_tiny_config(), features_only=True).state_dict())
+    assert keys == set(build(tiny_config(), features_only=True).state_dict())
 
 
 def test_any_stage_pattern_can_be_built() -> None:

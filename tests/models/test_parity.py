@@ -10,6 +10,7 @@ from iformer.config.variants import network_config
 from iformer.models.factory import build
 from iformer.models.folding import fold
 from iformer.models.weights.dialects import from_timm
+from tiny.networks import randomize
 
 NAMES = [
     "iformer_t",
@@ -24,7 +25,7 @@ NAMES = [
 ]
 
 
-def pair(name: str, randomize):
+def pair(name: str):
     """timm's network with random weights and statistics, and ours with the same."""
     oracle = timm.create_model(name)
     randomize(oracle)
@@ -35,8 +36,8 @@ def pair(name: str, randomize):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_agree_before_and_after_folding(name: str, randomize) -> None:
-    oracle, model = pair(name, randomize)
+def test_outputs_agree_before_and_after_folding(name: str) -> None:
+    oracle, model = pair(name)
     oracle.eval()
     model.eval()
     folded = fold(model)
@@ -51,8 +52,8 @@ def test_outputs_agree_before_and_after_folding(name: str, randomize) -> None:
 
 @pytest.mark.parametrize("name", ["iformer_t", "iformer_m"])
 @pytest.mark.parametrize("training", [False, True])
-def test_gradients_agree(name: str, training: bool, randomize) -> None:
-    oracle, model = pair(name, randomize)
+def test_gradients_agree(name: str, training: bool) -> None:
+    oracle, model = pair(name)
     x = torch.randn(2, 3, 96, 96)
     if training:
         # the head's batch norm over two images amplifies rounding: what is compared is the function

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -13,15 +12,16 @@ from safetensors.torch import load_file
 
 from iformer.training.loop import train
 from iformer.training.records.logs import read_history
+from tiny.classification import PLAIN, SYNCHRONISED, Linear, launch, step_losses, tiny_job, tiny_recipe
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-def test_two_processes_train_and_evaluate_as_one(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -> None:
     # 12 validation images in steps of 10: one process gets one image more than the other in the last step
-    fields = {**tiny.PLAIN, "epochs": 2, "eval_batch_size": 10, "log_every": 1, "checkpoint_steps": 5}
-    tiny.launch(images, tmp_path / "two", fields, "--linear")
-    single = tiny.tiny_job(images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields))
-    result = train(replace(single, model=tiny.Linear()))
+    fields = {**PLAIN, "epochs": 2, "eval_batch_size": 10, "log_every": 1, "checkpoint_steps": 5}
+    launch(images, tmp_path / "two", fields, "--linear")
+    single = tiny_job(images, tmp_path / "one", recipe=tiny_recipe(**fields))
+    result = train(replace(single, model=Linear()))
     one, two = (load_file(tmp_path / name / "resume.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, atol=1e-6, rtol=1e-5)
     histories = [read_history(tmp_path / name / "log.jsonl") for name in ("one", "two")]
@@ -32,18 +32,18 @@ def test_two_processes_train_and_evaluate_as_one(tiny: ModuleType, images: Path,
     assert metrics["images"] == 12
     assert metrics["confusion"] == result.metrics["confusion"]
     # a state of two processes continues on one
-    again = tiny.tiny_job(images, tmp_path / "two", recipe=tiny.tiny_recipe(**fields), resume=True)
-    assert train(replace(again, model=tiny.Linear())).metrics["confusion"] == metrics["confusion"]
+    again = tiny_job(images, tmp_path / "two", recipe=tiny_recipe(**fields), resume=True)
+    assert train(replace(again, model=Linear())).metrics["confusion"] == metrics["confusion"]
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_with_synchronised_batch_norm_two_processes_have_the_losses_of_one(
-    tiny: ModuleType, many_images: Path, tmp_path: Path
+    many_images: Path, tmp_path: Path
 ) -> None:
     """Batch norms everywhere, clipping and a running average: a batch of 64 on one, or 32 on each of two."""
-    fields = {**tiny.SYNCHRONISED, "ema_decay": 0.9}
-    tiny.launch(many_images, tmp_path / "two", fields, "--plain")
-    train(tiny.tiny_job(many_images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0))
-    one, two = (tiny.step_losses(tmp_path / name) for name in ("one", "two"))
+    fields = {**SYNCHRONISED, "ema_decay": 0.9}
+    launch(many_images, tmp_path / "two", fields, "--plain")
+    train(tiny_job(many_images, tmp_path / "one", recipe=tiny_recipe(**fields), drop_path_rate=0.0))
+    one, two = (step_losses(tmp_path / name) for name in ("one", "two"))
     assert len(one) == 6
     assert two == pytest.approx(one, abs=1e-5)

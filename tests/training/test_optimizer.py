@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,11 +14,12 @@ from iformer.errors import WeightsError
 from iformer.models.factory import build
 from iformer.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from iformer.training.schedule import RunLength, build_schedule
+from tiny.classification import tiny_config, tiny_recipe
 
 
-def network(tiny: ModuleType) -> nn.Module:
+def network() -> nn.Module:
     torch.manual_seed(0)
-    built: nn.Module = build(tiny.tiny_config(distillation=True, layer_scale_init=0.1))
+    built: nn.Module = build(tiny_config(distillation=True, layer_scale_init=0.1))
     return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -29,9 +29,9 @@ def set_gradients(model: nn.Module, seed: int) -> None:
         parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
 
 
-def test_norms_biases_and_layer_scales_are_not_decayed(tiny: ModuleType) -> None:
-    model = network(tiny)
-    optimizer = build_optimizer(model, tiny.tiny_recipe(weight_decay=0.05))
+def test_norms_biases_and_layer_scales_are_not_decayed() -> None:
+    model = network()
+    optimizer = build_optimizer(model, tiny_recipe(weight_decay=0.05))
     decay = {parameter: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
     parameters = dict(model.named_parameters())
     assert len(decay) == len(parameters)
@@ -67,18 +67,18 @@ def test_groups_are_those_of_timm_s_factory_for_its_own_network() -> None:
     }
 
 
-def test_frozen_parameters_are_left_out(tiny: ModuleType) -> None:
-    model = network(tiny)
+def test_frozen_parameters_are_left_out() -> None:
+    model = network()
     for parameter in model.stem.parameters():  # type: ignore[union-attr]
         parameter.requires_grad_(False)
-    optimizer = build_optimizer(model, tiny.tiny_recipe())
+    optimizer = build_optimizer(model, tiny_recipe())
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {parameter for parameter in model.parameters() if parameter.requires_grad}
 
 
-def test_fused_steps_are_adamw(tiny: ModuleType) -> None:
-    one, other = network(tiny), network(tiny)
-    recipe = tiny.tiny_recipe()
+def test_fused_steps_are_adamw() -> None:
+    one, other = network(), network()
+    recipe = tiny_recipe()
     optimizer = build_optimizer(one, recipe)
     groups = [
         {"params": [p for p in other.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -93,10 +93,10 @@ def test_fused_steps_are_adamw(tiny: ModuleType) -> None:
         torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_muon_steps_turn_every_direction_of_a_matrix_alike(tiny: ModuleType) -> None:
-    model = network(tiny)
+def test_muon_steps_turn_every_direction_of_a_matrix_alike() -> None:
+    model = network()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(model, tiny.tiny_recipe(optimizer="muon", weight_decay=0.0))
+    optimizer = build_optimizer(model, tiny_recipe(optimizer="muon", weight_decay=0.0))
     set_gradients(model, 1)
     optimizer.step()
     matrices = 0
@@ -111,14 +111,14 @@ def test_muon_steps_turn_every_direction_of_a_matrix_alike(tiny: ModuleType) -> 
 
 
 @pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
-def test_restored_state_continues_exactly(tiny: ModuleType, optimizer_name: str) -> None:
-    recipe = tiny.tiny_recipe(optimizer=optimizer_name)
-    model = network(tiny)
+def test_restored_state_continues_exactly(optimizer_name: str) -> None:
+    recipe = tiny_recipe(optimizer=optimizer_name)
+    model = network()
     optimizer = build_optimizer(model, recipe)
     set_gradients(model, 1)
     optimizer.step()
     tensors = {name: tensor.clone().contiguous() for name, tensor in optimizer_tensors(optimizer, model).items()}
-    copied = network(tiny)
+    copied = network()
     copied.load_state_dict(model.state_dict())
     restored = build_optimizer(copied, recipe)
     restore_optimizer(restored, copied, tensors)
@@ -133,9 +133,9 @@ def test_restored_state_continues_exactly(tiny: ModuleType, optimizer_name: str)
         assert torch.equal(parameter, expected)
 
 
-def test_state_of_another_network_is_refused(tiny: ModuleType) -> None:
-    model = network(tiny)
-    optimizer = build_optimizer(model, tiny.tiny_recipe())
+def test_state_of_another_network_is_refused() -> None:
+    model = network()
+    optimizer = build_optimizer(model, tiny_recipe())
     with pytest.raises(WeightsError, match=r"another network.*somewhere\.else"):
         restore_optimizer(optimizer, model, {"exp_avg.somewhere.else": torch.zeros(1)})
 
@@ -150,8 +150,8 @@ def learning_rates(recipe: object, steps_per_epoch: int, steps: int) -> list[flo
     return rates
 
 
-def test_schedule_is_linear_warmup_then_half_a_cosine(tiny: ModuleType) -> None:
-    recipe = tiny.tiny_recipe(
+def test_schedule_is_linear_warmup_then_half_a_cosine() -> None:
+    recipe = tiny_recipe(
         epochs=10, lr=4e-3, lr_batch=64, batch_size=16, min_lr=1e-5, warmup_epochs=2, warmup_lr=1e-4
     )
     rates = learning_rates(recipe, 7, 70)
@@ -164,8 +164,8 @@ def test_schedule_is_linear_warmup_then_half_a_cosine(tiny: ModuleType) -> None:
     assert max(rates) == pytest.approx(peak)
 
 
-def test_schedule_of_steps_falls_after_its_milestones(tiny: ModuleType) -> None:
-    recipe = tiny.tiny_recipe(
+def test_schedule_of_steps_falls_after_its_milestones() -> None:
+    recipe = tiny_recipe(
         epochs=6, lr=8e-3, lr_batch=8, schedule="step", milestones=[3, 5], warmup_steps=4, warmup_lr=1e-3
     )
     rates = learning_rates(recipe, 5, 30)
@@ -175,25 +175,23 @@ def test_schedule_of_steps_falls_after_its_milestones(tiny: ModuleType) -> None:
     assert rates[25:] == pytest.approx([8e-5] * 5)
 
 
-def test_schedule_of_a_polynomial_ends_at_its_floor(tiny: ModuleType) -> None:
-    recipe = tiny.tiny_recipe(
-        epochs=4, lr=1e-3, lr_batch=8, schedule="poly", max_steps=17, warmup_steps=0, min_lr=1e-6
-    )
+def test_schedule_of_a_polynomial_ends_at_its_floor() -> None:
+    recipe = tiny_recipe(epochs=4, lr=1e-3, lr_batch=8, schedule="poly", max_steps=17, warmup_steps=0, min_lr=1e-6)
     expected = [1e-6 + (1e-3 - 1e-6) * (1 - step / 17) ** 0.9 for step in range(17)]
     assert learning_rates(recipe, 5, 17) == pytest.approx(expected)
 
 
-def test_length_in_steps_cuts_the_last_epoch(tiny: ModuleType) -> None:
-    length = RunLength(tiny.tiny_recipe(epochs=4, max_steps=17), steps_per_epoch=5)
+def test_length_in_steps_cuts_the_last_epoch() -> None:
+    length = RunLength(tiny_recipe(epochs=4, max_steps=17), steps_per_epoch=5)
     assert (length.steps, length.epochs) == (17, 4)
     assert [length.steps_in(epoch) for epoch in range(4)] == [5, 5, 5, 2]
-    assert RunLength(tiny.tiny_recipe(epochs=3, max_steps=17), steps_per_epoch=5).steps == 15
+    assert RunLength(tiny_recipe(epochs=3, max_steps=17), steps_per_epoch=5).steps == 15
 
 
-def test_schedule_is_timms_by_its_own_factory(tiny: ModuleType) -> None:
+def test_schedule_is_timms_by_its_own_factory() -> None:
     from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 
-    recipe = tiny.tiny_recipe(epochs=30, lr=1e-3, lr_batch=8, min_lr=1e-6, warmup_epochs=3, warmup_lr=1e-6)
+    recipe = tiny_recipe(epochs=30, lr=1e-3, lr_batch=8, min_lr=1e-6, warmup_epochs=3, warmup_lr=1e-6)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)
     schedule, epochs = create_scheduler_v2(
         optimizer,
@@ -237,15 +235,15 @@ def test_schedules_of_the_paper_s_recipes_are_timm_s(name: str) -> None:
     assert max(expected) == (8e-3 if name == "imagenet-300-h" else 4e-3)
 
 
-def test_a_step_s_learning_rate_depends_on_its_number_only(tiny: ModuleType) -> None:
-    recipe = tiny.tiny_recipe(epochs=4, warmup_epochs=1)
+def test_a_step_s_learning_rate_depends_on_its_number_only() -> None:
+    recipe = tiny_recipe(epochs=4, warmup_epochs=1)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr)
     schedule = build_schedule(optimizer, recipe, RunLength(recipe, steps_per_epoch=5))
     schedule.step_update(13)
     assert optimizer.param_groups[0]["lr"] == learning_rates(recipe, 5, 14)[13]
 
 
-def test_warmup_is_at_most_half_of_a_short_run(tiny: ModuleType) -> None:
-    rates = learning_rates(tiny.tiny_recipe(epochs=1, warmup_epochs=20), 8, 8)
+def test_warmup_is_at_most_half_of_a_short_run() -> None:
+    rates = learning_rates(tiny_recipe(epochs=1, warmup_epochs=20), 8, 8)
     assert rates.index(max(rates)) == 4
     assert min(rates[5:]) < max(rates)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,17 +19,12 @@ from iformer.errors import UserError
 from iformer.training.loop import train
 from iformer.training.records.logs import read_history
 from iformer.training.state import read_state, saved_step
+from tiny.classification import make_images, tiny_job, tiny_recipe
+from tiny.programs import start
 
-TINY_RUN = Path(__file__).with_name("tiny_run.py")
 FIELDS: dict[str, Any] = {"epochs": 4, "eval_every": 2, "size_schedule": [[0, 32], [2, 40]], "size": 48}
 STEPS = 24
 TIMES = ("seconds", "images_per_second", "data_wait")
-
-
-def start(images: Path, out: Path, fields: dict[str, Any], *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(TINY_RUN), str(images), str(out), json.dumps(fields), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
 def kill_when_saved(process: subprocess.Popen[bytes], out: Path, *, step: int) -> None:
@@ -70,24 +62,26 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny: ModuleType, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS)))
+    train(tiny_job(images, out, recipe=tiny_recipe(**FIELDS)))
     return out
 
 
 def test_run_killed_inside_an_epoch_ends_with_the_same_weights(
-    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path
+    images: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
     out = tmp_path / "killed"
     # with workers and more checkpoints: neither may change a bit
-    process = start(images, out, {**FIELDS, "workers": 2, "checkpoint_steps": 1})
+    process = start(
+        "tiny.classification", str(images), str(out), json.dumps({**FIELDS, "workers": 2, "checkpoint_steps": 1})
+    )
     kill_when_saved(process, out, step=15)
     position = read_state(out / "resume.safetensors").position
     assert 15 <= position.step < STEPS
     assert not (out / "metrics.json").exists()
-    result = train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    result = train(tiny_job(images, out, recipe=tiny_recipe(**FIELDS), resume=True))
     assert result.best["epoch"] in (2, 4)
     assert_same_run(undisturbed, out)
 
@@ -98,7 +92,6 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("step", [2, 6, 11, 12, 24])
 def test_run_stopped_at_any_step_ends_with_the_same_weights(
-    tiny: ModuleType,
     images: Path,
     tmp_path: Path,
     undisturbed: Path,
@@ -116,68 +109,62 @@ def test_run_stopped_at_any_step_ends_with_the_same_weights(
             raise KilledError
 
     out = tmp_path / "stopped"
-    job = tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS, checkpoint_steps=1))
+    job = tiny_job(images, out, recipe=tiny_recipe(**FIELDS, checkpoint_steps=1))
     monkeypatch.setattr(keeping, "save_state", save_and_stop)
     with pytest.raises(KilledError):
         train(job)
     monkeypatch.undo()
     assert saved_step(out / "resume.safetensors") == step
-    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    train(tiny_job(images, out, recipe=tiny_recipe(**FIELDS), resume=True))
     assert_same_run(undisturbed, out)
 
 
-def test_finished_run_only_evaluates_again(
-    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path
-) -> None:
+def test_finished_run_only_evaluates_again(images: Path, tmp_path: Path, undisturbed: Path) -> None:
     before = {file.name: file.read_bytes() for file in undisturbed.iterdir() if file.suffix == ".safetensors"}
-    result = train(tiny.tiny_job(images, undisturbed, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    result = train(tiny_job(images, undisturbed, recipe=tiny_recipe(**FIELDS), resume=True))
     assert [record["epoch"] for record in result.history] == [1, 2, 3, 4]
     assert (undisturbed / "resume.safetensors").read_bytes() == before["resume.safetensors"]
 
 
 def test_run_with_a_state_cut_short_continues_from_the_one_before_and_says_so(
-    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     state = out / "resume.safetensors"
     assert saved_step(state) == STEPS
     state.write_bytes(state.read_bytes()[:-1000])
-    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    train(tiny_job(images, out, recipe=tiny_recipe(**FIELDS), resume=True))
     assert "continuing from the state before it, of step 18" in capsys.readouterr().err
     assert_same_run(undisturbed, out)
 
 
-def test_resume_without_a_state_begins(tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_resume_without_a_state_begins(images: Path, tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "killed before its first checkpoint"
     out.mkdir()
     (out / "config.yaml").write_text((undisturbed / "config.yaml").read_text())
     (out / "log.jsonl").write_text("{}\n")
-    train(tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**FIELDS), resume=True))
+    train(tiny_job(images, out, recipe=tiny_recipe(**FIELDS), resume=True))
     assert_same_run(undisturbed, out)
 
 
-def test_another_run_is_not_resumed(tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_another_run_is_not_resumed(images: Path, tmp_path: Path, undisturbed: Path) -> None:
     before = (undisturbed / "resume.safetensors").read_bytes()
-    other = tiny.tiny_job(
-        images, undisturbed, recipe=tiny.tiny_recipe(**{**FIELDS, "lr": 1.0}, seed=3), resume=True
-    )
+    other = tiny_job(images, undisturbed, recipe=tiny_recipe(**{**FIELDS, "lr": 1.0}, seed=3), resume=True)
     with pytest.raises(UserError, match=r"recipe\.lr was 0\.002, is 1\.0; recipe\.seed was 0, is 3"):
         train(other)
-    more = tiny.make_images(tmp_path / "more")
+    more = make_images(tmp_path / "more")
     (more / "train" / "red" / "0.png").unlink()
-    changed = tiny.tiny_job(more, undisturbed, recipe=tiny.tiny_recipe(**FIELDS), resume=True)
+    changed = tiny_job(more, undisturbed, recipe=tiny_recipe(**FIELDS), resume=True)
     with pytest.raises(UserError, match=r"data\.train_fingerprint was") as caught:
         train(changed)
     assert "val_fingerprint" not in str(caught.value)
-    network = tiny.tiny_job(images, undisturbed, recipe=tiny.tiny_recipe(**FIELDS), resume=True)
+    network = tiny_job(images, undisturbed, recipe=tiny_recipe(**FIELDS), resume=True)
     network.model.config = network.model.config.with_options(drop_path_rate=0.0)
     with pytest.raises(UserError, match=r"network\.drop_path_rate was 0\.2, is 0\.0"):
         train(replace(network))
     assert (undisturbed / "resume.safetensors").read_bytes() == before
 
 
-def test_what_no_weight_depends_on_may_change(
-    tiny: ModuleType, images: Path, tmp_path: Path, undisturbed: Path
-) -> None:
+def test_what_no_weight_depends_on_may_change(images: Path, tmp_path: Path, undisturbed: Path) -> None:
     fields = {**FIELDS, "workers": 1, "log_every": 5, "eval_batch_size": 5, "checkpoint_minutes": 1.0}
-    train(tiny.tiny_job(images, undisturbed, recipe=tiny.tiny_recipe(**fields), resume=True))
+    train(tiny_job(images, undisturbed, recipe=tiny_recipe(**fields), resume=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -98,7 +97,7 @@ def test_evaluation_changes_nothing_but_the_size(shapes_data: Path) -> None:
     assert [tuple(mask.shape) for mask in batch["masks"]] == [(96, 96)] * 2
 
 
-def test_sizes_keep_the_shape(shapes: ModuleType) -> None:
+def test_sizes_keep_the_shape() -> None:
     assert fitted((640, 480), 800, 1333) == (1067, 800)
     assert fitted((2000, 500), 512, 1024) == (1024, 256)
     assert fitted((5000, 2), 512, 512) == (512, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from iformer.models.weights.checkpoint import save
 from iformer.tasks.classification import teacher as module
 from iformer.tasks.classification.teacher import Teacher, build_teacher
 from iformer.training.state import save_network
+from tiny.networks import tiny_config
 
 STUDENT = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 OTHER = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -42,11 +42,9 @@ def checkpoint(config: NetworkConfig, path: Path, class_names: tuple[str, ...] =
     return model.eval()
 
 
-def test_teacher_undoes_the_student_s_normalisation_for_its_own(
-    make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path
-) -> None:
+def test_teacher_undoes_the_student_s_normalisation_for_its_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = checkpoint(make_tiny_config(), tmp_path / "teacher.safetensors")
+    model = checkpoint(tiny_config(), tmp_path / "teacher.safetensors")
     teacher = build_teacher(str(tmp_path / "teacher.safetensors"), CLASSES, STUDENT)
     answers = teacher(Normalize(STUDENT)(pixels()))
     with torch.no_grad():
@@ -56,10 +54,8 @@ def test_teacher_undoes_the_student_s_normalisation_for_its_own(
     assert not answers.is_inference()  # a loss may keep it for its gradient
 
 
-def test_outputs_come_in_the_student_s_order_of_classes(
-    make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path
-) -> None:
-    model = checkpoint(make_tiny_config(), tmp_path / "teacher.safetensors", ("e", "d", "c", "b", "a"))
+def test_outputs_come_in_the_student_s_order_of_classes(tmp_path: Path) -> None:
+    model = checkpoint(tiny_config(), tmp_path / "teacher.safetensors", ("e", "d", "c", "b", "a"))
     teacher = build_teacher(str(tmp_path / "teacher.safetensors"), CLASSES, OTHER)
     images = Normalize(OTHER)(pixels())
     with torch.no_grad():
@@ -90,11 +86,9 @@ def test_images_are_resized_for_a_teacher_of_one_size() -> None:
     assert sizes == [(48, 40)]
 
 
-def test_half_precision_changes_answers_little(
-    make_tiny_config: Callable[..., NetworkConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision_changes_answers_little(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = build(make_tiny_config()).eval()
+    model = build(tiny_config()).eval()
     images = Normalize(STUDENT)(pixels())
     exact = Teacher(model, STUDENT, student=STUDENT)(images)
     monkeypatch.setattr(module, "multiplies_bf16", lambda device: True)
@@ -103,9 +97,9 @@ def test_half_precision_changes_answers_little(
     assert next(half.network.parameters()).dtype == torch.bfloat16
 
 
-def test_other_classes_are_refused(make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path) -> None:
+def test_other_classes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
-    checkpoint(make_tiny_config(), path)
+    checkpoint(tiny_config(), path)
     with pytest.raises(DataError, match="tells 5 classes apart, the data has 2; train a teacher on this data"):
         build_teacher(str(path), ("a", "b"), STUDENT)
     with pytest.raises(DataError, match="trained on other classes: it does not know f"):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -20,18 +17,19 @@ from iformer.training import loop
 from iformer.training.loop import train
 from iformer.training.signals import SIGNALS, StopRequests
 from iformer.training.state import saved_step
+from tiny.classification import tiny_job, tiny_recipe
+from tiny.programs import start
 
-TINY_RUN = Path(__file__).with_name("tiny_run.py")
 FIELDS = {"epochs": 3, "checkpoint_minutes": 1000.0}
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_saves_between_two_steps(
-    tiny: ModuleType, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """Sent inside of step 9, in the second epoch; the run that is continued ends as the undisturbed one."""
-    recipe = tiny.tiny_recipe(**FIELDS)
-    train(tiny.tiny_job(images, tmp_path / "whole", recipe=recipe))
+    recipe = tiny_recipe(**FIELDS)
+    train(tiny_job(images, tmp_path / "whole", recipe=recipe))
     before = signal.getsignal(number)
     seed_everything = loop.seed_everything
 
@@ -45,10 +43,10 @@ def test_signal_saves_between_two_steps(
         with pytest.raises(
             StoppedBySignalError, match=rf"stopped by {number.name} at step 10, saved; --resume continues"
         ):
-            train(tiny.tiny_job(images, tmp_path / "stopped", recipe=recipe))
+            train(tiny_job(images, tmp_path / "stopped", recipe=recipe))
     assert signal.getsignal(number) == before
     assert saved_step(tmp_path / "stopped" / "resume.safetensors") == 10
-    train(tiny.tiny_job(images, tmp_path / "stopped", recipe=recipe, resume=True))
+    train(tiny_job(images, tmp_path / "stopped", recipe=recipe, resume=True))
     networks = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "stopped")]
     from safetensors.torch import load
 
@@ -63,20 +61,14 @@ def test_one_of_two_processes_is_told_and_both_stop_at_the_same_step(images: Pat
     fields = json.dumps({"epochs": 500, "workers": 1, "eval_every": 500, "mixup_alpha": 0.0, "cutmix_alpha": 0.0})
     processes = []
     for rank in range(2):
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
+        variables = {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(29000 + os.getpid() % 1000),
         }
-        command = [sys.executable, str(TINY_RUN), str(images), str(out), fields]
-        processes.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
-        )
+        processes.append(start("tiny.classification", str(images), str(out), fields, **variables))
     state = out / "resume.safetensors"
     while all(process.poll() is None for process in processes) and (saved_step(state) or 0) < 6:
         time.sleep(0.05)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from iformer.deploy.export import export_artifact
 from iformer.models.factory import build
 from iformer_paper.ablations import every_network
+from tiny.networks import randomize
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -20,7 +19,7 @@ NETWORKS = every_network()
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_the_artifact_is_the_network(name: str, randomize: Callable[[nn.Module], None], tmp_path: Path) -> None:
+def test_the_artifact_is_the_network(name: str, tmp_path: Path) -> None:
     """`export_artifact` keeps nothing that does not agree; what it measured is looked at all the same."""
     model: Any = build(NETWORKS[name].with_options(num_classes=3))
     randomize(model)

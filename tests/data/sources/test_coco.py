@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -120,7 +119,7 @@ def test_objects_that_cannot_be_used_are_told_and_left_out(data: Path) -> None:
         load_detection(data, strict=True)
 
 
-def test_fingerprint_is_of_the_objects(data: Path, shapes: ModuleType) -> None:
+def test_fingerprint_is_of_the_objects(data: Path) -> None:
     before = load_detection(data).train.fingerprint()
     assert load_detection(data).train.fingerprint() == before
     change(data, lambda content: first(content).update(category_id=15 - first(content)["category_id"]))

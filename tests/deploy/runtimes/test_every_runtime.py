@@ -7,7 +7,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import permutations
@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from iformer import dependencies
-from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from iformer.deploy.artifact import (
     ArtifactInfo,
@@ -38,6 +37,7 @@ from iformer.deploy.spec import folded_for_export
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
+from tiny.networks import randomize, tiny_config
 
 NAMES = tuple(RUNTIMES)
 RUN_HERE = tuple(name for name in NAMES if name != "coreml" or sys.platform == "darwin")
@@ -154,9 +154,7 @@ def test_other_forms_of_the_artifact(
 
 @pytest.mark.slow
 @each_runtime
-def test_the_smallest_size_of_the_family(
-    tmp_path: Path, photographs: list[Path], randomize: Callable[..., None], name: str
-) -> None:
+def test_the_smallest_size_of_the_family(tmp_path: Path, photographs: list[Path], name: str) -> None:
     """iFormer-T at 224 with statistics and weights that are not the initial ones, without class names."""
     from iformer.models.factory import create_model
 
@@ -296,10 +294,8 @@ def test_two_exchanged_class_names_are_caught(model: Classifier, artifact: Path)
 
 
 @each_artifact
-def test_an_artifact_of_another_network_is_caught(
-    model: Classifier, artifact: Path, make_tiny_config: Callable[..., NetworkConfig]
-) -> None:
-    other = Classifier(make_tiny_config()).eval()
+def test_an_artifact_of_another_network_is_caught(model: Classifier, artifact: Path) -> None:
+    other = Classifier(tiny_config()).eval()
     other.metadata = model.metadata
     assert "it was made from other weights" in check(other, artifact)
 

@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,14 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import load, read_metadata, save
+from tiny.networks import randomize, tiny_config
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 
 @pytest.fixture
-def model(make_tiny_config: Callable[..., NetworkConfig], randomize: Callable[[nn.Module], None]) -> Classifier:
-    network = build(make_tiny_config())
+def model() -> Classifier:
+    network = build(tiny_config())
     randomize(network)
     network.train()
     network(torch.randn(2, 3, 64, 64))  # counters other than 0
@@ -150,10 +150,8 @@ def test_features_only_leaves_the_head_out_and_nothing_else(model: Classifier, c
     torch.testing.assert_close(backbone(x)[-1], model.eval().forward_features(x))
 
 
-def test_a_backbone_can_be_saved_and_loaded(
-    make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path
-) -> None:
-    backbone = build(make_tiny_config(), features_only=True)
+def test_a_backbone_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    backbone = build(tiny_config(), features_only=True)
     save(backbone, tmp_path / "net.safetensors")
     assert same_tensors(load(tmp_path / "net.safetensors", features_only=True), backbone)
     pooled = load(tmp_path / "net.safetensors")(torch.randn(1, 3, 32, 32))
@@ -288,7 +286,7 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_header_that_lies(checkpoint: Path, make_tiny_config: Callable[..., NetworkConfig]) -> None:
+def test_a_header_that_lies(checkpoint: Path) -> None:
     whole = checkpoint.read_bytes()
 
     def message_with(**strings: str) -> str:
@@ -299,7 +297,7 @@ def test_a_header_that_lies(checkpoint: Path, make_tiny_config: Callable[..., Ne
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    plain = make_tiny_config().to_plain()
+    plain = tiny_config().to_plain()
     assert "upgrade iformer" in message_with(format="iformer-2")
     assert "header is invalid" in message_with(network="{not json")
     assert "header is invalid" in message_with(network="[]")
@@ -314,9 +312,7 @@ def test_a_header_that_lies(checkpoint: Path, make_tiny_config: Callable[..., Ne
     assert "blocks" in message_with(network=json.dumps(huge))
 
 
-def test_weights_of_another_network_are_one_error_that_lists_the_keys(
-    checkpoint: Path, make_tiny_config: Callable[..., NetworkConfig]
-) -> None:
+def test_weights_of_another_network_are_one_error_that_lists_the_keys(checkpoint: Path) -> None:
     tensors = load_file(checkpoint)
     with safe_open(checkpoint, framework="pt") as file:
         header = file.metadata()
@@ -332,7 +328,7 @@ def test_weights_of_another_network_are_one_error_that_lists_the_keys(
     assert "1 of another shape: stem.conv2.conv.weight 1x2x3x3 instead of 16x4x5x5" in message
     assert "\n" not in message
 
-    plain = make_tiny_config(distillation=True, layer_scale_init=1e-6).to_plain()
+    plain = tiny_config(distillation=True, layer_scale_init=1e-6).to_plain()
     rewrite_header(checkpoint, network=json.dumps(plain))
     with pytest.raises(WeightsError, match=r"missing: (\S+, ){9}\S+ and \d+ more") as caught:
         load(checkpoint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from iformer.cli.main import main
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import load, save
+from tiny.classification import tiny_config
 
 QUICK = [
     *("--recipe", "quickstart", "--epochs", "1", "--batch-size", "16", "--size", "32", "--precision", "fp32"),
@@ -27,10 +27,10 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def teacher(tiny: ModuleType, tmp_path: Path) -> Path:
+def teacher(tmp_path: Path) -> Path:
     torch.manual_seed(1)
     path = tmp_path / "teacher.safetensors"
-    save(build(tiny.tiny_config()), path, class_names=("blue", "green", "red"))
+    save(build(tiny_config()), path, class_names=("blue", "green", "red"))
     return path
 
 
@@ -55,7 +55,7 @@ def test_packed_images_are_described_and_verified(
 
 
 def test_teacher_is_one_option_and_a_resumed_run_needs_the_same_one(
-    tiny: ModuleType, shards: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     command = ["train", "--data", str(shards), "--out", str(out), "--teacher", str(teacher), *QUICK]
@@ -69,15 +69,15 @@ def test_teacher_is_one_option_and_a_resumed_run_needs_the_same_one(
         0.5 * epoch["train_label_loss"] + 0.5 * epoch["train_teacher_loss"], abs=1e-5
     )
     capsys.readouterr()
-    save(build(tiny.tiny_config()), teacher, class_names=("blue", "green", "red"))  # other weights
+    save(build(tiny_config()), teacher, class_names=("blue", "green", "red"))  # other weights
     assert main(["train", "--resume", "--out", str(out), "--no-tensorboard", "--device", "cpu"]) == 1
     assert "teacher was" in capsys.readouterr().err
 
 
 def test_teacher_of_other_classes_stops_before_anything_is_written(
-    images: Path, tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save(build(tiny.tiny_config(num_classes=4)), tmp_path / "other.safetensors", class_names=("a", "b", "c", "d"))
+    save(build(tiny_config(num_classes=4)), tmp_path / "other.safetensors", class_names=("a", "b", "c", "d"))
     out = tmp_path / "run"
     command = ["train", "--data", str(images), "--out", str(out), "--teacher", str(tmp_path / "other.safetensors")]
     assert main([*command, *QUICK]) == 1

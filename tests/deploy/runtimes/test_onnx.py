@@ -196,9 +196,7 @@ def test_a_file_changed_after_export_is_refused(artifact: Path) -> None:
         OnnxRunner(artifact)
 
 
-def test_an_artifact_of_another_network_is_caught(
-    model: Classifier, artifact: Path, randomize: Callable[..., None]
-) -> None:
+def test_an_artifact_of_another_network_is_caught(model: Classifier, artifact: Path) -> None:
     other = Classifier(model.config).eval()
     torch.manual_seed(5)
     other.metadata = model.metadata

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from iformer.data.sources.folders import load_data
 from iformer.models.factory import build
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import TrainJob
+from tiny.programs import run_on_two_processes
 
 CLASSES = ("blue", "green", "red")
 TRAIN_IMAGES = 16
@@ -138,11 +137,7 @@ def tiny_job(data: Path, folder: Path, *, recipe: Recipe, drop_path_rate: float 
 
 def launch(images: Path, out: Path, fields: dict[str, Any], *options: str) -> None:
     """Run this program on two gloo processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, __file__, str(images), str(out), json.dumps(fields), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
+    run_on_two_processes("tiny.classification", str(images), str(out), json.dumps(fields), *options)
 
 
 def step_losses(folder: Path) -> list[float]:
@@ -152,7 +147,7 @@ def step_losses(folder: Path) -> list[float]:
 
 
 def main() -> None:
-    """Run a tiny job: `tiny_run.py DATA OUT RECIPE-FIELDS-AS-JSON [--resume] [--linear] [--plain]`."""
+    """Run a tiny job: `python -m tiny.classification DATA OUT RECIPE-FIELDS-AS-JSON [OPTIONS]`."""
     from iformer.cli.output import report_error
     from iformer.errors import StoppedBySignalError
     from iformer.training.loop import train

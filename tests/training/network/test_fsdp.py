@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,16 +11,15 @@ from safetensors.torch import load_file
 
 from iformer.errors import ConfigError
 from iformer.training.loop import train
+from tiny.classification import SYNCHRONISED, launch, step_losses, tiny_job, tiny_recipe
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-def test_sharded_run_is_the_run_of_one_process_and_continues_there(
-    tiny: ModuleType, many_images: Path, tmp_path: Path
-) -> None:
-    fields = tiny.SYNCHRONISED
-    tiny.launch(many_images, tmp_path / "two", {**fields, "parallel": "fsdp"}, "--plain")
-    train(tiny.tiny_job(many_images, tmp_path / "one", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0))
-    losses = [tiny.step_losses(tmp_path / name) for name in ("one", "two")]
+def test_sharded_run_is_the_run_of_one_process_and_continues_there(many_images: Path, tmp_path: Path) -> None:
+    fields = SYNCHRONISED
+    launch(many_images, tmp_path / "two", {**fields, "parallel": "fsdp"}, "--plain")
+    train(tiny_job(many_images, tmp_path / "one", recipe=tiny_recipe(**fields), drop_path_rate=0.0))
+    losses = [step_losses(tmp_path / name) for name in ("one", "two")]
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     one, two = (load_file(tmp_path / name / "resume.safetensors") for name in ("one", "two"))
@@ -29,13 +27,11 @@ def test_sharded_run_is_the_run_of_one_process_and_continues_there(
         name: tensor.shape for name, tensor in one.items()
     }
     # the state of two sharded processes is read by one whole process: nothing is left to do but to evaluate
-    job = tiny.tiny_job(
-        many_images, tmp_path / "two", recipe=tiny.tiny_recipe(**fields), drop_path_rate=0.0, resume=True
-    )
+    job = tiny_job(many_images, tmp_path / "two", recipe=tiny_recipe(**fields), drop_path_rate=0.0, resume=True)
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"]
     assert train(job).metrics["confusion"] == metrics["confusion"]
 
 
-def test_running_average_is_not_sharded(tiny: ModuleType) -> None:
+def test_running_average_is_not_sharded() -> None:
     with pytest.raises(ConfigError, match="parallel is 'fsdp'; expected ddp where there is a running average"):
-        tiny.tiny_recipe(parallel="fsdp", ema_decay=0.9)
+        tiny_recipe(parallel="fsdp", ema_decay=0.9)

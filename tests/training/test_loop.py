@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,19 +27,20 @@ from iformer.tasks.classification.training import classification_job
 from iformer.training.loop import train
 from iformer.training.records.results import TrainResult
 from iformer.training.state import saved_step
+from tiny.classification import PLAIN, Linear, tiny_config, tiny_job, tiny_recipe
 
 
-def job(tiny: ModuleType, images: Path, out: Path, *, fields: dict[str, Any] | None = None, **options: Any) -> Any:
-    return tiny.tiny_job(images, out, recipe=tiny.tiny_recipe(**(fields or {})), **options)
+def job(images: Path, out: Path, *, fields: dict[str, Any] | None = None, **options: Any) -> Any:
+    return tiny_job(images, out, recipe=tiny_recipe(**(fields or {})), **options)
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: ModuleType, images: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A run that learns the tiny images, with everything that it writes."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("finished") / "run"
     fields = {"epochs": 14, "lr": 4e-3, "precision": "auto", "eval_every": 4}
-    return train(job(tiny, images, out, fields=fields, tensorboard=True, report=True))
+    return train(job(images, out, fields=fields, tensorboard=True, report=True))
 
 
 def test_it_learns(finished: TrainResult) -> None:
@@ -110,10 +110,8 @@ def test_resolved_config_lies_beside_the_results(finished: TrainResult) -> None:
     assert metrics["metrics"]["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
 
 
-def test_progress_is_said_on_stderr(
-    tiny: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(job(tiny, images, tmp_path / "run", fields={"epochs": 2}))
+def test_progress_is_said_on_stderr(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(job(images, tmp_path / "run", fields={"epochs": 2}))
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
@@ -125,47 +123,43 @@ def test_progress_is_said_on_stderr(
         assert word in lines[2]
 
 
-def test_used_folder_is_refused_and_untouched(tiny: ModuleType, images: Path, finished: TrainResult) -> None:
+def test_used_folder_is_refused_and_untouched(images: Path, finished: TrainResult) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in finished.folder.iterdir()}
     with pytest.raises(UserError, match="holds a run already"):
-        train(job(tiny, images, finished.folder))
+        train(job(images, finished.folder))
     assert {file.name: file.stat().st_mtime_ns for file in finished.folder.iterdir()} == before
 
 
-def test_overwrite_begins_anew(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
+def test_overwrite_begins_anew(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(job(tiny, images, out, fields={"epochs": 2}))
-    result = train(job(tiny, images, out, fields={"epochs": 1, "seed": 5}, overwrite=True))
+    train(job(images, out, fields={"epochs": 2}))
+    result = train(job(images, out, fields={"epochs": 1, "seed": 5}, overwrite=True))
     assert len(result.history) == 1
     assert yaml.safe_load((out / "config.yaml").read_text())["recipe"]["seed"] == 5
 
 
-def test_same_seed_same_weights(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
+def test_same_seed_same_weights(images: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         np.random.seed(len(name))  # noqa: NPY002 (what came before must not matter)
         torch.rand(seed * 7)
-        train(job(tiny, images, tmp_path / name, fields={"epochs": 1, "seed": seed}))
+        train(job(images, tmp_path / name, fields={"epochs": 1, "seed": seed}))
     a, b, c = (load_file(tmp_path / name / "last.safetensors") for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
-def test_accumulated_gradient_is_that_of_the_whole_batch(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
+def test_accumulated_gradient_is_that_of_the_whole_batch(images: Path, tmp_path: Path) -> None:
     weights = []
     for passes in (1, 2, 4):
         out = tmp_path / str(passes)
-        run = replace(
-            job(tiny, images, out, fields={**tiny.PLAIN, "epochs": 2, "grad_accum": passes}), model=tiny.Linear()
-        )
+        run = replace(job(images, out, fields={**PLAIN, "epochs": 2, "grad_accum": passes}), model=Linear())
         train(run)
         weights.append(load_file(out / "resume.safetensors")["model/linear.weight"])
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], atol=1e-6, rtol=1e-5)
 
 
-def test_clipping_bounds_the_gradient(
-    tiny: ModuleType, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clipping_bounds_the_gradient(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = []
     step = torch.optim.AdamW.step
 
@@ -175,15 +169,13 @@ def test_clipping_bounds_the_gradient(
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    train(job(tiny, images, tmp_path / "run", fields={"epochs": 1, "clip_grad": 0.01}))
+    train(job(images, tmp_path / "run", fields={"epochs": 1, "clip_grad": 0.01}))
     assert len(norms) == 6
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_any_network_can_be_trained_as_a_peer(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
-    run = replace(
-        job(tiny, images, tmp_path / "run", fields={"epochs": 1}), model=tiny.Linear(), model_name="a peer"
-    )
+def test_any_network_can_be_trained_as_a_peer(images: Path, tmp_path: Path) -> None:
+    run = replace(job(images, tmp_path / "run", fields={"epochs": 1}), model=Linear(), model_name="a peer")
     result = train(run)
     assert result.parameters == 12
     assert set(load_file(tmp_path / "run" / "last.safetensors")) == {"linear.weight", "linear.bias"}
@@ -192,21 +184,19 @@ def test_any_network_can_be_trained_as_a_peer(tiny: ModuleType, images: Path, tm
 # ------------------------------------------------------------------------------------- starting weights
 
 
-def fine_tuning_job(tiny: ModuleType, images: Path, out: Path, **options: Any) -> Any:
-    run = job(tiny, images, out)
+def fine_tuning_job(images: Path, out: Path, **options: Any) -> Any:
+    run = job(images, out)
     settings = {"data_name": "tiny", "recipe_name": "tiny", "folder": out}
     return classification_job(run.data, **{"recipe": run.recipe, **settings, **options})
 
 
-def test_fine_tuning_starts_from_a_checkpoint_with_a_new_head(
-    tiny: ModuleType, images: Path, tmp_path: Path
-) -> None:
+def test_fine_tuning_starts_from_a_checkpoint_with_a_new_head(images: Path, tmp_path: Path) -> None:
     from iformer.config.preprocessing import Preprocessing
 
-    source = build(tiny.tiny_config(num_classes=7))
+    source = build(tiny_config(num_classes=7))
     preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     save(source, tmp_path / "source.safetensors", preprocessing=preprocessing)
-    run = fine_tuning_job(tiny, images, tmp_path / "run", model=str(tmp_path / "source.safetensors"))
+    run = fine_tuning_job(images, tmp_path / "run", model=str(tmp_path / "source.safetensors"))
     assert run.model.num_classes == 3
     assert torch.equal(run.model.stem.conv1.conv.weight, source.stem.conv1.conv.weight)
     # the weights have seen images normalised in their way
@@ -214,21 +204,21 @@ def test_fine_tuning_starts_from_a_checkpoint_with_a_new_head(
     assert run.preprocessing.size == (32, 32)
 
 
-def test_two_sources_of_weights_are_refused(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
-    save(build(tiny.tiny_config()), tmp_path / "source.safetensors")
-    recipe = tiny.tiny_recipe(weights="other.safetensors")
+def test_two_sources_of_weights_are_refused(images: Path, tmp_path: Path) -> None:
+    save(build(tiny_config()), tmp_path / "source.safetensors")
+    recipe = tiny_recipe(weights="other.safetensors")
     with pytest.raises(UserError, match="give one of --model and --weights"):
-        fine_tuning_job(tiny, images, tmp_path / "run", model=str(tmp_path / "source.safetensors"), recipe=recipe)
+        fine_tuning_job(images, tmp_path / "run", model=str(tmp_path / "source.safetensors"), recipe=recipe)
 
 
 def test_released_weights_out_of_reach_say_what_to_do(
-    tiny: ModuleType, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    recipe = tiny.tiny_recipe(weights="pretrained")
+    recipe = tiny_recipe(weights="pretrained")
     with pytest.raises(UserError, match=r"--weights none") as caught:
-        fine_tuning_job(tiny, images, tmp_path / "run", model="iformer_t", recipe=recipe)
+        fine_tuning_job(images, tmp_path / "run", model="iformer_t", recipe=recipe)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -250,13 +240,9 @@ class Diverging(nn.Module):
         return logits
 
 
-def test_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(
-    tiny: ModuleType, images: Path, tmp_path: Path
-) -> None:
+def test_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = replace(
-        job(tiny, images, out, fields={**tiny.PLAIN, "checkpoint_steps": 4}), model=Diverging(tiny.Linear())
-    )
+    run = replace(job(images, out, fields={**PLAIN, "checkpoint_steps": 4}), model=Diverging(Linear()))
     with pytest.raises(UserError, match=r"not finite at step 8 \(epoch 2\)") as caught:
         train(run)
     assert f"last good checkpoint is {out / 'resume.safetensors'}, of step 8" in str(caught.value)
@@ -276,9 +262,9 @@ class Exploding(nn.Module):
         return logits + (logits.abs() * 0).sqrt() if self.training else logits
 
 
-def test_weights_that_are_not_finite_are_never_saved(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
-    fields = {**tiny.PLAIN, "checkpoint_steps": 1}
-    run = replace(job(tiny, images, tmp_path / "run", fields=fields), model=Exploding(tiny.Linear()))
+def test_weights_that_are_not_finite_are_never_saved(images: Path, tmp_path: Path) -> None:
+    fields = {**PLAIN, "checkpoint_steps": 1}
+    run = replace(job(images, tmp_path / "run", fields=fields), model=Exploding(Linear()))
     with pytest.raises(UserError, match=r"not finite at step 1 .*no checkpoint was saved before it"):
         train(run)
     assert not list((tmp_path / "run").glob("*.safetensors"))
@@ -286,7 +272,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny: ModuleType, images: P
 
 @pytest.mark.parametrize("file", ["resume.safetensors", "last.safetensors"])
 def test_full_disk_stops_with_one_line_and_loses_nothing(
-    tiny: ModuleType, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     out = tmp_path / "run"
     replacing = files._replacing
@@ -298,7 +284,7 @@ def test_full_disk_stops_with_one_line_and_loses_nothing(
         with replacing(path) as opened:
             yield opened
 
-    run = job(tiny, images, out, fields={"checkpoint_steps": 4})
+    run = job(images, out, fields={"checkpoint_steps": 4})
     monkeypatch.setattr(files, "_replacing", filling_up)
     with pytest.raises(UserError, match="No space left on device") as caught:
         train(run)
@@ -307,20 +293,20 @@ def test_full_disk_stops_with_one_line_and_loses_nothing(
     assert "\n" not in str(caught.value)
     step = saved_step(out / "resume.safetensors")
     assert step is not None
-    result = train(job(tiny, images, out, fields={"checkpoint_steps": 4}, resume=True))
+    result = train(job(images, out, fields={"checkpoint_steps": 4}, resume=True))
     assert len(result.history) == 3
 
 
-def test_folder_that_cannot_be_made(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises((UserError, OSError)):
-        train(job(tiny, images, tmp_path / "file" / "run"))
+        train(job(images, tmp_path / "file" / "run"))
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_batch_that_mixing_cannot_pair(tiny: ModuleType, images: Path, tmp_path: Path) -> None:
+def test_batch_that_mixing_cannot_pair(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size"):
-        train(job(tiny, images, tmp_path / "run", fields={"batch_size": 6, "grad_accum": 2}))
+        train(job(images, tmp_path / "run", fields={"batch_size": 6, "grad_accum": 2}))
     with pytest.raises(UserError, match="fp16"):
-        train(job(tiny, images, tmp_path / "run", fields={"precision": "fp16"}))
+        train(job(images, tmp_path / "run", fields={"precision": "fp16"}))
     assert not (tmp_path / "run").exists()

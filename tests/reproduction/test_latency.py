@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -13,13 +12,14 @@ from iformer_paper.ablations import ABLATIONS
 from iformer_paper.figures import draw_figure
 from iformer_paper.latency import HOW, measure_latencies, with_latencies
 from iformer_paper.tables import paper_table, to_csv
+from tiny.networks import tiny_config
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-def test_each_row_of_ours_gets_its_latency(make_tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = make_tiny_config(name="small"), make_tiny_config(name="large")
+def test_each_row_of_ours_gets_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = tiny_config(name="small"), tiny_config(name="large")
     monkeypatch.setitem(ABLATIONS, 1, {"MHA Baseline": large, "SHA Baseline": small})
     table = with_latencies(paper_table(1), rounds=2)
     rows = [row for section in table.sections for row in section.rows]
@@ -36,8 +36,8 @@ def test_a_table_without_networks_at_224_stays(number: int) -> None:
     assert with_latencies(table) is table
 
 
-def test_times_are_of_the_asked_networks_and_rounds(make_tiny_config: Any) -> None:
-    timings = measure_latencies({"one": make_tiny_config(), "two": make_tiny_config()}, size=64, rounds=3)
+def test_times_are_of_the_asked_networks_and_rounds() -> None:
+    timings = measure_latencies({"one": tiny_config(), "two": tiny_config()}, size=64, rounds=3)
     assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {"one": 3, "two": 3}
 
 

@@ -37,6 +37,7 @@ from iformer.models.weights.convert import (
     variant_name,
 )
 from iformer.models.weights.dialects import from_authors, from_timm, key_map, to_authors, to_timm
+from tiny.networks import randomize, tiny_config
 
 
 def meta_state(name: str) -> dict[str, Tensor]:
@@ -137,11 +138,9 @@ def test_a_backbone_without_a_head_is_recognised() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"distillation": True}, {"layer_scale_init": 1e-6}, {"num_classes": 0}])
 def test_any_config_round_trips_bit_for_bit(
-    make_tiny_config: Callable[..., NetworkConfig],
-    randomize: Callable[[nn.Module], None],
     options: dict[str, Any],
 ) -> None:
-    config = make_tiny_config(**options)
+    config = tiny_config(**options)
     model = build(config)
     randomize(model)
     ours = model.state_dict()
@@ -154,9 +153,7 @@ def test_any_config_round_trips_bit_for_bit(
 
 @pytest.mark.parametrize("name", ["iformer_t", "iformer_m_distilled"])
 @pytest.mark.parametrize("in_chans", [3, 1])
-def test_converted_weights_compute_what_timm_computes(
-    name: str, in_chans: int, randomize: Callable[[nn.Module], None]
-) -> None:
+def test_converted_weights_compute_what_timm_computes(name: str, in_chans: int) -> None:
     oracle = timm.create_model(name, num_classes=11, in_chans=in_chans).eval()
     randomize(oracle)
     config = network_config(name).with_options(num_classes=11, in_chans=in_chans)
@@ -168,9 +165,7 @@ def test_converted_weights_compute_what_timm_computes(
 
 
 @pytest.mark.parametrize("distillation", [False, True])
-def test_layer_scale_computes_what_timm_computes(
-    make_tiny_config: Callable[..., NetworkConfig], randomize: Callable[[nn.Module], None], distillation: bool
-) -> None:
+def test_layer_scale_computes_what_timm_computes(distillation: bool) -> None:
     oracle = IFormer(
         num_classes=5,
         dims=(8, 16, 24, 32),
@@ -183,7 +178,7 @@ def test_layer_scale_computes_what_timm_computes(
         distillation=distillation,
     ).eval()
     randomize(oracle)
-    config = make_tiny_config(layer_scale_init=1e-6, distillation=distillation)
+    config = tiny_config(layer_scale_init=1e-6, distillation=distillation)
     ours = build(config).eval()
     ours.load_state_dict(from_timm(oracle.state_dict(), config))
     x = torch.randn(2, 3, 64, 96)
@@ -208,7 +203,7 @@ def test_keys_that_do_not_fit_are_listed_by_their_own_names(
         recognise_network(theirs)
 
 
-def test_the_equations_form_does_not_go_into_others_files(make_tiny_config: Callable[..., NetworkConfig]) -> None:
+def test_the_equations_form_does_not_go_into_others_files() -> None:
     with torch.device("meta"):
         model = iformer.create_model("iformer_t", modulation="output")
         with pytest.raises(WeightsError, match="modulation 'output'"):
@@ -391,10 +386,8 @@ def test_imagenet_class_names() -> None:
     assert {names[134], names[517]} == {"crane (n02012849)", "crane (n03126707)"}
 
 
-def test_networks_that_others_cannot_build_stay_in_our_format(
-    make_tiny_config: Callable[..., NetworkConfig], tmp_path: Path
-) -> None:
-    save(build(make_tiny_config()), tmp_path / "tiny.safetensors")
+def test_networks_that_others_cannot_build_stay_in_our_format(tmp_path: Path) -> None:
+    save(build(tiny_config()), tmp_path / "tiny.safetensors")
     with pytest.raises(WeightsError, match="none of the sizes that timm's code can build"):
         convert_file(tmp_path / "tiny.safetensors", tmp_path / "out.safetensors", to="timm")
     assert not (tmp_path / "out.safetensors").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from iformer.config.network import NetworkConfig
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import OutputError, UserError
@@ -21,6 +19,7 @@ from iformer.tasks import contact_sheet
 from iformer.tasks.classification.explain import AttentionRecorder
 from iformer.tasks.classification.predict import Answer, Failure, Predictor
 from iformer.tasks.contact_sheet import draw_explanations, draw_predictions, overlay
+from tiny.networks import randomize, tiny_config
 
 
 def expected(model: Classifier, path: Path) -> torch.Tensor:
@@ -87,11 +86,9 @@ def test_numbers_below_one_are_named(model: Classifier, options: dict[str, int])
         Predictor(model, **options)  # type: ignore[arg-type]
 
 
-def test_the_attention_map_is_the_mean_over_queries(
-    make_tiny_config: Callable[..., NetworkConfig], randomize: Callable[..., None]
-) -> None:
+def test_the_attention_map_is_the_mean_over_queries() -> None:
     """Against the definition, computed another way: from the attention block's own input."""
-    model = Classifier(make_tiny_config()).eval()
+    model = Classifier(tiny_config()).eval()
     randomize(model)
     images = torch.randn(2, 3, 96, 64)
     seen: list[torch.Tensor] = []
@@ -115,14 +112,12 @@ def test_the_attention_map_is_the_mean_over_queries(
         recorder.take_maps()
 
 
-def test_networks_without_attention_or_folded_cannot_be_looked_into(
-    model: Classifier, make_tiny_config: Callable[..., NetworkConfig]
-) -> None:
+def test_networks_without_attention_or_folded_cannot_be_looked_into(model: Classifier) -> None:
     with pytest.raises(UserError, match="no attention blocks of one head"):
         AttentionRecorder(fold(model))
     from dataclasses import replace
 
-    config = make_tiny_config()
+    config = tiny_config()
     plain = tuple(replace(stage, pattern=(("conv", 1),)) for stage in config.stages)
     with pytest.raises(UserError, match="no attention blocks of one head"):
         Predictor(Classifier(config.with_options(stages=plain)), attention=True)

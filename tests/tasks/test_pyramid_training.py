@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,26 +18,17 @@ from iformer.models.weights.dense_checkpoint import load_dense
 from iformer.tasks.detection.training import detection_job
 from iformer.training import checkpointer as keeping
 from iformer.training.loop import train
+from tiny.programs import run_on_two_processes
+from tiny.pyramid import JOBS, backbone_config, detection, segmentation
+from tiny.shapes import make_shapes
 
-DENSE_RUN = Path(__file__).with_name("dense_run.py")
 TASKS = ("detect", "segment")
 
 
-@pytest.fixture(scope="module")
-def dense() -> ModuleType:
-    """The module `dense_run`, which is a program too."""
-    spec = importlib.util.spec_from_file_location("dense_run", DENSE_RUN)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
-def test_a_detector_learns_eight_images_by_heart(dense: ModuleType, shapes_data: Path, tmp_path: Path) -> None:
+def test_a_detector_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 50, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 50, "ema_decay": 0.9}
-    result = train(dense.detection(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
+    result = train(detection(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
     assert result.metrics["box_ap50"] > 90
     assert result.metrics["mask_ap50"] > 90
     assert result.metrics["images"] == 8
@@ -56,9 +43,9 @@ def test_a_detector_learns_eight_images_by_heart(dense: ModuleType, shapes_data:
 
 
 @pytest.mark.slow
-def test_a_segmenter_learns_eight_images_by_heart(dense: ModuleType, shapes_data: Path, tmp_path: Path) -> None:
+def test_a_segmenter_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
-    result = train(dense.segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
+    result = train(segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
     assert result.metrics["miou"] > 95
     assert (tmp_path / "run" / "report.md").read_text().count("| background |") == 1
     network = load_dense(tmp_path / "run" / "last.safetensors")
@@ -71,11 +58,11 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_stopped_run_ends_with_the_same_weights(
-    dense: ModuleType, shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+    shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     """Stopped in the middle of the last epoch, which `max_steps` cuts short."""
     fields: dict[str, Any] = {"epochs": 3, "batch_size": 2, "max_steps": 7, "checkpoint_steps": 1}
-    make = dense.JOBS[task]
+    make = JOBS[task]
     train(make(shapes_data, tmp_path / "whole", fields=fields))
     save_state = keeping.save_state
 
@@ -98,16 +85,12 @@ def test_a_stopped_run_ends_with_the_same_weights(
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize("task", TASKS)
-def test_two_processes_measure_as_one(dense: ModuleType, shapes: ModuleType, tmp_path: Path, task: str) -> None:
+def test_two_processes_measure_as_one(tmp_path: Path, task: str) -> None:
     """Three validation images, the last with no object: in a step of two the second process gets only that
     one, or none at all; and one of them may train on images with no object alone."""
-    data = shapes.make_shapes(tmp_path / "data", train=4, val=3, empty=2)
+    data = make_shapes(tmp_path / "data", train=4, val=3, empty=2)
     fields = {"epochs": 1, "batch_size": 2, "eval_batch_size": 2, "ema_decay": None}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(DENSE_RUN), task, str(data), str(tmp_path / "two"), json.dumps(fields)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert finished.returncode == 0, finished.stderr
+    run_on_two_processes("tiny.pyramid", task, str(data), str(tmp_path / "two"), json.dumps(fields))
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"]
     assert two["images"] == 3
     # the same weights, measured by one process
@@ -125,15 +108,15 @@ def test_two_processes_measure_as_one(dense: ModuleType, shapes: ModuleType, tmp
     assert one == two
 
 
-def test_backbone_starts_from_a_classifier(dense: ModuleType, shapes_data: Path, tmp_path: Path) -> None:
+def test_backbone_starts_from_a_classifier(shapes_data: Path, tmp_path: Path) -> None:
     from iformer.config.preprocessing import Preprocessing
     from iformer.data.sources.coco import load_detection
 
-    classifier = build(dense.backbone_config().with_options(num_classes=4))
+    classifier = build(backbone_config().with_options(num_classes=4))
     preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     save(classifier, tmp_path / "classifier.safetensors", preprocessing=preprocessing)
     fields = {"attention": "hybrid", "windows": "paper"}
-    recipe = dense.detection(shapes_data, tmp_path / "run", fields=fields).recipe
+    recipe = detection(shapes_data, tmp_path / "run", fields=fields).recipe
     job = detection_job(
         load_detection(shapes_data, workers=1),
         data_name="shapes",
@@ -148,8 +131,8 @@ def test_backbone_starts_from_a_classifier(dense: ModuleType, shapes_data: Path,
     assert job.model.config.backbone.stages[2].windows is not None
 
 
-def test_masks_that_are_not_there(dense: ModuleType, shapes: ModuleType, tmp_path: Path) -> None:
-    data = shapes.make_shapes(tmp_path / "data")
+def test_masks_that_are_not_there(tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data")
     for part in ("train", "val"):
         path = data / "annotations" / f"instances_{part}.json"
         content = json.loads(path.read_text())
@@ -157,24 +140,24 @@ def test_masks_that_are_not_there(dense: ModuleType, shapes: ModuleType, tmp_pat
             del annotation["segmentation"]
         path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="--set masks=false trains on boxes alone"):
-        dense.detection(data, tmp_path / "run")
-    result = train(dense.detection(data, tmp_path / "run", fields={"masks": False, "epochs": 1}))
+        detection(data, tmp_path / "run")
+    result = train(detection(data, tmp_path / "run", fields={"masks": False, "epochs": 1}))
     assert "mask_ap" not in result.metrics
 
 
 def test_missing_package_is_told_before_training(
-    dense: ModuleType, shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'iformer\[detect\]'"):
-        dense.detection(shapes_data, tmp_path / "run")
+        detection(shapes_data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_another_data_set_is_not_resumed(dense: ModuleType, shapes: ModuleType, tmp_path: Path) -> None:
-    data = shapes.make_shapes(tmp_path / "data", train=4, val=2)
+def test_another_data_set_is_not_resumed(tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data", train=4, val=2)
     fields = {"epochs": 1, "batch_size": 2}
-    train(dense.segmentation(data, tmp_path / "run", fields=fields))
+    train(segmentation(data, tmp_path / "run", fields=fields))
     (data / "images" / "train" / "0.png").unlink()
     with pytest.raises(UserError, match="train_fingerprint"):
-        train(dense.segmentation(data, tmp_path / "run", fields=fields, resume=True))
+        train(segmentation(data, tmp_path / "run", fields=fields, resume=True))

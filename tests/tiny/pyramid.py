@@ -93,7 +93,7 @@ JOBS = {"detect": detection, "segment": segmentation}
 
 
 def main() -> None:
-    """Train a tiny job: `dense_run.py TASK DATA OUT RECIPE-FIELDS-AS-JSON`."""
+    """Train a tiny job: `python -m tiny.pyramid TASK DATA OUT RECIPE-FIELDS-AS-JSON`."""
     from iformer.training.loop import train
 
     parser = argparse.ArgumentParser()

@@ -16,6 +16,7 @@ from iformer.errors import ConfigError
 from iformer.layers.operator import operator_class
 from iformer.models.complexity import count_macs
 from iformer.models.folding import fold
+from tiny.networks import randomize
 
 PAGE = (Path(__file__).parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
 
@@ -41,7 +42,7 @@ def linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("linear")
-def test_one_file_and_one_row_make_an_operator(randomize, tmp_path: Path) -> None:
+def test_one_file_and_one_row_make_an_operator(tmp_path: Path) -> None:
     scope: dict[str, object] = {}
     exec(code("operator-use"), scope)
     model = scope["model"]

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,14 +32,15 @@ from iformer.training.state import (
     save_state,
     saved_step,
 )
+from tiny.classification import tiny_config, tiny_recipe
 
 IDENTITY = {"model": "tiny", "recipe": {"lr": 1e-3, "epochs": 2}}
 
 
-def parts(tiny: ModuleType, seed: int) -> dict[str, Any]:
+def parts(seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    model = build(tiny.tiny_config())
-    optimizer = build_optimizer(model, tiny.tiny_recipe())
+    model = build(tiny_config())
+    optimizer = build_optimizer(model, tiny_recipe())
     average = WeightAverage(model, decay=0.9)
     for step in range(1, 3):
         model(torch.randn(4, 3, 32, 32)).square().sum().backward()
@@ -62,8 +62,8 @@ def tensors(run: dict[str, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_everything_comes_back(tiny: ModuleType, tmp_path: Path) -> None:
-    one, other = parts(tiny, 1), parts(tiny, 2)
+def test_everything_comes_back(tmp_path: Path) -> None:
+    one, other = parts(1), parts(2)
     position = TrainProgress(
         step=7, epoch=1, step_in_epoch=3, seconds=1.25, best={"top1": 0.1}, sums={"loss": 1 / 3}
     )
@@ -78,33 +78,33 @@ def test_everything_comes_back(tiny: ModuleType, tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_file_holds_tensors_and_text_only(tiny: ModuleType, tmp_path: Path) -> None:
+def test_file_holds_tensors_and_text_only(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(tiny, 1), position=TrainProgress(), identity=IDENTITY)
+    save_state(path, **parts(1), position=TrainProgress(), identity=IDENTITY)
     with safe_open(path, framework="pt") as file:
         assert set(file.metadata()) == {"format", "position", "identity", "scaler", "crc32"}
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
-def test_cut_file_is_an_error_that_names_it(tiny: ModuleType, tmp_path: Path, keep: float) -> None:
+def test_cut_file_is_an_error_that_names_it(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(tiny, 1), position=TrainProgress(), identity=IDENTITY)
+    save_state(path, **parts(1), position=TrainProgress(), identity=IDENTITY)
     os.truncate(path, int(keep * path.stat().st_size))
     with pytest.raises(WeightsError, match=r"state\.safetensors"):
         read_state(path)
     assert saved_step(path) is None
 
 
-def test_network_is_no_state(tiny: ModuleType, tmp_path: Path) -> None:
-    save_network(build(tiny.tiny_config()), tmp_path / "net.safetensors", name="tiny", metadata=Metadata())
+def test_network_is_no_state(tmp_path: Path) -> None:
+    save_network(build(tiny_config()), tmp_path / "net.safetensors", name="tiny", metadata=Metadata())
     with pytest.raises(WeightsError, match="not the saved state"):
         read_state(tmp_path / "net.safetensors")
 
 
-def test_state_of_another_network_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(tiny, 1), position=TrainProgress(), identity=IDENTITY)
-    other = {**parts(tiny, 1), "model": build(tiny.tiny_config(num_classes=4))}
+    save_state(path, **parts(1), position=TrainProgress(), identity=IDENTITY)
+    other = {**parts(1), "model": build(tiny_config(num_classes=4))}
     with pytest.raises(WeightsError, match="does not fit"):
         read_state(path).restore(**other)
 
@@ -113,8 +113,8 @@ def full_disk(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_full_disk_leaves_the_old_state(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, run = tmp_path / "state.safetensors", parts(tiny, 1)
+def test_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = tmp_path / "state.safetensors", parts(1)
     save_state(path, **run, position=TrainProgress(step=1), identity=IDENTITY)
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputError, match="No space left"):
@@ -145,8 +145,8 @@ def test_run_of_a_version_without_a_field_has_its_default(tmp_path: Path) -> Non
     assert "workers" not in defaults
 
 
-def test_our_network_is_kept_as_our_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
-    model = build(tiny.tiny_config())
+def test_our_network_is_kept_as_our_checkpoint(tmp_path: Path) -> None:
+    model = build(tiny_config())
     metadata = Metadata(class_names=("a", "b", "c"), metrics={"top1": 50.0})
     save_network(model, tmp_path / "net.safetensors", name="tiny", metadata=metadata)
     loaded = load(tmp_path / "net.safetensors")
@@ -162,12 +162,12 @@ def test_other_network_is_kept_as_tensors(tmp_path: Path) -> None:
         assert "a peer" in file.metadata()["network"]
 
 
-def write_states(tiny: ModuleType, files: RunFolder, *steps: int) -> None:
+def write_states(files: RunFolder, *steps: int) -> None:
     files.path.mkdir(parents=True)
     for step in steps:
         save_state(
             files.state,
-            **parts(tiny, step),
+            **parts(step),
             position=TrainProgress(step=step),
             identity=IDENTITY,
             before=files.state_before,
@@ -193,10 +193,10 @@ def flip_a_bit(path: Path) -> None:
     ],
 )
 def test_damaged_state_costs_what_was_done_since_the_one_before(
-    tiny: ModuleType, tmp_path: Path, damage: Callable[[Path], None], reason: str
+    tmp_path: Path, damage: Callable[[Path], None], reason: str
 ) -> None:
     files = RunFolder(tmp_path / "run")
-    write_states(tiny, files, 3, 5)
+    write_states(files, 3, 5)
     found = read_last_good(files)
     assert found is not None
     assert found[0].position.step == 5
@@ -210,21 +210,21 @@ def test_damaged_state_costs_what_was_done_since_the_one_before(
     assert (problem or "").endswith("; continuing from the state before it, of step 3")
 
 
-def test_damaged_state_does_not_take_the_place_of_the_one_before(tiny: ModuleType, tmp_path: Path) -> None:
+def test_damaged_state_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
-    write_states(tiny, files, 3, 5)
+    write_states(files, 3, 5)
     cut_short(files.state)
     save_state(
-        files.state, **parts(tiny, 1), position=TrainProgress(step=7), identity=IDENTITY, before=files.state_before
+        files.state, **parts(1), position=TrainProgress(step=7), identity=IDENTITY, before=files.state_before
     )
     assert saved_step(files.state) == 7
     assert saved_step(files.state_before) == 3
 
 
-def test_states_that_are_all_damaged_are_an_error(tiny: ModuleType, tmp_path: Path) -> None:
+def test_states_that_are_all_damaged_are_an_error(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
     assert read_last_good(files) is None
-    write_states(tiny, files, 3, 5)
+    write_states(files, 3, 5)
     cut_short(files.state)
     cut_short(files.state_before)
     with pytest.raises(WeightsError, match=r"resume\.safetensors .*begin again with --overwrite"):

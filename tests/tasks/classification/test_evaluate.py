@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from iformer.tasks.classification.evaluate import (
     with_class_order,
 )
 from iformer.tasks.classification.loss import Classification
+from tiny.classification import tiny_config
 
 PREPROCESSING = Preprocessing(size=(32, 32), crop_pct=1.0)
 
@@ -76,10 +76,8 @@ def test_metrics_are_of_the_predictions(images: Path) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_network_predictor_is_network_after_normalisation(
-    tiny: ModuleType, images: Path, channels_last: bool
-) -> None:
-    network = build(tiny.tiny_config()).eval()
+def test_network_predictor_is_network_after_normalisation(images: Path, channels_last: bool) -> None:
+    network = build(tiny_config()).eval()
     path = load_data(str(images), workers=1).val.samples[0].path
     pixels = eval_transform(PREPROCESSING)(read_image(path))[None]
     predictor = NetworkPredictor(network, PREPROCESSING, channels_last=channels_last)
@@ -87,8 +85,8 @@ def test_network_predictor_is_network_after_normalisation(
     torch.testing.assert_close(predictor(pixels), expected.detach())
 
 
-def test_bf16_predictor_answers_in_fp32(tiny: ModuleType) -> None:
-    network = build(tiny.tiny_config()).eval()
+def test_bf16_predictor_answers_in_fp32() -> None:
+    network = build(tiny_config()).eval()
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     exact = NetworkPredictor(network, PREPROCESSING)(pixels)
     rounded = NetworkPredictor(network, PREPROCESSING, precision="bf16")(pixels)
@@ -149,8 +147,8 @@ def test_number_of_classes_has_to_be_the_network_s(images: Path) -> None:
         evaluate_on_data(darkest_channel, Metadata(preprocessing=PREPROCESSING), 5, str(images), workers=0)
 
 
-def test_evaluation_leaves_the_network_alone(tiny: ModuleType, images: Path) -> None:
-    network = build(tiny.tiny_config()).eval()
+def test_evaluation_leaves_the_network_alone(images: Path) -> None:
+    network = build(tiny_config()).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     image_set = load_data(str(images), workers=1).val
     with evaluation_loader(image_set, PREPROCESSING, batch_size=4, workers=0) as loader:

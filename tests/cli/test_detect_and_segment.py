@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from iformer.data.video import VideoReader, VideoWriter
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
 from iformer.models.weights.dense_checkpoint import save_dense
+from tiny.shapes import make_shapes
 
 
 @pytest.fixture
@@ -162,9 +162,9 @@ def test_eval(
 
 
 def test_eval_of_other_classes_is_one_clear_line(
-    capsys: pytest.CaptureFixture[str], segmenter: Path, shapes: ModuleType, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], segmenter: Path, tmp_path: Path
 ) -> None:
-    data = shapes.make_shapes(tmp_path / "data", train=2, val=2)
+    data = make_shapes(tmp_path / "data", train=2, val=2)
     (data / "classes.txt").write_text("background\nsquare\ndisc\n")
     assert main(["eval", str(segmenter), "--data", str(data)]) == 1
     assert "class 1 is square, the network's is disc" in capsys.readouterr().err
@@ -173,10 +173,8 @@ def test_eval_of_other_classes_is_one_clear_line(
 BACKBONE = ["--model", "iformer_t", "--weights", "none", "--set", "workers=0", "--size", "64", "--epochs", "1"]
 
 
-def test_train_by_the_task_s_default_recipe(
-    capsys: pytest.CaptureFixture[str], shapes: ModuleType, tmp_path: Path
-) -> None:
-    data = shapes.make_shapes(tmp_path / "data", train=2, val=1, empty=0)
+def test_train_by_the_task_s_default_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data", train=2, val=1, empty=0)
     fields = ["max_size=96", "fpn_channels=32", "head_channels=32", "freeze=none", "precision=fp32"]
     options = [part for field in fields for part in ("--set", field)]
     command = ["train", "--task", "segment", "--data", str(data), "--out", str(tmp_path / "run")]
@@ -210,10 +208,8 @@ def test_bad_options_are_one_clear_line(
     assert not out.exists()
 
 
-def test_bad_data_stops_before_a_run_begins(
-    capsys: pytest.CaptureFixture[str], shapes: ModuleType, tmp_path: Path
-) -> None:
-    data = shapes.make_shapes(tmp_path / "data", train=2, val=2)
+def test_bad_data_stops_before_a_run_begins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data", train=2, val=2)
     Image.new("L", (96, 96), 9).save(data / "masks" / "train" / "0.png")
     (data / "annotations" / "instances_val.json").write_text('{"images": []}')
     for task, words in (("detect", "not a COCO annotation file"), ("segment", "has the index 9")):

@@ -1,0 +1,1 @@
+"""Tiny networks, data sets and runs, which the tests import."""
