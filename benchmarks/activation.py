@@ -28,6 +28,7 @@ from iformer.data.sources.folders import load_data
 from iformer.errors import UserError
 from iformer.layers.attention import AttentionBlock
 from iformer.tasks.classification.training import classification_job
+from iformer.training.job import RunSettings
 from iformer.training.loop import train
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -88,15 +89,17 @@ def run(folder: Path, form: str, lr: float, seed: int, options: argparse.Namespa
     )
     job = classification_job(
         load_data("elpv"),
-        data_name="elpv",
-        recipe=recipe,
-        recipe_name="elpv",
-        folder=folder / "run",
+        RunSettings(
+            data_name="elpv",
+            recipe=recipe,
+            recipe_name="elpv",
+            folder=folder / "run",
+            overwrite=(folder / "run").exists(),
+            tensorboard=False,
+            report=False,
+        ),
         model=network,
         model_name=f"{options.model} {form}",
-        overwrite=(folder / "run").exists(),
-        tensorboard=False,
-        report=False,
     )
     peak = Peak(network)
     outcome: dict[str, Any] = {"form": form, "lr": lr, "seed": seed, "stopped": None}

@@ -29,6 +29,7 @@ from iformer.bench.record import write_record
 from iformer.config.recipe import load_recipe
 from iformer.data.sources.folders import load_data
 from iformer.tasks.classification.training import classification_job
+from iformer.training.job import RunSettings
 from iformer.training.loop import train
 
 TEACHER = "tf_efficientnet_lite0"
@@ -85,13 +86,15 @@ def train_teacher(folder: Path, *, epochs: int, size: int, seed: int) -> dict[st
     }
     job = classification_job(
         load_data("elpv"),
-        data_name="elpv",
-        recipe=load_recipe("finetune", overrides),
-        recipe_name="finetune",
-        folder=folder,
+        RunSettings(
+            data_name="elpv",
+            recipe=load_recipe("finetune", overrides),
+            recipe_name="finetune",
+            folder=folder,
+            resume=True,
+        ),
         model=pretrained_teacher(),
         model_name=f"timm:{TEACHER}",
-        resume=True,
     )
     config = timm.get_pretrained_cfg(TEACHER)
     assert config is not None
@@ -114,12 +117,14 @@ def train_student(
         overrides |= {"distillation": distillation, "teacher": str(teacher), "distillation_weight": weight}
     job = classification_job(
         load_data("elpv"),
-        data_name="elpv",
-        recipe=load_recipe(recipe, overrides),
-        recipe_name=recipe,
-        folder=folder,
+        RunSettings(
+            data_name="elpv",
+            recipe=load_recipe(recipe, overrides),
+            recipe_name=recipe,
+            folder=folder,
+            resume=True,
+        ),
         model="iformer_t",
-        resume=True,
     )
     train(job)
     result = finished(folder)

@@ -33,6 +33,7 @@ from iformer.data.sources.folders import load_data
 from iformer.models.complexity import count_macs, count_parameters
 from iformer.models.factory import build
 from iformer.tasks.classification.training import classification_job
+from iformer.training.job import RunSettings
 from iformer.training.loop import train
 from iformer_paper.ablations import TRAINED
 
@@ -71,13 +72,15 @@ def run(
         torch.manual_seed(recipe.seed)
         job = classification_job(
             load_data("elpv"),
-            data_name="elpv",
-            recipe=recipe,
-            recipe_name=recipe_name,
-            folder=folder,
+            RunSettings(
+                data_name="elpv",
+                recipe=recipe,
+                recipe_name=recipe_name,
+                folder=folder,
+                resume=True,
+            ),
             model=create(),
             model_name=label,
-            resume=True,
         )
         train(job)
     metrics: dict[str, Any] = json.loads(finished.read_text())

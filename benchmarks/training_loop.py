@@ -40,6 +40,7 @@ from iformer.data.transforms import allow_no_bits
 from iformer.tasks.classification.training import classification_job
 from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
+from iformer.training.job import RunSettings
 from iformer.training.meter import EpochMeter
 from iformer.training.network.precision import autocast, resolve_precision
 from iformer.training.network.prepare import prepare_network
@@ -79,10 +80,12 @@ class Ours:
     def __init__(self, model: str, data: Path, recipe: Recipe, device: torch.device) -> None:
         job = classification_job(
             load_data(data),
-            data_name=str(data),
-            recipe=recipe,
-            recipe_name="imagenet-300",
-            folder=data.parent / "run",
+            RunSettings(
+                data_name=str(data),
+                recipe=recipe,
+                recipe_name="imagenet-300",
+                folder=data.parent / "run",
+            ),
             model=model,
         )
         self.context = RankContext(

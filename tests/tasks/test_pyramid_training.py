@@ -19,7 +19,7 @@ from iformer.tasks.detection.training import detection_job
 from iformer.training import checkpointer as keeping
 from iformer.training.loop import train
 from tiny.programs import run_on_two_processes
-from tiny.pyramid import JOBS, backbone_config, detection, segmentation
+from tiny.pyramid import JOBS, backbone_config, detection, run_settings, segmentation
 from tiny.shapes import make_shapes
 
 TASKS = ("detect", "segment")
@@ -117,13 +117,9 @@ def test_backbone_starts_from_a_classifier(shapes_data: Path, tmp_path: Path) ->
     save(classifier, tmp_path / "classifier.safetensors", preprocessing=preprocessing)
     fields = {"attention": "hybrid", "windows": "paper"}
     recipe = detection(shapes_data, tmp_path / "run", fields=fields).recipe
+    settings = run_settings(recipe, tmp_path / "run")
     job = detection_job(
-        load_detection(shapes_data, workers=1),
-        data_name="shapes",
-        recipe=recipe,
-        recipe_name="tiny",
-        folder=tmp_path / "run",
-        model=str(tmp_path / "classifier.safetensors"),
+        load_detection(shapes_data, workers=1), settings, model=str(tmp_path / "classifier.safetensors")
     )
     pyramid = job.model.pyramid
     assert torch.equal(pyramid.body.stem.conv1.conv.weight, classifier.stem.conv1.conv.weight)  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from iformer.config.recipe import Recipe
 from iformer.data.sources.folders import load_data
 from iformer.models.factory import build
 from iformer.tasks.classification.training import classification_job
-from iformer.training.job import TrainJob
+from iformer.training.job import RunSettings, TrainJob
 from tiny.programs import run_on_two_processes
 
 CLASSES = ("blue", "green", "red")
@@ -121,18 +121,9 @@ def tiny_job(data: Path, folder: Path, *, recipe: Recipe, drop_path_rate: float 
     torch.manual_seed(recipe.seed)
     distillation = recipe.distillation != "none"
     network = build(tiny_config(drop_path_rate=drop_path_rate, layer_scale_init=0.1, distillation=distillation))
-    options = {"tensorboard": False, "report": False, **options}
-    return classification_job(
-        load_data(str(data), workers=1),
-        data_name="tiny",
-        recipe=recipe,
-        recipe_name="tiny",
-        folder=folder,
-        model=network,
-        model_name="tiny",
-        device="cpu",
-        **options,
-    )
+    options = {"tensorboard": False, "report": False, "device": "cpu", **options}
+    settings = RunSettings(data_name="tiny", recipe=recipe, recipe_name="tiny", folder=folder, **options)
+    return classification_job(load_data(str(data), workers=1), settings, model=network, model_name="tiny")
 
 
 def launch(images: Path, out: Path, fields: dict[str, Any], *options: str) -> None:

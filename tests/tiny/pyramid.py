@@ -13,13 +13,14 @@ import torch
 
 from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
+from iformer.config.recipe import Recipe
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.detection.training import detection_job
 from iformer.tasks.segmentation.training import segmentation_job
-from iformer.training.job import TrainJob
+from iformer.training.job import RunSettings, TrainJob
 
 COMMON: dict[str, Any] = {
     "epochs": 2,
@@ -53,6 +54,12 @@ def backbone_config() -> NetworkConfig:
     return NetworkConfig(name="tiny", stages=stages, num_classes=0)
 
 
+def run_settings(recipe: Recipe, folder: Path, **options: Any) -> RunSettings:
+    """Settings of a tiny run; `options` are fields of `RunSettings`."""
+    options = {"tensorboard": False, "report": False, "device": "cpu", **options}
+    return RunSettings(data_name="shapes", recipe=recipe, recipe_name="tiny", folder=folder, **options)
+
+
 def detection(data: Path, folder: Path, *, memorise: bool = False, fields: Any = None, **options: Any) -> TrainJob:
     """A Mask R-CNN of a few hundred thousand parameters; `memorise`: validated on its training images."""
     heads = {"box_head_channels": 64, "mask_head_channels": 32, "mask_head_depth": 1, "rois": 32, "proposals": 64}
@@ -61,12 +68,8 @@ def detection(data: Path, folder: Path, *, memorise: bool = False, fields: Any =
     torch.manual_seed(0)
     return detection_job(
         replace(split, val=split.train) if memorise else split,
-        data_name="shapes",
-        recipe=recipe,
-        recipe_name="tiny",
-        folder=folder,
+        run_settings(recipe, folder, **options),
         model=Detector(recipe.detector_config(backbone_config(), num_classes=2)),
-        **{"tensorboard": False, "report": False, "device": "cpu", **options},
     )
 
 
@@ -80,12 +83,8 @@ def segmentation(
     torch.manual_seed(0)
     return segmentation_job(
         replace(split, val=split.train) if memorise else split,
-        data_name="shapes",
-        recipe=recipe,
-        recipe_name="tiny",
-        folder=folder,
+        run_settings(recipe, folder, **options),
         model=Segmenter(recipe.segmenter_config(backbone_config(), num_classes=3)),
-        **{"tensorboard": False, "report": False, "device": "cpu", **options},
     )
 
 

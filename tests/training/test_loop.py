@@ -24,6 +24,7 @@ from iformer.errors import ConfigError, UserError
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import load, read_metadata, save
 from iformer.tasks.classification.training import classification_job
+from iformer.training.job import RunSettings
 from iformer.training.loop import train
 from iformer.training.records.results import TrainResult
 from iformer.training.state import saved_step
@@ -184,10 +185,10 @@ def test_any_network_can_be_trained_as_a_peer(images: Path, tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------- starting weights
 
 
-def fine_tuning_job(images: Path, out: Path, **options: Any) -> Any:
+def fine_tuning_job(images: Path, out: Path, *, recipe: Any = None, **options: Any) -> Any:
     run = job(images, out)
-    settings = {"data_name": "tiny", "recipe_name": "tiny", "folder": out}
-    return classification_job(run.data, **{"recipe": run.recipe, **settings, **options})
+    settings = RunSettings(data_name="tiny", recipe=recipe or run.recipe, recipe_name="tiny", folder=out)
+    return classification_job(run.data, settings, **options)
 
 
 def test_fine_tuning_starts_from_a_checkpoint_with_a_new_head(images: Path, tmp_path: Path) -> None:

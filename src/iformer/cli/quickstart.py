@@ -150,6 +150,7 @@ def _load_data(say: Console, limit: int | None) -> DataSplits:
 def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
     from iformer.config.recipe import load_recipe
     from iformer.tasks.classification.training import classification_job
+    from iformer.training.job import RunSettings
     from iformer.training.loop import train
 
     overrides: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
@@ -160,16 +161,14 @@ def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, ove
         f"{_epochs(recipe.epochs)} at {recipe.size} x {recipe.size} pixels, random weights to begin with; "
         "the test photographs are only looked at, never learned from."
     )
-    job = classification_job(
-        data,
+    settings = RunSettings(
         data_name=DATA,
         recipe=recipe,
         recipe_name=RECIPE,
         folder=run,
-        model=MODEL,
         overwrite=overwrite and (run / "config.yaml").exists(),
     )
-    result = train(job)
+    result = train(classification_job(data, settings, model=MODEL))
     top1, images = result.metrics["top1"], result.metrics["images"]
     say.print(f"[bold]Test accuracy {top1:.1f} %[/bold] on {images} photographs, after {result.seconds:.0f} s")
     for name, values in result.metrics["per_class"].items():

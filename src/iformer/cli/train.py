@@ -15,7 +15,7 @@ from iformer.cli.output import DebugOption, JsonOption, note, print_json_line
 
 if TYPE_CHECKING:
     from iformer.config.recipe import Recipe
-    from iformer.training.job import TrainJob
+    from iformer.training.job import RunSettings, TrainJob
     from iformer.training.records.results import TrainResult
 
 _WARNINGS_SHOWN = 20
@@ -172,6 +172,7 @@ def _job(
     """The run that a command line describes; a resumed run's own settings stand where it says nothing."""
     from iformer.config.recipe import parse_override
     from iformer.errors import UserError
+    from iformer.training.job import RunSettings
     from iformer.training.records.run_folder import RunFolder
 
     if _is_main_process():  # the others may look when it has begun to write
@@ -182,27 +183,24 @@ def _job(
     data = data or before.get("data")
     if data is None:
         raise UserError(f"--data is missing; give {_DATA[settings.task]}")
-    options: dict[str, Any] = {
-        "data_name": data,
-        "recipe": settings,
-        "recipe_name": recipe_name,
-        "folder": out,
-        "model": model or str(before.get("model", "iformer_t")),
-        "resume": resume,
-        "overwrite": overwrite,
-        "device": device,
-        "tensorboard": tensorboard,
-    }
+    run = RunSettings(
+        data_name=data,
+        recipe=settings,
+        recipe_name=recipe_name,
+        folder=out,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+        tensorboard=tensorboard,
+    )
+    model = model or str(before.get("model", "iformer_t"))
     if settings.task == "classify":
         share = val_split if val_split is not None else float(before.get("val_split", 0.2))
-        return _classification(data, share, strict_data, options)
+        return _classification(run, model, val_split=share, strict=strict_data)
     if val_split is not None:
         raise UserError("--val-split is for classification; give the validation images in the data")
-    return (
-        _detection(data, strict_data, options)
-        if settings.task == "detect"
-        else _segmentation(data, strict_data, options)
-    )
+    make = _detection if settings.task == "detect" else _segmentation
+    return make(run, model, strict=strict_data)
 
 
 def _recipe(
@@ -234,31 +232,31 @@ def _recipe(
     return name, settings
 
 
-def _classification(data: str, val_split: float, strict: bool, options: dict[str, Any]) -> TrainJob:
+def _classification(settings: RunSettings, model: str, *, val_split: float, strict: bool) -> TrainJob:
     from iformer.data.sources.folders import load_data
     from iformer.tasks.classification.training import classification_job
 
-    split = load_data(data, val_split=val_split, strict=strict)
+    split = load_data(settings.data_name, val_split=val_split, strict=strict)
     _note_data(split.warnings)
-    return classification_job(split, settings={"val_split": val_split}, **options)
+    return classification_job(split, replace(settings, data_options={"val_split": val_split}), model=model)
 
 
-def _detection(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
+def _detection(settings: RunSettings, model: str, *, strict: bool) -> TrainJob:
     from iformer.data.sources.coco import load_detection
     from iformer.tasks.detection.training import detection_job
 
-    split = load_detection(data, strict=strict)
+    split = load_detection(settings.data_name, strict=strict)
     _note_data(split.warnings)
-    return detection_job(split, **options)
+    return detection_job(split, settings, model=model)
 
 
-def _segmentation(data: str, strict: bool, options: dict[str, Any]) -> TrainJob:
+def _segmentation(settings: RunSettings, model: str, *, strict: bool) -> TrainJob:
     from iformer.data.sources.masks import load_semantic
     from iformer.tasks.segmentation.training import segmentation_job
 
-    split = load_semantic(data, strict=strict)
+    split = load_semantic(settings.data_name, strict=strict)
     _note_data(split.warnings)
-    return segmentation_job(split, **options)
+    return segmentation_job(split, settings, model=model)
 
 
 def _note_data(warnings: Sequence[str]) -> None:

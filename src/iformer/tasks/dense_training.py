@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,20 +11,17 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import DataError
 from iformer.models.backbone import Backbone
-from iformer.models.weights.dense_checkpoint import DenseNetwork
-from iformer.training.job import begins, starting_network
+from iformer.training.job import RunSettings, starting_network
 
 
-def starting_backbone(
-    model: str, recipe: DenseRecipe, folder: str | os.PathLike[str], *, resume: bool
-) -> Backbone:
-    """The feature maps of a network, with the weights that the recipe names; see `starting_network`.
+def starting_backbone(model: str, recipe: DenseRecipe, settings: RunSettings) -> Backbone:
+    """Build the feature extractor with the weights that the recipe names; see `starting_network`.
 
     Raises:
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
-    weights = recipe.weights if begins(folder, resume=resume) else "none"
+    weights = "none" if settings.continues else recipe.weights
     return starting_network(model, weights=weights, features_only=True, **recipe.network_options)
 
 
@@ -34,17 +29,6 @@ def normalisation(backbone: Backbone) -> dict[str, Any]:
     """Mean and std that the backbone's weights were trained with, as fields of a dense config."""
     known: Preprocessing = backbone.metadata.preprocessing
     return {"mean": known.mean, "std": known.std}
-
-
-def job_fields(network: DenseNetwork, recipe: DenseRecipe, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fields of `TrainJob` that follow from the network; what the recipe freezes is frozen here."""
-    network.pyramid.freeze(recipe.freeze)
-    return {
-        "model": network,
-        "recipe": recipe,
-        "preprocessing": network.config.preprocessing,
-        "folder": Path(folder),
-    }
 
 
 def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:

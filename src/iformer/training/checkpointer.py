@@ -60,7 +60,7 @@ class Checkpointer:
         """What a network's file says of it after `epoch` epochs; of the metrics, what is small."""
         kept = {name: value for name, value in metrics.items() if name not in ("per_class", "confusion")}
         return Metadata(
-            task=self.job.task.name,
+            task=self.job.task.name,  # type: ignore[arg-type]
             class_names=self.job.task.class_names,
             preprocessing=self.job.preprocessing,
             metrics=kept,

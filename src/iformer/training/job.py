@@ -1,8 +1,7 @@
-"""What is to be trained, on what and where: a `TrainJob`, and the network that it starts from."""
+"""Settings of a training run, and the job that a task builds from them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,61 +16,69 @@ from iformer.errors import UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.factory import create_model
 from iformer.training.distributed import RankContext
-from iformer.training.protocol import TrainData, Workload
+from iformer.training.protocol import Task, TrainData, Workload
 from iformer.training.records.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """Everything that a training run needs. `train` changes `model` in place.
+class RunSettings:
+    """What the user asks of a training run, for any task."""
 
-    Each task has a module beside this one that makes its jobs: `iformer.tasks.classification.training`, ….
-    """
-
-    task: Any
-    """An `iformer.training.protocol.Task`: loss and metric."""
-    workload: Callable[[TrainJob, RankContext], Workload]
-    """Batches, evaluation and report of the task."""
-    model: nn.Module
-    """Any network that the task's loss takes; only ours become checkpoints that `iformer.load` reads."""
-    model_name: str
-    data: TrainData
     data_name: str
-    """As the user named it: `elpv` or a folder."""
+    """The data as the user named it: `elpv` or a folder."""
     recipe: Recipe
     recipe_name: str
-    preprocessing: Preprocessing
     folder: Path
+    """The run folder."""
     resume: bool = False
-    """Continue the run in `folder`; where there is none yet, begin it."""
+    """Continue the run in `folder`, or start it if there is none."""
     overwrite: bool = False
-    """Remove the run that is in `folder`."""
-    identity: dict[str, Any] = field(default_factory=dict)
-    """Further plain values that a resumed run has to share, such as the hash of a teacher's weights."""
-    settings: dict[str, Any]
-    """Further plain values for `config.yaml`, such as the share of images that was split off."""
+    """Remove the run in `folder` first."""
+    data_options: dict[str, Any] = field(default_factory=dict)
+    """Options the data was loaded with, for `config.yaml` and provenance, such as `{"val_split": 0.2}`."""
     device: str = "auto"
     """A name that `iformer.device.resolve_device` takes."""
     tensorboard: bool = True
+    """Write TensorBoard event files."""
     report: bool = True
-    """Write `report.md` and its pictures at the end."""
+    """Write `report.md` and its figures at the end."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run continues from a saved state, which holds its weights."""
+        return self.resume and RunFolder(self.folder).holds_state
 
 
-def begins(folder: str | os.PathLike[str], *, resume: bool) -> bool:
-    """Whether a run starts at its first step. What is resumed brings its own weights, so none are fetched."""
-    return not (resume and RunFolder(Path(folder)).holds_state)
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(RunSettings):
+    """A training run, ready to start. `train` changes `model` in place.
+
+    The `training` module of each task builds it: `iformer.tasks.classification.training`, ….
+    """
+
+    task: Task
+    """Loss and primary metric."""
+    workload: Callable[[TrainJob, RankContext], Workload]
+    """Builds this rank's batches, evaluation and report."""
+    model: nn.Module
+    """Any network that the task's loss takes. `iformer.load` reads only checkpoints of iFormer networks."""
+    model_name: str
+    data: TrainData
+    preprocessing: Preprocessing
+    identity: dict[str, Any] = field(default_factory=dict)
+    """Further plain values that a resumed run must share, such as the hash of a teacher's weights."""
 
 
 def starting_network(name: str, *, weights: str, **options: Any) -> Backbone:
-    """The network that a run starts from.
+    """Build the network that a run starts from.
 
     Args:
-        name: a network's name, or a checkpoint that says what the network is.
+        name: a model name, or a checkpoint.
         weights: `none`, `pretrained` or a file; see `Recipe.weights`.
-        options: of `iformer.models.factory.create_model`.
+        options: options of `iformer.models.factory.create_model`.
 
     Raises:
-        UserError: both name weights.
+        UserError: `name` and `weights` both name weights.
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
     if name not in list_models() and weights not in ("none", "pretrained"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from iformer.tasks.classification.evaluate import NetworkPredictor, evaluate
 from iformer.tasks.classification.loss import Classification
 from iformer.tasks.classification.teacher import build_teacher
 from iformer.training.distributed import RankContext
-from iformer.training.job import TrainJob, begins, starting_network
+from iformer.training.job import RunSettings, TrainJob, starting_network
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch
@@ -38,44 +37,32 @@ from iformer.training.records.results import ClassificationEvaluation, TrainResu
 
 def classification_job(
     data: DataSplits,
+    settings: RunSettings,
     *,
-    data_name: str,
-    recipe: Recipe,
-    recipe_name: str,
-    folder: str | os.PathLike[str],
     model: str | nn.Module = "iformer_t",
     model_name: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    settings: dict[str, Any] | None = None,
-    device: str = "auto",
-    tensorboard: bool = True,
-    report: bool = True,
 ) -> TrainJob:
-    """A classification run: the network, with its starting weights and a new head, and the task.
+    """Build a classification run: the network, with its starting weights and a new head, and the task.
 
     Args:
         data: training and validation images.
-        data_name: as the user named the data.
-        recipe: settings; `recipe.weights` says what a named network starts from.
-        recipe_name: as the user named the recipe.
-        folder: the run folder.
-        model: a network's name, a checkpoint whose network and weights are to be fine-tuned, or a network of
-            any kind (with as many outputs as there are classes), which is taken as it is.
-        model_name: what to call it; by default as `model` says.
-        resume, overwrite, settings, device, tensorboard, report: see `TrainJob`.
+        settings: `settings.recipe.weights` says what a named network starts from.
+        model: a model name, a checkpoint to fine-tune, or a network of any kind with one output per class,
+            which is used as it is.
+        model_name: name for logs and checkpoints; None: `model`, or the class of the network.
 
     Raises:
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
+    recipe = settings.recipe
     torch.manual_seed(recipe.seed)
     distilled = recipe.distillation != "none"
     if isinstance(model, nn.Module):
         network = model
         model_name = model_name or type(model).__name__
     else:
-        weights = recipe.weights if begins(folder, resume=resume) else "none"
+        weights = "none" if settings.continues else recipe.weights
         network = starting_network(
             model,
             weights=weights,
@@ -91,23 +78,14 @@ def classification_job(
         preprocessing = replace(preprocessing, mean=known.mean, std=known.std)
     task, identity = _task(data.train.class_names, recipe, preprocessing)
     return TrainJob(
+        **vars(settings),
         task=task,
         identity=identity,
         workload=ClassificationWorkload,
         model=network,
         model_name=model_name,
         data=data,
-        data_name=data_name,
-        recipe=recipe,
-        recipe_name=recipe_name,
         preprocessing=preprocessing,
-        folder=Path(folder),
-        resume=resume,
-        overwrite=overwrite,
-        settings=settings or {},
-        device=device,
-        tensorboard=tensorboard,
-        report=report,
     )
 
 
@@ -166,6 +144,7 @@ class ClassificationWorkload:
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> ClassificationEvaluation:
         job, device = self.job, self.context.device
+        assert isinstance(job.task, Classification)
         if self._val_loader is None:
             dataset = ImageDataset(job.data.val, eval_transform(job.preprocessing), cache=job.recipe.cache)
             self._val_loader = self._loaders.make(dataset, train=False)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +15,10 @@ from iformer.dependencies import require
 from iformer.errors import ConfigError, DataError
 from iformer.models.detector import Detector
 from iformer.tasks.dense_dataset import DetectionImages
-from iformer.tasks.dense_training import check_classes, job_fields, normalisation, scaled, starting_backbone
+from iformer.tasks.dense_training import check_classes, normalisation, scaled, starting_backbone
 from iformer.tasks.detection.loss import Detection, DetectionMetric
 from iformer.training.distributed import RankContext
-from iformer.training.job import TrainJob
+from iformer.training.job import RunSettings, TrainJob
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.protocol import Batch
@@ -29,31 +27,18 @@ from iformer.training.records.results import DetectionEvaluation, TrainResult
 
 def detection_job(
     data: DetectionSplits,
+    settings: RunSettings,
     *,
-    data_name: str,
-    recipe: DetectionRecipe,
-    recipe_name: str,
-    folder: str | os.PathLike[str],
     model: str | Detector = "iformer_t",
     model_name: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    settings: dict[str, Any] | None = None,
-    device: str = "auto",
-    tensorboard: bool = True,
-    report: bool = True,
 ) -> TrainJob:
     """A run that trains a Mask R-CNN or, with `recipe.masks` false, a Faster R-CNN.
 
     Args:
         data: training and validation images.
-        data_name: as the user named the data.
-        recipe: settings; `recipe.weights` says what the backbone starts from.
-        recipe_name: as the user named the recipe.
-        folder: the run folder.
+        settings: `settings.recipe.weights` says what the backbone starts from.
         model: the backbone's name, a classifier's checkpoint to take it from, or a detector as it is.
         model_name: what to call it; by default as `model` says.
-        resume, overwrite, settings, device, tensorboard, report: see `TrainJob`.
 
     Raises:
         UnknownNameError: no such network.
@@ -61,12 +46,14 @@ def detection_job(
         DataError: masks are to be learned and an object has none.
         MissingDependencyError: faster-coco-eval is not installed.
     """
+    recipe = settings.recipe
+    assert isinstance(recipe, DetectionRecipe)
     require("faster_coco_eval", extra="detect")  # else the first evaluation would find out
     torch.manual_seed(recipe.seed)
     if isinstance(model, Detector):
         network, model_name = model, model_name or model.config.backbone.name
     else:
-        backbone = starting_backbone(model, recipe, folder, resume=resume)
+        backbone = starting_backbone(model, recipe, settings)
         config = recipe.detector_config(
             backbone.config.with_options(num_classes=0),
             num_classes=len(data.train.class_names),
@@ -76,20 +63,15 @@ def detection_job(
     for part in (data.train, data.val):
         if network.config.masks and not part.has_masks:
             raise DataError(f"{part.name}: some objects have no mask; --set masks=false trains on boxes alone")
+    network.pyramid.freeze(recipe.freeze)
     return TrainJob(
+        **vars(settings),
         task=Detection(data.train.class_names),
         workload=DetectionWorkload,
+        model=network,
         model_name=model_name,
         data=data,
-        data_name=data_name,
-        recipe_name=recipe_name,
-        resume=resume,
-        overwrite=overwrite,
-        settings=settings or {},
-        device=device,
-        tensorboard=tensorboard,
-        report=report,
-        **job_fields(network, recipe, folder),
+        preprocessing=network.config.preprocessing,
     )
 
 

@@ -5,7 +5,6 @@ Shape letters: B batch, K classes, H and W an image's sides.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from iformer.data.sources.masks import SemanticSet, SemanticSplits
 from iformer.data.transforms import Normalize
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.dense_dataset import SemanticImages
-from iformer.tasks.dense_training import check_classes, job_fields, normalisation, starting_backbone
+from iformer.tasks.dense_training import check_classes, normalisation, starting_backbone
 from iformer.tasks.segmentation.loss import Segmentation, SegmentationMetric, classes_of
 from iformer.training.distributed import RankContext
-from iformer.training.job import TrainJob
+from iformer.training.job import RunSettings, TrainJob
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.protocol import Batch
@@ -31,41 +30,30 @@ from iformer.training.records.results import SegmentationEvaluation, TrainResult
 
 def segmentation_job(
     data: SemanticSplits,
+    settings: RunSettings,
     *,
-    data_name: str,
-    recipe: SegmentationRecipe,
-    recipe_name: str,
-    folder: str | os.PathLike[str],
     model: str | Segmenter = "iformer_t",
     model_name: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    settings: dict[str, Any] | None = None,
-    device: str = "auto",
-    tensorboard: bool = True,
-    report: bool = True,
 ) -> TrainJob:
     """A run that trains a Semantic FPN.
 
     Args:
         data: training and validation images.
-        data_name: as the user named the data.
-        recipe: settings; `recipe.weights` says what the backbone starts from.
-        recipe_name: as the user named the recipe.
-        folder: the run folder.
+        settings: `settings.recipe.weights` says what the backbone starts from.
         model: the backbone's name, a classifier's checkpoint to take it from, or a segmenter as it is.
         model_name: what to call it; by default as `model` says.
-        resume, overwrite, settings, device, tensorboard, report: see `TrainJob`.
 
     Raises:
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
+    recipe = settings.recipe
+    assert isinstance(recipe, SegmentationRecipe)
     torch.manual_seed(recipe.seed)
     if isinstance(model, Segmenter):
         network, model_name = model, model_name or model.config.backbone.name
     else:
-        backbone = starting_backbone(model, recipe, folder, resume=resume)
+        backbone = starting_backbone(model, recipe, settings)
         config = recipe.segmenter_config(
             backbone.config.with_options(num_classes=0),
             num_classes=len(data.train.class_names),
@@ -73,20 +61,15 @@ def segmentation_job(
             **normalisation(backbone),
         )
         network, model_name = Segmenter(config, backbone), model_name or model
+    network.pyramid.freeze(recipe.freeze)
     return TrainJob(
+        **vars(settings),
         task=Segmentation(data.train.class_names),
         workload=SegmentationWorkload,
+        model=network,
         model_name=model_name,
         data=data,
-        data_name=data_name,
-        recipe_name=recipe_name,
-        resume=resume,
-        overwrite=overwrite,
-        settings=settings or {},
-        device=device,
-        tensorboard=tensorboard,
-        report=report,
-        **job_fields(network, recipe, folder),
+        preprocessing=network.config.preprocessing,
     )
 
 
