@@ -27,7 +27,7 @@ from torch import nn
 
 from iformer.bench.record import write_record
 from iformer.config.recipe import load_recipe
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings
 from iformer.training.loop import train

@@ -29,7 +29,7 @@ from torch import nn
 from iformer.bench.record import write_record
 from iformer.config.network import NetworkConfig
 from iformer.config.recipe import Recipe, load_recipe
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.models.complexity import count_macs, count_parameters
 from iformer.models.factory import build
 from iformer.tasks.classification.training import classification_job

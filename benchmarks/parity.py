@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from iformer.bench.record import write_record
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.data.stream import find_images
 from iformer.deploy.artifact import artifact_bytes
 from iformer.deploy.export import export_artifact
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    cells = [sample.file for sample in load_data("elpv").val.samples[:16]]
+    cells = load_data("elpv").val.files[:16]
     photographs = [*cells, *(find_images(options.images) if options.images else [])]
     figures: dict[str, Any] = {"photographs": len(photographs)}
     failed = False

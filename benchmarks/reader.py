@@ -13,6 +13,7 @@ import argparse
 import io
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,12 @@ from PIL import Image
 from iformer.bench.record import write_record
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
-from iformer.data.images import StoredImage
 from iformer.data.loader import Loader
-from iformer.data.samples import DataSplits, ImageSet, StoredSamples
+from iformer.data.samples import DataSplits, ImageSet, IndexedSamples, Sample
 from iformer.data.sampling import EpochSampler
-from iformer.data.sources.shards.index import INDEX, load_shards
+from iformer.data.sources.shards.index import INDEX
 from iformer.data.sources.shards.packing import pack
+from iformer.data.sources.shards.reader import load_shards
 from iformer.data.transforms import eval_transform
 
 IMAGENET, CLASSES = 1_281_167, 1000
@@ -35,25 +36,32 @@ _DIFFERENT = 997
 """Different pictures; a prime, so that a class has many of them."""
 
 
-class TinyImage(StoredImage):
+@dataclass(frozen=True, slots=True)
+class TinySample(Sample):
     """A picture of 8 x 8 pixels in memory."""
 
-    def __init__(self, number: int, contents: bytes) -> None:
-        self.number, self.contents = number, contents
+    number: int
+    picture: bytes
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def name(self) -> str:
         return f"tiny_{self.number}.png"
 
-    def read_bytes(self) -> bytes:
-        return self.contents
-
-    def __fspath__(self) -> str:
+    def relative_path(self, root: Path) -> str:
         return self.name
 
+    def read(self) -> bytes:
+        return self.picture
 
-class TinySamples(StoredSamples):
-    """So many tiny images, made when they are asked for."""
+    def size(self) -> int:
+        return len(self.picture)
+
+
+class TinySamples(IndexedSamples):
+    """`count` tiny images, each created when it is accessed."""
 
     def __init__(self, count: int) -> None:
         generator = np.random.default_rng(0)
@@ -64,8 +72,9 @@ class TinySamples(StoredSamples):
             self.pictures.append(file.getvalue())
         self._labels = np.arange(count, dtype=np.int64) % CLASSES
 
-    def image(self, position: int) -> StoredImage:
-        return TinyImage(position, self.pictures[position % _DIFFERENT])
+    def sample(self, position: int) -> Sample:
+        picture = self.pictures[position % _DIFFERENT]
+        return TinySample(position, picture, label=int(self._labels[position]))
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -35,7 +35,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm
 from iformer.bench.record import write_record
 from iformer.bench.timing import Timings, interleaved
 from iformer.config.recipe import Recipe, load_recipe
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.data.transforms import allow_no_bits
 from iformer.tasks.classification.training import classification_job
 from iformer.training.distributed import RankContext

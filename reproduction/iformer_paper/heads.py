@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iformer.data.images import read_image
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import UserError
 from iformer.layers.attention import tokens
@@ -75,7 +75,7 @@ def trained_heads(
     samples = load_data(data).val.samples
     chosen = random.Random(seed).sample(samples, min(images, len(samples)))
     transform = eval_transform(preprocessing)
-    pixels_BCHW = torch.stack([transform(read_image(sample.path, keep_gray=True)) for sample in chosen])
+    pixels_BCHW = torch.stack([transform(read_image(sample, keep_gray=True)) for sample in chosen])
     images_BCHW = Normalize(preprocessing)(pixels_BCHW)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

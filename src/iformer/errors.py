@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -43,3 +43,14 @@ class UnknownNameError(UserError):
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} '{name}'; {hint}")
+
+
+def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ") -> str:
+    """Join the first `limit` items and say how many more there are: "a, b and 3 more"."""
+    shown = separator.join(items[:limit])
+    return shown if len(items) <= limit else f"{shown}{separator}and {len(items) - limit:,} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 image", "2,000 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -44,7 +44,7 @@ def test_calibration_images_of_the_wrong_kind(
     code = main(["export", "elpv", "--precision", "int8", "--calibration", str(data), "--out", str(out)])
     line = capsys.readouterr().err.strip().splitlines()[-1]
     expected = {
-        "unlabelled": "expected one sub-folder a class",
+        "unlabelled": "expected one sub-folder per class",
         "other classes": "the classes of the data are not those of the network",
         "no folder": "no such folder",
     }

@@ -46,7 +46,7 @@ def test_packed_images_are_described_and_verified(
     path.write_bytes(contents.replace(b"IDAT", b"IDAX", 1))
     try:
         assert main(["info", str(shards), "--verify"]) == 1
-        assert "is not what the index says (1 images differ)" in capsys.readouterr().err
+        assert "differs from the index (1 image)" in capsys.readouterr().err
     finally:
         path.write_bytes(contents)
     assert main(["info", str(tmp_path)]) == 1

@@ -17,7 +17,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import Batch, ImageDataset
 from iformer.data.images import read_image
 from iformer.data.loader import Loader, build_loader
-from iformer.data.samples import ImageSet, Sample
+from iformer.data.samples import FileSample, ImageSet
 from iformer.data.sampling import EpochSampler
 from iformer.data.transforms import TransformSchedule, eval_transform, train_transform
 from iformer.errors import ConfigError, DataError
@@ -34,7 +34,7 @@ def images(tmp_path: Path) -> ImageSet:
         shape = (40 + index, 60 - index) if index % 3 == 0 else (40 + index, 60 - index, 3)
         path = tmp_path / f"{index}.png"
         Image.fromarray(np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)).save(path)
-        samples.append(Sample(path, index % 2))
+        samples.append(FileSample(path, label=index % 2))
     return ImageSet(name="noise", class_names=("even", "odd"), samples=tuple(samples), root=tmp_path)
 
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from iformer.config.recipe import load_recipe
-from iformer.data.instances import decode_mask
+from iformer.data.detection import decode_mask
+from iformer.data.segmentation import read_mask
 from iformer.data.sources.coco import load_detection
-from iformer.data.sources.masks import load_semantic, read_mask
+from iformer.data.sources.masks import load_semantic
 
 FOLDER = Path(__file__).parents[2] / "examples" / "composed"
 

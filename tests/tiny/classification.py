@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.recipe import Recipe
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.models.factory import build
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings, TrainJob

@@ -92,7 +92,7 @@ def convert(
 
 
 def _pack(source: str, out: Path, *, json: bool) -> None:
-    from iformer.data.sources.folders import load_data
+    from iformer.data.sources import load_data
     from iformer.data.sources.shards.packing import pack
 
     data = load_data(source, progress=lambda done, total: _say_progress("checked", "images", done, total))

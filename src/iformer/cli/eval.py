@@ -166,7 +166,7 @@ def _write(out: Path, evaluation: ClassificationEvaluation, record: dict[str, An
         lines.append(
             json.dumps(
                 {
-                    "image": str(evaluation.image_set.samples[index].path),
+                    "image": str(evaluation.image_set.samples[index]),
                     "label": names[label],
                     "predicted": names[answer],
                     "probability": float(probabilities[answer]),

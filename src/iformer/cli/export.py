@@ -190,7 +190,7 @@ def _quantization(
     # in random order: LiteRT's ranges are moving averages, which images sorted by class would bias
     chosen = random.Random(0).sample(range(len(samples)), min(count, len(samples)))
     return Quantization(
-        images=[samples[index].path for index in chosen],
+        images=[samples[index] for index in chosen],
         measure=measure,
         metric=Classification.primary_metric,
         max_drop=max_drop,

@@ -128,7 +128,7 @@ def _step(say: Console, number: int, title: str) -> None:
 def _load_data(say: Console, limit: int | None) -> DataSplits:
     from dataclasses import replace
 
-    from iformer.data.sources.folders import load_data
+    from iformer.data.sources import load_data
 
     data = load_data(DATA)
     if limit is not None:
@@ -194,7 +194,7 @@ def _trained(result: TrainResult) -> Classifier:
 def _export(say: Console, model: Classifier, path: Path, test: ImageSet) -> ArtifactInfo:
     from iformer.deploy.export import export_artifact
 
-    info = export_artifact(model, path, "onnx", images=[sample.file for sample in test.samples])
+    info = export_artifact(model, path, "onnx", images=test.files)
     parity: dict[str, Any] = info.parity or {}
     say.print(
         f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, takes uint8 RGB, normalises in the graph, "
@@ -252,8 +252,10 @@ def _predict(say: Console, model: Classifier, test: ImageSet, out: Path) -> None
     from iformer.tasks.classification.predict import Answer, Predictor
     from iformer.tasks.contact_sheet import draw_explanations, draw_predictions
 
-    chosen = random.Random(1).sample(test.samples, min(SHOWN_IMAGES, len(test.samples)))
-    truth = {sample.file: test.class_names[sample.label] for sample in chosen}
+    chosen = test.subset(random.Random(1).sample(range(len(test)), min(SHOWN_IMAGES, len(test))))
+    truth = {
+        path: chosen.class_names[sample.label] for path, sample in zip(chosen.files, chosen.samples, strict=True)
+    }
     predictor = Predictor(model, top_k=2, attention=True)
     answers = [answer for answer in predictor.predict(list(truth)) if isinstance(answer, Answer)]
     right = sum(answer.classes[0][0] == truth[answer.path] for answer in answers)

@@ -233,7 +233,7 @@ def _recipe(
 
 
 def _classification(settings: RunSettings, model: str, *, val_split: float, strict: bool) -> TrainJob:
-    from iformer.data.sources.folders import load_data
+    from iformer.data.sources import load_data
     from iformer.tasks.classification.training import classification_job
 
     split = load_data(settings.data_name, val_split=val_split, strict=strict)

@@ -1,4 +1,4 @@
-"""The one decoder: training, evaluation, prediction and parity checks all read their images here."""
+"""Image decoding: training, evaluation, prediction and parity checks all read their images here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import io
 import os
 import stat
 import warnings
-from abc import abstractmethod
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -16,90 +16,84 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from iformer.errors import DataError
 
 MAX_PIXELS = 178_956_970
-"""Images of more pixels are refused by their header, before any are decoded (Pillow's own limit)."""
+"""Larger images are refused by their header, before they are decoded (Pillow's own limit)."""
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
     ".pbm", ".pnm", ".avif", ".jp2", ".mpo",
 ))
-"""Extensions of files that are taken for images, in lower case."""
+"""Extensions of image files, in lower case."""
 # fmt: on
 
-# Pillow's other readers start programs (EPS), recognise no magic bytes (TGA) or read no photographs.
+# Pillow's other readers start programs (EPS), check no magic bytes (TGA) or read no photographs.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "MPO")
 
-# Pillow warns at half the size that it refuses; MAX_PIXELS is the one limit here.
+# Pillow warns at half of the size that it refuses; here MAX_PIXELS is the only limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class StoredImage(os.PathLike[str]):
-    """An image file inside of another file: an archive, a table. Its path is for people only."""
+class EncodedImage(Protocol):
+    """The contents of an image file, wherever they are stored. `str()` names the place in messages."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Its path below the data set's folder, with forward slashes."""
-
-    @abstractmethod
-    def read_bytes(self) -> bytes:
-        """The image file's contents.
+    def read(self) -> bytes:
+        """Return the file's contents.
 
         Raises:
             DataError: they cannot be read.
         """
 
-    def __str__(self) -> str:
-        return os.fspath(self)
+
+ImageSource = str | os.PathLike[str] | bytes | EncodedImage
+"""A path, the contents of an image file, or an object that reads them."""
 
 
 def has_image_extension(path: str | os.PathLike[str]) -> bool:
-    """Whether the file's name says that it is an image."""
+    """Return whether the file's extension is that of an image format."""
     return Path(path).suffix.lower() in IMAGE_EXTENSIONS
 
 
-def read_image(source: str | os.PathLike[str] | bytes, *, keep_gray: bool = False) -> Image.Image:
-    """Decode an image file, or the bytes of one, to RGB at 8 bits a channel.
+def read_image(source: ImageSource, *, keep_gray: bool = False) -> Image.Image:
+    """Decode an image to RGB with 8 bits per channel.
 
-    The EXIF orientation is applied, transparency is laid on white, an animation gives its first frame.
-    16-bit gray keeps its upper 8 bits, as Pillow does for 16-bit colour. Where a file does not say the range
-    of its values (32-bit integers, floats): floats within 0..1 are scaled by 255, values within 0..255 are
-    kept, integers within 16 bits keep the upper 8, anything else is stretched from its minimum to its
-    maximum; values that are not finite count as the minimum.
+    The EXIF orientation is applied, transparency is composited on white, and of an animation the first frame
+    is returned. 16-bit gray keeps its upper 8 bits, as Pillow does for 16-bit colour. Where a file does not
+    state its value range (32-bit integers, floats): floats within 0..1 are scaled by 255, values within 0..255
+    are kept, integers within 16 bits keep the upper 8, anything else is stretched from its minimum to its
+    maximum. Values that are not finite count as the minimum.
 
     Args:
-        source: a path, or the contents of an image file.
-        keep_gray: return a gray image in mode "L". It is the same image, whose RGB form has three equal
-            channels, at a third of the memory.
+        source: a path, the contents of an image file, or an object that reads them.
+        keep_gray: return gray images in mode "L", at a third of the memory. Their RGB form has three equal
+            channels.
 
     Returns:
-        A decoded image in mode "RGB" (or "L"), detached from the file.
+        An image in mode "RGB" (or "L"), detached from the file.
 
     Raises:
-        DataError: the file is missing, unreadable, a folder, empty, truncated, no image, in a colour space
-            that has no RGB form here, or has more than `MAX_PIXELS` pixels. The message is one line,
+        DataError: the file is missing, unreadable, a folder, empty, truncated, not an image, in a colour space
+            without an RGB conversion, or has more than `MAX_PIXELS` pixels. The message is one line,
             `path: reason`.
     """
     return _read(source, keep_gray=keep_gray, quick=False)
 
 
-def check_image(source: str | os.PathLike[str] | bytes) -> None:
-    """Raise the `DataError` that `read_image` would raise, in less time where that is possible.
+def check_image(source: ImageSource) -> None:
+    """Raise the `DataError` that `read_image` would raise, faster where possible.
 
-    All of the file's data is decoded; a JPEG's only to an eighth of its size.
+    All of the file's data is decoded; a JPEG only at an eighth of its size.
     """
     _read(source, keep_gray=True, quick=True)
 
 
-def _read(source: str | os.PathLike[str] | bytes, *, keep_gray: bool, quick: bool) -> Image.Image:
-    name = "image" if isinstance(source, bytes) else os.fspath(source)
-    if isinstance(source, StoredImage):
-        source = source.read_bytes()
+def _read(source: ImageSource, *, keep_gray: bool, quick: bool) -> Image.Image:
+    name = "image" if isinstance(source, bytes) else str(source)
     opened: io.BytesIO | str
-    if isinstance(source, bytes):
-        size, opened = len(source), io.BytesIO(source)
-    else:
+    if isinstance(source, str | os.PathLike):
         size, opened = _file_size(os.fspath(source)), os.fspath(source)
+    else:
+        contents = source if isinstance(source, bytes) else source.read()
+        size, opened = len(contents), io.BytesIO(contents)
     if size == 0:
         raise DataError(f"{name}: the file is empty (0 bytes)")
     try:
@@ -122,7 +116,7 @@ def _read(source: str | os.PathLike[str] | bytes, *, keep_gray: bool, quick: boo
         raise DataError(f"{name}: no permission to read it") from None
     except MemoryError:
         raise DataError(f"{name}: not enough memory to decode it") from None
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them run into
+    except Exception as error:  # damaged files make Pillow's readers raise errors of any type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: damaged image ({reason})") from None
 
@@ -151,13 +145,13 @@ def _upright(image: ImageFile.ImageFile) -> Image.Image:
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # a damaged EXIF block says nothing about the orientation; the pixels are sound
+    except Exception:  # the EXIF block is damaged, the pixels are not
         return image
     return image
 
 
 def _to_8bit(image: Image.Image, *, keep_gray: bool) -> Image.Image:
-    """A decoded image of any mode as a plain `Image` in mode "RGB", or "L" where `keep_gray` and gray."""
+    """Convert a decoded image of any mode to a plain `Image` in mode "RGB", or "L" if gray and `keep_gray`."""
     mode = image.mode
     if mode.startswith("I") or mode == "F":
         image = Image.fromarray(_scale_to_8bit(np.asarray(image), mode, image.format))
@@ -170,12 +164,12 @@ def _to_8bit(image: Image.Image, *, keep_gray: bool) -> Image.Image:
     elif mode == "1":
         image = image.convert("L")
     target = "L" if keep_gray and image.mode == "L" else "RGB"
-    # A copy in the same mode too: a file's own image class drags its file and its metadata along.
+    # Copy in any case: the file's own image class keeps the file and its metadata alive.
     return image.convert(target) if image.mode != target else image.copy()
 
 
 def _scale_to_8bit(pixels_HW: np.ndarray, mode: str, file_format: str | None) -> np.ndarray:
-    """Gray values of 16 or 32 bits, or floats, as uint8 of the same shape; `read_image` has the rules."""
+    """Convert 16-bit, 32-bit or float gray values to uint8 by the rules of `read_image`."""
     if mode.startswith("I;16") or (mode == "I" and file_format in ("PNG", "PPM")):
         return (pixels_HW.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
     values_HW = pixels_HW.astype(np.float64)
@@ -196,10 +190,10 @@ def _scale_to_8bit(pixels_HW: np.ndarray, mode: str, file_format: str | None) ->
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height in pixels of the image that `read_image` gives, by the file's header.
+    """Return the width and height, in pixels, of the image that `read_image` returns. Reads only the header.
 
     Raises:
-        DataError: the file is no image.
+        DataError: the file is not an image.
     """
     try:
         with Image.open(path, formats=_known_formats()) as image:

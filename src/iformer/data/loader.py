@@ -1,4 +1,4 @@
-"""Batches of training and evaluation images, made by worker processes."""
+"""Batches of training and evaluation images, prepared by worker processes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from iformer.data.image_dataset import Batch
+from iformer.data.parallel import available_cores
 from iformer.data.sampling import EpochSampler, Key
-from iformer.data.sources.folders import available_cores
 from iformer.errors import DataError
 
 
 class BatchSource(Protocol):
-    """What a `Loader` takes its batches from."""
+    """A dataset that makes whole batches."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
 
     def batch(self, keys: Sequence[Key]) -> Any:
-        """The images of `keys` with their targets, and `indices`, int64 (B)."""
+        """Return the images of `keys` with their targets and their `indices`, int64 (B)."""
 
 
 class Loader:
-    """Batches of an `ImageDataset` or another source by epoch; workers live on from one epoch to the next.
+    """Batches of an `ImageDataset` or another `BatchSource` by epoch, with persistent workers.
 
-    Use it as a context manager, or `close` it, to end the workers.
+    Use it as a context manager or call `close` to end the workers.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Loader:
         prefetch: int = 3,
         pin_memory: bool = False,
     ) -> None:
-        """`workers` processes (0: the calling one) hold up to `prefetch` batches each in advance."""
+        """Create the loader; `workers` processes (0: the calling one) prepare up to `prefetch` batches each."""
         self.dataset = dataset
         self.sampler = sampler
         options: dict[str, Any] = {}
@@ -60,18 +60,18 @@ class Loader:
             collate_fn=_as_is,
             num_workers=workers,
             pin_memory=pin_memory,
-            # Without its own generator a DataLoader draws from torch's global one at each epoch.
+            # without its own generator, a DataLoader draws from torch's global one at each epoch
             generator=torch.Generator(),
             **options,
         )
 
     @property
     def steps(self) -> int:
-        """Steps of a whole epoch over all ranks."""
+        """Number of steps of a whole epoch, over all ranks."""
         return self.sampler.steps
 
     def epoch(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (counted from 0) for this rank, from step `start_step` on.
+        """Iterate over the batches of an epoch (counted from 0) of this rank, from step `start_step` on.
 
         Raises:
             DataError: an image cannot be read.
@@ -87,7 +87,8 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """End the worker processes. The loader can be used again; it then starts new ones."""
+        """End the worker processes. If the loader is used again, it starts new ones."""
+        # private: a DataLoader has no public way to end persistent workers
         iterator = self._loader._iterator
         self._loader._iterator = None
         shutdown = getattr(iterator, "_shutdown_workers", None)
@@ -118,20 +119,21 @@ def build_loader(
     prefetch: int = 3,
     pin_memory: bool = False,
 ) -> Loader:
-    """A loader for training (shuffled, whole batches only) or evaluation (each image exactly once).
+    """Build a loader for training (shuffled, whole batches only) or evaluation (each image exactly once).
 
     Args:
         dataset: the images and their transform.
-        batch_size: images a step takes over all ranks together.
-        train: which of the two; `EpochSampler` has the rules.
-        seed: of the order of the training images.
-        workers: processes that make batches; 0: none beside the caller; nothing: `auto_workers`.
-        rank, world_size: this process among those that share the images.
-        prefetch: batches each worker makes in advance.
+        batch_size: images per step, over all ranks.
+        train: training or evaluation; see `EpochSampler`.
+        seed: seed of the order of the training images.
+        workers: processes that prepare batches; 0 means the calling one; None means `auto_workers`.
+        rank: rank of this process.
+        world_size: number of processes that share the images.
+        prefetch: batches that each worker prepares in advance.
         pin_memory: copy batches to page-locked memory, for a GPU.
 
     Raises:
-        ConfigError, DataError: as `EpochSampler`.
+        ConfigError, DataError: see `EpochSampler`.
     """
     sampler = EpochSampler(
         len(dataset),
@@ -147,19 +149,19 @@ def build_loader(
 
 
 def auto_workers(world_size: int = 1) -> int:
-    """Worker processes for each of `world_size` ranks on this machine: its cores but one shared out, 1 to 8."""
+    """Return the number of workers for each of `world_size` ranks: all cores but one, shared, from 1 to 8."""
     return max(1, min(8, (available_cores() - 1) // world_size))
 
 
 class _Failure:
-    """Stands in for a batch whose making failed: an exception would arrive as a page of traceback."""
+    """Takes the place of a batch that failed: an exception would arrive as a page of traceback."""
 
     def __init__(self, message: str) -> None:
         self.message = message
 
 
 class _BatchDataset(Dataset[Any]):
-    """What runs in the workers: makes whole batches."""
+    """Adapter to `DataLoader` that runs in the workers."""
 
     def __init__(self, dataset: BatchSource) -> None:
         self.dataset = dataset
@@ -175,13 +177,13 @@ class _BatchDataset(Dataset[Any]):
 
 
 def _start_method() -> str | None:
-    """Forked workers share the cache and start at once; elsewhere than on Linux forking is not safe."""
+    """Fork on Linux, where workers then share the cache and start at once; forking is not safe elsewhere."""
     available = multiprocessing.get_all_start_methods()
     return "fork" if sys.platform == "linux" and "fork" in available else None
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Signals reach the whole process group; the main process ends the workers in its own time."""
+    """Ignore signals, which reach the whole process group: the main process ends the workers."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,53 +1,100 @@
-"""A set of labelled images: which files there are and what is in them."""
+"""Sets of labelled images for classification."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-from iformer.data.images import StoredImage
 from iformer.errors import DataError
 
 
-class Sample(NamedTuple):
-    """One image file and the index of its class."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample(ABC):
+    """One encoded image and the index of its class. `str()` gives its location, for messages."""
 
-    path: Path | StoredImage
     label: int
 
     @property
-    def file(self) -> Path:
-        """The image's own file.
-
-        Raises:
-            DataError: it has none, but lies inside of another.
-        """
-        if isinstance(self.path, StoredImage):
-            raise DataError(f"{self.path}: lies inside of another file; give a folder of image files for this")
-        return self.path
-
-
-class StoredSamples(Sequence[Sample], ABC):
-    """Samples that lie in a store with an index: each is made when it is asked for."""
-
-    readers: int = 1
-    """How many images are best read at a time: many where each answer is a while on its way."""
+    @abstractmethod
+    def name(self) -> str:
+        """The file's name, for captions."""
 
     @abstractmethod
-    def image(self, position: int) -> StoredImage:
-        """The image at a position."""
+    def relative_path(self, root: Path) -> str:
+        """Return its path below the data set's folder, with forward slashes on every system."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """Return the image file's contents.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return the number of bytes of the image file.
+
+        Raises:
+            OSError: the file has gone.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FileSample(Sample, os.PathLike[str]):
+    """An image file."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def relative_path(self, root: Path) -> str:
+        return (self.path.relative_to(root) if self.path.is_relative_to(root) else self.path).as_posix()
+
+    def read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+
+class IndexedSamples(Sequence[Sample], ABC):
+    """Samples of a store with an index. Each is created when it is accessed."""
+
+    readers: int = 1
+    """Number of images to read at the same time; more than 1 where each read has a high latency."""
+
+    @abstractmethod
+    def sample(self, position: int) -> Sample:
+        """Return the sample at a position, 0 <= position < len."""
 
     @property
     @abstractmethod
     def labels(self) -> npt.NDArray[np.int64]:
-        """(N,) class indices."""
+        """Class indices, shape (N,)."""
+
+    @property
+    @abstractmethod
+    def contents(self) -> str:
+        """A string that identifies the samples, their labels and their contents, such as a hash."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,38 +105,31 @@ class StoredSamples(Sequence[Sample], ABC):
     def __getitem__(self, position: slice) -> Sequence[Sample]: ...
     def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
         if isinstance(position, slice):
-            return tuple(self[place] for place in range(*position.indices(len(self))))
-        return Sample(self.image(int(position)), int(self.labels[position]))
-
-    @property
-    @abstractmethod
-    def contents(self) -> str:
-        """What identifies the samples, their labels and their contents, such as a hash."""
+            return tuple(self.sample(place) for place in range(*position.indices(len(self))))
+        return self.sample(range(len(self))[position])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """The images of one part (training or validation) of a data set.
-
-    `labels` of the samples are indices into `class_names`.
-    """
+    """The images of one split (training or validation) of a data set."""
 
     name: str
-    """What it is, for people: "elpv train"."""
+    """A name for messages: "elpv train"."""
     class_names: tuple[str, ...]
+    """Names of the classes; a sample's `label` is an index into them."""
     samples: Sequence[Sample]
     root: Path
-    """The folder that the samples' paths are relative to in `relative_path`."""
+    """The data set's folder."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
-    """Files of this part that were skipped and why, one line each."""
+    """Files of this split that were left out and why, one line each."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 array (N,) of class indices."""
-        if isinstance(self.samples, StoredSamples):
+        """Class indices, int64, shape (N,)."""
+        if isinstance(self.samples, IndexedSamples):
             return self.samples.labels
         return np.array([sample.label for sample in self.samples], dtype=np.int64)
 
@@ -99,16 +139,24 @@ class ImageSet:
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         return {name: int(count) for name, count in zip(self.class_names, counts, strict=True)}
 
+    @property
+    def files(self) -> list[Path]:
+        """Paths of the image files.
+
+        Raises:
+            DataError: the images are stored inside other files.
+        """
+        for sample in self.samples:
+            if not isinstance(sample, FileSample):
+                raise DataError(f"{sample}: is stored inside another file; give a folder of image files here")
+        return [sample.path for sample in self.samples if isinstance(sample, FileSample)]
+
     def relative_path(self, sample: Sample) -> str:
-        """The sample's path below `root`, with forward slashes on every system."""
-        if isinstance(sample.path, StoredImage):
-            return sample.path.name
-        if sample.path.is_relative_to(self.root):
-            return sample.path.relative_to(self.root).as_posix()
-        return sample.path.as_posix()
+        """Return the sample's path below `root`, with forward slashes on every system."""
+        return sample.relative_path(self.root)
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
-        """The samples at `indices`, in that order, with the same classes."""
+        """Return the samples at `indices`, in that order, with the same classes."""
         return ImageSet(
             name=self.name,
             class_names=self.class_names,
@@ -118,10 +166,10 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the class names and of each file's relative path, label and size in bytes.
+        """Return the SHA-256 (hex) of the class names and of each file's relative path, label and size.
 
-        The contents are not read. Two copies of a data set in different folders have the same fingerprint.
-        Of a store (shards) it is the hash of the class names and of its index, checksums included.
+        Contents are not read. Copies of a data set in different folders have the same fingerprint. For an
+        indexed store (shards) it covers the class names and the index, checksums included.
 
         Raises:
             OSError: a file has gone since the set was made.
@@ -129,11 +177,11 @@ class ImageSet:
         digest = hashlib.sha256()
         for name in self.class_names:
             digest.update(f"class\0{name}\n".encode("utf-8", "surrogateescape"))
-        if isinstance(self.samples, StoredSamples):
+        if isinstance(self.samples, IndexedSamples):
             digest.update(self.samples.contents.encode())
             return digest.hexdigest()
         for sample in self.samples:
-            line = f"{self.relative_path(sample)}\0{sample.label}\0{sample.file.stat().st_size}\n"
+            line = f"{self.relative_path(sample)}\0{sample.label}\0{sample.size()}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -145,4 +193,4 @@ class DataSplits:
     train: ImageSet
     val: ImageSet
     warnings: tuple[str, ...] = ()
-    """Everything that a user should know, one line each: files skipped and why, images in both parts."""
+    """What a user should know, one line each: files left out and why, images in both splits."""

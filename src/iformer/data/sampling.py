@@ -1,7 +1,7 @@
-"""Which images a step takes, on which process.
+"""The order of images in an epoch, and their distribution over steps and ranks.
 
-Whatever is random is a function of (seed, epoch, index of the image): neither the number of workers or ranks nor
-an interruption changes an image, its place in the epoch or its augmentation.
+All randomness is a function of (seed, epoch, index of the image): the number of workers or ranks, and
+interruptions, change neither an image's position in the epoch nor its augmentation.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Key = tuple[int, int]
 class EpochSampler(Sampler[list[Key]]):
     """The batches of one epoch for one rank, as lists of (epoch, index).
 
-    A step takes `batch_size` images over all ranks, each rank a slice of them: the order of the images and
+    A step takes `batch_size` images over all ranks, and each rank a slice of them: the order of the images and
     the images of each step are the same for any `world_size`.
 
-    Training (`shuffle`, `drop_last`): the order is a permutation that depends on (seed, epoch) only; the
-    images of a last, incomplete step sit out this epoch. Where all images are fewer than a batch, they are
-    one step (less what does not divide by the ranks). All ranks take the same number of steps of the same size.
+    Training (`shuffle`, `drop_last`): the order is a permutation that depends only on (seed, epoch). An
+    incomplete last step is dropped in this epoch. Fewer images than a batch make one step (without the
+    remainder of the division by the ranks). All ranks take the same number of steps of the same size.
 
-    Evaluation: the order is that of the files and every image comes exactly once over all ranks. In the last
-    step ranks may get fewer images than others, or none: then that step is missing on them.
+    Evaluation: the order is that of the files, and every image occurs exactly once over all ranks. In the last
+    step a rank may get fewer images than others, or none: it then has one step less.
     """
 
     def __init__(
@@ -48,23 +48,23 @@ class EpochSampler(Sampler[list[Key]]):
         shuffle: bool = True,
         drop_last: bool = True,
     ) -> None:
-        """Describe an epoch.
+        """Create the sampler.
 
         Args:
             length: number of images.
-            batch_size: images a step takes over all ranks together; a multiple of `world_size`.
-            seed: of the order.
+            batch_size: images per step, over all ranks; a multiple of `world_size`.
+            seed: seed of the order.
             epoch: counted from 0; see also `set_epoch`.
-            rank: this process's number, 0 <= rank < world_size.
+            rank: rank of this process, 0 <= rank < world_size.
             world_size: number of processes.
-            start_step: steps of this epoch that are already done and are left out.
-            shuffle: another order in each epoch.
-            drop_last: leave out an incomplete last step.
+            start_step: number of steps at the start of this epoch to skip.
+            shuffle: use another order in each epoch.
+            drop_last: drop an incomplete last step.
 
         Raises:
             ConfigError: `batch_size` is not a positive multiple of `world_size`, or another number is out of
-                its range.
-            DataError: there is no image, or while training fewer than ranks.
+                range.
+            DataError: there is no image, or with `drop_last`, fewer images than ranks.
         """
         if world_size < 1 or not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank}, world_size {world_size}; expected 0 <= rank < world_size")
@@ -84,7 +84,7 @@ class EpochSampler(Sampler[list[Key]]):
         self.set_epoch(epoch, start_step)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Go to an epoch, and in it past its first `start_step` steps.
+        """Select an epoch, and skip its first `start_step` steps.
 
         Raises:
             ConfigError: the epoch is negative or has fewer steps.
@@ -96,13 +96,13 @@ class EpochSampler(Sampler[list[Key]]):
 
     @property
     def steps(self) -> int:
-        """Steps of a whole epoch over all ranks."""
+        """Number of steps of a whole epoch, over all ranks."""
         if self.drop_last:
             return max(1, self.length // self.batch_size)
         return -(-self.length // self.batch_size)
 
     def order(self) -> list[int]:
-        """The epoch's indices in the order in which all ranks together take them, before any is left out."""
+        """Return the indices in the epoch's order, over all ranks, before any is dropped."""
         if not self.shuffle:
             return list(range(self.length))
         order = list(range(self.length))
@@ -122,7 +122,7 @@ class EpochSampler(Sampler[list[Key]]):
                 yield [(self.epoch, index) for index in own]
 
     def __len__(self) -> int:
-        """Steps that are left for this rank."""
+        """Return the number of steps that remain for this rank."""
         steps = self.steps - self.start_step
         last = self.length - (self.steps - 1) * self.batch_size
         missing = not self.drop_last and steps > 0 and self.rank >= last
@@ -131,16 +131,16 @@ class EpochSampler(Sampler[list[Key]]):
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seed the three global CPU generators with a mix of `numbers`; put their states back afterwards.
+    """Seed the three global CPU generators with a hash of `numbers`; restore their states afterwards.
 
-    The global ones, NumPy's legacy one included, because timm's and torchvision's transforms draw from them.
+    timm's and torchvision's transforms draw from the global generators, NumPy's legacy one included.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch_state = torch.default_generator.get_state()
     seed = _mix(*numbers)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
-    # torch.manual_seed would seed accelerators too, which this does not put back.
+    # torch.manual_seed would also seed accelerators, whose states are not restored here
     torch.default_generator.manual_seed(seed)
     try:
         yield
@@ -151,6 +151,6 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 def _mix(*numbers: int) -> int:
-    """A 63-bit number that depends on all of `numbers`, the same on every machine."""
+    """Return a 63-bit hash of `numbers`, the same on every machine."""
     text = ",".join(map(str, numbers)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

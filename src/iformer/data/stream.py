@@ -1,4 +1,4 @@
-"""Unlabelled images, decoded ahead of the network that looks at them."""
+"""Unlabelled images for prediction, decoded ahead of the network."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ import torch
 from torch import Tensor
 
 from iformer.data.images import has_image_extension, read_image
-from iformer.data.sources.folders import available_cores, files_below, natural_key
+from iformer.data.listing import images_below, natural_key
+from iformer.data.parallel import available_cores
 from iformer.data.transforms import Transform
 from iformer.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """Images that could be read, and what was wrong with those before or between them that could not."""
+    """Images that could be read, and the errors of those before or between them that could not."""
 
     paths: tuple[Path, ...]
     images: Tensor
-    """uint8 (B, C, H, W), one for each of `paths`; shape (0,) where there is none."""
+    """uint8 (B, C, H, W), one per path; shape (0,) if there is none."""
     errors: tuple[tuple[Path, str], ...] = ()
-    """(path, one line that names it and says why) of each file that cannot be read."""
+    """(path, one line `path: reason`) of each file that cannot be read."""
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files that a user's list of files, folders and globs means.
+    """Expand a list of files, folders and globs to image files.
 
-    A file is taken whatever its name; from a folder, at any depth, and from a glob (`**` goes through folders)
-    the files with the extension of an image, in natural order. A file that is meant twice comes once.
+    Files are accepted with any name. Folders, searched at any depth, and globs (`**` matches folders) give the
+    files with an image extension, in natural order. Each file is returned once.
 
     Raises:
-        DataError: a path does not exist, or a folder or glob holds no image.
+        DataError: a path does not exist, or a folder or glob contains no image.
     """
     found: dict[Path, None] = {}
     for source in sources:
@@ -46,7 +47,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
         path = Path(text)
         if path.is_dir():
             try:
-                images = [file for file in files_below(path) if has_image_extension(file)]
+                images = images_below(path)
             except OSError as error:
                 raise DataError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
             if not images:
@@ -75,19 +76,19 @@ def iterate_images(
     workers: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[ImageBatch]:
-    """Decode and transform images in threads, ahead of their use, and give them in order as batches.
+    """Decode and transform images in threads, ahead of their use, and yield them in order as batches.
 
-    A file that cannot be read stops nothing: it is in the `errors` of the batch that would have held it.
-    Each batch holds `batch_size` images that could be read, the last one the rest (or errors alone).
+    A file that cannot be read is reported in the `errors` of the batch that would have contained it. Each batch
+    has `batch_size` readable images, the last one the rest (or only errors).
 
     Args:
         paths: image files.
-        transform: of one size for all, such as `eval_transform`.
-        batch_size: images of a batch.
-        workers: threads; nothing: one a core, at most 8. Decoding leaves the interpreter free for others.
-        prefetch: batches to be ready in advance. 0: decoding and the caller's work take turns, each with all
-            cores, which is the quicker way where a network on the CPU keeps every core busy: its threads wait
-            for each other, so that one which shares its core with a decoder holds up all of them.
+        transform: must return one size for all images, such as `eval_transform`.
+        batch_size: images per batch.
+        workers: threads; None means one per core, at most 8.
+        prefetch: batches to prepare in advance. With 0, decoding and the caller's work take turns. That is
+            faster where a network on the CPU uses every core: its threads wait for each other, so a decoder on
+            one of the cores delays all of them.
     """
 
     def load(path: Path) -> Tensor | str:
@@ -131,6 +132,6 @@ def iterate_images(
 def _batch(good: list[tuple[Path, Tensor]], errors: list[tuple[Path, str]]) -> ImageBatch:
     images = torch.empty(0, dtype=torch.uint8)
     if good:
-        # Stacked as B, H, W, C, the transforms' own layout: plain copies, and what channels-last means.
+        # The transforms' memory layout is H, W, C; stacking it gives channels-last without a conversion.
         images = torch.stack([pixels_CHW.permute(1, 2, 0) for _, pixels_CHW in good]).permute(0, 3, 1, 2)
     return ImageBatch(paths=tuple(path for path, _ in good), images=images, errors=tuple(errors))

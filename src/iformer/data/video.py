@@ -1,4 +1,4 @@
-"""Video files frame by frame, by PyAV."""
+"""Reading and writing of video files frame by frame, with PyAV."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from iformer.dependencies import require
 from iformer.errors import DataError
 
 VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"))
-"""Extensions of files that are taken for videos, in lower case."""
+"""Extensions of video files, in lower case."""
 
 
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
-    """Whether the file's name says that it is a video."""
+    """Return whether the file's extension is that of a video format."""
     return Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
@@ -28,10 +28,10 @@ class VideoReader:
     """The frames of a video as RGB images, in order. A context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the video and decode its first frame, so that a file that is none is found at once.
+        """Open the video and decode its first frame, so that a bad file is reported at once.
 
         Raises:
-            DataError: the file is missing, damaged or no video.
+            DataError: the file is missing, damaged or not a video.
             MissingDependencyError: PyAV is not installed.
         """
         self._av: Any = require("av", extra="video")
@@ -44,7 +44,7 @@ class VideoReader:
             raise DataError(f"{path}: not a video, or damaged ({_reason(error)})") from None
         try:
             if not self._container.streams.video:
-                raise DataError(f"{path}: has no video in it")
+                raise DataError(f"{path}: has no video stream")
             self._stream = self._container.streams.video[0]
             first = next(self._decoded(), None)
             if first is None:
@@ -55,15 +55,15 @@ class VideoReader:
             self._container.close()
             raise
         self.rate = Fraction(self._stream.average_rate or 25)
-        """Frames a second."""
+        """Frames per second, on average."""
         self.frames: int | None = self._stream.frames or None
-        """How many frames the file says it has; None where it does not."""
+        """Number of frames that the file states; None if it does not."""
 
     def __iter__(self) -> Iterator[Image.Image]:
-        """The frames.
+        """Yield the frames.
 
         Raises:
-            DataError: the file is damaged from some frame on.
+            DataError: the file is damaged after some frame.
         """
         for frame in self._decoded():
             yield Image.fromarray(frame.to_ndarray(format="rgb24"))
@@ -87,16 +87,17 @@ class VideoReader:
 
 
 class VideoWriter:
-    """An MP4 file made of RGB images of one size; it takes its place only when the block ends without an error."""
+    """Writer of an MP4 file from RGB images of one size. The file appears when the block ends without an error."""
 
     def __init__(self, path: Path, *, rate: Fraction, width: int, height: int) -> None:
-        """
+        """Open a hidden file beside `path`.
+
         Raises:
             MissingDependencyError: PyAV is not installed.
         """
         self._av: Any = require("av", extra="video")
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
-        # H.264 stores colours at half the resolution, so both sides are even
+        # H.264 stores colours at half the resolution: both sides must be even
         self._size = (width - width % 2, height - height % 2)
         self._container = self._av.open(str(self._partial), mode="w", format="mp4")
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"

@@ -9,7 +9,6 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.images import read_image
+from iformer.data.images import ImageSource, read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.artifact import Runner
 from iformer.deploy.runtimes.registry import MAX_DROP
@@ -38,7 +37,7 @@ MAX_KEPT_SHARE = 0.5
 class Quantization:
     """What a quantized export needs: where the ranges come from, and what may be lost."""
 
-    images: Sequence[os.PathLike[str]]
+    images: Sequence[ImageSource]
     """Photographs of the network's kind, classes mixed (LiteRT's ranges are moving averages), not among those that
     the metric is measured on."""
     measure: Callable[[Predictor], Mapping[str, Any]]
@@ -65,7 +64,7 @@ class Attempt:
     """Points of the metric below the network's own; negative where the artifact is better."""
 
 
-def read_calibration_images(paths: Sequence[os.PathLike[str]], preprocessing: Preprocessing) -> Tensor:
+def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preprocessing) -> Tensor:
     """Image files as uint8 N x 3 x H x W, as the network sees them.
 
     Raises:

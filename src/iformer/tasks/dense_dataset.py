@@ -20,10 +20,10 @@ from torchvision.transforms import v2
 
 from iformer.config.dense import IGNORED
 from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
+from iformer.data.detection import DetectionSample, DetectionSet, decode_mask
 from iformer.data.images import read_image
-from iformer.data.instances import DetectionSample, DetectionSet, decode_mask
 from iformer.data.sampling import Key, seeded
-from iformer.data.sources.masks import SemanticSet, read_mask
+from iformer.data.segmentation import SemanticSet, read_mask
 
 _MOST_OF_ONE_CLASS = 0.75
 _TRIES = 10

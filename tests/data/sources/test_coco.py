@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iformer.data.instances import decode_mask
+from iformer.data.detection import decode_mask
 from iformer.data.sources.coco import load_detection
 from iformer.errors import DataError
 
@@ -107,7 +107,7 @@ def test_objects_that_cannot_be_used_are_told_and_left_out(data: Path) -> None:
     (data / "images" / "train" / "6.png").write_bytes(b"no image")
     split = load_detection(data)
     text = "\n".join(split.warnings)
-    for words in ("has no area; left out", "outside of its image", "cut there", "5.png: no such file", "6.png"):
+    for words in ("has no area; left out", "outside its image", "clipped", "5.png: no such file", "6.png"):
         assert words in text
     assert len(split.warnings) == 5
     assert len(split.train) == 6

@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from iformer.data.sources.folders import find_broken, load_data, load_folder, split_stratified
+from iformer.data.sources import load_data
+from iformer.data.sources.checks import find_broken
+from iformer.data.sources.folders import load_folder
+from iformer.data.sources.splitting import split_stratified
 from iformer.errors import ConfigError, DataError
 
 
@@ -130,7 +133,7 @@ def test_broken_files_are_named_and_skipped(tmp_path: Path) -> None:
         assert name in text
     with pytest.raises(DataError) as caught:
         load_data(tmp_path, strict=True)
-    assert "6 files cannot be used" in str(caught.value)
+    assert "6 warnings with the data" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "half.png" in str(caught.value)
 
@@ -152,7 +155,7 @@ def test_missing_empty_and_flat_folders(tmp_path: Path) -> None:
     assert "no such folder" in error(tmp_path / "missing")
     write_image(tmp_path / "file.png")
     assert "not a folder" in error(tmp_path / "file.png")
-    assert "one sub-folder a class" in error(tmp_path)
+    assert "one sub-folder per class" in error(tmp_path)
     assert "1 image but no class folder" in error(tmp_path)
     (tmp_path / "void").mkdir()
     assert "empty" in error(tmp_path / "void")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from iformer.config.dense import IGNORED
-from iformer.data.sources.masks import load_semantic, read_mask
+from iformer.data.segmentation import read_mask
+from iformer.data.sources.masks import load_semantic
 from iformer.errors import DataError
 
 
@@ -88,7 +89,7 @@ def test_bad_folders_are_one_clear_line(data: Path) -> None:
     with pytest.raises(DataError, match="names a twice"):
         load_semantic(data)
     (data / "classes.txt").unlink()
-    with pytest.raises(DataError, match=r"has no classes\.txt"):
+    with pytest.raises(DataError, match=r"has no readable classes\.txt"):
         load_semantic(data)
     (data / "classes.txt").write_text("a\nb\nc\n")
     shutil.rmtree(data / "masks" / "val")

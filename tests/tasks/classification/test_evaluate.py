@@ -14,7 +14,7 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import read_image
 from iformer.data.samples import Sample
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.models.factory import build
@@ -78,7 +78,7 @@ def test_metrics_are_of_the_predictions(images: Path) -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_network_predictor_is_network_after_normalisation(images: Path, channels_last: bool) -> None:
     network = build(tiny_config()).eval()
-    path = load_data(str(images), workers=1).val.samples[0].path
+    path = load_data(str(images), workers=1).val.files[0]
     pixels = eval_transform(PREPROCESSING)(read_image(path))[None]
     predictor = NetworkPredictor(network, PREPROCESSING, channels_last=channels_last)
     expected = network(Normalize(PREPROCESSING)(pixels))
@@ -101,7 +101,7 @@ def test_labels_are_mapped_to_the_network_s_order(images: Path) -> None:
     assert mapped.class_names == ("red", "blue", "green")
     for before, after in zip(image_set.samples, mapped.samples, strict=True):
         assert isinstance(after, Sample)
-        assert before.path == after.path
+        assert str(before) == str(after)
         assert image_set.class_names[before.label] == mapped.class_names[after.label]
 
 

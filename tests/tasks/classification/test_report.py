@@ -11,7 +11,7 @@ from PIL import Image
 
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
-from iformer.data.samples import ImageSet, Sample
+from iformer.data.samples import FileSample, ImageSet
 from iformer.tasks.classification.report import wilson_interval, write_report
 from iformer.training.records.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
 from iformer.training.records.results import ClassificationEvaluation, TrainResult
@@ -32,7 +32,7 @@ def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) 
         path = folder / f"image{index % 30}.png"
         if not path.exists():
             Image.fromarray(generator.integers(0, 255, (40 + index % 30, 50, 3), dtype=np.uint8)).save(path)
-        samples.append(Sample(path, int(label)))
+        samples.append(FileSample(path, label=int(label)))
     confusion = np.zeros((classes, classes), dtype=int)
     np.add.at(confusion, (labels, predicted), 1)
     per_class = {

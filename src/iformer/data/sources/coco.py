@@ -1,4 +1,4 @@
-"""Reading of COCO's annotation files: everything is checked before anything is trained on it."""
+"""Reader of COCO annotation files for detection; everything is checked before training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from iformer.data.detection import DetectionSample, DetectionSet, DetectionSplits, Instance, mask_operations
 from iformer.data.images import image_size
-from iformer.data.instances import DetectionSample, DetectionSet, DetectionSplits, Instance, mask_operations
-from iformer.data.sources.folders import Progress, find_broken
+from iformer.data.parallel import Progress
+from iformer.data.sources.checks import find_broken, refuse_warnings
+from iformer.data.sources.layout import SPLIT_NAMES, display_name, require_folder
 from iformer.errors import DataError
 
 _LAYOUT = (
     "expected DIR/annotations/instances_train*.json and instances_val*.json (as COCO has them), "
     "DIR/train.json and DIR/val.json, or DIR/train/_annotations.coco.json and DIR/valid/_annotations.coco.json"
 )
-_PART_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 _TOUCHES = 1.0
-"""Pixels by which a box may lie outside of its image without being told: rounding."""
+"""Pixels by which a box may lie outside its image without a warning: rounding."""
 
 
 def load_detection(
@@ -33,40 +34,39 @@ def load_detection(
 ) -> DetectionSplits:
     """Find a data set's annotations, check each of them, and decode each image once.
 
-    What makes the file useless is an error: it is not COCO's JSON, an id does not resolve, a mask or an image
-    is not of the size that is stated. What makes one object or image useless is a problem, and the object or
-    image is left out: a missing or damaged image file, a box without area or outside of its image. Boxes that
-    reach over the edge are cut there. Images with no object are kept.
+    What makes the file useless is an error: it is not COCO JSON, an id does not resolve, a mask or an image has
+    another size than stated. What makes one object or image useless is a warning, and it is left out: a missing
+    or damaged image file, a box without area or outside its image. Boxes that extend beyond the image are
+    clipped. Images without objects are kept.
 
     Args:
-        folder: see `_LAYOUT`; images lie beside the annotations or in `train2017/`, `train/`, `images/` ….
-        strict: a problem is an error.
+        folder: see `_LAYOUT`; images are beside the annotations or in `train2017/`, `train/`, `images/` ….
+        strict: raise an error instead of a warning.
+        workers: threads that decode; None means one per core, at most 16.
+        progress: called with the number of images checked and their total.
 
     Raises:
         DataError: the data cannot be used; one line names the file, what is wrong and what is expected.
         MissingDependencyError: faster-coco-eval is not installed.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; {_LAYOUT}")
-    sets = {part: read_coco(_annotation_file(root, part), root, part) for part in ("train", "val")}
+    root = require_folder(folder, _LAYOUT)
+    sets = {split: read_coco(_annotation_file(root, split), root, split) for split in ("train", "val")}
     if sets["train"].class_names != sets["val"].class_names:
         raise DataError(
             f"{root}: the categories of training and validation differ "
             f"({_difference(sets['train'].class_names, sets['val'].class_names)}); give both the same list"
         )
-    checked = {part: _without_broken(image_set, workers, progress) for part, image_set in sets.items()}
-    warnings = [problem for image_set in checked.values() for problem in image_set.warnings]
-    if strict and warnings:
-        raise DataError(f"{len(warnings)} warnings with the data: {'; '.join(warnings[:5])}")
-    for part, image_set in checked.items():
+    checked = {split: _without_broken(image_set, workers, progress) for split, image_set in sets.items()}
+    warnings = [warning for image_set in checked.values() for warning in image_set.warnings]
+    refuse_warnings(warnings, strict=strict)
+    for split, image_set in checked.items():
         if not any(image_set.class_counts.values()):
-            raise DataError(f"{root}: no object to {'train on' if part == 'train' else 'validate with'}")
+            raise DataError(f"{root}: no object to {'train on' if split == 'train' else 'validate with'}")
     return DetectionSplits(train=checked["train"], val=checked["val"], warnings=tuple(warnings))
 
 
-def read_coco(annotations: Path, root: Path, part: str) -> DetectionSet:
-    """One annotation file; `root` is the data set's folder, `part` what it is called.
+def read_coco(annotations: Path, root: Path, split: str) -> DetectionSet:
+    """Read one annotation file; `root` is the data set's folder.
 
     Raises:
         DataError: see `load_detection`.
@@ -81,7 +81,7 @@ def read_coco(annotations: Path, root: Path, part: str) -> DetectionSet:
             f"{annotations}: its categories are {list(class_names)}; expected one or more, each named once"
         )
     label_of = {number: label for label, number in enumerate(ids)}
-    folder = _image_folder(annotations, root, part, [str(image["file_name"]) for image in images.values()])
+    folder = _image_folder(annotations, root, split, [str(image["file_name"]) for image in images.values()])
     warnings: list[str] = []
     instances: dict[int, list[Instance]] = {number: [] for number in images}
     for position, annotation in enumerate(content["annotations"]):
@@ -97,7 +97,7 @@ def read_coco(annotations: Path, root: Path, part: str) -> DetectionSet:
         for number, image in images.items()
     )
     return DetectionSet(
-        name=f"{root.name or root.resolve().name} {part}",
+        name=display_name(root, split),
         class_names=class_names,
         category_ids=tuple(ids),
         samples=samples,
@@ -109,16 +109,16 @@ def read_coco(annotations: Path, root: Path, part: str) -> DetectionSet:
 # ---------------------------------------------------------------------------------------------- the file
 
 
-def _annotation_file(root: Path, part: str) -> Path:
+def _annotation_file(root: Path, split: str) -> Path:
     candidates: list[Path] = []
-    for name in _PART_NAMES[part]:
+    for name in SPLIT_NAMES[split]:
         candidates += sorted((root / "annotations").glob(f"instances_{name}*.json"))
         candidates += [root / "annotations" / f"{name}.json", root / f"{name}.json"]
         candidates += [root / name / "_annotations.coco.json"]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise DataError(f"{root}: no annotation file for {part}; {_LAYOUT}")
+    raise DataError(f"{root}: no annotation file for {split}; {_LAYOUT}")
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
@@ -156,20 +156,20 @@ def _by_id(entries: list[Any], path: Path, kind: str, fields: Sequence[str]) -> 
     return found
 
 
-def _image_folder(annotations: Path, root: Path, part: str, names: list[str]) -> Path:
-    """Where the images lie: the folder in which the first of them that exists anywhere is found."""
+def _image_folder(annotations: Path, root: Path, split: str, names: list[str]) -> Path:
+    """Return the folder of the images: the first candidate that contains one of the first images."""
     year = annotations.stem.removeprefix("instances_")
     folders = [root / year, annotations.parent]
-    for name in _PART_NAMES[part]:
+    for name in SPLIT_NAMES[split]:
         folders += [root / name, root / "images" / name, root / name / "images"]
     folders += [root / "images", root]
     for name in names[:20]:
         for folder in folders:
             if (folder / name).is_file():
                 return folder
-    listed = ", ".join(dict.fromkeys(str(folder.relative_to(root)) for folder in folders))
+    searched = ", ".join(dict.fromkeys(str(folder.relative_to(root)) for folder in folders))
     first = names[0] if names else "it has none"
-    raise DataError(f"{annotations}: none of its first images ({first} …) lies in {listed} of {root}")
+    raise DataError(f"{annotations}: none of its first images ({first} …) is in {searched} of {root}")
 
 
 # ------------------------------------------------------------------------------------------- one object
@@ -182,7 +182,7 @@ def _instance(
     label_of: dict[int, int],
     warnings: list[str],
 ) -> Instance | None:
-    """An annotation, checked; None (and a problem) where it can be left out."""
+    """Check an annotation. Return None, and add a warning, if it is to be left out."""
     for name in ("image_id", "category_id", "bbox"):
         if not isinstance(annotation, dict) or name not in annotation:
             raise DataError(f"{where} has no {name}")
@@ -222,17 +222,15 @@ def _box(
     right, bottom = left + box_width, top + box_height
     inside = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        warnings.append(f"{where}: its box {bbox} lies outside of its image, {width} x {height}; left out")
+        warnings.append(f"{where}: its box {bbox} is outside its image, {width} x {height}; left out")
         return None
     if max(inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3]) > _TOUCHES:
-        warnings.append(
-            f"{where}: its box {bbox} reaches over the edge of its image, {width} x {height}; cut there"
-        )
+        warnings.append(f"{where}: its box {bbox} extends beyond its image, {width} x {height}; clipped")
     return inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]
 
 
 def _mask(segmentation: Any, where: str, height: int, width: int) -> bytes | None:
-    """A polygon, or run lengths, compressed or not, as compressed run lengths."""
+    """Convert polygons, or run lengths in either form, to compressed run lengths."""
     if segmentation is None or segmentation == []:
         return None
     operations = mask_operations()
@@ -251,7 +249,7 @@ def _mask(segmentation: Any, where: str, height: int, width: int) -> bytes | Non
             return bytes(operations.frPyObjects([segmentation], height, width)[0]["counts"])
         try:
             operations.decode({"size": [height, width], "counts": counts.encode("ascii")})
-        except (RuntimeError, ValueError) as error:  # what the library says of malformed run lengths
+        except (RuntimeError, ValueError) as error:  # the library's errors for malformed run lengths
             raise DataError(f"{where}: the run lengths of its mask are damaged ({error})") from None
         return counts.encode("ascii")
     if not isinstance(segmentation, list) or not all(
@@ -271,10 +269,10 @@ def _mask(segmentation: Any, where: str, height: int, width: int) -> bytes | Non
 
 
 def _without_broken(image_set: DetectionSet, workers: int | None, progress: Progress | None) -> DetectionSet:
-    """Leave out the images that are missing or damaged.
+    """Leave out images that are missing or damaged.
 
     Raises:
-        DataError: an image is of another size than the file states, or none is left.
+        DataError: an image has another size than the file states, or none is left.
     """
     broken = find_broken([sample.path for sample in image_set.samples], workers=workers, progress=progress)
     kept = tuple(sample for sample in image_set.samples if sample.path not in broken)

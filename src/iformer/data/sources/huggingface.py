@@ -1,55 +1,61 @@
-"""Data sets of Hugging Face through timm's reader, at random access: exact epochs, resumable like files."""
+"""Hugging Face data sets with random access, through timm's reader: exact epochs, resumable like files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from iformer.data.images import StoredImage
-from iformer.data.samples import DataSplits, ImageSet, StoredSamples
+from iformer.data.samples import DataSplits, ImageSet, IndexedSamples, Sample
+from iformer.data.sources.layout import SPLIT_NAMES
 from iformer.dependencies import require
 from iformer.errors import DataError
 
 HUB_PREFIX = "hfds/"
-"""What names of such data sets begin with, as in timm."""
-
-_VAL_SPLITS = ("validation", "valid", "val", "test")
+"""Prefix of such data sets' names, as in timm."""
 
 
-class HubImage(StoredImage):
+@dataclass(frozen=True, slots=True)
+class HubSample(Sample):
     """One image of a split."""
 
-    def __init__(self, samples: HubSamples, position: int) -> None:
-        self._samples, self._position = samples, position
+    samples: HubSamples
+    position: int
+
+    def __str__(self) -> str:
+        return f"{HUB_PREFIX}{self.samples.dataset}/{self.name}"
 
     @property
     def name(self) -> str:
-        return f"{self._samples.split}/{self._position}"
+        return f"{self.samples.split}/{self.position}"
 
-    def read_bytes(self) -> bytes:
-        file, _ = self._samples.reader[self._position]
+    def relative_path(self, root: Path) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        file, _ = self.samples.reader[self.position]
         with file:
             return bytes(file.read())
 
-    def __fspath__(self) -> str:
-        return f"{HUB_PREFIX}{self._samples.dataset}/{self.name}"
+    def size(self) -> int:
+        return len(self.read())
 
 
-class HubSamples(StoredSamples):
+class HubSamples(IndexedSamples):
     """The images of one split, in the order of its table."""
 
     def __init__(self, dataset: str, split: str, reader: Any) -> None:
-        """`reader` is timm's."""
+        """Wrap a `reader` of timm."""
         self.dataset, self.split, self.reader = dataset, split, reader
         self._labels = np.array(list(reader.iter_targets()), dtype=np.int64)
 
-    def image(self, position: int) -> StoredImage:
-        return HubImage(self, position)
+    def sample(self, position: int) -> Sample:
+        return HubSample(self, position, label=int(self._labels[position]))
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -57,15 +63,17 @@ class HubSamples(StoredSamples):
 
     @property
     def contents(self) -> str:
-        fingerprint = self.reader.dataset._fingerprint  # the library's own, of the table and what was done to it
+        # private, but the only fingerprint of a table and of the operations applied to it
+        fingerprint = self.reader.dataset._fingerprint
         return hashlib.sha256(f"{self.split}\0{len(self)}\0{fingerprint}".encode()).hexdigest()
 
 
 def load_hub_data(spec: str) -> DataSplits:
-    """The splits `train` and `validation` (or valid, val, test) of a data set with `image` and `label` columns.
+    """Open the splits `train` and `validation` (or valid, val, test) of a data set of images and labels.
 
     Args:
-        spec: "hfds/" and the name of a repository, or the path of a folder that the library reads.
+        spec: "hfds/" and a repository's name, or the path of a folder that the datasets library reads. The
+            columns must be `image` and `label`.
 
     Raises:
         MissingDependencyError: the datasets package is not installed.
@@ -85,14 +93,14 @@ def load_hub_data(spec: str) -> DataSplits:
         import datasets
 
         splits = datasets.get_dataset_split_names(dataset)
-        val = next((name for name in _VAL_SPLITS if name in splits), None)
+        val = next((name for name in SPLIT_NAMES["val"] if name in splits), None)
         if "train" not in splits or val is None:
             raise DataError(f"{spec}: has the splits {', '.join(splits)}; expected train and validation")
         train_samples, class_names = samples("train")
         val_samples, _ = samples(val)
     except DataError:
         raise
-    except Exception as error:  # the library and the hub's client raise of every kind
+    except Exception as error:  # the library and the hub's client raise errors of many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{spec}: cannot be read ({reason})") from None
     if not class_names:

@@ -17,8 +17,8 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader, build_loader
-from iformer.data.samples import DataSplits, ImageSet, Sample
-from iformer.data.sources.folders import load_data
+from iformer.data.samples import DataSplits, ImageSet
+from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.tasks.classification.loss import Classification
@@ -152,7 +152,7 @@ def evaluate_on_data(
         predictor: images to logits of `num_classes` classes.
         metadata: class names and preprocessing, and what the network was trained on.
         num_classes: K.
-        data: `elpv` or a folder, as `iformer.data.sources.folders.load_data` takes it.
+        data: `elpv` or a folder, as `iformer.data.sources.load_data` takes it.
         part: the images that are for validation, those for training, or all.
         val_split: share of a folder without parts that is for validation; None: as in the network's training,
             where that is known, else 0.2.
@@ -232,7 +232,7 @@ def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
         raise DataError(f"the classes of the data are not those of the network ({'; '.join(differences)})")
     position = {name: index for index, name in enumerate(class_names)}
     labels = [position[name] for name in image_set.class_names]
-    samples = tuple(Sample(sample.path, labels[sample.label]) for sample in image_set.samples)
+    samples = tuple(replace(sample, label=labels[sample.label]) for sample in image_set.samples)
     return replace(image_set, class_names=tuple(class_names), samples=samples)
 
 

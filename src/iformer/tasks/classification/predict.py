@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iformer.data.sources.folders import available_cores
+from iformer.data.parallel import available_cores
 from iformer.data.stream import ImageBatch, iterate_images
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.artifact import Runner

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from iformer.config.dense_recipe import DetectionRecipe
-from iformer.data.instances import DetectionSet, DetectionSplits
+from iformer.data.detection import DetectionSet, DetectionSplits
 from iformer.data.loader import Loader, build_loader
 from iformer.dependencies import require
 from iformer.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ from torch import nn
 
 from iformer.config.dense_recipe import SegmentationRecipe
 from iformer.data.loader import Loader, build_loader
-from iformer.data.sources.masks import SemanticSet, SemanticSplits
+from iformer.data.segmentation import SemanticSet, SemanticSplits
 from iformer.data.transforms import Normalize
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.dense_dataset import SemanticImages

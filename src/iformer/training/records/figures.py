@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import ImageOps
 
 from iformer.data.images import read_image
+from iformer.data.samples import Sample
 from iformer.dependencies import require
 from iformer.errors import DataError
 from iformer.files import replacing
@@ -42,7 +43,7 @@ _INK, _FAINT, _GRID = "#1c2430", "#6b7684", "#e3e7eb"
 class Mistake:
     """An image that the network got wrong."""
 
-    path: Path
+    sample: Sample
     true_name: str
     true_probability: float
     """0 to 1, as `predicted_probability`."""
@@ -142,7 +143,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> Path | None:
     readable = []
     for mistake in mistakes:
         try:
-            picture = read_image(mistake.path)
+            picture = read_image(mistake.sample)
         except DataError:
             continue
         readable.append((mistake, np.asarray(ImageOps.pad(picture, (_THUMBNAIL, _THUMBNAIL), color=_GRID))))
@@ -165,7 +166,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> Path | None:
             transform=axes.transAxes, fontsize=9, color=_VAL, va="bottom",
         )  # fmt: skip
         axes.text(
-            0, -0.03, _shortened(mistake.path.name, 30),
+            0, -0.03, _shortened(mistake.sample.name, 30),
             transform=axes.transAxes, fontsize=7, color=_FAINT, va="top",
         )  # fmt: skip
     figure.suptitle(
@@ -185,7 +186,7 @@ def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAK
     names = evaluation.image_set.class_names
     return [
         Mistake(
-            path=evaluation.image_set.samples[evaluation.indices[row]].path,
+            sample=evaluation.image_set.samples[evaluation.indices[row]],
             true_name=names[labels_N[row]],
             true_probability=float(true_N[row]),
             predicted_name=names[predicted_N[row]],

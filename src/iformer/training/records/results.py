@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
-from iformer.data.instances import DetectionSet
+from iformer.data.detection import DetectionSet
 from iformer.data.samples import ImageSet
-from iformer.data.sources.masks import SemanticSet
+from iformer.data.segmentation import SemanticSet
 
 
 @dataclass(frozen=True, kw_only=True)

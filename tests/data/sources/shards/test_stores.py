@@ -21,7 +21,7 @@ from iformer.cli.main import main
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import build_loader
-from iformer.data.sources.folders import load_data
+from iformer.data.sources import load_data
 from iformer.data.sources.shards import stores
 from iformer.data.sources.shards.index import INDEX
 from iformer.data.sources.shards.packing import describe, pack, verify
@@ -171,7 +171,7 @@ def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, packed:
     asked = server.requests
     server.failures = 1000  # from now on
     with pytest.raises(DataError, match=rf"^{server.url}/train-0000\d\.tar: cannot be read \(503"):
-        data.samples[0].path.read_bytes()  # type: ignore[union-attr]
+        data.samples[0].read()  # type: ignore[union-attr]
     assert server.requests == asked + 3
 
 
@@ -181,7 +181,7 @@ def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: 
     server.latency = 2.0
     began = time.monotonic()
     with pytest.raises(DataError, match=rf"^{server.url}/train-0000\d\.tar: cannot be read"):
-        data.samples[0].path.read_bytes()  # type: ignore[union-attr]
+        data.samples[0].read()  # type: ignore[union-attr]
     assert time.monotonic() - began < 1.9
 
 
@@ -202,21 +202,21 @@ def test_what_is_not_what_was_indexed_is_no_image(
     damaged.mkdir()
     for path in packed.iterdir():
         (damaged / path.name).write_bytes(path.read_bytes())
-    first = load_data(packed).train.samples[0].path.read_bytes()
+    first = load_data(packed).train.samples[0].read()
     shard = damaged / "train-00000.tar"
     shard.write_bytes(shard.read_bytes().replace(first, first[:-1] + b"?"))
     server.folder = damaged
     for where in (server.url, str(damaged)):
         with pytest.raises(DataError, match=r"train-00000.tar: .*[\d,]+ bytes .* are not what was indexed"):
-            load_data(where).train.samples[0].path.read_bytes()
-        with pytest.raises(DataError, match=r"the contents of .*\.png is not what the index says \(1 images"):
+            load_data(where).train.samples[0].read()
+        with pytest.raises(DataError, match=r"the contents of .*\.png differs from the index \(1 image\)"):
             verify(where, decode=True)
 
 
 def test_a_server_without_parts_is_named(server: Server) -> None:
     server.ranges = False
     with pytest.raises(DataError, match=r"HTTP range requests"):
-        load_data(server.url).train.samples[0].path.read_bytes()
+        load_data(server.url).train.samples[0].read()
 
 
 def test_what_is_missing_is_named(server: Server, packed: Path, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_what_is_missing_is_named(server: Server, packed: Path, tmp_path: Path) 
     with pytest.raises(DataError, match=rf"train-00001.tar: No such file or directory, but {INDEX} names it"):
         load_data(server.url)
     (tmp_path / INDEX).write_bytes((packed / INDEX).read_bytes()[:100])
-    with pytest.raises(DataError, match=rf"{INDEX}: damaged \(.*\); copy it there again"):
+    with pytest.raises(DataError, match=rf"{INDEX}: damaged \(.*\); upload it again"):
         load_data(server.url)
     with socket.socket() as unused:  # bound, so that nobody else listens there, and not listening either
         unused.bind(("127.0.0.1", 0))

@@ -1,9 +1,7 @@
-"""Tar shards in WebDataset's form, read at random through an index: exact epochs, resumable like files.
+"""The index of tar shards: for each image its shard, byte range, CRC-32 and label.
 
-A shard holds pairs of members, `KEY.jpg` (any image) and `KEY.cls` (the class index as text). The index says for
-each image which shard it is in, where its bytes begin, how long they are, their CRC-32 and the label; it is one
-file beside the shards. `iformer.data.sources.shards.packing` writes it; for shards from elsewhere it is written on
-their first use. `iformer.data.sources.shards.stores` reads shards from a folder or a URL.
+A shard holds pairs of members in WebDataset's form: `KEY.jpg` (any image format) and `KEY.cls` (the class index as
+text). The index is one file beside the shards. `packing` writes it; for foreign shards it is written on first use.
 """
 
 from __future__ import annotations
@@ -11,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
-import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,58 +19,54 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
-from iformer.data.images import StoredImage, has_image_extension
-from iformer.data.samples import DataSplits, ImageSet, StoredSamples
-from iformer.data.sources.shards.stores import FolderStore, ShardStore, shard_store
+from iformer.data.sources.shards.stores import FolderStore, ShardStore
 from iformer.errors import DataError
 from iformer.files import write_bytes, write_text
 
 INDEX = "index.safetensors"
 INFO = "_info.json"
-"""What timm's and other readers of WebDataset look for: parts, shards and their lengths."""
+"""The description that timm and other readers of WebDataset look for: splits, shards and their lengths."""
 
-FORMAT = "iformer-shards-1"
-PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "val"}
-"""Words in a shard's name, and the part that they mean."""
+UNFINISHED = "PACKING-NOT-FINISHED"
+"""A file that exists while the shards of a folder are being written."""
 
-_COLUMNS = ("shard", "offset", "size", "crc32", "label")
-
-Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
+_FORMAT = "iformer-shards-1"
+_COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "crc32": np.uint32, "label": np.int64}
+_HEADER = {"format", "class_names", "parts", "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartIndex:
-    """Where the images of one part are: columns of one length, a row an image."""
+class SplitIndex:
+    """The images of one split: columns of equal length, one row per image."""
 
     shards: tuple[str, ...]
-    """File names below the data set's folder."""
+    """File names in the data set's folder."""
     shard: npt.NDArray[np.int32]
-    """Positions in `shards`."""
+    """Indices into `shards`."""
     offset: npt.NDArray[np.int64]
     """First byte of the image in its shard."""
     size: npt.NDArray[np.int64]
-    """Bytes."""
+    """Number of bytes."""
     crc32: npt.NDArray[np.uint32]
     label: npt.NDArray[np.int64]
     names: npt.NDArray[np.uint8]
-    """Names of the members, joined by line breaks, UTF-8."""
+    """Names of the tar members, joined by line breaks, in UTF-8."""
 
     def __len__(self) -> int:
         return len(self.label)
 
     @property
     def member_names(self) -> list[str]:
-        """Name of each image's member."""
+        """The name of each image's tar member."""
         text = self.names.tobytes().decode("utf-8", "surrogateescape")
         return text.split("\n") if len(self) else []
 
     def lengths(self) -> list[int]:
-        """Number of images in each shard."""
+        """Return the number of images in each shard."""
         return [int(count) for count in np.bincount(self.shard, minlength=len(self.shards))]
 
     def contents(self) -> str:
-        """SHA-256 (hex) of what the images are: their order, sizes, checksums and labels."""
+        """Return the SHA-256 (hex) of the images' order, sizes, checksums and labels."""
         digest = hashlib.sha256()
         for column in (self.size, self.crc32, self.label):
             digest.update(np.ascontiguousarray(column).tobytes())
@@ -84,149 +75,40 @@ class PartIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """A folder of shards: its classes and parts."""
+    """A folder of shards: its classes and its splits."""
 
     class_names: tuple[str, ...]
-    parts: dict[str, PartIndex]
-    """By `train` and `val`."""
-
-
-class ShardImage(StoredImage):
-    """One image in a shard, by its position in a part."""
-
-    def __init__(self, samples: ShardSamples, position: int) -> None:
-        self._samples, self._position = samples, position
-
-    @property
-    def name(self) -> str:
-        columns = self._samples.columns
-        return f"{columns.shards[columns.shard[self._position]]}/{self._samples.member_name(self._position)}"
-
-    def read_bytes(self) -> bytes:
-        columns, position = self._samples.columns, self._position
-        return self._samples.store.read(
-            columns.shards[columns.shard[position]],
-            int(columns.offset[position]),
-            int(columns.size[position]),
-            int(columns.crc32[position]),
-        )
-
-    def __fspath__(self) -> str:
-        return self._samples.store.path(self.name)
-
-
-class ShardSamples(StoredSamples):
-    """The images of one part; each sample is made when it is asked for."""
-
-    def __init__(self, store: ShardStore, columns: PartIndex) -> None:
-        self.store, self.columns = store, columns
-        self.readers = store.readers
-        self._names: list[str] | None = None
-
-    def image(self, position: int) -> StoredImage:
-        return ShardImage(self, position)
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        return self.columns.label
-
-    @property
-    def contents(self) -> str:
-        return self.columns.contents()
-
-    def member_name(self, position: int) -> str:
-        """The name of an image's member; the names are unpacked when one is asked for."""
-        if self._names is None:
-            self._names = self.columns.member_names
-        return self._names[position]
-
-
-def holds_shards(folder: Path) -> bool:
-    """Whether a folder is a data set of tar shards."""
-    return (folder / INDEX).is_file() or any(folder.glob("*.tar"))
-
-
-def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = None) -> DataSplits:
-    """The training and validation images of a folder of shards. No image is decoded: packing did.
-
-    Shards without an index, which others made, get one here; it is kept beside them where that can be written.
-
-    Args:
-        where: the folder, or its URL; there the index has to be.
-        progress: told how many shards without an index were read, of how many.
-
-    Raises:
-        DataError: a part is missing, a shard is, or one has another size than when it was indexed.
-    """
-    store = shard_store(where)
-    if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
-        index = _index_foreign(store, progress)
-    else:
-        index = read_index(store)
-    missing = [part for part in ("train", "val") if part not in index.parts or not len(index.parts[part])]
-    if missing:
-        raise DataError(
-            f"{store.place}: no shard of the {missing[0]} part; "
-            "expected files such as train-00000.tar and val-00000.tar"
-        )
-    root = Path(where)
-    name = root.name or root.resolve().name
-    sets = {
-        part: ImageSet(
-            name=f"{name} {part}",
-            class_names=index.class_names,
-            samples=ShardSamples(store, columns),
-            root=root,
-        )
-        for part, columns in index.parts.items()
-    }
-    return DataSplits(train=sets["train"], val=sets["val"])
+    splits: dict[str, SplitIndex]
+    """By name: `train`, `val`."""
 
 
 def read_index(store: ShardStore) -> ShardIndex:
-    """Read an index and see that each shard is there and long enough.
+    """Read an index and check that each shard exists and is long enough.
 
     Raises:
-        DataError: the index is missing or damaged, or a shard is missing or cut short.
+        DataError: the index is missing or damaged, or a shard is missing or truncated.
     """
     path = store.path(INDEX)
     try:
         with store.local(INDEX) as local:
-            index = _parse_index(local, path)
-    except DataError:
-        raise
-    except (SafetensorError, KeyError, ValueError) as error:
+            index = _parse(local)
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"{path}: damaged ({' '.join(str(error).split())}); "
-            f"{'remove it, and it is made again' if isinstance(store, FolderStore) else 'copy it there again'}"
+            f"{'remove it to make it again' if isinstance(store, FolderStore) else 'upload it again'}"
         ) from None
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; `iformer convert` writes it beside the shards, "
-            "and training on a local folder of shards made by others does"
+            "and so does training on a local folder of foreign shards"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    for part in index.parts.values():
-        _check_shards(store, part)
+    for split in index.splits.values():
+        _check_shards(store, split)
     return index
-
-
-def _parse_index(local: Path, path: str) -> ShardIndex:
-    with safe_open(os.fspath(local), framework="numpy") as file:
-        header = file.metadata() or {}
-        if header.get("format") != FORMAT:
-            raise DataError(f"{path}: not an index of shards; remove it, and it is made again")
-        described = json.loads(header["parts"])
-        parts = {
-            part: PartIndex(
-                shards=tuple(shards),
-                names=file.get_tensor(f"{part}/names"),
-                **{column: file.get_tensor(f"{part}/{column}") for column in _COLUMNS},
-            )
-            for part, shards in described.items()
-        }
-    return ShardIndex(class_names=tuple(json.loads(header["class_names"])), parts=parts)
 
 
 def write_index(root: Path, index: ShardIndex) -> None:
@@ -235,144 +117,96 @@ def write_index(root: Path, index: ShardIndex) -> None:
     Raises:
         OutputError: one of them cannot be written.
     """
-    columns: dict[str, Any] = {}
-    for name, part in index.parts.items():
-        columns[f"{name}/names"] = part.names
-        columns |= {f"{name}/{column}": getattr(part, column) for column in _COLUMNS}
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for name, split in index.splits.items():
+        columns[f"{name}/names"] = split.names
+        columns |= {f"{name}/{column}": getattr(split, column) for column in _COLUMNS}
     header = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "class_names": json.dumps(index.class_names),
-        "parts": json.dumps({name: part.shards for name, part in index.parts.items()}),
+        "parts": json.dumps({name: split.shards for name, split in index.splits.items()}),
     }
-    splits = {
-        {"val": "validation"}.get(name, name): {
-            "name": name,
-            "num_samples": len(part),
-            "filenames": part.shards,
-            "shard_lengths": part.lengths(),
-        }
-        for name, part in index.parts.items()
+    header["sha256"] = _checksum(header, columns)
+    info = {
+        "name": root.name,
+        "splits": {
+            {"val": "validation"}.get(name, name): {
+                "name": name,
+                "num_samples": len(split),
+                "filenames": split.shards,
+                "shard_lengths": split.lengths(),
+            }
+            for name, split in index.splits.items()
+        },
+        "class_names": index.class_names,
     }
-    info = {"name": root.name, "splits": splits, "class_names": index.class_names}
     write_text(root / INFO, json.dumps(info, indent=1))
     write_bytes(root / INDEX, serialize(columns, header))
 
 
-def scan_shards(
-    store: ShardStore,
-    shards: Sequence[str],
-    progress: Progress | None = None,
-    *,
-    look: Callable[[str, bytes], None] | None = None,
-) -> PartIndex:
-    """Read shards from end to end and index what is in them.
+def _parse(local: Path) -> ShardIndex:
+    """Read an index file; raise a `ValueError` that says what is wrong with it."""
+    with safe_open(os.fspath(local), framework="numpy") as file:
+        header = file.metadata() or {}
+        if header.get("format") != _FORMAT:
+            raise ValueError("not an index of shards")
+        if unknown := header.keys() - _HEADER:
+            raise ValueError(f"unknown field {min(unknown)}")
+        class_names, shards = json.loads(header["class_names"]), json.loads(header["parts"])
+        columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    # index files of early versions have no checksum
+    if header.get("sha256", checksum := _checksum(header, columns)) != checksum:
+        raise ValueError("its checksum does not match")
+    if not _distinct_names(class_names) or not isinstance(shards, dict) or not shards.keys() <= {"train", "val"}:
+        raise ValueError("bad class names or splits")
+    splits = {name: _split(name, names, columns, len(class_names)) for name, names in shards.items()}
+    return ShardIndex(class_names=tuple(class_names), splits=splits)
 
-    Args:
-        store: where they are.
-        shards: their names.
-        progress: told how many were read, of how many.
-        look: given each image's path, for people, and contents.
 
-    Raises:
-        DataError: one is damaged, or an image has no label or a label no image.
-    """
-    rows: list[tuple[int, int, int, int, int]] = []
-    names: list[str] = []
-    for number, shard in enumerate(shards):
-        for member, offset, size, crc32, label in _read_shard(store, shard, look):
-            rows.append((number, offset, size, crc32, label))
-            names.append(member)
-        if progress is not None:
-            progress(number + 1, len(shards))
-    columns = np.array(rows, dtype=np.int64).reshape(-1, len(_COLUMNS))
-    return PartIndex(
+def _split(name: str, shards: Any, columns: dict[str, npt.NDArray[Any]], classes: int) -> SplitIndex:
+    if not _distinct_names(shards) or any(os.path.basename(shard) != shard for shard in shards):
+        raise ValueError(f"bad names of {name} shards")
+    split = SplitIndex(
         shards=tuple(shards),
-        shard=columns[:, 0].astype(np.int32),
-        offset=columns[:, 1].copy(),
-        size=columns[:, 2].copy(),
-        crc32=columns[:, 3].astype(np.uint32),
-        label=columns[:, 4].copy(),
-        names=np.frombuffer("\n".join(names).encode("utf-8", "surrogateescape"), dtype=np.uint8),
+        names=_column(columns, f"{name}/names", np.uint8),
+        **{column: _column(columns, f"{name}/{column}", dtype) for column, dtype in _COLUMNS.items()},
+    )
+    rows = len(split)
+    if any(len(getattr(split, column)) != rows for column in _COLUMNS) or len(split.member_names) != rows:
+        raise ValueError(f"the columns of {name} differ in length")
+    for column, limit in (("shard", len(shards)), ("label", classes), ("offset", 2**62), ("size", 2**62)):
+        values = getattr(split, column)
+        if rows and not 0 <= int(values.min()) <= int(values.max()) < limit:
+            raise ValueError(f"{name}: a {column} is out of range")
+    return split
+
+
+def _column(columns: dict[str, npt.NDArray[Any]], name: str, dtype: Any) -> npt.NDArray[Any]:
+    values = columns[name]
+    if values.dtype != dtype or values.ndim != 1:
+        raise ValueError(f"{name} is {values.dtype} with {values.ndim} dimensions")
+    return values
+
+
+def _distinct_names(names: Any) -> bool:
+    return (
+        isinstance(names, list) and all(isinstance(n, str) and n for n in names) and len(set(names)) == len(names)
     )
 
 
-def _read_shard(
-    store: ShardStore, shard: str, look: Callable[[str, bytes], None] | None
-) -> Iterator[tuple[str, int, int, int, int]]:
-    """(member, offset, size, CRC-32, label) of each image, in their order."""
-    path = store.path(shard)
-    images: OrderedDict[str, tuple[str, int, int, int]] = OrderedDict()
-    labels: dict[str, int] = {}
-    try:
-        with store.open(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                key, _, extension = _split_name(member.name)
-                if extension != "cls" and not has_image_extension(member.name):
-                    continue
-                opened = tar.extractfile(member)
-                assert opened is not None
-                data = opened.read()
-                if len(data) != member.size:
-                    raise DataError(f"{path}: cut short in {member.name}")
-                if extension == "cls":
-                    labels[key] = int(data)
-                else:
-                    if look is not None:
-                        look(f"{path}/{member.name}", data)
-                    images[key] = (member.name, member.offset_data, member.size, zlib.crc32(data))
-                tar.members = []  # type: ignore[attr-defined]  # else it keeps every member it has passed
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: damaged shard ({' '.join(str(error).split())})") from None
-    alone = sorted(images.keys() ^ labels.keys())
-    if alone:
-        raise DataError(f"{path}: {alone[0]} has no {'label (.cls)' if alone[0] in images else 'image'}")
-    for key, (name, offset, size, crc32) in images.items():
-        yield name, offset, size, crc32, labels[key]
+def _checksum(header: dict[str, str], columns: dict[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256(f"{header['class_names']}\0{header['parts']}\0".encode())
+    for name in sorted(columns):
+        digest.update(f"{name}\0{columns[name].dtype}\0{columns[name].shape}\0".encode())
+        digest.update(np.ascontiguousarray(columns[name]).tobytes())
+    return digest.hexdigest()
 
 
-def _split_name(name: str) -> tuple[str, str, str]:
-    """WebDataset's key, which ends at the first dot of the last part of the path, and the extension."""
-    folder, slash, file = name.rpartition("/")
-    stem, dot, extension = file.partition(".")
-    return f"{folder}{slash}{stem}", dot, extension.lower()
-
-
-def _index_foreign(store: FolderStore, progress: Progress | None) -> ShardIndex:
-    root = store.folder
-    shards: dict[str, list[str]] = {}
-    for path in sorted(root.glob("*.tar")):
-        words = [word for word in PARTS if word in path.name.lower()]
-        if not words:
-            raise DataError(f"{path}: its name says neither train nor val")
-        shards.setdefault(PARTS[words[0]], []).append(path.name)
-    parts = {part: scan_shards(store, names, progress) for part, names in shards.items()}
-    classes = 1 + max((int(part.label.max()) for part in parts.values() if len(part)), default=0)
-    index = ShardIndex(class_names=_class_names(root, classes), parts=parts)
-    if os.access(root, os.W_OK):
-        write_index(root, index)
-    return index
-
-
-def _class_names(root: Path, classes: int) -> tuple[str, ...]:
-    """The lines of `classes.txt`, where there is one, else the numbers."""
-    path = root / "classes.txt"
-    if not path.is_file():
-        return tuple(str(number) for number in range(classes))
-    names = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if len(names) < classes or len(set(names)) != len(names):
-        raise DataError(f"{path}: {len(names)} names (each once) for {classes} classes")
-    return names
-
-
-def _check_shards(store: ShardStore, part: PartIndex) -> None:
-    ends = np.zeros(len(part.shards), dtype=np.int64)
-    np.maximum.at(ends, part.shard, part.offset + part.size)
-    sizes = store.sizes(part.shards)
-    for shard, end in zip(part.shards, ends, strict=True):
+def _check_shards(store: ShardStore, split: SplitIndex) -> None:
+    ends = np.zeros(len(split.shards), dtype=np.int64)
+    np.maximum.at(ends, split.shard, split.offset + split.size)
+    sizes = store.sizes(split.shards)
+    for shard, end in zip(split.shards, ends, strict=True):
         path = store.path(shard)
         try:
             size = next(sizes)
@@ -380,3 +214,29 @@ def _check_shards(store: ShardStore, part: PartIndex) -> None:
             raise DataError(f"{path}: {error.strerror or error}, but {INDEX} names it") from None
         if size is not None and size < end:
             raise DataError(f"{path}: {size:,} bytes, but its index needs {int(end):,}; copy it again")
+
+
+def class_names_of(root: Path, labels: Sequence[npt.NDArray[np.int64]]) -> tuple[str, ...]:
+    """Return the class names of foreign shards: the lines of `classes.txt`, or the numbers.
+
+    Raises:
+        DataError: the labels do not fit the names, or without names, a label below the highest has no image.
+    """
+    found = np.unique(np.concatenate([np.unique(column) for column in labels]))
+    highest = int(found[-1]) if len(found) else -1
+    path = root / "classes.txt"
+    if path.is_file():
+        names = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        if len(names) <= highest or len(set(names)) != len(names):
+            raise DataError(
+                f"{path}: has {len(names):,} names; the labels go up to {highest:,}; expected one distinct name "
+                "per label, from 0"
+            )
+        return names
+    if highest + 1 != len(found):
+        missing = int(np.flatnonzero(found != np.arange(len(found)))[0])
+        raise DataError(
+            f"{root}: the labels go up to {highest:,}, but no image has the label {missing:,}; number the classes "
+            "without gaps, or give classes.txt with one name per label"
+        )
+    return tuple(str(number) for number in range(len(found)))

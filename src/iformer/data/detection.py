@@ -1,6 +1,6 @@
-"""Sets of images with instances: which files there are and what objects are on them.
+"""Sets of images with annotated objects, for detection and instance segmentation.
 
-Shape letters: H and W an image's sides.
+Shape letters: H and W are an image's height and width.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from iformer.dependencies import require
 
 
 class Instance(NamedTuple):
-    """One object on an image."""
+    """One annotated object."""
 
     label: int
-    """TrainProgress in `class_names`."""
+    """Index into the set's `class_names`."""
     box: tuple[float, float, float, float]
     """Left, top, width and height in pixels, inside the image."""
     mask: bytes | None
-    """COCO's compressed run lengths over the whole image; None where the annotation has no mask."""
+    """COCO's compressed run lengths over the whole image; None if the annotation has no mask."""
     crowd: bool
-    """A region of many objects: it is not trained on, and detections inside it are not counted as wrong."""
+    """A region of many objects: not trained on, and detections inside it do not count as wrong."""
     area: float
-    """Pixels, as the annotation says: decides between small, medium and large."""
+    """Pixels, as annotated; decides between small, medium and large."""
 
 
 class DetectionSample(NamedTuple):
-    """One image and its objects, of which there may be none."""
+    """One image and its objects, possibly none."""
 
     path: Path
     image_id: int
@@ -45,12 +45,12 @@ class DetectionSample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSet:
-    """The images of one part (training or validation) of a data set with instances."""
+    """The images of one split (training or validation) of a data set with annotated objects."""
 
     name: str
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """COCO's number of each class."""
+    """COCO's id of each class."""
     samples: tuple[DetectionSample, ...]
     root: Path
     warnings: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class DetectionSet:
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
     def ground_truth(self) -> dict[str, Any]:
-        """The set in COCO's own form, for its metrics."""
+        """Return the set in COCO's annotation format, for its metrics."""
         annotations: list[dict[str, Any]] = []
         for sample in self.samples:
             for instance in sample.instances:
@@ -99,7 +99,7 @@ class DetectionSet:
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the class names, and of each image's relative path, size in bytes and objects."""
+        """Return the SHA-256 (hex) of the class names and of each image's relative path, size and objects."""
         digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         for sample in self.samples:
             relative = os.path.relpath(sample.path, self.root)
@@ -118,19 +118,19 @@ class DetectionSplits:
 
 
 def decode_mask(mask: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Run lengths (see `Instance.mask`) to uint8 H x W, 0 or 1."""
+    """Decode run lengths (see `Instance.mask`) to uint8 H x W, 0 or 1."""
     decoded: npt.NDArray[np.uint8] = mask_operations().decode({"size": [height, width], "counts": mask})
     return decoded
 
 
 def encode_mask(mask_HW: npt.NDArray[np.uint8]) -> bytes:
-    """The inverse of `decode_mask`."""
+    """Encode a mask, uint8 H x W, as run lengths; the inverse of `decode_mask`."""
     counts: bytes = mask_operations().encode(np.asfortranarray(mask_HW))["counts"]
     return counts
 
 
 def mask_operations() -> Any:
-    """COCO's operations on run lengths.
+    """Return the module of COCO's operations on run lengths.
 
     Raises:
         MissingDependencyError: faster-coco-eval is not installed.

@@ -1,0 +1,116 @@
+"""Tar shards as a data set with random access: exact epochs, resumable like files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from iformer.data.parallel import Progress
+from iformer.data.samples import DataSplits, ImageSet, IndexedSamples, Sample
+from iformer.data.sources.layout import display_name
+from iformer.data.sources.shards.index import INDEX, UNFINISHED, SplitIndex, read_index
+from iformer.data.sources.shards.scan import index_foreign
+from iformer.data.sources.shards.stores import FolderStore, ShardStore, shard_store
+from iformer.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSample(Sample):
+    """One image of a shard."""
+
+    samples: ShardSamples
+    position: int
+
+    def __str__(self) -> str:
+        return self.samples.store.path(self.name)
+
+    @property
+    def name(self) -> str:
+        columns = self.samples.columns
+        return f"{columns.shards[columns.shard[self.position]]}/{self.samples.member_name(self.position)}"
+
+    def relative_path(self, root: Path) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        columns, position = self.samples.columns, self.position
+        return self.samples.store.read(
+            columns.shards[columns.shard[position]],
+            int(columns.offset[position]),
+            int(columns.size[position]),
+            int(columns.crc32[position]),
+        )
+
+    def size(self) -> int:
+        return int(self.samples.columns.size[self.position])
+
+
+class ShardSamples(IndexedSamples):
+    """The images of one split."""
+
+    def __init__(self, store: ShardStore, columns: SplitIndex) -> None:
+        self.store, self.columns = store, columns
+        self.readers = store.readers
+        self._names: list[str] | None = None
+
+    def sample(self, position: int) -> Sample:
+        return ShardSample(self, position, label=int(self.columns.label[position]))
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.columns.label
+
+    @property
+    def contents(self) -> str:
+        return self.columns.contents()
+
+    def member_name(self, position: int) -> str:
+        """Return the name of an image's tar member. The first call decodes all names."""
+        if self._names is None:
+            self._names = self.columns.member_names
+        return self._names[position]
+
+
+def holds_shards(folder: Path) -> bool:
+    """Return whether a folder is a data set of tar shards."""
+    return any((folder / name).is_file() for name in (INDEX, UNFINISHED)) or any(folder.glob("*.tar"))
+
+
+def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = None) -> DataSplits:
+    """Open the training and validation images of a folder of shards. No image is decoded.
+
+    Foreign shards in a folder, which have no index, are indexed first; see `index_foreign`.
+
+    Args:
+        where: the folder, or its URL, which must have an index.
+        progress: called with the number of shards indexed and their total.
+
+    Raises:
+        DataError: a split or a shard is missing, or a shard has another size than when it was indexed.
+    """
+    store = shard_store(where)
+    if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
+        index = index_foreign(store, progress)
+    else:
+        index = read_index(store)
+    missing = [name for name in ("train", "val") if name not in index.splits or not len(index.splits[name])]
+    if missing:
+        raise DataError(
+            f"{store.place}: no shard of the {missing[0]} split; "
+            "expected files such as train-00000.tar and val-00000.tar"
+        )
+    root = Path(where)
+    sets = {
+        name: ImageSet(
+            name=display_name(root, name),
+            class_names=index.class_names,
+            samples=ShardSamples(store, split),
+            root=root,
+        )
+        for name, split in index.splits.items()
+    }
+    return DataSplits(train=sets["train"], val=sets["val"])
