@@ -183,7 +183,7 @@ def test_schedule() -> None:
     schedule = TransformSchedule([(0, small), (3, large)])
     assert [schedule.at(epoch) is large for epoch in range(5)] == [False, False, False, True, True]
     for stages in ([], [(1, small)], [(0, small), (0, large)], [(0, small), (5, large), (4, small)]):
-        with pytest.raises(ConfigError, match="rising epochs from 0"):
+        with pytest.raises(ConfigError, match="ascending epochs from 0"):
             TransformSchedule(stages)
 
 
@@ -271,7 +271,7 @@ def test_posterize_may_leave_no_bit() -> None:
     """Magnitude 10 asks for none; Pillow 13 refuses that, and one image in some hundred would end a run."""
     augmentation = AugmentConfig(rand_augment="rand-m10-n15-inc1", scale=None, hflip=0.0)
     transform = train_transform(SMALL, augmentation)
-    rand_augment = next(step for step in transform.steps if hasattr(step, "ops"))  # type: ignore[attr-defined]
+    rand_augment = next(step for step in transform.transforms if hasattr(step, "ops"))  # type: ignore[attr-defined]
     (posterize,) = (operation for operation in rand_augment.ops if operation.name.startswith("Posterize"))
     posterize.prob = 1.0
     assert posterize.magnitude == 10

@@ -1,4 +1,7 @@
-"""From a decoded image to a network's input. Legend: B batch, C channels, H height, W width."""
+"""From a decoded image to a network's input.
+
+Shape letters: B batch, C channels, H height, W width.
+"""
 
 from __future__ import annotations
 
@@ -32,38 +35,38 @@ _QUARTER_TURNS = (
     Image.Transpose.ROTATE_270,
 )
 
-# Resizing the shorter side of an image that is nearly a line makes the longer one enormous.
+# If the shorter side of an extremely long image is resized, the longer one becomes enormous.
 _LONGEST_ASPECT = 64
 _TINY = 32
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """Resize the shorter side to `floor(size / crop_pct)` and cut out the centre, as timm does.
+    """Return the evaluation transform: resize the shorter side to `floor(size / crop_pct)`, crop the centre.
 
-    Where height and width of the input differ, the image is resized, its shape kept, so that it just covers
-    both. Smaller images are enlarged. The sides of an extremely long image are cut off before it is resized.
+    It is timm's. If the input's height and width differ, the image is resized, keeping its aspect ratio, to just
+    cover both. Smaller images are enlarged. Extremely long images are cropped before they are resized.
 
     Returns:
-        A callable, which can be pickled: image (RGB or L) -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
-        values 0..255. The memory is laid out as H, W, C.
+        A callable that can be pickled: image (RGB or L) -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
+        values 0..255, in the memory layout H, W, C.
 
     Raises:
         ConfigError: the preprocessing has neither 1 nor 3 channels.
     """
-    return _Chain(
-        [_LimitAspect(preprocessing), _resize_and_crop(preprocessing), _ToTensor(_channels(preprocessing))]
-    )
+    steps = [_LimitAspect(preprocessing), _resize_and_crop(preprocessing), _ToTensor(_channels(preprocessing))]
+    chain: Transform = transforms.Compose(steps)
+    return chain
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -> Transform:
-    """The random crop, flips, turns and colour changes of `augmentation`, in timm's order.
+    """Return the training transform: random crop, flips, rotations and colour changes, in timm's order.
 
-    Randomness comes from the global generators of `random`, `numpy.random` and torch, which
-    `iformer.data.image_dataset.ImageDataset` seeds for each image. Random erasing works on normalised batches:
-    `random_erasing`.
+    It draws from the global generators of `random`, `numpy.random` and torch, which
+    `iformer.data.image_dataset.ImageDataset` seeds for each image. Random erasing is applied to normalised
+    batches, by `random_erasing`.
 
     Returns:
-        A callable as `eval_transform` gives.
+        A callable like that of `eval_transform`.
 
     Raises:
         ConfigError: the preprocessing has neither 1 nor 3 channels.
@@ -71,7 +74,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     height, width = preprocessing.size
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if augmentation.rot90 and height != width:
-        steps.append(_RandomQuarterTurn())
+        steps.append(_random_quarter_turn)
     if augmentation.scale is None:
         steps += [
             _LimitAspect(preprocessing),
@@ -90,7 +93,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     if augmentation.vflip > 0:
         steps.append(transforms.RandomVerticalFlip(augmentation.vflip))
     if augmentation.rot90 and height == width:
-        steps.append(_RandomQuarterTurn())
+        steps.append(_random_quarter_turn)
     if augmentation.rand_augment is not None:
         fill = tuple(min(255, round(255 * value)) for value in _rgb_mean(preprocessing))
         options: dict[str, object] = {
@@ -103,31 +106,32 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     elif augmentation.color_jitter > 0:
         strength = augmentation.color_jitter
         steps += [_to_rgb, transforms.ColorJitter(strength, strength, strength)]
-    return _Chain([*steps, _ToTensor(_channels(preprocessing))])
+    chain: Transform = transforms.Compose([*steps, _ToTensor(_channels(preprocessing))])
+    return chain
 
 
 class TransformSchedule:
-    """Transforms that take turns over the epochs, for progressive resizing. It can be pickled."""
+    """One transform per range of epochs, for progressive resizing. It can be pickled."""
 
     def __init__(self, stages: Sequence[tuple[int, Transform]]) -> None:
-        """`stages` are (first epoch, transform) with rising epochs, the first of which is 0.
+        """Set the `stages`: pairs (first epoch, transform) in ascending order from epoch 0.
 
         Raises:
-            ConfigError: the epochs do not rise from 0.
+            ConfigError: the epochs do not ascend from 0.
         """
         starts = [start for start, _ in stages]
         if not starts or starts[0] != 0 or any(a >= b for a, b in itertools.pairwise(starts)):
-            raise ConfigError(f"the schedule starts at epochs {starts}; expected rising epochs from 0")
+            raise ConfigError(f"the schedule starts at epochs {starts}; expected ascending epochs from 0")
         self._starts = starts
         self._transforms = [transform for _, transform in stages]
 
     def at(self, epoch: int) -> Transform:
-        """The transform of an epoch, counted from 0."""
+        """Return the transform of an epoch, counted from 0."""
         return self._transforms[bisect.bisect_right(self._starts, epoch) - 1]
 
 
 class Normalize(nn.Module):
-    """uint8 (B, C, H, W), 0..255 -> float32 `(x / 255 - mean) / std`, on x's device, in x's memory format.
+    """Normalisation: uint8 (B, C, H, W), 0..255 -> float32 `(x / 255 - mean) / std` in the same memory format.
 
     It has no weights and adds no keys to a state dict.
     """
@@ -142,16 +146,16 @@ class Normalize(nn.Module):
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Normalise a batch (or one image of shape 1, C, H, W); the module has to be on the same device."""
+        """Normalise a batch; it must be on the module's device."""
         if images_BCHW.dtype == torch.uint8 and images_BCHW.is_contiguous(memory_format=torch.channels_last):
             return self._channels_last(images_BCHW)
         return (images_BCHW.to(torch.float32) / 255).sub_(self.mean).div_(self.std)
 
     def _channels_last(self, images_BCHW: Tensor) -> Tensor:
-        """The same numbers ten times as fast: a CPU vectorises sums with rows of W * 3 values, but not with 3."""
+        """Compute the same values 10x faster: CPUs vectorise operations on rows of W * 3 values, but not of 3."""
         batch, channels, height, width = images_BCHW.shape
         result_BCHW = images_BCHW.to(torch.float32)
-        rows = result_BCHW.permute(0, 2, 3, 1).view(batch, height, width * channels)  # the same memory
+        rows = result_BCHW.permute(0, 2, 3, 1).view(batch, height, width * channels)
         rows.div_(255).sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
         return result_BCHW
 
@@ -159,9 +163,9 @@ class Normalize(nn.Module):
 def random_erasing(
     augmentation: AugmentConfig, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], Tensor] | None:
-    """Random erasing of normalised batches (float B, C, H, W, changed in place), or nothing where it is off.
+    """Return random erasing of normalised batches (float (B, C, H, W), changed in place), or None if it is off.
 
-    Rectangles are chosen by the global `random`, their noise by torch's generator of `device`.
+    Rectangles are drawn from the global `random`, their noise from torch's generator of `device`.
     """
     if augmentation.random_erasing == 0:
         return None
@@ -169,9 +173,9 @@ def random_erasing(
 
 
 def allow_no_bits(rand_augment: Any) -> Any:
-    """A RandAugment of timm's whose "posterize" may leave no bit of an image, which is then black.
+    """Let the "posterize" of a timm RandAugment keep 0 bits, which makes the image black; return it.
 
-    At magnitude 9 with noise some images are asked for so; Pillow did it up to version 12, and from 13 on stops.
+    Magnitude 9 with noise sometimes asks for 0 bits. Pillow accepted this up to version 12.
     """
     for operation in rand_augment.ops:
         if operation.name.startswith("Posterize"):
@@ -185,26 +189,13 @@ def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
-class _Chain:
-    def __init__(self, steps: Sequence[Callable[[Any], Any]]) -> None:
-        self.steps = list(steps)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        value: Any = image
-        for step in self.steps:
-            value = step(value)
-        pixels_CHW: Tensor = value
-        return pixels_CHW
-
-
-class _RandomQuarterTurn:
-    def __call__(self, image: Image.Image) -> Image.Image:
-        turn = random.choice(_QUARTER_TURNS)
-        return image if turn is None else image.transpose(turn)
+def _random_quarter_turn(image: Image.Image) -> Image.Image:
+    turn = random.choice(_QUARTER_TURNS)
+    return image if turn is None else image.transpose(turn)
 
 
 class _LimitAspect:
-    """Cut both ends off an image that is far longer than anything the centre crop could reach."""
+    """Crop both ends of an image that is far longer than the centre crop could reach."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         height, width = preprocessing.size
@@ -231,7 +222,7 @@ class _ToTensor:
 
 
 def _enlarge_tiny(image: Image.Image) -> Image.Image:
-    """At least 32 pixels a side: a random share of a few pixels would be rounded to none."""
+    """Enlarge to at least 32 pixels per side: a random share of a few pixels would be rounded to 0."""
     shorter = min(image.size)
     if shorter >= _TINY:
         return image
@@ -246,7 +237,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _resize_and_crop(
     preprocessing: Preprocessing, crop: Callable[[Image.Image], Image.Image] | None = None
 ) -> Callable[[Image.Image], Image.Image]:
-    """timm's evaluation transform up to the tensor; `crop` takes the place of its centre crop."""
+    """Return timm's evaluation transform before the tensor, with `crop` in place of its centre crop if given."""
     height, width = preprocessing.size
     resize, centre_crop, _ = transforms_imagenet_eval(
         img_size=height if height == width else (height, width),
@@ -261,7 +252,7 @@ def _resize_and_crop(
 def _channels(preprocessing: Preprocessing) -> int:
     channels = len(preprocessing.mean)
     if channels not in (1, 3):
-        raise ConfigError(f"Preprocessing.mean has {channels} values; image files give 1 or 3 channels")
+        raise ConfigError(f"Preprocessing.mean has {channels} values; image files have 1 or 3 channels")
     return channels
 
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import random
 import shutil
 import tarfile
 from collections import Counter
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save as serialize
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
@@ -232,3 +235,159 @@ def test_epoch_goes_on_behind_the_last_image_on_another_number_of_ranks(packed: 
     first = indices(0, 2, 0, 2) + indices(1, 2, 0, 2)
     assert sorted(first) == sorted(whole[:8])
     assert indices(0, 1, 2, 99) == whole[8:]
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, contents in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            tar.addfile(member, io.BytesIO(contents))
+
+
+@pytest.mark.parametrize("text", [b"100000000000", b"-1", b"1_0", b"1.5", b"", b"0" * 40, "\u0663".encode()])
+def test_labels_of_foreign_shards_are_class_indices(tmp_path: Path, text: bytes) -> None:
+    write_tar(tmp_path / "train.tar", {"a.jpg": b"x", "a.cls": text})
+    with pytest.raises(DataError, match=r"train\.tar/a\.cls: the label is .*; expected a class index"):
+        load_data(tmp_path)
+    assert not (tmp_path / INDEX).exists()
+
+
+@pytest.mark.parametrize("label", [2, 99_999_999])
+def test_labels_with_gaps_need_class_names(tmp_path: Path, label: int) -> None:
+    for split in ("train", "val"):
+        write_tar(
+            tmp_path / f"{split}.tar", {"a.jpg": b"x", "a.cls": b"0\n", "b.jpg": b"x", "b.cls": b"%d" % label}
+        )
+    with pytest.raises(DataError, match=r"no image has the label 1; number the classes without gaps, or give"):
+        load_data(tmp_path)
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(DataError, match=rf"has 2 names; the labels go up to {label:,}"):
+        load_data(tmp_path)
+    if label == 2:
+        (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+        assert load_data(tmp_path).train.class_counts == {"ant": 1, "bee": 0, "cat": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.jpg", b"x"), ("a.png", b"y"), ("a.cls", b"0")], "two images named a"),
+        ([("a.jpg", b"x"), ("a.cls", b"1"), ("a.cls", b"0")], "two labels named a"),
+        ([("a\nb.jpg", b"x"), ("a\nb.cls", b"0")], r"the name 'a\\nb.jpg' contains a line break"),
+    ],
+)
+def test_ambiguous_members_are_named(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name, contents in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            tar.addfile(member, io.BytesIO(contents))
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path)
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    """A member whose header says 8 GiB in a few bytes, as GNU tar writes files with holes."""
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(format=tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 0
+    header[483:495] = b"%011o\0" % (2**33 - 1)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "train.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(DataError, match=r"train\.tar/a\.jpg: .* bytes; expected .* not sparse"):
+        load_data(tmp_path)
+
+
+def rewrite_index(shards: Path, **changes: object) -> None:
+    """Change columns of the train split, or header fields, of an index; the checksum is left as it was."""
+    with safe_open(shards / INDEX, framework="numpy") as file:
+        header, columns = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, value in changes.items():
+        if name in header and value is None:
+            del header[name]
+        elif isinstance(value, str):
+            header[name] = value
+        else:
+            column = columns[f"train/{name}"].copy()
+            column[0] = value
+            columns[f"train/{name}"] = column
+    (shards / INDEX).write_bytes(serialize(columns, header))
+
+
+def test_an_index_without_a_checksum_is_read(shards: Path) -> None:
+    before = load_data(shards).train.fingerprint()
+    rewrite_index(shards, sha256=None)
+    assert load_data(shards).train.fingerprint() == before
+
+
+@pytest.mark.parametrize("changes", [{"size": 5}, {"offset": 512}, {"crc32": 7}, {"class_names": '["a","b","c"]'}])
+def test_an_index_that_was_changed_does_not_match_its_checksum(shards: Path, changes: dict[str, object]) -> None:
+    rewrite_index(shards, **changes)
+    with pytest.raises(DataError, match=r"index\.safetensors: damaged \(its checksum does not match\); remove it"):
+        load_data(shards)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": 3}, "a label is out of range"),
+        ({"label": -1}, "a label is out of range"),
+        ({"shard": 99}, "a shard is out of range"),
+        ({"offset": -5}, "a offset is out of range"),
+        ({"size": 2**40}, "a size is out of range"),
+        ({"class_names": '["a","a"]'}, "bad class names"),
+        ({"class_names": "[" * 10**6}, "damaged"),
+        ({"parts": '{"train": ["../x.tar"], "val": []}'}, "bad names of train shards"),
+        ({"parts": '{"other": []}'}, "bad class names or splits"),
+        ({"parts": "7"}, "bad class names or splits"),
+        ({"other": "field"}, "unknown field other"),
+    ],
+)
+def test_values_of_an_index_are_checked(shards: Path, changes: dict[str, object], message: str) -> None:
+    rewrite_index(shards, sha256=None, **changes)
+    with pytest.raises(DataError, match=rf"index\.safetensors: damaged .*{message}|{message}") as caught:
+        load_data(shards)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_flipped_bit_of_an_index_is_found(shards: Path) -> None:
+    sound = (shards / INDEX).read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(sound)), 200):
+        spoiled = bytearray(sound)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        (shards / INDEX).write_bytes(spoiled)
+        with pytest.raises(DataError):
+            load_data(shards)
+
+
+def test_verify_compares_names(shards: Path) -> None:
+    path = sorted(shards.glob("val-*.tar"))[0]
+    contents = path.read_bytes()
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    path.unlink()
+    write_tar(path, {name.replace("some", "sums"): data for name, data in members})
+    assert len(path.read_bytes()) == len(contents)
+    with pytest.raises(DataError, match=r"the name of \d+-sums_.* differs from the index \(6 images\)"):
+        verify(shards)
+
+
+def test_a_folder_whose_packing_was_killed_is_no_data_set(
+    folder: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "write_index", kill)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process removes nothing
+        with pytest.raises(Killed):
+            pack(folder, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 2
+    with pytest.raises(DataError, match="packing was stopped before it was complete; remove this folder"):
+        load_data(tmp_path / "out")

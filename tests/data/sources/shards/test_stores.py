@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,6 +52,9 @@ class Server(ThreadingHTTPServer):
     failures = 0
     ranges = True
     latency = 0.0
+    hangs = False
+    answer: bytes | None = None  # in place of a range
+    encoding: str | None = None
     requests = 0
     most_at_once = 0
     _now = 0
@@ -58,6 +63,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
         self.lock = threading.Lock()
+        self.released = threading.Event()
 
     @property
     def url(self) -> str:
@@ -69,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
+        if self.server.hangs:
+            self.server.released.wait(60)
         self._answer(body=False)
 
     def do_GET(self) -> None:
@@ -80,6 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             fails = server.failures > 0 and "Range" in self.headers
             server.failures -= fails
         time.sleep(server.latency)
+        if server.hangs:
+            server.released.wait(60)
         try:
             if fails:
                 self.send_response(503)
@@ -103,7 +113,9 @@ class Handler(BaseHTTPRequestHandler):
             first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
-            data = data[first : last + 1]
+            data = data[first : last + 1] if self.server.answer is None else self.server.answer
+            if self.server.encoding:
+                self.send_header("Content-Encoding", self.server.encoding)
         else:
             self.send_response(200)
         if self.server.ranges:
@@ -124,6 +136,7 @@ def server(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server(packed) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
+        server.released.set()
         server.shutdown()
 
 
@@ -185,6 +198,53 @@ def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: 
     assert time.monotonic() - began < 1.9
 
 
+def test_a_server_that_accepts_and_says_nothing_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_TIMEOUT", 0.1)
+    server.hangs = True
+    with pytest.raises(DataError, match=rf"^{server.url}/{INDEX}: cannot be read \(FSTimeoutError\)"):
+        load_data(server.url)
+    assert server.requests == 0  # the size alone was asked for, once
+
+
+def test_sizes_of_shards_are_asked_within_the_timeout(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores.UrlStore(server.url)
+    monkeypatch.setattr(stores, "_TIMEOUT", 0.1)
+    server.hangs = True
+    with pytest.raises(OSError, match="FSTimeoutError"):
+        list(store.sizes(["train-00000.tar"]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "encoding", "message"),
+    [
+        (b"x" * 50_000_000, None, "ignores byte ranges .* or compresses them"),
+        (gzip.compress(bytes(10**8)), "gzip", "ignores byte ranges .* or compresses them"),
+        (b"x", None, r"cannot be read \([\d,]+ bytes at [\d,]+ differ from the index\)"),
+        (b"", None, "cannot be read"),
+    ],
+)
+def test_answers_that_are_not_the_range_are_bounded(
+    server: Server, answer: bytes, encoding: str | None, message: str
+) -> None:
+    sample = load_data(server.url).train.samples[0]
+    server.answer, server.encoding = answer, encoding
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=rf"train-0000\d\.tar: .*{message}"):
+            sample.read()
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000 + len(answer) // 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_index_without_bounds_is_not_copied(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_MAX_COPY_BYTES", 1000)
+    with pytest.raises(DataError, match=rf"{INDEX}: cannot be read \([\d,]+ bytes; expected at most 1,000\)"):
+        load_data(server.url)
+
+
 def test_verifying_outlasts_failures_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "_BLOCK", 3000)
     server.failures = 2
@@ -207,7 +267,7 @@ def test_what_is_not_what_was_indexed_is_no_image(
     shard.write_bytes(shard.read_bytes().replace(first, first[:-1] + b"?"))
     server.folder = damaged
     for where in (server.url, str(damaged)):
-        with pytest.raises(DataError, match=r"train-00000.tar: .*[\d,]+ bytes .* are not what was indexed"):
+        with pytest.raises(DataError, match=r"train-00000.tar: .*[\d,]+ bytes .* differ from the index"):
             load_data(where).train.samples[0].read()
         with pytest.raises(DataError, match=r"the contents of .*\.png differs from the index \(1 image\)"):
             verify(where, decode=True)
@@ -243,7 +303,7 @@ def test_what_is_missing_is_named(server: Server, packed: Path, tmp_path: Path) 
         ("nothing://x", r"^nothing://x: Protocol not known: nothing"),
         ("github://x", r"^github://x: .*missing"),
         ("https://x/y?token=1", r"without \? and #"),
-        ("simplecache::https://x/y", r"chains of file systems are not read"),
+        ("simplecache::https://x/y", r"chained file systems are not supported"),
     ],
 )
 def test_urls_that_cannot_be_read(url: str, message: str) -> None:

@@ -30,6 +30,9 @@ INFO = "_info.json"
 UNFINISHED = "PACKING-NOT-FINISHED"
 """A file that exists while the shards of a folder are being written."""
 
+MAX_IMAGE_BYTES = 2**30
+"""Size limit of an image file in a shard."""
+
 _FORMAT = "iformer-shards-1"
 _COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "crc32": np.uint32, "label": np.int64}
 _HEADER = {"format", "class_names", "parts", "sha256"}
@@ -174,7 +177,12 @@ def _split(name: str, shards: Any, columns: dict[str, npt.NDArray[Any]], classes
     rows = len(split)
     if any(len(getattr(split, column)) != rows for column in _COLUMNS) or len(split.member_names) != rows:
         raise ValueError(f"the columns of {name} differ in length")
-    for column, limit in (("shard", len(shards)), ("label", classes), ("offset", 2**62), ("size", 2**62)):
+    for column, limit in (
+        ("shard", len(shards)),
+        ("label", classes),
+        ("offset", 2**62),
+        ("size", MAX_IMAGE_BYTES + 1),
+    ):
         values = getattr(split, column)
         if rows and not 0 <= int(values.min()) <= int(values.max()) < limit:
             raise ValueError(f"{name}: a {column} is out of range")

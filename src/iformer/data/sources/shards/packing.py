@@ -146,7 +146,7 @@ def _open(where: str | os.PathLike[str]) -> tuple[ShardStore, ShardIndex]:
     store = shard_store(where)
     if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
         raise DataError(
-            f"{store.place}: holds no tar shards with an index; training on a folder of foreign shards writes one"
+            f"{store.location}: has no index of tar shards; training on a folder of foreign shards writes one"
         )
     return store, read_index(store)
 
@@ -181,7 +181,7 @@ def _pack_split(
         shards.append(path.name)
     split = scan_shards(store, shards, progress)
     if split.label.tolist() != labels or split.crc32.tolist() != checksums:
-        raise DataError(f"{store.place}: the {name} shards do not hold what was written to them; check the disk")
+        raise DataError(f"{store.location}: the {name} shards differ from what was written; check the disk")
     return split
 
 
@@ -233,7 +233,7 @@ def _compare(store: ShardStore, expected: SplitIndex, found: SplitIndex) -> None
             for shard, before, now in zip(expected.shards, expected.lengths(), found.lengths(), strict=True)
             if before != now
         ]
-        raise DataError(f"{store.place}: {'; '.join(short[:3])}")
+        raise DataError(f"{store.location}: {'; '.join(short[:3])}")
     for column, label in (
         ("label", "label"),
         ("size", "size"),
@@ -253,7 +253,7 @@ def _compare(store: ShardStore, expected: SplitIndex, found: SplitIndex) -> None
 def _summary(store: ShardStore, index: ShardIndex) -> ShardSummary:
     sizes = [size for split in index.splits.values() for size in store.sizes(split.shards)]
     return ShardSummary(
-        folder=store.place,
+        folder=store.location,
         images={name: len(split) for name, split in index.splits.items()},
         shards={name: len(split.shards) for name, split in index.splits.items()},
         classes=len(index.class_names),

@@ -100,7 +100,7 @@ def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = No
     missing = [name for name in ("train", "val") if name not in index.splits or not len(index.splits[name])]
     if missing:
         raise DataError(
-            f"{store.place}: no shard of the {missing[0]} split; "
+            f"{store.location}: no shard of the {missing[0]} split; "
             "expected files such as train-00000.tar and val-00000.tar"
         )
     root = Path(where)

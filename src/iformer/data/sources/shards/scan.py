@@ -13,14 +13,20 @@ import numpy as np
 from iformer.data.images import has_image_extension
 from iformer.data.parallel import Progress
 from iformer.data.sources.layout import SPLIT_NAMES
-from iformer.data.sources.shards.index import UNFINISHED, ShardIndex, SplitIndex, class_names_of, write_index
+from iformer.data.sources.shards.index import (
+    MAX_IMAGE_BYTES,
+    UNFINISHED,
+    ShardIndex,
+    SplitIndex,
+    class_names_of,
+    write_index,
+)
 from iformer.data.sources.shards.stores import FolderStore, ShardStore
 from iformer.errors import DataError
 
 _SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 """Words in a foreign shard's file name, and the split that they mean."""
 
-_MAX_MEMBER_BYTES = 2**30
 _MAX_LABEL_BYTES = 32
 
 
@@ -99,11 +105,13 @@ def _read_shard(
                 is_label = extension == "cls"
                 if not member.isfile() or not (is_label or has_image_extension(member.name)):
                     continue
+                if "\n" in member.name:
+                    raise DataError(f"{path}: the name {member.name!r} contains a line break")
                 where = f"{path}/{member.name}"
-                if member.issparse() or not 0 <= member.size <= _MAX_MEMBER_BYTES or "\n" in member.name:
+                if member.issparse() or not 0 <= member.size <= MAX_IMAGE_BYTES:
                     raise DataError(
-                        f"{where!r}: {member.size:,} bytes; expected a plain file of at most "
-                        f"{_MAX_MEMBER_BYTES:,} bytes, not sparse, with a name of one line"
+                        f"{where}: {member.size:,} bytes; expected a plain file of at most "
+                        f"{MAX_IMAGE_BYTES:,} bytes, not sparse"
                     )
                 if key in (labels if is_label else images):
                     raise DataError(f"{path}: two {'labels' if is_label else 'images'} named {key}")

@@ -1,4 +1,4 @@
-"""Where tar shards lie: in a folder, or at a URL whose files are read in parts."""
+"""Storage of tar shards: a folder, or a URL whose files are read by byte ranges."""
 
 from __future__ import annotations
 
@@ -23,41 +23,44 @@ from iformer.errors import DataError
 _OPEN_FILES = 128
 
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds between attempts to read from a URL: half a minute in all, which outlasts what is not a real outage."""
+"""Seconds between attempts to read from a URL: half a minute in total, which outlasts short disturbances."""
 
 _TIMEOUT = 30.0
-"""Seconds after which an attempt has failed, where the client can be told so."""
+"""Seconds after which an attempt has failed."""
 
 _BLOCK = 8 * 2**20
-"""Bytes of one request where a file is read from its beginning to its end."""
+"""Bytes per request where a file is read from beginning to end."""
+
+_MAX_COPY_BYTES = 2 * 2**30
+"""Largest file that `UrlStore.local` copies."""
 
 _NEEDED = "https:// needs 'iformer[data]', s3:// the package s3fs, gs:// the package gcsfs"
 
 
 class ShardStore(ABC):
-    """A place with tar shards and their index."""
+    """Storage of tar shards and their index."""
 
-    place: str
-    """As people know it."""
+    location: str
+    """The folder's path or URL, for messages."""
 
     readers: int = 1
-    """How many parts are best asked for at a time."""
+    """Number of reads to run at the same time."""
 
     def path(self, name: str) -> str:
-        """A file's path, for people."""
-        return f"{self.place}/{name}"
+        """Return a file's path, for messages."""
+        return f"{self.location}/{name}"
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where the place does not tell.
+        """Return the size of a file in bytes; None if the store does not tell.
 
         Raises:
-            OSError: there is no such file, or nothing can be known of it.
+            OSError: the file does not exist, or the store does not answer.
         """
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
-        """A file, to be read from its beginning to its end.
+        """Open a file for reading from beginning to end.
 
         Raises:
             OSError: it cannot be opened.
@@ -65,40 +68,40 @@ class ShardStore(ABC):
 
     @abstractmethod
     def read(self, name: str, offset: int, size: int, crc32: int) -> bytes:
-        """`size` bytes from `offset` on, whose CRC-32 is known.
+        """Return the byte range `[offset, offset + size)` of a file.
 
         Raises:
-            DataError: they cannot be read, or are others.
+            DataError: it cannot be read, or its CRC-32 is not `crc32`.
         """
 
     @abstractmethod
     def local(self, name: str) -> Any:
-        """A context whose value is the path of a file, or of its copy, on this machine.
+        """Return a context manager whose value is the local path of a file or of its copy.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
 
     def sizes(self, names: Sequence[str]) -> Iterator[int | None]:
-        """Bytes of several files, in order; see `size`."""
+        """Yield the sizes of several files, in order; see `size`."""
         return map(self.size, names)
 
 
 def is_url(spec: str | os.PathLike[str]) -> bool:
-    """Whether a data set's name is a URL: `https://…`, `s3://…`, `hf://…`."""
+    """Return whether a data set's name is a URL: `https://…`, `s3://…`, `hf://…`."""
     return "://" in os.fspath(spec)
 
 
 def shard_store(where: str | os.PathLike[str]) -> ShardStore:
-    """The store at a folder or URL."""
+    """Return the store of a folder or URL."""
     return UrlStore(os.fspath(where)) if is_url(where) else FolderStore(Path(where))
 
 
 class FolderStore(ShardStore):
-    """A folder."""
+    """Shards in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.place = folder, str(folder)
+        self.folder, self.location = folder, str(folder)
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
@@ -118,7 +121,7 @@ class FolderStore(ShardStore):
         if len(data) != size:
             raise DataError(f"{path}: is shorter than its index says; copy it again")
         if zlib.crc32(data) != crc32:
-            raise DataError(f"{path}: {size:,} bytes from {offset:,} on are not what was indexed; copy it again")
+            raise DataError(f"{path}: {size:,} bytes at {offset:,} differ from the index; copy it again")
         return data
 
     @contextmanager
@@ -127,29 +130,35 @@ class FolderStore(ShardStore):
 
 
 class UrlStore(ShardStore):
-    """A folder of a server or an object store, through fsspec; each image is one request for a part of a file.
+    """Shards in a folder of a server or an object store, through fsspec. Each image is one range request.
 
-    The file system object is fetched by each process and thread for itself: fsspec keeps one for each, and one
-    that was made before a fork cannot be used after it.
+    Each process and thread gets its own file system object: fsspec caches one per thread, and one that was
+    created before a fork cannot be used after it.
     """
 
     readers = 32
 
     def __init__(self, url: str) -> None:
-        """Nothing is asked for yet.
+        """Check the URL, without a request.
 
         Raises:
-            DataError: the URL cannot be that of a folder.
+            DataError: it cannot be the URL of a folder.
         """
-        if "::" in url:  # fsspec's caches keep a copy for each thread of each process
-            raise DataError(f"{url}: chains of file systems are not read; give the URL alone, or copy the shards")
+        if "::" in url:  # fsspec's caches keep a copy per thread of each process
+            raise DataError(
+                f"{url}: chained file systems are not supported; give the plain URL, or copy the shards"
+            )
         if url.startswith(("http://", "https://")) and ("?" in url or "#" in url):
             raise DataError(f"{url}: expected the URL of a folder, without ? and #")
         scheme, _, path = url.partition("://")
-        self.place = f"{scheme}://{path.rstrip('/')}"
+        self.location = f"{scheme}://{path.rstrip('/')}"
 
     def size(self, name: str, *, first: bool = False) -> int | None:
-        return cast("int | None", self._ask(name, lambda files, path: files.size(path), first=first))
+        def size(files: Any, path: str) -> int | None:
+            found: int | None = files.size(path, **_timeout(files))
+            return found
+
+        return cast("int | None", self._request(name, size, first=first))
 
     def sizes(self, names: Sequence[str]) -> Iterator[int | None]:
         with ThreadPoolExecutor(self.readers, thread_name_prefix="size") as pool:
@@ -158,12 +167,12 @@ class UrlStore(ShardStore):
     def open(self, name: str, *, first: bool = False) -> IO[bytes]:
         size = self.size(name, first=first)
         if size is None:
-            raise OSError(errno.EIO, "the server does not tell its size", self.path(name))
-        return io.BufferedReader(_Blocks(lambda start, end: self._part(name, start, end), size), _BLOCK)
+            raise OSError(errno.EIO, "the server does not state its size", self.path(name))
+        return io.BufferedReader(_Blocks(lambda start, end: self._range(name, start, end), size), _BLOCK)
 
     def read(self, name: str, offset: int, size: int, crc32: int) -> bytes:
         try:
-            return self._part(name, offset, offset + size, crc32)
+            return self._range(name, offset, offset + size, crc32)
         except OSError as error:
             raise DataError(f"{self.path(name)}: cannot be read ({error.strerror})") from None
 
@@ -171,35 +180,37 @@ class UrlStore(ShardStore):
     def local(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="iformer-") as folder:
             copy = Path(folder) / name
-            # the first that is asked for: a mistaken URL is said at once
+            # the first request: a wrong URL is reported at once
             with self.open(name, first=True) as source, copy.open("wb") as target:
+                if (size := source.seek(0, os.SEEK_END)) > _MAX_COPY_BYTES:
+                    raise OSError(errno.EFBIG, f"{size:,} bytes; expected at most {_MAX_COPY_BYTES:,}")
+                source.seek(0)
                 shutil.copyfileobj(source, target, _BLOCK)
             yield copy
 
-    def _part(self, name: str, start: int, end: int, crc32: int | None = None) -> bytes:
-        """Bytes `start` to `end` of a file, of which there are so many, and whose CRC-32 may be known."""
+    def _range(self, name: str, start: int, end: int, crc32: int | None = None) -> bytes:
+        """Return the byte range `[start, end)` of a file, and check its CRC-32 if one is given."""
 
-        def part(files: Any, path: str) -> bytes:
-            # a client that has no requests for parts opens the file; it must not read ahead for one image
-            options = {"timeout": _TIMEOUT} if getattr(files, "async_impl", False) else {"cache_type": "none"}
-            data: bytes = files.cat_file(path, start, end, **options)
+        def read(files: Any, path: str) -> bytes:
+            data = _read_range(files, path, start, end)
             if len(data) > end - start:
                 raise DataError(
-                    f"{self.path(name)}: the server sends whole files when asked for parts (HTTP range requests)"
+                    f"{self.path(name)}: the server ignores byte ranges (HTTP range requests) or compresses them"
                 )
             if len(data) < end - start or (crc32 is not None and zlib.crc32(data) != crc32):
-                raise ValueError(f"{end - start:,} bytes from {start:,} on are not what was indexed")
+                raise ValueError(f"{end - start:,} bytes at {start:,} differ from the index")
             return data
 
-        return cast("bytes", self._ask(name, part))
+        return cast("bytes", self._request(name, read))
 
-    def _ask(self, name: str, request: Callable[[Any, str], Any], *, first: bool = False) -> Any:
-        """What a request, made of the file system and a path in it, answers; asked again after what may pass.
+    def _request(self, name: str, request: Callable[[Any, str], Any], *, first: bool = False) -> Any:
+        """Return `request(file system, path)`; repeat it after errors that may be temporary.
 
-        Of the `first` request only an error that a server answers may pass: that there is none will not.
+        After the `first` request only an error status of the server counts as temporary: a server that does not
+        exist does not become reachable.
 
         Raises:
-            OSError: it fails, whatever the client raised; its `strerror` says why.
+            OSError: the request failed, whatever the client raised; `strerror` says why.
         """
         files, root = self._files()
         for wait in (*_WAITS, None):
@@ -207,42 +218,75 @@ class UrlStore(ShardStore):
                 return request(files, f"{root}/{name}")
             except DataError:
                 raise
-            except Exception as raised:  # clients of object stores raise of every kind
+            except Exception as raised:  # clients of object stores raise errors of many types
                 error = raised
                 if isinstance(raised, FileNotFoundError) and isinstance(raised.__cause__, Exception):
-                    error = raised.__cause__  # what a client takes for a missing file
+                    error = raised.__cause__  # fsspec reports any failure as a missing file
                 if isinstance(error, FileNotFoundError) or getattr(error, "status", None) == 404:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path(name)) from None
-                if wait is None or not _may_pass(error, first=first):
+                if wait is None or not _is_temporary(error, first=first):
                     raise OSError(errno.EIO, _reason(error), self.path(name)) from None
             time.sleep(wait)
         raise AssertionError("the last attempt has no wait")
 
     def _files(self) -> tuple[Any, str]:
-        """fsspec's file system of this process and thread, and the folder's path in it."""
+        """Return fsspec's file system of this process and thread, and the folder's path in it."""
         from fsspec.core import url_to_fs
 
         try:
-            files, root = url_to_fs(self.place)
-        except Exception as error:  # a package is missing, the protocol is unknown, or it wants more than a URL
-            raise DataError(f"{self.place}: {_reason(error)} ({_NEEDED})") from None
+            files, root = url_to_fs(self.location)
+        except Exception as error:  # a missing package, an unknown protocol, or more than a URL is needed
+            raise DataError(f"{self.location}: {_reason(error)} ({_NEEDED})") from None
         if getattr(files, "async_impl", False):
             _kept[id(files)] = files
         return files, root.rstrip("/")
 
 
 _kept: dict[int, Any] = {}
-"""File systems with an event loop. fsspec forgets them after a fork; if that were their end in the child, they
-would take their connections out of the kernel's list of events, which child and parent share, and the parent would
-wait for answers that it is never told of."""
+"""File systems with an event loop, kept alive. fsspec drops them after a fork; their destruction in the child
+would remove their connections from the kernel's event list, which child and parent share, and the parent would
+wait forever."""
+
+
+def _timeout(files: Any) -> dict[str, Any]:
+    """Return the option that limits a request's time; only file systems with an event loop have it."""
+    return {"timeout": _TIMEOUT} if getattr(files, "async_impl", False) else {}
+
+
+def _read_range(files: Any, path: str, start: int, end: int) -> bytes:
+    """Read the byte range `[start, end)`. A longer result means that the server ignored the range."""
+    if "http" not in files.protocol:
+        # a file system without range requests opens the file; it must not read ahead for one image
+        options = _timeout(files) or {"cache_type": "none"}
+        data: bytes = files.cat_file(path, start, end, **options)
+        return data
+
+    if start == end:
+        return b""
+
+    async def read() -> bytes:  # files.cat_file would keep an answer of any size, and decompress it
+        session = await files.set_session()
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        found = bytearray()
+        async with session.get(files.encode_url(path), headers=headers) as answer:
+            answer.raise_for_status()
+            async for chunk in answer.content.iter_any():
+                found += chunk
+                if len(found) > end - start or "Content-Encoding" in answer.headers:
+                    return bytes(end - start + 1)
+        return bytes(found)
+
+    from fsspec.asyn import sync
+
+    return cast("bytes", sync(files.loop, read, timeout=_TIMEOUT))
 
 
 class _Blocks(io.RawIOBase):
-    """A file that is read by its parts."""
+    """A file that is read by byte ranges."""
 
-    def __init__(self, part: Callable[[int, int], bytes], size: int) -> None:
-        """`part` gives the bytes from a place to another."""
-        self._part, self._size, self._place = part, size, 0
+    def __init__(self, read_range: Callable[[int, int], bytes], size: int) -> None:
+        """Set the function that returns a byte range, and the file's size."""
+        self._read_range, self._size, self._position = read_range, size, 0
 
     def readable(self) -> bool:
         return True
@@ -251,19 +295,19 @@ class _Blocks(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._place + len(buffer), self._size)
-        data = self._part(self._place, end) if end > self._place else b""
+        end = min(self._position + len(buffer), self._size)
+        data = self._read_range(self._position, end) if end > self._position else b""
         buffer[: len(data)] = data
-        self._place = end
+        self._position = end
         return len(data)
 
 
-def _may_pass(error: Exception, *, first: bool) -> bool:
-    """Whether the same request may be answered a little later."""
+def _is_temporary(error: Exception, *, first: bool) -> bool:
+    """Return whether the same request may succeed a little later."""
     status = getattr(error, "status", None)  # of HTTP
     if isinstance(status, int):
         return not 400 <= status < 500 or status in (408, 429)
@@ -275,7 +319,7 @@ def _reason(error: Exception) -> str:
 
 
 class _OpenFiles(threading.local):
-    """Descriptors of the shards that a thread read last. Forked processes share them: reads are positioned."""
+    """Descriptors of the shards that a thread read last. Forked processes can share them: reads are positioned."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, int] = OrderedDict()
