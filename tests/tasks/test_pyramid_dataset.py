@@ -13,7 +13,8 @@ from iformer.config.dense import IGNORED
 from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
-from iformer.tasks.dense_dataset import DetectionImages, SemanticImages, fitted
+from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.segmentation.dataset import SemanticImages, fitted
 
 
 def reddish(pixels_CHW: Tensor) -> Tensor:

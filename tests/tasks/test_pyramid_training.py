@@ -97,14 +97,14 @@ def test_two_processes_measure_as_one(tmp_path: Path, task: str) -> None:
     network = load_dense(tmp_path / "two" / "last.safetensors")
     if task == "detect":
         from iformer.data.sources.coco import load_detection
-        from iformer.tasks.detection.training import evaluate_detection_set
+        from iformer.tasks.detection.evaluate import evaluate_set
 
-        one = evaluate_detection_set(network, load_detection(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
+        one = evaluate_set(network, load_detection(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
     else:
         from iformer.data.sources.masks import load_semantic
-        from iformer.tasks.segmentation.training import evaluate_semantic_set
+        from iformer.tasks.segmentation.evaluate import evaluate_set
 
-        one = evaluate_semantic_set(network, load_semantic(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
+        one = evaluate_set(network, load_semantic(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
     assert one == two
 
 

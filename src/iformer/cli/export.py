@@ -172,19 +172,21 @@ def _quantization(
     from iformer.cli.train import note_warnings
     from iformer.deploy.quantize import Quantization
     from iformer.deploy.spec import Predictor
-    from iformer.tasks.classification.evaluate import evaluate, evaluation_loader, find_labelled
-    from iformer.tasks.classification.loss import Classification
+    from iformer.tasks.registry import find_task
 
     preprocessing = model.metadata.preprocessing
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
-    found = find_labelled(model.metadata, model.num_classes, data)
+    row = find_task("classify")
+    evaluation = row.module("evaluate")
+    found = row.module("dataset").find_labelled(model.metadata, model.num_classes, data)
     note_warnings(list(found.notes))
     # decoded once for all runtimes and attempts
-    loader = evaluation_loader(found.images, preprocessing, batch_size=16, workers=0, cache="ram")
+    loader = evaluation.evaluation_loader(found.images, preprocessing, batch_size=16, workers=0, cache="ram")
 
     def measure(predictor: Predictor) -> dict[str, Any]:
-        return evaluate(predictor, loader, Classification(found.images.class_names)).metrics
+        metrics: dict[str, Any] = evaluation.evaluate(predictor, loader).metrics
+        return metrics
 
     samples = found.train.samples
     # in random order: LiteRT's ranges are moving averages, which images sorted by class would bias
@@ -192,7 +194,7 @@ def _quantization(
     return Quantization(
         images=[samples[index] for index in chosen],
         measure=measure,
-        metric=Classification.primary_metric,
+        metric=row.metric,
         max_drop=max_drop,
         accuracy_control=accuracy_control,
         data=f"{data} (validation)",

@@ -149,7 +149,7 @@ def _load_data(say: Console, limit: int | None) -> DataSplits:
 
 def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
     from iformer.config.recipe import load_recipe
-    from iformer.tasks.classification.training import classification_job
+    from iformer.tasks.registry import find_task
     from iformer.training.job import RunSettings
     from iformer.training.loop import train
 
@@ -168,7 +168,7 @@ def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, ove
         folder=run,
         overwrite=overwrite and (run / "config.yaml").exists(),
     )
-    result = train(classification_job(data, settings, model=MODEL))
+    result = train(find_task("classify").module("training").classification_job(data, settings, model=MODEL))
     top1, images = result.metrics["top1"], result.metrics["images"]
     say.print(f"[bold]Test accuracy {top1:.1f} %[/bold] on {images} photographs, after {result.seconds:.0f} s")
     for name, values in result.metrics["per_class"].items():
@@ -249,21 +249,24 @@ def _time(say: Console, model: Classifier, artifact: Path) -> Timings:
 
 
 def _predict(say: Console, model: Classifier, test: ImageSet, out: Path) -> None:
-    from iformer.tasks.classification.predict import Answer, Predictor
-    from iformer.tasks.contact_sheet import draw_explanations, draw_predictions
+    from iformer.tasks.registry import find_task
+
+    classify = find_task("classify").module("predict")
 
     chosen = test.subset(random.Random(1).sample(range(len(test)), min(SHOWN_IMAGES, len(test))))
     truth = {
         path: chosen.class_names[sample.label] for path, sample in zip(chosen.files, chosen.samples, strict=True)
     }
-    predictor = Predictor(model, top_k=2, attention=True)
-    answers = [answer for answer in predictor.predict(list(truth)) if isinstance(answer, Answer)]
+    predictor = classify.Predictor(model, top_k=2, attention=True)
+    answers = [answer for answer in predictor.predict(list(truth)) if isinstance(answer, classify.Answer)]
     right = sum(answer.classes[0][0] == truth[answer.path] for answer in answers)
     subtitle = f"Test photographs, drawn at random; {right} of these {len(answers)} are right."
-    draw_predictions(answers, out, title=f"{MODEL} after this quickstart", subtitle=subtitle)
+    classify.draw_predictions(answers, out, title=f"{MODEL} after this quickstart", subtitle=subtitle)
     # the cells with something to see, surest first
     defective = sorted(answers, key=lambda answer: -dict(answer.classes).get("defective", 0.0))
-    draw_explanations(defective[:EXPLAINED_IMAGES], out, title=f"Where {MODEL} looks: likeliest defects first")
+    classify.draw_explanations(
+        defective[:EXPLAINED_IMAGES], out, title=f"Where {MODEL} looks: likeliest defects first"
+    )
     say.print(f"{out / 'predict.png'}: {len(answers)} test photographs with their answers, {right} right")
     say.print(f"{out / 'explain.png'}: where the last attention stage looks")
 

@@ -18,14 +18,13 @@ from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.models.factory import build
+from iformer.tasks.classification.dataset import with_class_order
 from iformer.tasks.classification.evaluate import (
     NetworkPredictor,
     evaluate,
     evaluate_on_data,
     evaluation_loader,
-    with_class_order,
 )
-from iformer.tasks.classification.loss import Classification
 from tiny.classification import tiny_config
 
 PREPROCESSING = Preprocessing(size=(32, 32), crop_pct=1.0)
@@ -51,9 +50,8 @@ def test_every_image_comes_once_and_in_order(images: Path) -> None:
         seen.append(len(batch))
         return darkest_channel(batch)
 
-    task = Classification(image_set.class_names)
     with evaluation_loader(image_set, PREPROCESSING, batch_size=5, workers=0) as loader:
-        evaluation = evaluate(predictor, loader, task)
+        evaluation = evaluate(predictor, loader)
     assert seen == [5, 5, 2]
     assert evaluation.indices.tolist() == list(range(12))
     assert evaluation.labels.tolist() == image_set.labels.tolist()
@@ -66,7 +64,7 @@ def test_every_image_comes_once_and_in_order(images: Path) -> None:
 def test_metrics_are_of_the_predictions(images: Path) -> None:
     image_set = load_data(str(images), workers=1).val
     with evaluation_loader(image_set, PREPROCESSING, batch_size=64, workers=0) as loader:
-        evaluation = evaluate(right_about_one_class, loader, Classification(image_set.class_names))
+        evaluation = evaluate(right_about_one_class, loader)
     answers = evaluation.probabilities.argmax(1)
     right = 100 * (answers == evaluation.labels).mean()
     assert right < 100
@@ -122,7 +120,7 @@ def test_evaluation_by_name_uses_the_network_s_classes(images: Path) -> None:
 def test_parts_of_the_data(images: Path) -> None:
     metadata = Metadata(preprocessing=PREPROCESSING)
     for part, count in (("train", 48), ("val", 12), ("all", 60)):
-        evaluation, _ = evaluate_on_data(darkest_channel, metadata, 3, str(images), part=part, workers=0)  # type: ignore[arg-type]
+        evaluation, _ = evaluate_on_data(darkest_channel, metadata, 3, str(images), split=part, workers=0)  # type: ignore[arg-type]
         assert evaluation.metrics["images"] == count
 
 
@@ -133,7 +131,7 @@ def test_images_that_were_trained_on_are_pointed_out(images: Path) -> None:
 
     def notes(part: str, **changes: str) -> list[str]:
         known = replace(metadata, provenance={"data": {**trained_on, **changes}})
-        _, lines = evaluate_on_data(darkest_channel, known, 3, str(images), part=part, workers=0)  # type: ignore[arg-type]
+        _, lines = evaluate_on_data(darkest_channel, known, 3, str(images), split=part, workers=0)  # type: ignore[arg-type]
         return lines
 
     assert notes("val") == []
@@ -143,7 +141,7 @@ def test_images_that_were_trained_on_are_pointed_out(images: Path) -> None:
 
 
 def test_number_of_classes_has_to_be_the_network_s(images: Path) -> None:
-    with pytest.raises(DataError, match="has 3 classes, the network tells 5 apart"):
+    with pytest.raises(DataError, match="has 3 classes, the network has 5 outputs"):
         evaluate_on_data(darkest_channel, Metadata(preprocessing=PREPROCESSING), 5, str(images), workers=0)
 
 
@@ -152,6 +150,6 @@ def test_evaluation_leaves_the_network_alone(images: Path) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     image_set = load_data(str(images), workers=1).val
     with evaluation_loader(image_set, PREPROCESSING, batch_size=4, workers=0) as loader:
-        evaluate(NetworkPredictor(network, PREPROCESSING), loader, Classification(image_set.class_names))
+        evaluate(NetworkPredictor(network, PREPROCESSING), loader)
     assert isinstance(network, nn.Module)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from iformer.errors import ConfigError
 from iformer.tasks.classification.loss import Classification
+from iformer.tasks.classification.metric import ClassificationMetric
 
 NAMES = ("a", "b", "c")
 
@@ -79,7 +80,7 @@ def test_odd_batch_is_not_mixed() -> None:
 
 
 def test_metric_counts_over_batches_of_any_size() -> None:
-    metric = Classification(NAMES).metric()
+    metric = ClassificationMetric(NAMES)
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     answers = torch.tensor([0, 0, 1, 1, 0, 0])
     logits = functional.one_hot(answers, 3).float() * 2
@@ -98,7 +99,7 @@ def test_metric_counts_over_batches_of_any_size() -> None:
 
 def test_top5_needs_more_than_five_classes() -> None:
     names = tuple("abcdefgh")
-    metric = Classification(names).metric()
+    metric = ClassificationMetric(names)
     logits = torch.arange(8.0).repeat(8, 1)  # the last five classes are the five strongest
     metric.update(logits, {"labels": torch.arange(8)})
     metrics = metric.compute()

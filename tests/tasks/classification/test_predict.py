@@ -15,10 +15,10 @@ from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import OutputError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
-from iformer.tasks import contact_sheet
-from iformer.tasks.classification.explain import AttentionRecorder
-from iformer.tasks.classification.predict import Answer, Failure, Predictor
-from iformer.tasks.contact_sheet import draw_explanations, draw_predictions, overlay
+from iformer.tasks import pictures
+from iformer.tasks.classification import predict as prediction
+from iformer.tasks.classification.explain import AttentionRecorder, overlay
+from iformer.tasks.classification.predict import Answer, Failure, Predictor, draw_explanations, draw_predictions
 from tiny.networks import randomize, tiny_config
 
 
@@ -141,12 +141,12 @@ def test_pages_are_limited_and_small_ones_are_small(
     with Image.open(one) as picture:
         assert picture.width < 500
         assert len(np.unique(np.asarray(picture.convert("L")))) > 20
-    monkeypatch.setattr(contact_sheet, "MAX_PAGES", 2)
-    monkeypatch.setattr(contact_sheet, "_ROWS", 1)
-    monkeypatch.setattr(contact_sheet, "_COLUMNS", 2)
+    monkeypatch.setattr(prediction, "MAX_PAGES", 2)
+    monkeypatch.setattr(prediction, "_ROWS", 1)
+    monkeypatch.setattr(prediction, "_COLUMNS", 2)
     pages = draw_predictions(answers, tmp_path, title="Seven", subtitle="images")
     assert [page.name for page in pages] == ["predict.png", "predict-2.png"]
-    assert contact_sheet.max_drawn() == 4
+    assert prediction.max_drawn() == 4
     pages = draw_explanations(answers, tmp_path, title="Where it looks")
     assert [page.name for page in pages] == ["explain.png", "explain-2.png"]
     assert not list(tmp_path.glob(".*"))
@@ -161,6 +161,6 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OutputError, match="No space left"):
-        contact_sheet.save_png(Image.new("RGB", (4, 4)), tmp_path / "predict.png")
+        pictures.save_png(Image.new("RGB", (4, 4)), tmp_path / "predict.png")
     assert (tmp_path / "predict.png").read_bytes() == b"old"
     assert not list(tmp_path.glob(".*"))

@@ -12,9 +12,10 @@ from PIL import Image
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
 from iformer.data.samples import FileSample, ImageSet
+from iformer.tasks.classification.evaluate import ClassificationEvaluation
+from iformer.tasks.classification.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
 from iformer.tasks.classification.report import wilson_interval, write_report
-from iformer.training.records.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
-from iformer.training.records.results import ClassificationEvaluation, TrainResult
+from iformer.training.records.results import TrainResult
 
 
 def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) -> TrainResult:
@@ -98,7 +99,7 @@ def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) 
 @pytest.mark.parametrize("classes", [2, 60])
 def test_report_shows_every_picture_and_number(tmp_path: Path, classes: int) -> None:
     result = make_result(tmp_path, classes=classes, images=300)
-    text = write_report(tmp_path, result=result, history=result.history).read_text()
+    text = write_report(result).read_text()
     for picture in ("curves.png", "confusion.png", "mistakes.png"):
         assert f"]({picture})" in text
         with Image.open(tmp_path / picture) as image:
@@ -117,7 +118,7 @@ def test_no_mistakes_leaves_no_gallery_of_an_older_run(tmp_path: Path) -> None:
     (tmp_path / "mistakes.png").write_bytes(b"older")
     result = make_result(tmp_path, classes=2, images=40, wrong=-1)
     assert result.metrics["top1"] == 100
-    assert "mistakes.png" not in write_report(tmp_path, result=result).read_text()
+    assert "mistakes.png" not in write_report(result).read_text()
     assert not (tmp_path / "mistakes.png").exists()
 
 
@@ -125,7 +126,7 @@ def test_images_that_are_gone_do_not_stop_the_report(tmp_path: Path) -> None:
     result = make_result(tmp_path, classes=3, images=60)
     for image in tmp_path.glob("image*.png"):
         image.unlink()
-    assert "can no longer be read" in write_report(tmp_path, result=result).read_text()
+    assert "can no longer be read" in write_report(result).read_text()
 
 
 def test_worst_mistakes_come_first_and_are_mistakes(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_worst_mistakes_come_first_and_are_mistakes(tmp_path: Path) -> None:
 def test_many_classes_show_the_most_confused(tmp_path: Path) -> None:
     confusion = np.diag(np.full(100, 50))
     confusion[97, 3] = 40
-    from iformer.training.records.figures import _classes_to_show
+    from iformer.tasks.classification.figures import _classes_to_show
 
     shown = _classes_to_show(confusion)
     assert {3, 97} <= set(shown.tolist())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from iformer.tasks.detection.loss import DetectionMetric, coco_results
+from iformer.tasks.detection.metric import DetectionMetric, coco_results
 
 SIZE = 120
 

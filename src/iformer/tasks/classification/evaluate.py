@@ -1,15 +1,17 @@
-"""How right a network is on labelled images. Anything that turns images into logits can be evaluated.
+"""Evaluate classifiers, artifacts and anything else that turns images into logits.
 
 Shape letters: N images, B batch, K classes, H and W pixels.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,30 +19,77 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader, build_loader
-from iformer.data.samples import DataSplits, ImageSet
-from iformer.data.sources import load_data
+from iformer.data.samples import ImageSet
 from iformer.data.transforms import Normalize, eval_transform
-from iformer.errors import DataError
-from iformer.tasks.classification.loss import Classification
+from iformer.deploy.artifact import Runner
+from iformer.models.classifier import Classifier
+from iformer.tasks.classification.dataset import find_labelled
+from iformer.tasks.classification.metric import ClassificationMetric
+from iformer.tasks.interface import EvaluateOptions, Split
 from iformer.training.distributed import all_gather
 from iformer.training.network.precision import Precision, autocast
-from iformer.training.records.results import ClassificationEvaluation
+from iformer.training.records.logs import ProgressView
+from iformer.training.records.results import Evaluation
+
+TAKES = frozenset({"workers", "val_split", "batch_size"})
+"""The options of `EvaluateOptions` that this task reads."""
 
 Predictor = Callable[[Tensor], Tensor]
-"""Images as the evaluation transform leaves them, uint8 B x 3 x H x W, to logits, B x K."""
+"""uint8 images from the evaluation transform (B x C x H x W) to logits (B x K)."""
 
-Split = Literal["val", "train", "all"]
+Progress = Callable[[int], None]
+"""Called after each batch with its number of images."""
 
-DEFAULT_VAL_SPLIT = 0.2
 
-Progress = Callable[[int, int], None]
-"""Called with (batches done, batches in all) of this process."""
+@dataclass(frozen=True, kw_only=True)
+class ClassificationEvaluation(Evaluation):
+    """Predictions on every image of a set, and their metrics.
+
+    Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are sorted by index.
+
+    `metrics` has `top1`, `top5` (from 6 classes on), `loss` (mean cross entropy), `images` (N),
+    `macro`: `{"precision", "recall", "f1"}` (means over classes),
+    `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
+    `confusion`: K x K nested lists of counts, row true class, column predicted class.
+    """
+
+    image_set: ImageSet
+    indices: npt.NDArray[np.int64]
+    """(N,) indices into `image_set.samples`."""
+    labels: npt.NDArray[np.int64]
+    """(N,) true classes, as indices into `image_set.class_names`."""
+    probabilities: npt.NDArray[np.float32]
+    """N x K softmax outputs; column k belongs to `image_set.class_names[k]`."""
+
+    columns: ClassVar = {"precision": "precision %", "recall": "recall %", "f1": "F1 %", "support": "images"}
+
+    @property
+    def headline(self) -> str:
+        metrics = self.metrics
+        top5 = f", top-5 {metrics['top5']:.2f} %" if "top5" in metrics else ""
+        return f"top-1 {metrics['top1']:.2f} %{top5}, loss {metrics['loss']:.4f} on {metrics['images']} images"
+
+    def files(self) -> dict[str, str]:
+        """Return `predictions.jsonl`: one line an image with its label, the answer and its probability."""
+        names = self.image_set.class_names
+        lines = []
+        for index, label, probabilities_K in zip(self.indices, self.labels, self.probabilities, strict=True):
+            answer = int(probabilities_K.argmax())
+            record = {
+                "image": str(self.image_set.samples[index]),
+                "label": names[label],
+                "predicted": names[answer],
+                "probability": float(probabilities_K[answer]),
+            }
+            lines.append(json.dumps(record) + "\n")
+        return {"predictions.jsonl": "".join(lines)}
 
 
 class NetworkPredictor:
-    """A network and its normalisation as a `Predictor`.
+    """A network behind its normalisation, as a `Predictor`.
 
-    The network is used as it is at each call, so one that is still training can be looked at again and again.
+    The weights are those of the network at the time of the call, so a network in training can be evaluated
+    repeatedly.
     """
 
     def __init__(
@@ -60,7 +109,7 @@ class NetworkPredictor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 B x 3 x H x W on any device to fp32 logits, B x K, on the network's."""
+        """Return fp32 logits (B x K, on the network's device) of uint8 images (B x C x H x W, any device)."""
         images = images.to(self.device, non_blocking=True)
         with autocast(self.precision, self.device):
             logits: Tensor = self.network(self._normalize(images).contiguous(memory_format=self._memory_format))
@@ -75,10 +124,10 @@ def evaluation_loader(
     workers: int | None = None,
     cache: Literal["none", "ram"] = "none",
 ) -> Loader:
-    """Batches in which each image of a set comes exactly once, on one process.
+    """Build a loader that yields each image of a set exactly once, on one process.
 
     Raises:
-        DataError: an image cannot be read, or there is none.
+        DataError: an image cannot be read, or the set is empty.
     """
     dataset = ImageDataset(image_set, eval_transform(preprocessing), cache=cache)
     return build_loader(dataset, batch_size=batch_size, train=False, workers=workers)
@@ -87,39 +136,43 @@ def evaluation_loader(
 def evaluate(
     predictor: Predictor,
     loader: Loader,
-    task: Classification,
     *,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> ClassificationEvaluation:
-    """Ask a predictor for every image of a loader.
+    """Evaluate a predictor on every image of a loader over an `ImageDataset`.
 
-    With several processes (torch.distributed) each one goes through its own share, of any length, and all
-    get the same result over all images.
+    With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
+    result over all images.
+
+    Args:
+        predictor: its outputs have the order of the image set's classes.
+        loader: yields each image once.
+        device: device of the metric.
 
     Raises:
         DataError: an image cannot be read.
         MissingDependencyError: torchmetrics is not installed.
     """
     device = torch.device(device)
-    metric = task.metric(device=device)
+    dataset = loader.dataset
+    assert isinstance(dataset, ImageDataset)
+    class_names = dataset.image_set.class_names
+    metric = ClassificationMetric(class_names, device=device)
     indices, labels, probabilities = [], [], []
-    for done, batch in enumerate(loader.epoch(), start=1):
+    for batch in loader.epoch():
         logits_BK = predictor(batch["images"]).to(device)
         metric.update(logits_BK, {"labels": batch["labels"].to(device)})
         indices.append(batch["indices"])
         labels.append(batch["labels"])
         probabilities.append(logits_BK.softmax(1).cpu())
         if progress is not None:
-            progress(done, len(loader.sampler))
-    dataset = loader.dataset
-    assert isinstance(dataset, ImageDataset)
-    classes = len(task.class_names)
+            progress(len(batch["indices"]))
     shares = all_gather(
         (
             np.concatenate([np.empty(0, np.int64), *indices]),
             np.concatenate([np.empty(0, np.int64), *labels]),
-            np.concatenate([np.empty((0, classes), np.float32), *probabilities]),
+            np.concatenate([np.empty((0, len(class_names)), np.float32), *probabilities]),
         )
     )
     rows = [np.concatenate(columns) for columns in zip(*shares, strict=True)]
@@ -139,117 +192,64 @@ def evaluate_on_data(
     num_classes: int,
     data: str,
     *,
-    part: Split = "val",
-    val_split: float | None = None,
     batch_size: int = 64,
     workers: int | None = None,
-    strict: bool = False,
     device: torch.device | str = "cpu",
+    split: Split = "val",
+    val_split: float | None = None,
+    strict: bool = False,
+    progress: bool = False,
 ) -> tuple[ClassificationEvaluation, list[str]]:
-    """Evaluate anything that has a checkpoint's metadata on a data set by name.
+    """Evaluate a predictor on a data set by name.
 
     Args:
         predictor: images to logits of `num_classes` classes.
-        metadata: class names and preprocessing, and what the network was trained on.
-        num_classes: K.
-        data: `elpv` or a folder, as `iformer.data.sources.load_data` takes it.
-        part: the images that are for validation, those for training, or all.
-        val_split: share of a folder without parts that is for validation; None: as in the network's training,
-            where that is known, else 0.2.
-        batch_size: images at once.
-        workers: processes that load images.
-        strict: an image that cannot be read is an error instead of being skipped.
-        device: where the metric is computed.
+        metadata: class names, preprocessing and training data of the network.
+        batch_size: images in one call of the predictor.
+        workers: processes that load images; None: `iformer.data.loader.auto_workers`.
+        device: device of the metric.
+        progress: show a progress bar on a terminal.
+        data, split, val_split, strict: see `iformer.tasks.classification.dataset.find_labelled`.
 
     Returns:
-        The evaluation, in the network's order of classes, and what a reader of it should know, one line each.
+        The evaluation, in the network's order of classes, and notes for its reader.
 
     Raises:
-        DataError: the data cannot be used, or its classes are not the network's.
+        DataError: the data cannot be read, or its classes are not the network's.
     """
-    found = find_labelled(metadata, num_classes, data, part=part, val_split=val_split, strict=strict)
+    found = find_labelled(metadata, num_classes, data, split=split, val_split=val_split, strict=strict)
     loader = evaluation_loader(found.images, metadata.preprocessing, batch_size=batch_size, workers=workers)
-    with loader:
-        evaluation = evaluate(predictor, loader, Classification(found.images.class_names), device=device)
-    return evaluation, list(found.notes)
+    with loader, ProgressView(total=len(found.images), shown=progress, what="evaluating") as view:
+        return evaluate(predictor, loader, device=device, progress=view.advance), list(found.notes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """Images with the classes of a network, in its order."""
-
-    images: ImageSet
-    train: ImageSet
-    """The images for training; the same as `images` where those were asked for."""
-    notes: tuple[str, ...]
-    """What a reader of an evaluation on them should know, one line each."""
-
-
-def find_labelled(
-    metadata: Metadata,
-    num_classes: int,
-    data: str,
-    *,
-    part: Split = "val",
-    val_split: float | None = None,
-    strict: bool = False,
-) -> Labelled:
-    """A data set by name for a network; the arguments are those of `evaluate_on_data`.
-
-    Raises:
-        DataError: the data cannot be used, or its classes are not the network's.
-    """
-    trained_on = metadata.provenance.get("data")
-    trained_on = trained_on if isinstance(trained_on, dict) else {}
-    if val_split is None:
-        val_split = float(trained_on.get("val_split", DEFAULT_VAL_SPLIT))
-    split = load_data(data, val_split=val_split, strict=strict)
-    class_names = metadata.class_names or split.val.class_names
-    if len(class_names) != num_classes:
-        raise DataError(f"{data} has {len(class_names)} classes, the network tells {num_classes} apart")
-    return Labelled(
-        images=with_class_order(_part(split, part), class_names),
-        train=with_class_order(split.train, class_names),
-        notes=(*split.warnings, *_what_was_seen(split, part, data, trained_on)),
+def evaluate_data(
+    subject: Classifier | Runner, data: str, options: EvaluateOptions
+) -> tuple[ClassificationEvaluation, Sequence[str]]:
+    """Evaluate a classifier or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
+    predictor: Predictor
+    if isinstance(subject, Classifier):
+        network = subject.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        metadata, num_classes = network.metadata, network.num_classes
+        predictor = NetworkPredictor(
+            network, metadata.preprocessing, device=options.device, precision=options.precision
+        )
+    else:
+        predictor, info = subject, subject.info
+        num_classes = info.num_classes
+        metadata = Metadata(
+            class_names=info.class_names, preprocessing=info.preprocessing, provenance=info.provenance
+        )
+    return evaluate_on_data(
+        predictor,
+        metadata,
+        num_classes,
+        data,
+        batch_size=options.batch_size or 64,
+        workers=options.workers,
+        device=options.device,
+        split=options.split,
+        val_split=options.val_split,
+        strict=options.strict,
+        progress=True,
     )
-
-
-def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
-    """The same images with their labels counted in a network's order of classes.
-
-    Raises:
-        DataError: the images' classes are not the network's; the message names those that differ.
-    """
-    if set(image_set.class_names) != set(class_names):
-        differences = [
-            f"only {whose}: {', '.join(sorted(names)[:10])}{' …' if len(names) > 10 else ''}"
-            for whose, names in (
-                ("the network knows", set(class_names) - set(image_set.class_names)),
-                ("the data has", set(image_set.class_names) - set(class_names)),
-            )
-            if names
-        ]
-        raise DataError(f"the classes of the data are not those of the network ({'; '.join(differences)})")
-    position = {name: index for index, name in enumerate(class_names)}
-    labels = [position[name] for name in image_set.class_names]
-    samples = tuple(replace(sample, label=labels[sample.label]) for sample in image_set.samples)
-    return replace(image_set, class_names=tuple(class_names), samples=samples)
-
-
-def _part(split: DataSplits, part: Split) -> ImageSet:
-    if part == "all":
-        name = split.val.name.removesuffix(" val")
-        return replace(split.val, name=name, samples=(*split.train.samples, *split.val.samples))
-    return split.val if part == "val" else split.train
-
-
-def _what_was_seen(split: DataSplits, part: Split, data: str, trained_on: dict[str, Any]) -> list[str]:
-    """A warning where images are evaluated that the network was trained on, or may have been."""
-    if trained_on.get("train_fingerprint") == split.train.fingerprint():
-        return [] if part == "val" else ["the network was trained on some of these images"]
-    if trained_on.get("name") == data:
-        return [
-            "the files are not split as they were when this network was trained: it may have been trained on "
-            "some of these images"
-        ]
-    return []

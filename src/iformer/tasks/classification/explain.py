@@ -8,13 +8,21 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from iformer.errors import UserError
 from iformer.layers.attention import SHMA, tokens
 from iformer.layers.sha import SHA
 from iformer.models.backbone import Backbone
+
+# control points of matplotlib's "inferno", whose lightness grows evenly
+_HEAT = np.array(
+    [[0, 0, 4], [51, 10, 95], [120, 28, 109], [187, 55, 84], [237, 105, 37], [251, 180, 26], [252, 255, 164]],
+    dtype=np.float32,
+)
 
 
 class AttentionRecorder:
@@ -76,6 +84,25 @@ class AttentionRecorder:
             self._maps.append(received_BL.float().unflatten(1, k_BDHW.shape[2:]))
 
         return hook
+
+
+def overlay(photograph: Image.Image, attention_hw: Tensor) -> Image.Image:
+    """Draw a heat map of the attention that each place receives on a photograph in gray.
+
+    Dark: an even share or less. Brightest: the most attended place, if that receives twice an even share or
+    more.
+    """
+    received = attention_hw.numpy().astype(np.float32)
+    # an almost even map must not be stretched into a picture of something
+    heat = (received - 1) / max(float(received.max()) - 1, 1.0)
+    smooth = Image.fromarray(heat).resize(photograph.size, Image.Resampling.BICUBIC)
+    value = np.asarray(smooth, dtype=np.float32).clip(0, 1)
+    position = value * (len(_HEAT) - 1)
+    low = np.minimum(position.astype(np.int64), len(_HEAT) - 2)
+    colour = _HEAT[low] + (_HEAT[low + 1] - _HEAT[low]) * (position - low)[..., None]
+    gray = np.asarray(photograph.convert("L"), dtype=np.float32)[..., None]
+    opacity = (0.25 + 0.5 * value)[..., None]
+    return Image.fromarray((gray * (1 - opacity) + colour * opacity).clip(0, 255).astype(np.uint8))
 
 
 def _keep(queries: list[Tensor]) -> Any:

@@ -1,57 +1,52 @@
-"""Classification: cross entropy on hard, smoothed or mixed labels, and accuracy.
+"""The training objective of classification: cross entropy with hard, smoothed or mixed labels.
 
 Shape letters: B batch, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iformer.dependencies import require
 from iformer.errors import ConfigError
+from iformer.tasks.registry import TASKS
 from iformer.training.protocol import Batch
 
-TOP5_CLASSES = 6
-"""Fewest classes with which top-5 accuracy says something."""
+_ROW = TASKS["classify"]
 
 
 @dataclass(frozen=True)
 class MixedBatch:
-    """What a step learns from."""
+    """Images and targets of one step."""
 
     images: Tensor
     """Float B x 3 x H x W."""
     targets: Tensor
-    """int64 B classes, or float B x K probabilities of mixed images."""
+    """int64 B classes, or float B x K class probabilities of mixed images."""
     strongest: Tensor
     """int64 B: the class with the largest share of each image."""
     label_smoothing: float
-    """What is still to be smoothed away from `targets`."""
+    """Smoothing that `targets` do not contain yet."""
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Of logits, B x K, with the targets: the mean over the images, in fp32."""
+        """Return the mean cross entropy, in fp32, between logits (B x K) and the targets."""
         return functional.cross_entropy(logits.float(), self.targets, label_smoothing=self.label_smoothing)
 
     def accuracy(self, answers_B: Tensor) -> Tensor:
-        """The percentage of int64 B answers that name the strongest class."""
+        """Return the percentage of answers (int64 B) that are the strongest class."""
         return 100 * (answers_B == self.strongest).float().mean()
 
 
 class Classification:
     """Images to one class each.
 
-    `batch["labels"]` is int64 B. Networks with two heads learn the labels with both: the loss is the mean.
+    `batch["labels"]` is int64 B. A network with two heads learns the labels with both; the loss is their mean.
     """
 
-    name = "classify"
-    primary_metric = "top1"
-    metric_label = "top-1"
+    name, primary_metric, metric_label = _ROW.name, _ROW.metric, _ROW.metric_label
 
     def __init__(
         self,
@@ -63,7 +58,9 @@ class Classification:
         mixup_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
     ) -> None:
-        """See `iformer.config.recipe.Recipe` for the settings; mixing draws from NumPy's global generator.
+        """Describe the task; `iformer.config.recipe.Recipe` documents the settings.
+
+        Mixing draws from NumPy's global generator.
 
         Raises:
             ConfigError: fewer than two classes.
@@ -86,15 +83,15 @@ class Classification:
             )
 
     def mix(self, batch: Batch) -> MixedBatch:
-        """The images and targets that a step learns from: mixed with each other where the task mixes."""
+        """Return the images and targets of a step, mixed if the recipe mixes."""
         images, labels_B = batch["images"], batch["labels"]
-        if self._mixup is None or len(images) % 2:  # an odd rest of an epoch is left unmixed
+        if self._mixup is None or len(images) % 2:  # timm's Mixup needs an even number of images
             return MixedBatch(images, labels_B, strongest=labels_B, label_smoothing=self.label_smoothing)
-        images, targets_BK = self._mixup(images, labels_B)  # Mixup smooths its targets itself
+        images, targets_BK = self._mixup(images, labels_B)  # already smoothed
         return MixedBatch(images, targets_BK, strongest=targets_BK.argmax(1), label_smoothing=0.0)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy, and `accuracy`: the percentage of images whose strongest label was answered."""
+        """Return the cross entropy, and `accuracy`: the percentage of images answered with the strongest label."""
         mixed = self.mix(batch)
         outputs = model(mixed.images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -102,71 +99,3 @@ class Classification:
         with torch.no_grad():
             answers_B = sum(logits.float() for logits in heads).argmax(1)
         return {"loss": torch.stack(losses).mean(), "accuracy": mixed.accuracy(answers_B)}
-
-    def metric(self, *, device: Any = "cpu") -> ClassificationMetric:
-        """Accuracy, per-class scores and the confusion matrix."""
-        return ClassificationMetric(self.class_names, device=device)
-
-
-class ClassificationMetric:
-    """Top-1 and top-5 accuracy, cross entropy, precision, recall, F1 and the confusion matrix.
-
-    Built on torchmetrics, which joins the counts of several processes exactly.
-    """
-
-    def __init__(self, class_names: tuple[str, ...], *, device: Any = "cpu") -> None:
-        """
-        Raises:
-            MissingDependencyError: torchmetrics is not installed.
-        """
-        torchmetrics = require("torchmetrics", extra="train")
-        classification = torchmetrics.classification
-        self.class_names = class_names
-        classes = len(class_names)
-        metrics = {
-            "top1": classification.MulticlassAccuracy(classes, average="micro", validate_args=False),
-            "precision": classification.MulticlassPrecision(classes, average="none", validate_args=False),
-            "recall": classification.MulticlassRecall(classes, average="none", validate_args=False),
-            "f1": classification.MulticlassF1Score(classes, average="none", validate_args=False),
-            "confusion": classification.MulticlassConfusionMatrix(classes, validate_args=False),
-        }
-        if classes >= TOP5_CLASSES:
-            metrics["top5"] = classification.MulticlassAccuracy(
-                classes, top_k=5, average="micro", validate_args=False
-            )
-        self._metrics = torchmetrics.MetricCollection(metrics).to(device)
-        self._loss = torchmetrics.MeanMetric().to(device)
-
-    def update(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add logits, B x K, and `batch["labels"]`, int64 B."""
-        logits_BK, labels_B = outputs.float(), batch["labels"]
-        self._metrics.update(logits_BK, labels_B)
-        losses_B = functional.cross_entropy(logits_BK, labels_B, reduction="none")
-        self._loss.update(losses_B)
-
-    def compute(self) -> dict[str, Any]:
-        """See `iformer.training.records.results.ClassificationEvaluation`: shares in percent."""
-        values = self._metrics.compute()
-        confusion_KK = values["confusion"].long().cpu()
-        support_K = confusion_KK.sum(1)
-        scores = {name: values[name].cpu() for name in ("precision", "recall", "f1")}
-        metrics: dict[str, Any] = {"top1": _percent(values["top1"])}
-        if "top5" in values:
-            metrics["top5"] = _percent(values["top5"])
-        metrics["loss"] = float(self._loss.compute())
-        metrics["images"] = int(support_K.sum())
-        metrics["macro"] = {name: _percent(score_K.mean()) for name, score_K in scores.items()}
-        metrics["per_class"] = {
-            class_name: {
-                **{name: _percent(score_K[k]) for name, score_K in scores.items()},
-                "support": int(support_K[k]),
-            }
-            for k, class_name in enumerate(self.class_names)
-        }
-        metrics["confusion"] = confusion_KK.tolist()
-        return metrics
-
-
-def _percent(share: Tensor) -> float:
-    """A share in percent, without the digits that single precision makes up."""
-    return round(100 * float(share), 4)

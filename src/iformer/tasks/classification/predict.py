@@ -1,6 +1,6 @@
-"""Images to answers: decoded in threads, predicted in batches, in the order in which they were given.
+"""Classify images: decoded in threads, predicted in batches, answered in the order in which they were given.
 
-Shape letters: B batch, H and W the input's sides, h and w the attention map's, K classes.
+Shape letters: B batch, C channels, H and W the input's sides, h and w the attention map's, K classes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from iformer.data.parallel import available_cores
 from iformer.data.stream import ImageBatch, iterate_images
@@ -22,20 +24,32 @@ from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
-from iformer.tasks.classification.explain import AttentionRecorder
+from iformer.tasks.classification.explain import AttentionRecorder, overlay
+from iformer.tasks.interface import PredictOptions, Record
+from iformer.tasks.pictures import THUMBNAIL, Bar, Card, draw_sheet, save_png, square
+
+TAKES = frozenset({"top_k", "batch_size", "workers", "explain"})
+"""The options of `PredictOptions` that this task reads."""
+
+MAX_PAGES = 5
+"""Pages of one kind that are drawn; the answers beyond them are only in the JSON lines."""
+
+_COLUMNS, _ROWS, _BARS = 6, 6, 3
+_FIRST, _OTHER = "#56b4e9", "#c3dcec"
+"""Sky blue of Okabe and Ito's palette, which is safe for the colour-blind, and a pale form of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the network says about one image."""
+    """The prediction for one image."""
 
     path: Path
     classes: tuple[tuple[str, float], ...]
-    """Name and probability of the first k classes, the likeliest first."""
+    """Names and probabilities of the top k classes, in falling order."""
     pixels: Tensor
     """The image as the network saw it: uint8, C x H x W, resized and cropped."""
     attention: Tensor | None = None
-    """Where the last attention stage looked, h x w (`AttentionRecorder`); None where it was not asked for."""
+    """Attention that each place receives, h x w (`AttentionRecorder`), if it was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +61,7 @@ class Failure:
 
 
 class Predictor:
-    """A classifier ready to answer: folded, channels last, behind its own preprocessing; or an artifact."""
+    """A classifier (folded, channels last, with its own preprocessing) or an artifact, ready to answer."""
 
     def __init__(
         self,
@@ -59,18 +73,18 @@ class Predictor:
         device: str | torch.device = "cpu",
         attention: bool = False,
     ) -> None:
-        """Prepare a network; the one given is left as it was.
+        """Prepare a network; the one given is not changed.
 
         Args:
             model: a network, or an artifact in its own runtime (`iformer.deploy.export.open_artifact`).
-            top_k: how many classes an answer has, at most.
+            top_k: largest number of classes in an answer.
             batch_size: images in one call of the network.
             workers: threads that decode; None: one a core, at most 8.
-            attention: also record where the network looks. The network is then used unfolded, which is
-                slower and answers the same.
+            attention: also record where the network looks. The network is then not folded, which is slower
+                and gives the same answers.
 
         Raises:
-            UserError: a number below 1, or with `attention` an artifact or a network that has none.
+            UserError: a number is below 1, or `attention` is asked of an artifact or a network without it.
         """
         for name, value in {"top_k": top_k, "batch_size": batch_size, "workers": workers}.items():
             if value is not None and value < 1:
@@ -85,7 +99,7 @@ class Predictor:
             self._logits = self._network(model, attention=attention)
         else:
             if attention:
-                raise UserError("where an artifact looks cannot be seen; give the checkpoint it was made from")
+                raise UserError("an artifact does not show its attention; give the checkpoint it was made from")
             info = model.info
             self.name, num_classes = f"{info.network} ({info.runtime}, {info.precision})", info.num_classes
             class_names, self.preprocessing = info.class_names, info.preprocessing
@@ -108,10 +122,10 @@ class Predictor:
         return logits
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Answer | Failure]:
-        """An answer or a failure for each different path, in order.
+        """Yield an answer or a failure for each different path, in order.
 
-        Decoding runs ahead of the network, but for a network that works on every core: then they take turns,
-        because a decoder on a core of the network's makes all its threads wait.
+        Decoding runs ahead of the network, unless the network uses every core of the CPU: then the two take
+        turns, because a decoder on a core of the network's would make all of its threads wait.
         """
         in_order = iter(dict.fromkeys(paths))
         takes_turns = self.device.type == "cpu" and torch.get_num_threads() >= available_cores()
@@ -131,7 +145,7 @@ class Predictor:
             yield from (outcomes[path] for path in islice(in_order, len(outcomes)))
 
     def probabilities(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 images to probabilities, B x K, and with `attention` maps, B x h x w; both on the CPU."""
+        """Return probabilities (B x K) of uint8 images and, with `attention`, maps (B x h x w), on the CPU."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if self.recorder is not None:
@@ -154,3 +168,128 @@ class Predictor:
             )
             for row, path in enumerate(batch.paths)
         }
+
+
+# -------------------------------------------------------------------------------------------- the verb
+
+
+class ClassificationPredictor:
+    """A `Predictor` that gives records, and keeps the answers that the contact sheets show."""
+
+    def __init__(self, predictor: Predictor, *, title: str, explain: bool) -> None:
+        self._predictor, self._title, self._explain = predictor, title, explain
+        self._drawn: list[Answer] = []
+        self._answered = 0
+        self.name, self.device = predictor.name, predictor.device
+
+    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
+        """Yield a record for each different path, in order; nothing is written before `finish`."""
+        for outcome in self._predictor.predict(paths):
+            if isinstance(outcome, Failure):
+                yield {"file": str(outcome.path), "error": outcome.reason}
+                continue
+            self._answered += 1
+            if len(self._drawn) < max_drawn():
+                self._drawn.append(outcome)
+            classes = [{"name": name, "probability": round(value, 6)} for name, value in outcome.classes]
+            yield {"file": str(outcome.path), "classes": classes}
+
+    def words(self, record: Record) -> str:
+        return "   ".join(f"{item['name']} {100 * item['probability']:.1f} %" for item in record["classes"])
+
+    def finish(self, out: Path) -> list[str]:
+        """Write the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""
+        if not self._drawn:
+            return []
+        answered = self._answered
+        title = f"{self.name} on {answered} image{'s' if answered != 1 else ''}"
+        subtitle = f"Weights: {self._title}. Each image as the network sees it, with its top classes."
+        written = draw_predictions(self._drawn, out, title=title, subtitle=subtitle)
+        limits = {"predict": max_drawn()}
+        if self._explain:
+            written += draw_explanations(self._drawn, out, title=f"Where {self.name} looks")
+            limits["explain"] = max_drawn(explain=True)
+        return ["written: " + ", ".join(map(str, written))] + [
+            f"{kind}.png shows the first {limit} of {answered} images; {out / 'predictions.jsonl'} has all"
+            for kind, limit in limits.items()
+            if answered > limit
+        ]
+
+
+def open_predictor(subject: Classifier | Runner, options: PredictOptions) -> ClassificationPredictor:
+    """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
+    predictor = Predictor(
+        subject,
+        top_k=options.top_k or 5,
+        batch_size=options.batch_size or 32,
+        workers=options.workers,
+        device=options.device,
+        attention=bool(options.explain),
+    )
+    return ClassificationPredictor(predictor, title=options.title, explain=bool(options.explain))
+
+
+def draw_predictions(answers: Sequence[Answer], folder: Path, *, title: str, subtitle: str) -> list[Path]:
+    """Write `predict.png` (then `predict-2.png` …): each image as the network saw it, with its top classes.
+
+    Draws at most `MAX_PAGES` pages and returns the files written.
+    """
+    cards = [
+        Card(picture=square(_photograph(answer.pixels)), caption=answer.path.name, bars=_bars(answer))
+        for answer in answers[: max_drawn()]
+    ]
+    return _save_pages(cards, folder, "predict", columns=_COLUMNS, title=title, subtitle=subtitle)
+
+
+def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) -> list[Path]:
+    """Write `explain.png` (then `explain-2.png` …): each image beside an overlay of its attention.
+
+    See `overlay`. The caption gives the attention of the most attended place, as a multiple of an even share.
+    """
+    gap = 18
+    cards = []
+    for answer in answers[: max_drawn(explain=True)]:
+        assert answer.attention is not None
+        photograph = _photograph(answer.pixels)
+        pair = Image.new("RGB", (2 * THUMBNAIL + gap, THUMBNAIL), "white")
+        pair.paste(square(photograph), (0, 0))
+        pair.paste(square(overlay(photograph, answer.attention)), (THUMBNAIL + gap, 0))
+        peak = float(answer.attention.max())
+        caption = f"{answer.path.name}   |   most attended: {peak:.1f}x an even share"
+        cards.append(Card(picture=pair, caption=caption, bars=_bars(answer)))
+    subtitle = (
+        "Right: attention received in the last attention stage, mean over queries and blocks; "
+        "dark is an even share or less."
+    )
+    return _save_pages(cards, folder, "explain", columns=_COLUMNS // 2, title=title, subtitle=subtitle)
+
+
+def max_drawn(*, explain: bool = False) -> int:
+    """Return the number of answers that `draw_predictions` or, with `explain`, `draw_explanations` draws."""
+    return MAX_PAGES * _ROWS * (_COLUMNS // 2 if explain else _COLUMNS)
+
+
+def _bars(answer: Answer) -> tuple[Bar, ...]:
+    return tuple(
+        Bar(label=name, share=probability, colour=_OTHER if row else _FIRST)
+        for row, (name, probability) in enumerate(answer.classes[:_BARS])
+    )
+
+
+def _save_pages(
+    cards: Sequence[Card], folder: Path, stem: str, *, columns: int, title: str, subtitle: str
+) -> list[Path]:
+    per_page = columns * _ROWS
+    pages = [cards[start : start + per_page] for start in range(0, len(cards), per_page)]
+    written = []
+    for number, page in enumerate(pages, start=1):
+        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+        heading = title if len(pages) == 1 else f"{title}, page {number} of {len(pages)}"
+        sheet = draw_sheet(page, columns=columns, title=heading, subtitle=subtitle)
+        written.append(save_png(sheet, folder / name))
+    return written
+
+
+def _photograph(pixels_CHW: Tensor) -> Image.Image:
+    image: Image.Image = to_pil_image(pixels_CHW)
+    return image.convert("RGB")

@@ -24,7 +24,7 @@ from iformer.data.transforms import (
 )
 from iformer.models.backbone import Backbone
 from iformer.tasks.classification.distillation import DistilledClassification
-from iformer.tasks.classification.evaluate import NetworkPredictor, evaluate
+from iformer.tasks.classification.evaluate import ClassificationEvaluation, NetworkPredictor, evaluate
 from iformer.tasks.classification.loss import Classification
 from iformer.tasks.classification.teacher import build_teacher
 from iformer.training.distributed import RankContext
@@ -32,7 +32,7 @@ from iformer.training.job import RunSettings, TrainJob, starting_network
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch
-from iformer.training.records.results import ClassificationEvaluation, TrainResult
+from iformer.training.records.results import TrainResult
 
 
 def classification_job(
@@ -155,12 +155,12 @@ class ClassificationWorkload:
             precision=precision,
             channels_last=job.recipe.channels_last,
         )
-        return evaluate(predictor, self._val_loader, job.task, device=device)
+        return evaluate(predictor, self._val_loader, device=device)
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.classification.report import write_report
 
-        return write_report(result.folder, result=result, history=result.history)
+        return write_report(result)
 
     def close(self) -> None:
         self._loaders.close()

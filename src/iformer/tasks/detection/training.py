@@ -1,28 +1,28 @@
-"""Detection as a training run: how a job is made, its workload, and evaluation."""
+"""Detection as a training run: the job and its workload."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from iformer.config.dense_recipe import DetectionRecipe
-from iformer.data.detection import DetectionSet, DetectionSplits
-from iformer.data.loader import Loader, build_loader
+from iformer.data.detection import DetectionSplits
+from iformer.data.loader import Loader
 from iformer.dependencies import require
-from iformer.errors import ConfigError, DataError
+from iformer.errors import DataError
 from iformer.models.detector import Detector
-from iformer.tasks.dense_dataset import DetectionImages
-from iformer.tasks.dense_training import check_classes, normalisation, scaled, starting_backbone
-from iformer.tasks.detection.loss import Detection, DetectionMetric
+from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.detection.evaluate import DetectionEvaluation, evaluate
+from iformer.tasks.detection.loss import Detection
+from iformer.tasks.pyramid import normalisation, scaled, starting_backbone
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.loaders import Loaders
-from iformer.training.network.precision import Precision, autocast
+from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch
-from iformer.training.records.results import DetectionEvaluation, TrainResult
+from iformer.training.records.results import TrainResult
 
 
 def detection_job(
@@ -103,72 +103,12 @@ class DetectionWorkload:
             dataset = DetectionImages(self.job.data.val, masks=False)
             self._val_loader = self._loaders.make(dataset, train=False)
         assert isinstance(network, Detector)
-        return evaluate_detector(network, self._val_loader, device=self.context.device, precision=precision)
+        return evaluate(network, self._val_loader, device=self.context.device, precision=precision)
 
     def write_report(self, result: TrainResult) -> Path:
-        from iformer.tasks.dense_report import write_detection_report
+        from iformer.tasks.detection.report import write_report
 
-        return write_detection_report(result)
+        return write_report(result)
 
     def close(self) -> None:
         self._loaders.close()
-
-
-def evaluate_detector(
-    network: Detector,
-    loader: Loader,
-    *,
-    device: torch.device | str = "cpu",
-    precision: Precision = "fp32",
-    progress: Callable[[int, int], None] | None = None,
-) -> DetectionEvaluation:
-    """COCO's figures for a detector, in eval mode, on every image of a loader of `DetectionImages`.
-
-    With several processes (torch.distributed) each one goes through its own share, of any length, and all
-    get the same result over all images.
-
-    Raises:
-        DataError: an image cannot be read.
-        ConfigError: the network's number of classes is not the data's.
-        MissingDependencyError: faster-coco-eval is not installed.
-    """
-    device = torch.device(device)
-    dataset = loader.dataset
-    assert isinstance(dataset, DetectionImages)
-    image_set = dataset.image_set
-    if network.config.num_classes != len(image_set.class_names):
-        raise ConfigError(
-            f"the network knows {network.config.num_classes} classes, {image_set.name} has "
-            f"{len(image_set.class_names)}"
-        )
-    metric = DetectionMetric(image_set.ground_truth(), masks=network.config.masks and image_set.has_masks)
-    for done, batch in enumerate(loader.epoch(), start=1):
-        with torch.inference_mode(), autocast(precision, device):
-            found = network([scaled(image, device) for image in batch["images"]])
-        ids = [image_set.samples[index].image_id for index in batch["indices"].tolist()]
-        metric.update(found, {"image_ids": ids})
-        if progress is not None:
-            progress(done, len(loader.sampler))
-    metrics = metric.compute()
-    return DetectionEvaluation(metrics=metrics, image_set=image_set, results=metric.results)
-
-
-def evaluate_detection_set(
-    network: Detector,
-    image_set: DetectionSet,
-    *,
-    batch_size: int = 4,
-    workers: int | None = None,
-    device: torch.device | str = "cpu",
-    precision: Precision = "fp32",
-    progress: Callable[[int, int], None] | None = None,
-) -> DetectionEvaluation:
-    """`evaluate_detector` on a set by itself, on one process.
-
-    Raises:
-        DataError: an image cannot be read, or the classes are not the network's, in its order.
-    """
-    check_classes(network.metadata, image_set.class_names)
-    dataset = DetectionImages(image_set, masks=False)
-    with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
-        return evaluate_detector(network, loader, device=device, precision=precision, progress=progress)

@@ -1,85 +1,49 @@
-"""Records that training and evaluation hand to reports, to the command line and to metrics.json.
-
-Shape letters: N images, K classes.
-"""
+"""Records that training and evaluation return to reports, to the command line and to metrics.json."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, ClassVar
 
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
-from iformer.data.detection import DetectionSet
-from iformer.data.samples import ImageSet
-from iformer.data.segmentation import SemanticSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How right a network is on every image of a set."""
+    """Metrics of a network on an image set; each task derives a class with its own metrics."""
 
     metrics: dict[str, Any]
-    """`images` (how many), the task's metrics (shares are in percent) and `per_class`.
+    """`images` (their number), the task's metrics (shares are percentages) and `per_class`."""
 
-    What they are in each task is told by the classes derived from this one.
-    """
+    columns: ClassVar[Mapping[str, str]] = {}
+    """The numbers of `per_class` that tables show, with their headings."""
 
     @property
     def summary(self) -> dict[str, float]:
         """The metrics that are one number each, such as top1, loss and images."""
         return {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
 
+    @property
+    def headline(self) -> str:
+        """The summary as one line."""
+        values = ", ".join(
+            f"{name.replace('_', ' ')} {value:.2f} %" for name, value in self.summary.items() if name != "images"
+        )
+        return f"{values} on {self.metrics['images']} images"
 
-@dataclass(frozen=True, kw_only=True)
-class ClassificationEvaluation(Evaluation):
-    """What a classifier answered on every image of a set, and how right it was.
+    def class_rows(self) -> list[list[str]]:
+        """Return a row for each class: its name and the numbers of `columns`."""
+        return [
+            [name, *(_cell(scores[column]) for column in self.columns)]
+            for name, scores in self.metrics["per_class"].items()
+        ]
 
-    Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are in ascending order of index.
-
-    `metrics` has `top1`, `top5` (with more than 5 classes), `loss` (mean cross entropy), `images` (N),
-    `macro`: `{"precision", "recall", "f1"}` (means over classes),
-    `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
-    `confusion`: K x K nested lists of counts, row true class, column predicted class.
-    """
-
-    image_set: ImageSet
-    indices: npt.NDArray[np.int64]
-    """N positions in `image_set.samples`."""
-    labels: npt.NDArray[np.int64]
-    """N true classes, as positions in `image_set.class_names`."""
-    probabilities: npt.NDArray[np.float32]
-    """N x K softmax outputs; column k is `image_set.class_names[k]`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionEvaluation(Evaluation):
-    """What a detector found on every image of a set, and COCO's figures for it.
-
-    `metrics` has `box_ap` (mean over overlaps of 0.5 to 0.95), `box_ap50`, `box_ap75`, `box_ap_small`,
-    `box_ap_medium`, `box_ap_large` (None where there is no such object), the same for `mask_ap` with masks,
-    `images`, and `per_class`: `{class name: {"box_ap", "box_ap50", …, "support"}}` (support: objects).
-    """
-
-    image_set: DetectionSet
-    results: list[dict[str, Any]]
-    """All detections in the form of COCO's results."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationEvaluation(Evaluation):
-    """How right a segmenter is on every image of a set.
-
-    `metrics` has `miou` and `mean_accuracy` (means over the classes that occur), `pixel_accuracy`, `images`,
-    `per_class`: `{class name: {"iou", "accuracy", "support"}}` (support: pixels) and `confusion`, K x K lists
-    of pixels, row true class, column said class.
-    """
-
-    image_set: SemanticSet
+    def files(self) -> dict[str, str]:
+        """Return names and contents of further result files, such as the predictions."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +88,10 @@ class TrainResult:
     def metrics(self) -> dict[str, Any]:
         """The headline metrics: those of `evaluation`."""
         return self.evaluation.metrics
+
+
+def _cell(value: float | None) -> str:
+    """Format a count, a percentage or an unknown number."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"

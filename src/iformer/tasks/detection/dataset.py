@@ -1,0 +1,102 @@
+"""Images with boxes and masks as batches for training and evaluation.
+
+All randomness is a function of (seed, epoch, index of the image), as in `iformer.data.sampling`.
+
+Shape letters: C channels, H and W an image's sides, N objects.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from iformer.config.dense_recipe import DetectionRecipe
+from iformer.data.detection import DetectionSample, DetectionSet, decode_mask
+from iformer.data.images import read_image
+from iformer.data.sampling import Key, seeded
+
+
+class DetectionImages:
+    """The images of a `DetectionSet` at their own sizes; the network resizes them."""
+
+    def __init__(self, image_set: DetectionSet, recipe: DetectionRecipe | None = None, *, masks: bool) -> None:
+        """Describe the images.
+
+        Args:
+            image_set: image files and their objects.
+            recipe: flips and colour jitter of training; None: images are not changed.
+            masks: add masks to the targets.
+        """
+        self.image_set = image_set
+        self.masks = masks
+        self._seed = recipe.seed if recipe is not None else 0
+        self._hflip = recipe.hflip if recipe is not None else 0.0
+        strength = recipe.color_jitter if recipe is not None else 0.0
+        self._jitter = transforms.ColorJitter(strength, strength, strength) if strength > 0 else None
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def batch(self, keys: Sequence[Key]) -> dict[str, Any]:
+        """Read the images of `keys`.
+
+        Returns:
+            `images`: list of uint8 C x H x W; `targets`: list of the dicts that `Detector.forward` takes;
+            `indices`: int64 (B).
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        items = [self._item(*key) for key in keys]
+        return {
+            "images": [image for image, _ in items],
+            "targets": [target for _, target in items],
+            "indices": torch.tensor([index for _, index in keys], dtype=torch.int64),
+        }
+
+    def _item(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        sample = self.image_set.samples[index]
+        image = read_image(sample.path)
+        target = _target(sample, masks=self.masks)
+        with seeded(self._seed, epoch, index):
+            if self._jitter is not None:
+                image = self._jitter(image)
+            flips = random.random() < self._hflip
+        pixels_CHW = pil_to_tensor(image)
+        return _flipped(pixels_CHW, target) if flips else (pixels_CHW, target)
+
+
+def _target(sample: DetectionSample, *, masks: bool) -> dict[str, Tensor]:
+    objects = [instance for instance in sample.instances if not instance.crowd]
+    boxes_N4 = torch.tensor([instance.box for instance in objects], dtype=torch.float32).reshape(-1, 4)
+    boxes_N4[:, 2:] += boxes_N4[:, :2]  # COCO stores widths and heights, torchvision right and bottom edges
+    target = {
+        "boxes": boxes_N4,
+        "labels": torch.tensor([instance.label for instance in objects], dtype=torch.int64),
+    }
+    if masks:
+        masks_NHW = np.zeros((len(objects), sample.height, sample.width), np.uint8)
+        for row, instance in enumerate(objects):
+            assert instance.mask is not None
+            masks_NHW[row] = decode_mask(instance.mask, sample.height, sample.width)
+        target["masks"] = torch.from_numpy(masks_NHW)
+    return target
+
+
+def _flipped(pixels_CHW: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    width = pixels_CHW.shape[2]
+    boxes = target["boxes"]
+    flipped = {
+        **target,
+        "boxes": torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1),
+    }
+    if "masks" in target:
+        flipped["masks"] = target["masks"].flip(2)
+    return pixels_CHW.flip(2), flipped

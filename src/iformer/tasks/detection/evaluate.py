@@ -1,0 +1,136 @@
+"""Evaluate detectors with COCO's metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from iformer.data.detection import DetectionSet
+from iformer.data.loader import Loader, build_loader
+from iformer.data.sources.coco import load_detection
+from iformer.errors import ConfigError, UserError
+from iformer.models.detector import Detector
+from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.detection.metric import DetectionMetric
+from iformer.tasks.interface import EvaluateOptions
+from iformer.tasks.pyramid import check_classes, scaled
+from iformer.training.network.precision import Precision, autocast
+from iformer.training.records.logs import ProgressView
+from iformer.training.records.results import Evaluation
+
+TAKES = frozenset({"workers", "batch_size"})
+"""The options of `EvaluateOptions` that this task reads."""
+
+Progress = Callable[[int], None]
+"""Called after each batch with its number of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionEvaluation(Evaluation):
+    """Detections on every image of a set, and COCO's metrics.
+
+    `metrics` has `box_ap` (mean over IoU thresholds 0.5 to 0.95), `box_ap50`, `box_ap75`, `box_ap_small`,
+    `box_ap_medium`, `box_ap_large` (None if there is no such object), the same with `mask_ap` for networks
+    with masks, `images`, and `per_class`: `{class name: {"box_ap", "box_ap50", …, "support"}}` (support:
+    number of objects).
+    """
+
+    image_set: DetectionSet
+    results: list[dict[str, Any]]
+    """All detections in COCO's result format."""
+
+    @property
+    def columns(self) -> dict[str, str]:  # type: ignore[override]
+        names = [f"{kind}_{name}" for kind in ("box", "mask") for name in ("ap", "ap50")]
+        shown = {name: f"{name.replace('_', ' ').replace('ap', 'AP')} %" for name in names}
+        with_masks = "mask_ap" in self.metrics
+        return {k: v for k, v in shown.items() if with_masks or k.startswith("box")} | {"support": "objects"}
+
+    def files(self) -> dict[str, str]:
+        """Return `coco_results.json`: all detections in COCO's result format."""
+        return {"coco_results.json": json.dumps(self.results)}
+
+
+def evaluate(
+    network: Detector,
+    loader: Loader,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> DetectionEvaluation:
+    """Evaluate a detector, in eval mode, on every image of a loader over `DetectionImages`.
+
+    With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
+    result over all images.
+
+    Raises:
+        DataError: an image cannot be read.
+        ConfigError: the network has another number of classes than the data.
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
+    device = torch.device(device)
+    dataset = loader.dataset
+    assert isinstance(dataset, DetectionImages)
+    image_set = dataset.image_set
+    if network.config.num_classes != len(image_set.class_names):
+        raise ConfigError(
+            f"the network has {network.config.num_classes} classes, {image_set.name} has "
+            f"{len(image_set.class_names)}"
+        )
+    metric = DetectionMetric(image_set.ground_truth(), masks=network.config.masks and image_set.has_masks)
+    for batch in loader.epoch():
+        with torch.inference_mode(), autocast(precision, device):
+            found = network([scaled(image, device) for image in batch["images"]])
+        ids = [image_set.samples[index].image_id for index in batch["indices"].tolist()]
+        metric.update(found, {"image_ids": ids})
+        if progress is not None:
+            progress(len(ids))
+    metrics = metric.compute()
+    return DetectionEvaluation(metrics=metrics, image_set=image_set, results=metric.results)
+
+
+def evaluate_set(
+    network: Detector,
+    image_set: DetectionSet,
+    *,
+    batch_size: int = 4,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> DetectionEvaluation:
+    """Evaluate a detector on an image set, on one process.
+
+    Raises:
+        DataError: an image cannot be read, or the classes or their order differ from the network's.
+    """
+    check_classes(network.metadata, image_set.class_names)
+    dataset = DetectionImages(image_set, masks=False)
+    with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
+        return evaluate(network, loader, device=device, precision=precision, progress=progress)
+
+
+def evaluate_data(
+    network: Detector, data: str, options: EvaluateOptions
+) -> tuple[DetectionEvaluation, Sequence[str]]:
+    """Evaluate a detector on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
+    if options.split == "all":
+        raise UserError("--split all is for classification; give val or train")
+    splits = load_detection(data, strict=options.strict)
+    image_set = splits.val if options.split == "val" else splits.train
+    with ProgressView(total=len(image_set), what="evaluating") as view:
+        evaluation = evaluate_set(
+            network.to(options.device),
+            image_set,
+            batch_size=options.batch_size or 4,
+            workers=options.workers,
+            device=options.device,
+            precision=options.precision,
+            progress=view.advance,
+        )
+    return evaluation, splits.warnings

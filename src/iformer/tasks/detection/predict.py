@@ -1,0 +1,113 @@
+"""Find objects on images and videos: boxes, names, masks, and COCO's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from iformer.config.dense import default_palette
+from iformer.files import write_text
+from iformer.models.detector import Detector
+from iformer.tasks.detection.metric import coco_results
+from iformer.tasks.interface import PredictOptions, Record
+from iformer.tasks.pictures import blend, draw_label, label_font
+from iformer.tasks.pyramid import PyramidPredictor, scaled
+
+TAKES = frozenset({"min_score"})
+"""The options of `PredictOptions` that this task reads."""
+
+_MASK_OPACITY = 0.45
+
+
+class DetectionPredictor(PyramidPredictor):
+    """A detector ready to answer. An answer is a dict as `Detector.forward` returns it, on the CPU."""
+
+    def __init__(self, network: Detector, *, device: torch.device | str = "cpu", min_score: float = 0.5) -> None:
+        """Prepare a network; detections with a score below `min_score` are dropped."""
+        super().__init__(network, device=device)
+        self.network, self.min_score = network, min_score
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    @torch.inference_mode()
+    def answer(self, image: Image.Image) -> dict[str, Tensor]:
+        found = self.network([scaled(pil_to_tensor(image), self.device)])[0]
+        kept = found["scores"] >= self.min_score
+        return {name: value[kept].cpu() for name, value in found.items()}
+
+    def draw(self, image: Image.Image, answer: Mapping[str, Tensor]) -> Image.Image:
+        return draw_detections(image, answer, self.class_names)
+
+    def record(self, answer: Mapping[str, Tensor]) -> Record:
+        results = coco_results(answer, 0, range(len(self.class_names)), masks=False)
+        return {
+            "detections": [
+                {"name": self.class_names[r["category_id"]], "score": r["score"], "box": r["bbox"]}
+                for r in results
+            ]
+        }
+
+    def words(self, record: Record) -> str:
+        found = [f"{item['name']} {100 * item['score']:.0f} %" for item in record["detections"]]
+        return "   ".join(found) or "nothing"
+
+    def write(
+        self, path: Path, image: Image.Image, answer: Mapping[str, Tensor], out: Path | None, name: str
+    ) -> Record:
+        if out is not None:
+            number = len(self._images) + 1
+            self._images.append(
+                {"id": number, "file_name": str(path), "width": image.width, "height": image.height}
+            )
+            ids = range(1, len(self.class_names) + 1)
+            for result in coco_results(answer, number, ids, masks="masks" in answer):
+                area = result["bbox"][2] * result["bbox"][3]
+                self._annotations.append({"id": len(self._annotations) + 1, "iscrowd": 0, "area": area, **result})
+        return {}
+
+    def finish(self, out: Path) -> list[str]:
+        """Write `coco.json`: COCO's format, with detections as annotations that have a score."""
+        categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
+        content = {"images": self._images, "annotations": self._annotations, "categories": categories}
+        write_text(out / "coco.json", json.dumps(content))
+        return super().finish(out)
+
+
+def open_predictor(network: Detector, options: PredictOptions) -> DetectionPredictor:
+    """Build the predictor of the verb `predict`."""
+    min_score = 0.5 if options.min_score is None else options.min_score
+    return DetectionPredictor(network, device=options.device, min_score=min_score)
+
+
+def draw_detections(image: Image.Image, found: Mapping[str, Tensor], class_names: Sequence[str]) -> Image.Image:
+    """Draw boxes, names with scores, and masks if there are any, on a copy of an RGB image.
+
+    Args:
+        found: the detections of the image, as `iformer.models.detector.Detector` returns them.
+    """
+    colours = default_palette(len(class_names))
+    labels, scores = found["labels"].tolist(), found["scores"].tolist()
+    if "masks" in found:
+        overlay_HWC = np.array(image)
+        for index in reversed(range(len(scores))):  # the highest score on top
+            overlay_HWC[(found["masks"][index, 0] > 0.5).cpu().numpy()] = colours[labels[index]]
+        image = blend(image, overlay_HWC, _MASK_OPACITY)
+    drawn = image.copy()
+    draw = ImageDraw.Draw(drawn)
+    font = label_font(image.size)
+    width = max(1, round(max(image.size) / 300))
+    for index in reversed(range(len(scores))):
+        left, top, right, bottom = (round(value, 1) for value in found["boxes"][index].tolist())
+        colour = colours[labels[index]]
+        draw.rectangle((left, top, right, bottom), outline=colour, width=width)
+        text = f"{class_names[labels[index]]} {100 * scores[index]:.0f} %"
+        draw_label(draw, text, (left, top), colour, font, image.size)
+    return drawn

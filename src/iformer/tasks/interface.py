@@ -1,0 +1,109 @@
+"""What the verbs `eval` and `predict` ask of a task's folder.
+
+Each task has a module `evaluate` with `evaluate_data` and a module `predict` with `open_predictor`, and each of
+them names in `TAKES` the options that it reads. `iformer.tasks.registry.TaskRow.module` finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from iformer.errors import UserError
+from iformer.training.network.precision import Precision
+from iformer.training.records.results import Evaluation
+
+Split = Literal["val", "train", "all"]
+
+Record = dict[str, Any]
+"""The answer for one image or video frame as plain values: `file` and either `error` or the task's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `eval`. None: not given, the task decides."""
+
+    device: torch.device
+    split: Split = "val"
+    precision: Precision = "fp32"
+    workers: int | None = None
+    strict: bool = False
+    """An unreadable image is an error instead of being skipped."""
+    val_split: float | None = None
+    batch_size: int | None = None
+    sliding: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of `predict`. None: not given, the task decides."""
+
+    device: torch.device
+    title: str = ""
+    """What to call the network in pictures."""
+    top_k: int | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    explain: bool | None = None
+    min_score: float | None = None
+    sliding: bool | None = None
+
+
+class EvaluateModule(Protocol):
+    """A task's module `evaluate`."""
+
+    TAKES: Collection[str]
+
+    def evaluate_data(self, subject: Any, data: str, options: EvaluateOptions) -> tuple[Evaluation, Sequence[str]]:
+        """Evaluate a network or an artifact of the task on a data set by name.
+
+        Returns:
+            The evaluation, and notes for its reader, one line each.
+
+        Raises:
+            UserError: the data cannot be read, or does not fit the network.
+        """
+
+
+class TaskPredictor(Protocol):
+    """A network or an artifact ready to answer."""
+
+    name: str
+    device: torch.device
+
+    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
+        """Yield a record for each image and each frame of a video, in order, and write pictures to `out`."""
+
+    def words(self, record: Record) -> str:
+        """Return a record without an error in words."""
+
+    def finish(self, out: Path) -> list[str]:
+        """Write what belongs to all images together, and return lines that say what was written."""
+
+
+class PredictModule(Protocol):
+    """A task's module `predict`."""
+
+    TAKES: Collection[str]
+
+    def open_predictor(self, subject: Any, options: PredictOptions) -> TaskPredictor:
+        """Prepare a network or an artifact of the task."""
+
+
+def check_options(options: EvaluateOptions | PredictOptions, takes: Collection[str], what: str) -> None:
+    """Check that no option was given that a task does not read.
+
+    Args:
+        takes: names of the optional options that the task reads.
+        what: the networks of the task, such as "classifiers".
+
+    Raises:
+        UserError: an option was given in vain; the message names it.
+    """
+    for field in fields(options):
+        if field.default is None and getattr(options, field.name) is not None and field.name not in takes:
+            raise UserError(f"--{field.name.replace('_', '-')} is not for {what}; leave it out")

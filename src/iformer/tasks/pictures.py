@@ -1,0 +1,157 @@
+"""Pictures for people: overlays, labels and contact sheets, drawn with Pillow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from iformer.files import replacing
+
+Colour = tuple[int, int, int]
+
+THUMBNAIL = 220
+"""Side of a picture on a contact sheet, in pixels, unless another one is asked for."""
+
+_GAP, _MARGIN, _PADDING = 18, 36, 10
+_HEADER = 84
+_CAPTION = 30
+_BAR_ROW = 25
+
+_PAPER, _CARD, _EDGE = "#f4f5f7", "#ffffff", "#dde1e6"
+_INK, _FAINT, _TRACK = "#1c2430", "#6b7684", "#eef1f4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A labelled share on a card."""
+
+    label: str
+    share: float
+    """0 to 1."""
+    colour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One picture of a contact sheet with its caption and bars."""
+
+    picture: Image.Image
+    """All pictures of a sheet have the same size."""
+    caption: str
+    bars: tuple[Bar, ...] = ()
+
+
+def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str) -> Image.Image:
+    """Draw a contact sheet of at least one card, row by row."""
+    columns = min(columns, len(cards))
+    rows = math.ceil(len(cards) / columns)
+    bars = max(len(card.bars) for card in cards)
+    picture = cards[0].picture
+    card_width = picture.width + 2 * _PADDING
+    card_height = _PADDING + picture.height + _CAPTION + bars * _BAR_ROW + 8
+    fonts = {name: _font(size) for name, size in {"title": 24, "text": 14, "small": 12}.items()}
+    heading_width = max(fonts["title"].getlength(title), fonts["text"].getlength(subtitle))
+    width = max(columns * (card_width + _GAP) - _GAP, math.ceil(heading_width)) + 2 * _MARGIN
+    height = _HEADER + rows * (card_height + _GAP) - _GAP + _MARGIN
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, 20), title, font=fonts["title"], fill=_INK)
+    draw.text((_MARGIN, 52), subtitle, font=fonts["text"], fill=_FAINT)
+    for index, card in enumerate(cards):
+        left = _MARGIN + index % columns * (card_width + _GAP)
+        top = _HEADER + index // columns * (card_height + _GAP)
+        draw.rounded_rectangle(
+            (left, top, left + card_width - 1, top + card_height - 1), radius=8, fill=_CARD, outline=_EDGE
+        )
+        sheet.paste(card.picture, (left + _PADDING, top + _PADDING))
+        _draw_card_text(draw, card, left + _PADDING, top + _PADDING + picture.height, fonts)
+    return sheet
+
+
+def square(picture: Image.Image, side: int = THUMBNAIL) -> Image.Image:
+    """Return the whole picture, resized, in the middle of a square."""
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    resized = picture.resize(size, Image.Resampling.LANCZOS)
+    result = Image.new("RGB", (side, side), _TRACK)
+    result.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return result
+
+
+def save_png(picture: Image.Image, path: Path) -> Path:
+    """Write a picture in one step and return its path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        picture.save(file, format="PNG")
+    return path
+
+
+def blend(image: Image.Image, overlay_HWC: npt.NDArray[np.uint8], opacity: float) -> Image.Image:
+    """Return an RGB image mixed with an overlay; an overlay pixel equal to the image's leaves it unchanged."""
+    return Image.blend(image, Image.fromarray(overlay_HWC), opacity)
+
+
+def label_font(image_size: tuple[int, int]) -> ImageFont.FreeTypeFont:
+    """Return a font whose size suits labels on an image of this size."""
+    return _font(max(10, round(max(image_size) / 45)))
+
+
+def draw_label(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    corner: tuple[float, float],
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+    image_size: tuple[int, int],
+) -> None:
+    """Draw text on a coloured plate with its lower left corner at `corner`, moved to lie inside the image."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left + 6, bottom - top + 6
+    x = min(max(0, corner[0]), max(0, image_size[0] - width))
+    y = min(max(0, corner[1] - height), max(0, image_size[1] - height))
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
+    draw.text((x + 3 - left, y + 3 - top), text, font=font, fill="white" if dark else "black")
+
+
+def _draw_card_text(
+    draw: ImageDraw.ImageDraw, card: Card, left: int, top: int, fonts: dict[str, ImageFont.FreeTypeFont]
+) -> None:
+    width = card.picture.width
+    draw.text((left, top + 9), _shortened(card.caption, fonts["small"], width), font=fonts["small"], fill=_FAINT)
+    for row, bar in enumerate(card.bars):
+        y = top + _CAPTION + row * _BAR_ROW
+        draw.rounded_rectangle((left, y, left + width - 1, y + _BAR_ROW - 5), radius=3, fill=_TRACK)
+        filled = round(bar.share * (width - 1))
+        if filled >= 2:
+            box = (left, y, left + filled, y + _BAR_ROW - 5)
+            draw.rounded_rectangle(box, radius=min(3, filled // 2), fill=bar.colour)
+        percent = f"{100 * bar.share:.1f} %"
+        percent_width = fonts["text"].getlength(percent)
+        label = _shortened(bar.label, fonts["text"], width - percent_width - 18)
+        draw.text((left + 6, y + 2), label, font=fonts["text"], fill=_INK)
+        draw.text((left + width - 6 - percent_width, y + 2), percent, font=fonts["text"], fill=_INK)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)  # type: ignore[return-value]
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Cut a text that is too wide in its middle, because names differ at both ends."""
+    if font.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        candidate = text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :].lstrip()
+        if font.getlength(candidate) <= width:
+            return candidate
+    return "…"

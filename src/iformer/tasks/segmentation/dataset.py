@@ -1,0 +1,123 @@
+"""Images with masks as batches: training crops squares out of resized images, evaluation takes images whole.
+
+All randomness is a function of (seed, epoch, index of the image), as in `iformer.data.sampling`.
+
+Shape letters: B batch, C channels, H and W an image's sides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from iformer.config.dense import IGNORED
+from iformer.config.dense_recipe import SegmentationRecipe
+from iformer.data.images import read_image
+from iformer.data.sampling import Key, seeded
+from iformer.data.segmentation import SemanticSet, read_mask
+
+_MAX_CLASS_SHARE = 0.75
+"""A crop is drawn again if one class covers more of its labelled pixels than this."""
+_CROP_TRIES = 10
+
+
+class SemanticImages:
+    """The images of a `SemanticSet`: cropped squares for training, whole images for evaluation."""
+
+    def __init__(
+        self,
+        image_set: SemanticSet,
+        recipe: SegmentationRecipe | None = None,
+        *,
+        size: int,
+        max_size: int,
+        fill: tuple[float, float, float],
+    ) -> None:
+        """Describe the images.
+
+        Args:
+            image_set: image files and their masks.
+            recipe: sizes, crops, flips and colours of training; None: images are only resized for evaluation,
+                and masks keep their own size.
+            size, max_size: limits of the shorter and the longer side; see `iformer.config.dense.DenseConfig`.
+            fill: colour (0 to 1) of the part of a crop that lies outside the image.
+        """
+        self.image_set = image_set
+        self.recipe, self.size, self.max_size = recipe, size, max_size
+        self._fill = tuple(round(255 * value) for value in fill)
+        self._distort = v2.RandomPhotometricDistort() if recipe is not None and recipe.photometric else None
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def batch(self, keys: Sequence[Key]) -> dict[str, Any]:
+        """Read the images of `keys`.
+
+        Returns:
+            `images`, `masks` and `indices` (int64, B). Training: uint8 B x C x size x size and int64
+            B x size x size. Evaluation: lists of uint8 C x h x w and int64 H x W.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        items = [self._item(*key) for key in keys]
+        images, masks = [image for image, _ in items], [mask for _, mask in items]
+        indices = torch.tensor([index for _, index in keys], dtype=torch.int64)
+        if self.recipe is None:
+            return {"images": images, "masks": masks, "indices": indices}
+        return {"images": torch.stack(images), "masks": torch.stack(masks), "indices": indices}
+
+    def _item(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        sample = self.image_set.samples[index]
+        image = read_image(sample.path)
+        mask_HW = read_mask(sample.mask, zero_is_ignored=self.image_set.zero_is_ignored)
+        if self.recipe is None:
+            image = image.resize(fitted(image.size, self.size, self.max_size), Image.Resampling.BILINEAR)
+            return pil_to_tensor(image), torch.from_numpy(mask_HW).long()
+        with seeded(self.recipe.seed, epoch, index):
+            return self._augmented(image, mask_HW, self.recipe)
+
+    def _augmented(
+        self, image: Image.Image, mask_HW: np.ndarray, recipe: SegmentationRecipe
+    ) -> tuple[Tensor, Tensor]:
+        factor = random.uniform(*recipe.resize)
+        width, height = fitted(image.size, round(self.size * factor), round(self.max_size * factor))
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        mask = Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
+        side = self.size
+        for _ in range(_CROP_TRIES):
+            left, top = random.randint(0, max(0, width - side)), random.randint(0, max(0, height - side))
+            window = (left, top, min(left + side, width), min(top + side, height))
+            cropped = np.asarray(mask.crop(window))
+            counts = np.bincount(cropped[cropped != IGNORED].ravel(), minlength=1)
+            if counts.sum() > 0 and counts.max() < _MAX_CLASS_SHARE * counts.sum():
+                break
+        square = Image.new("RGB", (side, side), self._fill)
+        square.paste(image.crop(window))
+        pixels_CHW = pil_to_tensor(square)
+        mask_square = np.full((side, side), IGNORED, np.uint8)
+        mask_square[: cropped.shape[0], : cropped.shape[1]] = cropped
+        if self._distort is not None:
+            pixels_CHW = self._distort(pixels_CHW)
+        target_HW = torch.from_numpy(mask_square).long()
+        if random.random() < recipe.hflip:
+            pixels_CHW, target_HW = pixels_CHW.flip(2), target_HW.flip(1)
+        return pixels_CHW, target_HW
+
+
+def fitted(size: tuple[int, int], shorter: int, longest: int) -> tuple[int, int]:
+    """Return the (width, height) to which an image of `size` is resized, keeping its aspect ratio.
+
+    The shorter side becomes `shorter` pixels, or less if the longer side would exceed `longest`.
+    """
+    width, height = size
+    scale = min(shorter / min(width, height), longest / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,0 +1,137 @@
+"""Evaluate segmenters: IoU of classes at the size of the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from iformer.config.dense import SegmenterConfig
+from iformer.data.loader import Loader, build_loader
+from iformer.data.segmentation import SemanticSet
+from iformer.data.sources.masks import load_semantic
+from iformer.data.transforms import Normalize
+from iformer.errors import UserError
+from iformer.models.segmenter import Segmenter
+from iformer.tasks.interface import EvaluateOptions
+from iformer.tasks.pyramid import check_classes
+from iformer.tasks.segmentation.dataset import SemanticImages
+from iformer.tasks.segmentation.metric import SegmentationMetric
+from iformer.tasks.segmentation.predict import segment
+from iformer.training.network.precision import Precision, autocast
+from iformer.training.records.logs import ProgressView
+from iformer.training.records.results import Evaluation
+
+TAKES = frozenset({"workers", "sliding"})
+"""The options of `EvaluateOptions` that this task reads."""
+
+Progress = Callable[[int], None]
+"""Called after each batch with its number of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationEvaluation(Evaluation):
+    """Metrics of a segmenter on every image of a set.
+
+    `metrics` has `miou` and `mean_accuracy` (means over the classes that occur), `pixel_accuracy`, `images`,
+    `per_class`: `{class name: {"iou", "accuracy", "support"}}` (support: number of pixels) and `confusion`,
+    K x K nested lists of pixel counts, row true class, column predicted class.
+    """
+
+    image_set: SemanticSet
+
+    columns: ClassVar = {"iou": "IoU %", "accuracy": "accuracy %", "support": "pixels"}
+
+
+def evaluate(
+    network: Segmenter,
+    loader: Loader,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    sliding: bool = False,
+    progress: Progress | None = None,
+) -> SegmentationEvaluation:
+    """Evaluate a segmenter, in eval mode, on every image of a loader over `SemanticImages`.
+
+    With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
+    result over all images.
+
+    Args:
+        sliding: use overlapping windows of the network's size instead of whole images.
+
+    Raises:
+        DataError: an image cannot be read.
+        MissingDependencyError: torchmetrics is not installed.
+    """
+    device = torch.device(device)
+    dataset = loader.dataset
+    assert isinstance(dataset, SemanticImages)
+    metric = SegmentationMetric(dataset.image_set.class_names)
+    normalize = Normalize(network.config.preprocessing).to(device)
+    window = network.config.size if sliding else None
+    for batch in loader.epoch():
+        for image, mask_HW in zip(batch["images"], batch["masks"], strict=True):
+            with torch.inference_mode(), autocast(precision, device):
+                normalized = normalize(image[None].to(device))
+                classes_HW = segment(network, normalized, tuple(mask_HW.shape), window=window)
+            metric.update(classes_HW[None].cpu(), {"masks": mask_HW[None]})
+        if progress is not None:
+            progress(len(batch["images"]))
+    return SegmentationEvaluation(metrics=metric.compute(), image_set=dataset.image_set)
+
+
+def evaluate_set(
+    network: Segmenter,
+    image_set: SemanticSet,
+    *,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    sliding: bool = False,
+    progress: Progress | None = None,
+) -> SegmentationEvaluation:
+    """Evaluate a segmenter on an image set, on one process.
+
+    Raises:
+        DataError: an image cannot be read, or the classes or their order differ from the network's.
+    """
+    check_classes(network.metadata, image_set.class_names)
+    dataset = evaluation_images(image_set, network.config)
+    with build_loader(dataset, batch_size=1, train=False, workers=workers) as loader:
+        return evaluate(
+            network,
+            loader,
+            device=device,
+            precision=precision,
+            sliding=sliding,
+            progress=progress,
+        )
+
+
+def evaluation_images(image_set: SemanticSet, config: SegmenterConfig) -> SemanticImages:
+    """Return whole images, resized for a network, with masks of their own size."""
+    return SemanticImages(image_set, size=config.size, max_size=config.max_size, fill=config.mean)
+
+
+def evaluate_data(
+    network: Segmenter, data: str, options: EvaluateOptions
+) -> tuple[SegmentationEvaluation, Sequence[str]]:
+    """Evaluate a segmenter on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
+    if options.split == "all":
+        raise UserError("--split all is for classification; give val or train")
+    splits = load_semantic(data, strict=options.strict)
+    image_set = splits.val if options.split == "val" else splits.train
+    with ProgressView(total=len(image_set), what="evaluating") as view:
+        evaluation = evaluate_set(
+            network.to(options.device),
+            image_set,
+            workers=options.workers,
+            device=options.device,
+            precision=options.precision,
+            sliding=bool(options.sliding),
+            progress=view.advance,
+        )
+    return evaluation, splits.warnings

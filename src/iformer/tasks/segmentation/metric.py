@@ -1,0 +1,68 @@
+"""IoU and accuracy of classes from one confusion matrix over all pixels.
+
+Shape letters: B batch, K classes, H and W an image's sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iformer.config.dense import IGNORED
+from iformer.dependencies import require
+from iformer.training.distributed import all_gather
+
+
+class SegmentationMetric:
+    """mIoU, IoU of each class and pixel accuracy from one confusion matrix, summed over all processes."""
+
+    def __init__(self, class_names: tuple[str, ...], *, device: Any = "cpu") -> None:
+        """
+        Raises:
+            MissingDependencyError: torchmetrics is not installed.
+        """
+        torchmetrics = require("torchmetrics", extra="train")
+        self.class_names = class_names
+        self._confusion = torchmetrics.classification.MulticlassConfusionMatrix(
+            len(class_names), ignore_index=IGNORED, validate_args=False
+        ).to(device)
+        self._images = 0
+
+    def update(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
+        """Add classes, int64 B x H x W, and `batch["masks"]`, of the same shape."""
+        self._confusion.update(outputs, batch["masks"])
+        self._images += len(outputs)
+
+    def compute(self) -> dict[str, Any]:
+        """See `iformer.training.records.results.SegmentationEvaluation`: in percent."""
+        # joined here: torchmetrics warns where a process has had no image
+        shares = all_gather((self._confusion.confmat.cpu(), self._images))
+        counts_KK = torch.stack([counts for counts, _ in shares]).sum(0).double()
+        right_K, true_K, said_K = counts_KK.diagonal(), counts_KK.sum(1), counts_KK.sum(0)
+        union_K = true_K + said_K - right_K
+        iou_K = [_percent(right_K[k], union_K[k]) for k in range(len(self.class_names))]
+        accuracy_K = [_percent(right_K[k], true_K[k]) for k in range(len(self.class_names))]
+        return {
+            "miou": _mean(iou_K),
+            "pixel_accuracy": _percent(right_K.sum(), true_K.sum()) or 0.0,
+            "mean_accuracy": _mean(accuracy_K),
+            "images": sum(images for _, images in shares),
+            "per_class": {
+                name: {"iou": iou_K[k], "accuracy": accuracy_K[k], "support": int(true_K[k])}
+                for k, name in enumerate(self.class_names)
+            },
+            "confusion": counts_KK.long().tolist(),
+        }
+
+
+def _percent(part: Tensor, whole: Tensor) -> float | None:
+    return round(100 * float(part / whole), 4) if whole > 0 else None
+
+
+def _mean(values: list[float | None]) -> float:
+    """Over the classes that occur."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 4) if known else 0.0
