@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from iformer import create_model
 from iformer.bench.record import write_record
-from iformer.config.recipe import load_recipe
 from iformer.data.sources import load_data
 from iformer.errors import UserError
 from iformer.layers.attention import AttentionBlock
 from iformer.tasks.classification.training import classification_job
+from iformer.tasks.registry import load_recipe
 from iformer.training.job import RunSettings
 from iformer.training.loop import train
 

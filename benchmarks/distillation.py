@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from iformer.bench.record import write_record
-from iformer.config.recipe import load_recipe
 from iformer.data.sources import load_data
 from iformer.tasks.classification.training import classification_job
+from iformer.tasks.registry import load_recipe
 from iformer.training.job import RunSettings
 from iformer.training.loop import train
 

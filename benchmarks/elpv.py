@@ -28,11 +28,12 @@ from torch import nn
 
 from iformer.bench.record import write_record
 from iformer.config.network import NetworkConfig
-from iformer.config.recipe import Recipe, load_recipe
+from iformer.config.recipe import Recipe
 from iformer.data.sources import load_data
 from iformer.models.complexity import count_macs, count_parameters
 from iformer.models.factory import build
 from iformer.tasks.classification.training import classification_job
+from iformer.tasks.registry import load_recipe
 from iformer.training.job import RunSettings
 from iformer.training.loop import train
 from iformer_paper.ablations import TRAINED

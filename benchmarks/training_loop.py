@@ -34,10 +34,11 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm
 
 from iformer.bench.record import write_record
 from iformer.bench.timing import Timings, interleaved
-from iformer.config.recipe import Recipe, load_recipe
 from iformer.data.sources import load_data
 from iformer.data.transforms import allow_no_bits
+from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.training import classification_job
+from iformer.tasks.registry import load_recipe
 from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import RunSettings
@@ -77,7 +78,7 @@ class Ours:
 
     name = "iformer"
 
-    def __init__(self, model: str, data: Path, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, model: str, data: Path, recipe: ClassificationRecipe, device: torch.device) -> None:
         job = classification_job(
             load_data(data),
             RunSettings(
@@ -134,7 +135,9 @@ class Timms:
 
     name = "timm"
 
-    def __init__(self, model: str, data: Path, recipe: Recipe, device: torch.device, workers: int) -> None:
+    def __init__(
+        self, model: str, data: Path, recipe: ClassificationRecipe, device: torch.device, workers: int
+    ) -> None:
         self.device, self.precision = device, resolve_precision(recipe.precision, device)
         self.network = timm.create_model(model, num_classes=CLASSES).to(device)
         self.network = self.network.to(memory_format=torch.channels_last).train()
@@ -142,9 +145,9 @@ class Timms:
             self.network, opt="adamw", lr=recipe.peak_lr, weight_decay=recipe.weight_decay
         )
         self.mixup = Mixup(
-            mixup_alpha=recipe.mixup_alpha,
-            cutmix_alpha=recipe.cutmix_alpha,
-            switch_prob=recipe.mixup_switch_prob,
+            mixup_alpha=recipe.augment.mixup_alpha,
+            cutmix_alpha=recipe.augment.cutmix_alpha,
+            switch_prob=recipe.augment.mixup_switch_prob,
             label_smoothing=recipe.label_smoothing,
             num_classes=CLASSES,
         )
@@ -155,12 +158,12 @@ class Timms:
             "batch_size": recipe.batch_size,
             "is_training": True,
             "use_prefetcher": self.on_gpu,
-            "re_prob": recipe.random_erasing,
+            "re_prob": recipe.augment.random_erasing,
             "re_mode": "pixel",
-            "scale": recipe.scale,
-            "hflip": recipe.hflip,
-            "auto_augment": recipe.rand_augment,
-            "interpolation": recipe.interpolation,
+            "scale": recipe.augment.scale,
+            "hflip": recipe.augment.hflip,
+            "auto_augment": recipe.augment.rand_augment,
+            "interpolation": recipe.augment.interpolation,
             "num_workers": workers,
             "pin_memory": self.on_gpu,
             "persistent_workers": False,
@@ -222,6 +225,7 @@ def compare(model: str, data: Path, options: argparse.Namespace, device: torch.d
         },
         model=model,
     )
+    assert isinstance(recipe, ClassificationRecipe)
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     ours_data = options.shards or data
     sides: list[Ours | Timms] = [

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from iformer import create_model
 from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
-from iformer.config.recipe import load_recipe
+from iformer.tasks.registry import load_recipe
 from iformer.training.distributed import RankContext
 from iformer.training.network.precision import resolve_precision
 from iformer.training.network.prepare import prepare_network

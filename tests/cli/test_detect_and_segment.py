@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 
 from iformer.cli.main import main
-from iformer.config.dense import DetectorConfig, SegmenterConfig
+from iformer.config.detector import DetectorConfig
 from iformer.config.network import NetworkConfig
+from iformer.config.segmenter import SegmenterConfig
 from iformer.data.video import VideoReader, VideoWriter
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
@@ -192,7 +193,7 @@ def test_train_by_the_task_s_default_recipe(capsys: pytest.CaptureFixture[str], 
     [
         (["--task", "paint"], "unknown task 'paint'"),
         (["--task", "detect", "--recipe", "ade20k-40k"], "--task is detect, the recipe ade20k-40k is for segment"),
-        (["--task", "detect", "--set", "mixup_alpha=0.2"], "mixup_alpha is 0.2; expected its default"),
+        (["--task", "detect", "--set", "mixup_alpha=0.2"], "a recipe for detect has no field 'mixup_alpha'"),
         (["--task", "detect", "--set", "masc=true"], "did you mean masks"),
         (["--task", "segment", "--val-split", "0.1"], "--val-split is for classification"),
     ],

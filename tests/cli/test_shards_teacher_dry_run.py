@@ -62,7 +62,7 @@ def test_teacher_is_one_option_and_a_resumed_run_needs_the_same_one(
     assert main(command) == 0
     network = load(out / "last.safetensors")
     assert network.config.name == "iformer_t_distilled"
-    assert network.metadata.provenance["recipe"]["distillation"] == "hard"
+    assert network.metadata.provenance["recipe"]["distillation"]["loss"] == "hard"
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     epoch = next(record for record in records if record["event"] == "epoch")
     assert epoch["train_loss"] == pytest.approx(

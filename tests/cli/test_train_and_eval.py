@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from iformer.cli.main import main
-from iformer.config.recipe import load_recipe
 from iformer.models.weights.checkpoint import load
+from iformer.tasks.registry import load_recipe
 
 QUICK = [
     *("--recipe", "quickstart", "--epochs", "1", "--batch-size", "16", "--size", "32", "--precision", "fp32"),
@@ -85,7 +85,7 @@ def test_eval_says_what_training_said(
         (["--set", "batchsize=3", "--weights", "none"], "did you mean batch_size"),
         (["--task", "pose"], "unknown task 'pose'"),
         (["--weights", "none", "--model", "iformer_tt"], "did you mean iformer_t"),
-        (["--lr", "-1"], "Recipe.lr is -1.0"),
+        (["--lr", "-1"], "recipe.lr is -1.0"),
         (["--weights", "missing.safetensors"], "missing.safetensors"),
         (["--resume", "--overwrite"], "give one of them"),
     ],

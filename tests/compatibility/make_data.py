@@ -23,10 +23,10 @@ from iformer import save
 from iformer.cli.main import main
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.recipe import load_recipe
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.models.factory import build
+from iformer.tasks.registry import load_recipe
 from iformer.training import loop
 from tiny.digests import digest
 from tiny.networks import randomize

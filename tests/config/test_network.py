@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iformer.config.metadata import Metadata
-from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
+from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig, WindowConfig
 from iformer.config.operators import ATTENTION_OPERATORS
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models, network_config, release
-from iformer.config.windows import WindowConfig
 from iformer.errors import ConfigError, UnknownNameError
 
 MAXIMUM = 64

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
-from iformer.config.recipe import Recipe, load_recipe, recipe_class
 from iformer.config.variants import network_config
 from iformer.errors import ConfigError, UnknownNameError
+from iformer.tasks.classification.config import ClassificationRecipe
+from iformer.tasks.detection.config import DetectionRecipe
+from iformer.tasks.registry import find_task, load_recipe
+from iformer.tasks.segmentation.config import SegmentationRecipe
 
 BACKBONE = network_config("iformer_t").with_options(num_classes=0)
 
@@ -20,7 +24,7 @@ def test_coco_1x_is_the_paper_s_schedule() -> None:
     assert (recipe.warmup_steps, recipe.warmup_lr) == (500, 1e-6)
     config = recipe.detector_config(BACKBONE, num_classes=80)
     assert (config.size, config.max_size, config.fpn_channels, config.masks) == (800, 1333, 256, True)
-    assert (recipe.freeze, recipe.hflip) == ("norms", 0.5)
+    assert (recipe.freeze, recipe.augment.hflip) == ("norms", 0.5)
 
 
 def test_ade20k_40k_is_the_paper_s_schedule() -> None:
@@ -31,7 +35,7 @@ def test_ade20k_40k_is_the_paper_s_schedule() -> None:
     assert recipe.epochs * (20_210 // 32) >= 40_000
     config = recipe.segmenter_config(BACKBONE, num_classes=150)
     assert (config.size, config.max_size, config.fpn_channels, config.head_channels) == (512, 2048, 256, 128)
-    assert (recipe.resize, recipe.photometric, recipe.freeze) == ((0.5, 2.0), True, "norms")
+    assert (recipe.augment.resize, recipe.augment.photometric, recipe.freeze) == ((0.5, 2.0), True, "norms")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,9 @@ def test_ade20k_40k_is_the_paper_s_schedule() -> None:
         ("coco-1x", "fpn_channels", 0),
         ("coco-1x", "task", "segment"),
         ("ade20k-40k", "label_smoothing", 0.2),
+        ("ade20k-40k", "segmenter.head_channels", 100),
+        ("ade20k-40k", "augment.photometric", 3),
+        ("coco-1x", "detector.rois", 0),
         ("ade20k-40k", "resize", [2.0, 0.5]),
         ("ade20k-40k", "head_channels", 100),
         ("ade20k-40k", "dropout", 1.0),
@@ -54,9 +61,9 @@ def test_ade20k_40k_is_the_paper_s_schedule() -> None:
     ],
 )
 def test_invalid_field_is_named(name: str, field: str, value: object) -> None:
-    plain = {**load_recipe(name).to_plain(), field: value}
-    with pytest.raises(ConfigError, match=field):
-        recipe_class(load_recipe(name).task).from_plain(plain)
+    kind = type(load_recipe(name))
+    with pytest.raises(ConfigError, match=re.escape(field)):
+        kind.from_plain(kind.nested(load_recipe(name).to_plain(), {field: value}))
 
 
 def test_windows_need_a_design_that_has_them() -> None:
@@ -73,6 +80,6 @@ def test_fields_of_another_task_are_unknown() -> None:
         load_recipe("finetune", {"rois": 5})
     with pytest.raises(ConfigError, match="no field 'rois'"):
         load_recipe("segmentation", {"rois": 5})
-    assert recipe_class("classify") is Recipe
+    assert find_task("classify").recipe_class is ClassificationRecipe
     with pytest.raises(UnknownNameError, match=r"task 'detection'.*did you mean detect"):
-        recipe_class("detection")
+        find_task("detection")

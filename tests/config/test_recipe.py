@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ from hypothesis import strategies as st
 
 import iformer_paper as paper
 from iformer.config.augmentation import AugmentConfig
-from iformer.config.recipe import (
-    DEFAULT_RECIPES,
-    Recipe,
-    list_recipes,
-    load_recipe,
-    parse_override,
-)
+from iformer.config.recipe_files import list_recipes, parse_override
 from iformer.errors import ConfigError, UnknownNameError
+from iformer.tasks.classification.config import ClassificationRecipe, DistillationConfig
+from iformer.tasks.detection.config import DetectionRecipe
+from iformer.tasks.registry import TASKS, TaskRow, load_recipe
 
 PRINTED_TRAINING = Path(paper.__file__).parent / "data" / "table_09_training.csv"
-FIELDS = [field.name for field in dataclasses.fields(Recipe)]
+SECTIONS = ClassificationRecipe.sections()
+FIELDS = [
+    *(field.name for field in dataclasses.fields(ClassificationRecipe) if field.name not in SECTIONS),
+    *(f"{section}.{name}" for section, names in SECTIONS.items() for name in names),
+]
 
 INVALID: dict[str, list[Any]] = {
     "task": ["detect", "pose", None],
@@ -55,24 +57,24 @@ INVALID: dict[str, list[Any]] = {
     "size": [31, 0, 224.5],
     "size_schedule": [[[5, 128], [5, 224]], [[0, 16]], [[-1, 64]], [[0, 300]], [[10, 128]], [[0]], 128],
     "crop_pct": [0, 1.1],
-    "scale": [[0.0, 1.0], [0.9, 0.8], [0.5]],
-    "ratio": [[0, 1], [2, 1]],
-    "interpolation": ["nearest"],
-    "hflip": [-0.1, 1.1],
-    "vflip": [2],
-    "rot90": ["yes", 1],
-    "rand_augment": ["strong", 9],
-    "color_jitter": [-0.1, 1.5],
-    "random_erasing": [1.5],
-    "mixup_alpha": [-1],
-    "cutmix_alpha": [-1],
-    "mixup_prob": [1.5],
-    "mixup_switch_prob": [-0.5],
+    "augment.scale": [[0.0, 1.0], [0.9, 0.8], [0.5]],
+    "augment.ratio": [[0, 1], [2, 1]],
+    "augment.interpolation": ["nearest"],
+    "augment.hflip": [-0.1, 1.1],
+    "augment.vflip": [2],
+    "augment.rot90": ["yes", 1],
+    "augment.rand_augment": ["strong", 9],
+    "augment.color_jitter": [-0.1, 1.5],
+    "augment.random_erasing": [1.5],
+    "augment.mixup_alpha": [-1],
+    "augment.cutmix_alpha": [-1],
+    "augment.mixup_prob": [1.5],
+    "augment.mixup_switch_prob": [-0.5],
     "label_smoothing": [1.0, -0.1],
-    "distillation": ["medium", True],
-    "teacher": ["", 3],
-    "distillation_weight": [-0.1, 1.1],
-    "distillation_temperature": [0, -1.0],
+    "distillation.loss": ["medium", True],
+    "distillation.teacher": ["", 3],
+    "distillation.weight": [-0.1, 1.1],
+    "distillation.temperature": [0, -1.0],
     "precision": ["fp8", None],
     "channels_last": [1],
     "compile": ["yes", 2],
@@ -89,8 +91,8 @@ INVALID: dict[str, list[Any]] = {
 }
 
 
-def recipe(**fields: Any) -> Recipe:
-    return Recipe.from_plain({"epochs": 10, "lr": 1e-3, **fields})
+def recipe(**fields: Any) -> ClassificationRecipe:
+    return ClassificationRecipe.from_plain({"epochs": 10, "lr": 1e-3, **fields})
 
 
 def test_every_field_has_an_invalid_value_to_test() -> None:
@@ -101,7 +103,7 @@ def test_every_field_has_an_invalid_value_to_test() -> None:
     ("field", "value"), [(field, value) for field, values in INVALID.items() for value in values]
 )
 def test_invalid_field_is_named(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"\.{field} is ") as caught:
+    with pytest.raises(ConfigError, match=rf"^recipe\.{re.escape(field)} is ") as caught:
         recipe(**{field: value})
     assert "\n" not in str(caught.value)
 
@@ -117,7 +119,7 @@ def test_any_value_gives_a_recipe_or_an_error_that_names_the_field(field: str, v
     except ConfigError as error:
         message = str(error)
     else:
-        assert Recipe.from_plain(built.to_plain()) == built
+        assert ClassificationRecipe.from_plain(built.to_plain()) == built
         return
     # a value can also make another field invalid: a rate below min_lr
     assert field in message or "min_lr" in message
@@ -131,17 +133,18 @@ def test_shipped_recipe_loads_and_survives_yaml(name: str) -> None:
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_shipped_recipe_says_its_command_and_hardware(name: str) -> None:
-    text = (Path(load_recipe.__code__.co_filename).parent / "recipes" / f"{name}.yaml").read_text()
+    text = (Path(list_recipes.__code__.co_filename).parent / "recipes" / f"{name}.yaml").read_text()
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     assert "command:" in header
     assert "hardware:" in header
 
 
-@pytest.mark.parametrize(("task", "name"), DEFAULT_RECIPES.items())
-def test_default_recipe_fine_tunes_released_weights(task: str, name: str) -> None:
-    recipe = load_recipe(name)
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_default_recipe_fine_tunes_released_weights(task: TaskRow) -> None:
+    recipe = load_recipe(task.default_recipe)
     assert recipe.weights == "pretrained"
-    assert recipe.task == task
+    assert recipe.task == task.name
+    assert type(recipe) is task.recipe_class
 
 
 def test_overrides_replace_fields() -> None:
@@ -170,7 +173,7 @@ def test_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
 def test_own_recipe_file(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("epochs: 3\nlr: 1e-3\nbetas: [0.9, 99e-2]\n")
-    assert load_recipe(file) == Recipe(epochs=3, lr=1e-3, betas=(0.9, 0.99))
+    assert load_recipe(file) == ClassificationRecipe(epochs=3, lr=1e-3, betas=(0.9, 0.99))
 
 
 @pytest.mark.parametrize(
@@ -208,9 +211,64 @@ def test_mixing_needs_pairs() -> None:
     assert recipe(batch_size=9).batch_size == 9
 
 
-def test_every_augmentation_field_is_a_field_of_the_recipe() -> None:
-    augmentation = recipe(vflip=0.25, rot90=True, scale=None).augmentation
-    assert augmentation == dataclasses.replace(AugmentConfig(), vflip=0.25, rot90=True, scale=None)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"vflip": 0.25, "rot90": True, "scale": None},
+        {"augment.vflip": 0.25, "augment.rot90": True, "augment.scale": None},
+        {"augment": {"vflip": 0.25, "rot90": True, "scale": None}},
+        {"augment": {"vflip": 0.25}, "augment.rot90": True, "scale": None},
+    ],
+)
+def test_a_field_of_a_section_has_three_spellings(fields: dict[str, Any]) -> None:
+    assert recipe(**fields).augment == AugmentConfig(vflip=0.25, rot90=True, scale=None)
+
+
+def test_a_field_given_in_two_spellings_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"recipe has augment\.hflip twice; keep one"):
+        recipe(augment={"hflip": 0.1}, hflip=0.2)
+
+
+def test_overrides_change_only_their_fields_of_a_section() -> None:
+    changed = load_recipe("elpv", {"augment": {"hflip": 0.25}, "vflip": 0.0})
+    assert changed.to_plain()["augment"]["scale"] == [0.85, 1.0]
+    assert (changed.to_plain()["augment"]["hflip"], changed.to_plain()["augment"]["vflip"]) == (0.25, 0.0)
+
+
+def test_flat_recipes_of_earlier_versions_load() -> None:
+    """Every field whose place or name has changed."""
+    flat = {
+        "scale": [0.2, 0.9],
+        "ratio": [0.5, 2.0],
+        "interpolation": "random",
+        "hflip": 0.1,
+        "vflip": 0.2,
+        "rot90": True,
+        "rand_augment": "rand-m5",
+        "color_jitter": 0.1,
+        "random_erasing": 0.2,
+        "mixup_alpha": 0.3,
+        "cutmix_alpha": 0.4,
+        "mixup_prob": 0.6,
+        "mixup_switch_prob": 0.7,
+        "distillation": "soft",
+        "teacher": "x",
+        "distillation_weight": 0.25,
+        "distillation_temperature": 2.0,
+    }
+    old = recipe(**flat)
+    assert old.augment.to_plain() == {name: flat[name] for name in old.augment.to_plain()}
+    assert old.distillation == DistillationConfig(loss="soft", teacher="x", weight=0.25, temperature=2.0)
+    assert ClassificationRecipe.nested(flat) == {
+        "augment": old.augment.to_plain(),
+        "distillation": old.distillation.to_plain(),
+    }
+    detection = {"masks": False, "rois": 64, "hflip": 0.1, "mixup_alpha": 0.0, "cache": "none", "teacher": "t"}
+    with pytest.raises(ConfigError, match="a recipe for detect has no field 'teacher'"):
+        DetectionRecipe.from_plain({"epochs": 1, "lr": 1e-3, **detection})
+    del detection["teacher"]
+    loaded = DetectionRecipe.from_plain({"epochs": 1, "lr": 1e-3, **detection})
+    assert (loaded.detector.masks, loaded.detector.rois, loaded.augment.hflip) == (False, 64, 0.1)
 
 
 def test_preprocessing_is_the_evaluation_size() -> None:
@@ -235,6 +293,7 @@ def test_imagenet_recipes_are_table_9(name: str) -> None:
         if column in row["variants"].split("/")
     }
     loaded = load_recipe(name, model=model)
+    assert isinstance(loaded, ClassificationRecipe)
     assert loaded.size == int(printed["resolution"])
     assert loaded.lr == loaded.peak_lr == float(printed["base_learning_rate"])
     assert loaded.weight_decay == float(printed["weight_decay"])
@@ -242,11 +301,11 @@ def test_imagenet_recipes_are_table_9(name: str) -> None:
     assert loaded.batch_size == loaded.lr_batch == int(printed["batch_size"])
     assert loaded.epochs == (450 if name == "imagenet-450-distilled" else int(printed["training_epochs"]))
     assert loaded.warmup_epochs == float(printed["warmup_epochs"])
-    assert loaded.rand_augment == "rand-m9-mstd0.5-inc1"
+    assert loaded.augment.rand_augment == "rand-m9-mstd0.5-inc1"
     assert printed["randaugment"] == "(9, 0.5)"
-    assert loaded.mixup_alpha == float(printed["mixup"])
-    assert loaded.cutmix_alpha == float(printed["cutmix"])
-    assert loaded.random_erasing == float(printed["random_erasing"])
+    assert loaded.augment.mixup_alpha == float(printed["mixup"])
+    assert loaded.augment.cutmix_alpha == float(printed["cutmix"])
+    assert loaded.augment.random_erasing == float(printed["random_erasing"])
     assert loaded.label_smoothing == float(printed["label_smoothing"])
     assert loaded.drop_path_rate == float(printed["stochastic_depth"])
     assert printed["gradient_clip"] == printed["ema"] == "None"
@@ -267,15 +326,16 @@ def test_stochastic_depth_of_table_9_depends_on_the_network() -> None:
 @pytest.mark.parametrize("name", [name for name in IMAGENET if "distilled" in name])
 def test_distilled_recipes_have_deit_s_hard_loss(name: str) -> None:
     loaded = load_recipe(name)
-    assert (loaded.distillation, loaded.distillation_weight) == ("hard", 0.5)
-    assert loaded.teacher == "regnety_160.deit_in1k"
+    assert isinstance(loaded, ClassificationRecipe)
+    assert (loaded.distillation.loss, loaded.distillation.weight) == ("hard", 0.5)
+    assert loaded.distillation.teacher == "regnety_160.deit_in1k"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("by_model: [1]", "by_model is no mapping"),
-        ("by_model: {iformer_l: 3}", "by_model is no mapping"),
+        ("by_model: [1]", "by_model is .*; expected a mapping of networks to fields"),
+        ("by_model: {iformer_l: 3}", "by_model is .*; expected a mapping of networks to fields"),
         ("by_model: {iformer_l: {drop_path: 0.1}}", "no field 'drop_path'; did you mean drop_path_rate"),
     ],
 )

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
+from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig, WindowConfig
 from iformer.config.variants import VARIANTS, network_config
-from iformer.config.windows import WindowConfig, design_of, with_design
+from iformer.config.windows import design_of, with_design
 from iformer.errors import ConfigError
 
 
@@ -66,13 +66,13 @@ def test_round_trip_through_json() -> None:
     [
         ("window", {}, "attention is 'window'; expected one of 'shma', 'hybrid', 'chunk_hybrid'"),
         ("hybrid", {"preset": "best"}, "windows are 'best'; expected one of 'released', 'paper'"),
-        ("hybrid", {"preset": "released"}, "for iformer_t take 'paper'"),
+        ("hybrid", {"preset": "released"}, "use 'paper' for iformer_t"),
         ("shma", {"preset": "paper"}, "attention 'shma' has no windows; leave out preset"),
         ("shma", {"window_size": 8}, "attention 'shma' has no windows; leave out window_size"),
         ("hybrid", {"channel_chunks": 2}, "attention 'hybrid' has no channel_chunks"),
         ("hybrid", {"windowed_stages": (5,)}, "windowed_stages has 5; expected stages from 1 to 4"),
-        ("hybrid", {"windowed_stages": (2,)}, "windows is .* nothing in a stage without attention blocks"),
-        ("hybrid", {"window_size": 1}, "WindowConfig.window_size is 1; expected a whole number of 2 or more"),
+        ("hybrid", {"windowed_stages": (2,)}, "windows is .* null in a stage without attention blocks"),
+        ("hybrid", {"window_size": 1}, "WindowConfig.window_size is 1; expected a whole number from 2 to 1024"),
         ("hybrid", {"global_blocks": -1}, "WindowConfig.global_blocks is -1"),
         ("hybrid", {"padded_tokens": "cut"}, "WindowConfig.padded_tokens is 'cut'"),
         ("chunk_hybrid", {"channel_chunks": 0}, "WindowConfig.channel_chunks is 0"),
@@ -85,7 +85,7 @@ def test_what_does_not_exist_is_named(design: str, options: dict[str, object], m
 
 
 def test_an_operator_without_windows_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"the attention operator 'sha' takes none \(those that do: shma\)"):
+    with pytest.raises(ConfigError, match=r"the attention operator 'sha' has no windows; these have: shma"):
         StageConfig(
             channels=8,
             pattern=(("attention", 1),),

@@ -16,7 +16,6 @@ from timm.data.random_erasing import RandomErasing
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.recipe import load_recipe
 from iformer.data.transforms import (
     Normalize,
     TransformSchedule,
@@ -25,6 +24,7 @@ from iformer.data.transforms import (
     train_transform,
 )
 from iformer.errors import ConfigError
+from iformer.tasks.registry import load_recipe
 
 SMALL = Preprocessing(size=(32, 32))
 
@@ -234,17 +234,17 @@ def test_the_paper_s_augmentation_is_timm_s(seed: int) -> None:
     reference = create_transform(
         recipe.size,
         is_training=True,
-        scale=recipe.scale,
-        hflip=recipe.hflip,
-        auto_augment=recipe.rand_augment,
-        interpolation=recipe.interpolation,
+        scale=recipe.augment.scale,
+        hflip=recipe.augment.hflip,
+        auto_augment=recipe.augment.rand_augment,
+        interpolation=recipe.augment.interpolation,
         mean=recipe.preprocessing.mean,
         std=recipe.preprocessing.std,
         re_prob=0.0,
     )
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (200, 300, 3), dtype=np.uint8))
     results = []
-    for transform in (reference, train_transform(recipe.preprocessing, recipe.augmentation)):
+    for transform in (reference, train_transform(recipe.preprocessing, recipe.augment)):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (timm draws from it)
         torch.manual_seed(seed)
@@ -255,9 +255,9 @@ def test_the_paper_s_augmentation_is_timm_s(seed: int) -> None:
 
 def test_random_erasing_of_the_recipe_is_timm_s() -> None:
     recipe = load_recipe("imagenet-300")
-    erase = random_erasing(recipe.augmentation)
+    erase = random_erasing(recipe.augment)
     assert erase is not None
-    reference = RandomErasing(probability=recipe.random_erasing, mode="pixel", device="cpu")
+    reference = RandomErasing(probability=recipe.augment.random_erasing, mode="pixel", device="cpu")
     batches = []
     for each in (erase, reference):
         random.seed(3)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iformer.config.recipe import load_recipe
 from iformer.data.detection import decode_mask
 from iformer.data.segmentation import read_mask
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
+from iformer.tasks.registry import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "examples" / "composed"
 

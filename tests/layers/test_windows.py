@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from iformer.config.network import NetworkConfig, StageConfig
-from iformer.config.windows import WindowConfig, with_design
+from iformer.config.network import NetworkConfig, StageConfig, WindowConfig
+from iformer.config.windows import with_design
 from iformer.layers.attention import AttentionBlock
 from iformer.layers.windows import Windows
 from iformer.models.backbone import Backbone, Stage

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from iformer.config.dense import DetectorConfig, SegmenterConfig, default_palette
+from iformer.config.detector import DetectorConfig
 from iformer.config.network import NetworkConfig
+from iformer.config.segmenter import SegmenterConfig, default_palette
 from iformer.errors import ConfigError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.detector import Detector

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from iformer.config.dense import IGNORED
-from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
+from iformer.config.segmenter import IGNORED
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
+from iformer.tasks.detection.config import DetectionAugment, DetectionRecipe
 from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.segmentation.config import SegmentationAugment, SegmentationRecipe
 from iformer.tasks.segmentation.dataset import SemanticImages, fitted
 
 
@@ -28,7 +29,10 @@ def bluish(pixels_CHW: Tensor) -> Tensor:
 def test_boxes_and_masks_flip_with_their_image(shapes_data: Path) -> None:
     train = load_detection(shapes_data).train
     plain, flipped = (
-        DetectionImages(train, DetectionRecipe(epochs=1, lr=1.0, hflip=share), masks=True) for share in (0.0, 1.0)
+        DetectionImages(
+            train, DetectionRecipe(epochs=1, lr=1.0, augment=DetectionAugment(hflip=share)), masks=True
+        )
+        for share in (0.0, 1.0)
     )
     keys = [(0, index) for index in range(8)]
     one, other = plain.batch(keys), flipped.batch(keys)
@@ -47,7 +51,7 @@ def test_an_image_s_changes_depend_on_seed_epoch_and_index_only(shapes_data: Pat
     train = load_detection(shapes_data).train
 
     def image(seed: int, epoch: int) -> Tensor:
-        recipe = DetectionRecipe(epochs=1, lr=1.0, seed=seed, color_jitter=0.5)
+        recipe = DetectionRecipe(epochs=1, lr=1.0, seed=seed, augment=DetectionAugment(color_jitter=0.5))
         batch = DetectionImages(train, recipe, masks=False).batch([(epoch, 1)])
         pixels: Tensor = batch["images"][0]
         return pixels
@@ -62,7 +66,13 @@ def test_an_image_s_changes_depend_on_seed_epoch_and_index_only(shapes_data: Pat
 
 @pytest.mark.parametrize("resize", [(0.5, 0.6), (1.0, 1.0), (1.5, 2.0)])
 def test_masks_are_cut_as_their_images(shapes_data: Path, resize: tuple[float, float]) -> None:
-    recipe = SegmentationRecipe(epochs=1, lr=1.0, resize=resize, photometric=False, size=64, max_size=64)
+    recipe = SegmentationRecipe(
+        epochs=1,
+        lr=1.0,
+        augment=SegmentationAugment(resize=resize, photometric=False),
+        size=64,
+        max_size=64,
+    )
     images = SemanticImages(load_semantic(shapes_data).train, recipe, size=64, max_size=64, fill=(0.5, 0.5, 0.5))
     batch = images.batch([(epoch, index) for epoch in range(3) for index in range(6)])
     assert batch["images"].shape == (18, 3, 64, 64)
@@ -81,7 +91,9 @@ def test_photometric_distortion_changes_colours_and_no_mask(shapes_data: Path) -
     train = load_semantic(shapes_data).train
 
     def batch(photometric: bool) -> dict[str, Tensor]:
-        recipe = SegmentationRecipe(epochs=1, lr=1.0, photometric=photometric, size=64, max_size=64)
+        recipe = SegmentationRecipe(
+            epochs=1, lr=1.0, augment=SegmentationAugment(photometric=photometric), size=64, max_size=64
+        )
         return SemanticImages(train, recipe, size=64, max_size=64, fill=(0.0, 0.0, 0.0)).batch(
             [(0, index) for index in range(8)]
         )

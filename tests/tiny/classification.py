@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
-from iformer.config.recipe import Recipe
 from iformer.data.sources import load_data
 from iformer.models.factory import build
+from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings, TrainJob
 from tiny.programs import run_on_two_processes
@@ -60,7 +60,7 @@ PLAIN = {
     "clip_grad": None,
     "ema_decay": None,
 }
-"""Recipe fields that switch off what differs between one process and several."""
+"""ClassificationRecipe fields that switch off what differs between one process and several."""
 
 
 SYNCHRONISED = {
@@ -92,7 +92,7 @@ def tiny_config(*, num_classes: int = 3, **options: Any) -> NetworkConfig:
     return NetworkConfig(name="tiny", stages=stages, num_classes=num_classes, **options)
 
 
-def tiny_recipe(**fields: Any) -> Recipe:
+def tiny_recipe(**fields: Any) -> ClassificationRecipe:
     """Six steps an epoch at 32 pixels, everything random switched on."""
     values: dict[str, Any] = {
         "epochs": 3,
@@ -113,13 +113,15 @@ def tiny_recipe(**fields: Any) -> Recipe:
         "workers": 0,
         "log_every": 2,
     }
-    return Recipe.from_plain({**values, **fields})
+    return ClassificationRecipe.from_plain({**values, **fields})
 
 
-def tiny_job(data: Path, folder: Path, *, recipe: Recipe, drop_path_rate: float = 0.2, **options: Any) -> TrainJob:
+def tiny_job(
+    data: Path, folder: Path, *, recipe: ClassificationRecipe, drop_path_rate: float = 0.2, **options: Any
+) -> TrainJob:
     """A run of the tiny network, which drops paths at random too."""
     torch.manual_seed(recipe.seed)
-    distillation = recipe.distillation != "none"
+    distillation = recipe.distillation.loss != "none"
     network = build(tiny_config(drop_path_rate=drop_path_rate, layer_scale_init=0.1, distillation=distillation))
     options = {"tensorboard": False, "report": False, "device": "cpu", **options}
     settings = RunSettings(data_name="tiny", recipe=recipe, recipe_name="tiny", folder=folder, **options)

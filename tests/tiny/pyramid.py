@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.recipe import Recipe
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
+from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.detection.training import detection_job
+from iformer.tasks.segmentation.config import SegmentationRecipe
 from iformer.tasks.segmentation.training import segmentation_job
 from iformer.training.job import RunSettings, TrainJob
 
@@ -63,7 +64,7 @@ def run_settings(recipe: Recipe, folder: Path, **options: Any) -> RunSettings:
 def detection(data: Path, folder: Path, *, memorise: bool = False, fields: Any = None, **options: Any) -> TrainJob:
     """A Mask R-CNN of a few hundred thousand parameters; `memorise`: validated on its training images."""
     heads = {"box_head_channels": 64, "mask_head_channels": 32, "mask_head_depth": 1, "rois": 32, "proposals": 64}
-    recipe = DetectionRecipe(**{"lr": 2e-3, **COMMON, **heads, **(fields or {})})
+    recipe = DetectionRecipe.from_plain({"lr": 2e-3, **COMMON, **heads, **(fields or {})})
     split = load_detection(data, workers=1)
     torch.manual_seed(0)
     return detection_job(
@@ -78,7 +79,7 @@ def segmentation(
 ) -> TrainJob:
     """A Semantic FPN; see `detection`."""
     heads = {"head_channels": 32, "dropout": 0.0, "resize": (1.0, 1.0), "photometric": False}
-    recipe = SegmentationRecipe(**{"lr": 3e-3, **COMMON, **heads, **(fields or {})})
+    recipe = SegmentationRecipe.from_plain({"lr": 3e-3, **COMMON, **heads, **(fields or {})})
     split = load_semantic(data, workers=1)
     torch.manual_seed(0)
     return segmentation_job(

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iformer import files
-from iformer.config.recipe import Recipe
 from iformer.errors import ConfigError, UserError
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import load, read_metadata, save
+from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings
 from iformer.training.loop import train
@@ -105,7 +105,7 @@ def test_best_network_says_its_epoch(finished: TrainResult) -> None:
 
 def test_resolved_config_lies_beside_the_results(finished: TrainResult) -> None:
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
-    assert Recipe.from_plain(config["recipe"]) == finished.recipe
+    assert ClassificationRecipe.from_plain(config["recipe"]) == finished.recipe
     assert config["precision"] == finished.precision in ("fp32", "bf16")
     metrics = json.loads((finished.folder / "metrics.json").read_text())
     assert metrics["metrics"]["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]

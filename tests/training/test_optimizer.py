@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from iformer.config.recipe import load_recipe
 from iformer.config.variants import network_config
 from iformer.errors import WeightsError
 from iformer.models.factory import build
+from iformer.tasks.registry import load_recipe
 from iformer.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from iformer.training.schedule import RunLength, build_schedule
 from tiny.classification import tiny_config, tiny_recipe

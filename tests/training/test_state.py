@@ -15,10 +15,10 @@ from safetensors import safe_open
 from torch import nn
 
 from iformer.config.metadata import Metadata
-from iformer.config.recipe import load_recipe
 from iformer.errors import OutputError, UserError, WeightsError
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import load
+from iformer.tasks.registry import load_recipe
 from iformer.training.network.ema import WeightAverage
 from iformer.training.optimizer import build_optimizer
 from iformer.training.records.provenance import identity_defaults

@@ -148,8 +148,7 @@ def _load_data(say: Console, limit: int | None) -> DataSplits:
 
 
 def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, overwrite: bool) -> TrainResult:
-    from iformer.config.recipe import load_recipe
-    from iformer.tasks.registry import find_task
+    from iformer.tasks.registry import find_task, load_recipe
     from iformer.training.job import RunSettings
     from iformer.training.loop import train
 

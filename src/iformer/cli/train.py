@@ -170,7 +170,7 @@ def _job(
     tensorboard: bool,
 ) -> TrainJob:
     """The run that a command line describes; a resumed run's own settings stand where it says nothing."""
-    from iformer.config.recipe import parse_override
+    from iformer.config.recipe_files import merge_overrides
     from iformer.errors import UserError
     from iformer.training.job import RunSettings
     from iformer.training.records.run_folder import RunFolder
@@ -178,7 +178,7 @@ def _job(
     if _is_main_process():  # the others may look when it has begun to write
         RunFolder(out).check(resume=resume, overwrite=overwrite)
     before = RunFolder(out).read_config() if resume else {}
-    overrides = {**dict(parse_override(text) for text in assignments), **overrides}
+    overrides = merge_overrides(assignments, overrides)
     recipe_name, settings = _recipe(task, recipe, overrides, before, model=model)
     data = data or before.get("data")
     if data is None:
@@ -212,23 +212,23 @@ def _recipe(
     model: str | None,
 ) -> tuple[str, Recipe]:
     """Name and settings of the recipe that is named, or was before, or is the task's default."""
-    from iformer.config.recipe import DEFAULT_RECIPES, load_recipe, recipe_class
     from iformer.errors import UserError
+    from iformer.tasks.registry import find_task, load_recipe
 
-    if task is not None:
-        recipe_class(task)  # an unknown task is said before anything about a recipe
+    row = find_task(task or "classify")
     if before and recipe is None:
         name = str(before["recipe_name"])
-        settings = recipe_class(before["task"]).from_plain({**before["recipe"], **overrides})
+        kind = find_task(before["task"]).recipe_class
+        settings = kind.from_plain(kind.nested(before["recipe"], overrides))
     else:
-        name = recipe or DEFAULT_RECIPES[task or "classify"]
+        name = recipe or row.default_recipe
         settings = load_recipe(name, overrides, model=model)
     if task is not None and settings.task != task:
         raise UserError(f"--task is {task}, the recipe {name} is for {settings.task}; give one that fits")
-    if "teacher" in overrides and settings.distillation == "none":  # so one option is enough
-        settings = replace(settings, distillation="hard")
-    if settings.task != "classify" and settings.distillation != "none":
-        raise UserError("a teacher is for --task classify; leave out --teacher and --distillation")
+    distillation = getattr(settings, "distillation", None)
+    named = {"teacher", "distillation.teacher"} & overrides.keys()
+    if named and distillation is not None and distillation.loss == "none":  # one option is enough
+        settings = replace(settings, distillation=replace(distillation, loss="hard"))  # type: ignore[call-arg]
     return name, settings
 
 

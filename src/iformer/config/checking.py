@@ -1,72 +1,223 @@
-"""Checks shared by the config dataclasses, and strict conversion from and to plain data."""
+"""Config dataclasses: checked when they are built, converted to and from plain data.
+
+The type and the range of a field stand in its annotation: `epochs: Annotated[int, Range(1, 100_000)]`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
+import math
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from iformer.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
 
 
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number. Both belong to the range unless `above` or `below` says that they do not."""
+
+    least: float
+    most: float
+    above: bool = False
+    """Only numbers above `least`."""
+    below: bool = False
+    """Only numbers below `most`."""
+    step: int = 1
+    """Only `least`, `least + step`, `least + 2 * step`, …"""
+
+    def allows(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below else value <= self.most
+        return low and high and (self.step == 1 or (value - self.least) % self.step == 0)
+
+    def describe(self, kind: str) -> str:
+        """`kind` with the bounds: "a number from 0 to 1"."""
+        if self.step == 2:
+            kind = "an odd whole number" if self.least % 2 else "an even whole number"
+        elif self.step > 1:
+            kind = f"a multiple of {self.step}"
+        low = f"above {self.least:.12g}" if self.above else f"from {self.least:.12g}"
+        high = f"below {self.most:.12g}" if self.below else f"to {self.most:.12g}"
+        return f"{kind} {low}{' and' if self.above or self.below else ''} {high}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """Bounds of the length of a text or tuple."""
+
+    least: int
+    most: int
+
+    def allows(self, value: str | tuple[Any, ...]) -> bool:
+        """Whether a value is neither too short nor too long."""
+        return self.least <= len(value) <= self.most
+
+    def describe(self, kind: str) -> str:
+        """`kind` with the bounds."""
+        return f"{kind} (length {self.least} to {self.most})"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression that a whole text has to match."""
+
+    pattern: str
+    example: str
+
+    def allows(self, value: str) -> bool:
+        """Whether a text matches."""
+        return len(value) < 200 and re.fullmatch(self.pattern, value) is not None
+
+    def describe(self, kind: str) -> str:
+        """`kind` with the example."""
+        return f'{kind} such as "{self.example}"'
+
+
+Share = Annotated[float, Range(0, 1)]
+"""A probability or a part of a whole."""
+ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
+Text = Annotated[str, Length(1, 4096)]
+"""A name or a path."""
+
+
+class FieldError(ConfigError):
+    """A field of a config is invalid. The message names the field, its value and what is allowed."""
+
+    def __init__(self, owner: str, field: str, value: Any, expected: str) -> None:
+        """`owner` is the config's label or its path inside another config."""
+        self.owner, self.field, self.value, self.expected = owner, field, value, expected
+        super().__init__(f"{owner}.{field} is {shown(value)}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of the config dataclasses."""
+
+    label: ClassVar[str] = ""
+    """The name in error messages; empty: the name of the class."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Nested dicts and lists for YAML, JSON and checkpoint metadata."""
+        return to_plain(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """The inverse of `to_plain`; an unknown, missing or invalid field is a `ConfigError` that names it."""
+        return from_plain(cls, plain)
+
+
 def check(condition: bool, config: object, field: str, expected: str) -> None:
-    """Raise `ConfigError` naming `config`'s field, its value and what it may be, unless `condition` holds."""
+    """Raise `FieldError` for a field of `config` unless `condition` holds."""
     if not condition:
-        value = getattr(config, field)
-        raise ConfigError(f"{type(config).__name__}.{field} is {value!r}; expected {expected}")
+        raise FieldError(label_of(type(config)), field, getattr(config, field), expected)
 
 
 def check_types(config: Any) -> None:
-    """Check each field of a config dataclass against its annotation, so that `"4"` is not taken for 4.
+    """Check each field of a config dataclass against the type and the range of its annotation.
 
-    An int is accepted where a float is expected, a bool is not accepted where a number is.
+    An int is accepted where a float is expected. A bool is not a number, and a text is not one either.
     """
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        if not _fits(getattr(config, field.name), hints[field.name]):
-            check(False, config, field.name, _describe(hints[field.name]))
+    for name, hint in field_types(type(config)).items():
+        if not _fits(getattr(config, name), hint):
+            check(False, config, name, describe(hint))
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as nested dicts and lists that YAML and JSON can hold."""
-    plain: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        plain[field.name] = _plain_value(getattr(config, field.name))
-    return plain
+    """Return a config dataclass as nested dicts and lists that YAML and JSON can hold."""
+    return {field.name: _plain_value(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def plain_defaults(cls: type[Any]) -> dict[str, Any]:
-    """As `to_plain`, the fields of a config dataclass that have a default, as they are by default."""
+    """Return the defaults of a config dataclass in the form of `to_plain`, without the fields that have none."""
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     return {name: _plain_value(value) for name, value in defaults.items() if value is not dataclasses.MISSING}
 
 
-def from_plain(cls: type[ConfigT], plain: Mapping[str, Any]) -> ConfigT:
-    """Build a config dataclass from nested dicts and lists; an unknown or missing field is a `ConfigError`."""
+def from_plain(cls: type[ConfigT], plain: Mapping[str, Any], path: str = "") -> ConfigT:
+    """Build a config dataclass from nested dicts and lists.
+
+    Args:
+        path: where `plain` is inside another config, for error messages: "NetworkConfig.stages[2]".
+
+    Raises:
+        ConfigError: a field is unknown, missing or invalid; the message has its path.
+    """
+    path = path or label_of(cls)
     if not isinstance(plain, Mapping):
-        raise ConfigError(f"{cls.__name__} is {plain!r}; expected a mapping of its fields")
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    unknown = sorted(str(key) for key in plain if key not in fields)
-    if unknown:
-        raise ConfigError(
-            f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(fields))}"
-        )
-    hints = typing.get_type_hints(cls)
-    values = {name: _typed_value(value, hints[name]) for name, value in plain.items()}
+        raise ConfigError(f"{path} is {shown(plain)}; expected a mapping of its fields")
+    hints = field_types(cls)
+    for name in plain:
+        if name not in hints:
+            raise unknown_field(path, name, hints)
     missing = [
-        name
-        for name, field in fields.items()
-        if name not in values
+        field.name
+        for field in dataclasses.fields(typing.cast(Any, cls))
+        if field.name not in plain
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}")
-    return cls(**values)
+        raise ConfigError(f"{path} needs {', '.join(missing)}")
+    values = {name: _typed_value(value, hints[name], f"{path}.{name}") for name, value in plain.items()}
+    try:
+        return cls(**values)
+    except FieldError as error:
+        raise FieldError(path, error.field, error.value, error.expected) from None
+
+
+def unknown_field(path: str, name: object, known: typing.Iterable[str]) -> ConfigError:
+    """The error for a field that does not exist, with the nearest names that do."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(str(name)[:100], known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"its fields are {', '.join(known)}"
+    return ConfigError(f"{path} has no field {shown(name)}; {hint}")
+
+
+def label_of(cls: type[Any]) -> str:
+    """The name of a config dataclass in error messages."""
+    return getattr(cls, "label", "") or cls.__name__
+
+
+_FIELD_TYPES: dict[type[Any], dict[str, Any]] = {}
+
+
+def field_types(cls: type[Any]) -> dict[str, Any]:
+    """Return each field of a dataclass with its resolved annotation, ranges included."""
+    if cls not in _FIELD_TYPES:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _FIELD_TYPES[cls]
+
+
+def without_range(hint: Any) -> Any:
+    """Return the type of an annotation without its ranges."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def shown(value: Any) -> str:
+    """Return `repr(value)`, shortened to at most about 160 characters."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python refuses to print very long integers
+        return f"a {type(value).__name__} that is too long to print"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 160
 
 
 def _plain_value(value: Any) -> Any:
@@ -79,66 +230,73 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
-def _typed_value(value: Any, hint: Any) -> Any:
-    origin = typing.get_origin(hint)
+def _typed_value(value: Any, hint: Any, path: str) -> Any:
+    """Turn lists into tuples, mappings into configs and texts into numbers where the annotation asks for them."""
+    hint = without_range(hint)
+    if hint is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-6, without a dot, as a text
+        except ValueError:
+            return value
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        return _typed_value(value, inner[0]) if len(inner) == 1 else value
+        inner = [arg for arg in args if arg is not type(None)]
+        return value if value is None or len(inner) > 1 else _typed_value(value, inner[0], path)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_plain(typing.cast(type[Any], hint), value)
+        return from_plain(typing.cast(type[Any], hint), value, path)
     if origin is tuple and isinstance(value, list | tuple):
-        args = typing.get_args(hint)
-        item_hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        item_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(item_hints) != len(value):
-            return tuple(value)  # the wrong length is reported by check_types, with the field's name
-        return tuple(_typed_value(item, item_hint) for item, item_hint in zip(value, item_hints, strict=True))
+            return tuple(value)  # check_types reports the length
+        return tuple(
+            _typed_value(item, item_hint, f"{path}[{index}]")
+            for index, (item, item_hint) in enumerate(zip(value, item_hints, strict=True))
+        )
     return value
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
+    if origin is Annotated:
+        return _fits(value, args[0]) and all(rule.allows(value) for rule in args[1:])
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in typing.get_args(hint))
+        return any(_fits(value, arg) for arg in args)
     if origin is typing.Literal:
-        return any(value == arg and type(value) is type(arg) for arg in typing.get_args(hint))
+        return any(value == arg and type(value) is type(arg) for arg in args)
     if origin is tuple:
-        args = typing.get_args(hint)
         if not isinstance(value, tuple):
             return False
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(item, args[0]) for item in value)
-        return len(args) == len(value) and all(_fits(v, a) for v, a in zip(value, args, strict=True))
+        items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return len(items) == len(value) and all(_fits(v, a) for v, a in zip(value, items, strict=True))
     if origin is dict:
-        key_hint, value_hint = typing.get_args(hint)
-        return isinstance(value, dict) and all(
-            _fits(k, key_hint) and _fits(v, value_hint) for k, v in value.items()
-        )
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, dict) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if hint is int or hint is float:
+        is_number = isinstance(value, int | hint) and not isinstance(value, bool)
+        return is_number and (isinstance(value, int) or math.isfinite(value))
     return isinstance(value, hint)
 
 
-def _describe(hint: Any) -> str:
-    origin = typing.get_origin(hint)
+def describe(hint: Any) -> str:
+    """Describe the values that an annotation allows: "a whole number from 1 to 100"."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return functools.reduce(lambda kind, rule: rule.describe(kind), args[1:], describe(args[0]))
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(arg) for arg in typing.get_args(hint))
+        return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(arg) for arg in typing.get_args(hint))
+        return " or ".join(describe(arg) for arg in sorted(args, key=lambda arg: arg is not type(None)))
     if hint is type(None):
-        return "nothing"
+        return "null"
     if origin is tuple:
-        args = typing.get_args(hint)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return f"a tuple of {_describe(args[0])}"
-        return f"{len(args)} values: " + ", ".join(_describe(arg) for arg in args)
+        if args[-1] is Ellipsis:
+            return f"a tuple of ({describe(args[0])})"
+        return f"{len(args)} values: " + ", ".join(describe(arg) for arg in args)
+    if dataclasses.is_dataclass(hint):
+        return f"the fields of {typing.cast(type, hint).__name__}"
     if origin is dict:
         return "a mapping"
-    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.get(
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )

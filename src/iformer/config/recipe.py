@@ -1,250 +1,185 @@
-"""Recipes: every setting of a training run that is not its data, its network or its folder.
+"""Recipes: every setting of a training run except its data, its network and its folder.
 
-A recipe is a YAML file of `Recipe` fields; those in `config/recipes` are known by name.
+`Recipe` has the settings that all tasks share. Each task derives its own class, with sections such as `augment`,
+in `iformer.tasks.*.config`; `iformer.tasks.registry` maps a task to its class.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
+from iformer.config.checking import (
+    Config,
+    Range,
+    ShareBelowOne,
+    Text,
+    check,
+    field_types,
+    shown,
+    unknown_field,
+)
+from iformer.config.network import Pixels
+from iformer.errors import ConfigError
 
-from iformer.config.augmentation import AugmentConfig
-from iformer.config.checking import check, check_types, from_plain, to_plain
-from iformer.config.network import MIN_INPUT_SIZE
-from iformer.config.preprocessing import Preprocessing
-from iformer.config.variants import DISTILLED_SUFFIX
-from iformer.errors import ConfigError, UnknownNameError
+Epochs = Annotated[int, Range(1, 1_000_000)]
+Images = Annotated[int, Range(1, 10_000_000)]
+Steps = Annotated[int, Range(1, 10**12)]
+Rate = Annotated[float, Range(0, 1000)]
 
-DEFAULT_RECIPES = {"classify": "finetune", "detect": "detection", "segment": "segmentation"}
-"""For each task, the recipe that is taken where none is named."""
+RENAMED = {
+    "distillation": ("distillation", "loss"),
+    "distillation_weight": ("distillation", "weight"),
+    "distillation_temperature": ("distillation", "temperature"),
+}
+"""Fields of earlier versions that have another name in their section now. A field that kept its name needs no row:
+`hflip` is `augment.hflip`."""
+
+ONCE_SHARED: dict[str, Any] = {
+    "size_schedule": [],
+    "crop_pct": 0.875,
+    "scale": [0.08, 1.0],
+    "ratio": [3 / 4, 4 / 3],
+    "interpolation": "bicubic",
+    "vflip": 0.0,
+    "rot90": False,
+    "rand_augment": None,
+    "color_jitter": 0.0,
+    "random_erasing": 0.0,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "mixup_prob": 1.0,
+    "mixup_switch_prob": 0.5,
+    "label_smoothing": 0.1,
+    "distillation": "none",
+    "teacher": "regnety_160.deit_in1k",
+    "distillation_weight": 0.5,
+    "distillation_temperature": 3.0,
+    "cache": "none",
+}
+"""Fields, with their defaults, that the recipes of all tasks had in earlier versions. A recipe of a task that no
+longer has such a field drops it where it has its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Settings of a training run. Batch sizes count images over all processes."""
+class Recipe(Config):
+    """Settings of a training run that all tasks share. Batch sizes count images over all processes."""
 
-    task: Literal["classify"] = "classify"
-    """What the recipe is for; `iformer.config.dense_recipe` has those for the other tasks."""
+    label: ClassVar[str] = "recipe"
+
+    task: str
+    """The task of the recipe."""
 
     # length and optimizer
-    epochs: int
-    batch_size: int = 64
+    epochs: Epochs
+    """Passes over the training images."""
+    batch_size: Images = 64
     """Images of one optimizer step, over all processes and accumulation steps."""
-    grad_accum: int = 1
-    """Forward and backward passes that one optimizer step is cut into, to save memory."""
+    grad_accum: Annotated[int, Range(1, 100_000)] = 1
+    """Forward and backward passes into which one optimizer step is split, to save memory."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon learns in fewer steps from random weights; fine-tuning and the paper's recipes are adamw's."""
-    lr: float
-    """Peak learning rate for a batch of `lr_batch` images; it is scaled linearly to `batch_size`."""
-    lr_batch: int = 256
-    min_lr: float = 1e-6
-    """Learning rate at the end of the cosine or polynomial, not scaled."""
-    max_steps: int | None = None
-    """The run ends after so many optimizer steps, wherever in an epoch; nothing: after `epochs`."""
+    """muon needs fewer steps from random weights; adamw is for fine-tuning and the paper's recipes."""
+    lr: Annotated[float, Range(0, 1000, above=True)]
+    """Peak learning rate for a batch of `lr_batch` images; scaled linearly to `batch_size`."""
+    lr_batch: Images = 256
+    """The batch size for which `lr` is given."""
+    min_lr: Rate = 1e-6
+    """Learning rate at the end of the schedules "cosine" and "poly"; not scaled."""
+    max_steps: Steps | None = None
+    """Stop after this number of optimizer steps. None: stop after `epochs`."""
     schedule: Literal["cosine", "poly", "step"] = "cosine"
-    """After the warm-up: half a cosine to `min_lr`; `(1 - step / steps) ** poly_power` to `min_lr`; or times
+    """After the warm-up: half a cosine to `min_lr`; `(1 - step / steps) ** poly_power` to `min_lr`; or multiply by
     `step_decay` after each of the `milestones`."""
-    poly_power: float = 0.9
-    milestones: tuple[int, ...] = ()
-    """Epochs, counted as done, after which the schedule "step" lowers the learning rate."""
-    step_decay: float = 0.1
-    warmup_epochs: float = 5.0
-    """Linear warm-up from `warmup_lr`, at most over half of the run; the cosine begins where it ends."""
-    warmup_steps: int | None = None
-    """The warm-up in optimizer steps; nothing: `warmup_epochs`."""
-    warmup_lr: float = 0.0
-    weight_decay: float = 0.05
+    poly_power: Annotated[float, Range(0, 100, above=True)] = 0.9
+    """Power of the schedule "poly"."""
+    milestones: tuple[Epochs, ...] = ()
+    """Numbers of finished epochs after which the schedule "step" lowers the learning rate."""
+    step_decay: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
+    """Factor of the schedule "step"."""
+    warmup_epochs: Annotated[float, Range(0, 1_000_000)] = 5.0
+    """Epochs of linear warm-up from `warmup_lr`, at most half of the run."""
+    warmup_steps: Annotated[int, Range(0, 10**12)] | None = None
+    """Optimizer steps of the warm-up. None: `warmup_epochs`."""
+    warmup_lr: Rate = 0.0
+    """Learning rate at the start of the warm-up."""
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.05
     """Not applied to norms, biases and layer scales."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip_grad: float | None = None
-    """Largest norm of the whole gradient; nothing: not clipped."""
-    ema_decay: float | None = None
-    """Decay of the running average of the weights that is evaluated and kept; nothing: the weights themselves.
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    """Decay rates of the optimizer's moments."""
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
+    """Added to the denominator of the optimizer's update."""
+    clip_grad: Annotated[float, Range(0, 1e9, above=True)] | None = None
+    """Largest norm of the whole gradient. None: not clipped."""
+    ema_decay: Annotated[float, Range(0, 1, above=True, below=True)] | None = None
+    """Decay of the moving average of the weights, which is what is evaluated and saved. None: no average.
 
     It is warmed up as 1 - (1 + step)^(-2/3), so that a short run does not average its random start."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: ShareBelowOne = 0.0
+    """Stochastic depth of the network's last block."""
     attention: Literal["shma", "hybrid", "chunk_hybrid"] | None = None
-    """The attention design for large images (Table 16); nothing: as the network has it."""
+    """Attention design for large images (Table 16). None: the network's own."""
     windows: Literal["released", "paper"] | None = None
-    """Which settings its windows have; nothing: the released ones where there are any, else the paper's."""
-    weights: str = "none"
-    """What training starts from: `none` (random), `pretrained` (the released weights) or a checkpoint file."""
+    """Settings of the attention's windows. None: the released ones if there are any, else the paper's."""
+    weights: Text = "none"
+    """Where training starts: `none` (random weights), `pretrained` (the released ones) or a checkpoint file."""
+    size: Pixels = 224
+    """Side of the images, in pixels."""
 
-    # images
-    size: int = 224
-    """Side of the square that the trained network takes, in pixels; evaluation is at this size."""
-    size_schedule: tuple[tuple[int, int], ...] = ()
-    """Progressive resizing: pairs of (first epoch, counted from 0; training size), `size` before the first."""
-    crop_pct: float = 0.875
-    """Evaluation resizes the shorter side to `size / crop_pct`, then cuts out the centre."""
-    scale: tuple[float, float] | None = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
-    hflip: float = 0.5
-    vflip: float = 0.0
-    rot90: bool = False
-    rand_augment: str | None = None
-    color_jitter: float = 0.0
-    random_erasing: float = 0.0
-    """`scale` to `random_erasing`: see `iformer.config.augmentation.AugmentConfig`."""
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    """Of the beta distributions that mixing draws from; 0: off."""
-    mixup_prob: float = 1.0
-    """Share of the batches that are mixed, where mixup or cutmix is on."""
-    mixup_switch_prob: float = 0.5
-    """Share of cutmix among the mixed batches, where both are on."""
-    label_smoothing: float = 0.1
-
-    # a teacher
-    distillation: Literal["none", "hard", "soft"] = "none"
-    """What a second head learns from a teacher: its answer (hard) or its probabilities (soft). DeiT, section 4."""
-    teacher: str = "regnety_160.deit_in1k"
-    """A timm network with its released weights, one of ours by name, or a checkpoint file."""
-    distillation_weight: float = 0.5
-    """Share of the teacher's loss; the labels have the rest."""
-    distillation_temperature: float = 3.0
-    """Of the soft loss; no other reads it."""
-
-    # how it is run
+    # execution
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the processor multiplies it in hardware, else fp32."""
+    """auto: bf16 if the processor multiplies it in hardware, else fp32."""
     channels_last: bool = True
+    """Store images and weights with the channels last."""
     compile: Literal["auto"] | bool = False
-    """Compile the network (and its teacher); auto: on CUDA GPUs, where it pays."""
+    """Compile the network (and its teacher). auto: on CUDA GPUs only."""
     sync_batch_norm: bool = False
-    """Batch norm's statistics over the images of all processes instead of each one's own."""
+    """Compute batch norm's statistics over the images of all processes instead of each process."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: ddp keeps the whole network on each, fsdp a part of it, which costs exchange and
-    saves memory."""
-    seed: int = 0
-    workers: Literal["auto"] | int = "auto"
-    """Processes that load images, for each training process; 0: none beside it."""
-    cache: Literal["none", "ram"] = "none"
-    """ram: decode each image once and keep it."""
-    eval_every: int = 1
+    """With several processes: ddp keeps the whole network in each, fsdp a shard, which saves memory and costs
+    communication."""
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """Seed of everything random."""
+    workers: Literal["auto"] | Annotated[int, Range(0, 1024)] = "auto"
+    """Processes that load images, per training process. 0: the training process loads them itself."""
+    eval_every: Epochs = 1
     """Epochs between evaluations on the validation images; the last epoch is always evaluated."""
-    eval_batch_size: int | None = None
-    """nothing: `batch_size`."""
-    checkpoint_minutes: float = 10.0
-    """Time between two saved states from which `--resume` continues; one is saved after each epoch anyway."""
-    checkpoint_steps: int | None = None
-    """Optimizer steps between two saved states, beside `checkpoint_minutes`."""
-    log_every: int = 10
-    """Optimizer steps between two lines in the log."""
+    eval_batch_size: Images | None = None
+    """Images of one evaluation batch. None: `batch_size`."""
+    checkpoint_minutes: Annotated[float, Range(0, 1_000_000, above=True)] = 10.0
+    """Minutes between two saved states for `--resume`; each epoch saves one as well."""
+    checkpoint_steps: Steps | None = None
+    """Optimizer steps between two saved states, in addition to `checkpoint_minutes`. None: only minutes."""
+    log_every: Steps = 10
+    """Optimizer steps between two lines of the log."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            check(not isinstance(value, float) or math.isfinite(value), self, field.name, "a finite number")
-        for name in ("epochs", "batch_size", "grad_accum", "lr_batch", "eval_every", "log_every"):
-            check(getattr(self, name) >= 1, self, name, "a whole number of 1 or more")
-        for name in ("eval_batch_size", "checkpoint_steps", "max_steps"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, self, name, "nothing or a whole number of 1 or more")
-        check(
-            self.batch_size % self.grad_accum == 0,
-            self,
-            "grad_accum",
-            f"a divisor of batch_size ({self.batch_size})",
-        )
-        check(self.lr > 0, self, "lr", "a number above 0")
-        check(0 <= self.min_lr <= self.peak_lr, self, "min_lr", f"a number from 0 to the peak, {self.peak_lr:g}")
-        check(
-            0 <= self.warmup_lr <= self.peak_lr,
-            self,
-            "warmup_lr",
-            f"a number from 0 to the peak, {self.peak_lr:g}",
-        )
-        check(self.warmup_epochs >= 0, self, "warmup_epochs", "a number of 0 or more")
-        check(
-            self.warmup_steps is None or self.warmup_steps >= 0,
-            self,
-            "warmup_steps",
-            "nothing or a whole number of 0 or more",
-        )
-        check(self.poly_power > 0, self, "poly_power", "a number above 0")
-        check(0 < self.step_decay < 1, self, "step_decay", "a number between 0 and 1")
+        super().__post_init__()
+        divisor = f"a divisor of batch_size ({self.batch_size})"
+        check(self.batch_size % self.grad_accum == 0, self, "grad_accum", divisor)
+        check(self.peak_lr <= 1000, self, "lr", "a rate that is at most 1000 after scaling to batch_size")
+        peak = f"a number from 0 to the peak, {self.peak_lr:g}"
+        check(self.min_lr <= self.peak_lr, self, "min_lr", peak)
+        check(self.warmup_lr <= self.peak_lr, self, "warmup_lr", peak)
         check(
             (self.schedule == "step") == bool(self.milestones)
-            and list(self.milestones) == sorted(set(self.milestones))
-            and all(milestone >= 1 for milestone in self.milestones),
+            and list(self.milestones) == sorted(set(self.milestones)),
             self,
             "milestones",
-            "rising epochs of 1 or more for the schedule 'step', and none for another one",
+            "rising epochs of 1 or more for the schedule 'step', and [] for any other",
         )
-        check(self.weight_decay >= 0, self, "weight_decay", "a number of 0 or more")
-        check(all(0 <= beta < 1 for beta in self.betas), self, "betas", "two numbers from 0 up to, not with, 1")
-        check(self.eps > 0, self, "eps", "a number above 0")
-        check(self.clip_grad is None or self.clip_grad > 0, self, "clip_grad", "nothing or a number above 0")
-        check(
-            self.ema_decay is None or 0 < self.ema_decay < 1,
-            self,
-            "ema_decay",
-            "nothing or a number between 0 and 1",
-        )
-        check(0 <= self.drop_path_rate < 1, self, "drop_path_rate", "a number from 0 up to, not with, 1")
-        check(
-            self.windows is None or self.attention in ("hybrid", "chunk_hybrid"),
-            self,
-            "windows",
-            "nothing where attention is not hybrid or chunk_hybrid",
-        )
-        check(self.weights != "", self, "weights", "none, pretrained or a checkpoint file")
-        check(self.size >= MIN_INPUT_SIZE, self, "size", f"{MIN_INPUT_SIZE} pixels or more")
-        starts = [start for start, _ in self.size_schedule]
-        check(
-            all(0 <= start < self.epochs for start in starts)
-            and starts == sorted(set(starts))
-            and all(MIN_INPUT_SIZE <= size <= self.size for _, size in self.size_schedule),
-            self,
-            "size_schedule",
-            f"pairs of rising epochs below epochs ({self.epochs}) and sizes from {MIN_INPUT_SIZE} to size "
-            f"({self.size}), or [] for one size",
-        )
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            check(getattr(self, name) >= 0, self, name, "a number of 0 or more")
-        for name in ("mixup_prob", "mixup_switch_prob"):
-            check(0 <= getattr(self, name) <= 1, self, name, "a probability, 0 to 1")
-        check(
-            not self.mixes or (self.batch_size // self.grad_accum) % 2 == 0,
-            self,
-            "batch_size",
-            "an even number of images in each pass, because mixup and cutmix mix them in pairs",
-        )
-        check(0 <= self.label_smoothing < 1, self, "label_smoothing", "a number from 0 up to, not with, 1")
-        check(self.teacher != "", self, "teacher", "a network's name or a checkpoint file")
-        check(0 <= self.distillation_weight <= 1, self, "distillation_weight", "a share, 0 to 1")
-        check(self.distillation_temperature > 0, self, "distillation_temperature", "a number above 0")
-        check(self.workers == "auto" or self.workers >= 0, self, "workers", "auto or a whole number of 0 or more")
-        check(
-            self.parallel == "ddp" or self.ema_decay is None,
-            self,
-            "parallel",
-            "ddp where there is a running average of the weights (ema_decay)",
-        )
-        check(0 <= self.seed < 2**32, self, "seed", "a whole number from 0 to 4294967295")
-        check(self.checkpoint_minutes > 0, self, "checkpoint_minutes", "a number above 0")
-        for built in (self.augmentation, self.preprocessing):
-            assert built is not None  # building them checks the fields they share with the recipe
+        hybrid = self.attention in ("hybrid", "chunk_hybrid")
+        check(self.windows is None or hybrid, self, "windows", "null unless attention is hybrid or chunk_hybrid")
+        averaged = "ddp, because ema_decay is set"
+        check(self.parallel == "ddp" or self.ema_decay is None, self, "parallel", averaged)
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """What the recipe asks of the network, as options of `iformer.models.factory.create_model`."""
-        asked = {"attention": self.attention, "windows": self.windows}
+        """The recipe's options of `iformer.models.factory.create_model`."""
+        options = {"attention": self.attention, "windows": self.windows}
         return {
             "drop_path_rate": self.drop_path_rate,
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in options.items() if value is not None},
         }
 
     @property
@@ -253,147 +188,73 @@ class Recipe:
         return self.lr * self.batch_size / self.lr_batch
 
     @property
-    def mixes(self) -> bool:
-        """Whether mixup or cutmix is on."""
-        return self.mixup_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-
-    @property
-    def augmentation(self) -> AugmentConfig:
-        """The recipe's fields about random changes of training images."""
-        names = [field.name for field in dataclasses.fields(AugmentConfig)]
-        return AugmentConfig(**{name: getattr(self, name) for name in names})
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What evaluation, prediction and export do with an image."""
-        interpolation = "bicubic" if self.interpolation == "random" else self.interpolation
-        return Preprocessing(size=(self.size, self.size), crop_pct=self.crop_pct, interpolation=interpolation)
+    def images_per_group(self) -> int:
+        """Images that the loss mixes with each other; each pass must have a multiple of this number."""
+        return 1
 
     def train_size(self, epoch: int) -> int:
-        """Side of the training images of an epoch, counted from 0."""
-        sizes = [size for start, size in self.size_schedule if start <= epoch]
-        return sizes[-1] if sizes else self.size
-
-    def to_plain(self) -> dict[str, Any]:
-        """A dict of plain values for YAML and JSON."""
-        return to_plain(self)
+        """Return the side of the training images of an epoch (from 0), in pixels."""
+        return self.size
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """The inverse of `to_plain`.
+        """The inverse of `to_plain`; also takes the flat fields of earlier versions.
 
         Raises:
-            ConfigError: a field is unknown (the nearest names are suggested), missing or invalid.
+            ConfigError: a field is unknown (the message suggests the nearest names), missing or invalid.
         """
-        if isinstance(plain, Mapping):
-            cls.check_field_names(plain)
-        texts = ("weights", "rand_augment", "teacher")
-        return from_plain(cls, {name: value if name in texts else _number(value) for name, value in plain.items()})
+        return super().from_plain(cls.nested(plain) if isinstance(plain, Mapping) else plain)
 
     @classmethod
-    def check_field_names(cls, fields: Mapping[str, Any]) -> None:
-        """Raise `ConfigError` with the nearest names if there is no such field."""
-        known = sorted(field.name for field in dataclasses.fields(cls))
-        for name in fields:
-            if name not in known:
-                nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-                hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"its fields are {', '.join(known)}"
-                raise ConfigError(f"a recipe has no field '{name}'; {hint}")
+    def nested(cls, *layers: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge mappings of fields, later ones over earlier ones, and move every field into its section.
+
+        `augment.hflip`, `hflip` and `augment: {hflip: …}` are the same field.
+
+        Raises:
+            ConfigError: a field does not exist, or one mapping has it twice.
+        """
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            seen = set()
+            for (section, name), value in cls._fields_of(layer):
+                if (section, name) in seen:
+                    raise ConfigError(f"{cls.label} has {f'{section}.' if section else ''}{name} twice; keep one")
+                seen.add((section, name))
+                (merged.setdefault(section, {}) if section else merged)[name] = value
+        return merged
+
+    @classmethod
+    def _fields_of(cls, plain: Mapping[str, Any]) -> list[tuple[tuple[str, str], Any]]:
+        """Each field of a mapping as ((section, name), value); the section is empty at the top level."""
+        sections = cls.sections()
+        short = {name: ("", name) for name in field_types(cls) if name not in sections}
+        full = {f"{section}.{name}": (section, name) for section, names in sections.items() for name in names}
+        short |= {name: home for home in full.values() if home not in RENAMED.values() for name in home[1:]}
+        homes = short | full | {old: home for old, home in RENAMED.items() if home[0] in sections}
+        found: list[tuple[tuple[str, str], Any]] = []
+        for name, value in plain.items():
+            if name in sections and (isinstance(value, Mapping) or name not in homes):
+                if not isinstance(value, Mapping):
+                    raise ConfigError(f"{cls.label}.{name} is {shown(value)}; expected a mapping of its fields")
+                for inner in value:
+                    if inner not in sections[name]:
+                        raise unknown_field(f"{cls.label}.{name}", inner, sections[name])
+                found += [((name, inner), inner_value) for inner, inner_value in value.items()]
+            elif name in homes:
+                found.append((homes[name], value))
+            elif name not in ONCE_SHARED or value != ONCE_SHARED[name]:
+                task = getattr(cls, "task", "")  # the field's default
+                known = full if "." in str(name) else {*short, *sections}
+                raise unknown_field(f"a recipe for {task}", name, known)
+        return found
+
+    @classmethod
+    def sections(cls) -> dict[str, list[str]]:
+        """Return the names of the sections, each with the names of its fields."""
+        kinds = field_types(cls).items()
+        return {name: list(field_types(kind)) for name, kind in kinds if _is_section(kind)}
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
-
-
-def load_recipe(
-    name_or_path: str | Path, overrides: Mapping[str, Any] | None = None, *, model: str | None = None
-) -> Recipe:
-    """A recipe by name or from a YAML file, with some fields replaced; the class is that of its task.
-
-    Args:
-        name_or_path: see `list_recipes`, or a file.
-        overrides: fields that replace the recipe's.
-        model: the network that is to be trained: where the recipe has a `by_model` mapping from networks to
-            fields, those of this network count, of its distilled form too.
-
-    Raises:
-        UnknownNameError: neither a known name nor a file; the message suggests the nearest names.
-        ConfigError: the file is no YAML mapping, or a field is unknown or invalid.
-    """
-    fields = _read(str(name_or_path))
-    by_model = fields.pop("by_model", {})
-    if not isinstance(by_model, dict) or not all(isinstance(own, dict) for own in by_model.values()):
-        raise ConfigError(f"recipe {name_or_path}: by_model is no mapping of networks to fields")
-    task = {**fields, **(overrides or {})}.get("task", "classify")
-    for own in by_model.values():
-        recipe_class(task).check_field_names(own)
-    own = by_model.get((model or "").removesuffix(DISTILLED_SUFFIX), {})
-    return recipe_class(task).from_plain({**fields, **own, **(overrides or {})})
-
-
-def recipe_class(task: str) -> type[Recipe]:
-    """The class of a task's recipes.
-
-    Raises:
-        UnknownNameError: no such task.
-    """
-    from iformer.config.dense_recipe import DetectionRecipe, SegmentationRecipe  # they derive from Recipe
-
-    classes: dict[str, type[Recipe]] = {
-        "classify": Recipe,
-        "detect": DetectionRecipe,
-        "segment": SegmentationRecipe,
-    }
-    if task not in classes:
-        raise UnknownNameError("task", str(task), classes)
-    return classes[task]
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`field=value` of a command line as the field's name and its value, read as YAML.
-
-    Raises:
-        ConfigError: there is no `=`, or the value is not YAML.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--set takes field=value; got '{text}'")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {name.strip()}: '{value}' is not a value that YAML can read") from None
-
-
-def _folder() -> Any:
-    return resources.files("iformer.config") / "recipes"
-
-
-def _read(name_or_path: str) -> dict[str, Any]:
-    if name_or_path in list_recipes():
-        text = (_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
-    elif Path(name_or_path).suffix in (".yaml", ".yml"):
-        raise ConfigError(f"recipe {name_or_path}: no such file")
-    else:
-        raise UnknownNameError("recipe", name_or_path, list_recipes())
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"recipe {name_or_path} is no mapping of fields to values")
-    return fields
-
-
-def _number(value: Any) -> Any:
-    """`1e-6`, which YAML 1.1 reads as text for want of a dot, as the number it is; lists are searched too."""
-    if isinstance(value, list | tuple):
-        return [_number(item) for item in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Config)

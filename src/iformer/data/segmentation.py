@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from iformer.config.dense import IGNORED
+from iformer.config.segmenter import IGNORED
 from iformer.errors import DataError
 
 

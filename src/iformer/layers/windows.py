@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.config.windows import WindowConfig
+from iformer.config.network import WindowConfig
 from iformer.layers.capture import is_capturing
 
 _NEVER = -1e4

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iformer.config.metadata import Metadata
-from iformer.config.network import MIN_INPUT_SIZE, STRIDES, NetworkConfig, StageConfig
-from iformer.config.windows import WindowConfig
+from iformer.config.network import MIN_INPUT_SIZE, STRIDES, NetworkConfig, StageConfig, WindowConfig
 from iformer.errors import UserError
 from iformer.layers.attention import AttentionBlock
 from iformer.layers.capture import is_capturing

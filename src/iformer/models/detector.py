@@ -11,7 +11,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from iformer.config.dense import DetectorConfig
+from iformer.config.detector import DetectorConfig
 from iformer.config.metadata import Metadata
 from iformer.models.backbone import Backbone
 from iformer.models.pyramid import Pyramid

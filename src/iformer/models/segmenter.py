@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.config.dense import SegmenterConfig
 from iformer.config.metadata import Metadata
+from iformer.config.segmenter import SegmenterConfig
 from iformer.models.backbone import Backbone
 from iformer.models.pyramid import Pyramid
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from iformer.config.dense_recipe import DenseRecipe
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import read_image
@@ -22,11 +21,12 @@ from iformer.models.backbone import Backbone
 from iformer.models.weights.dense_checkpoint import DenseNetwork
 from iformer.tasks.interface import Record
 from iformer.tasks.pictures import Card, draw_sheet, save_png, square
+from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
 
 
-def starting_backbone(model: str, recipe: DenseRecipe, settings: RunSettings) -> Backbone:
+def starting_backbone(model: str, recipe: PyramidRecipe, settings: RunSettings) -> Backbone:
     """Build a backbone with the weights that the recipe names; see `starting_network`.
 
     Raises:

@@ -6,9 +6,16 @@ A new task is a folder beside this file and a row here.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from iformer.config.checking import shown
+from iformer.config.recipe import Recipe
+from iformer.config.recipe_files import read_recipe
+from iformer.config.variants import DISTILLED_SUFFIX
 from iformer.errors import UnknownNameError
 
 
@@ -20,6 +27,8 @@ class TaskRow:
     """The value of `--task`, and of `task` in recipes and checkpoints."""
     package: str
     """The folder below `iformer.tasks`."""
+    recipe: str
+    """The class of its recipes, in the module `config` of the folder."""
     default_recipe: str
     """Name of the recipe that is used if none is given."""
     metric: str
@@ -39,6 +48,12 @@ class TaskRow:
         """
         return importlib.import_module(f"iformer.tasks.{self.package}.{name}")
 
+    @property
+    def recipe_class(self) -> type[Recipe]:
+        """The class of the task's recipes."""
+        found: type[Recipe] = getattr(self.module("config"), self.recipe)
+        return found
+
 
 TASKS = {
     row.name: row
@@ -46,6 +61,7 @@ TASKS = {
         TaskRow(
             name="classify",
             package="classification",
+            recipe="ClassificationRecipe",
             default_recipe="finetune",
             metric="top1",
             metric_label="top-1",
@@ -55,6 +71,7 @@ TASKS = {
         TaskRow(
             name="detect",
             package="detection",
+            recipe="DetectionRecipe",
             default_recipe="detection",
             metric="box_ap",
             metric_label="box AP",
@@ -64,6 +81,7 @@ TASKS = {
         TaskRow(
             name="segment",
             package="segmentation",
+            recipe="SegmentationRecipe",
             default_recipe="segmentation",
             metric="miou",
             metric_label="mIoU",
@@ -80,6 +98,33 @@ def find_task(name: str) -> TaskRow:
     Raises:
         UnknownNameError: there is no such task; the message suggests the nearest names.
     """
-    if name not in TASKS:
-        raise UnknownNameError("task", str(name), TASKS)
+    if not isinstance(name, str) or name not in TASKS:
+        raise UnknownNameError("task", name if isinstance(name, str) else shown(name), TASKS)
     return TASKS[name]
+
+
+def load_recipe(
+    name_or_path: str | Path, overrides: Mapping[str, Any] | None = None, *, model: str | None = None
+) -> Recipe:
+    """Load a recipe by name or from a YAML file and replace some of its fields.
+
+    Args:
+        name_or_path: see `iformer.config.recipe_files.list_recipes`, or a file.
+        overrides: fields that replace the recipe's: `augment.hflip`, or `hflip` for short.
+        model: the network to be trained. A recipe may have a `by_model` mapping from networks to fields; those of
+            this network, or of the network whose distilled form this is, replace the others.
+
+    Returns:
+        An instance of the recipe class of the recipe's task.
+
+    Raises:
+        UnknownNameError: neither a known name nor a file; the message suggests the nearest names.
+        ConfigError: the file is not a YAML mapping, or a field is unknown, missing or invalid.
+    """
+    fields, by_model = read_recipe(name_or_path)
+    overrides = overrides or {}
+    kind = find_task({"task": "classify", **fields, **overrides}["task"]).recipe_class
+    for own in by_model.values():
+        kind.nested(own)  # a mistake is reported whichever network is trained
+    own = by_model.get((model or "").removesuffix(DISTILLED_SUFFIX), {})
+    return kind.from_plain(kind.nested(fields, own, overrides))

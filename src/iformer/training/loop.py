@@ -280,7 +280,8 @@ class _Run:
         self.identity = run_identity(job, self.context.precision)
         if saved is not None:
             defaults = identity_defaults(job.recipe)
-            check_identity(saved.identity, self.identity, folder=job.folder, defaults=defaults)
+            before = {**saved.identity, "recipe": job.recipe.nested(saved.identity.get("recipe", {}))}
+            check_identity(before, self.identity, folder=job.folder, defaults=defaults)
         if self.is_main and saved is None:
             self.files.write_config(run_config(job, device=self.device, precision=self.context.precision))
         self.accelerator.wait_for_everyone()

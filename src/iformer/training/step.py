@@ -92,11 +92,11 @@ def check_shares(recipe: Recipe, processes: int) -> None:
     passes = processes * recipe.grad_accum
     if recipe.batch_size % passes:
         raise ConfigError(
-            f"Recipe.batch_size is {recipe.batch_size}; expected a multiple of {passes}, "
+            f"recipe.batch_size is {recipe.batch_size}; expected a multiple of {passes}, "
             f"as {processes} processes make it in {recipe.grad_accum} passes each"
         )
-    if recipe.mixes and recipe.batch_size // passes % 2:
+    if recipe.batch_size // passes % recipe.images_per_group:
         raise ConfigError(
-            f"Recipe.batch_size is {recipe.batch_size}, which is {recipe.batch_size // passes} in each of "
+            f"recipe.batch_size is {recipe.batch_size}, which is {recipe.batch_size // passes} in each of "
             f"{passes} passes; expected an even number there, because mixup and cutmix mix images in pairs"
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iformer.config.dense import IGNORED
+from iformer.config.segmenter import IGNORED
 from iformer.data.segmentation import read_mask
 from iformer.data.sources.masks import load_semantic
 from iformer.errors import DataError

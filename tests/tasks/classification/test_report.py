@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from iformer.config.metadata import Metadata
-from iformer.config.recipe import Recipe
 from iformer.data.samples import FileSample, ImageSet
+from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
 from iformer.tasks.classification.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
 from iformer.tasks.classification.report import wilson_interval, write_report
@@ -74,7 +74,7 @@ def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) 
         folder=folder,
         model_name="iformer_t",
         data_name="elpv",
-        recipe=Recipe(epochs=30, lr=1e-3, ema_decay=0.999),
+        recipe=ClassificationRecipe(epochs=30, lr=1e-3, ema_decay=0.999),
         recipe_name="elpv",
         parameters=2_890_000,
         train_images=4 * images,

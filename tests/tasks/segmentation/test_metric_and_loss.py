@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iformer.config.dense import IGNORED
+from iformer.config.segmenter import IGNORED
 from iformer.tasks.segmentation.loss import Segmentation
 from iformer.tasks.segmentation.metric import SegmentationMetric
 from iformer.tasks.segmentation.predict import sliding_logits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from iformer.config.dense import IGNORED
+from iformer.config.segmenter import IGNORED
 from iformer.data.images import has_image_extension, image_size
 from iformer.data.listing import files_below, images_below
 from iformer.data.parallel import Progress, map_in_threads

@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from safetensors.torch import save as serialize
 
-from iformer.config.dense import DetectorConfig, SegmenterConfig
+from iformer.config.detector import DetectorConfig
 from iformer.config.metadata import Metadata
+from iformer.config.segmenter import SegmenterConfig
 from iformer.errors import WeightsError
 from iformer.files import write_bytes
 from iformer.models.detector import Detector

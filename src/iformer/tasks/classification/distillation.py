@@ -42,7 +42,7 @@ class DistilledClassification(Classification):
         temperature: float = 3.0,
         **options: Any,
     ) -> None:
-        """`options` are those of `Classification`; see `iformer.config.recipe.Recipe` for the settings.
+        """`options` are those of `Classification`; see `iformer.tasks.classification.config` for the settings.
 
         Raises:
             ConfigError: fewer than two classes, or no such distillation.

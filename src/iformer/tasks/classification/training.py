@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.recipe import Recipe
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader
 from iformer.data.samples import DataSplits
@@ -22,7 +21,9 @@ from iformer.data.transforms import (
     random_erasing,
     train_transform,
 )
+from iformer.errors import ConfigError
 from iformer.models.backbone import Backbone
+from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import ClassificationEvaluation, NetworkPredictor, evaluate
 from iformer.tasks.classification.loss import Classification
@@ -52,12 +53,15 @@ def classification_job(
         model_name: name for logs and checkpoints; None: `model`, or the class of the network.
 
     Raises:
+        ConfigError: the recipe is for another task.
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
     recipe = settings.recipe
+    if not isinstance(recipe, ClassificationRecipe):
+        raise ConfigError(f"recipe {settings.recipe_name} is for {recipe.task}; expected one for classify")
     torch.manual_seed(recipe.seed)
-    distilled = recipe.distillation != "none"
+    distilled = recipe.distillation.loss != "none"
     if isinstance(model, nn.Module):
         network = model
         model_name = model_name or type(model).__name__
@@ -90,25 +94,26 @@ def classification_job(
 
 
 def _task(
-    class_names: tuple[str, ...], recipe: Recipe, preprocessing: Preprocessing
+    class_names: tuple[str, ...], recipe: ClassificationRecipe, preprocessing: Preprocessing
 ) -> tuple[Classification, dict[str, Any]]:
     """The task, with the recipe's teacher where it has one, and what a resumed run has to share."""
+    augment, distillation = recipe.augment, recipe.distillation
     options: dict[str, Any] = {
         "label_smoothing": recipe.label_smoothing,
-        "mixup_alpha": recipe.mixup_alpha,
-        "cutmix_alpha": recipe.cutmix_alpha,
-        "mixup_prob": recipe.mixup_prob,
-        "mixup_switch_prob": recipe.mixup_switch_prob,
+        "mixup_alpha": augment.mixup_alpha,
+        "cutmix_alpha": augment.cutmix_alpha,
+        "mixup_prob": augment.mixup_prob,
+        "mixup_switch_prob": augment.mixup_switch_prob,
     }
-    if recipe.distillation == "none":
+    if distillation.loss == "none":
         return Classification(class_names, **options), {}
-    teacher = build_teacher(recipe.teacher, class_names, preprocessing, compiled=recipe.compile)
+    teacher = build_teacher(distillation.teacher, class_names, preprocessing, compiled=recipe.compile)
     task = DistilledClassification(
         class_names,
         teacher=teacher,
-        distillation=recipe.distillation,
-        weight=recipe.distillation_weight,
-        temperature=recipe.distillation_temperature,
+        distillation=distillation.loss,
+        weight=distillation.weight,
+        temperature=distillation.temperature,
         **options,
     )
     return task, {"teacher": teacher.fingerprint}
@@ -118,21 +123,22 @@ class ClassificationWorkload:
     """Images of one size with a label each; see `iformer.training.protocol.Workload`."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
-        self.job, self.context = job, context
-        recipe = job.recipe
+        assert isinstance(job.recipe, ClassificationRecipe)
+        self.job, self.recipe, self.context = job, job.recipe, context
+        recipe = self.recipe
         self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self._normalize = Normalize(job.preprocessing).to(context.device)
-        self._erase = random_erasing(recipe.augmentation, context.device)
+        self._erase = random_erasing(recipe.augment, context.device)
         self._loaders = Loaders(recipe, context)
         self._val_loader: Loader | None = None
 
     def train_loader(self) -> Loader:
-        job, recipe = self.job, self.job.recipe
+        job, recipe = self.job, self.recipe
         stages: list[tuple[int, Transform]] = []
         for epoch in sorted({0, *(start for start, _ in recipe.size_schedule)}):
             size = recipe.train_size(epoch)
             preprocessing = replace(job.preprocessing, size=(size, size))
-            stages.append((epoch, train_transform(preprocessing, recipe.augmentation)))
+            stages.append((epoch, train_transform(preprocessing, recipe.augment)))
         dataset = ImageDataset(job.data.train, TransformSchedule(stages), seed=recipe.seed, cache=recipe.cache)
         return self._loaders.make(dataset, train=True)
 
@@ -146,7 +152,7 @@ class ClassificationWorkload:
         job, device = self.job, self.context.device
         assert isinstance(job.task, Classification)
         if self._val_loader is None:
-            dataset = ImageDataset(job.data.val, eval_transform(job.preprocessing), cache=job.recipe.cache)
+            dataset = ImageDataset(job.data.val, eval_transform(job.preprocessing), cache=self.recipe.cache)
             self._val_loader = self._loaders.make(dataset, train=False)
         predictor = NetworkPredictor(
             network,

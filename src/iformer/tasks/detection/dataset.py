@@ -17,10 +17,10 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from iformer.config.dense_recipe import DetectionRecipe
 from iformer.data.detection import DetectionSample, DetectionSet, decode_mask
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
+from iformer.tasks.detection.config import DetectionRecipe
 
 
 class DetectionImages:
@@ -37,8 +37,8 @@ class DetectionImages:
         self.image_set = image_set
         self.masks = masks
         self._seed = recipe.seed if recipe is not None else 0
-        self._hflip = recipe.hflip if recipe is not None else 0.0
-        strength = recipe.color_jitter if recipe is not None else 0.0
+        self._hflip = recipe.augment.hflip if recipe is not None else 0.0
+        strength = recipe.augment.color_jitter if recipe is not None else 0.0
         self._jitter = transforms.ColorJitter(strength, strength, strength) if strength > 0 else None
 
     def __len__(self) -> int:

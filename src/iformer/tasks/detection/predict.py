@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from iformer.config.dense import default_palette
+from iformer.config.segmenter import default_palette
 from iformer.files import write_text
 from iformer.models.detector import Detector
 from iformer.tasks.detection.metric import coco_results

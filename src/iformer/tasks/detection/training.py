@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from iformer.config.dense_recipe import DetectionRecipe
 from iformer.data.detection import DetectionSplits
 from iformer.data.loader import Loader
 from iformer.dependencies import require
 from iformer.errors import DataError
 from iformer.models.detector import Detector
+from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.detection.dataset import DetectionImages
 from iformer.tasks.detection.evaluate import DetectionEvaluation, evaluate
 from iformer.tasks.detection.loss import Detection
@@ -32,7 +32,7 @@ def detection_job(
     model: str | Detector = "iformer_t",
     model_name: str | None = None,
 ) -> TrainJob:
-    """A run that trains a Mask R-CNN or, with `recipe.masks` false, a Faster R-CNN.
+    """A run that trains a Mask R-CNN or, with `recipe.detector.masks` false, a Faster R-CNN.
 
     Args:
         data: training and validation images.

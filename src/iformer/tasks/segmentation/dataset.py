@@ -18,11 +18,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from iformer.config.dense import IGNORED
-from iformer.config.dense_recipe import SegmentationRecipe
+from iformer.config.segmenter import IGNORED
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
 from iformer.data.segmentation import SemanticSet, read_mask
+from iformer.tasks.segmentation.config import SegmentationRecipe
 
 _MAX_CLASS_SHARE = 0.75
 """A crop is drawn again if one class covers more of its labelled pixels than this."""
@@ -47,13 +47,14 @@ class SemanticImages:
             image_set: image files and their masks.
             recipe: sizes, crops, flips and colours of training; None: images are only resized for evaluation,
                 and masks keep their own size.
-            size, max_size: limits of the shorter and the longer side; see `iformer.config.dense.DenseConfig`.
+            size, max_size: limits of the shorter and the longer side; see `iformer.config.pyramid.PyramidConfig`.
             fill: colour (0 to 1) of the part of a crop that lies outside the image.
         """
         self.image_set = image_set
         self.recipe, self.size, self.max_size = recipe, size, max_size
         self._fill = tuple(round(255 * value) for value in fill)
-        self._distort = v2.RandomPhotometricDistort() if recipe is not None and recipe.photometric else None
+        photometric = recipe is not None and recipe.augment.photometric
+        self._distort = v2.RandomPhotometricDistort() if photometric else None
 
     def __len__(self) -> int:
         return len(self.image_set)
@@ -88,7 +89,7 @@ class SemanticImages:
     def _augmented(
         self, image: Image.Image, mask_HW: np.ndarray, recipe: SegmentationRecipe
     ) -> tuple[Tensor, Tensor]:
-        factor = random.uniform(*recipe.resize)
+        factor = random.uniform(*recipe.augment.resize)
         width, height = fitted(image.size, round(self.size * factor), round(self.max_size * factor))
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         mask = Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
@@ -108,7 +109,7 @@ class SemanticImages:
         if self._distort is not None:
             pixels_CHW = self._distort(pixels_CHW)
         target_HW = torch.from_numpy(mask_square).long()
-        if random.random() < recipe.hflip:
+        if random.random() < recipe.augment.hflip:
             pixels_CHW, target_HW = pixels_CHW.flip(2), target_HW.flip(1)
         return pixels_CHW, target_HW
 

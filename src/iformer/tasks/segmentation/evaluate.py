@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from iformer.config.dense import SegmenterConfig
+from iformer.config.segmenter import SegmenterConfig
 from iformer.data.loader import Loader, build_loader
 from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.masks import load_semantic

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iformer.config.dense import IGNORED
+from iformer.config.segmenter import IGNORED
 from iformer.errors import ConfigError
 from iformer.tasks.registry import TASKS
 from iformer.training.protocol import Batch

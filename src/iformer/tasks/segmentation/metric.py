@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iformer.config.dense import IGNORED
+from iformer.config.segmenter import IGNORED
 from iformer.dependencies import require
 from iformer.training.distributed import all_gather
 

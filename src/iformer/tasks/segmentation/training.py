@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from iformer.config.dense_recipe import SegmentationRecipe
 from iformer.data.loader import Loader
 from iformer.data.segmentation import SemanticSplits
 from iformer.data.transforms import Normalize
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.pyramid import normalisation, starting_backbone
+from iformer.tasks.segmentation.config import SegmentationRecipe
 from iformer.tasks.segmentation.dataset import SemanticImages
 from iformer.tasks.segmentation.evaluate import SegmentationEvaluation, evaluate, evaluation_images
 from iformer.tasks.segmentation.loss import Segmentation

@@ -1,0 +1,51 @@
+"""What detectors and segmenters share: a backbone, a feature pyramid, and images resized but never cropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from iformer.config.checking import Config, Range, check
+from iformer.config.network import Channels, NetworkConfig, Pixels
+from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidOptions(Config):
+    """The options of a pyramid that a recipe may set."""
+
+    fpn_channels: Channels = 256
+    """Channels of every level of the feature pyramid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidConfig(PyramidOptions):
+    """A backbone with a feature pyramid. An image is resized with its aspect ratio kept."""
+
+    backbone: NetworkConfig
+    num_classes: Annotated[int, Range(1, 100_000)]
+    """Number of classes, without the background."""
+    size: Pixels
+    """Images are resized so that the shorter side has this many pixels."""
+    max_size: Pixels
+    """Most pixels of the longer side; an image that would exceed it is resized to a smaller size."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.max_size >= self.size, self, "max_size", f"size ({self.size}) or more")
+        check(self.backbone.num_classes == 0, self, "backbone", "a network with 0 classes: feature maps only")
+        check(self.backbone.in_chans == 3, self, "backbone", "a network for images with 3 channels")
+        assert self.preprocessing  # building it checks mean and std
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The same as metadata of a checkpoint: `size` is (shorter, longest side), nothing is cropped."""
+        return Preprocessing(
+            size=(self.size, self.max_size),
+            crop_pct=1.0,
+            interpolation="bilinear",
+            mean=self.mean,
+            std=self.std,
+        )

@@ -1,0 +1,71 @@
+"""Recipe files: YAML with the fields of a `Recipe`. Those in `config/recipes` are known by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from iformer.config.checking import shown
+from iformer.errors import ConfigError, UnknownNameError
+from iformer.safe_yaml import parse_yaml, read_yaml
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
+
+
+def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Read the fields of a recipe, unchecked.
+
+    Args:
+        name_or_path: a name (see `list_recipes`) or a file.
+
+    Returns:
+        The fields, and those of its `by_model` mapping: for networks by name, fields that replace the others.
+
+    Raises:
+        UnknownNameError: neither a known name nor a file; the message suggests the nearest names.
+        ConfigError: the file is not a YAML mapping.
+    """
+    name = str(name_or_path)
+    if name in list_recipes():
+        path = _folder() / f"{name}.yaml"
+    elif Path(name).is_file():
+        path = Path(name)
+    elif Path(name).suffix in (".yaml", ".yml"):
+        raise ConfigError(f"recipe {name}: no such file")
+    else:
+        raise UnknownNameError("recipe", name, list_recipes())
+    fields = read_yaml(path, f"recipe {name}")
+    if not isinstance(fields, dict):
+        raise ConfigError(f"recipe {name} is {shown(fields)}; expected a mapping of fields to values")
+    by_model = fields.pop("by_model", {})
+    if not isinstance(by_model, dict) or not all(isinstance(own, dict) for own in by_model.values()):
+        raise ConfigError(
+            f"recipe {name}: by_model is {shown(by_model)}; expected a mapping of networks to fields"
+        )
+    return fields, by_model
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Parse the `field=value` of a command line into the field's name and its value, which is YAML.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {shown(text)}: expected field=value")
+    return name.strip(), parse_yaml(value, f"--set {name.strip()}: {shown(value)}")
+
+
+def merge_overrides(assignments: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields given by `--set`, then by options of their own; a later one replaces an earlier one."""
+    return {**dict(parse_override(text) for text in assignments), **options}
+
+
+def _folder() -> Any:
+    return resources.files("iformer.config") / "recipes"

@@ -1,0 +1,57 @@
+"""What a segmenter is: Semantic FPN. No torch here."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+from typing import Annotated
+
+from iformer.config.checking import Range, ShareBelowOne, check
+from iformer.config.network import Pixels
+from iformer.config.pyramid import PyramidConfig, PyramidOptions
+
+IGNORED = 255
+"""The value in a mask of pixels without a class. They are neither trained on nor counted."""
+
+Byte = Annotated[int, Range(0, 255)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterOptions(PyramidOptions):
+    """The options of a segmenter that a recipe may set. The defaults are the paper's on ADE20K (section 4.4)."""
+
+    head_channels: Annotated[int, Range(32, 4096, step=32)] = 128
+    """Channels of the head; a multiple of 32, the number of groups of its norms."""
+    dropout: ShareBelowOne = 0.1
+    """Probability that a whole channel is dropped before the last convolution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig(PyramidConfig, SegmenterOptions):
+    """A whole Semantic FPN (Kirillov et al. 2019, "Panoptic feature pyramid networks")."""
+
+    size: Pixels = 512
+    max_size: Pixels = 2048
+    palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
+    """A colour (red, green, blue) for each class. Empty: `default_palette`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.num_classes < IGNORED, self, "num_classes", f"less than {IGNORED}, which marks ignored pixels")
+        colours = f"a colour for each of {self.num_classes} classes, or none"
+        check(len(self.palette) in (0, self.num_classes), self, "palette", colours)
+
+    @property
+    def colours(self) -> tuple[tuple[int, int, int], ...]:
+        """The palette, or the default one."""
+        return self.palette or default_palette(self.num_classes)
+
+
+def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Return distinct colours, the same in every run: hues a golden angle apart, in two levels of brightness."""
+    colours = []
+    for index in range(count):
+        hue, value = (index * 0.618034 + 0.1) % 1.0, (0.95, 0.65)[index % 2]
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colours)

@@ -1,0 +1,95 @@
+"""Reading YAML that anybody may have written: bounded in time and memory, with errors of one line."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iformer.errors import ConfigError
+
+MAX_BYTES = 2**18
+MAX_NODES = 500_000
+"""Values of a document; what an alias stands for is counted wherever it is used."""
+MAX_DEPTH = 32
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _PlainLoader(_Loader):  # type: ignore[misc]
+    """Texts, numbers, booleans, null, lists and mappings. A date stays a text."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int = MAX_BYTES) -> Any:
+    """Read a YAML file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Args:
+        source: the name of the file in error messages; empty: its path.
+        max_bytes: the largest file that is read.
+
+    Raises:
+        ConfigError: the file is too large, no text, or not YAML.
+        OSError: it cannot be read.
+    """
+    source = source or str(path)
+    with Path(path).open("rb") as file:
+        contents = file.read(max_bytes + 1)
+    if len(contents) > max_bytes:
+        raise ConfigError(f"{source} is larger than {max_bytes // 1024} KiB; expected a YAML file of settings")
+    return parse_yaml(contents, source)
+
+
+def parse_yaml(text: str | bytes, source: str) -> Any:
+    """Parse one YAML document.
+
+    Raises:
+        ConfigError: it is not YAML, nested too deeply or too large; `source` names it in the message.
+    """
+    loader = None
+    try:
+        loader = _PlainLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, source)
+        return loader.construct_document(node)
+    except ConfigError:
+        raise
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"{source} is not a text file in UTF-8: {error.reason}") from None
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply; expected settings") from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        # a tag such as !!int in front of a text that is none raises whatever the constructor meets
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _check_size(root: Any, source: str) -> None:
+    """Count the nodes of a document before any value is built; an alias is followed wherever it is used."""
+    remaining = MAX_NODES
+    stack = [(root, 0)]
+    while stack:
+        node, depth = stack.pop()
+        remaining -= 1
+        if remaining < 0 or depth > MAX_DEPTH:
+            raise ConfigError(f"{source} is nested too deeply or too large; expected settings")
+        if isinstance(node, yaml.MappingNode):
+            counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for key, count in counts.items():
+                if count > 1:
+                    raise ConfigError(f"{source} has {key[:80]!r} {count} times; keep one")
+            stack += [(child, depth + 1) for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            stack += [(child, depth + 1) for child in node.value]

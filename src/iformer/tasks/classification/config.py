@@ -1,0 +1,84 @@
+"""Recipes for classification. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from iformer.config.augmentation import AugmentConfig
+from iformer.config.checking import Config, Range, Share, ShareBelowOne, Text, check
+from iformer.config.network import MIN_INPUT_SIZE, Pixels
+from iformer.config.preprocessing import Preprocessing
+from iformer.config.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(Config):
+    """What a second head learns from a teacher (DeiT, arXiv 2012.12877, section 4)."""
+
+    loss: Literal["none", "hard", "soft"] = "none"
+    """none: no teacher. hard: learn the class that the teacher predicts. soft: learn its probabilities."""
+    teacher: Text = "regnety_160.deit_in1k"
+    """A timm network with its released weights, an iFormer by name, or a checkpoint file."""
+    weight: Share = 0.5
+    """Share of the teacher's loss; the labels' loss has the rest."""
+    temperature: Annotated[float, Range(0, 1000, above=True)] = 3.0
+    """Temperature of the soft loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationRecipe(Recipe):
+    """Settings of a classifier's training."""
+
+    task: Literal["classify"] = "classify"
+    size_schedule: tuple[tuple[Annotated[int, Range(0, 1_000_000)], Pixels], ...] = ()
+    """Progressive resizing: pairs of (first epoch, from 0; training size). `size` before the first pair."""
+    crop_pct: Annotated[float, Range(0.05, 1)] = 0.875
+    """Evaluation resizes the shorter side to `size / crop_pct`, then cuts out the centre."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of the training images."""
+    label_smoothing: ShareBelowOne = 0.1
+    """Share of the target's probability that is spread over all classes."""
+    distillation: DistillationConfig = DistillationConfig()
+    """Learning from a teacher."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: decode each image once and keep it in memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        starts = [start for start, _ in self.size_schedule]
+        check(
+            all(start < self.epochs for start in starts)
+            and starts == sorted(set(starts))
+            and all(size <= self.size for _, size in self.size_schedule),
+            self,
+            "size_schedule",
+            f"pairs of rising epochs below epochs ({self.epochs}) and sizes from {MIN_INPUT_SIZE} to size "
+            f"({self.size}), or [] for one size",
+        )
+        check(
+            self.batch_size // self.grad_accum % self.images_per_group == 0,
+            self,
+            "batch_size",
+            "an even number of images in each pass, because mixup and cutmix mix them in pairs",
+        )
+        assert self.preprocessing  # building it checks size and crop_pct together
+
+    @property
+    def images_per_group(self) -> int:
+        """2 if mixup or cutmix is on: they mix images in pairs."""
+        return 2 if self.augment.mixes else 1
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of evaluation, prediction and export."""
+        interpolation = self.augment.interpolation
+        return Preprocessing(
+            size=(self.size, self.size),
+            crop_pct=self.crop_pct,
+            interpolation="bicubic" if interpolation == "random" else interpolation,
+        )
+
+    def train_size(self, epoch: int) -> int:
+        """Return the side of the training images of an epoch (from 0), in pixels."""
+        return next((size for start, size in reversed(self.size_schedule) if start <= epoch), self.size)

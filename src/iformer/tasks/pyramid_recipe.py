@@ -1,0 +1,28 @@
+"""What the recipes of detection and segmentation share. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from iformer.config.checking import check
+from iformer.config.network import Pixels
+from iformer.config.pyramid import PyramidOptions
+from iformer.config.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidRecipe(Recipe):
+    """Settings of a network with a feature pyramid."""
+
+    max_size: Pixels
+    """Most pixels of an image's longer side when its shorter side is resized to `size`."""
+    freeze: Literal["none", "norms", "weights"] = "norms"
+    """What of the backbone is not trained: none; norms, whose batch statistics stay ImageNet's; or all weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.max_size >= self.size, self, "max_size", f"size ({self.size}) or more")
+
+    def _network_fields(self, options: PyramidOptions) -> dict[str, Any]:
+        return {"size": self.size, "max_size": self.max_size, **vars(options)}

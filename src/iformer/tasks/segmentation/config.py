@@ -1,0 +1,48 @@
+"""Recipes for semantic segmentation. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from iformer.config.augmentation import Factor
+from iformer.config.checking import Config, Share, check
+from iformer.config.network import NetworkConfig, Pixels
+from iformer.config.segmenter import SegmenterConfig, SegmenterOptions
+from iformer.tasks.pyramid_recipe import PyramidRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationAugment(Config):
+    """The random changes of a training image with a mask."""
+
+    resize: tuple[Factor, Factor] = (0.5, 2.0)
+    """Smallest and largest factor of a training image's random size, relative to evaluation."""
+    hflip: Share = 0.5
+    """Probability of a left-right flip."""
+    photometric: bool = True
+    """Change brightness, contrast, saturation and hue, each with probability 0.5."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.resize[0] <= self.resize[1], self, "resize", "two rising numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationRecipe(PyramidRecipe):
+    """Settings of the training of a Semantic FPN."""
+
+    task: Literal["segment"] = "segment"
+    size: Pixels = 512
+    """The shorter side in evaluation, and the side of the square that training cuts out, in pixels."""
+    max_size: Pixels = 2048
+    augment: SegmentationAugment = SegmentationAugment()
+    """Random changes of the training images."""
+    segmenter: SegmenterOptions = SegmenterOptions()
+    """Options of the network."""
+    sliding: bool = False
+    """Evaluate in windows of `size` x `size` that overlap by a third, instead of whole images."""
+
+    def segmenter_config(self, backbone: NetworkConfig, **fields: Any) -> SegmenterConfig:
+        """Return the config of the segmenter that the recipe trains; `fields` are those that it does not have."""
+        return SegmenterConfig(backbone=backbone, **self._network_fields(self.segmenter), **fields)
