@@ -21,7 +21,6 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
 import timm
 import torch
@@ -44,10 +43,8 @@ from iformer.training.finite import FiniteGuard
 from iformer.training.job import RunSettings
 from iformer.training.meter import EpochMeter
 from iformer.training.network.precision import autocast, resolve_precision
-from iformer.training.network.prepare import prepare_network
-from iformer.training.optimizer import build_optimizer
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.state import TrainProgress
+from iformer.training.state import TrainState
 from iformer.training.step import OptimizerStep, seed_everything
 
 CLASSES = 10
@@ -93,21 +90,11 @@ class Ours:
             device=device, precision=resolve_precision(recipe.precision, device), rank=0, world_size=1
         )
         self.recipe = recipe
-        network, _ = prepare_network(job.model, recipe, self.context)
+        state = TrainState.create(job.model, recipe, self.context)
         self.workload = job.workload(job, self.context)
         self.loader = self.workload.train_loader()
-        self.step = OptimizerStep(
-            recipe=recipe,
-            task=job.task,
-            context=self.context,
-            accelerator=accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
-            network=network,
-            model=network,
-            optimizer=build_optimizer(network, recipe),
-            scaler=torch.amp.GradScaler(device.type, enabled=False),
-            meter=EpochMeter(lambda tensor: tensor, device=device, world_size=1),
-            guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, world_size=1),
-        )
+        meter, guard = EpochMeter(self.context), FiniteGuard(RunFolder(job.folder), state, self.context)
+        self.step = OptimizerStep(state, job.task, recipe, self.context, meter=meter, guard=guard)
         self.epoch = 0
         self.steps = 0
 

@@ -16,8 +16,8 @@ from iformer.models.factory import build
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.dense_checkpoint import load_dense
 from iformer.tasks.detection.training import detection_job
-from iformer.training import checkpointer as keeping
 from iformer.training.loop import train
+from iformer.training.state import TrainState
 from tiny.programs import run_on_two_processes
 from tiny.pyramid import JOBS, backbone_config, detection, run_settings, segmentation
 from tiny.shapes import make_shapes
@@ -64,14 +64,14 @@ def test_a_stopped_run_ends_with_the_same_weights(
     fields: dict[str, Any] = {"epochs": 3, "batch_size": 2, "max_steps": 7, "checkpoint_steps": 1}
     make = JOBS[task]
     train(make(shapes_data, tmp_path / "whole", fields=fields))
-    save_state = keeping.save_state
+    save = TrainState.save
 
-    def save_and_stop(path: Path, **state: Any) -> None:
-        save_state(path, **state)
-        if state["position"].step == 6:
+    def save_and_stop(state: TrainState, path: Path, **options: Any) -> None:
+        save(state, path, **options)
+        if state.progress.step == 6:
             raise StoppedError
 
-    monkeypatch.setattr(keeping, "save_state", save_and_stop)
+    monkeypatch.setattr(TrainState, "save", save_and_stop)
     with pytest.raises(StoppedError):
         train(make(shapes_data, tmp_path / "stopped", fields=fields))
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from iformer.config.variants import network_config
 from iformer.errors import WeightsError
 from iformer.models.factory import build
 from iformer.tasks.registry import load_recipe
-from iformer.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from iformer.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from iformer.training.schedule import RunLength, build_schedule
 from tiny.classification import tiny_config, tiny_recipe
 
@@ -121,7 +121,7 @@ def test_restored_state_continues_exactly(optimizer_name: str) -> None:
     copied = network()
     copied.load_state_dict(model.state_dict())
     restored = build_optimizer(copied, recipe)
-    restore_optimizer(restored, copied, tensors)
+    load_optimizer_tensors(restored, copied, tensors)
     for parameter in copied.parameters():
         state = restored.state[parameter]
         moment = state["exp_avg"] if "exp_avg" in state else state["momentum_buffer"]
@@ -137,7 +137,7 @@ def test_state_of_another_network_is_refused() -> None:
     model = network()
     optimizer = build_optimizer(model, tiny_recipe())
     with pytest.raises(WeightsError, match=r"another network.*somewhere\.else"):
-        restore_optimizer(optimizer, model, {"exp_avg.somewhere.else": torch.zeros(1)})
+        load_optimizer_tensors(optimizer, model, {"exp_avg.somewhere.else": torch.zeros(1)})
 
 
 def learning_rates(recipe: object, steps_per_epoch: int, steps: int) -> list[float]:

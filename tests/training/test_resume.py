@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from iformer.errors import UserError
 from iformer.training.loop import train
 from iformer.training.records.logs import read_history
-from iformer.training.state import read_state, saved_step
+from iformer.training.state import TrainState, read_state, saved_step
 from tiny.classification import make_images, tiny_job, tiny_recipe
 from tiny.programs import start
 
@@ -78,8 +78,8 @@ def test_run_killed_inside_an_epoch_ends_with_the_same_weights(
         "tiny.classification", str(images), str(out), json.dumps({**FIELDS, "workers": 2, "checkpoint_steps": 1})
     )
     kill_when_saved(process, out, step=15)
-    position = read_state(out / "resume.safetensors").position
-    assert 15 <= position.step < STEPS
+    progress = read_state(out / "resume.safetensors").progress
+    assert 15 <= progress.step < STEPS
     assert not (out / "metrics.json").exists()
     result = train(tiny_job(images, out, recipe=tiny_recipe(**FIELDS), resume=True))
     assert result.best["epoch"] in (2, 4)
@@ -99,18 +99,16 @@ def test_run_stopped_at_any_step_ends_with_the_same_weights(
     step: int,
 ) -> None:
     """Stopped right after a save, at epoch ends (6, 12, 24) before the evaluation too."""
-    from iformer.training import checkpointer as keeping
+    save = TrainState.save
 
-    save_state = keeping.save_state
-
-    def save_and_stop(path: Path, **state: Any) -> None:
-        save_state(path, **state)
-        if state["position"].step >= step:
+    def save_and_stop(state: TrainState, path: Path, **options: Any) -> None:
+        save(state, path, **options)
+        if state.progress.step >= step:
             raise KilledError
 
     out = tmp_path / "stopped"
     job = tiny_job(images, out, recipe=tiny_recipe(**FIELDS, checkpoint_steps=1))
-    monkeypatch.setattr(keeping, "save_state", save_and_stop)
+    monkeypatch.setattr(TrainState, "save", save_and_stop)
     with pytest.raises(KilledError):
         train(job)
     monkeypatch.undo()

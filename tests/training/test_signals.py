@@ -15,7 +15,7 @@ from iformer.cli.output import REQUEUE
 from iformer.errors import StoppedBySignalError
 from iformer.training import loop
 from iformer.training.loop import train
-from iformer.training.signals import SIGNALS, StopRequests
+from iformer.training.signals import SIGNALS, SignalHandler
 from iformer.training.state import saved_step
 from tiny.classification import tiny_job, tiny_recipe
 from tiny.programs import start
@@ -82,8 +82,8 @@ def test_one_of_two_processes_is_told_and_both_stop_at_the_same_step(images: Pat
 
 
 def test_a_run_alone_needs_no_agreement() -> None:
-    with StopRequests(1) as stop:
-        assert stop.agreed() == (False, False)
-        assert stop.agreed(True) == (False, True)
+    with SignalHandler(1) as signals:
+        assert signals.poll() == (False, False)
+        assert signals.poll(True) == (False, True)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.agreed() == (True, False)
+        assert signals.poll() == (True, False)

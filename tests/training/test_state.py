@@ -19,17 +19,17 @@ from iformer.errors import OutputError, UserError, WeightsError
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import load
 from iformer.tasks.registry import load_recipe
-from iformer.training.network.ema import WeightAverage
+from iformer.training.checkpointer import save_network
+from iformer.training.network.ema import ModelEma
 from iformer.training.optimizer import build_optimizer
 from iformer.training.records.provenance import identity_defaults
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import (
     TrainProgress,
+    TrainState,
     check_identity,
-    read_last_good,
+    read_newest_state,
     read_state,
-    save_network,
-    save_state,
     saved_step,
 )
 from tiny.classification import tiny_config, tiny_recipe
@@ -37,41 +37,42 @@ from tiny.classification import tiny_config, tiny_recipe
 IDENTITY = {"model": "tiny", "recipe": {"lr": 1e-3, "epochs": 2}}
 
 
-def parts(seed: int) -> dict[str, Any]:
+def trained(seed: int, *, num_classes: int = 3, **progress: Any) -> TrainState:
+    """The state after two steps of a tiny network."""
     torch.manual_seed(seed)
-    model = build(tiny_config())
-    optimizer = build_optimizer(model, tiny_recipe())
-    average = WeightAverage(model, decay=0.9)
+    model = build(tiny_config(num_classes=num_classes))
+    ema = ModelEma(model, decay=0.9)
+    state = TrainState(
+        model=model,
+        ema=ema,
+        optimizer=build_optimizer(model, tiny_recipe()),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        progress=TrainProgress(**progress),
+    )
     for step in range(1, 3):
         model(torch.randn(4, 3, 32, 32)).square().sum().backward()
-        optimizer.step()
-        average.update(step)
-    return {
-        "model": model,
-        "average": average,
-        "optimizer": optimizer,
-        "scaler": torch.amp.GradScaler("cpu", enabled=False),
-    }
+        state.optimizer.step()
+        ema.update(step)
+    return state
 
 
-def tensors(run: dict[str, Any]) -> dict[str, torch.Tensor]:
-    found = {f"model {name}": tensor for name, tensor in run["model"].state_dict().items()}
-    found |= {f"average {name}": tensor for name, tensor in run["average"].module.state_dict().items()}
-    for name, parameter in run["model"].named_parameters():
-        found |= {f"{key} {name}": value for key, value in run["optimizer"].state[parameter].items()}
+def tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    assert state.ema is not None
+    found = {f"model {name}": tensor for name, tensor in state.model.state_dict().items()}
+    found |= {f"average {name}": tensor for name, tensor in state.ema.module.state_dict().items()}
+    for name, parameter in state.model.named_parameters():
+        found |= {f"{key} {name}": value for key, value in state.optimizer.state[parameter].items()}
     return found
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
-    one, other = parts(1), parts(2)
-    position = TrainProgress(
-        step=7, epoch=1, step_in_epoch=3, seconds=1.25, best={"top1": 0.1}, sums={"loss": 1 / 3}
-    )
-    save_state(tmp_path / "state.safetensors", **one, position=position, identity=IDENTITY)
-    state = read_state(tmp_path / "state.safetensors")
-    state.restore(**other)
-    assert state.position == position
-    assert state.identity == IDENTITY
+    fields = {"step": 7, "epoch": 1, "step_in_epoch": 3, "seconds": 1.25}
+    one, other = trained(1, **fields, best={"top1": 0.1}, sums={"loss": 1 / 3}), trained(2)
+    one.save(tmp_path / "state.safetensors", identity=IDENTITY)
+    saved = read_state(tmp_path / "state.safetensors")
+    other.load(saved)
+    assert other.progress == one.progress
+    assert saved.identity == IDENTITY
     assert saved_step(tmp_path / "state.safetensors") == 7
     expected, found = tensors(one), tensors(other)
     assert expected.keys() == found.keys()
@@ -80,7 +81,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 def test_file_holds_tensors_and_text_only(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(1), position=TrainProgress(), identity=IDENTITY)
+    trained(1).save(path, identity=IDENTITY)
     with safe_open(path, framework="pt") as file:
         assert set(file.metadata()) == {"format", "position", "identity", "scaler", "crc32"}
 
@@ -88,7 +89,7 @@ def test_file_holds_tensors_and_text_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
 def test_cut_file_is_an_error_that_names_it(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(1), position=TrainProgress(), identity=IDENTITY)
+    trained(1).save(path, identity=IDENTITY)
     os.truncate(path, int(keep * path.stat().st_size))
     with pytest.raises(WeightsError, match=r"state\.safetensors"):
         read_state(path)
@@ -103,10 +104,10 @@ def test_network_is_no_state(tmp_path: Path) -> None:
 
 def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, **parts(1), position=TrainProgress(), identity=IDENTITY)
-    other = {**parts(1), "model": build(tiny_config(num_classes=4))}
+    trained(1).save(path, identity=IDENTITY)
+    other = trained(1, num_classes=4)
     with pytest.raises(WeightsError, match="does not fit"):
-        read_state(path).restore(**other)
+        other.load(read_state(path))
 
 
 def full_disk(descriptor: int) -> None:
@@ -114,12 +115,12 @@ def full_disk(descriptor: int) -> None:
 
 
 def test_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, run = tmp_path / "state.safetensors", parts(1)
-    save_state(path, **run, position=TrainProgress(step=1), identity=IDENTITY)
+    path, state = tmp_path / "state.safetensors", trained(1, step=1)
+    state.save(path, identity=IDENTITY)
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputError, match="No space left"):
-        save_state(path, **run, position=TrainProgress(step=2), identity=IDENTITY)
-    assert read_state(path).position.step == 1
+        trained(1, step=2).save(path, identity=IDENTITY)
+    assert read_state(path).progress.step == 1
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
 
 
@@ -130,7 +131,7 @@ def test_differences_are_named_with_both_values(tmp_path: Path) -> None:
         check_identity(IDENTITY, other, folder=tmp_path)
     message = str(caught.value)
     assert "recipe.lr was 0.001, is 0.002" in message
-    assert "recipe.size was (not there), is 64" in message
+    assert "recipe.size was (not set), is 64" in message
     assert "epochs" not in message
 
 
@@ -165,13 +166,7 @@ def test_other_network_is_kept_as_tensors(tmp_path: Path) -> None:
 def write_states(files: RunFolder, *steps: int) -> None:
     files.path.mkdir(parents=True)
     for step in steps:
-        save_state(
-            files.state,
-            **parts(step),
-            position=TrainProgress(step=step),
-            identity=IDENTITY,
-            before=files.state_before,
-        )
+        trained(step, step=step).save(files.state, identity=IDENTITY, previous=files.state_before)
 
 
 def cut_short(path: Path) -> None:
@@ -188,8 +183,8 @@ def flip_a_bit(path: Path) -> None:
     ("damage", "reason"),
     [
         (cut_short, "is damaged|incomplete|not a sound"),
-        (flip_a_bit, "is damaged: its contents do not have their checksum"),
-        (Path.unlink, "is missing, as if the run was killed while writing it"),
+        (flip_a_bit, "is damaged: its checksum does not match its contents"),
+        (Path.unlink, r"is missing \(the run was killed while it was written\)"),
     ],
 )
 def test_damaged_state_costs_what_was_done_since_the_one_before(
@@ -197,15 +192,15 @@ def test_damaged_state_costs_what_was_done_since_the_one_before(
 ) -> None:
     files = RunFolder(tmp_path / "run")
     write_states(files, 3, 5)
-    found = read_last_good(files)
+    found = read_newest_state(files)
     assert found is not None
-    assert found[0].position.step == 5
+    assert found[0].progress.step == 5
     assert found[1] is None
     damage(files.state)
-    found = read_last_good(files)
+    found = read_newest_state(files)
     assert found is not None
     saved, problem = found
-    assert saved.position.step == 3
+    assert saved.progress.step == 3
     assert re.search(rf"resume\.safetensors.*({reason})", problem or "")
     assert (problem or "").endswith("; continuing from the state before it, of step 3")
 
@@ -214,18 +209,16 @@ def test_damaged_state_does_not_take_the_place_of_the_one_before(tmp_path: Path)
     files = RunFolder(tmp_path / "run")
     write_states(files, 3, 5)
     cut_short(files.state)
-    save_state(
-        files.state, **parts(1), position=TrainProgress(step=7), identity=IDENTITY, before=files.state_before
-    )
+    trained(1, step=7).save(files.state, identity=IDENTITY, previous=files.state_before)
     assert saved_step(files.state) == 7
     assert saved_step(files.state_before) == 3
 
 
 def test_states_that_are_all_damaged_are_an_error(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
-    assert read_last_good(files) is None
+    assert read_newest_state(files) is None
     write_states(files, 3, 5)
     cut_short(files.state)
     cut_short(files.state_before)
-    with pytest.raises(WeightsError, match=r"resume\.safetensors .*begin again with --overwrite"):
-        read_last_good(files)
+    with pytest.raises(WeightsError, match=r"resume\.safetensors .*start again with --overwrite"):
+        read_newest_state(files)

@@ -1,104 +1,100 @@
-"""What a run keeps: the state to continue from, and the networks it has evaluated."""
+"""Writing a run's checkpoints: the state to resume from, and the networks that were evaluated."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import save as serialize
 from torch import nn
 
 from iformer.config.metadata import Metadata
 from iformer.errors import OutputError, UserError
+from iformer.files import write_bytes
+from iformer.models.backbone import Backbone
+from iformer.models.weights import checkpoint as weights
+from iformer.models.weights.dense_checkpoint import DenseNetwork, save_dense
 from iformer.training.job import TrainJob
-from iformer.training.network.ema import WeightAverage
-from iformer.training.network.fsdp import ShardedNetwork
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.state import TrainProgress, last_good_step, save_network, save_state, state_tensors
+from iformer.training.state import TrainState, last_good_step
 
 
 class Checkpointer:
-    """Writes a run's checkpoints, which the main process does alone. `position` is the run's own."""
+    """Writes the checkpoints of a run. Every rank calls it; only the main one writes."""
 
     def __init__(
         self,
         job: TrainJob,
         files: RunFolder,
+        state: TrainState,
         *,
-        position: TrainProgress,
-        network: nn.Module,
-        average: WeightAverage | None,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
         identity: dict[str, Any],
         provenance: dict[str, Any],
-        sharded: ShardedNetwork | None = None,
+        is_main: bool,
     ) -> None:
-        self.job, self.files, self.position = job, files, position
-        self.network, self.average, self.optimizer, self.scaler = network, average, optimizer, scaler
-        self.identity, self.provenance = identity, provenance
-        self.sharded, self._whole = sharded, network
-
-    @property
-    def evaluated_network(self) -> nn.Module:
-        """The network that is evaluated and kept: the averaged one, where there is an average."""
-        return self.average.module if self.average is not None else self._whole
-
-    def collect(self) -> None:
-        """Make `evaluated_network` the network as it is now. All processes have to call it."""
-        if self.sharded is not None:
-            self._whole = self.sharded.whole()
-
-    def help_to_keep_state(self) -> None:
-        """What a process does that writes no state while another one does: hand over its shards."""
-        if self.sharded is not None:
-            state_tensors(self.network, self.average, self.optimizer)
+        """`identity` is stored with the state, `provenance` with the networks; see `records.provenance`."""
+        self.job, self.files, self.state = job, files, state
+        self.identity, self.provenance, self.is_main = identity, provenance, is_main
 
     def metadata(self, epoch: int, metrics: dict[str, Any]) -> Metadata:
-        """What a network's file says of it after `epoch` epochs; of the metrics, what is small."""
-        kept = {name: value for name, value in metrics.items() if name not in ("per_class", "confusion")}
+        """Return the metadata of a network after `epoch` epochs, without the metrics by class."""
+        small = {name: value for name, value in metrics.items() if name not in ("per_class", "confusion")}
         return Metadata(
             task=self.job.task.name,  # type: ignore[arg-type]
             class_names=self.job.task.class_names,
             preprocessing=self.job.preprocessing,
-            metrics=kept,
-            provenance={**self.provenance, "epoch": epoch, "step": self.position.step},
+            metrics=small,
+            provenance={**self.provenance, "epoch": epoch, "step": self.state.progress.step},
         )
 
-    def keep_network(self, path: Path, metadata: Metadata) -> None:
-        """Write the evaluated network.
+    def save_network(self, network: nn.Module, path: Path, metadata: Metadata) -> None:
+        """Write a network that was evaluated.
 
         Raises:
-            OutputError: it cannot be written.
+            UserError: it cannot be written.
         """
-        save_network(self.evaluated_network, path, name=self.job.model_name, metadata=metadata)
+        if self.is_main:
+            with self.explain_failure():
+                save_network(network, path, name=self.job.model_name, metadata=metadata)
 
-    def keep_state(self) -> None:
-        """Write the state to continue from.
+    def save_state(self) -> None:
+        """Write the state, and keep the one before it.
 
         Raises:
-            OutputError: it cannot be written.
+            UserError: it cannot be written.
         """
-        save_state(
-            self.files.state,
-            model=self.network,
-            average=self.average,
-            optimizer=self.optimizer,
-            scaler=self.scaler,
-            position=self.position,
-            identity=self.identity,
-            before=self.files.state_before,
-        )
+        if self.is_main:
+            with self.explain_failure():
+                self.state.save(self.files.state, identity=self.identity, previous=self.files.state_before)
+        elif self.state.sharded is not None:
+            self.state.tensors()
 
     @contextmanager
-    def nothing_lost(self) -> Iterator[None]:
-        """Say, where a file cannot be written, what is still there and how to go on."""
+    def explain_failure(self) -> Iterator[None]:
+        """Turn a failed write into one line that says which state is still there."""
         try:
             yield
         except (OSError, OutputError) as error:
-            saved = last_good_step(self.files)
-            kept = f"--resume continues from step {saved}" if saved is not None else "nothing was saved before"
+            step = last_good_step(self.files)
+            resume = f"--resume continues from step {step}" if step is not None else "no state was saved before"
             reason = error if isinstance(error, OutputError) else f"{error.strerror}: {error.filename}"
-            raise UserError(f"stopped at step {self.position.step}: {reason}; {kept}") from error
+            raise UserError(f"stopped at step {self.state.progress.step}: {reason}; {resume}") from error
+
+
+def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata) -> None:
+    """Write an iFormer network as a checkpoint, any other network as plain tensors.
+
+    Raises:
+        OutputError: it cannot be written. An older file at `path` is still there.
+    """
+    if isinstance(model, Backbone):
+        model.metadata = metadata
+        weights.save(model, path)
+    elif isinstance(model, DenseNetwork):
+        save_dense(model, path, metadata)
+    else:
+        header = {"format": "pt", "network": json.dumps(name), "metadata": json.dumps(metadata.to_plain())}
+        write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))

@@ -1,4 +1,4 @@
-"""What a run would need and take: found out on a few of its own steps, before it is begun."""
+"""Measure a few steps of a run, and estimate the time, memory and disk space of all of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import statistics
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,32 +23,29 @@ from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
 from iformer.training.network.precision import resolve_precision
-from iformer.training.network.prepare import prepare_network
-from iformer.training.optimizer import build_optimizer
 from iformer.training.protocol import Workload
 from iformer.training.records.provenance import describe_device
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.schedule import RunLength
-from iformer.training.state import TrainProgress
+from iformer.training.state import TrainState
 from iformer.training.step import OptimizerStep, seed_everything
 
 GPUS = {"8 x A100": (8, 312e12, 2.0), "8 x H100": (8, 989e12, 3.0)}
-"""Number, peak of dense bf16 products in FLOP/s (the makers' data sheets) and US dollars an hour of one: a round
-price, for scale only."""
+"""Number of GPUs, dense bf16 peak of each in FLOP/s (data sheets), and its round price in US dollars an hour."""
 
 UTILISATION = {"8 x A100": 0.08, "8 x H100": 0.05}
-"""Share of the peak that the rule takes a training step to reach: networks with depthwise convolutions are bound
-by memory. An assumption, not a measurement."""
+"""Share of the peak that a training step is assumed to reach; depthwise convolutions are bound by memory. Not
+measured."""
 
 CPU_BATCH = 64
-"""Largest batch that is tried on a CPU, where a recipe for GPUs would not fit."""
+"""Largest batch that is measured on a CPU, where a batch for GPUs may not fit."""
 
 _WARMUP, _STEPS = 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Time and cost of a whole recipe somewhere."""
+    """Time and cost of a whole run."""
 
     where: str
     images_per_second: float
@@ -57,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What was found."""
+    """The result of a dry run."""
 
     model: str
     data: str
@@ -66,40 +64,40 @@ class DryRun:
     recipe: str
     parameters: int
     gmacs: float
-    """Of one image at the recipe's size."""
+    """GMACs of one image at the recipe's size."""
     teacher_gmacs: float
-    """0 without a teacher."""
+    """GMACs of the teacher; 0 without one."""
     device: str
     precision: str
     batch_size: int
     measured_batch: int
-    """Images of the passes that were measured: of one pass of one process, on a CPU at most `CPU_BATCH`."""
+    """Images of one forward pass of one process; at most `CPU_BATCH` on a CPU."""
     steps: int
     """Optimizer steps of the whole run."""
     memory_bytes: int
-    """Peak of this process: of the GPU's memory, or of the machine's."""
+    """Peak memory of this process, on the GPU if it uses one."""
     images_per_second: float
-    """Over the measured steps, data included, on this one process."""
+    """Training rate of this one process, data loading included."""
     data_wait: float
-    """Share of that time spent waiting for images."""
+    """Share of the time spent waiting for images."""
     disk_bytes: int
-    """What the run folder will hold."""
+    """Size of the run folder at the end."""
     disk_free: int
     here: Estimate
     by_rule: tuple[Estimate, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def dry_run(job: TrainJob) -> DryRun:
-    """Train for a few steps on the job's own data and keep nothing; the run folder is not touched.
+    """Train a few steps on the data of the job and write nothing.
 
-    Making the job has checked the data and fetched the network's and the teacher's weights already.
+    Building the job has already checked the data and fetched the weights of network and teacher.
 
     Raises:
-        UserError: the disk has no room for the run, or anything else about the job cannot work.
+        UserError: there is not enough disk space, or the job cannot run.
     """
     require("accelerate", extra="train")
     require("torchmetrics", extra="train")
@@ -108,10 +106,7 @@ def dry_run(job: TrainJob) -> DryRun:
     device = resolve_device(job.device)
     measured_batch = _measured_batch(recipe, device)
     own = replace(recipe, batch_size=measured_batch, lr_batch=measured_batch, grad_accum=1)
-    context = RankContext(
-        device=device,
-        precision=resolve_precision(recipe.precision, device),
-    )
+    context = RankContext(device=device, precision=resolve_precision(recipe.precision, device))
     parameters, macs = count_parameters(job.model), count_macs(job.model, (recipe.size, recipe.size))
     teacher = getattr(getattr(job.task, "teacher", None), "network", None)
     teacher_macs = count_macs(teacher, (recipe.size, recipe.size)) if teacher is not None else 0
@@ -120,7 +115,7 @@ def dry_run(job: TrainJob) -> DryRun:
     sizes = [recipe.train_size(epoch) / recipe.size for epoch in range(length.epochs)]
     images = recipe.batch_size * sum(size**2 * length.steps_in(epoch) for epoch, size in enumerate(sizes))
     evaluations = -(-length.epochs // recipe.eval_every)
-    # an evaluation is a forward pass, which is a third of a step
+    # a forward pass is a third of a step
     images += evaluations * len(job.data.val) / 3
     flops = 6 * macs + 2 * teacher_macs
     by_rule = []
@@ -153,7 +148,7 @@ def dry_run(job: TrainJob) -> DryRun:
 
 
 def _measured_batch(recipe: Recipe, device: torch.device) -> int:
-    """Images of one pass of one process, as many as are launched now; an even number, as mixing needs."""
+    """Images of one forward pass of one process in the launch under way; even, because mixup pairs images."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share = max(1, recipe.batch_size // recipe.grad_accum // processes)
     if device.type == "cpu":
@@ -163,45 +158,28 @@ def _measured_batch(recipe: Recipe, device: torch.device) -> int:
 
 def _measure(job: TrainJob, context: RankContext) -> tuple[float, float]:
     """Images per second at the recipe's size, and the share of the time spent waiting for them."""
-    workload = job.workload(job, context)
-    try:
+    with closing(job.workload(job, context)) as workload:
         return _timed_steps(job, context, workload)
-    finally:
-        workload.close()
 
 
 def _timed_steps(job: TrainJob, context: RankContext, workload: Workload) -> tuple[float, float]:
     recipe, device = job.recipe, context.device
-    import accelerate
-
-    accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    network, average = prepare_network(job.model, recipe, context)
-    meter = EpochMeter(lambda tensor: tensor, device=device, world_size=1)
-    step = OptimizerStep(
-        recipe=recipe,
-        task=job.task,
-        context=context,
-        accelerator=accelerator,
-        network=network,
-        model=network,
-        optimizer=build_optimizer(network, recipe),
-        scaler=torch.amp.GradScaler(device.type, enabled=context.precision == "fp16"),
-        meter=meter,
-        guard=FiniteGuard(RunFolder(job.folder), TrainProgress(), device=device, world_size=1),
-    )
-    # the last epochs are at the recipe's full size, which is what needs most
+    state = TrainState.create(job.model, recipe, context)
+    meter, guard = EpochMeter(context), FiniteGuard(RunFolder(job.folder), state, context)
+    step = OptimizerStep(state, job.task, recipe, context, meter=meter, guard=guard)
+    # the last epoch has the full image size
     batches = workload.train_loader().epoch(recipe.epochs - 1, 0)
     times, waits, counts = [], [], []
     for number in range(_WARMUP + _STEPS):
         began = time.perf_counter()
         batch = next(batches, None)
-        if batch is None:  # fewer images than that
+        if batch is None:
             break
         waited = time.perf_counter() - began
         seed_everything(recipe.seed, number, 0)
         step(workload.prepare(batch))
-        if average is not None:
-            average.update(number + 1)
+        if state.ema is not None:
+            state.ema.update(number + 1)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
@@ -213,14 +191,14 @@ def _timed_steps(job: TrainJob, context: RankContext, workload: Workload) -> tup
 
 
 def _check_disk(job: TrainJob) -> tuple[int, int]:
-    """Bytes that the run folder will hold and that are free where it will be.
+    """Size of the run folder at the end and free space there, in bytes.
 
     Raises:
-        UserError: they are fewer.
+        UserError: there is not enough.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in job.model.state_dict().values())
     copies = 1 if job.recipe.ema_decay is None else 2
-    # two states with two moments each, best and last, and the file being written
+    # two states with two moments each, best and last, and one file that is being written
     needed = 3 * (copies + 2) * weights + 2 * weights
     folder = job.folder.absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())

@@ -1,40 +1,52 @@
-"""A run stops at numbers that are not finite, and no such weights take a good checkpoint's place."""
+"""Stopping a run whose loss or weights are not finite, before it overwrites a good checkpoint."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iformer.errors import UserError
+from iformer.training.distributed import RankContext
 from iformer.training.network.fsdp import is_finite
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.state import TrainProgress, last_good_step
+from iformer.training.state import TrainState, last_good_step
 
 
 class FiniteGuard:
-    """Looks at losses and weights; `position` is the run's own and tells it where the run is."""
+    """Checks the losses and weights of a run.
 
-    def __init__(
-        self, files: RunFolder, position: TrainProgress, *, device: torch.device, world_size: int
-    ) -> None:
-        self._files, self._position = files, position
-        self._first_bad_step = torch.full((), math.inf, device=device)
-        self._checks_each_step = device.type == "cpu" and world_size == 1
+    Reading a loss waits for the device. So only a single process on the CPU checks each loss at once; otherwise
+    the first bad step stays on the device and is checked before each save and log record.
+    """
+
+    def __init__(self, files: RunFolder, state: TrainState, context: RankContext) -> None:
+        self._files, self._state = files, state
+        self._immediate = context.device.type == "cpu" and context.world_size == 1
+        self._first_bad_step = torch.full((), math.inf, device=context.device)
 
     def check_loss(self, loss: Tensor) -> None:
-        """Stop at a loss that is not finite; where looking would wait for the device, remember the step."""
-        if self._checks_each_step:
+        """Stop if the loss is not finite, or remember the step.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        step = self._state.progress.step
+        if self._immediate:
             if not math.isfinite(loss.item()):
-                self._stop(self._position.step)
+                self._stop(step)
             return
-        here = torch.where(loss.detach().isfinite(), math.inf, float(self._position.step))
-        self._first_bad_step = torch.minimum(self._first_bad_step, here)
+        bad_step = torch.where(loss.detach().isfinite(), math.inf, float(step))
+        self._first_bad_step = torch.minimum(self._first_bad_step, bad_step)
 
     def check_remembered(self) -> None:
-        """Stop where a remembered loss of any process was not finite. All processes have to call it."""
-        if self._checks_each_step:
+        """Stop if a loss of any rank was not finite. Every rank must call it.
+
+        Raises:
+            UserError: one was not finite.
+        """
+        if self._immediate:
             return
         from accelerate.utils import gather
 
@@ -42,10 +54,14 @@ class FiniteGuard:
         if math.isfinite(first):
             self._stop(int(first))
 
-    def check_weights(self, network: nn.Module) -> None:
-        """A finite loss can have an infinite gradient: such weights must not take a good checkpoint's place."""
-        if not is_finite([parameter.detach() for parameter in network.parameters()]):
-            self._stop(self._position.step)
+    def check_weights(self) -> None:
+        """Stop if a weight is not finite: a finite loss can have an infinite gradient.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        if not is_finite([parameter.detach() for parameter in self._state.model.parameters()]):
+            self._stop(self._state.progress.step)
 
     def _stop(self, step: int) -> None:
         files = self._files
@@ -55,6 +71,6 @@ class FiniteGuard:
             if files.last.is_file():
                 good += f", and the last evaluated network is {files.last}"
         raise UserError(
-            f"the loss is not finite at step {step} (epoch {self._position.epoch + 1}); {good}; "
+            f"the loss is not finite at step {step} (epoch {self._state.progress.epoch + 1}); {good}; "
             "a lower --lr, clip_grad, or precision=fp32 may help"
         )

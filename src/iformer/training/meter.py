@@ -1,35 +1,34 @@
-"""What an epoch's steps add up to: losses, images, time spent waiting for images."""
+"""Averages and rates over the steps of an epoch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Join = Callable[[Tensor], Tensor]
-"""The mean of a tensor over all processes; each of them has to call it."""
+from iformer.training.distributed import RankContext
 
 
 class EpochMeter:
-    """Sums over the steps of an epoch, kept on the device so that adding to them waits for nothing."""
+    """Sums the logged values of an epoch's steps on the device, without waiting for it, and counts images."""
 
-    def __init__(self, join: Join, *, device: torch.device, world_size: int) -> None:
-        self._join, self._device, self._world_size = join, device, world_size
+    def __init__(self, context: RankContext) -> None:
+        self._context = context
         self.start(step=0, sums={})
 
     def start(self, *, step: int, sums: dict[str, float]) -> None:
-        """Begin an epoch, or go on in it after `step` steps with their sums."""
-        self._sums = {name: torch.tensor(value, device=self._device) for name, value in sums.items()}
+        """Start an epoch, or continue it after `step` steps with their sums."""
+        self._sums = {name: torch.tensor(value, device=self._context.device) for name, value in sums.items()}
         self._images = 0
         self._waited = 0.0
         self._began = time.perf_counter()
         self._lap = (step, dict(sums), self._images, self._began)
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches; the time spent waiting for them is counted."""
+        """Iterate over the batches and add up the time spent waiting for them."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
@@ -39,24 +38,28 @@ class EpochMeter:
             yield batch
 
     def add(self, values: dict[str, Tensor], share: float) -> None:
-        """Add the scalars of a pass over `share` of a step's images."""
+        """Add the scalars of a forward pass over `share` (0 to 1) of a step's images."""
         for name, value in values.items():
             value = value.detach() * share
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def count(self, images: int) -> None:
-        """Count this process's images of a step."""
-        self._images += images * self._world_size
+        """Count this rank's images of a step."""
+        self._images += images * self._context.world_size
 
     def sums(self) -> dict[str, float]:
-        """The sums so far, as the mean over the processes. All processes have to call it."""
+        """Return the sums so far, averaged over the ranks. Every rank must call it."""
         if not self._sums:
             return {}
-        joined = self._join(torch.stack(list(self._sums.values()))).tolist()
-        return dict(zip(self._sums, joined, strict=True))
+        sums = torch.stack(list(self._sums.values()))
+        if self._context.world_size > 1:
+            from accelerate.utils import reduce
+
+            sums = reduce(sums, reduction="mean")
+        return dict(zip(self._sums, sums.tolist(), strict=True))
 
     def lap(self, step: int) -> tuple[dict[str, float], float]:
-        """Means of the values, and images per second, since the last call. All processes have to call it."""
+        """Return the mean of each value and the images per second since the last call. Every rank must call it."""
         step_before, sums_before, images_before, time_before = self._lap
         sums, now = self.sums(), time.perf_counter()
         self._lap = (step, sums, self._images, now)
@@ -65,7 +68,7 @@ class EpochMeter:
         return means, (self._images - images_before) / (now - time_before)
 
     def rates(self) -> dict[str, float | None]:
-        """`images_per_second` and `data_wait` (share of the time) since the start; None where no step was made."""
+        """Return `images_per_second` and `data_wait` (share of the time) since the start; None without a step."""
         seconds = time.perf_counter() - self._began
         if not self._images:
             return {"images_per_second": None, "data_wait": None}

@@ -1,4 +1,4 @@
-"""AdamW or Muon without weight decay on norms, biases and layer scales, and its state as named tensors."""
+"""The optimizer, AdamW or Muon, and its state as named tensors."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch.distributed.tensor import DTensor
 
 from iformer.config.recipe import Recipe
 from iformer.errors import WeightsError
-from iformer.training.network.fsdp import shared_as, whole_tensor
+from iformer.training.network.fsdp import shard_like, whole_tensor
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters that need a gradient, at the recipe's peak learning rate.
+    """Build the recipe's optimizer over the trainable parameters, at the peak learning rate.
 
-    Parameters of one dimension (biases, norms, layer scales) and those that the network names in
-    `no_weight_decay()` are not decayed.
+    There is no weight decay on parameters of one dimension (biases, norms, layer scales) and on those that
+    `model.no_weight_decay()` names.
 
-    Muon (https://kellerjordan.github.io/posts/muon, timm's, which takes a convolution as a matrix of
-    out x in*height*width) orthogonalises the momentum of every weight of two dimensions or more; it is scaled
-    to AdamW's step, so that one learning rate means the same in both. The rest of the parameters is AdamW's.
+    Muon (https://kellerjordan.github.io/posts/muon) is timm's: it orthogonalises the momentum of every weight of
+    two or more dimensions, a convolution as an out x (in * height * width) matrix, and updates the other
+    parameters with AdamW. Its updates have the size of AdamW's, so a learning rate means the same for both.
     """
     from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 
@@ -38,20 +38,22 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as `{"<key>.<parameter name>": tensor}`: moments and step counts.
+    """Return the optimizer's moments and step counts as `{"<key>.<parameter name>": tensor}`.
 
-    Of a sharded network all processes have to ask; each gets whole tensors.
+    Tensors of a sharded network are gathered; then every rank must call it.
     """
     tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):  # Muon keeps its choice by shape beside them, and makes it again
+            if isinstance(value, Tensor):  # Muon also keeps flags, which it computes again
                 tensors[f"{key}.{name}"] = whole_tensor(value)
     return tensors
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the state that `optimizer_tensors` took from another one.
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore the state that `optimizer_tensors` returned.
 
     Raises:
         WeightsError: a tensor belongs to no parameter.
@@ -63,19 +65,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         by_name.setdefault(name, {})[key] = tensor
     unknown = sorted(set(by_name) - set(names.values()))
     if unknown:
-        raise WeightsError(f"the optimizer's state is of another network: it has {', '.join(unknown[:5])}")
-    plain = optimizer.state_dict()
+        raise WeightsError(f"the optimizer state is of another network: it has {', '.join(unknown[:5])}")
+    contents = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    plain["state"] = {
-        index: {key: _laid_out_as(parameter, tensor) for key, tensor in by_name[names[parameter]].items()}
+    contents["state"] = {
+        index: {key: _laid_out_like(parameter, tensor) for key, tensor in by_name[names[parameter]].items()}
         for index, parameter in enumerate(parameters)
         if names[parameter] in by_name
     }
-    optimizer.load_state_dict(plain)
+    optimizer.load_state_dict(contents)
 
 
-def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     if isinstance(parameter, DTensor):
-        return shared_as(parameter, tensor)
-    # The order in memory decides the order of sums, so a resumed run needs the undisturbed run's.
+        return shard_like(parameter, tensor)
+    # the memory format decides the order of sums, so a resumed run must have the same one
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor

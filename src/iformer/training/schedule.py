@@ -1,4 +1,4 @@
-"""How many steps a run makes, and the learning rate of every one."""
+"""The number of steps of a run, and the learning rate of each."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 class RunLength:
-    """Epochs and steps of a run: `recipe.epochs` whole epochs, or `recipe.max_steps` where those are fewer."""
+    """Number of epochs and steps: `recipe.epochs` whole epochs, or `recipe.max_steps` if that is less."""
 
     def __init__(self, recipe: Recipe, *, steps_per_epoch: int) -> None:
-        """`steps_per_epoch` is the loader's number of optimizer steps."""
+        """`steps_per_epoch` counts optimizer steps."""
         self.steps_per_epoch = steps_per_epoch
         whole = recipe.epochs * steps_per_epoch
         self.steps = whole if recipe.max_steps is None else min(whole, recipe.max_steps)
         """Optimizer steps of the whole run."""
         self.epochs = -(-self.steps // steps_per_epoch)
-        """Epochs, the last of which may be cut short."""
+        """Epochs; the last one may be shorter."""
 
     def steps_in(self, epoch: int) -> int:
-        """Steps of an epoch, counted from 0."""
+        """Return the number of steps of an epoch, counted from 0."""
         return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: RunLength) -> Scheduler:
-    """Linear warm-up, then what `recipe.schedule` names: see there.
+    """Build the learning-rate schedule: linear warm-up, then `recipe.schedule`.
 
-    `schedule.step_update(step)` sets the learning rate of the step with that number, counted from 0, and
-    depends on nothing else, so a resumed run needs no state of it.
+    `schedule.step_update(step)` sets the learning rate of step `step`, counted from 0. It depends on nothing else,
+    so a resumed run needs no state of it.
     """
     from timm.scheduler.cosine_lr import CosineLRScheduler
     from timm.scheduler.multistep_lr import MultiStepLRScheduler
@@ -45,7 +45,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: Run
     warmup_steps = min(warmup_steps, length.steps // 2)
     warmup: dict[str, Any] = {"warmup_t": warmup_steps, "warmup_lr_init": recipe.warmup_lr, "t_in_epochs": False}
     if recipe.schedule == "step":
-        # timm's milestones are met one step early, which with epochs for steps is as intended, and here is not
+        # timm decays one step before a milestone
         milestones = [epoch * length.steps_per_epoch + 1 for epoch in recipe.milestones]
         return MultiStepLRScheduler(
             optimizer, decay_t=milestones, decay_rate=recipe.step_decay, warmup_prefix=False, **warmup

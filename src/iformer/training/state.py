@@ -1,8 +1,8 @@
-"""The state from which a run continues, and the networks that it keeps.
+"""The state of a training run: everything that a resumed run needs to end with the same weights, bit for bit.
 
-A state is one `.safetensors` file: weights, averaged weights and optimizer moments as tensors, where the run
-was as JSON in the header. Reading it runs no pickle. No random state is in it: everything random is a
-function of the seed, the epoch or step, and the image's index.
+A state is one `.safetensors` file. Its tensors are the network, the EMA and the optimizer's moments; its header
+holds the progress, the identity and the loss scaler as JSON, and a checksum. Reading it runs no pickle. It holds
+no random state: all randomness is a function of the seed, the epoch or step, and the index of the image.
 """
 
 from __future__ import annotations
@@ -19,147 +19,157 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from iformer.config.metadata import Metadata
+from iformer.config.recipe import Recipe
 from iformer.errors import UserError, WeightsError
-from iformer.files import replacing, write_bytes
-from iformer.models.backbone import Backbone
+from iformer.files import replacing
 from iformer.models.weights import checkpoint as weights
-from iformer.models.weights.dense_checkpoint import DenseNetwork, save_dense
-from iformer.training.network.ema import WeightAverage
-from iformer.training.network.fsdp import whole_tensor
-from iformer.training.optimizer import optimizer_tensors, restore_optimizer
+from iformer.training.distributed import RankContext
+from iformer.training.network.ema import ModelEma
+from iformer.training.network.fsdp import ShardedNetwork, shard_like, whole_tensor
+from iformer.training.network.prepare import prepare_network
+from iformer.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from iformer.training.records.run_folder import RunFolder
 
 FORMAT = "iformer-training-1"
 
-_UNSET = "(not there)"
+_UNSET = "(not set)"
 
 
 @dataclass(kw_only=True)
 class TrainProgress:
-    """Where a run is. It changes as the run goes on."""
+    """How far a run is. The loop updates it in place."""
 
     step: int = 0
     """Optimizer steps done."""
     epoch: int = 0
-    """The epoch under way, from 0."""
+    """Current epoch, from 0."""
     step_in_epoch: int = 0
-    """Optimizer steps done in it; all of them until it is evaluated."""
+    """Optimizer steps done in the current epoch. It is reset when the epoch has been evaluated."""
     seconds: float = 0.0
-    """Time spent, over all sessions."""
+    """Time spent, without the time between a stop and the next `--resume`."""
     log_bytes: int = 0
-    """Length of the log when the state was saved; what was written later is repeated and so dropped."""
+    """Length of `log.jsonl` when the state was saved. A resumed run drops the records after it."""
     best: dict[str, Any] = field(default_factory=dict)
-    """`epoch`, `step` and metrics of the best evaluation; empty before the first."""
+    """`epoch`, `step` and metrics of the best evaluation; empty before the first one."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Running sums of the epoch's logged values."""
+    """Sums of the logged values over the steps of the current epoch."""
 
 
-def state_tensors(
-    model: nn.Module, average: WeightAverage | None, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """What a state holds, by name. Of a sharded network all processes have to ask; each gets whole tensors."""
-    groups = {
-        "model": {name: whole_tensor(tensor) for name, tensor in model.state_dict().items()},
-        "average": average.module.state_dict() if average else {},
-        "optimizer": optimizer_tensors(optimizer, model),
-    }
-    return {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything that training changes. Build it with `create`, then `load` a saved state into it."""
 
+    model: nn.Module
+    """The network, not wrapped in DistributedDataParallel."""
+    ema: ModelEma | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    progress: TrainProgress
+    sharded: ShardedNetwork | None = None
+    """Set if the parameters of `model` are sharded over the ranks."""
 
-def save_state(
-    path: Path,
-    *,
-    model: nn.Module,
-    average: WeightAverage | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    position: TrainProgress,
-    identity: dict[str, Any],
-    before: Path | None = None,
-) -> None:
-    """Write a run's state atomically.
+    @classmethod
+    def create(cls, model: nn.Module, recipe: Recipe, context: RankContext) -> TrainState:
+        """Put a network on its device and build what trains it. Every rank must call it."""
+        model, ema = prepare_network(model, recipe, context)
+        sharded = ShardedNetwork(model) if recipe.parallel == "fsdp" and context.world_size > 1 else None
+        return cls(
+            model=model,
+            ema=ema,
+            optimizer=build_optimizer(model, recipe),
+            scaler=torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16"),
+            progress=TrainProgress(),
+            sharded=sharded,
+        )
 
-    Args:
-        before: where the state that was at `path` is kept; None: nowhere.
-        identity: what a resumed run must share with this one, as nested plain values; see `check_identity`.
+    def inference_model(self) -> nn.Module:
+        """Return the network to evaluate and to publish: the EMA if there is one, else the current weights.
 
-    Raises:
-        OutputError: it cannot be written; the state that was there is still there.
-    """
-    tensors = state_tensors(model, average, optimizer)
-    header = {
-        "format": FORMAT,
-        "position": json.dumps(asdict(position)),
-        "identity": json.dumps(identity),
-        "scaler": json.dumps(scaler.state_dict()),
-    }
-    stored = weights.stored_tensors(tensors, None)
-    header["crc32"] = str(_checksum(stored))
-    contents = serialize(stored, header)
-    with replacing(path) as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())  # the new state is on the disk before the old one gives up its name
-        if before is not None and saved_step(path) is not None:
-            os.replace(path, before)
+        Every rank must call it: a sharded network is gathered.
+        """
+        if self.ema is not None:
+            return self.ema.module
+        return self.model if self.sharded is None else self.sharded.gather()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, whole if the network is sharded; then every rank must call it."""
+        groups = {
+            "model": {name: whole_tensor(tensor) for name, tensor in self.model.state_dict().items()},
+            "average": self.ema.module.state_dict() if self.ema is not None else {},
+            "optimizer": optimizer_tensors(self.optimizer, self.model),
+        }
+        return {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+
+    def save(self, path: Path, *, identity: dict[str, Any], previous: Path | None = None) -> None:
+        """Write the state atomically. Ranks that do not write must call `tensors` if the network is sharded.
+
+        Args:
+            path: the file.
+            identity: plain values that a resumed run must share with this one; see `check_identity`.
+            previous: where to keep the state that was at `path`, if it is sound. None replaces it.
+
+        Raises:
+            OutputError: it cannot be written. The state that was at `path` is still there.
+        """
+        stored = weights.stored_tensors(self.tensors(), None)
+        header = {
+            "format": FORMAT,
+            "position": json.dumps(asdict(self.progress)),
+            "identity": json.dumps(identity),
+            "scaler": json.dumps(self.scaler.state_dict()),
+            "crc32": str(_checksum(stored)),
+        }
+        contents = serialize(stored, header)
+        with replacing(path) as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())  # the new state is on disk before the old one is renamed
+            if previous is not None and saved_step(path) is not None:
+                os.replace(path, previous)
+
+    def load(self, saved: SavedState) -> None:
+        """Restore a saved state. The parts must have been built as for a new run.
+
+        Raises:
+            WeightsError: the tensors do not fit this network.
+        """
+        try:
+            current = self.model.state_dict()
+            self.model.load_state_dict(
+                {name: shard_like(current.get(name), tensor) for name, tensor in saved.group("model").items()}
+            )
+            if self.ema is not None:
+                self.ema.module.load_state_dict(saved.group("average"))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise WeightsError(f"{saved.path} does not fit this network: {reason}") from None
+        load_optimizer_tensors(self.optimizer, self.model, saved.group("optimizer"))
+        if saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
+        self.progress = saved.progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedState:
-    """A state as read from a file."""
+    """The contents of a state file."""
 
     path: Path
-    position: TrainProgress
+    progress: TrainProgress
     identity: dict[str, Any]
     scaler: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def restore(
-        self,
-        *,
-        model: nn.Module,
-        average: WeightAverage | None,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-    ) -> None:
-        """Put the state into a run's parts, which were built as for a new run.
-
-        Raises:
-            WeightsError: the tensors do not fit these parts.
-        """
-        self.restore_network(model, average)
-        self.restore_optimizer(model, optimizer, scaler)
-
-    def restore_network(self, model: nn.Module, average: WeightAverage | None) -> None:
-        """The part of `restore` that comes before a network is sharded."""
-        try:
-            model.load_state_dict(self._group("model"))
-            if average is not None:
-                average.module.load_state_dict(self._group("average"))
-        except RuntimeError as error:
-            raise WeightsError(f"{self.path} does not fit this network: {' '.join(str(error).split())}") from None
-
-    def restore_optimizer(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> None:
-        """The part of `restore` that comes after."""
-        restore_optimizer(optimizer, model, self._group("optimizer"))
-        if self.scaler:
-            scaler.load_state_dict(self.scaler)
-
-    def _group(self, group: str) -> dict[str, Tensor]:
-        prefix = f"{group}/"
-        return {
-            name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
-        }
+    def group(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of `model`, `average` or `optimizer`, by their names in it."""
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
 
 
 def read_state(path: Path) -> SavedState:
-    """Read what `save_state` wrote.
+    """Read a state file.
 
     Raises:
-        WeightsError: the file is damaged or is no state of a run.
+        WeightsError: the file is damaged or is not the state of a run.
     """
     with weights.open_safetensors(path) as file:
         header = file.metadata() or {}
@@ -167,11 +177,11 @@ def read_state(path: Path) -> SavedState:
             raise WeightsError(f"{path} is not the saved state of a training run")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "crc32" in header and header["crc32"] != str(_checksum(tensors)):
-        raise WeightsError(f"{path} is damaged: its contents do not have their checksum")
+        raise WeightsError(f"{path} is damaged: its checksum does not match its contents")
     try:
         return SavedState(
             path=path,
-            position=TrainProgress(**json.loads(header["position"])),
+            progress=TrainProgress(**json.loads(header["position"])),
             identity=json.loads(header["identity"]),
             scaler=json.loads(header["scaler"]),
             tensors=tensors,
@@ -180,43 +190,41 @@ def read_state(path: Path) -> SavedState:
         raise WeightsError(f"{path} is damaged: {weights.one_line(error)}") from None
 
 
-def read_last_good(files: RunFolder) -> tuple[SavedState, str | None] | None:
-    """The newest state of a run that can be read, or None where there is none at all.
+def read_newest_state(files: RunFolder) -> tuple[SavedState, str | None] | None:
+    """Read the newest sound state of a run; None if the run has no state file.
 
     Returns:
-        The state, and where it is not the newest a line that says why.
+        The state, and a warning if it is not the newest file.
 
     Raises:
-        WeightsError: there are states and none can be read.
+        WeightsError: there are state files and all are damaged.
     """
-    problem: WeightsError | None = None
+    damage: WeightsError | None = None
     for path in (files.state, files.state_before):
         if not path.is_file():
             continue
         try:
             saved = read_state(path)
         except WeightsError as error:
-            problem = problem or error
+            damage = damage or error
             continue
         if path == files.state:
             return saved, None
-        reason = (
-            str(problem) if problem else f"{files.state} is missing, as if the run was killed while writing it"
-        )
-        return saved, f"{reason}; continuing from the state before it, of step {saved.position.step}"
-    if problem is not None:
-        raise WeightsError(f"{problem}; there is no other state, so begin again with --overwrite") from None
+        reason = str(damage) if damage else f"{files.state} is missing (the run was killed while it was written)"
+        return saved, f"{reason}; continuing from the state before it, of step {saved.progress.step}"
+    if damage is not None:
+        raise WeightsError(f"{damage}; there is no other state, so start again with --overwrite") from None
     return None
 
 
 def last_good_step(files: RunFolder) -> int | None:
-    """The optimizer steps behind the newest sound state of a run, or None where there is none."""
+    """Return the optimizer step of the newest readable state of a run; None if there is none."""
     steps = [saved_step(path) for path in (files.state, files.state_before)]
     return next((step for step in steps if step is not None), None)
 
 
 def saved_step(path: Path) -> int | None:
-    """The optimizer steps that a saved state has behind it, or None where there is no (sound) state."""
+    """Return the optimizer step of a state file from its header; None if it cannot be read."""
     try:
         with weights.open_safetensors(path) as file:
             return int(json.loads((file.metadata() or {})["position"])["step"])
@@ -227,13 +235,16 @@ def saved_step(path: Path) -> int | None:
 def check_identity(
     saved: dict[str, Any], current: dict[str, Any], *, folder: Path, defaults: dict[str, Any] | None = None
 ) -> None:
-    """See that a resumed run is the run that was saved.
+    """Check that a resumed run has the settings and data it was started with.
 
     Args:
-        defaults: what a field had to be before it was one: a run of an older version has it so.
+        saved: identity in the state file.
+        current: identity of this run.
+        folder: the run folder, for the message.
+        defaults: values of fields that an older version did not save.
 
     Raises:
-        UserError: they differ; the message names each field with both values.
+        UserError: they differ. The message names each field with both values.
     """
     before, now = {**_flat(defaults or {}), **_flat(saved)}, _flat(current)
     differences = [
@@ -248,25 +259,8 @@ def check_identity(
         )
 
 
-def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata) -> None:
-    """Keep a network: ours in our checkpoint format, any other (a peer of a benchmark) as plain tensors.
-
-    Raises:
-        OutputError: it cannot be written; the file that was there is still there.
-    """
-    if isinstance(model, Backbone):
-        model.metadata = metadata
-        weights.save(model, path)
-        return
-    if isinstance(model, DenseNetwork):
-        save_dense(model, path, metadata)
-        return
-    header = {"format": "pt", "network": json.dumps(name), "metadata": json.dumps(metadata.to_plain())}
-    write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))
-
-
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the tensors in the order of their names."""
+    """CRC-32 of the names and bytes of the tensors, in the order of their names."""
     checksum = 0
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over the parts of a batch, then the update of the weights."""
+"""One optimizer step: forward and backward over the micro-batches of a batch, then the update of the weights."""
 
 from __future__ import annotations
 
@@ -16,84 +16,82 @@ from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.meter import EpochMeter
 from iformer.training.protocol import Batch, Task
+from iformer.training.state import TrainState
 
 
 class OptimizerStep:
-    """Makes steps with one network, optimizer and loss scaler; losses go to the meter and past the guard."""
+    """Trains a network on one batch per call."""
 
     def __init__(
         self,
-        *,
-        recipe: Recipe,
+        state: TrainState,
         task: Task,
+        recipe: Recipe,
         context: RankContext,
-        accelerator: Any,
-        network: nn.Module,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
+        *,
         meter: EpochMeter,
         guard: FiniteGuard,
+        model: nn.Module | None = None,
     ) -> None:
-        """`network` is what is trained, `model` the same as the accelerator has wrapped it."""
-        self.recipe, self.task, self.context = recipe, task, context
-        self.accelerator, self.network, self.model = accelerator, network, model
-        self.optimizer, self.scaler = optimizer, scaler
+        """`model` is `state.model` wrapped in DistributedDataParallel; None: it is not wrapped."""
+        self.state, self.task, self.recipe, self.context = state, task, recipe, context
         self.meter, self.guard = meter, guard
+        self.model = state.model if model is None else model
 
     def __call__(self, batch: Batch) -> None:
-        """One step on a batch as `Workload.prepare` gives it."""
+        """Make one step on a batch that `Workload.prepare` returned."""
+        state = self.state
         images = len(batch["indices"])
-        parts = split_batch(batch, self.recipe.grad_accum)
-        for number, part in enumerate(parts, start=1):
-            last = number == len(parts)
-            share = len(part["indices"]) / images
-            # gradients of the processes are joined in the last backward pass only
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+        micro_batches = split_batch(batch, self.recipe.grad_accum)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            share = len(micro_batch["indices"]) / images
+            # the last backward pass averages the gradients of the ranks
+            last = number == len(micro_batches)
+            with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
                 with self.context.autocast():
-                    values = self.task.loss(self.model, part)
+                    values = self.task.loss(self.model, micro_batch)
                 self.guard.check_loss(values["loss"])
                 self.meter.add(values, share)
-                self.scaler.scale(values["loss"] * share).backward()  # type: ignore[no-untyped-call]
+                state.scaler.scale(values["loss"] * share).backward()  # type: ignore[no-untyped-call]
         if self.recipe.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.recipe.clip_grad)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
         self.meter.count(images)
 
 
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """A batch, of tensors and lists, in at most `parts` parts whose sizes differ by no more than rounding."""
-    if parts == 1:
+def split_batch(batch: Batch, count: int) -> list[Batch]:
+    """Split a batch of tensors and lists into at most `count` micro-batches, cut as `torch.chunk` cuts."""
+    if count == 1:
         return [batch]
-    chunks = {name: _chunks(value, parts) for name, value in batch.items()}
+    chunks = {name: _chunks(value, count) for name, value in batch.items()}
     return [dict(zip(chunks, values, strict=True)) for values in zip(*chunks.values(), strict=True)]
 
 
-def _chunks(value: Tensor | list[Any], parts: int) -> Any:
+def _chunks(value: Tensor | list[Any], count: int) -> Any:
     if isinstance(value, Tensor):
-        return value.chunk(parts)
-    size = -(-len(value) // parts)  # as torch.chunk cuts
+        return value.chunk(count)
+    size = -(-len(value) // count)
     return [value[start : start + size] for start in range(0, len(value), size)]
 
 
 def seed_everything(*numbers: int) -> None:
-    """Seed the global generators with a mix of numbers."""
+    """Seed the global generators of Python, NumPy and torch with a mix of the numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (timm draws from it)
     torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
 
 
-def check_shares(recipe: Recipe, processes: int) -> None:
-    """Raise `ConfigError` unless a batch can be cut into equal passes of so many processes."""
-    passes = processes * recipe.grad_accum
+def check_batch_size(recipe: Recipe, world_size: int) -> None:
+    """Raise `ConfigError` unless a batch splits into equal micro-batches over the ranks."""
+    passes = world_size * recipe.grad_accum
     if recipe.batch_size % passes:
         raise ConfigError(
-            f"recipe.batch_size is {recipe.batch_size}; expected a multiple of {passes}, "
-            f"as {processes} processes make it in {recipe.grad_accum} passes each"
+            f"recipe.batch_size is {recipe.batch_size}; expected a multiple of {passes} "
+            f"({world_size} processes with {recipe.grad_accum} passes each)"
         )
     if recipe.batch_size // passes % recipe.images_per_group:
         raise ConfigError(

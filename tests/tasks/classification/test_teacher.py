@@ -19,7 +19,7 @@ from iformer.models.factory import build
 from iformer.models.weights.checkpoint import save
 from iformer.tasks.classification import teacher as module
 from iformer.tasks.classification.teacher import Teacher, build_teacher
-from iformer.training.state import save_network
+from iformer.training.checkpointer import save_network
 from tiny.networks import tiny_config
 
 STUDENT = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))

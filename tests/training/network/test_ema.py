@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from iformer.training.network.ema import WeightAverage
+from iformer.training.network.ema import ModelEma
 
 
 def network() -> nn.Module:
@@ -24,7 +24,7 @@ def change(model: nn.Module, seed: int) -> None:
 
 def test_average_follows_its_formula_for_weights_and_statistics() -> None:
     model = network()
-    average = WeightAverage(model, decay=0.9)
+    average = ModelEma(model, decay=0.9)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for step in range(1, 60):
         change(model, step)
@@ -43,7 +43,7 @@ def test_warmup_is_timms() -> None:
     from timm.utils import ModelEmaV3
 
     model = network()
-    ours, theirs = WeightAverage(model, decay=0.99), ModelEmaV3(model, decay=0.99, use_warmup=True)
+    ours, theirs = ModelEma(model, decay=0.99), ModelEmaV3(model, decay=0.99, use_warmup=True)
     for step in (1, 5, 100, 998, 999, 1000, 100_000):
         # timm counts from 0, and takes the first weights as they are
         assert ours.decay_at(step) == theirs.get_decay(step + 1)
@@ -51,7 +51,7 @@ def test_warmup_is_timms() -> None:
 
 def test_average_is_apart_from_the_network() -> None:
     model = network()
-    average = WeightAverage(model, decay=0.5)
+    average = ModelEma(model, decay=0.5)
     assert not average.module.training
     assert model.training
     assert not any(parameter.requires_grad for parameter in average.module.parameters())

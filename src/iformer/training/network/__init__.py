@@ -1,1 +1,1 @@
-"""The network under training: device, precision, average, sharding."""
+"""The network under training: device, precision, EMA, sharding."""

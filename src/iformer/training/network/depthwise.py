@@ -1,12 +1,12 @@
-"""Depthwise convolutions that train fast in bf16 on CPUs: the gradient of their weights as one more of them.
+"""A faster weight gradient for depthwise convolutions in bf16 on CPUs.
 
-oneDNN computes this gradient in blocks of 16 x 16 channels, of which a depthwise convolution needs the diagonal:
-for 7 x 7 kernels it takes 15 to 20 times as long as the forward pass, and was a fifth of an iFormer's training
-step (`benchmarks/README.md`). It is itself a depthwise convolution, whose kernels are the output's gradients:
+oneDNN computes this gradient in blocks of 16 x 16 channels and needs only their diagonals. For 7 x 7 kernels it
+takes 15 to 20 times as long as the forward pass, a fifth of a training step (`benchmarks/README.md`). The gradient
+is itself a depthwise convolution, whose kernels are the gradients of the output:
 
     dL/dw[c, i, j] = sum over n, y, x of input[n, c, y + i - p, x + j - p] * dL/doutput[n, c, y, x]
 
-so that each pair of image and channel becomes a channel, and the sum over the images comes last.
+Each pair of image and channel becomes one channel of it; the sum over the images comes last.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from iformer.layers.capture import is_capturing
 from iformer.training.network.precision import Precision
 
 _ONEDNN_IS_FAST_TO = 3
-"""Kernel size up to which oneDNN has a kernel of its own for the gradient."""
+"""Kernel size up to which oneDNN has a special kernel for the gradient."""
 
 _TYPES = (torch.float32, torch.bfloat16)
-"""What autocast makes bf16 of."""
+"""Input types that autocast converts to bf16."""
 
 _TILE = 28
-"""Side in pixels of the largest kernels that are made of gradients; larger maps are cut into tiles."""
+"""Largest side in pixels of a gradient used as a kernel; larger maps are cut into tiles."""
 
 
 def train_depthwise_fast(network: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Let the large depthwise convolutions inside a network train faster where that is known how.
+    """Use the faster gradient in a network's large depthwise convolutions, in place, in bf16 on a CPU.
 
-    It is in bf16 on a CPU, for odd square kernels of stride 1 and "same" padding. Keys stay the same; without
-    gradients or in a captured graph nothing changes at all.
+    It covers odd square kernels of stride 1 with "same" padding. State dict keys stay the same. Inference and
+    exported graphs do not change.
     """
     if device.type != "cpu" or precision != "bf16":
         return
@@ -56,7 +56,7 @@ def _is_large_depthwise(conv: nn.Conv2d) -> bool:
 
 
 class _DepthwiseConv2d(nn.Conv2d):
-    """The same convolution with the faster gradient."""
+    """`nn.Conv2d` with the faster gradient."""
 
     def forward(self, input: Tensor) -> Tensor:
         fast = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and not is_capturing()
@@ -67,7 +67,7 @@ class _DepthwiseConv2d(nn.Conv2d):
 
 
 class _Depthwise(torch.autograd.Function):
-    """`conv2d(input, weight, padding=K // 2, groups=C)` of a bf16 input; the weight keeps its type."""
+    """`conv2d(input, weight, padding=K // 2, groups=C)` in bf16; the weight keeps its type."""
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor) -> Tensor:
@@ -91,22 +91,22 @@ def _same_conv(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_gradient(input: Tensor, gradient: Tensor, kernel_size: int) -> Tensor:
-    """The gradient by the weights of a depthwise convolution of stride 1, padded by `kernel_size // 2`.
+    """Return the weight gradient of a depthwise convolution with stride 1 and padding `kernel_size // 2`.
 
     Args:
         input: B x C x H x W.
-        gradient: by the output, of the same shape and type.
+        gradient: gradient of the output, of the same shape and type.
         kernel_size: odd.
 
     Returns:
-        C x 1 x kernel_size x kernel_size, summed over images and tiles in fp32 (fp64 for fp64 input).
+        C x 1 x kernel_size x kernel_size, summed over images and tiles in fp32 (fp64 if the input is fp64).
     """
     batch, channels, height, width = input.shape
     pad = kernel_size // 2
     rows, columns = -(-height // _TILE), -(-width // _TILE)
     tile_height, tile_width = -(-height // rows), -(-width // columns)
     below, right = rows * tile_height - height, columns * tile_width - width
-    # channels stay innermost: what is copied then are runs of them, and both operands are channels-last
+    # channels stay innermost, so that copies are contiguous and both operands are channels-last
     input_BHWC = F.pad(input.permute(0, 2, 3, 1), (0, 0, pad, pad + right, pad, pad + below))
     gradient_BHWC = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, right, 0, below))
     patches = (

@@ -1,6 +1,6 @@
-"""A network whose parameters, gradients and optimizer state are shared out over the processes (FSDP).
+"""Sharding of parameters, gradients and optimizer state over the ranks (FSDP).
 
-Checkpoints hold whole tensors, so that they load on any number of processes, sharded or not.
+Checkpoints hold whole tensors, so they load on any number of ranks, sharded or not.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from iformer.models.backbone import Backbone
 
 
 class ShardedNetwork:
-    """Shards a network in place, block by block, and gives whole copies of it. All processes have to take part."""
+    """Shards a network in place, block by block, and gathers whole copies of it. Every rank must take part."""
 
     def __init__(self, network: nn.Module) -> None:
-        """`network` is on its device, with its starting weights; make the optimizer afterwards."""
-        # FSDP cuts along the first dimension and takes no other layout; activations keep theirs
+        """Shard `network`, which is on its device. Build its optimizer afterwards."""
+        # FSDP splits the first dimension of contiguous parameters; activations keep their memory format
         self.network = network.to(memory_format=torch.contiguous_format)
         self._shell = copy.deepcopy(network).to("meta")
         if isinstance(network, Backbone):
@@ -29,8 +29,8 @@ class ShardedNetwork:
                     fully_shard(block)
         fully_shard(network)
 
-    def whole(self) -> nn.Module:
-        """A whole copy of the network as it is now, on the same device, in eval mode."""
+    def gather(self) -> nn.Module:
+        """Return a whole copy of the network with its current weights, on the same device, in eval mode."""
         tensors = {name: whole_tensor(tensor) for name, tensor in self.network.state_dict().items()}
         device = next(iter(tensors.values())).device
         network = copy.deepcopy(self._shell).to_empty(device=device)
@@ -39,22 +39,22 @@ class ShardedNetwork:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be shared out; then all processes have to ask."""
+    """Return the whole of a tensor. If it is sharded, every rank must call it."""
     if isinstance(tensor, DTensor):
         whole: Tensor = tensor.full_tensor()
         return whole.detach()
     return tensor
 
 
-def shared_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, shared out as a parameter of its shape is."""
-    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
-        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+def shard_like(reference: Tensor | None, tensor: Tensor) -> Tensor:
+    """Shard a whole tensor as `reference` is sharded, if it is and has the same shape."""
+    if isinstance(reference, DTensor) and tensor.shape == reference.shape:
+        return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
     return tensor
 
 
 def is_finite(tensors: list[Tensor]) -> bool:
-    """Whether every number in every tensor is finite; of shared ones on this process's part."""
+    """Whether all values of all tensors are finite; of sharded tensors, the values on this rank."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     norms = torch._foreach_norm([tensor for tensor in local if tensor.numel()])
     return bool(torch.stack(norms).isfinite().all()) if norms else True

@@ -1,4 +1,4 @@
-"""Which number format the matrix products of a run use."""
+"""The number format of a run's convolutions and matrix products."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
-    """`auto` becomes bf16 where the device multiplies it in hardware, else fp32; others stay as they are.
+    """Return `wanted`, with `auto` resolved to bf16 if the device multiplies it in hardware, else fp32.
 
     Raises:
-        UserError: fp16 on a CPU, which would be slow and needs no loss scaling in bf16's place.
+        UserError: fp16 on a CPU.
     """
     if wanted == "auto":
         return "bf16" if multiplies_bf16(device) else "fp32"
@@ -29,19 +29,19 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
-    """What a recipe's `compile` means on a device: `auto` is yes on CUDA GPUs only, where it was seen to pay."""
+    """Resolve a recipe's `compile` for a device: `auto` compiles on CUDA GPUs only, where it is faster."""
     return device.type == "cuda" if wanted == "auto" else wanted
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which convolutions and products run in `precision` and the weights stay in fp32."""
+    """Return a context in which convolutions and products run in `precision`; the weights stay in fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 products in hardware."""
+    """Whether the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

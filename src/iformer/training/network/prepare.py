@@ -1,4 +1,4 @@
-"""A network made ready for its training steps on the device that they run on."""
+"""Preparation of a network for training on its device."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from torch import nn
 from iformer.config.recipe import Recipe
 from iformer.training.distributed import RankContext
 from iformer.training.network.depthwise import train_depthwise_fast
-from iformer.training.network.ema import WeightAverage
+from iformer.training.network.ema import ModelEma
 from iformer.training.network.precision import compiles
 from iformer.training.network.sync_norm import synchronise_norms
 
 
-def prepare_network(
-    model: nn.Module, recipe: Recipe, context: RankContext
-) -> tuple[nn.Module, WeightAverage | None]:
-    """The network on its device, in train mode, and the average of its weights where the recipe wants one.
+def prepare_network(model: nn.Module, recipe: Recipe, context: RankContext) -> tuple[nn.Module, ModelEma | None]:
+    """Move a network to its device, in train mode, with the kernels, norms and compilation of the recipe.
 
-    What changes is the network itself; the keys of its state, and what it computes, stay the same.
+    `model` itself is changed. The keys of its state dict and what it computes stay the same.
+
+    Returns:
+        The network, and the EMA of its weights if the recipe has one.
     """
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network: nn.Module = model.to(context.device, memory_format=layout).train()  # type: ignore[call-overload]
-    # a plain copy: what follows is for the one that trains
-    average = WeightAverage(network, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    # copied before the changes below, which are for training only
+    ema = ModelEma(network, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     if recipe.sync_batch_norm and context.world_size > 1:
         synchronise_norms(network, context.device)
     train_depthwise_fast(network, context.device, context.precision)
     if compiles(recipe.compile, context.device):
         network.compile()
-    return network, average
+    return network, ema

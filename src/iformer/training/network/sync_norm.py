@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes: torch's own on GPUs, and one for CPUs, where torch has none."""
+"""Batch norm over the images of all ranks: `torch.nn.SyncBatchNorm`, which is for GPUs, and the same for CPUs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronise_norms(network: nn.Module, device: torch.device) -> None:
-    """Let each batch norm inside a network take its statistics over all processes; keys stay the same.
+    """Make each batch norm of a network use the statistics of all ranks, in place. State dict keys stay the same.
 
-    Gradients are then, averaged over processes as DistributedDataParallel does, those of one process with the
-    whole batch. Nothing changes in eval mode.
+    The gradients, averaged over the ranks as DistributedDataParallel does, are then those of one process with the
+    whole batch. Eval mode does not change.
     """
     for name, child in list(network.named_children()):
         if isinstance(child, _BatchNorm):
             if device.type == "cpu":
-                child.__class__ = _of_all_processes(type(child))
+                child.__class__ = _synchronised(type(child))
             else:
                 setattr(network, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
         else:
             synchronise_norms(child, device)
 
 
-class _AcrossProcesses(_BatchNorm):
-    """The forward pass of a batch norm whose statistics are those of all processes."""
+class _SyncBatchNorm(_BatchNorm):
+    """Batch norm whose training statistics are those of all ranks."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.running_mean is None or self.momentum is None:
@@ -35,12 +35,12 @@ class _AcrossProcesses(_BatchNorm):
         x = input if input.dtype == torch.float64 else input.float()
         dims = [dim for dim in range(x.ndim) if dim != 1]
         count = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
-        sum_C, count = _total(torch.cat([x.sum(dims), count])).split([x.shape[1], 1])  # type: ignore[no-untyped-call]
+        sum_C, count = _sum_over_ranks(torch.cat([x.sum(dims), count])).split([x.shape[1], 1])  # type: ignore[no-untyped-call]
         mean_C = sum_C / count
         shape = [1, -1, *[1] * (x.ndim - 2)]
         centred = x - mean_C.view(shape)
-        # a second exchange: the mean square less the squared mean would lose digits
-        variance_C = _total(centred.square().sum(dims)) / count
+        # a second all-reduce, because E[x^2] - E[x]^2 would lose digits
+        variance_C = _sum_over_ranks(centred.square().sum(dims)) / count
         with torch.no_grad():
             unbiased_C = variance_C * (count / (count - 1))
             self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
@@ -52,19 +52,19 @@ class _AcrossProcesses(_BatchNorm):
         return scaled.to(input.dtype)
 
 
-class _AcrossProcesses1d(_AcrossProcesses, nn.BatchNorm1d):
+class _SyncBatchNorm1d(_SyncBatchNorm, nn.BatchNorm1d):
     pass
 
 
-class _AcrossProcesses2d(_AcrossProcesses, nn.BatchNorm2d):
+class _SyncBatchNorm2d(_SyncBatchNorm, nn.BatchNorm2d):
     pass
 
 
-def _total(values: Tensor) -> Tensor:
-    """The sum over all processes; gradients flow through it to each of them."""
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    """Differentiable sum over the ranks."""
     total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
     return total
 
 
-def _of_all_processes(kind: type[_BatchNorm]) -> type[_BatchNorm]:
-    return _AcrossProcesses1d if issubclass(kind, nn.BatchNorm1d) else _AcrossProcesses2d
+def _synchronised(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    return _SyncBatchNorm1d if issubclass(kind, nn.BatchNorm1d) else _SyncBatchNorm2d

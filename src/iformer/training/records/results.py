@@ -71,7 +71,7 @@ class TrainResult:
     `images_per_second`, `data_wait` (share of the time spent waiting for images, 0 to 1) and, in epochs with
     an evaluation, the metrics that are one number each: `val_loss`, `val_top1`, `val_top5`, …."""
     seconds: float
-    """Time spent training and evaluating, over all the sessions of a resumed run."""
+    """Time spent training and evaluating, without the time between a stop and the next `--resume`."""
     precision: str
     """`fp32`, `bf16` or `fp16`, as used."""
     device: str
