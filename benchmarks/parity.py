@@ -27,6 +27,7 @@ from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
 from iformer.models.weights.resolve import open_network
+from iformer.tasks.export import exportable
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
     "T": ("iformer_t", {}, None),
@@ -75,7 +76,7 @@ def main() -> None:
                 path = Path(folder) / f"network{row.suffix}"
                 try:
                     info = export_artifact(
-                        model, path, runtime, size=size, batch=1, precision="fp32", images=photographs
+                        exportable(model), path, runtime, size=size, batch=1, precision="fp32", images=photographs
                     )
                 except UserError as error:
                     failed = True

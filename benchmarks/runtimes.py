@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from iformer.bench.latency import Latency, measure
 from iformer.bench.record import write_record
 from iformer.bench.subjects import TIMM_PREFIX, Subject, prepare, prepare_matrix_product
 from iformer.deploy.export import export_artifact
+from iformer.deploy.exportable import Forward
 from iformer.deploy.quantize import Quantization
 from iformer.deploy.runtimes.registry import RUNTIMES, Runtime
-from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
+from iformer.tasks.export import exportable
 
 HERE = ("onnx", "openvino", "executorch", "litert", "ncnn")
 
@@ -51,14 +50,15 @@ def _int8(name: str, runtime: Runtime, folder: Path) -> Path:
         images.append(folder / f"noise{index}.png")
         Image.fromarray(generator.integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(images[-1])
     model = create_model(name).eval()
-    assert isinstance(model, Classifier)
     path = folder / f"{name}_int8{runtime.suffix}"
-    wishes = Quantization(images=images, measure=_no_metric)
-    export_artifact(model, path, runtime.name, batch=1, precision="int8", raw=True, quantization=wishes)
+    quantization = Quantization(images=images, measure=_no_metric)
+    export_artifact(
+        exportable(model), path, runtime.name, batch=1, precision="int8", raw=True, quantization=quantization
+    )
     return path
 
 
-def _no_metric(_predictor: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def _no_metric(_forward: Forward) -> dict[str, float]:
     return {"top1": 0.0}  # random weights know nothing; only the time is wanted
 
 

@@ -16,6 +16,7 @@ from iformer.config.network import NetworkConfig
 from iformer.deploy.export import export_artifact
 from iformer.deploy.runtimes.registry import find_runtime
 from iformer.models.factory import build
+from iformer.tasks.export import exportable
 from iformer_paper.ablations import ABLATIONS
 from iformer_paper.tables import PaperTable
 
@@ -49,8 +50,8 @@ def measure_latencies(networks: Mapping[Any, NetworkConfig], *, size: int = 224,
             torch.manual_seed(0)
             model: Any = build(network).eval()
             path = Path(folder) / f"{number}{runtime.suffix}"
-            export_artifact(model, path, _RUNTIME, size=(size, size), batch=1, raw=True)
-            runner: Any = runtime.module().load(path, threads=1)
+            export_artifact(exportable(model), path, _RUNTIME, size=(size, size), batch=1, raw=True)
+            runner: Any = runtime.module().RUNNER(path, threads=1)
             image = torch.randint(0, 256, (1, network.in_chans, size, size), dtype=torch.uint8)
             calls[str(name)] = partial(runner.run, runner.prepare(image))
         return interleaved(calls, rounds=rounds, warmup=5)

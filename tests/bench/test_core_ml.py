@@ -20,6 +20,7 @@ from iformer.deploy.export import export_artifact
 from iformer.deploy.runtimes.registry import find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
+from iformer.tasks.export import exportable
 from tiny.networks import tiny_config
 
 pytest.importorskip("coremltools")
@@ -150,7 +151,7 @@ def test_an_artifact_that_takes_images_is_refused(
 ) -> None:
     model = Classifier(tiny_config()).eval()
     model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(32, 32)))
-    export_artifact(model, tmp_path / "images.mlpackage", "coreml")
+    export_artifact(exportable(model), tmp_path / "images.mlpackage", "coreml")
     subject = prepare(str(tmp_path / "images.mlpackage"), COREML, tmp_path)
     with pytest.raises(UserError, match=r"images.mlpackage takes images, .*; export it with --raw"):
         measure_core_ml([subject])

@@ -48,7 +48,7 @@ def test_what_was_prepared_is_described(subject: Subject) -> None:
     assert (subject.label, subject.runtime, subject.precision, subject.size) == ("tiny", "onnx", "fp32", (64, 64))
     assert subject.gmacs is not None
     assert 0 < subject.gmacs < 0.1
-    assert subject.megabytes > 0.1
+    assert subject.file_mb > 0.1
     again = prepare(str(subject.artifact), ONNX, subject.artifact.parent, label="the artifact")
     assert (again.label, again.artifact) == ("the artifact", subject.artifact)
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_timed(subject: Subject, tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="something to time"):
         measure([])
-    with pytest.raises(UserError, match="labels have to differ"):
+    with pytest.raises(UserError, match="have the same name"):
         measure([subject, subject])
     with pytest.raises(UserError, match="is for ONNX Runtime, not for OpenVINO"):
         prepare(str(subject.artifact), find_runtime("openvino"), tmp_path)

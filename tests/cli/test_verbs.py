@@ -408,7 +408,7 @@ def test_export_writes_an_artifact_and_says_how_it_was_checked(
         (["--batch", "some"], "--batch is 'some'"),
         (["--size", "8"], "32 pixels or more"),
         (["--images", "nowhere"], "no such file or folder"),
-        (["--precision", "int2"], "for ONNX Runtime it may be fp32"),
+        (["--precision", "int2"], "ONNX Runtime supports fp32"),
         (["--to", "litert", "--batch", "dynamic"], "LiteRT takes a fixed number of images"),
         (["--to", "openvino"], "artifacts of OpenVINO end with .openvino"),
     ],

@@ -18,7 +18,8 @@ from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy import quantize
 from iformer.deploy.artifact import artifact_bytes, read_record
-from iformer.deploy.export import export_artifact, quiet
+from iformer.deploy.export import export_artifact
+from iformer.deploy.exportable import Forward
 from iformer.deploy.quantize import (
     Quantization,
     layers,
@@ -26,10 +27,12 @@ from iformer.deploy.quantize import (
     rank_by_sensitivity,
     read_calibration_images,
 )
+from iformer.deploy.quiet import quiet
 from iformer.deploy.runtimes.registry import QUANTIZED, RUNTIMES, find_runtime
-from iformer.deploy.spec import Calibration, ExportSpec, Predictor, folded_for_export, graph_of
+from iformer.deploy.spec import Calibration, ExportSpec, folded_for_export, make_spec
 from iformer.errors import MissingDependencyError, UserError
 from iformer.models.classifier import Classifier
+from iformer.tasks.export import exportable
 
 PAIRS = [
     (name, precision) for name, row in RUNTIMES.items() for precision in row.precisions if precision in QUANTIZED
@@ -38,19 +41,19 @@ each_pair = pytest.mark.parametrize(("name", "precision"), PAIRS)
 
 
 @pytest.fixture
-def agreement(model: Classifier, photographs: list[Path]) -> Callable[[Predictor], dict[str, float]]:
+def agreement(model: Classifier, photographs: list[Path]) -> Callable[[Forward], dict[str, float]]:
     """A metric: how many photographs get the network's own answer, in percent."""
     decode = eval_transform(model.metadata.preprocessing)
     pixels = torch.stack([decode(read_image(path)) for path in photographs])
     with torch.inference_mode():
         own = model(Normalize(model.metadata.preprocessing)(pixels)).argmax(1)
-    return lambda predictor: {"top1": 100 * float((predictor(pixels).argmax(1) == own).float().mean())}
+    return lambda forward: {"top1": 100 * float((forward(pixels)["logits"].argmax(1) == own).float().mean())}
 
 
 @pytest.fixture
-def graph(model: Classifier, photographs: list[Path]) -> ExportSpec:
+def spec(model: Classifier, photographs: list[Path]) -> ExportSpec:
     calibration = Calibration(images=read_calibration_images(photographs, model.metadata.preprocessing))
-    return graph_of(model, precision="int8", calibration=calibration)
+    return make_spec(exportable(model), precision="int8", calibration=calibration)
 
 
 def need(name: str, precision: str) -> None:
@@ -64,45 +67,45 @@ def need(name: str, precision: str) -> None:
 # ------------------------------------------------------------------------------------- shared by the runtimes
 
 
-def test_the_layer_whose_channels_differ_most_is_ranked_first(graph: ExportSpec) -> None:
+def test_the_layer_whose_channels_differ_most_is_ranked_first(spec: ExportSpec) -> None:
     """One channel a thousand times the others, and divided out again behind it: the same function in fp32."""
-    network = copy.deepcopy(graph.network)
+    network = copy.deepcopy(spec.network)
     expand = network.get_submodule("stages.0.blocks.0.depthwise")
     project = network.get_submodule("stages.0.blocks.0.expand")
     with torch.no_grad():
         expand.weight[0] *= 1000  # type: ignore[operator, index]
         expand.bias[0] *= 1000  # type: ignore[operator, index]
         project.weight[:, 0] /= 1000  # type: ignore[operator, index]
-    ranked = rank_by_sensitivity(replace(graph, network=network))
+    ranked = rank_by_sensitivity(replace(spec, network=network))
     assert ranked[0][0] in ("stages.0.blocks.0.depthwise", "stages.0.blocks.0.expand")
     assert ranked[0][1] > 3 * ranked[2][1]
     assert {name for name, _ in ranked} == set(layers(network))
-    before = dict(graph.network.state_dict())
-    assert all(torch.equal(before[key], value) for key, value in graph.network.state_dict().items())
+    before = dict(spec.network.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in spec.network.state_dict().items())
 
 
 def runner_that_holds_from(count: int) -> Callable[[ExportSpec], Any]:
     """Stands for a conversion whose metric is 90 % with `count` layers left as they were, and 50 % before."""
 
-    def build(graph: ExportSpec) -> Any:
-        assert graph.calibration is not None
-        return SimpleNamespace(top1=90.0 if len(graph.calibration.kept) >= count else 50.0)
+    def build(spec: ExportSpec) -> Any:
+        assert spec.calibration is not None
+        return SimpleNamespace(top1=90.0 if len(spec.calibration.kept) >= count else 50.0)
 
     return build
 
 
-def test_the_fewest_layers_go_back_the_worst_first(graph: ExportSpec) -> None:
-    wishes = Quantization(images=(), measure=lambda predictor: {"top1": predictor.top1})  # type: ignore[attr-defined]
-    ranked = [name for name, _ in rank_by_sensitivity(graph)]
-    _, attempts = quantize_until_it_holds(graph, wishes, runner_that_holds_from(3), {"top1": 90.5})
+def test_the_fewest_layers_go_back_the_worst_first(spec: ExportSpec) -> None:
+    options = Quantization(images=(), measure=lambda forward: {"top1": forward.top1})  # type: ignore[attr-defined]
+    ranked = [name for name, _ in rank_by_sensitivity(spec)]
+    _, attempts = quantize_until_it_holds(spec, options, runner_that_holds_from(3), {"top1": 90.5})
     assert [len(attempt.kept) for attempt in attempts] == [0, 1, 2, 4]
     assert [attempt.drop for attempt in attempts] == [40.5, 40.5, 40.5, 0.5]
     assert list(attempts[-1].kept) == ranked[:4]
     most = len(ranked) // 2
-    _, attempts = quantize_until_it_holds(graph, wishes, runner_that_holds_from(most), {"top1": 90.5})
+    _, attempts = quantize_until_it_holds(spec, options, runner_that_holds_from(most), {"top1": 90.5})
     assert len(attempts[-1].kept) == most
     with pytest.raises(UserError, match=r"falls by more than 1 points from 90.50 % .*40.50 with 0, 40.50 with 1"):
-        quantize_until_it_holds(graph, wishes, runner_that_holds_from(most + 1), {"top1": 90.5})
+        quantize_until_it_holds(spec, options, runner_that_holds_from(most + 1), {"top1": 90.5})
 
 
 # ------------------------------------------------------------------------------------------- every runtime
@@ -124,17 +127,19 @@ def test_the_artifact_answers_as_the_network_does(
     model: Classifier,
     tmp_path: Path,
     photographs: list[Path],
-    agreement: Callable[[Predictor], dict[str, float]],
+    agreement: Callable[[Forward], dict[str, float]],
     name: str,
     precision: str,
 ) -> None:
     need(name, precision)
     said: list[str] = []
     path = tmp_path / f"tiny{RUNTIMES[name].suffix}"
-    wishes = Quantization(
+    options = Quantization(
         images=photographs, measure=agreement, max_drop=30, data="photographs", report=said.append
     )
-    info = export_artifact(model, path, name, precision=precision, images=photographs, quantization=wishes)
+    info = export_artifact(
+        exportable(model), path, name, precision=precision, images=photographs, quantization=options
+    )
     assert read_record(path) == info
     assert info.precision == precision
     assert info.accuracy is not None
@@ -149,7 +154,7 @@ def test_the_artifact_answers_as_the_network_does(
     assert sorted(part.name for part in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
     # the fp32 weights are 0.14 MB
     assert artifact_bytes(path) < 400_000
-    weight = folded_for_export(model).get_submodule("stages.2.blocks.0.expand").weight
+    weight = folded_for_export(exportable(model)).get_submodule("stages.2.blocks.0.expand").weight
     assert isinstance(weight, torch.Tensor)
     content = everything_in(path)
     assert not any(form in content for dtype in (np.float32, np.float16) for form in forms(weight, dtype))
@@ -157,17 +162,17 @@ def test_the_artifact_answers_as_the_network_does(
 
 @each_pair
 def test_a_layer_that_is_kept_has_its_own_weights(
-    graph: ExportSpec, tmp_path: Path, name: str, precision: str
+    spec: ExportSpec, tmp_path: Path, name: str, precision: str
 ) -> None:
     need(name, precision)
     kept = "stages.2.blocks.0.expand"
-    assert graph.calibration is not None
-    calibration = Calibration(images=graph.calibration.images[:2], kept=(kept,))
-    changed = replace(graph, precision=precision, calibration=calibration)
+    assert spec.calibration is not None
+    calibration = Calibration(images=spec.calibration.images[:2], kept=(kept,))
+    changed = replace(spec, precision=precision, calibration=calibration)
     path = tmp_path / f"kept{find_runtime(name).suffix}"
     with quiet(), torch.no_grad():
         find_runtime(name).module().write(changed, path)
-    weight, other = (graph.network.get_submodule(layer).weight for layer in (kept, "stages.2.blocks.0.project"))
+    weight, other = (spec.network.get_submodule(layer).weight for layer in (kept, "stages.2.blocks.0.project"))
     assert isinstance(weight, torch.Tensor)
     assert isinstance(other, torch.Tensor)
     dtype = np.float16 if name == "coreml" else np.float32
@@ -182,18 +187,22 @@ def test_nothing_is_left_of_an_artifact_that_cannot_hold(
     need("onnx", "int8")
     monkeypatch.setattr(quantize, "MAX_KEPT_SHARE", 0.01)  # none and one layer: two conversions
     answers = iter([90.0])
-    wishes = Quantization(images=photographs, measure=lambda _predictor: {"top1": next(answers, 10.0)})
+    options = Quantization(images=photographs, measure=lambda _forward: {"top1": next(answers, 10.0)})
     with pytest.raises(UserError, match="top1 falls by more than 1 points from 90"):
-        export_artifact(model, tmp_path / "new" / "a.onnx", "onnx", precision="int8", quantization=wishes)
+        export_artifact(
+            exportable(model), tmp_path / "new" / "a.onnx", "onnx", precision="int8", quantization=options
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_accuracy_control_is_nncfs(
-    model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Predictor], dict[str, float]]
+    model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Forward], dict[str, float]]
 ) -> None:
     need("openvino", "int8")
-    wishes = Quantization(images=photographs, measure=agreement, max_drop=30, accuracy_control=True)
-    info = export_artifact(model, tmp_path / "a.openvino", "openvino", precision="int8", quantization=wishes)
+    options = Quantization(images=photographs, measure=agreement, max_drop=30, accuracy_control=True)
+    info = export_artifact(
+        exportable(model), tmp_path / "a.openvino", "openvino", precision="int8", quantization=options
+    )
     assert info.accuracy is not None
     assert info.accuracy["drop"] <= 30
 
@@ -205,16 +214,16 @@ def test_accuracy_control_is_nncfs(
         ("onnx", "fp32", {}, "precision is 'fp32'; images to calibrate with are for int8"),
         ("onnx", "int8", {"accuracy_control": True}, "accuracy control is for OpenVINO"),
         ("onnx", "int8", {}, "needs images to calibrate with"),
-        ("ncnn", "int8", {}, "precision is 'int8'; for ncnn it may be fp32, fp16"),
+        ("ncnn", "int8", {}, "precision is 'int8'; ncnn supports fp32, fp16"),
     ],
 )
-def test_impossible_wishes(
+def test_impossible_options(
     model: Classifier, tmp_path: Path, name: str, precision: str, quantization: Any, message: str
 ) -> None:
     need(name, precision)
-    wishes = None
+    chosen = None
     if quantization is not None:
-        wishes = Quantization(images=(), measure=lambda _predictor: {"top1": 1.0}, **quantization)
+        chosen = Quantization(images=(), measure=lambda _forward: {"top1": 1.0}, **quantization)
     with pytest.raises(UserError, match=message):
-        export_artifact(model, tmp_path / "new" / "a", name, precision=precision, quantization=wishes)
+        export_artifact(exportable(model), tmp_path / "new" / "a", name, precision=precision, quantization=chosen)
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
-"""Core ML through coremltools' own tools: times on a Mac or a connected iPhone, and the unit of each operation.
+"""Core ML timed by coremltools on a Mac or a connected iPhone, with the unit that runs each operation.
 
-They are in `coremltools.models.ml_program.experimental` (8.3 and later) and run on macOS only; the iPhone needs
-Xcode, developer mode, and a development team that signs coremltools' small runner app.
+It needs `coremltools.models.ml_program.experimental` (8.3 and later) and macOS. An iPhone also needs Xcode,
+developer mode, and a development team that signs coremltools' runner app.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from iformer.bench.latency import NEURAL_ENGINE, Latency, check_labels, rows
 from iformer.bench.subjects import Subject
 from iformer.bench.timing import Timings
 from iformer.dependencies import require
@@ -25,43 +25,12 @@ from iformer.errors import UserError
 
 _EXPERIMENTAL = "coremltools.models.ml_program.experimental"
 
-_UNITS = {"NeuralEngine": "Neural Engine", "GPU": "GPU", "CPU": "CPU"}
-"""A part of the name of coremltools' class for a device, and what people call it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoreMLReport:
-    """One artifact on one device."""
-
-    label: str
-    device: str
-    """The phone's name and system; "this Mac"."""
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    rounds: int
-    times_as_fast: float
-    """As the first one: the median over rounds of the ratio."""
-    load_ms: float
-    units: dict[str, dict[str, int]]
-    """Unit to the operations that Core ML's plan puts there, by kind: {"Neural Engine": {"conv": 58}}."""
-
-    @property
-    def elsewhere(self) -> dict[str, int]:
-        """Operations that do not run on the Neural Engine, by kind."""
-        found: Counter[str] = Counter()
-        for unit, kinds in self.units.items():
-            if unit != _UNITS["NeuralEngine"]:
-                found.update(kinds)
-        return dict(found)
-
-    def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"elsewhere": self.elsewhere}
+_UNITS = {"NeuralEngine": NEURAL_ENGINE, "GPU": "GPU", "CPU": "CPU"}
+"""Part of the name of coremltools' class for a unit, and the unit's name."""
 
 
 def require_mac() -> None:
-    """Raise `UserError` where Core ML does not run."""
+    """Raise `UserError` if this machine is not a Mac."""
     if sys.platform != "darwin":
         raise UserError("Core ML is timed on macOS only")
 
@@ -74,22 +43,23 @@ def measure_core_ml(
     rounds: int = 20,
     calls: int = 5,
     report: Callable[[str], None] = lambda line: None,
-) -> list[CoreMLReport]:
-    """Time Core ML artifacts in turns on this Mac or on an iPhone, with Core ML's own choice of units.
+) -> list[Latency]:
+    """Time Core ML artifacts in turns on this Mac or on an iPhone; Core ML chooses the units.
 
     Args:
-        subjects: artifacts of Core ML with a normalised float input (`--raw`); coremltools sends no images.
-        iphone: the name of a connected iPhone, or "any"; None: this Mac.
-        team: the identifier of the Apple developer team that signs the runner app; iPhones need it.
-        rounds: samples of each, the median of `calls` calls after one that does not count.
-        calls: counted calls of a turn.
-        report: told a line after each artifact is loaded.
+        subjects: Core ML artifacts with normalised float input (`--raw`), because coremltools sends no images.
+        iphone: name of a connected iPhone, or "any"; None means this Mac.
+        team: identifier of the Apple developer team that signs the runner app; required for an iPhone.
+        rounds: number of samples per artifact, each the median of `calls` calls after one warm-up call.
+        calls: number of timed calls per turn.
+        report: called with a line after each artifact is loaded.
 
     Raises:
         MissingDependencyError: coremltools is not installed.
-        UserError: this is no Mac, the iPhone is not there, or an artifact takes images.
+        UserError: this is not a Mac, the iPhone is not connected, or an artifact takes images.
     """
     require_mac()
+    check_labels(subjects)
     for subject in subjects:
         if read_record(subject.artifact).normalized_by != "caller":
             raise UserError(f"{subject.label} takes images, which coremltools cannot send; export it with --raw")
@@ -103,7 +73,7 @@ async def _measure(
     rounds: int,
     calls: int,
     report: Callable[[str], None],
-) -> list[CoreMLReport]:
+) -> list[Latency]:
     coremltools = require("coremltools", extra="coreml")
     perf_utils = require(f"{_EXPERIMENTAL}.perf_utils", extra="coreml")
     device = None if iphone is None else await _prepared(_find_iphone(iphone), team)
@@ -126,35 +96,25 @@ async def _measure(
             found = await workers[label].benchmark_predict(inputs=fed[label], iterations=calls, warmup=True)
             seconds[label].append(statistics.median(found.samples) / 1e3)
     timings = Timings(seconds={label: tuple(samples) for label, samples in seconds.items()})
-    plain = timings.to_plain()
-    return [
-        CoreMLReport(
-            label=label,
-            device=where,
-            median_ms=plain[label]["median_ms"],
-            p10_ms=plain[label]["p10_ms"],
-            p90_ms=plain[label]["p90_ms"],
-            rounds=rounds,
-            times_as_fast=timings.ratio(subjects[0].label, label),
-            load_ms=load_ms[label],
-            units=_units(await worker.benchmark_operation_execution(inputs=fed[label], iterations=1)),
-        )
-        for label, worker in workers.items()
-    ]
+    units = {}
+    for label, worker in workers.items():
+        operations = await worker.benchmark_operation_execution(inputs=fed[label], iterations=1)
+        units[label] = _units(operations)
+    return rows(subjects, timings, device=where, load_ms=load_ms, units=units)
 
 
 def _find_iphone(name: str) -> Any:
     remote = require(f"{_EXPERIMENTAL}.remote_device", extra="coreml")
     phones = remote.Device.get_connected_devices(remote.DeviceType.IPHONE)
-    fitting = [phone for phone in phones if name in ("any", phone.name)]
-    if not fitting:
-        there = ", ".join(phone.name for phone in phones) or "none; connect one and switch its developer mode on"
-        raise UserError(f"no iPhone named '{name}' is connected; connected are: {there}")
-    return fitting[0]
+    matching = [phone for phone in phones if name in ("any", phone.name)]
+    if not matching:
+        connected = ", ".join(phone.name for phone in phones) or "none; connect one and turn on its developer mode"
+        raise UserError(f"no iPhone named '{name}' is connected; connected are: {connected}")
+    return matching[0]
 
 
 async def _prepared(phone: Any, team: str | None) -> Any:
-    """The phone with coremltools' runner app on it, which is built and signed by Xcode."""
+    """Install coremltools' runner app, which Xcode builds and signs, on the phone."""
     if not team:
         raise UserError("an iPhone runs signed apps only; give the identifier of your developer team by --team")
     remote = require(f"{_EXPERIMENTAL}.remote_device", extra="coreml")
@@ -163,7 +123,7 @@ async def _prepared(phone: Any, team: str | None) -> Any:
 
 
 def _units(operations: Sequence[Any]) -> dict[str, dict[str, int]]:
-    """How many operations of each kind the plan puts on each unit; constants are on none."""
+    """Count the operations of each kind that Core ML plans to run on each unit; constants run on none."""
     found: dict[str, Counter[str]] = {}
     for operation in operations:
         usage = operation.compute_device_usage
@@ -171,6 +131,6 @@ def _units(operations: Sequence[Any]) -> dict[str, dict[str, int]]:
             continue
         kind = type(usage.preferred_compute_device).__name__
         unit = next((name for part, name in _UNITS.items() if part in kind), kind)
-        # "ios16.conv": the version of the definition says nothing to a reader
+        # "ios16.conv" without the version of the definition
         found.setdefault(unit, Counter())[operation.spec.type.rpartition(".")[2]] += 1
     return {unit: dict(kinds.most_common()) for unit, kinds in found.items()}

@@ -1,12 +1,13 @@
-"""Latency of many artifacts of one runtime on this machine: interleaved rounds in processes of their own."""
+"""Latency of artifacts of one runtime on this machine: interleaved rounds, one process per artifact."""
 
 from __future__ import annotations
 
 import random
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from iformer.bench.subjects import MATRIX_PRODUCT, Subject
@@ -14,37 +15,57 @@ from iformer.bench.timing import Timings
 from iformer.bench.worker import Worker
 from iformer.errors import UserError
 
+NEURAL_ENGINE = "Neural Engine"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """One row of the table."""
+    """One row of the table: one artifact on one device."""
 
     label: str
     runtime: str
+    device: str
+    """The device's name, such as "this machine"."""
     precision: str
     size: tuple[int, int]
+    """Height and width of the input in pixels."""
     batch: int
-    """Images in one call."""
+    """Images per call."""
     median_ms: float
     p10_ms: float
     p90_ms: float
     rounds: int
     times_as_fast: float
-    """As the first row: the median over rounds of the ratio."""
+    """Speed relative to the first row: the median over rounds of the ratio."""
     load_ms: float
-    """From the file to the first answer."""
-    memory_mb: float
-    """Rise of the process's resident memory by loading and running."""
+    """From the file to the first answer; Core ML: loading only."""
+    memory_mb: float | None = None
+    """Increase of the process's resident memory by loading and running; None if not measured."""
     file_mb: float
     gmacs: float | None
+    """10^9 multiply-accumulates per image; None if unknown."""
     gflops: float | None
-    """10^9 operations a second, two for each multiply-accumulate, at the median."""
-    matrix_product_share: float | None
-    """That as a share of what the same runtime reaches on a matrix product in the same run."""
+    """10^9 operations per second, two per multiply-accumulate, at the median."""
+    matrix_product_share: float | None = None
+    """`gflops` as a share of what the same runtime reaches on a matrix product in the same run."""
+    units: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Core ML only: the number of operations per unit and kind, `{"Neural Engine": {"conv": 58}}`."""
+
+    @property
+    def elsewhere(self) -> dict[str, int]:
+        """Number of operations that do not run on the Neural Engine, by kind."""
+        found: Counter[str] = Counter()
+        for unit, kinds in self.units.items():
+            if unit != NEURAL_ENGINE:
+                found.update(kinds)
+        return dict(found)
 
     def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"size": list(self.size)}
+        """Return the fields for JSON; `units` only if known."""
+        plain = asdict(self) | {"size": list(self.size)}
+        if not plain.pop("units"):
+            return plain
+        return plain | {"units": self.units, "elsewhere": self.elsewhere}
 
 
 def measure(
@@ -58,24 +79,23 @@ def measure(
 ) -> list[Latency]:
     """Time artifacts of one runtime against each other.
 
-    In a round each has one turn, in an order drawn anew: calls that are not counted, then `calls` of which the
-    median is the round's sample. A machine that slows down for a while so slows all of them.
+    In each round every artifact has one turn, in random order: warm-up calls, then `calls` calls whose median is
+    one sample. A machine that slows down for a while slows all of them.
 
     Args:
-        subjects: artifacts; labels have to differ.
-        rounds: samples of each.
-        calls: counted calls of a turn.
-        warmup: calls before them.
-        threads: of the runtime.
-        report: told a line after loading and after each tenth of the rounds.
+        subjects: artifacts with different labels.
+        rounds: number of samples per artifact.
+        calls: number of timed calls per turn.
+        warmup: number of calls before them.
+        threads: threads of the runtime.
+        report: called with a line after loading and after each tenth of the rounds.
 
     Raises:
         UserError: there is nothing to time, a number is below 1, or an artifact cannot be run here.
     """
     if not subjects or rounds < 1 or calls < 1 or threads < 1 or warmup < 0:
         raise UserError("a benchmark needs something to time, and 1 round, call and thread or more")
-    if len({subject.label for subject in subjects}) != len(subjects):
-        raise UserError("a benchmark's labels have to differ; the same network is named twice")
+    check_labels(subjects)
     with ExitStack() as stack:
         workers = {}
         for subject in subjects:
@@ -91,42 +111,55 @@ def measure(
                 samples[label].append(statistics.median(workers[label].turn(warmup=warmup, calls=calls)))
             if done % max(1, rounds // 10) == 0:
                 report(f"round {done} of {rounds}")
-        memory = {label: worker.risen_megabytes() for label, worker in workers.items()}
-        loaded = {label: worker.loaded.seconds for label, worker in workers.items()}
+        memory_mb = {label: worker.memory_mb() for label, worker in workers.items()}
+        load_ms = {label: 1e3 * worker.load_seconds for label, worker in workers.items()}
     timings = Timings(seconds={label: tuple(seconds) for label, seconds in samples.items()})
-    rate = _rate(next((subject for subject in subjects if subject.label == MATRIX_PRODUCT), None), timings)
+    return rows(subjects, timings, device="this machine", load_ms=load_ms, memory_mb=memory_mb)
+
+
+def check_labels(subjects: Sequence[Subject]) -> None:
+    """Raise `UserError` if two subjects have the same label."""
+    if len({subject.label for subject in subjects}) != len(subjects):
+        raise UserError("two of the benchmarked networks have the same name; name each network once")
+
+
+def rows(
+    subjects: Sequence[Subject],
+    timings: Timings,
+    *,
+    device: str,
+    load_ms: dict[str, float],
+    memory_mb: dict[str, float] | None = None,
+    units: dict[str, dict[str, dict[str, int]]] | None = None,
+) -> list[Latency]:
+    """Return one row per subject; the other figures are by label."""
+    plain = timings.to_plain()
+    gflops = {
+        subject.label: 2 * subject.batch * subject.gmacs / timings.median(subject.label)
+        for subject in subjects
+        if subject.gmacs is not None
+    }
+    peak = gflops.get(MATRIX_PRODUCT)
     return [
-        _latency(subject, timings, subjects[0].label, loaded[subject.label], memory[subject.label], rate)
+        Latency(
+            label=subject.label,
+            runtime=subject.runtime,
+            device=device,
+            precision=subject.precision,
+            size=subject.size,
+            batch=subject.batch,
+            median_ms=plain[subject.label]["median_ms"],
+            p10_ms=plain[subject.label]["p10_ms"],
+            p90_ms=plain[subject.label]["p90_ms"],
+            rounds=int(plain[subject.label]["rounds"]),
+            times_as_fast=timings.ratio(subjects[0].label, subject.label),
+            load_ms=load_ms[subject.label],
+            memory_mb=None if memory_mb is None else memory_mb[subject.label],
+            file_mb=subject.file_mb,
+            gmacs=subject.gmacs,
+            gflops=gflops.get(subject.label),
+            matrix_product_share=gflops[subject.label] / peak if peak and subject.label in gflops else None,
+            units=(units or {}).get(subject.label, {}),
+        )
         for subject in subjects
     ]
-
-
-def _rate(subject: Subject | None, timings: Timings) -> float | None:
-    if subject is None or subject.gmacs is None:
-        return None
-    return 2 * subject.batch * subject.gmacs / timings.median(subject.label)
-
-
-def _latency(
-    subject: Subject, timings: Timings, first: str, loaded: float, memory: float, product_rate: float | None
-) -> Latency:
-    rate = _rate(subject, timings)
-    plain = timings.to_plain()[subject.label]
-    return Latency(
-        label=subject.label,
-        runtime=subject.runtime,
-        precision=subject.precision,
-        size=subject.size,
-        batch=subject.batch,
-        median_ms=plain["median_ms"],
-        p10_ms=plain["p10_ms"],
-        p90_ms=plain["p90_ms"],
-        rounds=int(plain["rounds"]),
-        times_as_fast=timings.ratio(first, subject.label),
-        load_ms=1e3 * loaded,
-        memory_mb=memory,
-        file_mb=subject.megabytes,
-        gmacs=subject.gmacs,
-        gflops=rate,
-        matrix_product_share=None if rate is None or product_rate is None else rate / product_rate,
-    )

@@ -1,4 +1,4 @@
-"""A benchmark's result as a file that says where it comes from."""
+"""A benchmark's result as a JSON file with its provenance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iformer.training.records.provenance import describe_device, origin
 
 
 def record(figures: dict[str, Any], *, device: torch.device | None = None) -> dict[str, Any]:
-    """Figures with the command, commit, versions, device and thread count they were measured with."""
+    """Return figures with the command, commit, versions, device and thread count of this process."""
     return {
         **origin(),
         "device": describe_device(device or torch.device("cpu")),
@@ -23,11 +23,11 @@ def record(figures: dict[str, Any], *, device: torch.device | None = None) -> di
 
 
 def write_record(path: Path, figures: dict[str, Any], *, device: torch.device | None = None) -> None:
-    """Write `record` as JSON; parent folders are made."""
+    """Write `record(figures)` as JSON; parent folders are created."""
     write_json(path, record(figures, device=device))
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a `record`; parent folders are made."""
+    """Write a `record` as JSON; parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(result, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""What is timed: networks of ours, timm's networks exported the plain way, artifacts, and a matrix product.
+"""What a benchmark times: iFormer networks, timm's networks, artifacts, and a matrix product.
 
-Everything becomes an artifact of one runtime, so that one runner times all of it the same way. Networks are
-exported with a normalised float32 input, ours and others alike; an artifact of the user's runs as it is.
+All of them are artifacts of one runtime. Networks are exported with a normalised float32 input, timm's without
+any rewrite of the graph; an existing artifact is timed as it is.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models
 from iformer.dependencies import require
 from iformer.deploy.artifact import artifact_bytes, is_artifact, read_record
-from iformer.deploy.export import check_wishes, convert, export_artifact, quiet
+from iformer.deploy.export import convert, export_artifact, resolve_options
+from iformer.deploy.quiet import quiet
 from iformer.deploy.runtimes.registry import RUNTIMES, Runtime
 from iformer.deploy.spec import ExportSpec
 from iformer.errors import UserError
-from iformer.models.classifier import Classifier
 from iformer.models.complexity import count_macs
 from iformer.models.factory import create_model
 from iformer.models.weights.resolve import open_network
+from iformer.tasks.export import exportable
 
 MATRIX_PRODUCT = "matrix product"
-"""The label of the subject that shows what a runtime can reach on this machine."""
+"""Label of the subject that shows the peak rate of a runtime on this machine."""
 
 _PRODUCT_CHANNELS, _PRODUCT_SIDE = 1024, 32
 
 TIMM_PREFIX = "timm/"
-"""Before the name of a network of timm's."""
+"""Prefix of the names of timm's networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,12 @@ class Subject:
     artifact: Path
     precision: str
     size: tuple[int, int]
-    """Height and width of the input."""
+    """Height and width of the input in pixels."""
     batch: int
-    """Images in one call."""
+    """Images per call."""
     gmacs: float | None
-    """Multiply-accumulates of one image in 10^9; None: not known."""
-    megabytes: float
-    """Of the artifact on disk."""
+    """10^9 multiply-accumulates per image; None if unknown."""
+    file_mb: float
 
 
 def prepare(
@@ -62,35 +62,34 @@ def prepare(
     batch: int = 1,
     label: str | None = None,
 ) -> Subject:
-    """Export a network to a runtime in its default precision, or take an artifact as it is.
+    """Export a network to a runtime in its default precision, or use an artifact as it is.
 
     Args:
-        name: an artifact, a checkpoint or the name of a network; `timm/NAME` for one of timm's, with random
+        name: an artifact, a checkpoint or the name of a network; `timm/NAME` is timm's network with random
             weights, on which latency does not depend.
-        runtime: where it runs; an artifact has to be of it.
-        folder: for what is exported.
-        size: height and width of the input; None: the network's own.
-        batch: images in one call; an artifact has to take so many.
-        label: what the table calls it; None: its name.
+        runtime: the runtime; an artifact must be for it.
+        folder: folder for exported artifacts.
+        size: height and width of the input in pixels; the network's by default.
+        batch: images per call; an artifact must take that number.
+        label: name in the table; `name` by default.
 
     Raises:
-        UserError: the name is not known, or the network cannot be exported to the runtime.
+        UserError: the name is unknown, or the network cannot be exported to the runtime.
     """
     if is_artifact(name):
         return _artifact(Path(name), runtime, batch, label)
     path = folder / f"{name.replace('/', '_')}{'' if size is None else f'_{size[0]}x{size[1]}'}{runtime.suffix}"
     if name.startswith(TIMM_PREFIX):
         return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, batch, label or name)
-    # by name alone: random weights, on which latency does not depend, rather than a download
+    # names get random weights, on which latency does not depend, instead of a download
     model = create_model(name).eval() if name in list_models() else open_network(name)
-    assert isinstance(model, Classifier)
-    info = export_artifact(model, path, runtime.name, size=size, batch=batch, raw=True)
+    info = export_artifact(exportable(model), path, runtime.name, size=size, batch=batch, raw=True)
     macs = count_macs(model, info.preprocessing.size, in_chans=model.config.in_chans)
     return _subject(label or Path(name).stem, path, macs, batch)
 
 
 def prepare_matrix_product(runtime: Runtime, folder: Path) -> Subject:
-    """One product of 1024 x 1024 x 1024, as the 1x1 convolution that the networks consist of."""
+    """Export a product of 1024 x 1024 x 1024, as a 1x1 convolution like those of the networks."""
     network = nn.Conv2d(_PRODUCT_CHANNELS, _PRODUCT_CHANNELS, 1, bias=False)
     nn.init.normal_(network.weight, std=_PRODUCT_CHANNELS**-0.5)
     side = (_PRODUCT_SIDE, _PRODUCT_SIDE)
@@ -100,7 +99,7 @@ def prepare_matrix_product(runtime: Runtime, folder: Path) -> Subject:
 def prepare_layer(
     layer: nn.Module, label: str, runtime: Runtime, folder: Path, *, size: tuple[int, int], channels: int
 ) -> Subject:
-    """A single layer, 1 x C x H x W to any map, as the runtime's own converter writes it."""
+    """Export a single layer, 1 x C x H x W to any map, without any rewrite of the graph."""
     path = folder / f"{label.replace(' ', '_')}{runtime.suffix}"
     network = _Pooled(layer)
     _write_plain(network, label, runtime, path, size, channels=channels)
@@ -108,7 +107,7 @@ def prepare_layer(
 
 
 class _Pooled(nn.Module):
-    """A layer's mean, because an artifact of ours gives B x K."""
+    """A layer and the mean over its map, because the output of an artifact is B x K."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -140,7 +139,7 @@ def _peer(
     if size is None:
         size = network.pretrained_cfg["input_size"][1:]
     macs = count_macs(network, size)
-    # what timm's users do before they export: RepVGG-like branches become one convolution, batch norms go in
+    # as timm's users do before export: merge RepVGG-like branches into one convolution, and fold batch norms
     network = reparameterize_model(network)
     if hasattr(network, "fuse"):
         network.fuse()
@@ -158,10 +157,10 @@ def _write_plain(
     channels: int,
     batch: int = 1,
 ) -> None:
-    """The runtime's own conversion of a network as it comes, with nothing of ours in the graph."""
+    """Export by the runtime's converter, without any rewrite of the graph."""
     mean = (0.5,) * channels
-    check_wishes(runtime, batch=batch, precision=None)
-    graph = ExportSpec(
+    resolve_options(runtime, batch=batch, precision=None)
+    spec = ExportSpec(
         network=network.eval().requires_grad_(False),
         name=name,
         num_classes=1,
@@ -173,8 +172,7 @@ def _write_plain(
         precision=runtime.precisions[0],
         plain=True,
     )
-    nothing = hashlib.sha256(b"").hexdigest()
-    convert(runtime, graph, path, weights_sha256=nothing, provenance={"weights": "random"})
+    convert(runtime, spec, path, weights_sha256=hashlib.sha256(b"").hexdigest(), provenance={"weights": "random"})
 
 
 def _subject(label: str, path: Path, macs: int | None, batch: int) -> Subject:
@@ -187,12 +185,12 @@ def _subject(label: str, path: Path, macs: int | None, batch: int) -> Subject:
         size=info.preprocessing.size,
         batch=batch,
         gmacs=None if macs is None else macs / 1e9,
-        megabytes=artifact_bytes(path) / 1e6,
+        file_mb=artifact_bytes(path) / 1e6,
     )
 
 
 def require_runtime(runtime: Runtime) -> None:
-    """Raise `MissingDependencyError` unless a runtime, what converts to it and psutil are here."""
+    """Raise `MissingDependencyError` if a runtime, its converter or psutil is not installed."""
     with quiet():
         runtime.require()
     require("psutil", extra="bench")

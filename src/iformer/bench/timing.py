@@ -1,4 +1,4 @@
-"""Time several things against each other, fairly: interleaved in one process, told as ratios."""
+"""Interleaved timing of several functions in one process, compared as ratios."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of each call, by name; all names have one sample a round, in the order of the rounds."""
+    """Seconds of each call by name: one sample per round and name, in the order of the rounds."""
 
     seconds: dict[str, tuple[float, ...]]
 
     def median(self, name: str) -> float:
-        """Median seconds of one call."""
+        """Return the median of the samples in seconds."""
         return statistics.median(self.seconds[name])
 
     def percentile(self, name: str, percent: float) -> float:
-        """The sample below which `percent` of the samples lie (nearest rank)."""
+        """Return the sample in seconds below which `percent` of the samples lie (nearest rank)."""
         samples = sorted(self.seconds[name])
         return samples[min(len(samples) - 1, max(0, round(percent / 100 * (len(samples) - 1))))]
 
     def ratio(self, slow: str, fast: str) -> float:
-        """How many times as fast `fast` is as `slow`: the median over rounds of their ratios.
+        """Return the speed of `fast` relative to `slow`: the median over rounds of their ratios.
 
-        Both were timed within one round, so that a machine that slows down for a while slows both.
+        Both are timed within a round, so a machine that slows down for a while slows both.
         """
         return statistics.median(a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True))
 
     def to_plain(self) -> dict[str, dict[str, float]]:
-        """Milliseconds for JSON: median, p10 and p90 of each name, and how many rounds."""
+        """Return median, p10 and p90 in milliseconds and the number of rounds, by name, for JSON."""
         return {
             name: {
                 "median_ms": 1e3 * self.median(name),
@@ -52,16 +52,16 @@ def interleaved(
     warmup: int = 3,
     synchronize: Callable[[], Any] | None = None,
 ) -> Timings:
-    """Call everything once a round, in an order drawn anew each round, so that drift hits all alike.
+    """Call every function once per round, in random order, so that drift affects all of them.
 
     Args:
-        callables: what to time, by name; each call is one sample.
-        rounds: samples of each name, 1 or more.
-        warmup: calls of each before the first sample.
-        synchronize: waits until the device has finished (`torch.cuda.synchronize`), None on a CPU.
+        callables: functions by name; each call is one sample.
+        rounds: number of samples per name, 1 or more.
+        warmup: calls of each function before the first sample.
+        synchronize: waits until the device has finished, such as `torch.cuda.synchronize`; None for a CPU.
 
     Raises:
-        ValueError: no rounds or nothing to call.
+        ValueError: no rounds or no functions.
     """
     if rounds < 1 or not callables:
         raise ValueError(f"interleaved needs something to call and 1 round or more; got {rounds} rounds")

@@ -1,14 +1,13 @@
-"""A process that holds one artifact loaded and times it when it is its turn.
+"""A process that keeps one artifact loaded and times it on request.
 
-One process each, because runtimes that share one also share thread pools, allocators and memory. All but one
-wait at any time.
+Each artifact has its own process, because runtimes in one process share thread pools, allocators and memory. Only
+one process works at a time.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,14 @@ from typing import Any
 from iformer.errors import UserError
 
 _PATIENCE = 600.0
-"""Seconds that a process may take to load an artifact or for one turn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """What loading an artifact cost."""
-
-    seconds: float
-    """From the file to the first answer, the runtime's own import not counted."""
+"""Seconds that loading or one turn may take."""
 
 
 class Worker:
-    """An artifact in a process of its own; a context manager that ends it."""
+    """An artifact in its own process; a context manager that ends the process."""
 
     def __init__(self, artifact: Path, *, threads: int, batch: int = 1) -> None:
-        """Start the process and load.
+        """Start the process and load the artifact.
 
         Raises:
             UserError: the artifact cannot be loaded or run here.
@@ -43,19 +34,20 @@ class Worker:
         self._process.start()
         theirs.close()
         try:
-            self.loaded: Loaded = self._answer()
+            self.load_seconds: float = self._answer()
+            """From the file to the first answer, without the import of the runtime."""
         except BaseException:
             self.close()
             raise
 
     def turn(self, *, warmup: int, calls: int) -> list[float]:
-        """Seconds of each of `calls` calls, after `warmup` that are not counted."""
+        """Return the seconds of each of `calls` calls, after `warmup` calls."""
         self._connection.send((warmup, calls))
         seconds: list[float] = self._answer()
         return seconds
 
-    def risen_megabytes(self) -> float:
-        """How far the process's resident memory has risen since before it loaded the artifact."""
+    def memory_mb(self) -> float:
+        """Return the increase of the process's resident memory since before it loaded the artifact."""
         self._connection.send(None)
         megabytes: float = self._answer()
         return megabytes
@@ -89,7 +81,8 @@ def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> 
 
     from iformer.dependencies import require
     from iformer.deploy.artifact import read_record
-    from iformer.deploy.export import open_artifact, quiet
+    from iformer.deploy.quiet import quiet
+    from iformer.deploy.runner import open_artifact
     from iformer.deploy.runtimes.registry import find_runtime
 
     torch.set_num_threads(threads)
@@ -105,11 +98,11 @@ def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> 
             find_runtime(info.runtime).require(info.precision)
             before = resident()
             start = time.perf_counter()
-            runner: Any = open_artifact(artifact, threads=threads)
+            runner = open_artifact(artifact, threads=threads)
             shape = (batch, len(info.preprocessing.mean), *info.preprocessing.size)
             fed = runner.prepare(torch.randint(0, 256, shape, dtype=torch.uint8))
             runner.run(fed)
-            connection.send(Loaded(seconds=time.perf_counter() - start))
+            connection.send(time.perf_counter() - start)
     except UserError as error:
         connection.send(error)
         return

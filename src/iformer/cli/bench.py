@@ -1,15 +1,15 @@
-"""`iformer bench`: how fast networks and artifacts are on this machine, side by side."""
+"""`iformer bench`: latency of networks and artifacts on this machine, side by side."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import output_folder, parse_size
+from iformer.cli.arguments import DeviceOption, output_folder, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
@@ -17,13 +17,9 @@ from iformer.files import write_text
 from iformer.tables import csv_text, terminal_table
 
 if TYPE_CHECKING:
-    from iformer.bench.core_ml import CoreMLReport
     from iformer.bench.latency import Latency
     from iformer.bench.subjects import Subject
     from iformer.deploy.runtimes.registry import Runtime
-
-_COLUMNS = ("ms", "p10", "p90", "times", "GFLOP/s", "share", "load", "MB")
-_CORE_ML_COLUMNS = ("ms", "p10", "p90", "times", "load", "not on the Neural Engine")
 
 
 def bench(
@@ -31,55 +27,58 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Networks (iformer_m), checkpoints, artifacts, and networks of timm's (timm/repvit_m1_0). "
-            "The first is what the others are compared with.",
+            help="Networks (iformer_m), checkpoints, artifacts and timm's networks (timm/repvit_m1_0). "
+            "Speeds are relative to the first one.",
         ),
     ] = None,
     on: Annotated[
         str,
-        typer.Option(help=f"One runtime or several with commas between: {', '.join(RUNTIMES)}."),
+        typer.Option(help=f"Runtimes, separated by commas: {', '.join(RUNTIMES)}."),
     ] = "onnx",
     peers: Annotated[
         bool,
-        typer.Option(
-            "--peers", help="Also the iFormers and the peers of the paper's Table 3, each at its own size."
-        ),
+        typer.Option("--peers", help="Add the networks of the paper's Table 3, iFormers and peers, at its sizes."),
     ] = False,
     size: Annotated[
-        str | None, typer.Option(help="Input size of the networks: 224, or height x width. [default: their own]")
+        str | None,
+        typer.Option(help="Input size in pixels: 224, or height x width. [default: the network's]"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in one call.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Samples of each, taken in turns.")] = 20,
-    calls: Annotated[int, typer.Option(min=1, help="Calls whose median is a sample.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Calls before them that do not count.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples per network, taken in turns.")] = 20,
+    calls: Annotated[int, typer.Option(min=1, help="Timed calls per sample, which is their median.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Calls before them that are not timed.")] = 2,
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for bench.json, bench.csv and, with --peers at batch 1, pareto.png."),
+        typer.Option(help="Folder for bench.json, bench.csv and, with --peers at batch 1, pareto.png."),
     ] = None,
+    device: DeviceOption = "cpu",
     iphone: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="On a Mac with Xcode, with --on coreml: time on this connected iPhone; or any."
+            metavar="NAME",
+            help="Time on this connected iPhone, or on any; needs a Mac with Xcode and --on coreml.",
         ),
     ] = None,
     team: Annotated[
-        str | None, typer.Option(metavar="ID", help="The Apple developer team that signs for --iphone.")
+        str | None, typer.Option(metavar="ID", help="Apple developer team that signs for --iphone.")
     ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Time networks, artifacts and timm's networks in the same runtime, in turns, one process each.
+    """Time networks and artifacts in the same runtime, in turns, each in its own process.
 
-    Times of this machine say nothing about a phone; compare ratios. Networks are exported in fp32 (for Core ML
-    in fp16) with normalised input, timm's after their fuse().
+    A computer's latency does not show a phone's; compare ratios. Networks are exported in fp32 (Core ML: fp16)
+    with normalised input, timm's networks after fuse(). The runtimes run on the CPU.
     """
     runtimes = [find_runtime(name.strip()) for name in dict.fromkeys(on.split(","))]
     pixels = None if size is None else parse_size(size)
     if not models and not peers:
         raise UserError("nothing to time; name networks or artifacts, or give --peers")
+    if device not in ("auto", "cpu"):
+        raise UserError(f"--device is '{device}'; the runtimes of bench run on the CPU")
     if iphone is not None and on != "coreml":
-        raise UserError(f"--iphone is for --on coreml alone; got --on {on}")
+        raise UserError(f"--iphone needs --on coreml; got --on {on}")
     import torch
 
     from iformer.bench.core_ml import measure_core_ml, require_mac
@@ -94,7 +93,7 @@ def bench(
             require_mac()
     if out is not None:
         output_folder(out)
-    measured: dict[str, list[Latency] | list[CoreMLReport]] = {}
+    measured: dict[str, list[Latency]] = {}
     with tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
         for runtime in runtimes:
             subjects = _subjects(models or [], peers, runtime, Path(folder), pixels, batch)
@@ -140,7 +139,7 @@ def _subjects(
         try:
             subjects.append(prepare(name, runtime, folder, size=pixels, batch=batch, label=label))
         except UserError as error:
-            if label is None:  # it was asked for by name
+            if label is None:  # named on the command line
                 raise
             note(f"{label} is left out: {error}")
             continue
@@ -148,36 +147,42 @@ def _subjects(
     return subjects
 
 
-def _draw(measured: Mapping[str, list[Latency] | list[CoreMLReport]], path: Path, machine: str) -> Path:
+def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Path:
     from iformer_paper.pareto import draw_pareto
 
     times = {RUNTIMES[name].title: {row.label: row.median_ms for row in rows} for name, rows in measured.items()}
     return draw_pareto(times, path, machine=machine)
 
 
-def _write_csv(path: Path, rows: Sequence[Latency | CoreMLReport]) -> None:
-    plain = [row.to_plain() for row in rows]
-    for row in plain:
-        if "size" in row:
-            row["size"] = f"{row['size'][0]}x{row['size'][1]}"
+def _write_csv(path: Path, rows: Sequence[Latency]) -> None:
+    plain = [row.to_plain() | {"size": f"{row.size[0]}x{row.size[1]}"} for row in rows]
     columns = list(dict.fromkeys(name for row in plain for name in row))
     write_text(path, csv_text(columns, ([row.get(name) for name in columns] for row in plain)))
 
 
-def _table(title: str, rows: Sequence[Latency | CoreMLReport]) -> Any:
-    from iformer.bench.core_ml import CoreMLReport
-
+def _table(title: str, rows: Sequence[Latency]) -> Any:
     def text(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    cells = []
-    for row in rows:
-        times = [text(value, 2) for value in (row.median_ms, row.p10_ms, row.p90_ms, row.times_as_fast)]
-        if isinstance(row, CoreMLReport):
-            elsewhere = ", ".join(f"{count} {kind}" for kind, count in row.elsewhere.items())
-            cells.append([row.label, row.device, *times, text(row.load_ms, 0), elsewhere or "nothing"])
-            continue
-        rates = [text(row.gflops, 0), text(row.matrix_product_share, 2)]
-        cells.append([row.label, row.precision, *times, *rates, text(row.load_ms, 0), text(row.file_mb, 1)])
-    columns = _CORE_ML_COLUMNS if isinstance(rows[0], CoreMLReport) else _COLUMNS
-    return terminal_table(title, ["network", "", *columns], cells, left=2)
+    columns: dict[str, Callable[[Latency], str]] = {
+        "network": lambda row: row.label,
+        "device": lambda row: row.device,
+        "precision": lambda row: row.precision,
+        "ms": lambda row: text(row.median_ms, 2),
+        "p10": lambda row: text(row.p10_ms, 2),
+        "p90": lambda row: text(row.p90_ms, 2),
+        "speed": lambda row: f"{row.times_as_fast:.2f}x",
+        "GFLOP/s": lambda row: text(row.gflops, 0),
+        "share": lambda row: text(row.matrix_product_share, 2),
+        "load ms": lambda row: text(row.load_ms, 0),
+        "MB": lambda row: text(row.file_mb, 1),
+        "not on the Neural Engine": lambda row: ", ".join(
+            f"{count} {kind}" for kind, count in row.elsewhere.items()
+        ),
+    }
+    if all(row.units for row in rows):
+        del columns["GFLOP/s"], columns["share"], columns["MB"]
+    else:
+        del columns["device"], columns["not on the Neural Engine"]
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return terminal_table(title, list(columns), cells, left=3 if "device" in columns else 2)

@@ -192,8 +192,9 @@ def _trained(result: TrainResult) -> Classifier:
 
 def _export(say: Console, model: Classifier, path: Path, test: ImageSet) -> ArtifactInfo:
     from iformer.deploy.export import export_artifact
+    from iformer.tasks.export import exportable
 
-    info = export_artifact(model, path, "onnx", images=test.files)
+    info = export_artifact(exportable(model), path, "onnx", images=test.files)
     parity: dict[str, Any] = info.parity or {}
     say.print(
         f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, takes uint8 RGB, normalises in the graph, "

@@ -23,7 +23,8 @@ def open_subject(name: str, *, device: str, precision: str = "fp32") -> tuple[An
     from iformer.models.weights.resolve import open_network
 
     if is_artifact(name):
-        from iformer.deploy.export import open_artifact, quiet
+        from iformer.deploy.quiet import quiet
+        from iformer.deploy.runner import open_artifact
 
         if precision != "fp32":
             raise UserError(f"--precision is {precision}; an artifact runs as it was exported, leave it out")

@@ -1,8 +1,7 @@
-"""Is an artifact the network? Both see the same encoded images; every logit is compared.
+"""The parity check: an artifact and its network see the same encoded images, and every output is compared.
 
-The network's answer comes through the package's own decoder, transform and normalisation, the artifact's
-through the same decoder and transform and whatever the artifact does itself. Shape letters: N images, K
-classes.
+The network's images go through the package's decoder, transform and normalisation, the artifact's through the
+same decoder and transform and its own normalisation. Shape letters: N images, B batch, C channels, H and W sides.
 """
 
 from __future__ import annotations
@@ -16,134 +15,135 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
-from iformer.deploy.artifact import Runner, weights_hash
+from iformer.deploy.artifact import weights_hash
+from iformer.deploy.exportable import Exportable, Outputs, named
+from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import UserError
-from iformer.models.classifier import Classifier
 
 FP32_TOLERANCE = 1e-3
-"""Largest logit error of a single-precision artifact, as a share of the largest logit."""
+"""Allowed error of a single-precision artifact, as a share of the largest value of the output."""
 FP16_TOLERANCE = 2e-2
-"""The same of an artifact whose weights or arithmetic have half precision."""
+"""Allowed error of an artifact with weights or arithmetic in half precision."""
 
 _CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far an artifact is from the network it was made from."""
+    """How far an artifact is from its network."""
 
     images: int
-    """How many images were compared, the generated ones included."""
+    """Number of compared images, including the generated ones."""
     generated_images: int
-    """How many of them are colour patterns rather than photographs."""
+    """Number of generated colour patterns among them."""
     max_abs_error: float
-    """Largest difference of two logits."""
+    """Largest absolute difference of two output values."""
     max_relative_error: float
-    """The same as a share of the network's largest absolute logit."""
-    min_cosine: float
-    """Smallest cosine between an image's two logit vectors, each less its mean."""
-    top1_agreement: float
-    """Share of images (0 to 1) with the same first class, of those whose margin is clear."""
-    clear_images: int
-    """Images whose first two logits differ by more than the tolerance could turn."""
+    """Largest difference as a share of the network's largest absolute value of that output."""
     tolerance: float | None
-    """None: a quantized artifact, which is judged by its metric."""
-    problems: tuple[str, ...] = ()
-    """What is wrong, one line each; empty where the artifact is the network."""
+    """Allowed `max_relative_error`; None for a quantized artifact, which is judged by its metric."""
+    metrics: dict[str, Any]
+    """The task's own figures, such as `top1_agreement`."""
+    failures: tuple[str, ...] = ()
+    """One line per disagreement; empty if the artifact agrees with the network."""
 
     def require(self, artifact: Path) -> None:
-        """Raise `UserError` unless the artifact agrees with the network."""
-        if self.problems:
-            raise UserError(f"{artifact.name} does not agree with the network: {'; '.join(self.problems)}")
+        """Raise `UserError` if the artifact does not agree with the network."""
+        if self.failures:
+            raise UserError(f"{artifact.name} does not agree with the network: {'; '.join(self.failures)}")
 
     def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return to_plain(self)
+        """Return the fields for JSON, with the task's figures beside the others."""
+        plain = to_plain(self)
+        metrics: dict[str, Any] = plain.pop("metrics")
+        return plain | metrics
 
 
 def compare(
-    model: Classifier,
-    runner: Runner,
+    network: Exportable,
+    runner: ArtifactRunner,
     images: Sequence[Path] = (),
     *,
     tolerance: float | None = FP32_TOLERANCE,
 ) -> Parity:
-    """Compare an artifact, loaded in its own runtime, with its network.
+    """Compare an artifact with its network.
 
     Args:
-        model: the network in eval mode, not folded (folding is part of what is checked).
+        network: not folded, because folding is part of what is checked.
         runner: the artifact.
-        images: encoded image files. Generated colour patterns are always added: photographs without colour
-            would not show red and blue exchanged.
-        tolerance: largest logit error as a share of the largest logit; None: the error is told but is no
-            problem.
+        images: encoded image files. Generated colour patterns are always added, because photographs without
+            colour do not show exchanged channels.
+        tolerance: allowed error as a share of the largest value of an output; None reports the error only.
 
     Raises:
         DataError: an image file cannot be read.
+        UserError: the artifact's outputs have other shapes than the network's.
     """
     info = runner.info
-    problems = _record_problems(model, runner)
+    failures = _record_failures(network, runner)
     generated = _colour_patterns(info.preprocessing)
     decode = eval_transform(info.preprocessing)
-    device = next(model.parameters()).device
-    # the network's own mean and std: an artifact made with others has to be found out
-    normalize = Normalize(model.metadata.preprocessing).to(device)
-    expected, actual = [], []
+    device = next(network.model.parameters()).device
+    # the network's own mean and std, so that wrong ones in the artifact show
+    normalize = Normalize(network.metadata.preprocessing).to(device)
+    expected_chunks, actual_chunks = [], []
     sources: list[bytes | Path] = [*generated, *images]
-    for pixels_B3HW in _batches(decode(read_image(source)) for source in sources):
+    for pixels_BCHW in _batches(decode(read_image(source)) for source in sources):
         with torch.inference_mode():
-            expected.append(model(normalize(pixels_B3HW.to(device))).float().cpu())
-        actual.append(runner(pixels_B3HW).float().cpu())
-    expected_NK, actual_NK = torch.cat(expected), torch.cat(actual)
-    if expected_NK.shape != actual_NK.shape:
-        raise UserError(
-            f"{info.file} gives {actual_NK.shape[1]} outputs an image; the network has {expected_NK.shape[1]}"
-        )
-    error = (expected_NK - actual_NK).abs().max().item()
-    largest = expected_NK.abs().max().clamp_min(torch.finfo(torch.float32).tiny).item()
-    cosine = F.cosine_similarity(_centred(expected_NK), _centred(actual_NK), dim=1).min().item()
-    margin = 2 * (tolerance or FP16_TOLERANCE) * largest
-    agreement, clear = _top1_agreement(expected_NK, actual_NK, margin=margin)
-    if tolerance is not None and not error <= tolerance * largest:  # also where the error is not a number
-        problems.append(f"logits differ by {error / largest:.2g} of the largest logit, {tolerance:g} is allowed")
-    if tolerance is not None and agreement < 1.0:
-        problems.append(f"the first class agrees on {agreement:.1%} of {clear} clear images")
+            outputs = named(network.outputs, network.model(normalize(pixels_BCHW.to(device))))
+        expected_chunks.append({name: output.float().cpu() for name, output in outputs.items()})
+        actual_chunks.append(runner(pixels_BCHW))
+    expected, actual = _joined(expected_chunks), _joined(actual_chunks)
+    max_abs_error = max_relative_error = 0.0
+    for name, output in expected.items():
+        if output.shape != actual[name].shape:
+            shapes = [list(value.shape[1:]) for value in (actual[name], output)]
+            raise UserError(f"{info.file}: {name} has shape {shapes[0]} per image; the network's has {shapes[1]}")
+        error = (output - actual[name]).abs().max().item()
+        relative = error / output.abs().max().clamp_min(torch.finfo(torch.float32).tiny).item()
+        if tolerance is not None and not relative <= tolerance:  # also true if the error is not a number
+            failures.append(f"{name} differ by {relative:.2g} of the largest value; {tolerance:g} is allowed")
+        max_abs_error, max_relative_error = max(max_abs_error, error), max(max_relative_error, relative)
+    agreement = network.agreement(expected, actual, tolerance=tolerance or FP16_TOLERANCE)
+    if tolerance is not None:
+        failures += agreement.failures
     return Parity(
-        images=len(expected_NK),
+        images=len(sources),
         generated_images=len(generated),
-        max_abs_error=error,
-        max_relative_error=error / largest,
-        min_cosine=cosine,
-        top1_agreement=agreement,
-        clear_images=clear,
+        max_abs_error=max_abs_error,
+        max_relative_error=max_relative_error,
         tolerance=tolerance,
-        problems=tuple(problems),
+        metrics=agreement.metrics,
+        failures=tuple(failures),
     )
 
 
-def _record_problems(model: Classifier, runner: Runner) -> list[str]:
-    info, metadata = runner.info, model.metadata
-    problems = []
+def _record_failures(network: Exportable, runner: ArtifactRunner) -> list[str]:
+    info, metadata = runner.info, network.metadata
+    failures = []
     if info.class_names != metadata.class_names:
-        problems.append("its class names are not the network's")
+        failures.append("its class names are not the network's")
     if (info.preprocessing.mean, info.preprocessing.std) != (
         metadata.preprocessing.mean,
         metadata.preprocessing.std,
     ):
-        problems.append("its mean and std are not the network's")
-    if info.weights_sha256 != weights_hash(model):
-        problems.append("it was made from other weights")
-    return problems
+        failures.append("its mean and std are not the network's")
+    if info.weights_sha256 != weights_hash(network.model):
+        failures.append("it was made from other weights")
+    return failures
+
+
+def _joined(chunks: Sequence[Outputs]) -> Outputs:
+    return {name: torch.cat([outputs[name] for outputs in chunks]) for name in chunks[0]}
 
 
 def _colour_patterns(preprocessing: Preprocessing) -> list[bytes]:
-    """PNG files of coloured ramps and blobs, twice the network's size, always the same."""
+    """Return PNG files of coloured ramps and blobs, twice the network's size, always the same."""
     height, width = (2 * side for side in preprocessing.size)
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     blob = torch.exp(-((x - 0.4) ** 2 + (y - 0.6) ** 2) / 0.02)
@@ -162,7 +162,7 @@ def _colour_patterns(preprocessing: Preprocessing) -> list[bytes]:
 
 
 def _batches(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The first image alone, then chunks: an artifact with a free batch is tried with several."""
+    """Yield the first image alone, then chunks, so that an artifact with any batch sees several sizes."""
     chunk: list[Tensor] = []
     size = 1
     for image in images:
@@ -172,17 +172,3 @@ def _batches(images: Iterable[Tensor]) -> Iterator[Tensor]:
             chunk, size = [], _CHUNK
     if chunk:
         yield torch.stack(chunk)
-
-
-def _centred(logits_NK: Tensor) -> Tensor:
-    return logits_NK - logits_NK.mean(dim=1, keepdim=True)
-
-
-def _top1_agreement(expected_NK: Tensor, actual_NK: Tensor, *, margin: float) -> tuple[float, int]:
-    if expected_NK.shape[1] < 2:
-        return 1.0, 0
-    first_two = expected_NK.topk(2, dim=1).values
-    clear = (first_two[:, 0] - first_two[:, 1]) > margin
-    agree = expected_NK.argmax(1) == actual_NK.argmax(1)
-    count = int(clear.sum())
-    return (float(agree[clear].float().mean()) if count else 1.0), count

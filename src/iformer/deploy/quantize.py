@@ -1,16 +1,13 @@
-"""INT8 for every runtime: calibration images, which layers suffer most, and how many of them go back.
+"""INT8 for every runtime: calibration images, the sensitivity of layers, and the search for layers to keep.
 
-A runtime's own file quantizes a graph, keeping the layers it is told to. Everything else is here and the same
-for all: the images that the ranges come from, the order in which layers go back to higher precision, and the
-search for the fewest of them with which the metric holds.
-
-Shape letters: N images, K classes.
+A runtime's own file quantizes a network except for the layers in `Calibration.kept`. This file finds the fewest
+such layers with which the metric holds. Shape letters: N images, B batch, C channels, H and W sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,55 +18,56 @@ from torch.nn import functional as F
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import ImageSource, read_image
 from iformer.data.transforms import Normalize, eval_transform
-from iformer.deploy.artifact import Runner
+from iformer.deploy.exportable import Forward, Outputs, named
+from iformer.deploy.runner import ArtifactRunner
 from iformer.deploy.runtimes.registry import MAX_DROP
-from iformer.deploy.spec import AccuracyControl, ExportSpec, Predictor
+from iformer.deploy.spec import AccuracyControl, ExportSpec
 from iformer.errors import UserError
 
 SENSITIVITY_IMAGES = 16
-"""Images for the order of the layers; it needs far fewer than the ranges."""
+"""Number of images for the ranking of layers; ranges need far more."""
 
 MAX_KEPT_SHARE = 0.5
-"""Share of the layers that may go back; beyond it fp16 or fp32 is the better artifact."""
+"""Largest share of layers that may stay in higher precision; beyond it fp16 or fp32 is the better artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What a quantized export needs: where the ranges come from, and what may be lost."""
+    """Options of a quantized export: calibration images, and the metric that must hold."""
 
     images: Sequence[ImageSource]
-    """Photographs of the network's kind, classes mixed (LiteRT's ranges are moving averages), not among those that
-    the metric is measured on."""
-    measure: Callable[[Predictor], Mapping[str, Any]]
-    """Metrics on labelled images, in percent; `metric` is one of them."""
+    """Images like those that the network will see, in random order (LiteRT's ranges are moving averages). None of
+    them may be among the images of `measure`."""
+    measure: Callable[[Forward], Mapping[str, Any]]
+    """Returns metrics on labelled images, in percent; `metric` is one of the keys."""
     metric: str = "top1"
     max_drop: float = MAX_DROP
-    """Points that the artifact's metric may lie below the network's own."""
+    """Percentage points that the artifact's metric may lie below the network's."""
     accuracy_control: bool = False
-    """OpenVINO: NNCF chooses the operations that go back, by the metric itself."""
+    """OpenVINO only: NNCF chooses the operations to keep, by the metric."""
     data: str = ""
-    """The name of the data, for the record."""
+    """Name of the data, for the record."""
     report: Callable[[str], None] = lambda line: None
-    """Told a line after each attempt."""
+    """Called with a line after each attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One quantized artifact and what it is worth."""
+    """A quantized artifact and its metric."""
 
     kept: tuple[str, ...]
-    """Layers that it has in higher precision."""
+    """Layers in higher precision."""
     metrics: Mapping[str, Any]
     drop: float
-    """Points of the metric below the network's own; negative where the artifact is better."""
+    """Percentage points below the network's metric; negative if the artifact is better."""
 
 
 def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preprocessing) -> Tensor:
-    """Image files as uint8 N x 3 x H x W, as the network sees them.
+    """Read image files as uint8 N x C x H x W, resized and cropped for the network.
 
     Raises:
-        UserError: there are none.
-        DataError: one cannot be read.
+        UserError: `paths` is empty.
+        DataError: an image cannot be read.
     """
     if not paths:
         raise UserError("INT8 needs images to calibrate with; give a data set or a folder of images")
@@ -77,93 +75,97 @@ def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preproc
     return torch.stack([transform(read_image(path)) for path in paths])
 
 
-def network_predictor(graph: ExportSpec) -> Predictor:
-    """The folded network behind its normalisation, as it is before it is quantized."""
-    normalize = Normalize(graph.preprocessing)
+def network_forward(spec: ExportSpec) -> Forward:
+    """Return the folded network behind its normalisation, not quantized."""
+    normalize = Normalize(spec.preprocessing)
 
     @torch.inference_mode()
-    def predict(images_B3HW: Tensor) -> Tensor:
-        logits_BK: Tensor = graph.network(normalize(images_B3HW).contiguous(memory_format=torch.channels_last))
-        return logits_BK
+    def forward(images_BCHW: Tensor) -> Outputs:
+        fed = normalize(images_BCHW).contiguous(memory_format=torch.channels_last)
+        return named(spec.outputs, spec.network(fed))
 
-    return predict
+    return forward
 
 
 def quantize_until_it_holds(
-    graph: ExportSpec, wishes: Quantization, build: Callable[[ExportSpec], Runner], reference: Mapping[str, Any]
-) -> tuple[Runner, list[Attempt]]:
-    """The artifact with the fewest layers put back whose metric holds.
+    spec: ExportSpec,
+    quantization: Quantization,
+    build: Callable[[ExportSpec], ArtifactRunner],
+    reference: Mapping[str, Any],
+) -> tuple[ArtifactRunner, list[Attempt]]:
+    """Find the artifact with the fewest kept layers whose metric holds.
 
-    The number of layers grows 0, 1, 2, 4, …; the most sensitive go first.
+    The number of kept layers grows 0, 1, 2, 4, …; the most sensitive layers come first.
 
     Args:
-        graph: the folded network; its calibration has the images.
-        wishes: the metric and how far it may fall.
-        build: converts a graph and loads the result, which takes the place of the one before.
+        spec: the folded network, with calibration images.
+        quantization: the metric and the allowed drop.
+        build: converts a spec and loads the artifact, which replaces the one before.
         reference: the network's own metrics.
 
     Returns:
-        The artifact that holds, and all attempts; the last one is it.
+        The artifact and all attempts; the last attempt is the artifact's.
 
     Raises:
-        UserError: the metric falls too far even with `MAX_KEPT_SHARE` of the layers as they were.
+        UserError: the metric falls too far even with `MAX_KEPT_SHARE` of the layers kept.
     """
-    assert graph.calibration is not None
-    own = reference[wishes.metric]
+    assert spec.calibration is not None
+    metric, max_drop = quantization.metric, quantization.max_drop
+    own = reference[metric]
     control = None
-    if wishes.accuracy_control:
+    if quantization.accuracy_control:
         control = AccuracyControl(
-            measure=lambda predictor: float(wishes.measure(predictor)[wishes.metric]), max_drop=wishes.max_drop
+            measure=lambda forward: float(quantization.measure(forward)[metric]), max_drop=max_drop
         )
     attempts: list[Attempt] = []
-    for kept in _growing(graph, alone=control is not None):
-        runner = build(replace(graph, calibration=replace(graph.calibration, kept=kept, control=control)))
-        metrics = wishes.measure(runner)
-        attempts.append(Attempt(kept=kept, metrics=metrics, drop=own - metrics[wishes.metric]))
-        wishes.report(
-            f"{wishes.metric} {metrics[wishes.metric]:.2f} %, the network's own {own:.2f} %, "
-            f"with {len(kept)} layers left as they were"
+    for kept in _growing(spec, alone=control is not None):
+        runner = build(replace(spec, calibration=replace(spec.calibration, kept=kept, control=control)))
+        metrics = quantization.measure(runner)
+        attempts.append(Attempt(kept=kept, metrics=metrics, drop=own - metrics[metric]))
+        quantization.report(
+            f"{metric} {metrics[metric]:.2f} % with {len(kept)} layers in higher precision; "
+            f"the network has {own:.2f} %"
         )
-        if attempts[-1].drop <= wishes.max_drop:
+        if attempts[-1].drop <= max_drop:
             return runner, attempts
         del runner
     tried = ", ".join(f"{attempt.drop:.2f} with {len(attempt.kept)}" for attempt in attempts)
     raise UserError(
-        f"{wishes.metric} falls by more than {wishes.max_drop:g} points from {own:.2f} % (by layers left as they "
-        f"were: {tried}); allow a larger --max-drop, or calibrate with other images"
+        f"{metric} falls by more than {max_drop:g} points from {own:.2f} % (by number of layers in higher "
+        f"precision: {tried}); allow a larger --max-drop, or calibrate with other images"
     )
 
 
 def summary(
-    graph: ExportSpec, wishes: Quantization, reference: Mapping[str, Any], attempts: Sequence[Attempt]
+    spec: ExportSpec, quantization: Quantization, reference: Mapping[str, Any], attempts: Sequence[Attempt]
 ) -> dict[str, dict[str, Any]]:
-    """The fields `accuracy` and `quantization` of the record."""
-    assert graph.calibration is not None
-    held = attempts[-1]
+    """Return the fields `accuracy` and `quantization` of the record."""
+    assert spec.calibration is not None
+    final = attempts[-1]
     return {
         "accuracy": {
-            "data": wishes.data,
-            "metric": wishes.metric,
-            "drop": held.drop,
-            "metrics": dict(held.metrics),
+            "data": quantization.data,
+            "metric": quantization.metric,
+            "drop": final.drop,
+            "metrics": dict(final.metrics),
             "network": dict(reference),
         },
         "quantization": {
-            "calibration_images": len(graph.calibration.images),
-            "max_drop": wishes.max_drop,
-            "layers": len(layers(graph.network)),
-            "kept": list(held.kept),
+            "calibration_images": len(spec.calibration.images),
+            "max_drop": quantization.max_drop,
+            "layers": len(layers(spec.network)),
+            "kept": list(final.kept),
             "tried": [{"kept": len(attempt.kept), "drop": attempt.drop} for attempt in attempts],
         },
     }
 
 
-def _growing(graph: ExportSpec, *, alone: bool) -> Iterator[tuple[str, ...]]:
-    """Sets of layers to leave as they are: none, then the most sensitive, twice as many each time."""
+def _growing(spec: ExportSpec, *, alone: bool) -> Iterator[tuple[str, ...]]:
+    """Yield the layers to keep: none, then the most sensitive ones, twice as many each time."""
     yield ()
     if alone:
         return
-    ranked = [name for name, _ in rank_by_sensitivity(graph)]
+    ranked = [name for name, _ in rank_by_sensitivity(spec)]
     count, most = 1, max(1, int(MAX_KEPT_SHARE * len(ranked)))
     while count <= most:
         yield tuple(ranked[:count])
@@ -171,49 +173,43 @@ def _growing(graph: ExportSpec, *, alone: bool) -> Iterator[tuple[str, ...]]:
 
 
 def layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The layers that are quantized, convolutions and linear ones, by name and in the network's order."""
+    """Return the layers that are quantized, convolutions and linear layers, by name in the network's order."""
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
 @torch.inference_mode()
-def rank_by_sensitivity(graph: ExportSpec) -> list[tuple[str, float]]:
-    """The layers and how much the logits suffer when one alone is quantized, the worst first.
+def rank_by_sensitivity(spec: ExportSpec) -> list[tuple[str, float]]:
+    """Return each layer and the error of the outputs if it alone is quantized, largest first.
 
-    Weights are rounded to 8 bits a channel, inputs and outputs to 8 bits a tensor over the range they have on
-    the calibration images, as all runtimes do. The figure is the mean squared error of the logits.
+    Weights are rounded to 8 bits per channel, inputs and outputs to 8 bits per tensor over their range on the
+    calibration images, as all runtimes do. The error is the mean squared error, summed over the outputs.
     """
-    assert graph.calibration is not None
-    network = graph.network
-    images = Normalize(graph.preprocessing)(graph.calibration.images[:SENSITIVITY_IMAGES])
-    expected_NK: Tensor = network(images)
+    assert spec.calibration is not None
+    forward = network_forward(spec)
+    images = spec.calibration.images[:SENSITIVITY_IMAGES]
+    expected = forward(images)
     found = []
-    for name, layer in layers(network).items():
-        with ExitStack() as stack:
-            stack.enter_context(_rounded(layer))
-            error = F.mse_loss(network(images), expected_NK).item()
-        found.append((name, error))
+    for name, layer in layers(spec.network).items():
+        with _rounded(layer):
+            actual = forward(images)
+        found.append((name, sum(F.mse_loss(actual[key], expected[key]).item() for key in expected)))
     return sorted(found, key=lambda item: -item[1])
 
 
-class _rounded:  # noqa: N801 - a context manager, named as one
-    """A layer as it is in INT8, inside the block."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-
-    def __enter__(self) -> None:
-        layer: Any = self.layer
-        self.weight = layer.weight
-        layer.weight = nn.Parameter(_round_weight(self.weight), requires_grad=False)
-        self.hooks = [
-            layer.register_forward_pre_hook(lambda _module, inputs: (_round_tensor(inputs[0]),)),
-            layer.register_forward_hook(lambda _module, _inputs, output: _round_tensor(output)),
-        ]
-
-    def __exit__(self, *_: object) -> None:
-        layer: Any = self.layer
-        layer.weight = self.weight
-        for hook in self.hooks:
+@contextmanager
+def _rounded(layer: Any) -> Iterator[None]:
+    """Run a layer in simulated INT8 inside the block."""
+    weight = layer.weight
+    layer.weight = nn.Parameter(_round_weight(weight), requires_grad=False)
+    hooks = [
+        layer.register_forward_pre_hook(lambda _module, inputs: (_round_tensor(inputs[0]),)),
+        layer.register_forward_hook(lambda _module, _inputs, output: _round_tensor(output)),
+    ]
+    try:
+        yield
+    finally:
+        layer.weight = weight
+        for hook in hooks:
             hook.remove()
 
 

@@ -1,9 +1,9 @@
-"""What the runners of all runtimes share: from uint8 images to the artifact's input, and back to logits."""
+"""The base class of all runners: from uint8 images to an artifact's input, and back to named outputs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +12,102 @@ from torch import Tensor
 
 from iformer.data.transforms import Normalize
 from iformer.deploy.artifact import read_record
+from iformer.deploy.exportable import Outputs, named
+from iformer.deploy.runtimes.registry import find_runtime
 from iformer.deploy.spec import embedded
 from iformer.errors import UserError
 
 
 class ArtifactRunner(ABC):
-    """An artifact loaded in its own runtime; see `iformer.deploy.artifact.Runner`."""
+    """An artifact loaded in its own runtime. Each runtime's file has a subclass."""
 
     stands_in_for: str | None = None
+    """How the outputs are computed if the runtime itself cannot run on this machine; else None."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the record.
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Load an artifact and its record.
+
+        Args:
+            threads: threads of the runtime; 0 lets the runtime choose. Core ML has no such setting.
 
         Raises:
-            UserError: there is none, or the artifact is not the one that it describes.
+            MissingDependencyError: the runtime is not installed.
+            UserError: the record is missing, the artifact does not match its record, or it cannot be loaded here.
         """
         self.path = path
         self.info = read_record(path)
         self._normalize = Normalize(self.info.preprocessing)
+        try:
+            found = self.open(threads)
+        except UserError:
+            raise
+        except Exception as error:  # the runtimes have no common base class of their errors
+            raise UserError(
+                f"{path} cannot be loaded by {find_runtime(self.info.runtime).title}: {error}"
+            ) from None
+        if found is not None:
+            self._check_embedded(found)
+
+    @classmethod
+    def for_check(cls, path: Path) -> ArtifactRunner:
+        """Load an artifact for the parity check: in the runtime, or by a stand-in if it cannot run here."""
+        return cls(path)
 
     @abstractmethod
-    def run(self, fed: Tensor) -> Any:
-        """What a benchmark times: the input as `prepare` makes it to logits, an array of B x K."""
+    def open(self, threads: int) -> Mapping[str, str] | None:
+        """Load the artifact and return the metadata stored in it; None if its format holds none."""
 
-    def __call__(self, images_B3HW: Tensor) -> Tensor:
-        """uint8 RGB images, B x 3 x H x W, to logits, B x K, float32."""
-        fed = self.prepare(images_B3HW)
+    @abstractmethod
+    def run(self, fed: Tensor) -> Sequence[Any]:
+        """Run one call, the part that a benchmark times.
+
+        Args:
+            fed: an input from `prepare`, with the artifact's batch.
+
+        Returns:
+            One array per output, in the record's order.
+        """
+
+    def __call__(self, images_BCHW: Tensor) -> Outputs:
+        """Run any number of uint8 images of the network's size; outputs are float32 on the CPU."""
+        fed = self.prepare(images_BCHW)
         if self.info.batch is None:
-            return self._logits(fed)
-        outputs = []
+            return self._outputs(fed)
+        chunks = []
         for chunk in torch.split(fed, self.info.batch):
             missing = self.info.batch - len(chunk)
             padded = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])]) if missing else chunk
-            outputs.append(self._logits(padded)[: len(chunk)])
-        return torch.cat(outputs)
+            chunks.append({name: output[: len(chunk)] for name, output in self._outputs(padded).items()})
+        return {name: torch.cat([outputs[name] for outputs in chunks]) for name in chunks[0]}
 
-    def prepare(self, images_B3HW: Tensor) -> Tensor:
-        """uint8 RGB images, B x 3 x H x W, as the artifact's input."""
+    def prepare(self, images_BCHW: Tensor) -> Tensor:
+        """Return uint8 images, B x C x H x W, as the artifact's input."""
         if self.info.normalized_by == "caller":
-            normalized: Tensor = self._normalize(images_B3HW)
+            normalized: Tensor = self._normalize(images_BCHW)
             return normalized.contiguous()
         if self.info.input_layout == "NHWC":
-            return images_B3HW.permute(0, 2, 3, 1).contiguous()
-        return images_B3HW.contiguous()
+            return images_BCHW.permute(0, 2, 3, 1).contiguous()
+        return images_BCHW.contiguous()
 
-    def _logits(self, fed: Tensor) -> Tensor:
-        # a copy: some runtimes hand out memory that their next call writes to
-        return torch.tensor(self.run(fed), dtype=torch.float32)
+    def _outputs(self, fed: Tensor) -> Outputs:
+        # a copy: some runtimes return memory that their next call overwrites
+        values = [torch.tensor(value, dtype=torch.float32) for value in self.run(fed)]
+        return named(list(self.info.outputs), values)
 
-    def check_embedded(self, found: Mapping[str, str]) -> None:
-        """Raise `UserError` unless the file carries the class names and preprocessing that its record has."""
+    def _check_embedded(self, found: Mapping[str, str]) -> None:
         for key, value in embedded(self.info.class_names, self.info.preprocessing).items():
             if found.get(key) != value:
                 raise UserError(f"{self.path}: {key} inside the file and in its record differ")
+
+
+def open_artifact(path: Path, *, threads: int = 0) -> ArtifactRunner:
+    """Load an artifact in the runtime that its record names.
+
+    Args:
+        threads: threads of the runtime; 0 lets the runtime choose.
+
+    Raises:
+        MissingDependencyError: the runtime is not installed.
+        UserError: the record is missing, the artifact does not match its record, or it cannot be loaded here.
+    """
+    return find_runtime(read_record(path).runtime).module().RUNNER(path, threads=threads)

@@ -1,6 +1,6 @@
-"""What every exporter starts from: a folded network, its preprocessing, and how it is to be fed.
+"""The input of every exporter: a folded network, its preprocessing, and the form of the artifact.
 
-Shape letters: B batch, H and W the image's sides, K classes.
+Shape letters: B batch, C channels, H and W the image's sides.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,116 +17,103 @@ from torch import Tensor, nn
 from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.transforms import Normalize
-from iformer.models.classifier import Classifier
-from iformer.models.folding import fold
+from iformer.deploy.exportable import Exportable, Forward, Task
 
 Layout = Literal["NHWC", "NCHW"]
 
-INPUT, OUTPUT = "image", "logits"
-"""Names of the input and the output where a format lets us choose them."""
-
-
-Predictor = Callable[[Tensor], Tensor]
-"""uint8 images, B x 3 x H x W, to logits, B x K: a network behind its normalisation, or an artifact."""
+INPUT = "image"
+"""Name of the input in formats that have names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyControl:
-    """For a converter that itself finds out which operations have to stay as they are."""
+    """The metric for a converter that chooses by itself which operations stay in higher precision."""
 
-    measure: Callable[[Predictor], float]
-    """The metric in percent."""
+    measure: Callable[[Forward], float]
+    """Returns the metric in percent."""
     max_drop: float
-    """Points that it may fall by."""
+    """Percentage points that the metric may fall by."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How a network becomes INT8; `iformer.deploy.quantize` decides on it."""
+    """How a network is quantized; `iformer.deploy.quantize` chooses the values."""
 
     images: Tensor
-    """uint8 N x C x H x W, images of the network's size, from which the ranges of the activations are taken."""
+    """uint8 N x C x H x W at the network's input size; they give the ranges of the activations."""
     kept: tuple[str, ...] = ()
-    """Layers (names of the folded network's modules) that stay as they are."""
+    """Layers (module names of the folded network) that stay in higher precision."""
     control: AccuracyControl | None = None
     """OpenVINO only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """A network made ready for conversion; `graph_of` makes one of ours."""
+    """A network prepared for conversion, and the form of the artifact; see `make_spec`."""
 
     network: nn.Module
-    """Float32 B x C x H x W to logits; on the CPU, its weights contiguous."""
+    """float32 B x C x H x W, normalised, to a tensor or a tuple of tensors; on the CPU, weights contiguous."""
     name: str
-    task: Literal["classify", "detect", "segment"] = "classify"
+    task: Task = "classify"
+    outputs: tuple[str, ...] = ("logits",)
+    """Names of the outputs, in the network's order."""
+    class_logits: str | None = None
+    """The output with one logit per class; None if there is none."""
     num_classes: int
     channels: int = 3
     """Channels of an image: 3 for RGB."""
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     batch: int | None
-    """Images in one call; None: any number."""
+    """Images per call; None means any number."""
     raw: bool
-    """The caller normalises."""
+    """The caller normalises; the network is exported without its normalisation."""
     precision: str
     calibration: Calibration | None = None
-    """There where the precision is a quantized one."""
+    """Set if and only if the precision is a quantized one."""
     plain: bool = False
-    """Converted as the runtime's converter does it, without the forms that were chosen for our networks."""
+    """Use the runtime's converter as it is, without the rewrites for iFormer's layers."""
 
     def module(self, layout: Layout) -> nn.Module:
-        """The network behind its normalisation, for images in `layout`; with `raw` the network itself."""
+        """Return the network behind its normalisation for images in `layout`; with `raw` the network itself."""
         if self.raw:
             return self.network
         return WithPreprocessing(self.network, self.preprocessing, layout).eval()
 
     def example(self, layout: Layout, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """An input of zeros for `module(layout)`; float32, B x C x H x W, with `raw`."""
-        height, width = self.preprocessing.size
-        # exporters that see an example of one image take its batch for fixed
+        """Return an input of zeros for `module(layout)`; with `raw` float32, B x C x H x W."""
+        # exporters that see an example with one image fix the batch to 1
         batch = 2 if self.batch is None else self.batch
-        if self.raw:
-            return torch.zeros(batch, self.channels, height, width)
-        if layout == "NHWC":
-            return torch.zeros(batch, height, width, self.channels, dtype=dtype)
-        return torch.zeros(batch, self.channels, height, width, dtype=dtype)
+        return self._fed(
+            torch.zeros(batch, self.channels, *self.preprocessing.size, dtype=torch.uint8), layout, dtype
+        )
 
     def calibration_inputs(self, layout: Layout, dtype: torch.dtype = torch.uint8) -> Iterator[Tensor]:
-        """The calibration images as `module(layout)` takes them, in calls of the artifact's batch."""
+        """Yield the calibration images as inputs of `module(layout)`, in calls of the artifact's batch."""
         assert self.calibration is not None
-        normalize = Normalize(self.preprocessing)
         count = self.batch or 1
         images = self.calibration.images
-        for images_B3HW in torch.split(images[: len(images) // count * count], count):
-            if self.raw:
-                yield normalize(images_B3HW).contiguous()
-            elif layout == "NHWC":
-                yield images_B3HW.permute(0, 2, 3, 1).to(dtype).contiguous()
-            else:
-                yield images_B3HW.to(dtype).contiguous()
+        for images_BCHW in torch.split(images[: len(images) // count * count], count):
+            yield self._fed(images_BCHW, layout, dtype)
 
     def embedded(self) -> dict[str, str]:
-        """What the artifact itself carries where its format can, so that it is complete without its record."""
+        """Return the metadata stored inside the artifact, in formats that can hold it."""
         return embedded(self.class_names, self.preprocessing) | {"network": self.name}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """How a converted network is fed, and what the format made of it."""
-
-    input_name: str = INPUT
-    output_name: str = OUTPUT
-    input_dtype: Literal["uint8", "float32", "image"]
-    input_layout: Layout
-    graph: dict[str, Any] = field(default_factory=dict)
+    def _fed(self, images_BCHW: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+        if self.raw:
+            normalized: Tensor = Normalize(self.preprocessing)(images_BCHW)
+            return normalized.contiguous()
+        if layout == "NHWC":
+            images_BCHW = images_BCHW.permute(0, 2, 3, 1)
+        return images_BCHW.to(dtype).contiguous()
 
 
 class WithPreprocessing(nn.Module):
-    """A network behind its normalisation: RGB values of 0 to 255 to logits, B x K.
+    """A network behind its normalisation: pixel values of 0 to 255 to the network's outputs.
 
-    B x H x W x 3 of uint8 is how decoders and cameras hand out images; the one transposition of bytes in
-    the graph is cheaper than one in the caller's code.
+    uint8 B x H x W x C is the form in which decoders and cameras return images; one transposition of bytes in
+    the artifact costs less than one in the caller's code.
     """
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, layout: Layout) -> None:
@@ -139,15 +126,14 @@ class WithPreprocessing(nn.Module):
         self.scale: Tensor
         self.shift: Tensor
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:
         if self.layout == "NHWC":
             image = image.permute(0, 3, 1, 2)
-        logits: Tensor = self.model(image.float() * self.scale + self.shift)
-        return logits
+        return self.model(image.float() * self.scale + self.shift)
 
 
-def graph_of(
-    model: Classifier,
+def make_spec(
+    network: Exportable,
     *,
     preprocessing: Preprocessing | None = None,
     batch: int | None = 1,
@@ -155,15 +141,17 @@ def graph_of(
     precision: str = "fp32",
     calibration: Calibration | None = None,
 ) -> ExportSpec:
-    """One of our networks, folded, with its names and preprocessing; None takes the network's own."""
+    """Fold a network and return its spec; `preprocessing` is the network's by default."""
     return ExportSpec(
-        network=folded_for_export(model),
-        name=model.config.name,
-        task=model.metadata.task,
-        num_classes=model.num_classes,
-        channels=model.config.in_chans,
-        preprocessing=preprocessing or model.metadata.preprocessing,
-        class_names=model.metadata.class_names,
+        network=folded_for_export(network),
+        name=network.name,
+        task=network.metadata.task,
+        outputs=network.outputs,
+        class_logits=network.class_logits,
+        num_classes=network.num_classes,
+        channels=network.channels,
+        preprocessing=preprocessing or network.metadata.preprocessing,
+        class_names=network.metadata.class_names,
         batch=batch,
         raw=raw,
         precision=precision,
@@ -171,17 +159,17 @@ def graph_of(
     )
 
 
-def folded_for_export(model: Classifier) -> Classifier:
-    """A folded copy on the CPU with contiguous weights; some converters read others in the wrong order."""
-    network = copy.deepcopy(fold(model)).cpu()
-    for module in network.modules():
+def folded_for_export(network: Exportable) -> nn.Module:
+    """Return a folded copy on the CPU with contiguous weights; some converters misread other strides."""
+    folded = copy.deepcopy(network.folded()).cpu()
+    for module in folded.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(parameter.detach().contiguous(), requires_grad=False))
-    return network.eval()
+    return folded.eval()
 
 
 def embedded(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, str]:
-    """Class names and preprocessing as the strings that formats with metadata hold."""
+    """Return class names and preprocessing as strings, for formats with string metadata."""
     return {
         "class_names": json.dumps(list(class_names), ensure_ascii=False),
         "preprocessing": json.dumps(to_plain(preprocessing)),
@@ -189,5 +177,5 @@ def embedded(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict
 
 
 def operation_counts(operations: Mapping[str, int], **more: Any) -> dict[str, Any]:
-    """The part of a record that says what a format made of the network, the commonest operations first."""
+    """Return the record's `graph`: the converted graph's operations, most frequent first, and `more`."""
     return {"operations": dict(sorted(operations.items(), key=lambda item: (-item[1], item[0]))), **more}

@@ -29,14 +29,16 @@ from iformer.deploy.artifact import (
     staged,
     write_record,
 )
-from iformer.deploy.export import export_artifact, open_artifact
+from iformer.deploy.export import export_artifact
 from iformer.deploy.parity import compare
+from iformer.deploy.runner import open_artifact
 from iformer.deploy.runtimes import registry as runtimes
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.deploy.spec import folded_for_export
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
+from iformer.tasks.export import exportable
 from tiny.networks import randomize, tiny_config
 
 NAMES = tuple(RUNTIMES)
@@ -58,7 +60,7 @@ def artifact(
     need(runtime.name)
     path = exported / f"tiny{runtime.suffix}"
     if not is_artifact(path):
-        export_artifact(model, path, runtime.name, precision="fp32", images=photographs)
+        export_artifact(exportable(model), path, runtime.name, precision="fp32", images=photographs)
     copied = tmp_path / "copy" / path.name
     copied.parent.mkdir()
     (shutil.copytree if path.is_dir() else shutil.copy)(path, copied)
@@ -80,8 +82,8 @@ def need(name: str) -> None:
 
 def check(model: Classifier, path: Path, images: list[Path] | None = None) -> tuple[str, ...]:
     """What the parity check has to say against an artifact."""
-    runner = RUNTIMES[read_record(path).runtime].module().load_for_check(path)
-    return compare(model, runner, images or ()).problems
+    runner = RUNTIMES[read_record(path).runtime].module().RUNNER.for_check(path)
+    return compare(exportable(model), runner, images or ()).failures
 
 
 # ------------------------------------------------------------------------------------------ it is the network
@@ -95,7 +97,7 @@ def test_the_artifact_is_the_network(model: Classifier, artifact: Path, photogra
     assert parity["images"] == len(photographs) + parity["generated_images"]
     assert parity["max_relative_error"] < 1e-4
     assert parity["top1_agreement"] == 1.0
-    assert parity["problems"] == []
+    assert parity["failures"] == []
     assert info.precision == "fp32"
     assert info.class_names == model.metadata.class_names
     assert info.num_classes == 5
@@ -118,11 +120,11 @@ def test_any_number_of_images(model: Classifier, artifact: Path) -> None:
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         expected = model(Normalize(model.metadata.preprocessing)(pixels))
-    torch.testing.assert_close(runner(pixels), expected, rtol=1e-4, atol=1e-5)
-    first = runner(pixels[:1])
+    torch.testing.assert_close(runner(pixels)["logits"], expected, rtol=1e-4, atol=1e-5)
+    first = runner(pixels[:1])["logits"]
     torch.testing.assert_close(first, expected[:1], rtol=1e-4, atol=1e-5)
     channels_last = pixels.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(runner(channels_last), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(runner(channels_last)["logits"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(first, expected[:1], rtol=1e-4, atol=1e-5, msg="an earlier answer was overwritten")
 
 
@@ -144,7 +146,7 @@ def test_other_forms_of_the_artifact(
 ) -> None:
     need(name)
     path = tmp_path / f"tiny{RUNTIMES[name].suffix}"
-    info = export_artifact(model, path, name, images=photographs, **options)
+    info = export_artifact(exportable(model), path, name, images=photographs, **options)
     assert read_record(path) == info
     assert info.preprocessing.size == options.get("size", (64, 64))
     assert info.precision == options.get("precision", "fp32")
@@ -163,7 +165,7 @@ def test_the_smallest_size_of_the_family(tmp_path: Path, photographs: list[Path]
     randomize(network)
     assert isinstance(network, Classifier)
     path = tmp_path / f"t{RUNTIMES[name].suffix}"
-    info = export_artifact(network.eval(), path, name, precision="fp32", images=photographs[:2])
+    info = export_artifact(exportable(network.eval()), path, name, precision="fp32", images=photographs[:2])
     assert info.parity is not None
     assert info.parity["max_relative_error"] < 1e-3
     assert info.preprocessing.size == (224, 224)
@@ -231,7 +233,7 @@ def stored_forms(value: torch.Tensor, changed: torch.Tensor) -> list[tuple[bytes
 
 @each_artifact
 def test_one_changed_weight_is_caught(model: Classifier, artifact: Path, photographs: list[Path]) -> None:
-    weight = folded_for_export(model).head.weight.detach()  # type: ignore[union-attr, operator]
+    weight = folded_for_export(exportable(model)).head.weight.detach()  # type: ignore[union-attr, operator]
     changed = weight.clone()
     changed[0, 0] += 0.5
     assert not check(model, artifact, photographs)
@@ -241,7 +243,7 @@ def test_one_changed_weight_is_caught(model: Classifier, artifact: Path, photogr
 
 @each_artifact
 def test_red_for_blue_is_caught(model: Classifier, artifact: Path) -> None:
-    weight = folded_for_export(model).stem.conv1.weight.detach()  # type: ignore[union-attr, operator]
+    weight = folded_for_export(exportable(model)).stem.conv1.weight.detach()  # type: ignore[union-attr, operator]
     assert patch(artifact, stored_forms(weight, weight.flip(1)))
     assert any("logits differ" in problem for problem in check(model, artifact))
 
@@ -251,19 +253,19 @@ def test_mean_and_std_exchanged_are_caught(
     model: Classifier, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made with a wrong normalisation in the graph, and with a record that has the right one."""
-    from iformer.deploy import spec as graph_of
+    from iformer.deploy import spec
 
     name = read_record(artifact).runtime
     right = json.loads(record_path(artifact).read_text())
-    build = graph_of.WithPreprocessing.__init__
+    build = spec.WithPreprocessing.__init__
 
     def wrong(self: Any, network: Any, preprocessing: Any, layout: Any) -> None:
         build(self, network, replace(preprocessing, mean=IMAGENET_STD, std=IMAGENET_MEAN), layout)
 
-    monkeypatch.setattr(graph_of.WithPreprocessing, "__init__", wrong)
+    monkeypatch.setattr(spec.WithPreprocessing, "__init__", wrong)
     folder = artifact.parent / "new"
     with pytest.raises(UserError, match="does not agree with the network: logits differ"):
-        export_artifact(model, folder / artifact.name, name, precision="fp32")
+        export_artifact(exportable(model), folder / artifact.name, name, precision="fp32")
     assert not folder.exists()
     info = ArtifactInfo.from_plain(right)
     exchanged = replace(info.preprocessing, mean=IMAGENET_STD, std=IMAGENET_MEAN)
@@ -343,41 +345,41 @@ def test_what_is_not_installed_is_named(
     with pytest.raises(MissingDependencyError, match=rf"{gone} is not installed; run: .*iformer\[{name}\]"):
         RUNTIMES[name].require()
     with pytest.raises(MissingDependencyError):
-        export_artifact(model, tmp_path / f"a{RUNTIMES[name].suffix}", name)
+        export_artifact(exportable(model), tmp_path / f"a{RUNTIMES[name].suffix}", name)
     assert not list(tmp_path.iterdir())
 
 
 @each_runtime
-def test_impossible_wishes_leave_nothing(model: Classifier, tmp_path: Path, name: str) -> None:
+def test_impossible_options_leave_nothing(model: Classifier, tmp_path: Path, name: str) -> None:
     need(name)
     path = tmp_path / "new" / f"a{RUNTIMES[name].suffix}"
     with pytest.raises(UserError, match="32 pixels or more"):
-        export_artifact(model, path, name, size=(16, 64))
+        export_artifact(exportable(model), path, name, size=(16, 64))
     with pytest.raises(UserError, match="batch is 0"):
-        export_artifact(model, path, name, batch=0)
-    with pytest.raises(UserError, match="precision is 'int2'; for"):
-        export_artifact(model, path, name, precision="int2")
+        export_artifact(exportable(model), path, name, batch=0)
+    with pytest.raises(UserError, match=r"precision is 'int2'; .* supports"):
+        export_artifact(exportable(model), path, name, precision="int2")
     if not RUNTIMES[name].any_batch:
         with pytest.raises(UserError, match="takes a fixed number of images"):
-            export_artifact(model, path, name, batch="dynamic")
+            export_artifact(exportable(model), path, name, batch="dynamic")
     if RUNTIMES[name].one_image:
         with pytest.raises(UserError, match="takes one image in one call"):
-            export_artifact(model, path, name, batch=2)
+            export_artifact(exportable(model), path, name, batch=2)
     with pytest.raises(UserError, match="before folding"):
-        export_artifact(fold(model), path, name)
+        export_artifact(exportable(fold(model)), path, name)
     model.reset_classifier(0)
     with pytest.raises(UserError, match="one class or more"):
-        export_artifact(model, path, name)
+        export_artifact(exportable(model), path, name)
     assert not path.parent.exists()
 
 
 def test_an_unknown_runtime_and_a_folder_that_cannot_be_made(model: Classifier, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean openvino"):
-        export_artifact(model, tmp_path / "a", "openvno")
+        export_artifact(exportable(model), tmp_path / "a", "openvno")
     need("onnx")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        export_artifact(model, tmp_path / "file" / "a.onnx", "onnx")
+        export_artifact(exportable(model), tmp_path / "file" / "a.onnx", "onnx")
 
 
 @contextmanager
@@ -398,7 +400,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(model: Classifier, artifact:
     before = artifact_hash(artifact)
     name = read_record(artifact).runtime
     with no_file_longer_than(60_000), pytest.raises((UserError, OSError)):
-        export_artifact(model, artifact, name)
+        export_artifact(exportable(model), artifact, name)
     assert artifact_hash(artifact) == before
     assert read_record(artifact).runtime == name
     assert sorted(part.name for part in artifact.parent.iterdir()) == [artifact.name, f"{artifact.name}.json"]
@@ -410,7 +412,7 @@ def test_a_full_disk_is_said_before_the_work(
     need("onnx")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
     with pytest.raises(OSError, match="No space left") as caught:
-        export_artifact(model, tmp_path / "new" / "a.onnx", "onnx")
+        export_artifact(exportable(model), tmp_path / "new" / "a.onnx", "onnx")
     assert caught.value.filename == str(tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
@@ -442,7 +444,7 @@ def test_a_folder_takes_the_place_of_an_artifact_only(tmp_path: Path) -> None:
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     (photographs / "a.jpg").touch()
-    with pytest.raises(UserError, match="is a folder and no artifact"), staged(photographs) as path:
+    with pytest.raises(UserError, match="is a folder and not an artifact"), staged(photographs) as path:
         write_folder(path, "any")
     assert (photographs / "a.jpg").exists()
 
@@ -485,6 +487,6 @@ def test_attention_in_windows(
     windowed.load_state_dict(model.state_dict())
     windowed.metadata = model.metadata
     path = tmp_path / f"windowed{RUNTIMES[name].suffix}"
-    info = export_artifact(windowed, path, name, size=size, precision="fp32")
+    info = export_artifact(exportable(windowed), path, name, size=size, precision="fp32")
     assert info.parity is not None
     assert info.parity["max_relative_error"] < 1e-4

@@ -20,9 +20,10 @@ from iformer.deploy.export import export_artifact
 from iformer.deploy.parity import compare
 from iformer.deploy.runtimes import onnx as onnx_export
 from iformer.deploy.runtimes.onnx import OnnxRunner
-from iformer.deploy.spec import ExportSpec, Written
+from iformer.deploy.spec import ExportSpec
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
+from iformer.tasks.export import exportable
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -30,7 +31,7 @@ pytest.importorskip("onnxruntime")
 
 
 def export_onnx(model: Classifier, path: Path, **options: Any) -> ArtifactInfo:
-    return export_artifact(model, path, "onnx", **options)
+    return export_artifact(exportable(model), path, "onnx", **options)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_the_artifact_is_the_network_on_photographs(
     assert info.parity["images"] == len(photographs) + info.parity["generated_images"]
     assert info.parity["max_relative_error"] < 1e-4
     assert info.parity["top1_agreement"] == 1.0
-    assert not info.parity["problems"]
+    assert not info.parity["failures"]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx", "tiny.onnx.json"]
 
@@ -160,17 +161,17 @@ def mean_for_std(proto: Any) -> None:
 def test_a_tampered_graph_is_caught(
     model: Classifier, artifact: Path, photographs: list[Path], change: Callable[[Any], None]
 ) -> None:
-    assert not compare(model, OnnxRunner(artifact), photographs).problems
+    assert not compare(exportable(model), OnnxRunner(artifact), photographs).failures
     tamper(artifact, change)
-    parity = compare(model, OnnxRunner(artifact), photographs)
-    assert parity.problems
+    parity = compare(exportable(model), OnnxRunner(artifact), photographs)
+    assert parity.failures
     with pytest.raises(UserError, match="does not agree with the network"):
         parity.require(artifact)
 
 
 def test_red_for_blue_is_caught_without_any_colour_photograph(model: Classifier, artifact: Path) -> None:
     tamper(artifact, red_for_blue)
-    assert compare(model, OnnxRunner(artifact)).problems
+    assert compare(exportable(model), OnnxRunner(artifact)).failures
 
 
 def test_exchanged_class_names_are_caught(model: Classifier, artifact: Path) -> None:
@@ -185,7 +186,7 @@ def test_exchanged_class_names_are_caught(model: Classifier, artifact: Path) -> 
     with pytest.raises(UserError, match="class_names inside the file and in its record differ"):
         OnnxRunner(artifact)
     write_record(replace(read_record_unchecked(artifact), class_names=tuple(names)), artifact)
-    assert "its class names are not the network's" in compare(model, OnnxRunner(artifact)).problems
+    assert "its class names are not the network's" in compare(exportable(model), OnnxRunner(artifact)).failures
 
 
 def test_a_file_changed_after_export_is_refused(artifact: Path) -> None:
@@ -200,7 +201,7 @@ def test_an_artifact_of_another_network_is_caught(model: Classifier, artifact: P
     other = Classifier(model.config).eval()
     torch.manual_seed(5)
     other.metadata = model.metadata
-    assert "it was made from other weights" in compare(other, OnnxRunner(artifact)).problems
+    assert "it was made from other weights" in compare(exportable(other), OnnxRunner(artifact)).failures
 
 
 def test_a_failed_check_leaves_what_was_there(
@@ -209,12 +210,12 @@ def test_a_failed_check_leaves_what_was_there(
     before = artifact.read_bytes()
     write = onnx_export.write
 
-    def wrong(graph: ExportSpec, path: Path) -> Written:
-        written = write(graph, path)
+    def wrong(spec: ExportSpec, path: Path) -> dict[str, Any]:
+        graph = write(spec, path)
         proto = onnx.load(path)
         one_weight(proto)
         onnx.save(proto, path)
-        return written
+        return graph
 
     monkeypatch.setattr(onnx_export, "write", wrong)
     with pytest.raises(UserError, match="does not agree with the network: logits differ"):

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from iformer.deploy.runtimes.xnnpack import MAX_TAPS, SplitDepthwise, for_xnnpack
-from iformer.deploy.spec import Calibration, graph_of
+from iformer.deploy.spec import Calibration, make_spec
 from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
+from iformer.tasks.export import exportable
 
 
 def taps(network: nn.Module) -> list[int]:
@@ -37,24 +38,24 @@ def test_the_parts_together_are_the_convolution(size: int, bias: bool) -> None:
 
 def test_a_network_has_no_larger_kernel_and_the_same_logits() -> None:
     torch.manual_seed(0)
-    graph = graph_of(create_model("iformer_t").eval())
-    assert max(taps(graph.network)) == 49
-    converted = for_xnnpack(graph)
+    spec = make_spec(exportable(create_model("iformer_t").eval()))
+    assert max(taps(spec.network)) == 49
+    converted = for_xnnpack(spec)
     assert max(taps(converted.network)) <= MAX_TAPS
-    assert max(taps(graph.network)) == 49, "the network that came in was changed"
+    assert max(taps(spec.network)) == 49, "the network that came in was changed"
     x = torch.randn(1, 3, 224, 224)
-    torch.testing.assert_close(converted.network(x), graph.network(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(converted.network(x), spec.network(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_plain_graph_is_the_converters_own() -> None:
-    plain = replace(graph_of(create_model("iformer_t").eval()), plain=True)
+    plain = replace(make_spec(exportable(create_model("iformer_t").eval())), plain=True)
     assert for_xnnpack(plain) is plain
 
 
 def test_layers_that_stay_as_they_are_become_their_parts(model: Classifier) -> None:
     kept = ("stages.0.blocks.0.depthwise", "stages.0.blocks.0.expand")
     calibration = Calibration(images=torch.zeros(1, 3, 32, 32, dtype=torch.uint8), kept=kept)
-    converted = for_xnnpack(graph_of(model, precision="int8", calibration=calibration))
+    converted = for_xnnpack(make_spec(exportable(model), precision="int8", calibration=calibration))
     assert converted.calibration is not None
     names = [name for name, _ in converted.network.named_modules()]
     *parts, expand = converted.calibration.kept
@@ -76,7 +77,7 @@ def test_layers_that_stay_as_they_are_become_their_parts(model: Classifier) -> N
     ids=["small", "not depthwise", "multiplier", "stride", "padding", "too large for two rows"],
 )
 def test_other_convolutions_are_left_alone(model: Classifier, conv: nn.Conv2d) -> None:
-    graph = replace(graph_of(model), network=nn.Sequential(conv))
-    (left,) = for_xnnpack(graph).network.children()
+    spec = replace(make_spec(exportable(model)), network=nn.Sequential(conv))
+    (left,) = for_xnnpack(spec).network.children()
     assert isinstance(left, nn.Conv2d)
     assert left.kernel_size == conv.kernel_size

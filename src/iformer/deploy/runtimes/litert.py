@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite): one `.tflite` file, and running it through its XNNPACK delegate."""
+"""LiteRT (TensorFlow Lite): export to one `.tflite` file, and its interpreter with the XNNPACK delegate."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from iformer.dependencies import require
+from iformer.deploy.exportable import Outputs, named
 from iformer.deploy.runner import ArtifactRunner
 from iformer.deploy.runtimes.xnnpack import SplitDepthwise, for_xnnpack
-from iformer.deploy.spec import INPUT, OUTPUT, ExportSpec, Written, operation_counts
+from iformer.deploy.spec import INPUT, Calibration, ExportSpec, operation_counts
 from iformer.errors import UserError
 
 EXTRA = "litert"
@@ -22,67 +24,89 @@ LABELS, METADATA = "labels.txt", "iformer.json"
 
 
 class _Named(nn.Module):
-    """A dict as output: its keys become the names of the signature's outputs."""
+    """Returns the outputs as a dict; its keys become the signature's output names."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model = model
+        self.names = tuple(names)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {OUTPUT: self.model(image)}
+    def forward(self, image: Tensor) -> Outputs:
+        return named(self.names, self.model(image))
 
 
-def write(graph: ExportSpec, path: Path) -> Written:
-    """Convert a network; names and preprocessing are files of a zip at its end, where TensorFlow Lite has them."""
+def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
+    """Convert a network; class names and preprocessing are files of a zip archive appended to the model."""
     litert_torch = require("litert_torch", extra=EXTRA)
-    graph = for_xnnpack(graph)
+    spec = for_xnnpack(spec)
     converted = litert_torch.convert(
-        _Named(graph.module("NHWC")).eval(), sample_kwargs={INPUT: graph.example("NHWC")}
+        _Named(spec.module("NHWC"), spec.outputs).eval(), sample_kwargs={INPUT: spec.example("NHWC")}
     )
     content = converted.model_content()
-    if graph.precision == "int8":
-        content = _quantized(content, graph)
-    # the converter's own writer ends the process where the disk is full
+    if spec.calibration is not None:
+        content = _quantized(content, spec, spec.calibration)
+    # the converter's own writer aborts the process if the disk is full
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as attached:
-        _attach(attached, LABELS, "".join(f"{name}\n" for name in graph.class_names))
-        _attach(attached, METADATA, json.dumps(graph.embedded()))
-    return Written(
-        input_dtype="float32" if graph.raw else "uint8",
-        input_layout="NCHW" if graph.raw else "NHWC",
-        graph=operation_counts(_operations(path)),
-    )
+        _attach(attached, LABELS, "".join(f"{name}\n" for name in spec.class_names))
+        _attach(attached, METADATA, json.dumps(spec.embedded()))
+    return operation_counts(_operations(path))
 
 
-def _quantized(content: bytes, graph: ExportSpec) -> bytes:
-    """Convolutions, linear layers and GELU, which is a table of 256 values, in INT8; what lies between in fp32.
+class LiteRtRunner(ArtifactRunner):
+    """A LiteRT artifact in its interpreter on the CPU, with the XNNPACK delegate."""
 
-    With all operations in INT8 XNNPACK is slower: the attention's products, sigmoids and additions gain nothing.
+    def open(self, threads: int) -> Mapping[str, str]:
+        """Read the attached archive and start the interpreter."""
+        interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
+        with zipfile.ZipFile(self.path) as attached:
+            found: Mapping[str, str] = json.loads(attached.read(METADATA))
+            names = attached.read(LABELS).decode().splitlines()
+        self.interpreter = interpreter.Interpreter(str(self.path), num_threads=threads or None)
+        self.signature = self.interpreter.get_signature_runner()
+        if names != list(self.info.class_names):
+            raise UserError(f"{self.path}: {LABELS} inside the file and the class names in its record differ")
+        return found
+
+    def run(self, fed: Tensor) -> Sequence[Any]:
+        """See `ArtifactRunner.run`."""
+        found = self.signature(**{self.info.input_name: fed.numpy()})
+        return [found[name] for name in self.info.outputs.values()]
+
+
+RUNNER = LiteRtRunner
+
+
+def _quantized(content: bytes, spec: ExportSpec, calibration: Calibration) -> bytes:
+    """Quantize convolutions, linear layers and GELU (a table of 256 values) to INT8; the rest stays fp32.
+
+    With every operation in INT8 XNNPACK is slower: attention products, sigmoids and additions gain nothing.
     """
     quantizer = require("ai_edge_quantizer.quantizer", extra=EXTRA)
     recipes = require("ai_edge_quantizer.recipe", extra=EXTRA)
-    assert graph.calibration is not None
     work = quantizer.Quantizer(content)
     for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "GELU", "PAD"):
         work.add_static_config(".*", recipes.TFLOperationName[operation], 8, 8)
-    # the sums inside a split convolution lie between operations in INT8
+    # the sums inside a split convolution lie between INT8 operations
     work.add_static_config(f".*{SplitDepthwise.__qualname__}.*", recipes.TFLOperationName.ADD, 8, 8)
-    no_quantization = recipes.AlgorithmName.NO_QUANTIZE
-    for name in graph.calibration.kept:
+    for name in calibration.kept:
         work.update_quantization_recipe(
-            _scope(graph.network, name), recipes.TFLOperationName.ALL_SUPPORTED, algorithm_key=no_quantization
+            _scope(spec.network, name),
+            recipes.TFLOperationName.ALL_SUPPORTED,
+            algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
         )
     interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
     (signature,) = interpreter.Interpreter(model_content=content).get_signature_list()
-    images = [{INPUT: fed.numpy()} for fed in graph.calibration_inputs("NHWC")]
+    images = [{INPUT: fed.numpy()} for fed in spec.calibration_inputs("NHWC")]
     ranges = work.calibrate({signature: images})
     return bytes(work.quantize(ranges).quantized_model)
 
 
 def _scope(network: nn.Module, name: str) -> str:
-    """A pattern for the outputs of a layer: the converter writes the class and attribute of each module it calls.
+    """Return a pattern for the names of a layer's outputs.
 
-    It calls no list, and a sequence only where the sequence itself is called and not its members.
+    The converter's names contain the class and attribute of every module that is called. A `ModuleList` is never
+    called; a `Sequential` is called unless the network calls its members one by one.
     """
     pattern, module = "/", network
     *parents, _ = attributes = name.split(".")
@@ -98,45 +122,8 @@ def _scope(network: nn.Module, name: str) -> str:
     return pattern
 
 
-def load(path: Path, *, threads: int = 0) -> LiteRtRunner:
-    """An artifact in LiteRT on the CPU."""
-    return LiteRtRunner(path, threads=threads)
-
-
-load_for_check = load
-
-
-class LiteRtRunner(ArtifactRunner):
-    """A LiteRT artifact in its interpreter, with the XNNPACK delegate."""
-
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Load an artifact and its record.
-
-        Raises:
-            MissingDependencyError: ai-edge-litert is not installed.
-            UserError: the file cannot be loaded, or what is written in it is not what its record says.
-        """
-        interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
-        super().__init__(path)
-        try:
-            with zipfile.ZipFile(path) as attached:
-                found = json.loads(attached.read(METADATA))
-                names = attached.read(LABELS).decode().splitlines()
-            self.interpreter = interpreter.Interpreter(str(path), num_threads=threads or None)
-            self.signature = self.interpreter.get_signature_runner()
-        except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} cannot be loaded by LiteRT: {error}") from None
-        self.check_embedded(found)
-        if names != list(self.info.class_names):
-            raise UserError(f"{path}: {LABELS} inside the file and the class names in its record differ")
-
-    def run(self, fed: Tensor) -> Any:
-        """What a benchmark times: the input as `prepare` makes it to logits, a NumPy array of B x K."""
-        return self.signature(**{self.info.input_name: fed.numpy()})[self.info.output_name]
-
-
 def _attach(archive: zipfile.ZipFile, name: str, content: str) -> None:
-    # a fixed date, so that the same network gives the same file
+    # a fixed date, so that the same network always gives the same file
     archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
 
 

@@ -1,7 +1,6 @@
-"""What a Core ML program computes, by the definition of its operations, in PyTorch's fp32.
+"""A Core ML program evaluated by PyTorch in fp32, by the documented definition of its operations.
 
-Written from the operations' documentation for those that our networks need. Where a program has another
-one, it is refused: a check that guesses is none.
+Only operations that iFormer's networks need are defined; a program with any other operation is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from iformer.errors import UserError
 
 _IGNORED = ("const", "classify")
-"""Operations without arithmetic: constants are read where they are used, labels are compared elsewhere."""
+"""Operations without arithmetic. Constants are read where they are used; `coreml.py` compares the labels."""
 
 
 def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -25,10 +24,10 @@ def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, T
 
     Args:
         function: a `coremltools` MIL function.
-        inputs: a tensor for each of its inputs.
+        inputs: its inputs by name.
 
     Returns:
-        A tensor for each value that the function computes, by name.
+        Every value that the function computes, by name.
 
     Raises:
         UserError: an operation has no definition here.
@@ -36,7 +35,7 @@ def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, T
     values: dict[str, Any] = {name: tensor.float() for name, tensor in inputs.items()}
     for operation in function.operations:
         kind = operation.op_type
-        if kind.startswith("constexpr_"):  # a compressed weight; what it stands for is part of its definition
+        if kind.startswith("constexpr_"):  # a compressed weight
             weight = np.asarray(operation.materialized_val_inference(), dtype=np.float32)
             values[operation.outputs[0].name] = torch.tensor(weight)
             continue
@@ -52,7 +51,7 @@ def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _value(variable: Any, values: Mapping[str, Any]) -> Any:
-    """A computed tensor, or a constant: float arrays as fp32 tensors, everything else as it is."""
+    """Return a computed tensor or a constant: float arrays as fp32 tensors, all others unchanged."""
     if isinstance(variable, list | tuple):
         return [_value(part, values) for part in variable]
     if variable is None:
@@ -110,7 +109,7 @@ def _batch_norm(a: dict[str, Any]) -> Any:
 
 
 def _reshape(a: dict[str, Any]) -> Any:
-    # 0 keeps the input's side of the same position
+    # 0 means: the input's size along the same axis
     shape = [a["x"].shape[i] if side == 0 else side for i, side in enumerate(_ints(a["shape"]))]
     return a["x"].reshape(shape)
 
@@ -119,7 +118,7 @@ def _pad(a: dict[str, Any]) -> Any:
     if (a.get("mode") or "constant") != "constant":
         raise UserError(f"Core ML's padding '{a['mode']}' cannot be checked on this system")
     value = 0.0 if a.get("constant_val") is None else float(a["constant_val"])
-    pairs = np.asarray(a["pad"]).reshape(-1, 2)  # of the last axes, first to last
+    pairs = np.asarray(a["pad"]).reshape(-1, 2)  # of the last axes, in order
     return F.pad(a["x"], _ints(pairs[::-1]), value=value)
 
 

@@ -1,4 +1,4 @@
-"""ncnn: a folder with `model.param` and `model.bin`, and running it on the CPU."""
+"""ncnn: export to a folder with `model.param` and `model.bin`, and ncnn on the CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +16,44 @@ from torch import Tensor
 
 from iformer.dependencies import require
 from iformer.deploy.runner import ArtifactRunner
-from iformer.deploy.spec import ExportSpec, Written, operation_counts
+from iformer.deploy.spec import ExportSpec, operation_counts
 from iformer.errors import UserError
 
 EXTRA = "ncnn"
+_FILES = ("model.param", "model.bin")
 
 
-def write(graph: ExportSpec, path: Path) -> Written:
-    """Convert a network by pnnx; with fp16 the weights are stored in half precision.
+def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
+    """Convert a network with pnnx; with fp16 the weights are stored in half precision.
 
-    ncnn has no uint8 input: `Mat.from_pixels` makes floats of 0 to 255 of an image, which the graph normalises.
-    Its files hold no metadata either; class names and preprocessing are in the record only.
+    ncnn has no uint8 input: `Mat.from_pixels` turns an image into floats of 0 to 255, which the network's first
+    layers normalise. Its files hold no metadata; class names and preprocessing are in the record only.
     """
     pnnx = require("pnnx", extra=EXTRA)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        traced, example = Path(folder) / "model.pt", graph.example("NCHW", torch.float32)
-        # torch's and pnnx's own writers of this file end the process where the disk is full
+        traced, example = Path(folder) / "model.pt", spec.example("NCHW", torch.float32)
+        # torch's and pnnx's own writers of this file abort the process if the disk is full
         serialized = io.BytesIO()
-        trace = torch.jit.trace(graph.module("NCHW"), example, check_trace=False)  # type: ignore[no-untyped-call]
+        trace = torch.jit.trace(spec.module("NCHW"), example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(trace, serialized)
         traced.write_bytes(serialized.getvalue())
-        pnnx.convert(str(traced), example, fp16=graph.precision == "fp16")
-        parts = {name: Path(folder) / f"model.ncnn.{name}" for name in ("param", "bin")}
-        if not all(part.is_file() for part in parts.values()):
+        pnnx.convert(str(traced), example, fp16=spec.precision == "fp16")
+        written = [Path(folder) / name.replace("model.", "model.ncnn.") for name in _FILES]
+        if not all(file.is_file() for file in written):
             raise UserError("the conversion for ncnn wrote nothing")
         path.mkdir()
-        for name, part in parts.items():
-            shutil.move(part, path / f"model.{name}")
+        for name, file in zip(_FILES, written, strict=True):
+            shutil.move(file, path / name)
     lines = (path / "model.param").read_text().splitlines()[2:]
-    return Written(
-        input_name="in0",
-        output_name="out0",
-        input_dtype="float32",
-        input_layout="NCHW",
-        graph=operation_counts(Counter(line.split()[0] for line in lines if not line.startswith("Input"))),
-    )
-
-
-def load(path: Path, *, threads: int = 0) -> NcnnRunner:
-    """An artifact in ncnn on the CPU."""
-    return NcnnRunner(path, threads=threads)
-
-
-load_for_check = load
+    return operation_counts(Counter(line.split()[0] for line in lines if not line.startswith("Input")))
 
 
 class NcnnRunner(ArtifactRunner):
-    """An ncnn artifact on the CPU, computing in single precision."""
+    """An ncnn artifact on the CPU, in single precision."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Load an artifact and its record.
-
-        Raises:
-            MissingDependencyError: ncnn is not installed.
-            UserError: the artifact cannot be loaded.
-        """
+    def open(self, threads: int) -> None:
+        """Load both files."""
         self.ncnn = require("ncnn", extra=EXTRA)
-        super().__init__(path)
         self.net = self.ncnn.Net()
         options = self.net.opt
         # half precision is on by default, whatever the weights are
@@ -79,24 +61,27 @@ class NcnnRunner(ArtifactRunner):
             setattr(options, name, False)
         if threads:
             options.num_threads = threads
-        if self.net.load_param(str(path / "model.param")) or self.net.load_model(str(path / "model.bin")):
-            raise UserError(f"{path} cannot be loaded by ncnn")
+        parameters, weights = (str(self.path / name) for name in _FILES)
+        if self.net.load_param(parameters) or self.net.load_model(weights):
+            raise UserError(f"{self.path} cannot be loaded by ncnn")
 
-    def prepare(self, images_B3HW: Tensor) -> Tensor:
-        """uint8 pixels as a caller's bitmap has them, B x H x W x 3; with `--raw` normalised floats."""
+    def prepare(self, images_BCHW: Tensor) -> Tensor:
+        """Return the pixels of a bitmap, uint8 B x H x W x C; with `--raw` normalised floats."""
         if self.info.normalized_by == "caller":
-            return super().prepare(images_B3HW)
-        return images_B3HW.permute(0, 2, 3, 1).contiguous()
+            return super().prepare(images_BCHW)
+        return images_BCHW.permute(0, 2, 3, 1).contiguous()
 
-    def run(self, fed: Tensor) -> Any:
-        """What a benchmark times: one image as `prepare` makes it to logits, 1 x K."""
-        image = fed[0].numpy()
+    def run(self, fed: Tensor) -> Sequence[Any]:
+        """See `ArtifactRunner.run`."""
         extractor = self.net.create_extractor()
-        extractor.input(self.info.input_name, self._mat(image))
-        status, logits = extractor.extract(self.info.output_name)
-        if status:
-            raise UserError(f"{self.path}: ncnn stopped with status {status}")
-        return np.array(logits)[None]
+        extractor.input(self.info.input_name, self._mat(fed[0].numpy()))
+        found = []
+        for name in self.info.outputs.values():
+            status, output = extractor.extract(name)
+            if status:
+                raise UserError(f"{self.path}: ncnn stopped with status {status}")
+            found.append(np.array(output)[None])
+        return found
 
     def _mat(self, image: np.ndarray) -> Any:
         if image.dtype != np.uint8:
@@ -105,3 +90,6 @@ class NcnnRunner(ArtifactRunner):
         kinds = self.ncnn.Mat.PixelType
         kind = kinds.PIXEL_GRAY if channels == 1 else kinds.PIXEL_RGB
         return self.ncnn.Mat.from_pixels(image, kind, width, height)
+
+
+RUNNER = NcnnRunner

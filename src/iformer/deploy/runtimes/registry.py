@@ -1,11 +1,11 @@
-"""The runtimes a network can be exported to, one row each. No torch here, so that naming them is quick."""
+"""The runtimes that a network can be exported to, one row each. Importing it loads no torch."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from iformer.dependencies import require
 from iformer.errors import UnknownNameError
@@ -13,73 +13,71 @@ from iformer.errors import UnknownNameError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from iformer.deploy.artifact import Runner
-    from iformer.deploy.spec import ExportSpec, Written
-
+    from iformer.deploy.runner import ArtifactRunner
+    from iformer.deploy.spec import ExportSpec
 
 QUANTIZED = ("int8", "palette6")
-"""Precisions that lose enough to be judged by a metric and not by the logits."""
+"""Precisions that are judged by a metric, because the outputs differ too much."""
 
 MAX_DROP = 1.0
-"""Points of the metric that a quantized artifact may cost."""
+"""Percentage points that the metric of a quantized artifact may fall by."""
 
 CALIBRATION_IMAGES = 128
-"""How many images the ranges of its activations come from."""
+"""Number of images that give the ranges of the activations."""
 
 
 class RuntimeModule(Protocol):
-    """What each runtime's own file has to offer."""
+    """The contents of a runtime's file, `iformer/deploy/runtimes/NAME.py`."""
 
-    def write(self, graph: ExportSpec, path: Path) -> Written:
-        """Convert a network; everything the artifact consists of lies at `path` afterwards."""
+    RUNNER: type[ArtifactRunner]
+    """Loads and runs an artifact."""
 
-    def load(self, path: Path, *, threads: int = 0) -> Runner:
-        """An artifact and its record, in the runtime itself; 0 threads lets the runtime choose.
-
-        Raises:
-            MissingDependencyError: the runtime is not installed.
-            UserError: the artifact cannot be loaded here, or what is written in it is not what its record says.
-        """
-
-    def load_for_check(self, path: Path) -> Runner:
-        """What the parity check asks: `load`, or, where the runtime cannot run here, its graph's definition."""
+    def write(self, spec: ExportSpec, path: Path) -> dict[str, Any]:
+        """Convert a network to the file or folder `path`, and return facts about the converted graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One row: what a runtime needs and what it can take."""
+    """One row: the packages that a runtime needs and the artifacts that it takes."""
 
     name: str
-    """Also the name of the extra that installs it."""
+    """Also the name of its file and of the extra that installs it."""
     title: str
     packages: tuple[tuple[str, str], ...]
-    """Name to import and name to install of each package it needs."""
+    """Required packages: (name to import, name to install)."""
     suffix: str
-    """What its artifacts' names end with."""
+    """Ending of an artifact's name."""
     precisions: tuple[str, ...]
-    """What `--precision` may be; the first is the default."""
+    """Values of `--precision`; the first is the default."""
     int8_packages: tuple[tuple[str, str], ...] = ()
-    """The same of what INT8 needs beside them."""
+    """Further packages that INT8 needs."""
     any_batch: bool = False
-    """Whether one artifact can take any number of images in one call."""
+    """Whether an artifact can take any number of images per call."""
     one_image: bool = False
-    """Whether a call always takes a single image."""
+    """Whether a call always takes one image."""
+    input_name: str = "image"
+    input_dtype: Literal["uint8", "float32", "image"] = "uint8"
+    """See `ArtifactInfo.input_dtype`; with `--raw` always float32."""
+    input_layout: Literal["NHWC", "NCHW"] = "NHWC"
+    """With `--raw` always NCHW."""
+    output_name: str = "{name}"
+    """Name of an output in the artifact, by its name and index."""
 
     def require(self, precision: str | None = None) -> None:
-        """Raise `MissingDependencyError` with what to install, unless all of its packages are here."""
+        """Raise `MissingDependencyError` if a package is not installed; the message says how to install it."""
         for module, _ in self.needs(precision):
             require(module, extra=self.name)
 
     def needs(self, precision: str | None = None) -> tuple[tuple[str, str], ...]:
-        """Its packages, with those of INT8 where that is the precision."""
+        """Return the packages that a precision needs."""
         return self.packages + (self.int8_packages if precision == "int8" else ())
 
     def module(self) -> RuntimeModule:
-        """The file that converts to it and runs it."""
+        """Import the runtime's file."""
         return cast(RuntimeModule, importlib.import_module(f"iformer.deploy.runtimes.{self.name}"))
 
     def versions(self, precision: str | None = None) -> dict[str, str]:
-        """The version of each of its packages."""
+        """Return the version of each package."""
         return {package: importlib.metadata.version(package) for _, package in self.needs(precision)}
 
 
@@ -101,6 +99,8 @@ RUNTIMES = {
             suffix=".mlpackage",
             precisions=("fp16", "fp32", "int8", "palette6"),
             one_image=True,
+            input_dtype="image",
+            input_layout="NCHW",
         ),
         Runtime(
             name="executorch",
@@ -133,17 +133,21 @@ RUNTIMES = {
             suffix=".ncnn",
             precisions=("fp32", "fp16"),
             one_image=True,
+            input_name="in0",
+            input_dtype="float32",
+            input_layout="NCHW",
+            output_name="out{index}",
         ),
     )
 }
-"""Every runtime by its name."""
+"""Every runtime by name."""
 
 
 def find_runtime(name: str) -> Runtime:
-    """The row of a runtime.
+    """Return the row of a runtime.
 
     Raises:
-        UnknownNameError: there is none of that name; the message suggests the nearest ones.
+        UnknownNameError: no such runtime; the message suggests the nearest names.
     """
     if name not in RUNTIMES:
         raise UnknownNameError("runtime", name, RUNTIMES)

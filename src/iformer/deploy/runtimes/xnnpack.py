@@ -1,4 +1,4 @@
-"""Forms for XNNPACK, the library of kernels in which LiteRT and ExecuTorch run on CPUs."""
+"""Rewrites for XNNPACK, the kernel library of LiteRT and ExecuTorch on CPUs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from iformer.deploy.spec import ExportSpec
 
 MAX_TAPS = 25
-"""Weights of a channel for which XNNPACK has a depthwise kernel. Beyond them it takes its general convolution,
-which is 23 times as slow for 7 x 7 as its depthwise kernel for 5 x 5 (`benchmarks/README.md`)."""
+"""Largest number of weights per channel for which XNNPACK has a depthwise kernel. For larger kernels it uses its
+general convolution: 7 x 7 takes 23x the time of 5 x 5 (`benchmarks/README.md`)."""
 
 
 class SplitDepthwise(nn.Module):
-    """A depthwise convolution of an odd K x K kernel as a sum of smaller ones, B x C x H x W to the same shape.
+    """A depthwise convolution with an odd K x K kernel as a sum of smaller ones, B x C x H x W to the same shape.
 
-    The rows in the kernel's middle are one part, and each pair of rows at the same distance above and below
-    the middle is another one: two rows, dilated. All parts are padded evenly, so that none needs a slice or a
-    copy of its input.
+    The middle rows of the kernel are one part. Each further pair of rows, at the same distance above and below
+    the middle, is a part with two dilated rows. All parts have symmetric padding, so none slices or copies its
+    input.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         size = conv.kernel_size[0]
         middle = size // 2
-        # as many rows as the kernel takes, an odd number
+        # the odd number of rows that one depthwise kernel takes
         reach = (MAX_TAPS // size - 1) // 2
         rows = [list(range(middle - reach, middle + reach + 1))]
         rows += [[middle - distance, middle + distance] for distance in range(reach + 1, middle + 1)]
@@ -41,25 +41,25 @@ class SplitDepthwise(nn.Module):
         return y
 
 
-def for_xnnpack(graph: ExportSpec) -> ExportSpec:
-    """The same graph with its large depthwise convolutions split; a plain one is left as it is.
+def for_xnnpack(spec: ExportSpec) -> ExportSpec:
+    """Return the spec with its large depthwise convolutions split; a plain spec is returned unchanged.
 
-    Calibration's layers that stay as they are become their parts.
+    The calibration's `kept` then names the parts.
     """
-    if graph.plain:
-        return graph
-    network = copy.deepcopy(graph.network)
+    if spec.plain:
+        return spec
+    network = copy.deepcopy(spec.network)
     parts: dict[str, tuple[str, ...]] = {}
-    for name, module in graph.network.named_modules():
+    for name, module in spec.network.named_modules():
         if _is_too_large(module):
             split = SplitDepthwise(module)
             network.set_submodule(name, split)
             parts[name] = tuple(f"{name}.parts.{index}" for index in range(len(split.parts)))
-    calibration = graph.calibration
+    calibration = spec.calibration
     if calibration is not None:
         kept = tuple(part for name in calibration.kept for part in parts.get(name, (name,)))
         calibration = replace(calibration, kept=kept)
-    return replace(graph, network=network, calibration=calibration)
+    return replace(spec, network=network, calibration=calibration)
 
 
 def _is_too_large(module: nn.Module) -> bool:
@@ -70,7 +70,7 @@ def _is_too_large(module: nn.Module) -> bool:
         and module.kernel_size[0] == module.kernel_size[1]
         and module.kernel_size[0] % 2 == 1
         and module.padding == (module.kernel_size[0] // 2,) * 2
-        # each part has one whole row or two
+        # each part has one row or two
         and module.kernel_size[0] ** 2 > MAX_TAPS
         and 2 * module.kernel_size[0] <= MAX_TAPS
     )

@@ -21,7 +21,8 @@ from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader, build_loader
 from iformer.data.samples import ImageSet
 from iformer.data.transforms import Normalize, eval_transform
-from iformer.deploy.artifact import Runner
+from iformer.deploy.exportable import Forward
+from iformer.deploy.runner import ArtifactRunner
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.dataset import find_labelled
 from iformer.tasks.classification.metric import ClassificationMetric
@@ -33,6 +34,9 @@ from iformer.training.records.results import Evaluation
 
 TAKES = frozenset({"workers", "val_split", "batch_size"})
 """The options of `EvaluateOptions` that this task reads."""
+
+LOGITS = "logits"
+"""Name of the output of an exported classifier."""
 
 Predictor = Callable[[Tensor], Tensor]
 """uint8 images from the evaluation transform (B x C x H x W) to logits (B x K)."""
@@ -114,6 +118,11 @@ class NetworkPredictor:
         with autocast(self.precision, self.device):
             logits: Tensor = self.network(self._normalize(images).contiguous(memory_format=self._memory_format))
         return logits.float()
+
+
+def logits_of(forward: Forward) -> Predictor:
+    """Return an artifact, or another function from images to named outputs, as a `Predictor`."""
+    return lambda images: forward(images)[LOGITS]
 
 
 def evaluation_loader(
@@ -224,7 +233,7 @@ def evaluate_on_data(
 
 
 def evaluate_data(
-    subject: Classifier | Runner, data: str, options: EvaluateOptions
+    subject: Classifier | ArtifactRunner, data: str, options: EvaluateOptions
 ) -> tuple[ClassificationEvaluation, Sequence[str]]:
     """Evaluate a classifier or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     predictor: Predictor
@@ -235,7 +244,7 @@ def evaluate_data(
             network, metadata.preprocessing, device=options.device, precision=options.precision
         )
     else:
-        predictor, info = subject, subject.info
+        predictor, info = logits_of(subject), subject.info
         num_classes = info.num_classes
         metadata = Metadata(
             class_names=info.class_names, preprocessing=info.preprocessing, provenance=info.provenance

@@ -19,11 +19,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 from iformer.data.parallel import available_cores
 from iformer.data.stream import ImageBatch, iterate_images
 from iformer.data.transforms import Normalize, eval_transform
-from iformer.deploy.artifact import Runner
+from iformer.deploy.runner import ArtifactRunner
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
+from iformer.tasks.classification.evaluate import logits_of
 from iformer.tasks.classification.explain import AttentionRecorder, overlay
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import THUMBNAIL, Bar, Card, draw_sheet, save_png, square
@@ -65,7 +66,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Classifier | Runner,
+        model: Classifier | ArtifactRunner,
         *,
         top_k: int = 5,
         batch_size: int = 32,
@@ -76,7 +77,7 @@ class Predictor:
         """Prepare a network; the one given is not changed.
 
         Args:
-            model: a network, or an artifact in its own runtime (`iformer.deploy.export.open_artifact`).
+            model: a network, or an artifact in its own runtime (`iformer.deploy.runner.open_artifact`).
             top_k: largest number of classes in an answer.
             batch_size: images in one call of the network.
             workers: threads that decode; None: one a core, at most 8.
@@ -103,7 +104,7 @@ class Predictor:
             info = model.info
             self.name, num_classes = f"{info.network} ({info.runtime}, {info.precision})", info.num_classes
             class_names, self.preprocessing = info.class_names, info.preprocessing
-            self._logits = model
+            self._logits = logits_of(model)
         self.top_k = min(top_k, num_classes)
         self.class_names = class_names or tuple(f"class {i}" for i in range(num_classes))
         self._transform = eval_transform(self.preprocessing)
@@ -216,7 +217,7 @@ class ClassificationPredictor:
         ]
 
 
-def open_predictor(subject: Classifier | Runner, options: PredictOptions) -> ClassificationPredictor:
+def open_predictor(subject: Classifier | ArtifactRunner, options: PredictOptions) -> ClassificationPredictor:
     """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     predictor = Predictor(
         subject,

@@ -1,0 +1,137 @@
+"""What export needs to know about a classifier: its output, the comparison of classes, and the INT8 metric.
+
+Shape letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from iformer.config.metadata import Metadata
+from iformer.deploy.exportable import Agreement, Forward, Outputs
+from iformer.deploy.quantize import Quantization
+from iformer.errors import UserError
+from iformer.models.classifier import Classifier
+from iformer.models.folding import fold
+from iformer.tasks.classification.dataset import find_labelled
+from iformer.tasks.classification.evaluate import LOGITS, evaluate, evaluation_loader, logits_of
+from iformer.tasks.registry import find_task
+
+
+class ExportableClassifier:
+    """A classifier as `iformer.deploy.exportable.Exportable`."""
+
+    outputs = (LOGITS,)
+    class_logits = LOGITS
+
+    def __init__(self, model: Classifier) -> None:
+        """Wrap a classifier in eval mode.
+
+        Raises:
+            UserError: the network has no classes, or is folded already.
+        """
+        if not isinstance(model, Classifier) or model.num_classes == 0:
+            raise UserError("export takes a classifier with one class or more")
+        if model.is_folded:
+            raise UserError("export folds the network itself; give it the network before folding")
+        self.model = model
+        self.name = model.config.name
+        self.metadata: Metadata = model.metadata
+        self.channels = model.config.in_chans
+        self.num_classes = model.num_classes
+
+    def folded(self) -> Classifier:
+        """Return a folded copy."""
+        return fold(self.model)
+
+    def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
+        """Compare the predicted classes of all images whose first two logits differ clearly.
+
+        A margin is clear if errors of `tolerance` cannot exchange the two classes.
+        """
+        expected_NK, actual_NK = expected[LOGITS], actual[LOGITS]
+        cosine_N = F.cosine_similarity(_centred(expected_NK), _centred(actual_NK), dim=1)
+        margin = 2 * tolerance * expected_NK.abs().max().item()
+        share, clear = _top1_agreement(expected_NK, actual_NK, margin=margin)
+        failures = []
+        if share < 1:
+            failures.append(f"the first class agrees on {share:.1%} of {clear} clear images")
+        return Agreement(
+            metrics={"min_cosine": cosine_N.min().item(), "top1_agreement": share, "clear_images": clear},
+            failures=tuple(failures),
+        )
+
+
+exportable = ExportableClassifier
+
+
+def quantization(
+    model: Classifier,
+    data: str,
+    *,
+    size: tuple[int, int] | None = None,
+    images: int,
+    max_drop: float,
+    accuracy_control: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Quantization, list[str]]:
+    """Prepare a quantized export: calibrate on training images, measure top-1 on validation images.
+
+    Args:
+        model: the classifier.
+        data: `elpv` or a folder with one sub-folder per class.
+        size: height and width of the artifact's input; the network's by default.
+        images: number of calibration images, at most.
+        max_drop: percentage points of top-1 that the artifact may lose.
+        accuracy_control: OpenVINO only: NNCF chooses the operations to keep.
+        report: called with a line after each attempt.
+
+    Returns:
+        The options of the export, and warnings about the data.
+
+    Raises:
+        DataError: the data cannot be used, or its classes are not the network's.
+    """
+    preprocessing = model.metadata.preprocessing
+    if size is not None:
+        preprocessing = replace(preprocessing, size=size)
+    found = find_labelled(model.metadata, model.num_classes, data)
+    # cached, because every attempt for every runtime reads the same images
+    loader = evaluation_loader(found.images, preprocessing, batch_size=16, workers=0, cache="ram")
+
+    def measure(forward: Forward) -> dict[str, Any]:
+        return evaluate(logits_of(forward), loader).metrics
+
+    samples = found.train.samples
+    # in random order: LiteRT's ranges are moving averages, biased by images sorted by class
+    chosen = random.Random(0).sample(range(len(samples)), min(images, len(samples)))
+    options = Quantization(
+        images=[samples[index] for index in chosen],
+        measure=measure,
+        metric=find_task("classify").metric,
+        max_drop=max_drop,
+        accuracy_control=accuracy_control,
+        data=f"{data} (validation)",
+        report=report,
+    )
+    return options, list(found.notes)
+
+
+def _centred(logits_NK: Tensor) -> Tensor:
+    return logits_NK - logits_NK.mean(dim=1, keepdim=True)
+
+
+def _top1_agreement(expected_NK: Tensor, actual_NK: Tensor, *, margin: float) -> tuple[float, int]:
+    if expected_NK.shape[1] < 2:
+        return 1.0, 0
+    first_two = expected_NK.topk(2, dim=1).values
+    clear = (first_two[:, 0] - first_two[:, 1]) > margin
+    agree = expected_NK.argmax(1) == actual_NK.argmax(1)
+    count = int(clear.sum())
+    return (float(agree[clear].float().mean()) if count else 1.0), count

@@ -1,0 +1,35 @@
+"""A network of any task, prepared for export by its task."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from iformer.deploy.exportable import Exportable
+from iformer.errors import UserError
+from iformer.tasks.registry import find_task
+
+
+def exportable(model: Any) -> Exportable:
+    """Prepare a network in eval mode for `iformer.deploy.export.export_artifact`.
+
+    Raises:
+        UserError: networks of this task cannot be exported, or this network cannot.
+    """
+    network: Exportable = export_module(model.metadata.task).exportable(model)
+    return network
+
+
+def export_module(task: str) -> ModuleType:
+    """Import a task's `export` module, with `exportable` and `quantization`.
+
+    Raises:
+        UserError: networks of this task cannot be exported.
+    """
+    row = find_task(task)
+    try:
+        return row.module("export")
+    except ModuleNotFoundError as error:
+        if error.name != f"iformer.tasks.{row.package}.export":
+            raise
+        raise UserError(f"{row.networks} cannot be exported yet; export takes classifiers") from None
