@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,26 @@ import torch
 from PIL import Image
 
 from iformer.config.network import NetworkConfig
+from iformer.data.parallel import available_cores
 from tiny.classification import make_images
 from tiny.networks import ABLATIONS, ablated_config, tiny_config
 from tiny.shapes import make_shapes
 
 torch.set_num_threads(1)  # one core for each worker of pytest-xdist, and the same sums on every machine
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+MAX_WORKERS = 8
+"""Each takes up to 2 GiB of memory."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one worker a core for the whole suite or a folder; 0, which means this process, for single files."""
+    paths = [Path(argument.split("::")[0]) for argument in config.args]
+    if all(path.is_file() for path in paths):
+        config.option.dist = "no"
+        return 0
+    return min(available_cores(), MAX_WORKERS)
 
 
 @pytest.fixture(params=list(ABLATIONS))

@@ -25,7 +25,6 @@ from tiny.shapes import make_shapes
 TASKS = ("detect", "segment")
 
 
-@pytest.mark.slow
 def test_a_detector_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 50, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 50, "ema_decay": 0.9}
     result = train(detection(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
@@ -42,7 +41,6 @@ def test_a_detector_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Pa
     assert set(network.metadata.provenance) >= {"command", "versions", "data", "recipe"}
 
 
-@pytest.mark.slow
 def test_a_segmenter_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
     result = train(segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))

@@ -154,7 +154,7 @@ def test_other_forms_of_the_artifact(
     assert sorted(part.name for part in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @each_runtime
 def test_the_smallest_size_of_the_family(tmp_path: Path, photographs: list[Path], name: str) -> None:
     """iFormer-T at 224 with statistics and weights that are not the initial ones, without class names."""
@@ -458,7 +458,7 @@ def test_an_artifact_whose_files_are_gone(tmp_path: Path) -> None:
 
 
 def test_every_runtime_has_what_the_contract_asks_for() -> None:
-    pyproject = (Path(runtimes.__file__).parents[3] / "pyproject.toml").read_text()
+    pyproject = (Path(runtimes.__file__).parents[4] / "pyproject.toml").read_text()
     for runtime in RUNTIMES.values():
         assert f"\n{runtime.name} = [" in pyproject
         extra = next(line for line in pyproject.splitlines() if line.startswith(f"{runtime.name} = "))
