@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from iformer.cli.arguments import DeviceOption, output_folder
-from iformer.cli.output import DebugOption, JsonOption, console, print_json_line
-from iformer.cli.train import note_warnings
+from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
 from iformer.device import resolve_device
 from iformer.tables import terminal_table
 

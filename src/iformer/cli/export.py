@@ -103,7 +103,7 @@ def export(
     _check_calibration(precision, calibration)
     pixels = None if size is None else parse_size(size)
     count = _batch(batch)
-    from iformer.cli.train import note_warnings
+    from iformer.cli.output import note_warnings
     from iformer.data.stream import find_images
     from iformer.deploy.artifact import record_path
     from iformer.deploy.export import export_artifact, resolve_options

@@ -11,7 +11,7 @@ import json as json_module
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -26,6 +26,8 @@ R = TypeVar("R")
 FAILED, USAGE, REQUEUE, INTERRUPTED = 1, 2, 75, 130
 """Exit codes: something could not be used or done; the command line is wrong; stopped by a scheduler's signal and
 saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C."""
+
+WARNINGS_SHOWN = 20
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -44,6 +46,14 @@ def messages() -> Console:
 def note(text: str) -> None:
     """One plain line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_warnings(warnings: Sequence[str]) -> None:
+    """Print what is odd about the data on stderr, one line each, at most `WARNINGS_SHOWN` of them."""
+    for warning in warnings[:WARNINGS_SHOWN]:
+        note(f"note: {warning}")
+    if len(warnings) > WARNINGS_SHOWN:
+        note(f"note: and {len(warnings) - WARNINGS_SHOWN} more")
 
 
 def print_json(result: Any) -> None:

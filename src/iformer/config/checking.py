@@ -47,9 +47,9 @@ class Range:
             kind = "an odd whole number" if self.least % 2 else "an even whole number"
         elif self.step > 1:
             kind = f"a multiple of {self.step}"
-        low = f"above {self.least:.12g}" if self.above else f"from {self.least:.12g}"
-        high = f"below {self.most:.12g}" if self.below else f"to {self.most:.12g}"
-        return f"{kind} {low}{' and' if self.above or self.below else ''} {high}"
+        low = f"above {self.least}" if self.above else f"from {self.least}"
+        high = ("and " if self.above else "to ") + f"below {self.most}" if self.below else f"to {self.most}"
+        return f"{kind} {low}{',' if self.above and not self.below else ''} {high}"
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,11 @@ def field_types(cls: type[Any]) -> dict[str, Any]:
     return _FIELD_TYPES[cls]
 
 
+def is_config(hint: Any) -> bool:
+    """Whether an annotation is a config dataclass."""
+    return isinstance(hint, type) and issubclass(hint, Config)
+
+
 def without_range(hint: Any) -> Any:
     """Return the type of an annotation without its ranges."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
@@ -290,9 +295,9 @@ def describe(hint: Any) -> str:
     if hint is type(None):
         return "null"
     if origin is tuple:
-        if args[-1] is Ellipsis:
-            return f"a tuple of ({describe(args[0])})"
-        return f"{len(args)} values: " + ", ".join(describe(arg) for arg in args)
+        items = list(dict.fromkeys(describe(arg) for arg in args if arg is not Ellipsis))
+        count = "any number of" if args[-1] is Ellipsis else len(args)
+        return f"{count} values, each {items[0]}" if len(items) == 1 else f"{count} values: {', '.join(items)}"
     if dataclasses.is_dataclass(hint):
         return f"the fields of {typing.cast(type, hint).__name__}"
     if origin is dict:

@@ -17,6 +17,7 @@ from iformer.config.checking import (
     Text,
     check,
     field_types,
+    is_config,
     shown,
     unknown_field,
 )
@@ -79,7 +80,7 @@ class Recipe(Config):
     grad_accum: Annotated[int, Range(1, 100_000)] = 1
     """Forward and backward passes into which one optimizer step is split, to save memory."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon needs fewer steps from random weights; adamw is for fine-tuning and the paper's recipes."""
+    """The optimizer. muon needs fewer steps from random weights; adamw is for fine-tuning."""
     lr: Annotated[float, Range(0, 1000, above=True)]
     """Peak learning rate for a batch of `lr_batch` images; scaled linearly to `batch_size`."""
     lr_batch: Images = 256
@@ -89,8 +90,8 @@ class Recipe(Config):
     max_steps: Steps | None = None
     """Stop after this number of optimizer steps. None: stop after `epochs`."""
     schedule: Literal["cosine", "poly", "step"] = "cosine"
-    """After the warm-up: half a cosine to `min_lr`; `(1 - step / steps) ** poly_power` to `min_lr`; or multiply by
-    `step_decay` after each of the `milestones`."""
+    """Learning rate after the warm-up: half a cosine to `min_lr`; `(1 - step / steps) ** poly_power` to `min_lr`;
+    or multiplied by `step_decay` after each of the `milestones`."""
     poly_power: Annotated[float, Range(0, 100, above=True)] = 0.9
     """Power of the schedule "poly"."""
     milestones: tuple[Epochs, ...] = ()
@@ -104,7 +105,7 @@ class Recipe(Config):
     warmup_lr: Rate = 0.0
     """Learning rate at the start of the warm-up."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
-    """Not applied to norms, biases and layer scales."""
+    """Weight decay; not applied to norms, biases and layer scales."""
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
     """Decay rates of the optimizer's moments."""
     eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
@@ -128,7 +129,7 @@ class Recipe(Config):
 
     # execution
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 if the processor multiplies it in hardware, else fp32."""
+    """Precision of the computation; auto: bf16 if the processor multiplies it in hardware, else fp32."""
     channels_last: bool = True
     """Store images and weights with the channels last."""
     compile: Literal["auto"] | bool = False
@@ -136,8 +137,8 @@ class Recipe(Config):
     sync_batch_norm: bool = False
     """Compute batch norm's statistics over the images of all processes instead of each process."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: ddp keeps the whole network in each, fsdp a shard, which saves memory and costs
-    communication."""
+    """How several processes share the work: ddp keeps the whole network in each; fsdp a shard, which saves memory
+    and costs communication."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of everything random."""
     workers: Literal["auto"] | Annotated[int, Range(0, 1024)] = "auto"
@@ -253,8 +254,4 @@ class Recipe(Config):
     def sections(cls) -> dict[str, list[str]]:
         """Return the names of the sections, each with the names of its fields."""
         kinds = field_types(cls).items()
-        return {name: list(field_types(kind)) for name, kind in kinds if _is_section(kind)}
-
-
-def _is_section(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Config)
+        return {name: list(field_types(kind)) for name, kind in kinds if is_config(kind)}

@@ -1,12 +1,13 @@
-"""What the verbs `eval` and `predict` ask of a task's folder.
+"""What the verbs `train`, `eval` and `predict` ask of a task's folder.
 
-Each task has a module `evaluate` with `evaluate_data` and a module `predict` with `open_predictor`, and each of
-them names in `TAKES` the options that it reads. `iformer.tasks.registry.TaskRow.module` finds them.
+Each task has a module `training` with `load_job`, a module `evaluate` with `evaluate_data` and a module `predict`
+with `open_predictor`; the last two name in `TAKES` the options that they read.
+`iformer.tasks.registry.TaskRow.module` finds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,10 +15,14 @@ from typing import Any, Literal, Protocol
 import torch
 
 from iformer.errors import UserError
+from iformer.training.job import RunSettings, TrainJob
 from iformer.training.network.precision import Precision
 from iformer.training.records.results import Evaluation
 
 Split = Literal["val", "train", "all"]
+
+Warn = Callable[[Sequence[str]], None]
+"""Takes what is odd about the data, one line each."""
 
 Record = dict[str, Any]
 """The answer for one image or video frame as plain values: `file` and either `error` or the task's own."""
@@ -51,6 +56,25 @@ class PredictOptions:
     explain: bool | None = None
     min_score: float | None = None
     sliding: bool | None = None
+
+
+class TrainModule(Protocol):
+    """A task's module `training`."""
+
+    def load_job(
+        self, settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn
+    ) -> TrainJob:
+        """Load the data that `settings` names and build the run.
+
+        Args:
+            model: a model name, or a checkpoint to fine-tune.
+            val_split: share of the images for validation, if the data is not split. None: the default.
+            strict: an unreadable image is an error instead of being skipped.
+            warn: called with what is odd about the data, one line each.
+
+        Raises:
+            UserError: the data or the weights cannot be used, or the task does not take an option.
+        """
 
 
 class EvaluateModule(Protocol):

@@ -14,7 +14,6 @@ from typing import Any
 
 from iformer.config.checking import shown
 from iformer.config.recipe import Recipe
-from iformer.config.recipe_files import read_recipe
 from iformer.config.variants import DISTILLED_SUFFIX
 from iformer.errors import UnknownNameError
 
@@ -121,6 +120,8 @@ def load_recipe(
         UnknownNameError: neither a known name nor a file; the message suggests the nearest names.
         ConfigError: the file is not a YAML mapping, or a field is unknown, missing or invalid.
     """
+    from iformer.config.recipe_files import read_recipe  # deferred: `iformer --help` needs no YAML
+
     fields, by_model = read_recipe(name_or_path)
     overrides = overrides or {}
     kind = find_task({"task": "classify", **fields, **overrides}["task"]).recipe_class

@@ -17,7 +17,7 @@ class DistillationConfig(Config):
     """What a second head learns from a teacher (DeiT, arXiv 2012.12877, section 4)."""
 
     loss: Literal["none", "hard", "soft"] = "none"
-    """none: no teacher. hard: learn the class that the teacher predicts. soft: learn its probabilities."""
+    """What is learned from the teacher: nothing (none), its predicted class (hard) or its probabilities (soft)."""
     teacher: Text = "regnety_160.deit_in1k"
     """A timm network with its released weights, an iFormer by name, or a checkpoint file."""
     weight: Share = 0.5
@@ -42,7 +42,7 @@ class ClassificationRecipe(Recipe):
     distillation: DistillationConfig = DistillationConfig()
     """Learning from a teacher."""
     cache: Literal["none", "ram"] = "none"
-    """ram: decode each image once and keep it in memory."""
+    """Where decoded images are kept; ram: each image is decoded once and kept in memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

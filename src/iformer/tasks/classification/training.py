@@ -13,6 +13,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader
 from iformer.data.samples import DataSplits
+from iformer.data.sources import load_data
 from iformer.data.transforms import (
     Normalize,
     Transform,
@@ -24,16 +25,26 @@ from iformer.data.transforms import (
 from iformer.errors import ConfigError
 from iformer.models.backbone import Backbone
 from iformer.tasks.classification.config import ClassificationRecipe
+from iformer.tasks.classification.dataset import DEFAULT_VAL_SPLIT
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import ClassificationEvaluation, NetworkPredictor, evaluate
 from iformer.tasks.classification.loss import Classification
 from iformer.tasks.classification.teacher import build_teacher
+from iformer.tasks.interface import Warn
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob, starting_network
 from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch
 from iformer.training.records.results import TrainResult
+
+
+def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
+    """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
+    val_split = DEFAULT_VAL_SPLIT if val_split is None else val_split
+    data = load_data(settings.data_name, val_split=val_split, strict=strict)
+    warn(data.warnings)
+    return classification_job(data, replace(settings, data_options={"val_split": val_split}), model=model)
 
 
 def classification_job(

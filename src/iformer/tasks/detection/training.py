@@ -9,13 +9,15 @@ from torch import nn
 
 from iformer.data.detection import DetectionSplits
 from iformer.data.loader import Loader
+from iformer.data.sources.coco import load_detection
 from iformer.dependencies import require
-from iformer.errors import DataError
+from iformer.errors import DataError, UserError
 from iformer.models.detector import Detector
 from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.detection.dataset import DetectionImages
 from iformer.tasks.detection.evaluate import DetectionEvaluation, evaluate
 from iformer.tasks.detection.loss import Detection
+from iformer.tasks.interface import Warn
 from iformer.tasks.pyramid import normalisation, scaled, starting_backbone
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob
@@ -23,6 +25,15 @@ from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch
 from iformer.training.records.results import TrainResult
+
+
+def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
+    """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
+    if val_split is not None:
+        raise UserError("--val-split is for classification; give the validation images in the data")
+    data = load_detection(settings.data_name, strict=strict)
+    warn(data.warnings)
+    return detection_job(data, settings, model=model)
 
 
 def detection_job(

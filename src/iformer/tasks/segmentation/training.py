@@ -9,8 +9,11 @@ from torch import nn
 
 from iformer.data.loader import Loader
 from iformer.data.segmentation import SemanticSplits
+from iformer.data.sources.masks import load_semantic
 from iformer.data.transforms import Normalize
+from iformer.errors import UserError
 from iformer.models.segmenter import Segmenter
+from iformer.tasks.interface import Warn
 from iformer.tasks.pyramid import normalisation, starting_backbone
 from iformer.tasks.segmentation.config import SegmentationRecipe
 from iformer.tasks.segmentation.dataset import SemanticImages
@@ -22,6 +25,15 @@ from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch
 from iformer.training.records.results import TrainResult
+
+
+def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
+    """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
+    if val_split is not None:
+        raise UserError("--val-split is for classification; give the validation images in the data")
+    data = load_semantic(settings.data_name, strict=strict)
+    warn(data.warnings)
+    return segmentation_job(data, settings, model=model)
 
 
 def segmentation_job(

@@ -1,0 +1,137 @@
+"""From the description of a training run to a job that is ready to start, for every task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from iformer.config.checking import Config, Share, Text
+from iformer.config.recipe import Recipe
+from iformer.errors import ConfigError, UserError
+from iformer.tasks.interface import TrainModule, Warn
+from iformer.tasks.registry import find_task, load_recipe
+from iformer.training.job import RunSettings, TrainJob
+from iformer.training.records.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun(Config):
+    """What `--resume` takes from a run's `config.yaml` where the command line does not say it."""
+
+    label: ClassVar[str] = "config"
+
+    task: str = "classify"
+    data: Text
+    model: Text
+    recipe_name: Text
+    recipe: dict[str, Any] = field(default_factory=dict)
+    val_split: Share | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> StoredRun | None:
+        """Read `config.yaml` of a run folder; None where there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        files = RunFolder(folder)
+        stored = files.read_config()
+        if not stored:
+            return None
+        try:
+            run = cls.from_plain({name: value for name, value in stored.items() if name in cls.__annotations__})
+            find_task(run.task)
+        except UserError as error:
+            raise ConfigError(f"{files.config} is damaged: {error}; give another --out, or --overwrite") from None
+        return run
+
+
+def training_job(
+    folder: Path,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    recipe: str | None = None,
+    task: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    val_split: float | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    tensorboard: bool = True,
+    warn: Warn = lambda warnings: None,
+) -> TrainJob:
+    """Prepare a training run: read the recipe and the data, build the network with its starting weights.
+
+    A resumed run keeps its own settings where an argument is None. Nothing is written.
+
+    Args:
+        folder: the run folder.
+        data: name of the data; see `docs/data.md`.
+        model: a model name, or a checkpoint to fine-tune. None: "iformer_t".
+        recipe: name or file of a recipe. None: the task's default.
+        task: a name of `iformer.tasks.registry.TASKS`. None: the recipe's.
+        overrides: fields that replace the recipe's.
+        val_split, strict, warn: see `TrainModule.load_job`.
+        resume, overwrite, device, tensorboard: see `RunSettings`.
+
+    Raises:
+        UserError: anything of it does not exist, does not fit or cannot be read.
+    """
+    if is_main_process():  # the other processes may get here when this one has begun to write
+        RunFolder(folder).check(resume=resume, overwrite=overwrite)
+    before = StoredRun.read(folder) if resume else None
+    name, fields = _recipe(task, recipe, overrides or {}, before, model=model)
+    row = find_task(fields.task)
+    data = data or (before.data if before else None)
+    if data is None:
+        raise UserError(f"--data is missing; give {row.data}")
+    settings = RunSettings(
+        data_name=data,
+        recipe=fields,
+        recipe_name=name,
+        folder=folder,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+        tensorboard=tensorboard,
+    )
+    if val_split is None and before is not None:
+        val_split = before.val_split
+    module: TrainModule = row.module("training")
+    model = model or (before.model if before else "iformer_t")
+    return module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or rank 0 of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _recipe(
+    task: str | None,
+    recipe: str | None,
+    overrides: Mapping[str, Any],
+    before: StoredRun | None,
+    *,
+    model: str | None,
+) -> tuple[str, Recipe]:
+    """Name and settings of the recipe: the one that is named, else the resumed run's, else the task's default."""
+    default = find_task(task or "classify").default_recipe
+    if before is not None and recipe is None:
+        name, kind = before.recipe_name, find_task(before.task).recipe_class
+        fields = kind.from_plain(kind.nested(before.recipe, overrides))
+    else:
+        name = recipe or default
+        fields = load_recipe(name, overrides, model=model)
+    if task is not None and fields.task != task:
+        raise UserError(f"--task is {task}, the recipe {name} is for {fields.task}; give one that fits")
+    if "teacher" in fields.nested(overrides).get("distillation", {}):
+        distillation = vars(fields)["distillation"]
+        if distillation.loss == "none":  # naming a teacher is enough
+            fields = replace(fields, distillation=replace(distillation, loss="hard"))  # type: ignore[call-arg]
+    return name, fields
