@@ -26,7 +26,7 @@ from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
-from iformer.models.weights.resolve import open_network
+from iformer.models.weights.resolve import load_classifier
 from iformer.tasks.export import exportable
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
@@ -43,7 +43,7 @@ def network(name: str, options: dict[str, Any]) -> Classifier:
     """A shipped network, or one with random weights and random statistics."""
     torch.manual_seed(0)
     if name == "elpv":
-        return open_network(name).eval()
+        return load_classifier(name)
     model = create_model(name, **options).eval()
     assert isinstance(model, Classifier)
     for module in model.modules():

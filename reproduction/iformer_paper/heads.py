@@ -22,7 +22,7 @@ from iformer.layers.attention import tokens
 from iformer.layers.mha import MHA, split_heads
 from iformer.models.backbone import Backbone
 from iformer.models.factory import build
-from iformer.models.weights.checkpoint import load
+from iformer.models.weights.resolve import load_classifier
 from iformer_paper.ablations import ABLATIONS
 
 
@@ -70,7 +70,7 @@ def trained_heads(
         DataError: there are no such images.
         UserError: the network has no multi-head attention.
     """
-    network = load(checkpoint)
+    network = load_classifier(checkpoint)
     preprocessing = network.metadata.preprocessing
     samples = load_data(data).val.samples
     chosen = random.Random(seed).sample(samples, min(images, len(samples)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from iformer._version import __version__
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from iformer.config.variants import list_models
     from iformer.models.factory import create_model
     from iformer.models.folding import fold
-    from iformer.models.weights.checkpoint import load, save
-    from iformer.models.weights.dense_checkpoint import load_dense
+    from iformer.models.weights.checkpoint import save
+    from iformer.models.weights.resolve import load
 
 __all__ = ["__version__", "create_model", "fold", "list_models", "load", "load_dense", "save"]
 
@@ -21,10 +22,17 @@ _HOMES = {
     "create_model": "iformer.models.factory",
     "fold": "iformer.models.folding",
     "list_models": "iformer.config.variants",
-    "load": "iformer.models.weights.checkpoint",
-    "load_dense": "iformer.models.weights.dense_checkpoint",
+    "load": "iformer.models.weights.resolve",
     "save": "iformer.models.weights.checkpoint",
 }
+
+
+def load_dense(path: str | os.PathLike[str]) -> Any:
+    """Return the network of a detector's or segmenter's checkpoint. Deprecated: `load` opens them too."""
+    import warnings
+
+    warnings.warn("iformer.load_dense is deprecated; use iformer.load", DeprecationWarning, stacklevel=2)
+    return __getattr__("load")(path)
 
 
 def __getattr__(name: str) -> Any:

@@ -37,20 +37,49 @@ class StoppedBySignalError(Exception):
 class UnknownNameError(UserError):
     """A name is not known. The message suggests the nearest ones."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        """`kind` is what was named ("model", "recipe"), `known` the names that exist."""
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, expected: str = "") -> None:
+        """Build the message.
+
+        Args:
+            kind: what was named ("model", "recipe").
+            known: the names that exist.
+            expected: what may be given instead of a name, as a sentence.
+        """
         known = sorted(known)
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {kind} '{name}'; {hint}")
+        if expected:
+            hint += f" {expected}" if nearest else f". {expected}"
+        super().__init__(f"unknown {kind} '{printable(name)}'; {hint}")
 
 
 def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ") -> str:
-    """Join the first `limit` items and say how many more there are: "a, b and 3 more"."""
-    shown = separator.join(items[:limit])
+    """Join the first `limit` items, printable, and say how many more there are: "a, b, and 3 more"."""
+    shown = separator.join(printable(item, limit=200) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown}{separator}and {len(items) - limit:,} more"
 
 
 def counted(number: int, noun: str) -> str:
     """Return "1 image", "2,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str, *, limit: int | None = None) -> str:
+    r"""Return text with control, format and undecodable characters as escape sequences such as `\x1b`.
+
+    Args:
+        limit: the most characters to return; longer text ends in an ellipsis.
+    """
+    # not more than is shown: a hostile file's text may have millions of characters
+    clean = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:limit]
+    )
+    if limit is None or (len(clean) <= limit and len(text) <= limit):
+        return clean
+    return clean[: limit - 1] + "…"
+
+
+def one_line(error: object) -> str:
+    """Return the first line of an error's text, printable and at most 200 characters long."""
+    text = str(error).strip()
+    return printable(text.splitlines()[0] if text else type(error).__name__, limit=200)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from iformer.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -73,11 +75,6 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow([csv_cell(column) for column in columns])
     writer.writerows([csv_cell(cell) for cell in row] for row in rows)
     return text.getvalue()
-
-
-def printable(text: str) -> str:
-    r"""Return text with control, format and undecodable characters as escape sequences such as `\x1b`."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def markdown_text(text: str) -> str:

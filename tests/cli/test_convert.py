@@ -10,8 +10,8 @@ import torch
 
 from iformer import create_model, load, save
 from iformer.cli.main import main
-from iformer.models.weights.convert import read_weights
 from iformer.models.weights.dialects import to_authors
+from iformer.models.weights.read import read_weights
 
 
 @pytest.fixture(scope="module")

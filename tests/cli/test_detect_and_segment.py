@@ -21,7 +21,7 @@ from iformer.config.segmenter import SegmenterConfig
 from iformer.data.video import VideoReader, VideoWriter
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
-from iformer.models.weights.dense_checkpoint import save_dense
+from iformer.models.weights.checkpoint import save
 from tiny.shapes import make_shapes
 
 
@@ -35,7 +35,8 @@ def detector(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> Path:
     )  # fmt: skip
     network = Detector(config)
     metadata = replace(network.metadata, class_names=("disc", "square"))
-    save_dense(network, tmp_path / "detector.safetensors", metadata)
+    network.metadata = metadata
+    save(network, tmp_path / "detector.safetensors")
     return tmp_path / "detector.safetensors"
 
 
@@ -50,7 +51,7 @@ def segmenter(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> Path:
     )  # fmt: skip
     network = Segmenter(config)
     names = ("background", "disc", "square")
-    save_dense(network, tmp_path / "segmenter.safetensors", replace(network.metadata, class_names=names))
+    save(network, tmp_path / "segmenter.safetensors", class_names=names)
     return tmp_path / "segmenter.safetensors"
 
 

@@ -10,7 +10,8 @@ import torch
 
 from iformer.cli.main import main
 from iformer.models.factory import build
-from iformer.models.weights.checkpoint import load, save
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.resolve import load
 from tiny.classification import tiny_config
 
 QUICK = [

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from iformer.cli.main import main
-from iformer.models.weights.checkpoint import load
+from iformer.models.weights.resolve import load
 from iformer.tasks.registry import load_recipe
 
 QUICK = [

@@ -214,7 +214,7 @@ def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str], checkpoint: Pa
     ("arguments", "said"),
     [
         (["iformer_mm"], "did you mean iformer_m"),
-        (["missing.safetensors"], "no such checkpoint file"),
+        (["missing.safetensors"], "none.safetensors does not exist"),
         (["--size", "12"], "32 pixels or more"),
         (["--size", "wide"], "expected pixels"),
     ],
@@ -335,7 +335,7 @@ def test_predict_with_json_writes_nothing_unasked(
         (["nofolder"], "no such file or folder"),
         (["{images}/*.tiff"], "no image matches"),
         (["{images}/0.png", "--weights", "iformer_tt"], "did you mean iformer_t"),
-        (["{images}/0.png", "--weights", "{images}/none.safetensors"], "no such checkpoint file"),
+        (["{images}/0.png", "--weights", "{images}/none.safetensors"], "none.safetensors does not exist"),
         (["{images}/0.png", "--weights", "{images}/text.png"], "text.png"),
         (["{images}/0.png", "--out", "{images}/text.png/below"], "text.png"),
         (["{images}/0.png", "--device", "toaster"], "device is 'toaster'; this machine has cpu"),

@@ -78,7 +78,7 @@ def test_names_and_combinations_that_cannot_be(folder: Path) -> None:
         create_model("iformer_ss")
     with pytest.raises(UserError, match="both given"):
         create_model("iformer_t", pretrained=True, weights=folder / "t4.pth")
-    with pytest.raises(UserError, match="weight file already"):
+    with pytest.raises(UserError, match="has weights already"):
         create_model(folder / "t4.safetensors", pretrained=True)
     with pytest.raises(ConfigError, match="leave out modulation"):
         create_model(folder / "t4.safetensors", modulation="output")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,22 @@ import pytest
 import torch
 from torch import nn
 
+import iformer
+from iformer import create_model
 from iformer.config.detector import DetectorConfig
 from iformer.config.network import NetworkConfig
 from iformer.config.segmenter import SegmenterConfig, default_palette
 from iformer.errors import ConfigError, WeightsError
 from iformer.models.backbone import Backbone
+from iformer.models.classifier import Classifier
 from iformer.models.detector import Detector
 from iformer.models.factory import build
 from iformer.models.pyramid import Pyramid
 from iformer.models.segmenter import Segmenter, SemanticHead
-from iformer.models.weights.checkpoint import load, save
-from iformer.models.weights.dense_checkpoint import is_dense_checkpoint, load_dense, save_dense
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.convert import convert_file
+from iformer.models.weights.read import read_weights
+from iformer.models.weights.resolve import load, load_classifier
 
 
 @pytest.fixture(name="backbone")
@@ -185,9 +189,9 @@ def test_checkpoint_gives_the_network_back(backbone: NetworkConfig, tmp_path: Pa
         config = segmenter_config(backbone, palette=((1, 2, 3), (4, 5, 6), (7, 8, 9)))
         network, names = Segmenter(config).eval(), ("a", "b", "c")
     path = tmp_path / "network.safetensors"
-    save_dense(network, path, replace(network.metadata, class_names=names, metrics={"box_ap": 1.5}))
-    assert is_dense_checkpoint(path)
-    loaded = load_dense(path)
+    save(network, path, class_names=names, metrics={"box_ap": 1.5})
+    assert read_weights(path).task == {"detector": "detect", "segmenter": "segment"}[kind]
+    loaded = load(path)
     assert type(loaded) is type(network)
     assert loaded.config == network.config
     assert loaded.metadata.class_names == names
@@ -202,13 +206,42 @@ def test_checkpoint_gives_the_network_back(backbone: NetworkConfig, tmp_path: Pa
 
 def test_checkpoints_of_other_kinds_are_told_apart(backbone: NetworkConfig, tmp_path: Path) -> None:
     save(build(backbone.with_options(num_classes=4)), tmp_path / "classifier.safetensors")
-    save_dense(Segmenter(segmenter_config(backbone)), tmp_path / "segmenter.safetensors")
-    assert not is_dense_checkpoint(tmp_path / "classifier.safetensors")
-    assert not is_dense_checkpoint(tmp_path / "none.safetensors")
-    with pytest.raises(WeightsError, match="holds no network for detection or segmentation"):
-        load_dense(tmp_path / "classifier.safetensors")
-    with pytest.raises(WeightsError, match="holds a network for detection or segmentation"):
-        load(tmp_path / "segmenter.safetensors")
+    save(Segmenter(segmenter_config(backbone)), tmp_path / "segmenter.safetensors")
+    save(Detector(detector_config(backbone)), tmp_path / "detector.safetensors")
+    assert type(load(tmp_path / "classifier.safetensors")) is Classifier
+    for name, kind in (("segmenter", Segmenter), ("detector", Detector)):
+        path = tmp_path / f"{name}.safetensors"
+        assert type(load(path)) is kind
+        with pytest.raises(WeightsError, match=f"holds a {name}; a classifier is needed"):
+            load_classifier(path)
+        with pytest.raises(WeightsError, match=f"holds a {name}, which iformer.load opens"):
+            create_model(path)
+        with pytest.raises(WeightsError, match=f"holds a {name}; write it with --to iformer"):
+            convert_file(path, tmp_path / "out.pth", to="timm")
+    with pytest.warns(DeprecationWarning, match=r"use iformer\.load"):
+        assert type(iformer.load_dense(tmp_path / "segmenter.safetensors")) is Segmenter
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_the_backbone_of_a_trained_network_is_a_backbone(
+    backbone: NetworkConfig, tmp_path: Path, kind: str
+) -> None:
+    network = Detector(detector_config(backbone)) if kind == "detector" else Segmenter(segmenter_config(backbone))
+    path = tmp_path / "network.safetensors"
+    save(network, path, class_names=("a", "b", "c")[: network.config.num_classes])
+    maps = network.eval().pyramid.body(torch.ones(1, 3, 64, 64))
+    for taken in (load(path, features_only=True), create_model(path, features_only=True).eval()):
+        assert type(taken) is Backbone
+        assert taken.metadata.class_names == ()
+        assert taken.metadata.preprocessing.mean == network.config.mean
+        assert all(map(torch.equal, taken(torch.ones(1, 3, 64, 64)), maps))
+
+
+def test_a_converted_detector_is_the_same_in_half_the_size(backbone: NetworkConfig, tmp_path: Path) -> None:
+    save(Detector(detector_config(backbone)), tmp_path / "detector.safetensors")
+    done = convert_file(tmp_path / "detector.safetensors", tmp_path / "half.safetensors", to="iformer", half=True)
+    assert done.bytes < 0.6 * (tmp_path / "detector.safetensors").stat().st_size
+    assert load(tmp_path / "half.safetensors").config == detector_config(backbone)
 
 
 def test_configs_name_what_is_wrong(backbone: NetworkConfig) -> None:

@@ -11,7 +11,7 @@ from iformer.config.network import NetworkConfig
 from iformer.config.variants import network_config
 from iformer.models.factory import build
 from iformer.models.folding import fold
-from iformer.models.weights.convert import differences, variant_name
+from iformer.models.weights.recognition import differences, variant_name
 from iformer_paper.ablations import ABLATIONS, every_network
 from iformer_paper.ladder import LADDER, ladder_network
 from iformer_paper.tables import count

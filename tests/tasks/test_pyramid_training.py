@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from iformer.errors import DataError, MissingDependencyError, UserError
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import save
-from iformer.models.weights.dense_checkpoint import load_dense
+from iformer.models.weights.resolve import load
 from iformer.tasks.detection.training import detection_job
 from iformer.training.loop import train
 from iformer.training.state import TrainState
@@ -35,7 +35,7 @@ def test_a_detector_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Pa
     for words in ("Box AP", "| disc |", "predictions.png", "curves.png", "box_head_channels"):
         assert words in report
     assert (tmp_path / "run" / "predictions.png").stat().st_size > 10_000
-    network = load_dense(tmp_path / "run" / "last.safetensors")
+    network = load(tmp_path / "run" / "last.safetensors")
     assert network.metadata.class_names == ("disc", "square")
     assert network.metadata.metrics["box_ap"] == result.metrics["box_ap"]
     assert set(network.metadata.provenance) >= {"command", "versions", "data", "recipe"}
@@ -46,7 +46,7 @@ def test_a_segmenter_learns_eight_images_by_heart(shapes_data: Path, tmp_path: P
     result = train(segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
     assert result.metrics["miou"] > 95
     assert (tmp_path / "run" / "report.md").read_text().count("| background |") == 1
-    network = load_dense(tmp_path / "run" / "last.safetensors")
+    network = load(tmp_path / "run" / "last.safetensors")
     assert network.metadata.class_names == ("background", "disc", "square")
 
 
@@ -92,7 +92,7 @@ def test_two_processes_measure_as_one(tmp_path: Path, task: str) -> None:
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"]
     assert two["images"] == 3
     # the same weights, measured by one process
-    network = load_dense(tmp_path / "two" / "last.safetensors")
+    network = load(tmp_path / "two" / "last.safetensors")
     if task == "detect":
         from iformer.data.sources.coco import load_detection
         from iformer.tasks.detection.evaluate import evaluate_set

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from iformer import files
 from iformer.errors import ConfigError, UserError
 from iformer.models.factory import build
-from iformer.models.weights.checkpoint import load, read_metadata, save
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.read import read_weights
+from iformer.models.weights.resolve import load
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings
@@ -98,7 +100,7 @@ def test_kept_network_is_the_evaluated_one(finished: TrainResult) -> None:
 
 
 def test_best_network_says_its_epoch(finished: TrainResult) -> None:
-    _, metadata = read_metadata(finished.folder / "best.safetensors")
+    metadata = read_weights(finished.folder / "best.safetensors").metadata
     assert metadata.provenance["epoch"] == finished.best["epoch"]
     assert metadata.metrics["top1"] == finished.best["top1"]
 

@@ -17,7 +17,7 @@ from torch import nn
 from iformer.config.metadata import Metadata
 from iformer.errors import OutputError, UserError, WeightsError
 from iformer.models.factory import build
-from iformer.models.weights.checkpoint import load
+from iformer.models.weights.resolve import load
 from iformer.tasks.registry import load_recipe
 from iformer.training.checkpointer import save_network
 from iformer.training.network.ema import ModelEma

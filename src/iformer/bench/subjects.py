@@ -14,9 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.variants import list_models
 from iformer.dependencies import require
-from iformer.deploy.artifact import artifact_bytes, is_artifact, read_record
+from iformer.deploy.artifact import artifact_bytes, read_record
 from iformer.deploy.export import convert, export_artifact, resolve_options
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runtimes.registry import RUNTIMES, Runtime
@@ -24,7 +23,7 @@ from iformer.deploy.spec import ExportSpec
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs
 from iformer.models.factory import create_model
-from iformer.models.weights.resolve import open_network
+from iformer.models.weights.resolve import Artifact, Size, load_classifier, resolve
 from iformer.tasks.export import exportable
 
 MATRIX_PRODUCT = "matrix product"
@@ -76,13 +75,14 @@ def prepare(
     Raises:
         UserError: the name is unknown, or the network cannot be exported to the runtime.
     """
-    if is_artifact(name):
-        return _artifact(Path(name), runtime, batch, label)
     path = folder / f"{name.replace('/', '_')}{'' if size is None else f'_{size[0]}x{size[1]}'}{runtime.suffix}"
     if name.startswith(TIMM_PREFIX):
         return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, batch, label or name)
-    # names get random weights, on which latency does not depend, instead of a download
-    model = create_model(name).eval() if name in list_models() else open_network(name)
+    found = resolve(name)
+    if isinstance(found, Artifact):
+        return _artifact(found.path, runtime, batch, label)
+    # sizes get random weights, on which latency does not depend, instead of a download
+    model = create_model(found).eval() if isinstance(found, Size) else load_classifier(found)
     info = export_artifact(exportable(model), path, runtime.name, size=size, batch=batch, raw=True)
     macs = count_macs(model, info.preprocessing.size, in_chans=model.config.in_chans)
     return _subject(label or Path(name).stem, path, macs, batch)

@@ -50,6 +50,16 @@ def current_options(arguments: Sequence[str], known: Collection[str]) -> list[st
     return current
 
 
+EntryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Which weights of a training script's file to take, such as model_ema. [default: the weights "
+        "themselves, an average only if there is nothing else]",
+    ),
+]
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`224` or `192x256` (height x width, pixels) as (height, width).
 

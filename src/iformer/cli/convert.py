@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from iformer.cli.arguments import EntryOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A weight file of ours, timm's or the authors', recognised by its content; for shards images, "
-            "as for train --data."
+            help="A weight file of ours, timm's or the authors', recognised by its content, or another network "
+            "with weights (elpv, iformer_m, a run folder, hf-hub:USER/NAME); for shards: images, as train --data."
         ),
     ],
     out: Annotated[
@@ -51,14 +52,7 @@ def convert(
         str | None,
         typer.Option("--class-names", help="A text file with one class name a line, or 'imagenet'."),
     ] = None,
-    entry: Annotated[
-        str | None,
-        typer.Option(
-            "--entry",
-            help="Which weights of a training checkpoint to take, such as model_ema; "
-            "by default model, then state_dict, then their EMA.",
-        ),
-    ] = None,
+    entry: EntryOption = None,
     half: Annotated[bool, typer.Option("--half", help="Store kernels and matrices in half precision.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
     json: JsonOption = False,
@@ -76,7 +70,7 @@ def convert(
     from iformer.models.weights.convert import convert_file, read_class_names
 
     conversion = convert_file(
-        Path(source),
+        source,
         out,
         to=cast("Format", to.value),
         model=model,

@@ -108,7 +108,7 @@ def export(
     from iformer.deploy.artifact import record_path
     from iformer.deploy.export import export_artifact, resolve_options
     from iformer.deploy.quiet import quiet
-    from iformer.models.weights.resolve import open_network
+    from iformer.models.weights.resolve import load_classifier
     from iformer.tasks.export import export_module, exportable
 
     on = resolve_device(device)
@@ -118,7 +118,7 @@ def export(
             runtime.require(precision)
     photographs = find_images(images) if images else []
     paths = _paths(out, runtimes, _name(weights))
-    model = open_network(weights, attention=attention, windows=windows)
+    model = load_classifier(weights, attention=attention, windows=windows)
     network = exportable(model)
     if not photographs:
         note("comparing on generated patterns only; --images FOLDER adds your photographs")

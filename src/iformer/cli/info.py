@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from iformer.cli.arguments import AttentionOption, WindowsOption, parse_size
+from iformer.cli.arguments import AttentionOption, EntryOption, WindowsOption, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, print_json
+from iformer.config.metadata import Metadata
 from iformer.config.windows import design_of, with_design
-from iformer.errors import UserError
+from iformer.errors import UserError, listed, printable
 from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
-    from iformer.config.metadata import Metadata
     from iformer.config.network import NetworkConfig
+    from iformer.models.weights.checkpoint import Weights
 
     Design = Callable[[NetworkConfig], NetworkConfig]
 
@@ -29,7 +30,8 @@ def info(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A network's name, a shipped network's name, a checkpoint file, or tar shards' folder or URL.",
+            help="A size, a shipped network, a weight file, a run folder, an exported artifact, hf-hub:USER/NAME, "
+            "or the folder or URL of tar shards.",
         ),
     ] = None,
     verify: Annotated[
@@ -40,11 +42,13 @@ def info(
     ] = "224",
     attention: AttentionOption = None,
     windows: WindowsOption = None,
+    entry: EntryOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """The networks: parameters, GMACs, published accuracy, where the weights are."""
     from iformer.data.sources.shards.stores import is_url
+    from iformer.models.weights.resolve import is_known_folder
 
     pixels = parse_size(size)
     if attention is None and windows is not None:
@@ -53,14 +57,14 @@ def info(
     def design(config: NetworkConfig) -> NetworkConfig:
         return config if attention is None else with_design(config, attention, preset=windows)
 
-    if model is not None and (is_url(model) or Path(model).is_dir()):
+    if model is not None and (is_url(model) or (Path(model).is_dir() and not is_known_folder(model))):
         _describe_shards(model, verified=verify, json=json)
     elif verify:
         raise typer.BadParameter("--verify is for tar shards: give their folder or URL")
     elif model is None:
         _list_networks(pixels, design, json=json)
     else:
-        _describe(model, pixels, design, json=json)
+        _describe(model, pixels, design, entry=entry, json=json)
 
 
 def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
@@ -116,87 +120,100 @@ def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None
         out.print(f"\nShipped with this package: [bold]{name}[/bold] ({path})", soft_wrap=True)
 
 
-def _describe(model: str, size: tuple[int, int], design: Design, *, json: bool) -> None:
-    from iformer.config.metadata import Metadata
-    from iformer.config.variants import network_config, release
-    from iformer.models.weights.convert import read_weights
-    from iformer.models.weights.dense_checkpoint import is_dense_checkpoint
-    from iformer.models.weights.resolve import checkpoint_path
+def _describe(model: str, size: tuple[int, int], design: Design, *, entry: str | None, json: bool) -> None:
+    from iformer.config.variants import release
+    from iformer.models.weights.resolve import Artifact, Size, resolve
 
-    path = checkpoint_path(model)
-    if path is not None and is_dense_checkpoint(path):
-        _describe_dense(path, json=json)
+    found = resolve(model, entry=entry)
+    if isinstance(found, Artifact):
+        _describe_artifact(found.path, json=json)
         return
-    released, kind = None, ""
-    if path is None:
-        config, metadata = network_config(model), Metadata()
-        released = release(model)
-    else:
-        weights = read_weights(path)
-        config, metadata, kind = weights.config, weights.metadata, weights.format
-    config = design(config)
+    if not isinstance(found, Size) and found.task != "classify":
+        _describe_task_network(found, json=json)
+        return
+    weights = None if isinstance(found, Size) else found
+    released = release(found.name) if isinstance(found, Size) else None
+    config = design(cast("NetworkConfig", found.config))
     counts = _count(config, size)
     if json:
         print_json(
             {
                 "name": config.name,
-                "file": path,
-                "format": kind or None,
+                "file": weights and weights.path,
+                "format": weights and weights.format,
                 "size": list(size),
                 **counts,
-                "released": None if released is None else asdict(released),
+                "released": released and asdict(released),
                 "attention": design_of(config),
                 "network": config.to_plain(),
-                "metadata": metadata.to_plain(),
+                "metadata": (weights.metadata if weights else Metadata()).to_plain(),
             }
         )
         return
-    out = console()
-    out.print(_stages_table(config))
+    console().print(_stages_table(config))
+    parameters, folded = counts["parameters"] / 1e6, counts["parameters_folded"] / 1e6
     facts = [
-        (
-            "parameters",
-            f"{counts['parameters_folded'] / 1e6:.3f} M folded, {counts['parameters'] / 1e6:.3f} M in training",
-        ),
+        ("parameters", f"{folded:.3f} M folded, {parameters:.3f} M in training"),
         ("operations", f"{counts['macs'] / 1e9:.4f} GMACs at {size[0]} x {size[1]}"),
         ("attention", _design_fact(config)),
         ("classes", f"{config.num_classes}" + (", two heads (distillation)" if config.distillation else "")),
     ]
-    if path is None:
-        facts += _release_facts(released)
-    else:
-        facts += _checkpoint_facts(path, kind, metadata)
-    _print_facts(facts)
+    _print_facts(facts + (_release_facts(released) if weights is None else _checkpoint_facts(weights)))
 
 
 def _print_facts(facts: list[tuple[str, str]]) -> None:
+    from rich.text import Text
+
     out = console()
     width = max(len(name) for name, _ in facts)
     out.print()
     for name, fact in facts:
-        out.print(f"[bold]{name:<{width}}[/bold]  {_escape(fact)}", soft_wrap=True)
+        out.print(Text.assemble((f"{printable(name):<{width}}", "bold"), "  ", printable(fact)), soft_wrap=True)
 
 
-def _describe_dense(path: Path, *, json: bool) -> None:
+def _describe_task_network(weights: Weights, *, json: bool) -> None:
+    import torch
+
     from iformer.models.complexity import count_parameters
-    from iformer.models.weights.dense_checkpoint import load_dense
+    from iformer.models.weights.header import NETWORKS, backbone_config
 
-    model = load_dense(path)
-    config, metadata = model.config, model.metadata
-    parameters = count_parameters(model)
+    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+        parameters = count_parameters(NETWORKS[weights.task].network_class()(weights.config))
+    backbone, plain = backbone_config(weights.config), weights.config.to_plain()
     if json:
-        plain = {"network": config.to_plain(), "metadata": metadata.to_plain()}
-        print_json({"name": config.backbone.name, "file": path, "parameters": parameters, **plain})
+        described = {"network": plain, "metadata": weights.metadata.to_plain()}
+        print_json({"name": backbone.name, "file": weights.path, "parameters": parameters, **described})
         return
-    out = console()
-    out.print(_stages_table(config.backbone))
-    heads = {name: value for name, value in config.to_plain().items() if isinstance(value, int | float)}
-    facts = [
-        ("parameters", f"{parameters / 1e6:.3f} M with pyramid and heads"),
-        *((name.replace("_", " "), str(value)) for name, value in heads.items()),
-        *_checkpoint_facts(path, "iformer", metadata),
+    console().print(_stages_table(backbone))
+    heads = [
+        (name.replace("_", " "), str(value)) for name, value in plain.items() if isinstance(value, int | float)
     ]
-    _print_facts(facts)
+    total = ("parameters", f"{parameters / 1e6:.3f} M with pyramid and heads")
+    _print_facts([total, *heads, *_checkpoint_facts(weights)])
+
+
+def _describe_artifact(path: Path, *, json: bool) -> None:
+    from iformer.deploy.artifact import read_record
+
+    record = read_record(path)
+    if json:
+        print_json({"file": path, **record.to_plain()})
+        return
+    shape = " x ".join("any" if side is None else str(side) for side in record.input_shape)
+    _print_facts(
+        [
+            ("artifact", f"{path} of {record.network}"),
+            ("runtime", f"{record.runtime}, {record.precision}"),
+            (
+                "input",
+                f"{record.input_dtype} {record.input_layout}, {shape}, normalised by the {record.normalized_by}",
+            ),
+            ("task", record.task),
+            ("class names", _class_names(record.class_names)),
+            ("status", record.status),
+            ("compared with", record.checked_by or "nothing"),
+        ]
+    )
 
 
 def _count(config: NetworkConfig, size: tuple[int, int]) -> dict[str, int]:
@@ -261,20 +278,26 @@ def _release_facts(released: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _checkpoint_facts(path: Path, kind: str, metadata: Metadata) -> list[tuple[str, str]]:
-    names = metadata.class_names
-    shown = ", ".join(names[:12]) + (f", … {len(names) - 12} more" if len(names) > 12 else "")
+def _checkpoint_facts(weights: Weights) -> list[tuple[str, str]]:
+    path, metadata = weights.path, weights.metadata
     preprocessing = metadata.preprocessing
     height, width = preprocessing.size
     facts = [
-        ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB, {_FORMATS[kind]})"),
+        ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB, {_FORMATS[weights.format]})"),
         ("task", metadata.task),
-        ("class names", shown or "not recorded"),
+        ("class names", _class_names(metadata.class_names)),
         ("input", f"{height} x {width}, {preprocessing.interpolation}, crop {preprocessing.crop_pct:g}"),
     ]
+    if weights.ignored:
+        facts.append(("not read", f"{listed(weights.ignored)}: these belong to no iFormer"))
     facts += [(f"metric {name}", _number(value)) for name, value in metadata.metrics.items() if _is_short(value)]
     facts += [(f"from {name}", _number(value)) for name, value in metadata.provenance.items() if _is_short(value)]
     return facts
+
+
+def _class_names(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:12]) + (f", … {len(names) - 12} more" if len(names) > 12 else "")
+    return shown or "not recorded"
 
 
 def _is_short(value: Any) -> bool:
@@ -283,9 +306,3 @@ def _is_short(value: Any) -> bool:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -182,10 +182,10 @@ def _epochs(count: int) -> str:
 
 def _trained(result: TrainResult) -> Classifier:
     from iformer.models.classifier import Classifier
-    from iformer.models.weights.checkpoint import load
+    from iformer.models.weights.resolve import load_classifier
     from iformer.training.records.run_folder import RunFolder
 
-    model = load(RunFolder(result.folder).last)
+    model = load_classifier(RunFolder(result.folder).last)
     assert isinstance(model, Classifier)
     return model
 

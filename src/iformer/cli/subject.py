@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from iformer.errors import UserError
 from iformer.tasks.registry import TaskRow, find_task
 
 
-def open_subject(name: str, *, device: str, precision: str = "fp32") -> tuple[Any, TaskRow]:
-    """Open a checkpoint file, an artifact, or a shipped or released network by name.
+def open_subject(
+    name: str, *, device: str, precision: str = "fp32", entry: str | None = None
+) -> tuple[Any, TaskRow]:
+    """Open a network or an artifact by any name that `iformer.models.weights.resolve` knows.
 
     Returns:
         A network or a runner in eval mode on the CPU, and the row of its task.
@@ -18,11 +19,10 @@ def open_subject(name: str, *, device: str, precision: str = "fp32") -> tuple[An
     Raises:
         UserError: it cannot be opened, or is an artifact and `device` or `precision` are for a network.
     """
-    from iformer.deploy.artifact import is_artifact
-    from iformer.models.weights.dense_checkpoint import is_dense_checkpoint, load_dense
-    from iformer.models.weights.resolve import open_network
+    from iformer.models.weights.resolve import Artifact, load, load_classifier, resolve, resolve_weights
 
-    if is_artifact(name):
+    found = resolve(name, entry=entry)
+    if isinstance(found, Artifact):
         from iformer.deploy.quiet import quiet
         from iformer.deploy.runner import open_artifact
 
@@ -31,10 +31,8 @@ def open_subject(name: str, *, device: str, precision: str = "fp32") -> tuple[An
         if device not in ("auto", "cpu"):
             raise UserError(f"--device is '{device}'; an artifact runs on the CPU, in its own runtime")
         with quiet():
-            runner = open_artifact(Path(name))
+            runner = open_artifact(found.path)
         return runner, find_task(runner.info.task)
-    if Path(name).is_file() and is_dense_checkpoint(name):
-        network: Any = load_dense(name)
-    else:
-        network = open_network(name)
-    return network, find_task(network.metadata.task)
+    weights = resolve_weights(found)
+    network = load_classifier(weights) if weights.task == "classify" else load(weights)
+    return network, find_task(weights.task)

@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.metadata = Metadata()
-        self.out_indices = tuple(out_indices)
+        self.out_indices = _stage_indices(out_indices, len(config.stages))
         residual = _drop_path_schedule(config)
         self.stem = _stem(config)
         in_channels = config.stages[0].channels
@@ -158,6 +158,13 @@ class Backbone(nn.Module):
         for stage in self.stages:
             assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
+
+
+def _stage_indices(indices: Sequence[int], stages: int) -> tuple[int, ...]:
+    """Return indices from 0; negative ones count from the last stage."""
+    if not indices or any(not -stages <= index < stages for index in indices):
+        raise UserError(f"out_indices is {tuple(indices)}; expected some of 0 to {stages - 1}")
+    return tuple(index % stages for index in indices)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -37,10 +37,6 @@ class Detector(nn.Module):
         assert isinstance(pyramid, Pyramid)
         return pyramid
 
-    def reset_anchors(self) -> None:
-        """Make the anchors anew; they are no weights, and a network built without memory has none."""
-        self.rcnn.rpn.anchor_generator = _anchors()
-
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Images (3 x H x W, RGB, 0 to 1, each of its size) to losses in training mode, else to detections.
 

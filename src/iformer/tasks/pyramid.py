@@ -18,7 +18,8 @@ from iformer.data.video import VideoReader, VideoWriter, has_video_extension
 from iformer.device import resolve_device
 from iformer.errors import DataError
 from iformer.models.backbone import Backbone
-from iformer.models.weights.dense_checkpoint import DenseNetwork
+from iformer.models.detector import Detector
+from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import Record
 from iformer.tasks.pictures import Card, draw_sheet, save_png, square
 from iformer.tasks.pyramid_recipe import PyramidRecipe
@@ -71,7 +72,7 @@ class PyramidPredictor(ABC):
     Subclasses implement `answer`, `draw` and `record`; an answer is of any type.
     """
 
-    def __init__(self, network: DenseNetwork, *, device: torch.device | str) -> None:
+    def __init__(self, network: Detector | Segmenter, *, device: torch.device | str) -> None:
         """Move the network, in eval mode, to a device."""
         self.device = resolve_device(device)
         self.name = network.config.backbone.name

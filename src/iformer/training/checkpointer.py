@@ -14,9 +14,8 @@ from torch import nn
 from iformer.config.metadata import Metadata
 from iformer.errors import OutputError, UserError
 from iformer.files import write_bytes
-from iformer.models.backbone import Backbone
-from iformer.models.weights import checkpoint as weights
-from iformer.models.weights.dense_checkpoint import DenseNetwork, save_dense
+from iformer.models.weights.checkpoint import save, stored_tensors
+from iformer.models.weights.header import task_of
 from iformer.training.job import TrainJob
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState, last_good_step
@@ -90,11 +89,9 @@ def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata)
     Raises:
         OutputError: it cannot be written. An older file at `path` is still there.
     """
-    if isinstance(model, Backbone):
-        model.metadata = metadata
-        weights.save(model, path)
-    elif isinstance(model, DenseNetwork):
-        save_dense(model, path, metadata)
+    if task_of(getattr(model, "config", None)) is not None:
+        model.metadata = metadata  # type: ignore[assignment]
+        save(model, path)
     else:
         header = {"format": "pt", "network": json.dumps(name), "metadata": json.dumps(metadata.to_plain())}
-        write_bytes(path, serialize(weights.stored_tensors(model.state_dict(), None), header))
+        write_bytes(path, serialize(stored_tensors(model.state_dict()), header))

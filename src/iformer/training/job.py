@@ -11,10 +11,10 @@ from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.recipe import Recipe
-from iformer.config.variants import list_models
 from iformer.errors import UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.factory import create_model
+from iformer.models.weights.resolve import Size, resolve
 from iformer.training.distributed import RankContext
 from iformer.training.protocol import Task, TrainData, Workload
 from iformer.training.records.run_folder import RunFolder
@@ -73,22 +73,23 @@ def starting_network(name: str, *, weights: str, **options: Any) -> Backbone:
     """Build the network that a run starts from.
 
     Args:
-        name: a model name, or a checkpoint.
-        weights: `none`, `pretrained` or a file; see `Recipe.weights`.
-        options: options of `iformer.models.factory.create_model`.
+        name: a size, or any name of a network with weights; see `iformer.models.weights.resolve`.
+        weights: `none`, `pretrained` or such a name; see `Recipe.weights`.
+        options: of `iformer.models.factory.create_model`.
 
     Raises:
         UserError: `name` and `weights` both name weights.
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
-    if name not in list_models() and weights not in ("none", "pretrained"):
+    named = resolve(name)
+    if not isinstance(named, Size) and weights not in ("none", "pretrained"):
         raise UserError(f"{name} and {weights} both name starting weights; give one of --model and --weights")
-    if name not in list_models() or weights == "none":
-        return create_model(name, **options)
+    if not isinstance(named, Size) or weights == "none":
+        return create_model(named, **options)
     if weights != "pretrained":
-        return create_model(name, weights=weights, **options)
+        return create_model(named, weights=weights, **options)
     try:
-        return create_model(name, pretrained=True, **options)
+        return create_model(named, pretrained=True, **options)
     except WeightsError as error:
         raise WeightsError(
             f"{error} (train: --weights FILE; or --weights none to start from random weights)"

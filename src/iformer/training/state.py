@@ -20,9 +20,10 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from iformer.config.recipe import Recipe
-from iformer.errors import UserError, WeightsError
+from iformer.errors import UserError, WeightsError, one_line
 from iformer.files import replacing
-from iformer.models.weights import checkpoint as weights
+from iformer.models.weights.checkpoint import stored_tensors
+from iformer.models.weights.safetensors_file import open_safetensors
 from iformer.training.distributed import RankContext
 from iformer.training.network.ema import ModelEma
 from iformer.training.network.fsdp import ShardedNetwork, shard_like, whole_tensor
@@ -111,7 +112,7 @@ class TrainState:
         Raises:
             OutputError: it cannot be written. The state that was at `path` is still there.
         """
-        stored = weights.stored_tensors(self.tensors(), None)
+        stored = stored_tensors(self.tensors())
         header = {
             "format": FORMAT,
             "position": json.dumps(asdict(self.progress)),
@@ -171,7 +172,7 @@ def read_state(path: Path) -> SavedState:
     Raises:
         WeightsError: the file is damaged or is not the state of a run.
     """
-    with weights.open_safetensors(path) as file:
+    with open_safetensors(path) as file:
         header = file.metadata() or {}
         if header.get("format") != FORMAT:
             raise WeightsError(f"{path} is not the saved state of a training run")
@@ -187,7 +188,7 @@ def read_state(path: Path) -> SavedState:
             tensors=tensors,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {weights.one_line(error)}") from None
+        raise WeightsError(f"{path} is damaged: {one_line(error)}") from None
 
 
 def read_newest_state(files: RunFolder) -> tuple[SavedState, str | None] | None:
@@ -226,7 +227,7 @@ def last_good_step(files: RunFolder) -> int | None:
 def saved_step(path: Path) -> int | None:
     """Return the optimizer step of a state file from its header; None if it cannot be read."""
     try:
-        with weights.open_safetensors(path) as file:
+        with open_safetensors(path) as file:
             return int(json.loads((file.metadata() or {})["position"])["step"])
     except (WeightsError, KeyError, TypeError, ValueError):
         return None

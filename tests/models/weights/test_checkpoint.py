@@ -26,7 +26,9 @@ from iformer.errors import ConfigError, OutputError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.factory import build
-from iformer.models.weights.checkpoint import load, read_metadata, save
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.read import read_weights
+from iformer.models.weights.resolve import load
 from tiny.networks import randomize, tiny_config
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
@@ -79,7 +81,8 @@ def test_round_trip_keeps_every_bit_and_all_metadata(model: Classifier, tmp_path
         metrics={"top1": 91.25},
         provenance={"command": "train"},
     )
-    assert read_metadata(path) == (loaded.config, loaded.metadata)
+    read = read_weights(path)
+    assert (read.config, read.metadata) == (loaded.config, loaded.metadata)
     assert loaded.state_dict()["stem.conv1.norm.num_batches_tracked"].dtype == torch.int64
     assert loaded.state_dict()["stem.conv1.norm.num_batches_tracked"] == 1
 
@@ -244,8 +247,8 @@ def test_a_new_file_has_the_usual_permissions_and_a_link_stays_one(model: Classi
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"PK\x03\x04 and so on", "iformer convert"),
-        (b"\x80\x02}q\x00.", "iformer convert"),
+        (b"PK\x03\x04 and so on", "truncated or damaged"),
+        (b"\x80\x02}q\x00.", r"before PyTorch 1\.6"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"not weights at all", "not a weight file"),
@@ -255,7 +258,7 @@ def test_a_new_file_has_the_usual_permissions_and_a_link_stays_one(model: Classi
 def test_files_that_are_no_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(content)
-    for read in (load, read_metadata):
+    for read in (load, read_weights):
         with pytest.raises(WeightsError, match=message) as caught:
             read(path)
         assert "\n" not in str(caught.value)
@@ -282,7 +285,7 @@ def test_a_truncated_file_at_any_length(checkpoint: Path) -> None:
 def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(2)}, path)
-    with pytest.raises(WeightsError, match=r"no iFormer checkpoint.*iformer convert"):
+    with pytest.raises(WeightsError, match=r"no iFormer weights.*its 1 keys are a"):
         load(path)
 
 
@@ -330,7 +333,7 @@ def test_weights_of_another_network_are_one_error_that_lists_the_keys(checkpoint
 
     plain = tiny_config(distillation=True, layer_scale_init=1e-6).to_plain()
     rewrite_header(checkpoint, network=json.dumps(plain))
-    with pytest.raises(WeightsError, match=r"missing: (\S+, ){9}\S+ and \d+ more") as caught:
+    with pytest.raises(WeightsError, match=r"missing: (\S+, ){10}and \d+ more") as caught:
         load(checkpoint)
     assert len(str(caught.value)) < 2000
 

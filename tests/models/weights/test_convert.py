@@ -27,16 +27,12 @@ from iformer.config.network import NetworkConfig
 from iformer.config.variants import list_models, network_config
 from iformer.errors import UnknownNameError, UserError, WeightsError
 from iformer.models.factory import build
-from iformer.models.weights.checkpoint import load, save
-from iformer.models.weights.convert import (
-    convert_file,
-    read_class_names,
-    read_weights,
-    recognise,
-    recognise_network,
-    variant_name,
-)
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.convert import convert_file, read_class_names
 from iformer.models.weights.dialects import from_authors, from_timm, key_map, to_authors, to_timm
+from iformer.models.weights.read import read_weights
+from iformer.models.weights.recognition import recognise, recognise_network, variant_name
+from iformer.models.weights.resolve import load
 from tiny.networks import randomize, tiny_config
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
+import json
 import os
 import socket
 import subprocess
@@ -19,11 +21,17 @@ from huggingface_hub import constants
 from safetensors.torch import save
 from torch import nn
 
+import iformer
+from iformer.config.preprocessing import Preprocessing
+from iformer.config.segmenter import SegmenterConfig
 from iformer.config.variants import network_config
 from iformer.errors import UnknownNameError, UserError, WeightsError
 from iformer.models.factory import build, create_model
+from iformer.models.segmenter import Segmenter
 from iformer.models.weights import hub
+from iformer.models.weights.checkpoint import save as save_network
 from iformer.models.weights.dialects import to_timm
+from tiny.networks import tiny_config
 
 NEWEST, OLDER = "a" * 40, "b" * 40
 REPO = "timm/iformer_t.in1k"
@@ -35,6 +43,8 @@ class Hub(http.server.ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
+        self.others: dict[str, dict[str, bytes]] = {}
+        """Files of further repositories, of one revision each."""
         self.asked: list[str] = []
         self.status: int | None = None
         self.cut_short = False
@@ -58,20 +68,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.status is not None:
             self.fail(self.server.status, "")
             return
-        if not self.path.startswith(f"/{REPO}/resolve/"):
-            self.fail(404, "RepoNotFound")
-            return
-        revision, _, file = self.path.removeprefix(f"/{REPO}/resolve/").partition("/")
+        repo, _, rest = self.path.lstrip("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
         commit = {"main": NEWEST, "v1": OLDER}.get(revision, revision)
-        content = self.server.files.get(commit)
-        if content is None:
+        files = self.server.files if repo == REPO else self.server.others.get(repo)
+        content = None if files is None else files.get(commit if repo == REPO else file)
+        if files is None:
+            self.fail(404, "RepoNotFound")
+        elif repo == REPO and content is None:
             self.fail(404, "RevisionNotFound")
-        elif file != "model.safetensors":
+        elif content is None or (repo == REPO and file != "model.safetensors"):
             self.fail(404, "EntryNotFound")
         else:
             self.send_response(200)
             self.send_header("X-Repo-Commit", commit)
-            self.send_header("ETag", f'"{commit[:8]}"')
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
@@ -174,13 +185,13 @@ def test_offline_and_not_in_the_cache(server: Hub, monkeypatch: pytest.MonkeyPat
     assert server.asked == []
 
 
-def test_a_repository_revision_or_file_that_is_not_there(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_revision_or_file_that_is_not_there(server: Hub) -> None:
     message = message_of(lambda: create_model("iformer_s", pretrained=True))
     assert "timm/iformer_s.in1k" in message
     assert "no such repository" in message
     assert "it has no revision nowhere" in message_of(lambda: hub.fetch_released("iformer_t", "nowhere"))
-    monkeypatch.setattr(hub, "WEIGHTS_FILE", "other.safetensors")
-    assert "it has no file other.safetensors" in message_of(lambda: hub.fetch_released("iformer_t"))
+    other = hub.HubFile(repo=REPO, file="other.safetensors")
+    assert "it has no file other.safetensors" in message_of(lambda: hub.fetch(other))
 
 
 def test_a_server_that_fails_or_hangs_up(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +250,69 @@ def test_the_environment_variables_of_the_hub(server: Hub, tmp_path: Path) -> No
     )
     assert done.stdout.strip() == OLDER
     assert list((tmp_path / "other").rglob("model.safetensors"))
+
+
+# ------------------------------------------------------------------------------------- other repositories
+
+
+def test_a_checkpoint_of_any_task_on_the_hub(server: Hub, tmp_path: Path) -> None:
+    config = SegmenterConfig(backbone=tiny_config(num_classes=0), num_classes=2, fpn_channels=8, head_channels=32)
+    segmenter = Segmenter(config)
+    save_network(segmenter, tmp_path / "net.safetensors", class_names=("sky", "road"))
+    server.others["me/road"] = {"model.safetensors": (tmp_path / "net.safetensors").read_bytes()}
+    loaded = iformer.load("hf-hub:me/road")
+    assert type(loaded) is Segmenter
+    assert loaded.metadata.class_names == ("sky", "road")
+    assert loaded.metadata.provenance["hub_repo"] == "me/road"
+    assert all(map(torch.equal, loaded.state_dict().values(), segmenter.state_dict().values()))
+
+
+def test_a_fine_tuned_network_of_timm_brings_its_preprocessing_and_classes(server: Hub) -> None:
+    config = network_config("iformer_t").with_options(num_classes=2)
+    weights = to_timm(build(config).state_dict(), config)
+    described = {
+        "architecture": "iformer_t",
+        "num_classes": 2,
+        "label_names": ["ham", "spam"],
+        "pretrained_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+            "input_size": [3, 192, 160],
+            "crop_pct": 0.95,
+            "interpolation": "bilinear",
+        },
+    }
+    files = {"model.safetensors": save(dict(weights)), "config.json": json.dumps(described).encode()}
+    server.others["me/mail"] = files
+    metadata = iformer.load("hf-hub:me/mail@main").metadata
+    assert metadata.class_names == ("ham", "spam")
+    assert metadata.preprocessing == Preprocessing(
+        size=(192, 160), crop_pct=0.95, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    for damaged in (b"{", b"[]", b'{"pretrained_cfg": {"mean": [0.5]}}', b'{"pretrained_cfg": {"crop_pct": "x"}}'):
+        server.others[f"me/mail{len(damaged)}"] = {**files, "config.json": damaged}
+        message = message_of(lambda: iformer.load(f"hf-hub:me/mail{len(damaged)}"))  # noqa: B023
+        assert "its config.json is invalid" in message
+    del files["config.json"]
+    server.others["me/plain"] = files
+    assert iformer.load("hf-hub:me/plain").metadata.preprocessing == Preprocessing()
+
+
+def test_a_named_file_and_the_entry_in_it(server: Hub, tmp_path: Path) -> None:
+    config = network_config("iformer_t").with_options(num_classes=2)
+    state = build(config).state_dict()
+    torch.save({"ema": state, "model": {key: value + 1 for key, value in state.items()}}, tmp_path / "a.pth")
+    server.others["me/files"] = {"weights/a.pth": (tmp_path / "a.pth").read_bytes()}
+    loaded = iformer.load("hf-hub:me/files/weights/a.pth", entry="ema")
+    assert all(map(torch.equal, loaded.state_dict().values(), state.values()))
+    assert "it has no file model.safetensors" in message_of(lambda: iformer.load("hf-hub:me/files"))
+    assert "there is no such repository" in message_of(lambda: iformer.load("hf-hub:me/none"))
+
+
+def test_released_weights_by_their_name_on_the_hub(server: Hub) -> None:
+    by_size = iformer.load("iformer_t")
+    for name in (f"hf-hub:{REPO}", REPO, "iformer_t.in1k"):
+        loaded = iformer.load(name)
+        assert loaded.metadata == by_size.metadata
+        assert loaded.metadata.class_names[0] == "tench"
+    assert iformer.load(f"hf-hub:{REPO}@v1").metadata.provenance["hub_revision"] == OLDER

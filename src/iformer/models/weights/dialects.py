@@ -1,6 +1,6 @@
-"""Our key names, timm's and the authors'.
+"""Key names of timm and of the authors, and how they map to ours.
 
-Those of the other two are derived from a network's config, so that any stage pattern converts.
+Their names are derived from a network's config, so any stage pattern converts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from iformer.config.network import AttentionConfig, NetworkConfig
 from iformer.config.operators import OPERATOR_OPTIONS
 from iformer.errors import WeightsError
-from iformer.models.weights.checkpoint import Format, check_fit, expected_shapes
+from iformer.models.weights.checkpoint import Format, check_fit, expected_shapes, shapes_of
 
 Foreign = Literal["timm", "authors"]
 
@@ -33,19 +33,19 @@ _NORM_LINEAR = {
 }
 _GAMMA = {"gamma": "gamma"}
 NETWORK_FORM = ("stem", "stem_kernel_size", "downsample", "norm")
-"""Options of a network whose default is what the released codes compute; they know no other."""
+"""Options of a network of which timm's and the authors' code know the default only."""
 _ATTENTION_FORM = (
     "operator",
     *(field.name for field in fields(AttentionConfig) if field.name in OPERATOR_OPTIONS),
 )
-"""The same of an attention."""
+"""The same for an attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How another code names the parts of a network; `{stage}` and `{index}` are filled in.
+    """The names of a network's modules in another code, with the fields `{stage}` and `{index}`.
 
-    A block's index counts conv blocks, position encodings, SHMAs and FFNs one by one.
+    The index of a block counts conv blocks, position encodings, SHMAs and FFNs one by one.
     """
 
     stem: tuple[str, str, str]
@@ -54,7 +54,7 @@ class Dialect:
     token_mixer: str
     channel_mixer: str
     inner: str
-    """The part of a residual block that is not its layer scale."""
+    """The module of a residual block beside its layer scale."""
     classifier: str
     distilled: str
 
@@ -88,7 +88,7 @@ DIALECTS: dict[str, Dialect] = {
 
 
 def key_map(config: NetworkConfig, dialect: Foreign) -> dict[str, str]:
-    """Our key to theirs, for every tensor of the network."""
+    """Return a map from our key to theirs for every tensor of the network."""
     return {
         f"{ours}.{our_tensor}": f"{theirs}.{their_tensor}"
         for ours, theirs, tensors in _parts(config, DIALECTS[dialect])
@@ -97,7 +97,7 @@ def key_map(config: NetworkConfig, dialect: Foreign) -> dict[str, str]:
 
 
 def from_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """timm's state dict of a network by our key names; no value is changed.
+    """Return timm's state dict of a network by our key names; no value is changed.
 
     Raises:
         WeightsError: a key is missing, extra or misshapen; they are listed by timm's names.
@@ -106,39 +106,38 @@ def from_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
 
 
 def from_authors(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """The authors' state dict of a network by our key names; see `from_timm`."""
+    """Return the authors' state dict of a network by our key names; see `from_timm`."""
     return from_foreign(state_dict, config, "authors")
 
 
 def to_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Our state dict of a network by timm's key names; no value is changed.
+    """Return our state dict of a network by timm's key names; no value is changed.
 
     Raises:
-        WeightsError: a key is missing, extra or misshapen, or the network has something that the other codes
-            cannot compute, such as the modulation of equation 3 or another attention operator.
+        WeightsError: a key is missing, extra or misshapen, or timm cannot compute the network, for example
+            the modulation of equation 3 or another attention operator.
     """
     return _to_foreign(state_dict, config, "timm")
 
 
 def to_authors(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Our state dict of a network by the authors' key names; see `to_timm`."""
+    """Return our state dict of a network by the authors' key names; see `to_timm`."""
     return _to_foreign(state_dict, config, "authors")
 
 
 def from_foreign(
     state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect: Foreign, source: str = ""
 ) -> dict[str, Tensor]:
-    """`from_timm` of either dialect; `source` is where errors say that the weights are from."""
-    ours_to_theirs = key_map(config, dialect)
+    """Return a state dict of either dialect by our key names; `source` names it in errors."""
     check_fit(
-        _their_shapes(config, dialect),
-        {key: tuple(value.shape) for key, value in state_dict.items()},
+        dialect_shapes(config, dialect),
+        shapes_of(state_dict),
         source=source or f"{dialect} state dict",
         network=config.name,
     )
     return {
         ours: state_dict[theirs].flatten() if _is_gamma(ours) else state_dict[theirs]
-        for ours, theirs in ours_to_theirs.items()
+        for ours, theirs in key_map(config, dialect).items()
     }
 
 
@@ -149,12 +148,7 @@ def _to_foreign(state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect
             f"{config.name} has {', '.join(foreign)}, which {dialect}'s networks cannot compute; "
             "keep it in our format"
         )
-    check_fit(
-        expected_shapes(config),
-        {key: tuple(value.shape) for key, value in state_dict.items()},
-        source="state dict",
-        network=config.name,
-    )
+    check_fit(expected_shapes(config), shapes_of(state_dict), source="state dict", network=config.name)
     return {
         theirs: state_dict[ours][None, :, None, None] if _is_gamma(ours) else state_dict[ours]
         for ours, theirs in key_map(config, dialect).items()
@@ -162,7 +156,7 @@ def _to_foreign(state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect
 
 
 def _only_ours(config: NetworkConfig) -> list[str]:
-    """The options that the released codes do not have, as "name 'value'"."""
+    """Return the options that timm and the authors do not have, as "name 'value'"."""
     found = _changed(config, NETWORK_FORM)
     for stage in config.stages:
         found += _changed(stage, ("expanded_kernel_size",))
@@ -178,24 +172,20 @@ def _changed(config: Any, names: tuple[str, ...]) -> list[str]:
     return [f"{name} {getattr(config, name)!r}" for name in names if getattr(config, name) != defaults[name]]
 
 
-def _their_shapes(config: NetworkConfig, dialect: Foreign) -> dict[str, tuple[int, ...]]:
+def dialect_keys(config: NetworkConfig, format_: Format) -> Set[str]:
+    """Return the name of every tensor of a network in a format."""
+    return key_map(config, "timm").keys() if format_ == "iformer" else set(key_map(config, format_).values())
+
+
+def dialect_shapes(config: NetworkConfig, format_: Format) -> Mapping[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a network by the names of a format."""
     shapes = expected_shapes(config)
+    if format_ == "iformer":
+        return shapes
     return {
         theirs: (1, *shapes[ours], 1, 1) if _is_gamma(ours) else shapes[ours]
-        for ours, theirs in key_map(config, dialect).items()
+        for ours, theirs in key_map(config, format_).items()
     }
-
-
-def keys_of(config: NetworkConfig, named: Format) -> Set[str]:
-    """The name of every tensor of a network in a format."""
-    if named == "iformer":
-        return key_map(config, "timm").keys()
-    return set(key_map(config, named).values())
-
-
-def shapes_of(config: NetworkConfig, named: Format) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a network, by the names of a format."""
-    return expected_shapes(config) if named == "iformer" else _their_shapes(config, named)
 
 
 def _is_gamma(ours: str) -> bool:
@@ -203,7 +193,7 @@ def _is_gamma(ours: str) -> bool:
 
 
 def _parts(config: NetworkConfig, dialect: Dialect) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(our prefix, their prefix, names of the tensors behind them) for each part that has weights."""
+    """Yield our prefix, their prefix and the names of the tensors behind them for each module with weights."""
     for number, theirs in enumerate(dialect.stem, start=1):
         yield f"stem.conv{number}", theirs, _CONV_NORM
     layer_scale = config.layer_scale_init is not None
@@ -234,12 +224,12 @@ def _parts(config: NetworkConfig, dialect: Dialect) -> Iterator[tuple[str, str, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unit:
-    """What the other codes count as one block: a residual sum around some ConvNorms."""
+    """A block in the other codes' count: a residual sum around some ConvNorms."""
 
     mixer: str
     convs: dict[str, str]
     residual: str | None
-    """Where we keep its layer scale; None where it has none."""
+    """Our name of the module with its layer scale; None if it has no layer scale."""
 
 
 def _conv_units(dialect: Dialect) -> list[_Unit]:

@@ -1,10 +1,12 @@
-"""The released ImageNet-1k weights, through huggingface_hub's cache."""
+"""Weights on the Hugging Face hub, through huggingface_hub's cache."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,47 +25,72 @@ from huggingface_hub.errors import (
 
 from iformer._version import __version__
 from iformer.config.metadata import Metadata
+from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import Release, list_models, release
-from iformer.errors import WeightsError
-from iformer.models.weights.checkpoint import one_line
+from iformer.errors import ConfigError, WeightsError, one_line
+from iformer.models.weights.checkpoint import Weights
+from iformer.models.weights.read import read_weights
 
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
+_HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
+_MAX_CONFIG_BYTES = 10_000_000
 
 
-def fetch_released(name: str, revision: str | None = None) -> Path:
-    """The local path of a network's released weights, in timm's key names; downloaded if not cached.
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """A file of a hub repository."""
 
-    Args:
-        name: a name of `list_models`.
-        revision: a commit, tag or branch of the hub repository to pin; None takes its newest.
+    repo: str
+    file: str = WEIGHTS_FILE
+    revision: str | None = None
+    """A commit, tag or branch; None takes the newest commit."""
+
+
+def parse_hub_name(name: str) -> HubFile | None:
+    """Return the file that `hf-hub:USER/NAME`, with optional `/FILE` and `@REVISION`, names; None for other names.
 
     Raises:
-        UnknownNameError: no such network.
-        WeightsError: there are no released weights of it, or they cannot be fetched; one line that names
-            the repository, why, and what to do.
+        WeightsError: the name begins with `hf-hub:` and has another form.
     """
-    repo = released(name).hub_repo
-    # read now and not, as the client does, when it was imported
+    if not name.startswith(("hf-hub:", "hf_hub:")):
+        return None
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise WeightsError(
+            f"'{name}' is not a name on the hub; expected hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION"
+        )
+    return HubFile(repo=match["repo"], file=match["file"] or WEIGHTS_FILE, revision=match["revision"])
+
+
+def fetch(wanted: HubFile) -> Path:
+    """Return the local path of a file on the hub; it is downloaded unless the cache has it.
+
+    Raises:
+        WeightsError: the file cannot be fetched; one line that names the repository, why, and what to do.
+    """
+    # read now: the client reads the variable when it is imported
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     try:
-        return _download(repo, revision, endpoint)
+        return _download(wanted, endpoint)
     except Exception as error:  # the transport's own errors differ between the client's versions
         raise WeightsError(
-            f"cannot fetch {repo} from {endpoint}: {_reason(error, revision)}; "
-            f"pass weights=PATH with a local copy of its {WEIGHTS_FILE}, or try again with a connection"
+            f"cannot fetch {wanted.repo} from {endpoint}: {_reason(error, wanted)}; "
+            f"pass weights=PATH with a local copy of its {wanted.file}, or try again with a connection"
         ) from error
 
 
-def _download(repo: str, revision: str | None, endpoint: str) -> Path:
+def _download(wanted: HubFile, endpoint: str) -> Path:
+    repo, file, revision = wanted.repo, wanted.file, wanted.revision
     if revision is not None and _COMMIT.fullmatch(revision):  # a commit never changes: no need to ask the hub
-        cached = huggingface_hub.try_to_load_from_cache(repo, WEIGHTS_FILE, revision=revision)
+        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    download = partial(huggingface_hub.hf_hub_download, repo, WEIGHTS_FILE, revision=revision)
+    download = partial(huggingface_hub.hf_hub_download, repo, file, revision=revision)
     try:
         # one question first: without a network the download itself would try for half a minute
-        url = huggingface_hub.hf_hub_url(repo, WEIGHTS_FILE, revision=revision, endpoint=endpoint)
+        url = huggingface_hub.hf_hub_url(repo, file, revision=revision, endpoint=endpoint)
         huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:
         try:
@@ -73,12 +100,15 @@ def _download(repo: str, revision: str | None, endpoint: str) -> Path:
     return Path(download(endpoint=endpoint, library_name="iformer", library_version=__version__))
 
 
+# --------------------------------------------------------------------------------------- released weights
+
+
 def released(name: str) -> Release:
-    """Where the released weights of a network are.
+    """Return where the released weights of a network are.
 
     Raises:
         UnknownNameError: no such network.
-        WeightsError: it was never released; the message names those that were.
+        WeightsError: it was never released; the message names the networks that were.
     """
     found = release(name)
     if found is None:
@@ -87,22 +117,96 @@ def released(name: str) -> Release:
     return found
 
 
-def released_metadata(name: str, path: Path) -> Metadata:
-    """What is known of released weights at `path`: ImageNet's class names, published accuracy, origin."""
+def release_names() -> dict[str, str]:
+    """Return timm's names of the released weights, `timm/iformer_m.in1k` and `iformer_m.in1k`, with ours."""
+    repos = {found.hub_repo: name for name in list_models() if (found := release(name)) is not None}
+    return repos | {repo.partition("/")[2]: name for repo, name in repos.items()}
+
+
+def fetch_released(name: str, revision: str | None = None) -> Path:
+    """Return the local path of a network's released weights, in timm's key names; see `fetch`.
+
+    Args:
+        name: a name of `list_models`.
+        revision: a commit, tag or branch of the hub repository; None takes the newest commit.
+
+    Raises:
+        UnknownNameError: no such network.
+        WeightsError: there are no released weights of it, or they cannot be fetched.
+    """
+    return fetch(HubFile(repo=released(name).hub_repo, revision=revision))
+
+
+def read_released(name: str, revision: str | None = None) -> Weights:
+    """Read a network's released weights, with ImageNet's class names and the published accuracy."""
+    path = fetch_released(name, revision)
     found = released(name)
-    return Metadata(
+    metadata = Metadata(
         class_names=imagenet_class_names(),
         metrics={"top1": found.top1, "top5": found.top5},
-        # in the hub's cache the file lies in a folder named after its commit
-        provenance={"hub_repo": found.hub_repo, "hub_revision": path.parent.name, "data": "ImageNet-1k"},
+        provenance=_provenance(found.hub_repo, path) | {"data": "ImageNet-1k"},
     )
+    return replace(read_weights(path), source=found.hub_repo, metadata=metadata)
+
+
+def read_hub_file(wanted: HubFile, *, entry: str | None = None) -> Weights:
+    """Read weights on the hub: our checkpoint, or timm's or the authors' file.
+
+    With timm's files, preprocessing and class names are those of the `config.json` beside them.
+
+    Raises:
+        WeightsError: the file cannot be fetched or read, or `config.json` is invalid.
+    """
+    name = release_names().get(wanted.repo)
+    if name is not None and wanted.file == WEIGHTS_FILE:
+        return read_released(name, wanted.revision)
+    path = fetch(wanted)
+    weights = replace(read_weights(path, entry=entry), source=wanted.repo)
+    metadata = weights.metadata
+    if weights.format == "timm":
+        metadata = _described_by_timm(metadata, wanted, weights.config.num_classes)
+    provenance = metadata.provenance | _provenance(wanted.repo, path)
+    return replace(weights, metadata=replace(metadata, provenance=provenance))
+
+
+def _provenance(repo: str, path: Path) -> dict[str, str]:
+    # in the hub's cache a file lies in a folder named after its commit
+    return {"hub_repo": repo, "hub_revision": path.parent.name}
+
+
+def _described_by_timm(metadata: Metadata, wanted: HubFile, num_classes: int) -> Metadata:
+    """Add preprocessing and class names of timm's `config.json`, if the repository has one."""
+    try:
+        path = fetch(replace(wanted, file=CONFIG_FILE))
+    except WeightsError as error:
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return metadata
+        raise
+    source = f"{wanted.repo}: its {CONFIG_FILE}"
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {_MAX_CONFIG_BYTES} bytes")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        pretrained = {**config, **config.get("pretrained_cfg", {})}
+        names = pretrained.get("label_names") or ()
+        fields: dict[str, Any] = {
+            name: tuple(pretrained[name]) if isinstance(pretrained[name], list) else pretrained[name]
+            for name in ("mean", "std", "crop_pct", "interpolation")
+            if name in pretrained
+        }
+        if "input_size" in pretrained:
+            fields["size"] = tuple(pretrained["input_size"])[1:]
+        preprocessing = Preprocessing(**fields)
+        return replace(metadata, preprocessing=preprocessing, class_names=tuple(names)[:num_classes])
+    except (ConfigError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{source} is invalid: {one_line(error)}") from error
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """ImageNet-1k's 1000 class names in the order of the networks' outputs, no two the same.
+    """Return ImageNet-1k's 1000 class names in the order of the networks' outputs, all different.
 
-    The first of each class's synonyms; where two classes share it, all synonyms; where they share those
-    too (the two cranes), the WordNet id follows.
+    A name is the first synonym of its class. If two classes share it, all synonyms are used, and if they share
+    those too (the two cranes), the WordNet id is added.
     """
     from timm.data.imagenet_info import ImageNetInfo  # deferred: importing timm takes a second
 
@@ -122,17 +226,18 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-def _reason(error: Exception, revision: str | None) -> str:
+def _reason(error: Exception, wanted: HubFile) -> str:
+    revision = wanted.revision
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set and the file is not in the cache"
     if isinstance(error, GatedRepoError):
-        return "access to it has to be asked for"
+        return "its owner grants access on request only; ask on its page and log in with: hf auth login"
     if isinstance(error, RevisionNotFoundError):
         return f"it has no revision {revision}"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository"
     if isinstance(error, EntryNotFoundError):
-        return f"it has no file {WEIGHTS_FILE}" + (f" at revision {revision}" if revision else "")
+        return f"it has no file {wanted.file}" + (f" at revision {revision}" if revision else "")
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code}"
     return one_line(error)

@@ -1,65 +1,231 @@
-"""Networks that come with the package, and one way to open a network from whatever names it."""
+"""One answer to "what does this name mean?", for every verb and function that takes a network by name.
+
+A name is one of these, in this order:
+
+    iformer_m                 a size; its weights are the released ones, fetched from the hub
+    elpv                      a checkpoint that is shipped with the package
+    timm/iformer_m.in1k       the released weights of a size in timm's spelling, also without `timm/`
+    hf-hub:USER/NAME          weights on the hub, with optional `/FILE` and `@REVISION`
+    net.onnx                  an exported artifact: a path beside which its record, `net.onnx.json`, lies
+    runs/mine                 the folder of a training run: its best.safetensors
+    best.safetensors, a.pth   a weight file: our checkpoint of any task, or a file of timm, the authors or a script
+
+A file or folder with the name of a size or a shipped checkpoint is meant by its path, such as `./elpv`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from iformer.config.variants import list_models
-from iformer.errors import UnknownNameError, WeightsError
+from iformer.config.network import NetworkConfig
+from iformer.config.variants import list_models, network_config
+from iformer.config.windows import with_design
+from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
 from iformer.models.classifier import Classifier
-from iformer.models.factory import create_model
+from iformer.models.weights.checkpoint import Weights, build_network
+from iformer.models.weights.header import NETWORKS, backbone_config
+from iformer.models.weights.read import read_weights
 
-_FILES = {"elpv": "iformer_t_elpv.safetensors"}
+_SHIPPED = {"elpv": "iformer_t_elpv.safetensors"}
 """Name of each shipped checkpoint and its file in `iformer/checkpoints`."""
+RUN_CHECKPOINT = "best.safetensors"
+"""The file in a run folder that the folder's name stands for."""
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_EXPECTED = "A model is a size, a shipped checkpoint, a file, a run folder, an artifact or hf-hub:USER/NAME."
+_MAX_RECORD_BYTES = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A network of the table of variants, with or without released weights."""
+
+    name: str
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The config of the size, with 1000 classes."""
+        return network_config(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An exported artifact; `iformer.deploy` opens it."""
+
+    path: Path
+    runtime: str | None
+    """The runtime in its record; None if the record does not say."""
+
+
+Resolved = Size | Artifact | Weights
+Name = str | os.PathLike[str] | Resolved
+"""What functions take that need a network: its name, or what `resolve` made of it."""
+
+
+def resolve(name: Name, *, entry: str | None = None) -> Resolved:
+    """Return what a name means. Weight files are opened here, once; released weights are not fetched yet.
+
+    Args:
+        name: see the module. A `Path` is always a file or folder; what is resolved already is returned.
+        entry: which state dict of a training script's file to take, such as `model_ema`.
+
+    Raises:
+        UnknownNameError: the name means nothing; the message suggests the nearest names.
+        WeightsError: the file or folder does not exist, is damaged, or holds no iFormer.
+    """
+    if not isinstance(name, str | os.PathLike):
+        return name
+    found: Resolved | None = _by_name(name, entry) if isinstance(name, str) else None
+    path = Path(name)
+    if found is None and path.suffix not in _WEIGHT_SUFFIXES and _record(path).is_file():
+        found = Artifact(path=path, runtime=_runtime(_record(path)))
+    if found is not None:
+        if entry is not None and not isinstance(found, Weights):
+            raise UserError(f"--entry is for files of training scripts; {name} is not one")
+        return found
+    if path.is_dir():
+        if not (path / RUN_CHECKPOINT).is_file():
+            raise WeightsError(f"{path} is a folder without {RUN_CHECKPOINT}; give a weight file or a run folder")
+        path = path / RUN_CHECKPOINT
+    if isinstance(name, str) and not path.exists() and not _looks_like_path(name):
+        from iformer.models.weights.hub import release_names
+
+        known = release_names() if "." in name else [*shipped_checkpoints(), *list_models()]
+        raise UnknownNameError("model", name, known, expected=_EXPECTED)
+    return read_weights(path, entry=entry)
+
+
+def resolve_weights(name: Name, *, entry: str | None = None) -> Weights:
+    """Return the weights that a name means; the released weights of a size are fetched.
+
+    Raises:
+        UserError: it is an exported artifact.
+        UnknownNameError, WeightsError: see `resolve`; or the weights cannot be fetched.
+    """
+    found = resolve(name, entry=entry)
+    if isinstance(found, Artifact):
+        raise UserError(f"{found.path} is an exported artifact; give the checkpoint from which it was exported")
+    if isinstance(found, Size):
+        from iformer.models.weights.hub import read_released  # deferred: only downloads need the hub's client
+
+        return read_released(found.name)
+    return found
+
+
+def load(
+    name: Name,
+    *,
+    entry: str | None = None,
+    features_only: bool = False,
+    attention: str | None = None,
+    windows: str | None = None,
+) -> Any:
+    """Return a trained network of any task, in eval mode, in fp32, on the CPU.
+
+    Args:
+        name: a checkpoint, the folder of a run, a shipped network (`elpv`), a size with released weights
+            (`iformer_m`), timm's or the authors' file, or `hf-hub:USER/NAME`.
+        entry: which state dict of a training script's file to take, such as `model_ema`.
+        features_only: return the `Backbone`, which gives feature maps, without its head.
+        attention: the design for large images, "shma", "hybrid" or "chunk_hybrid"; None keeps the network's own.
+        windows: the settings of the windows, "released" or "paper", with `attention`.
+
+    Returns:
+        A `Classifier`, `Detector`, `Segmenter` or, with `features_only`, `Backbone`.
+
+    Raises:
+        UnknownNameError: the name means nothing; the message suggests the nearest names.
+        WeightsError: the weights cannot be found, fetched or read, or do not fit their description; missing, extra
+            and misshapen keys are listed.
+        ConfigError: the design or its settings do not exist for this network.
+    """
+    weights = resolve_weights(name, entry=entry)
+    if windows is not None and attention is None:
+        raise ConfigError("windows given without attention; pass attention='chunk_hybrid' or 'hybrid'")
+    if attention is not None:
+        config: Any = weights.config
+        design = with_design(backbone_config(config), attention, preset=windows)
+        config = design if isinstance(config, NetworkConfig) else replace(config, backbone=design)
+        weights = replace(weights, config=config)
+    return build_network(weights, features_only=features_only).eval()
+
+
+def load_classifier(
+    name: Name,
+    *,
+    entry: str | None = None,
+    attention: str | None = None,
+    windows: str | None = None,
+) -> Classifier:
+    """`load` for callers that need a classifier.
+
+    Raises:
+        WeightsError: the weights are those of another task, or have no head.
+    """
+    weights = resolve_weights(name, entry=entry)
+    if weights.task != "classify":
+        raise WeightsError(f"{weights.source} holds {NETWORKS[weights.task].title}; a classifier is needed")
+    if weights.config.num_classes == 0:
+        beside = f" (beside it: {', '.join(weights.ignored[:3])})" if weights.ignored else ""
+        raise WeightsError(f"{weights.source} holds a backbone without classes{beside}; a classifier is needed")
+    network: Classifier = load(weights, attention=attention, windows=windows)
+    return network
+
+
+def is_known_folder(name: str) -> bool:
+    """Whether a name of a folder means a network: a size, a shipped checkpoint, a run or an artifact."""
+    path = Path(name)
+    known = name in list_models() or name in shipped_checkpoints()
+    return known or (path / RUN_CHECKPOINT).is_file() or _record(path).is_file()
 
 
 def shipped_checkpoints() -> dict[str, Path]:
-    """Name and file of every checkpoint that this installation holds.
+    """Return name and file of every checkpoint that this installation holds.
 
-    `elpv`: iFormer-T trained on the photographs of the elpv-dataset package, functional or defective
-    solar cells.
+    `elpv` is an iFormer-T trained on the photographs of the elpv-dataset package: functional or defective solar
+    cells.
     """
     folder = Path(str(resources.files("iformer"))) / "checkpoints"
-    return {name: folder / file for name, file in _FILES.items() if (folder / file).is_file()}
+    return {name: folder / file for name, file in _SHIPPED.items() if (folder / file).is_file()}
 
 
-def open_network(weights: str, *, attention: str | None = None, windows: str | None = None) -> Classifier:
-    """A classifier in eval mode from a checkpoint file, a shipped network's name or a released network's name.
-
-    Args:
-        weights: a path to a checkpoint (ours, timm's or the authors'), a name of `shipped_checkpoints`, or one
-            of `list_models` (whose released weights are fetched from the hub, or taken from its cache).
-        attention, windows: the design for large images and its settings, as in `create_model`.
-
-    Raises:
-        UnknownNameError: neither a file nor a known name; the message suggests the nearest names.
-        WeightsError: the file is damaged or holds no classifier, or the hub cannot be reached.
-        ConfigError: the design or its settings do not exist for this network.
-    """
-    path = checkpoint_path(weights)
-    model = create_model(
-        weights if path is None else path, pretrained=path is None, attention=attention, windows=windows
-    ).eval()
-    if not isinstance(model, Classifier) or model.num_classes == 0:
-        raise WeightsError(f"{weights} holds a backbone without classes; a classifier is needed")
-    return model
-
-
-def checkpoint_path(weights: str) -> Path | None:
-    """The file that `weights` names, or None where it names released weights on the hub.
-
-    Raises:
-        UnknownNameError: neither a file nor a known name.
-        WeightsError: it is spelled like a path, and no such file exists.
-    """
-    shipped = shipped_checkpoints()
-    if Path(weights).is_file():
-        return Path(weights)
-    if weights in shipped:
-        return shipped[weights]
-    if weights in list_models():
+def _by_name(name: str, entry: str | None) -> Size | Weights | None:
+    """Return what a name means that is no path."""
+    if name in list_models():
+        return Size(name=name)
+    if name in (shipped := shipped_checkpoints()):
+        return read_weights(shipped[name], entry=entry)
+    if not name.startswith(("hf-hub:", "hf_hub:")) and ".in1k" not in name:
         return None
-    if Path(weights).suffix or len(Path(weights).parts) > 1:
-        raise WeightsError(f"{weights}: no such checkpoint file")
-    raise UnknownNameError("model", weights, [*shipped, *list_models()])
+    from iformer.models.weights import hub  # deferred: only names on the hub need its client
+
+    if name in (released := hub.release_names()):
+        return Size(name=released[name])
+    on_hub = hub.parse_hub_name(name)
+    return None if on_hub is None else hub.read_hub_file(on_hub, entry=entry)
+
+
+def _looks_like_path(name: str) -> bool:
+    """Whether a name that means nothing is to be reported as a missing file rather than as an unknown name."""
+    if name.startswith("timm/"):
+        return False
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return any(separator in name for separator in separators) or Path(name).suffix not in ("", ".in1k")
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json") if path.name else path
+
+
+def _runtime(record: Path) -> str | None:
+    try:
+        if record.stat().st_size > _MAX_RECORD_BYTES:
+            return None
+        runtime = json.loads(record.read_text(encoding="utf-8"))["runtime"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None  # `iformer.deploy` says what is wrong with the record
+    return runtime if isinstance(runtime, str) else None

@@ -16,10 +16,11 @@ from torch.nn import functional
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models
-from iformer.errors import DataError, UnknownNameError, WeightsError
+from iformer.errors import DataError, UnknownNameError, WeightsError, one_line
 from iformer.models.factory import create_model
 from iformer.models.folding import fold
-from iformer.models.weights import checkpoint as weights
+from iformer.models.weights.resolve import load_classifier
+from iformer.models.weights.safetensors_file import SUFFIX, open_safetensors
 from iformer.training.network.precision import compiles, multiplies_bf16
 
 TIMM = "timm:"
@@ -138,18 +139,18 @@ def _read(name: str) -> _Source:
     if name in list_models():
         network = create_model(name, pretrained=True)
         return _Source(network=fold(network.eval()), preprocessing=network.metadata.preprocessing)
-    if name.endswith(weights.SUFFIX) or Path(name).exists():
+    if name.endswith(SUFFIX) or Path(name).exists():
         return _read_checkpoint(name)
     return _timm_network(name.removeprefix(TIMM))
 
 
 def _read_checkpoint(path: str) -> _Source:
-    with weights.open_safetensors(path) as file:
+    with open_safetensors(path) as file:
         header = file.metadata() or {}
         if header.get("format") == "pt" and "network" in header:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return _trained_timm_network(path, header, tensors)
-    network = weights.load(path)
+    network = load_classifier(path)
     metadata = network.metadata
     return _Source(network=fold(network), preprocessing=metadata.preprocessing, class_names=metadata.class_names)
 
@@ -161,7 +162,7 @@ def _trained_timm_network(path: str, header: dict[str, str], tensors: dict[str, 
     try:
         name, metadata = json.loads(header["network"]), Metadata.from_plain(json.loads(header["metadata"]))
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {weights.one_line(error)}") from None
+        raise WeightsError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(name, str) or not name.startswith(TIMM):
         raise WeightsError(f"{path} holds a network named {name}, which can be a teacher only from Python")
     network: Any = timm.create_model(name.removeprefix(TIMM), num_classes=len(metadata.class_names))
@@ -181,7 +182,7 @@ def _timm_network(name: str) -> _Source:
         network: Any = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises of every kind
         raise WeightsError(
-            f"the weights of the teacher {name} cannot be fetched: {weights.one_line(error)}; "
+            f"the weights of the teacher {name} cannot be fetched: {one_line(error)}; "
             "fetch them where there is a network, or give --teacher a checkpoint file"
         ) from None
     config = network.pretrained_cfg

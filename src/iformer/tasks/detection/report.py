@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iformer.models.detector import Detector
-from iformer.models.weights.dense_checkpoint import load_dense
+from iformer.models.weights.resolve import load
 from iformer.tables import markdown_table
 from iformer.tasks.detection.evaluate import DetectionEvaluation
 from iformer.tasks.detection.predict import DetectionPredictor
@@ -48,7 +48,7 @@ def write_report(result: TrainResult) -> Path:
         "from 0.5 to 0.95 and over classes. Small objects have less than 32 x 32 pixels, medium ones less than "
         "96 x 96."
     )
-    network = load_dense(RunFolder(result.folder).last)
+    network = load(RunFolder(result.folder).last)
     assert isinstance(network, Detector)
     predictor = DetectionPredictor(network)
     examples = draw_examples(

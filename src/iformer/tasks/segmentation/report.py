@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iformer.models.segmenter import Segmenter
-from iformer.models.weights.dense_checkpoint import load_dense
+from iformer.models.weights.resolve import load
 from iformer.tasks.pyramid import draw_examples
 from iformer.tasks.report import final_weights, write_task_report
 from iformer.tasks.segmentation.evaluate import SegmentationEvaluation
@@ -28,7 +28,7 @@ def write_report(result: TrainResult) -> Path:
         f"of the classes {metrics['mean_accuracy']:.2f} % on {metrics['images']} validation images: "
         f"{final_weights(result)}."
     )
-    network = load_dense(RunFolder(result.folder).last)
+    network = load(RunFolder(result.folder).last)
     assert isinstance(network, Segmenter)
     examples = draw_examples(
         SegmentationPredictor(network),

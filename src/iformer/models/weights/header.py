@@ -1,0 +1,175 @@
+"""The header of a checkpoint: what its network is, and what is known about it.
+
+A checkpoint is a `.safetensors` file with these strings in its header:
+
+    format        "iformer-1"
+    network       JSON of a classifier's `NetworkConfig`, or
+    task_network  JSON of a `DetectorConfig` or `SegmenterConfig`
+    metadata      JSON of `Metadata`, whose `task` says which row of `NETWORKS` the network is
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from iformer.config.detector import DetectorConfig
+from iformer.config.metadata import Metadata
+from iformer.config.network import NetworkConfig
+from iformer.config.segmenter import SegmenterConfig
+from iformer.errors import ConfigError, WeightsError, one_line, printable
+
+FORMAT = "iformer-1"
+FORMAT_FAMILY = "iformer-"
+
+Task = Literal["classify", "detect", "segment"]
+Config = NetworkConfig | DetectorConfig | SegmenterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRow:
+    """How the network of one task is written in a checkpoint."""
+
+    title: str
+    config: type[NetworkConfig] | type[DetectorConfig] | type[SegmenterConfig]
+    module: str
+    """The module of the network's class, imported on use: torchvision's detectors take seconds to import."""
+    name: str
+    key: str
+    """The header's key of the config."""
+    backbone: str
+    """Prefix of the backbone's weights."""
+
+    def network_class(self) -> type[nn.Module]:
+        """Import the class."""
+        found: type[nn.Module] = getattr(importlib.import_module(self.module), self.name)
+        return found
+
+
+NETWORKS: dict[Task, NetworkRow] = {
+    "classify": NetworkRow(
+        title="a classifier",
+        config=NetworkConfig,
+        module="iformer.models.classifier",
+        name="Classifier",
+        key="network",
+        backbone="",
+    ),
+    "detect": NetworkRow(
+        title="a detector",
+        config=DetectorConfig,
+        module="iformer.models.detector",
+        name="Detector",
+        key="task_network",
+        backbone="rcnn.backbone.body.",
+    ),
+    "segment": NetworkRow(
+        title="a segmenter",
+        config=SegmenterConfig,
+        module="iformer.models.segmenter",
+        name="Segmenter",
+        key="task_network",
+        backbone="pyramid.body.",
+    ),
+}
+"""The networks that checkpoints hold, by task."""
+
+
+def task_of(config: object) -> Task | None:
+    """Return the task of a network with this config; None if `config` is not a config of `NETWORKS`."""
+    return next((task for task, row in NETWORKS.items() if isinstance(config, row.config)), None)
+
+
+def backbone_config(config: Config) -> NetworkConfig:
+    """Return the config of the backbone; a classifier's is its own config."""
+    return config if isinstance(config, NetworkConfig) else config.backbone
+
+
+def write_header(config: Config, metadata: Metadata, *, source: str) -> dict[str, str]:
+    """Return config and metadata as strings of a safetensors header, without `format`.
+
+    Raises:
+        WeightsError: the number of class names is not the number of classes, or JSON cannot hold the metadata.
+    """
+    task = task_of(config)
+    assert task is not None
+    _check_class_names(config, metadata, source)
+    try:
+        text = json.dumps(metadata.to_plain())
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: the metadata cannot be written as JSON: {error}") from error
+    return {NETWORKS[task].key: json.dumps(config.to_plain()), "metadata": text}
+
+
+def is_checkpoint_header(header: Mapping[str, str]) -> bool:
+    """Whether a safetensors header is one of a checkpoint, of this version or a later one."""
+    return header.get("format", "").startswith(FORMAT_FAMILY)
+
+
+def is_described(header: Mapping[str, str]) -> bool:
+    """Whether a safetensors header of any format holds a config and metadata."""
+    return "metadata" in header and any(row.key in header for row in NETWORKS.values())
+
+
+def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadata]:
+    """Return the config and metadata in a header.
+
+    Raises:
+        WeightsError: the header is not one of a checkpoint, of a later version, or invalid.
+    """
+    version = header.get("format", "")
+    if is_checkpoint_header(header) and version != FORMAT:
+        raise WeightsError(
+            f"{source} has format {printable(version, limit=120)}, this iformer reads {FORMAT}; upgrade iformer"
+        )
+    if not is_described(header):
+        raise WeightsError(f"{source} is a safetensors file whose header describes no network")
+    try:
+        metadata = Metadata.from_plain(json.loads(header["metadata"]))
+        row = NETWORKS[metadata.task]
+        if row.key not in header:
+            raise ConfigError(f"it describes {row.title} (metadata.task), but has no '{row.key}'")
+        plain = json.loads(header[row.key])
+        _check_depth(plain)
+        config = row.config.from_plain(plain)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{source}: the description in its header is invalid: {one_line(error)}") from error
+    _check_class_names(config, metadata, source)
+    return config, metadata
+
+
+def metadata_with(metadata: Metadata, **fields: Any) -> Metadata:
+    """Return `metadata` with some fields changed and checked.
+
+    Raises:
+        ConfigError: a field is unknown or invalid.
+    """
+    known = sorted(Metadata.__dataclass_fields__)
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise ConfigError(f"Metadata has no field {', '.join(unknown)}; its fields are {', '.join(known)}")
+    return replace(metadata, **fields)
+
+
+_MAX_BLOCKS = 10_000
+
+
+def _check_depth(plain: Any) -> None:
+    for stage in plain.get("stages", ()) if isinstance(plain, dict) else ():
+        pattern = stage.get("pattern", ()) if isinstance(stage, dict) else ()
+        counts = [run[1] for run in pattern if isinstance(run, list) and len(run) == 2]
+        if sum(max(count, 0) for count in counts if isinstance(count, int)) > _MAX_BLOCKS:
+            raise ConfigError(f"StageConfig.pattern has more than {_MAX_BLOCKS} blocks")
+
+
+def _check_class_names(config: Config, metadata: Metadata, source: str) -> None:
+    names = len(metadata.class_names)
+    if names and names != config.num_classes:
+        raise WeightsError(
+            f"{source}: there are {names} class names for {config.num_classes} classes; give one name a class"
+        )

@@ -1,0 +1,95 @@
+"""Read a weight file of any format: our checkpoints, and files of timm, the authors and training scripts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from iformer.config.metadata import Metadata
+from iformer.config.network import NetworkConfig
+from iformer.errors import ConfigError, WeightsError
+from iformer.models.weights.checkpoint import Weights, check_fit, expected_shapes
+from iformer.models.weights.dialects import from_foreign
+from iformer.models.weights.entries import select_entry
+from iformer.models.weights.header import (
+    backbone_config,
+    is_checkpoint_header,
+    is_described,
+    read_header,
+)
+from iformer.models.weights.pickles import read_pickle
+from iformer.models.weights.recognition import differences, recognise, recognise_network
+from iformer.models.weights.safetensors_file import open_safetensors, unreadable
+
+
+def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> Weights:
+    """Read a weight file; its format is recognised by its content.
+
+    The tensors of safetensors files are mapped, so reading one costs little until they are used.
+
+    Args:
+        path: our checkpoint of any task, timm's `.safetensors` or pickle, or the authors' pickle.
+        entry: which state dict of a training script's file to read, such as `model_ema`; see
+            `iformer.models.weights.entries.select_entry`.
+
+    Raises:
+        WeightsError: the file does not exist, is damaged, asks for code to be run, holds something else, or its
+            weights fit no network.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    # a safetensors file is a length of 8 bytes, the first of which may be 0x80 too, then a JSON object
+    if start.startswith((b"PK", b"\x80")) and start[8:9] != b"{":
+        return _from_script(path, read_pickle(path), {}, entry)
+    with open_safetensors(path) as opened:
+        header = dict(opened.metadata() or {})
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    if not is_checkpoint_header(header):
+        return _from_script(path, tensors, header, entry)
+    if entry is not None:
+        raise WeightsError(f"{path} is a checkpoint of one network; leave out --entry (in Python entry=)")
+    config, metadata = read_header(header, str(path))
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    try:
+        expected = expected_shapes(config)
+    except ConfigError as error:
+        raise WeightsError(f"{path}: the description in its header is invalid: {error}") from error
+    check_fit(expected, shapes, source=str(path), network=backbone_config(config).name)
+    return Weights(
+        source=str(path), path=path, format="iformer", config=config, state_dict=tensors, metadata=metadata
+    )
+
+
+def _from_script(path: Path, content: Any, header: dict[str, str], entry: str | None) -> Weights:
+    """Return the weights in a file without our header, or with our header in timm's file."""
+    source = str(path)
+    try:
+        state_dict, beside = select_entry(content, entry)
+        format_ = recognise(state_dict)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
+    config = recognise_network(state_dict, source)
+    metadata = Metadata(provenance={"source_file": path.name, "source_format": format_})
+    if is_described(header):
+        described, metadata = read_header(header, source)
+        if (
+            not isinstance(described, NetworkConfig)
+            or differences(described, config)
+            or described.num_classes != config.num_classes
+        ):
+            raise WeightsError(f"{source}: its header describes another network than its weights")
+    ours = state_dict if format_ == "iformer" else from_foreign(state_dict, config, format_, source)
+    return Weights(
+        source=source,
+        path=path,
+        format=format_,
+        config=config,
+        state_dict=ours,
+        metadata=metadata,
+        ignored=beside,
+    )

@@ -1,0 +1,60 @@
+"""Open safetensors files, and say what a file is that cannot be opened as weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from iformer.errors import WeightsError, one_line
+
+SUFFIX = ".safetensors"
+
+
+@contextlib.contextmanager
+def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a safetensors file; its tensors are mapped, not read.
+
+    Raises:
+        WeightsError: the file does not exist, is damaged or is something else; the message says what it is.
+    """
+    try:
+        file = safe_open(os.fspath(path), framework="pt")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: the file was replaced while it was being opened
+        raise unreadable(path, error) from error
+    try:
+        with file as opened:
+            yield opened
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> WeightsError:
+    """Return an error that says why `path` cannot be read as weights and what to do."""
+    path = Path(path)
+    if not path.exists():
+        return WeightsError(f"{path} does not exist; give the path of a weight file")
+    if path.is_dir():
+        return WeightsError(f"{path} is a folder; give the {SUFFIX} file in it")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as os_error:
+        return WeightsError(f"{path} cannot be read: {os_error.strerror or os_error}")
+    again = "download or copy it again"
+    if not start:
+        return WeightsError(f"{path} is empty (0 bytes); {again}")
+    if start.startswith(b"version https://git-lfs"):
+        return WeightsError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return WeightsError(f"{path} is a web page, not a weight file; {again}")
+    size = path.stat().st_size
+    reason = f" ({one_line(error)})" if error is not None else ""
+    if start[8:9] == b"{":
+        return WeightsError(f"{path} is truncated or damaged ({size} bytes){reason}; {again}")
+    return WeightsError(f"{path} is not a weight file, or is damaged ({size} bytes){reason}; {again}")
