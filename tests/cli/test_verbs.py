@@ -214,7 +214,7 @@ def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str], checkpoint: Pa
     ("arguments", "said"),
     [
         (["iformer_mm"], "did you mean iformer_m"),
-        (["missing.safetensors"], "none.safetensors does not exist"),
+        (["missing.safetensors"], "missing.safetensors does not exist"),
         (["--size", "12"], "32 pixels or more"),
         (["--size", "wide"], "expected pixels"),
     ],
