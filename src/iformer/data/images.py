@@ -1,4 +1,4 @@
-"""Image decoding: training, evaluation, prediction and parity checks all read their images here."""
+"""Image decoding: every image of the project is opened here."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from iformer.data.conversion import ValueRange, has_16_bits, highest_value, to_8bit
 from iformer.errors import DataError
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused by their header, before they are decoded (Pillow's own limit)."""
+
+MAX_DECODING_BYTES = 2 * 2**30
+"""Images whose decoding takes more memory, by an estimate from their header, are refused."""
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset((
@@ -28,6 +34,17 @@ IMAGE_EXTENSIONS = frozenset((
 
 # Pillow's other readers start programs (EPS), check no magic bytes (TGA) or read no photographs.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "MPO")
+
+_DECODER_BYTES = {"AVIF": 12, "WEBP": 8, "JPEG2000": 12, "TIFF": 4}
+"""Bytes per pixel that a format's decoder takes beside the image."""
+
+_PROGRESSIVE_BYTES = 6
+"""Bytes per pixel that the coefficients of a progressive JPEG take."""
+
+_CHECKED_SIDE = 64
+"""`check_image` decodes a JPEG at a reduced scale, but not below this side."""
+
+THUMBNAIL_SIDE = 32
 
 # Pillow warns at half of the size that it refuses; here MAX_PIXELS is the only limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -48,64 +65,38 @@ ImageSource = str | os.PathLike[str] | bytes | EncodedImage
 """A path, the contents of an image file, or an object that reads them."""
 
 
+class ImageFacts(NamedTuple):
+    """What `check_image` finds out about an image."""
+
+    size: tuple[int, int]
+    """Width and height in pixels, after the EXIF orientation."""
+    thumbnail: np.ndarray
+    """Gray, uint8, shape (32, 32)."""
+    highest: int | None
+    """Highest value of a 16-bit gray image; None for other images."""
+
+
 def has_image_extension(path: str | os.PathLike[str]) -> bool:
     """Return whether the file's extension is that of an image format."""
     return Path(path).suffix.lower() in IMAGE_EXTENSIONS
 
 
-def read_image(source: ImageSource, *, keep_gray: bool = False) -> Image.Image:
-    """Decode an image to RGB with 8 bits per channel.
+@contextmanager
+def open_image(source: ImageSource) -> Iterator[ImageFile.ImageFile]:
+    """Open an image of an accepted format and size, not yet decoded.
 
-    The EXIF orientation is applied, transparency is composited on white, and of an animation the first frame
-    is returned. 16-bit gray keeps its upper 8 bits, as Pillow does for 16-bit colour. Where a file does not
-    state its value range (32-bit integers, floats): floats within 0..1 are scaled by 255, values within 0..255
-    are kept, integers within 16 bits keep the upper 8, anything else is stretched from its minimum to its
-    maximum. Values that are not finite count as the minimum.
-
-    Args:
-        source: a path, the contents of an image file, or an object that reads them.
-        keep_gray: return gray images in mode "L", at a third of the memory. Their RGB form has three equal
-            channels.
-
-    Returns:
-        An image in mode "RGB" (or "L"), detached from the file.
+    All errors inside the context become a `DataError`: Pillow decodes when pixels are first accessed.
 
     Raises:
-        DataError: the file is missing, unreadable, a folder, empty, truncated, not an image, in a colour space
-            without an RGB conversion, or has more than `MAX_PIXELS` pixels. The message is one line,
+        DataError: the file is missing, unreadable, a folder, empty, truncated, not an image, has more than
+            `MAX_PIXELS` pixels or takes more than `MAX_DECODING_BYTES` to decode. The message is one line,
             `path: reason`.
     """
-    return _read(source, keep_gray=keep_gray, quick=False)
-
-
-def check_image(source: ImageSource) -> None:
-    """Raise the `DataError` that `read_image` would raise, faster where possible.
-
-    All of the file's data is decoded; a JPEG only at an eighth of its size.
-    """
-    _read(source, keep_gray=True, quick=True)
-
-
-def _read(source: ImageSource, *, keep_gray: bool, quick: bool) -> Image.Image:
     name = "image" if isinstance(source, bytes) else str(source)
-    opened: io.BytesIO | str
-    if isinstance(source, str | os.PathLike):
-        size, opened = _file_size(os.fspath(source)), os.fspath(source)
-    else:
-        contents = source if isinstance(source, bytes) else source.read()
-        size, opened = len(contents), io.BytesIO(contents)
-    if size == 0:
-        raise DataError(f"{name}: the file is empty (0 bytes)")
     try:
-        with Image.open(opened, formats=_known_formats()) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(
-                    f"{name}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; not decoded"
-                )
-            if quick:
-                image.draft(None, (width // 8, height // 8))
-            return _to_8bit(_upright(image), keep_gray=keep_gray)
+        with _open(source, name) as image:
+            _check_size(image, name)
+            yield image
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -119,6 +110,100 @@ def _read(source: ImageSource, *, keep_gray: bool, quick: bool) -> Image.Image:
     except Exception as error:  # damaged files make Pillow's readers raise errors of any type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: damaged image ({reason})") from None
+
+
+def read_image(
+    source: ImageSource, *, keep_gray: bool = False, value_range: ValueRange | None = None
+) -> Image.Image:
+    """Decode an image to RGB with 8 bits per channel.
+
+    The EXIF orientation is applied, transparency is composited on white, and of an animation the first frame
+    is returned. 16-bit gray keeps its upper 8 bits, as Pillow does for 16-bit colour. Where a file does not
+    state its value range (32-bit integers, floats): floats within 0..1 are scaled by 255, values within 0..255
+    are kept, integers within 16 bits keep the upper 8, anything else is stretched from its minimum to its
+    maximum. Values that are not finite count as the minimum.
+
+    Args:
+        source: a path, the contents of an image file, or an object that reads them.
+        keep_gray: return gray images in mode "L", at a third of the memory. Their RGB form has three equal
+            channels.
+        value_range: values of black and white in gray images of more than 8 bits, such as (0, 4095) for 12-bit
+            data in 16-bit files. None means the rules above.
+
+    Returns:
+        An image in mode "RGB" (or "L"), detached from the file.
+
+    Raises:
+        DataError: see `open_image`; also for a colour space without an RGB conversion.
+    """
+    with open_image(source) as image:
+        _apply_orientation(image)
+        return to_8bit(image, keep_gray=keep_gray, value_range=value_range)
+
+
+def check_image(source: ImageSource) -> ImageFacts:
+    """Raise the `DataError` that `read_image` would raise, faster where possible; return facts about the image.
+
+    All of the file's data is decoded; a large JPEG at a reduced scale.
+    """
+    with open_image(source) as image:
+        width, height = image.size
+        if _orientation(image) >= 5:
+            width, height = height, width
+        image.draft(None, (max(_CHECKED_SIDE, image.width // 8), max(_CHECKED_SIDE, image.height // 8)))
+        _apply_orientation(image)
+        highest = highest_value(image) if has_16_bits(image) else None
+        gray = to_8bit(image, keep_gray=True).convert("L")
+        thumbnail = gray.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR)
+        return ImageFacts((width, height), np.asarray(thumbnail), highest)
+
+
+def _open(source: ImageSource, name: str) -> ImageFile.ImageFile:
+    opened: io.BytesIO | str
+    if isinstance(source, str | os.PathLike):
+        size, opened = _file_size(os.fspath(source)), os.fspath(source)
+    else:
+        contents = source if isinstance(source, bytes) else source.read()
+        size, opened = len(contents), io.BytesIO(contents)
+    if size == 0:
+        raise DataError(f"{name}: the file is empty (0 bytes)")
+    try:
+        return Image.open(opened, formats=_known_formats())
+    except ValueError as error:
+        if "Decompressed data too large" not in str(error) and "Too much memory" not in str(error):
+            raise
+    # a PNG with a long text or colour profile: Pillow refuses these, and neither is used here
+    contents = Path(opened).read_bytes() if isinstance(opened, str) else opened.getvalue()
+    return Image.open(io.BytesIO(_without_metadata(contents)), formats=_known_formats())
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """Return a PNG without its text and colour profile chunks."""
+    kept, position = [png[:8]], 8
+    while position + 12 <= len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        if png[position + 4 : position + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
+
+
+def _check_size(image: ImageFile.ImageFile, name: str) -> None:
+    width, height = image.size
+    pixels = width * height
+    if pixels > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; not decoded"
+        )
+    # Pillow stores 4 bytes per pixel of most modes; the result takes as much again
+    per_pixel = 8 + _DECODER_BYTES.get(image.format or "", 0)
+    if image.info.get("progressive"):
+        per_pixel += _PROGRESSIVE_BYTES
+    if pixels * per_pixel > MAX_DECODING_BYTES:
+        raise DataError(
+            f"{name}: {width} x {height} pixels of {image.format} would take about "
+            f"{pixels * per_pixel / 2**30:.1f} GiB to decode; the limit is {MAX_DECODING_BYTES / 2**30:.0f} GiB"
+        )
 
 
 def _file_size(path: str) -> int:
@@ -141,64 +226,16 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
+def _orientation(image: ImageFile.ImageFile) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # the EXIF block is damaged, the pixels are not
+        return 1
+
+
+def _apply_orientation(image: ImageFile.ImageFile) -> None:
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # the EXIF block is damaged, the pixels are not
-        return image
-    return image
-
-
-def _to_8bit(image: Image.Image, *, keep_gray: bool) -> Image.Image:
-    """Convert a decoded image of any mode to a plain `Image` in mode "RGB", or "L" if gray and `keep_gray`."""
-    mode = image.mode
-    if mode.startswith("I") or mode == "F":
-        image = Image.fromarray(_scale_to_8bit(np.asarray(image), mode, image.format))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-        if mode in ("LA", "La", "L", "1"):
-            image = image.getchannel("R")
-    elif mode == "1":
-        image = image.convert("L")
-    target = "L" if keep_gray and image.mode == "L" else "RGB"
-    # Copy in any case: the file's own image class keeps the file and its metadata alive.
-    return image.convert(target) if image.mode != target else image.copy()
-
-
-def _scale_to_8bit(pixels_HW: np.ndarray, mode: str, file_format: str | None) -> np.ndarray:
-    """Convert 16-bit, 32-bit or float gray values to uint8 by the rules of `read_image`."""
-    if mode.startswith("I;16") or (mode == "I" and file_format in ("PNG", "PPM")):
-        return (pixels_HW.astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-    values_HW = pixels_HW.astype(np.float64)
-    finite_HW = np.isfinite(values_HW)
-    if not finite_HW.any():
-        return np.zeros(values_HW.shape, np.uint8)
-    low, high = values_HW[finite_HW].min(), values_HW[finite_HW].max()
-    values_HW = np.where(finite_HW, values_HW, low)
-    if mode == "F" and low >= 0 and high <= 1:
-        values_HW = values_HW * 255
-    elif low >= 0 and high <= 255:
-        pass
-    elif mode == "I" and low >= 0 and high <= 65535:
-        values_HW = np.floor(values_HW / 256)
-    else:
-        values_HW = (values_HW - low) * (255 / (high - low)) if high > low else np.zeros_like(values_HW)
-    return np.rint(values_HW).astype(np.uint8)
-
-
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the width and height, in pixels, of the image that `read_image` returns. Reads only the header.
-
-    Raises:
-        DataError: the file is not an image.
-    """
-    try:
-        with Image.open(path, formats=_known_formats()) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except Exception as error:
-        raise DataError(f"{os.fspath(path)}: damaged image ({' '.join(str(error).split())})") from None
-    return (height, width) if turned else (width, height)
+    except Exception:  # as above
+        return

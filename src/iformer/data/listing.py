@@ -1,15 +1,25 @@
-"""Listing of folders: natural order, without hidden files and files that operating systems leave behind."""
+"""Listing of folders, without hidden and system files and without this package's own outputs."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from iformer.data.images import has_image_extension
 
-_SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_SYSTEM_NAMES = frozenset(
+    {
+        "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r", "__pycache__",  # Windows, macOS, Python
+        "$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "$extend",  # Windows
+        "lost+found", "network trash folder", "temporary items",  # ext4, macOS
+        "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb",  # Synology, QNAP
+    }
+)  # fmt: skip
+
+_OUTPUT_NAMES = ("log.jsonl", "predictions.jsonl", "last.safetensors", "best.safetensors", "resume.safetensors")
+"""Files of which any shows that a folder was written by `train`, `eval` or `predict`."""
 
 
 def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -20,25 +30,58 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
                 yield entry
 
 
-def files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yield the files below a folder at any depth. Links are followed, but not back to a folder in `above`."""
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for entry in entries(folder):
-        if entry.is_dir():
-            yield from files_below(Path(entry.path), above | {identity})
-        else:
-            yield Path(entry.path)
+def is_output(folder: Path) -> bool:
+    """Return whether a folder was written by this package, such as a run: its pictures are not data."""
+    return any((folder / name).is_file() for name in _OUTPUT_NAMES)
 
 
-def images_below(folder: Path, is_image: Callable[[Path], bool] = has_image_extension) -> list[Path]:
+def files_below(folder: Path, root: Path | None = None) -> Iterator[Path]:
+    """Yield the files below a folder at any depth, in the file system's order.
+
+    Output folders (see `is_output`) are left out. Links to folders are followed, but not back into `root` (by
+    default the folder itself) or to a folder that contains it, and no folder is listed twice.
+    """
+    base = os.path.realpath(root or folder)
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries(current):
+            path = Path(entry.path)
+            if not entry.is_dir():
+                yield path
+            elif not (leads_back(path, base) or is_output(path)):
+                waiting.append(path)
+
+
+def leads_back(path: Path, base: str) -> bool:
+    """Return whether a path is a link into the folder `base` (a real path) or to a folder that contains it."""
+    if not path.is_symlink():
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([target, base]) in (target, base)
+
+
+def images_below(folder: Path) -> list[Path]:
     """Return the image files (by extension) below a folder at any depth, in natural order."""
-    return sorted(filter(is_image, files_below(folder)), key=lambda path: natural_key(str(path)))
+    return natural_order(filter(has_image_extension, files_below(folder)))
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Sort paths in natural order."""
+    return sorted(paths, key=lambda path: natural_key(str(path)))
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
     """Return a sort key that compares digits by value (img2 before img10) and ignores case."""
     pieces = re.split(r"([0-9]+)", text)  # alternates text and digits, so that types line up
-    return [int(piece) if place % 2 else piece.lower() for place, piece in enumerate(pieces)], text
+    return [_number(piece) if place % 2 else piece.lower() for place, piece in enumerate(pieces)], text
+
+
+def _number(digits: str) -> int:
+    # Python refuses to convert more than 4,300 digits, and file names have at most 255 bytes
+    return int(digits[:4000])

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from iformer.config.segmenter import IGNORED
+from iformer.data.images import open_image
 from iformer.errors import DataError
 
 
@@ -86,18 +86,12 @@ def read_indices(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: the file is not an image of indices from 0 to 255.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode not in ("L", "P", "1", "I;16", "I"):
-                raise DataError(
-                    f"{path}: a mask in colours (mode {image.mode}); expected a PNG whose values are class indices"
-                )
-            values = np.asarray(image)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: damaged mask ({' '.join(str(error).split()) or type(error).__name__})") from None
+    with open_image(path) as image:
+        if image.mode not in ("L", "P", "1", "I;16", "I"):
+            raise DataError(
+                f"{path}: a mask in colours (mode {image.mode}); expected a PNG whose values are class indices"
+            )
+        values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > IGNORED):
         raise DataError(f"{path}: has the index {int(values.max())}; expected 0 to {IGNORED}")
     return values.astype(np.uint8)

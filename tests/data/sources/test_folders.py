@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from iformer.data.sources import load_data
-from iformer.data.sources.checks import find_broken
+from iformer.data.sources.checks import check_images
 from iformer.data.sources.folders import load_folder
 from iformer.data.sources.splitting import split_stratified
 from iformer.errors import ConfigError, DataError
@@ -190,7 +192,9 @@ def test_class_lists_that_differ(tmp_path: Path) -> None:
 def test_parts_without_class_folders(tmp_path: Path) -> None:
     write_image(tmp_path / "train" / "a.png")
     write_image(tmp_path / "val" / "b.png")
-    assert "1 image but no class folder" in error(tmp_path)
+    assert "train/, val/ look like splits, but hold no class folders" in error(tmp_path)
+    write_classes(tmp_path / "train", a=2, b=2)
+    assert f"{tmp_path / 'val'}: 1 image but no class folder" in error(tmp_path)
 
 
 def test_validation_without_training(tmp_path: Path) -> None:
@@ -207,11 +211,235 @@ def test_split_out_of_range(tmp_path: Path, share: float) -> None:
 def test_the_same_image_on_both_sides_is_a_warning(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", cat=2, dog=2)
     write_classes(tmp_path / "val", start=100, cat=2, dog=2)
-    shutil.copy(tmp_path / "train" / "cat" / "img1.png", tmp_path / "val" / "dog" / "same.png")
+    shutil.copy(tmp_path / "train" / "cat" / "img1.png", tmp_path / "val" / "cat" / "same.png")
     data = load_data(tmp_path, strict=True)
     assert len(data.warnings) == 1
     assert "1 validation image also among the training images" in data.warnings[0]
     assert "same.png" in data.warnings[0]
+
+
+def write_picture(path: Path, number: int, size: tuple[int, int] = (80, 72), **options: object) -> Path:
+    """A picture with shapes on it, the same for the same number."""
+    generator = random.Random(number)
+
+    def colour() -> tuple[int, int, int]:
+        return generator.randrange(256), generator.randrange(256), generator.randrange(256)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", size, colour())
+    draw = ImageDraw.Draw(picture)
+    for _ in range(5):
+        x, y = generator.randrange(size[0]), generator.randrange(size[1])
+        draw.rectangle((x, y, x + 14, y + 14), fill=colour())
+    picture.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(("extension", "options"), [("png", {}), ("jpg", {"quality": 75}), ("webp", {})])
+def test_a_copy_that_was_saved_again_is_found(tmp_path: Path, extension: str, options: dict[str, object]) -> None:
+    for split, start in (("train", 0), ("val", 50)):
+        for number in range(20):
+            name = ("cat", "dog")[number % 2]
+            write_picture(tmp_path / split / name / f"{number}.jpg", start + number, (200, 160), quality=95)
+    with Image.open(tmp_path / "train" / "cat" / "4.jpg") as picture:
+        picture.save(tmp_path / "val" / "cat" / f"again.{extension}", **options)
+        picture.resize((100, 80)).save(tmp_path / "val" / "cat" / "smaller.png")
+    data = load_data(tmp_path)
+    assert len(data.warnings) == 1
+    assert "2 validation images also among the training images" in data.warnings[0]
+    for name in (f"again.{extension}", "smaller.png"):
+        assert f"{tmp_path / 'val' / 'cat' / name} = {tmp_path / 'train' / 'cat' / '4.jpg'}" in data.warnings[0]
+
+
+def test_a_picture_under_two_labels_is_found(tmp_path: Path) -> None:
+    for number in range(20):
+        write_picture(tmp_path / ("cat", "dog")[number % 2] / f"{number}.jpg", number)
+    shutil.copy(tmp_path / "cat" / "0.jpg", tmp_path / "dog" / "copy.jpg")
+    with Image.open(tmp_path / "cat" / "2.jpg") as picture:
+        picture.save(tmp_path / "dog" / "again.png")
+    warnings = [line for line in load_data(tmp_path).warnings if "another label" in line]
+    assert len(warnings) == 1
+    assert "2 images also under another label, so one of the labels is wrong" in warnings[0]
+    for copy, original in (("copy.jpg", "0.jpg"), ("again.png", "2.jpg")):
+        assert f"{tmp_path / 'dog' / copy} = {tmp_path / 'cat' / original}" in warnings[0] or (
+            f"{tmp_path / 'cat' / original} = {tmp_path / 'dog' / copy}" in warnings[0]
+        )
+
+
+def test_pictures_that_are_only_alike_are_no_copies(tmp_path: Path) -> None:
+    """The same shape at another place or in another colour, plain areas, noise."""
+    for number in range(12):
+        picture = Image.new("L", (28, 28))
+        ImageDraw.Draw(picture).line((14, 4, 12 + number % 5, 24), fill=255, width=2 + number // 5)
+        path = tmp_path / ("one", "other")[number % 2] / f"stroke{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
+        Image.new("RGB", (30, 30), (20 * number, 9, 9)).save(path.with_name(f"plain{number}.png"))
+        square = Image.new("RGB", (40, 40), (90, 90, 90))
+        square.paste((200, 20 * number, 60), (10, 10, 30, 30))
+        square.save(path.with_name(f"square{number}.png"))
+    assert load_data(tmp_path).warnings == ()
+
+
+def test_runs_inside_the_data_are_no_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path, cat=5, dog=5)
+    before = load_data(tmp_path).train.fingerprint()
+    for run, marker in (("runs/a", "log.jsonl"), ("runs/deeper/b", "last.safetensors"), ("single", "log.jsonl")):
+        write_image(tmp_path / run / "figures" / "curves.png", 77)
+        (tmp_path / run / marker).write_text("")
+    write_image(tmp_path / "cat" / "predicted" / "predict.png", 78)
+    (tmp_path / "cat" / "predicted" / "predictions.jsonl").write_text("")
+    data = load_data(tmp_path, strict=True)
+    assert data.train.class_names == ("cat", "dog")
+    assert data.train.fingerprint() == before
+    assert len(data.warnings) == 2
+    for name in ("runs", "single"):
+        assert any(f"{tmp_path / name}: " in line and "not read as a class" in line for line in data.warnings)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training_set", "test_set"),
+        ("seg_train", "seg_test"),
+        ("TrainImages", "ValImages"),
+        ("train-data", "hold_out"),
+        ("Training", "Testing"),
+        ("trainset", "devset"),
+        ("animals_train", "animals_validation"),
+        ("train2017", "val2017"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_splits_under_other_names(tmp_path: Path, train: str, val: str, nested: bool) -> None:
+    write_classes(tmp_path / train / (train if nested else ""), cats=3, dogs=3)
+    write_classes(tmp_path / val / (val if nested else ""), start=100, cats=1, dogs=1)
+    write_image(tmp_path / "seg_pred" / "1.png", 9)
+    data = load_data(tmp_path)
+    assert data.train.class_counts == {"cats": 3, "dogs": 3}
+    assert data.val.class_counts == {"cats": 1, "dogs": 1}
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("fold_0", "fold_1", "fold_2"), ("amazon", "webcam")])
+def test_splits_under_unknown_names_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        write_classes(tmp_path / name, start=100 * number, cats=3, dogs=3, emus=1)
+    message = error(tmp_path)
+    assert "contain the same sub-folders (cats, dogs, emus)" in message
+    assert "name them train and val" in message
+    (tmp_path / "classes.txt").write_text("\n".join(names))  # the way out, for classes with such sub-folders
+    assert load_data(tmp_path).train.class_names == names
+
+
+def test_classes_may_have_words_of_splits_in_their_names(tmp_path: Path) -> None:
+    write_classes(tmp_path, test_tube=2, train_station=2, validator=2)
+    assert load_data(tmp_path).train.class_names == ("test_tube", "train_station", "validator")
+
+
+def test_two_training_splits_are_refused(tmp_path: Path) -> None:
+    for name in ("cats_train", "dogs_train", "cats_test", "dogs_test"):
+        write_classes(tmp_path / name, a=2, b=2)
+    assert "cats_train/, dogs_train/ all look like the training split" in error(tmp_path)
+
+
+def test_a_test_set_without_labels_is_not_used(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", cat=5, dog=5)
+    write_image(tmp_path / "test" / "1.png", 99)
+    data = load_data(tmp_path)
+    assert (len(data.train), len(data.val)) == (8, 2)
+    assert data.warnings == (f"{tmp_path / 'test'}: holds no class folders, so it is not used",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "#recycle", "__MACOSX", ".Trash-1000"],
+)
+def test_system_folders_are_ignored(tmp_path: Path, name: str) -> None:
+    write_classes(tmp_path, cat=3, dog=3)
+    write_image(tmp_path / name / "cat_1.jpg" / "THUMB_M.jpg", 7)
+    write_image(tmp_path / "cat" / name / "img1.png" / "THUMB_M.jpg", 8)
+    data = load_data(tmp_path, strict=True)
+    assert data.train.class_names == ("cat", "dog")
+    assert len(data.train) + len(data.val) == 6
+    assert data.warnings == ()
+
+
+def test_links_back_are_not_followed(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_classes(root, cat=3, dog=3)
+    for link, target in (
+        ("cat/all", root),
+        ("cat/above", tmp_path),
+        ("cat/dogs", root / "dog"),
+        ("copy", root / "cat"),
+    ):
+        (root / link).symlink_to(target, target_is_directory=True)
+    write_image(tmp_path / "other" / "x.png", 55)
+    for link in ("dog/once", "dog/twice"):
+        (root / link).symlink_to(tmp_path / "other", target_is_directory=True)
+    data = load_data(root)
+    counts = {name: data.train.class_counts[name] + data.val.class_counts[name] for name in data.train.class_names}
+    assert counts == {"cat": 3, "dog": 4}
+    assert data.warnings == (f"{root / 'copy'}: a link back into the data, so it is not read as a class",)
+
+
+def test_class_names_that_look_the_same_are_explained(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write_classes(tmp_path / "one", **{composed: 2, decomposed: 2})
+    if len(list((tmp_path / "one").iterdir())) == 1:
+        pytest.skip("this file system knows one form only")
+    message = error(tmp_path / "one")
+    assert "two classes of the same name; " in message
+    assert r" is written in two Unicode forms ('cafe\u0301' and 'caf\xe9')" in message
+    write_classes(tmp_path / "two" / "train", **{composed: 2, "tea": 2})
+    write_classes(tmp_path / "two" / "val", start=50, **{decomposed: 2, "tea": 2})
+    message = error(tmp_path / "two")
+    assert "only in train/: café; only in val/: cafe\u0301" in message
+    assert "is written in two Unicode forms" in message
+
+
+def test_class_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
+    write_classes(tmp_path, cat=3)
+    for name in (b"chien_\xe9t\xe9", b"two\nlines"):
+        os.rename(write_classes(tmp_path / "x", x=3) / "x", os.fsencode(tmp_path) + b"/" + name)
+    (tmp_path / "x").rmdir()
+    data = load_data(tmp_path)
+    assert data.train.class_names == ("cat", r"chien_\xe9t\xe9", r"two\nlines")
+
+
+def test_twelve_bits_in_sixteen_are_noted(tmp_path: Path) -> None:
+    for number in range(8):
+        values = np.random.default_rng(number).integers(0, 4096, (20, 20)).astype(np.uint16)
+        path = tmp_path / ("a", "b")[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(values).save(path)
+    (warning,) = load_data(tmp_path).warnings
+    assert "8 16-bit images with values up to 4,0" in warning
+    assert "12-bit data" in warning
+    assert "value_range: [0, 4095]" in warning
+
+
+@pytest.mark.parametrize("layout", ["test", "val", "Test_Set"])
+def test_a_test_set_alone_can_be_evaluated(tmp_path: Path, layout: str) -> None:
+    write_classes(tmp_path / layout, cat=4, dog=1)
+    assert f"has {layout}/ but no train/" in error(tmp_path)
+    data = load_data(tmp_path, for_training=False)
+    assert (len(data.train), data.val.class_counts) == (0, {"cat": 4, "dog": 1})
+
+
+def test_some_classes_can_be_evaluated(tmp_path: Path) -> None:
+    write_classes(tmp_path / "one", cat=5)
+    data = load_data(tmp_path / "one", for_training=False)
+    assert (len(data.train), len(data.val)) == (4, 1)
+    write_classes(tmp_path / "single", cat=5, dog=1, emu=0)
+    data = load_data(tmp_path / "single", for_training=False)
+    assert data.train.class_counts == {"cat": 4, "dog": 1, "emu": 0}
+    write_classes(tmp_path / "two" / "train", cat=2, dog=2)
+    write_classes(tmp_path / "two" / "val", start=50, dog=2, emu=1)
+    data = load_data(tmp_path / "two", for_training=False)
+    assert data.train.class_names == data.val.class_names == ("cat", "dog", "emu")
+    assert data.val.class_counts == {"cat": 0, "dog": 2, "emu": 1}
+    assert data.val.labels.tolist() == [1, 1, 2]
 
 
 def test_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +463,7 @@ def test_interrupt_stops_checking(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        find_broken(paths, progress=interrupt)
+        check_images(paths, progress=interrupt)
 
 
 def test_elpv_is_split_by_probability_and_module() -> None:

@@ -80,7 +80,7 @@ def test_bad_masks_are_one_clear_line(data: Path) -> None:
         assert "2.png" in str(caught.value)
         assert "\n" not in str(caught.value)
     path.write_bytes(sound[:60])
-    with pytest.raises(DataError, match="damaged mask"):
+    with pytest.raises(DataError, match="damaged image"):
         load_semantic(data)
 
 

@@ -24,6 +24,7 @@ def load_data(
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    for_training: bool = True,
 ) -> DataSplits:
     """Find a data set's images and labels, and split them. Image files are decoded once to check them.
 
@@ -35,6 +36,8 @@ def load_data(
         strict: raise an error for a file that cannot be used, instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
+        for_training: require both splits with the same classes, at least two of them, and images of each class
+            on either side. False accepts any labelled images: a split may then be empty.
 
     Raises:
         DataError: the data cannot be trained on; the message says what is wrong and what is expected.
@@ -45,7 +48,15 @@ def load_data(
     if name == ELPV:
         return load_elpv(strict=strict, workers=workers, progress=progress)
     if name.startswith(HUB_PREFIX):
-        return load_hub_data(name)
+        return load_hub_data(name, for_training=for_training)
     if is_url(spec) or (Path(spec).is_dir() and holds_shards(Path(spec))):
-        return load_shards(spec)
-    return load_folder(spec, val_split=val_split, seed=seed, strict=strict, workers=workers, progress=progress)
+        return load_shards(spec, for_training=for_training)
+    return load_folder(
+        spec,
+        val_split=val_split,
+        seed=seed,
+        strict=strict,
+        workers=workers,
+        progress=progress,
+        for_training=for_training,
+    )

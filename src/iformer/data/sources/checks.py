@@ -1,66 +1,87 @@
-"""Checks of image files before training: broken files, and images in both splits."""
+"""The check of every image file before training."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from iformer.data.images import check_image
-from iformer.data.listing import natural_key
 from iformer.data.parallel import Progress, map_in_threads
-from iformer.data.samples import ImageSet
+from iformer.data.sources.duplicates import MAX_COMPARED, THUMBNAIL_SHAPE, perceptual_hash, shrink
 from iformer.errors import DataError, counted, listed
 
+_FULL_RANGE = 2**14
+"""16-bit images whose values all stay below this look nearly black."""
 
-def find_broken(
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedImages:
+    """Results of `check_images`; the arrays have one row per path."""
+
+    rows: dict[Path, int]
+    broken: dict[Path, str]
+    """Paths that cannot be read, in the given order, with one line `path: reason` each."""
+    sizes: npt.NDArray[np.int32]
+    """Width and height, shape (N, 2)."""
+    hashes: npt.NDArray[np.uint64]
+    """Perceptual hashes, shape (N,)."""
+    thumbnails: npt.NDArray[np.uint8]
+    """Gray, shape (N, 16, 16); empty for more than `MAX_COMPARED` images."""
+    notes: tuple[str, ...]
+    """What a user should know about the readable images."""
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """Return the width and height of an image."""
+        width, height = self.sizes[self.rows[path]].tolist()
+        return width, height
+
+
+def check_images(
     paths: Sequence[Path], *, workers: int | None = None, progress: Progress | None = None
-) -> dict[Path, str]:
+) -> CheckedImages:
     """Decode every image once, in threads.
 
-    Returns:
-        The paths that cannot be read, in the given order, with one line `path: reason` each.
+    Args:
+        paths: image files.
+        workers: threads; None means one per core, at most 16.
+        progress: called with the number of images checked and their total.
     """
+    count = len(paths)
+    sizes = np.zeros((count, 2), np.int32)
+    hashes = np.zeros(count, np.uint64)
+    thumbnails = np.zeros((count if count <= MAX_COMPARED else 0, *THUMBNAIL_SHAPE), np.uint8)
+    highest = np.full(count, -1, np.int32)
 
-    def problem(path: Path) -> str | None:
+    def check(row: int) -> str | None:
         try:
-            check_image(path)
+            facts = check_image(paths[row])
         except DataError as error:
             return str(error)
+        sizes[row] = facts.size
+        if len(thumbnails):
+            hashes[row] = perceptual_hash(facts.thumbnail)
+            thumbnails[row] = shrink(facts.thumbnail)
+        if facts.highest is not None:
+            highest[row] = facts.highest
         return None
 
     def report(done: int) -> None:
         if progress is not None:
-            progress(done, len(paths))
+            progress(done, count)
 
-    found = map_in_threads(problem, paths, workers=workers, progress=report)
-    return {path: reason for path, reason in zip(paths, found, strict=True) if reason is not None}
-
-
-def find_duplicates(train: ImageSet, val: ImageSet) -> list[str]:
-    """Return a warning if images of `val` are byte for byte in `train` too. Only files of equal size are read."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in train.files:
-        by_size[path.stat().st_size].append(path)
-    digests: dict[int, dict[bytes, Path]] = {}
-    pairs: list[str] = []
-    for path in val.files:
-        size = path.stat().st_size
-        if size not in by_size:
-            continue
-        if size not in digests:
-            digests[size] = {_digest(twin): twin for twin in by_size[size]}
-        twin = digests[size].get(_digest(path))
-        if twin is not None:
-            pairs.append(f"{path} = {twin}")
-    if not pairs:
-        return []
-    pairs.sort(key=natural_key)
-    return [
-        f"{counted(len(pairs), 'validation image')} also among the training images, so the accuracy on them means "
-        f"little: {listed(pairs, limit=5)}"
-    ]
+    problems = map_in_threads(check, range(count), workers=workers, progress=report)
+    return CheckedImages(
+        rows={path: row for row, path in enumerate(paths)},
+        broken={path: problem for path, problem in zip(paths, problems, strict=True) if problem is not None},
+        sizes=sizes,
+        hashes=hashes,
+        thumbnails=thumbnails,
+        notes=_note_on_range(highest),
+    )
 
 
 def refuse_warnings(warnings: Sequence[str], *, strict: bool) -> None:
@@ -69,6 +90,13 @@ def refuse_warnings(warnings: Sequence[str], *, strict: bool) -> None:
         raise DataError(f"{counted(len(warnings), 'warning')} with the data: {listed(warnings, separator='; ')}")
 
 
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _note_on_range(highest: npt.NDArray[np.int32]) -> tuple[str, ...]:
+    wide = highest[highest >= 0]
+    most = int(wide.max(initial=0))
+    if not 0 < most < _FULL_RANGE:
+        return ()
+    bits = most.bit_length()
+    return (
+        f"{counted(len(wide), '16-bit image')} with values up to {most:,} of 65,535 ({bits}-bit data?), which is "
+        f"nearly black; the setting value_range: [0, {2**bits - 1}] makes the highest value white",
+    )

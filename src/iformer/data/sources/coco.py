@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from iformer.data.detection import DetectionSample, DetectionSet, DetectionSplits, Instance, mask_operations
-from iformer.data.images import image_size
 from iformer.data.parallel import Progress
-from iformer.data.sources.checks import find_broken, refuse_warnings
+from iformer.data.sources.checks import check_images, refuse_warnings
 from iformer.data.sources.layout import SPLIT_NAMES, display_name, require_folder
 from iformer.errors import DataError
 
@@ -274,13 +273,14 @@ def _without_broken(image_set: DetectionSet, workers: int | None, progress: Prog
     Raises:
         DataError: an image has another size than the file states, or none is left.
     """
-    broken = find_broken([sample.path for sample in image_set.samples], workers=workers, progress=progress)
+    checked = check_images([sample.path for sample in image_set.samples], workers=workers, progress=progress)
+    broken = checked.broken
     kept = tuple(sample for sample in image_set.samples if sample.path not in broken)
     if not kept:
         some = next(iter(broken.values()), "the annotation file has none")
         raise DataError(f"{image_set.name}: no image can be read ({some})")
     for sample in kept:
-        width, height = image_size(sample.path)
+        width, height = checked.size(sample.path)
         if (width, height) != (sample.width, sample.height):
             raise DataError(
                 f"{sample.path}: is {width} x {height} pixels, its annotations are for "

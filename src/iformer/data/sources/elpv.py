@@ -7,7 +7,7 @@ from pathlib import Path
 
 from iformer.data.parallel import Progress
 from iformer.data.samples import DataSplits, FileSample, ImageSet
-from iformer.data.sources.checks import find_broken, refuse_warnings
+from iformer.data.sources.checks import check_images, refuse_warnings
 from iformer.data.sources.splitting import split_stratified
 from iformer.dependencies import require
 from iformer.errors import DataError
@@ -45,7 +45,7 @@ def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Pro
         raise DataError(
             f"{labels_file}: damaged ({error}); run: pip install --force-reinstall elpv-dataset"
         ) from None
-    broken = find_broken([sample.path for sample in samples], workers=workers, progress=progress)
+    broken = check_images([sample.path for sample in samples], workers=workers, progress=progress).broken
     refuse_warnings(tuple(broken.values()), strict=strict or len(broken) == len(samples))
     whole = ImageSet(name=ELPV, class_names=ELPV_CLASSES, samples=tuple(samples), root=root)
     train, val = split_stratified(

@@ -68,12 +68,13 @@ class HubSamples(IndexedSamples):
         return hashlib.sha256(f"{self.split}\0{len(self)}\0{fingerprint}".encode()).hexdigest()
 
 
-def load_hub_data(spec: str) -> DataSplits:
+def load_hub_data(spec: str, *, for_training: bool = True) -> DataSplits:
     """Open the splits `train` and `validation` (or valid, val, test) of a data set of images and labels.
 
     Args:
         spec: "hfds/" and a repository's name, or the path of a folder that the datasets library reads. The
             columns must be `image` and `label`.
+        for_training: require both splits; else one of them may be empty.
 
     Raises:
         MissingDependencyError: the datasets package is not installed.
@@ -93,20 +94,30 @@ def load_hub_data(spec: str) -> DataSplits:
         import datasets
 
         splits = datasets.get_dataset_split_names(dataset)
-        val = next((name for name in SPLIT_NAMES["val"] if name in splits), None)
-        if "train" not in splits or val is None:
+        found = {
+            split: samples(name)
+            for split, names in SPLIT_NAMES.items()
+            if (name := next((name for name in names if name in splits), None)) is not None
+        }
+        if len(found) < (2 if for_training else 1):
             raise DataError(f"{spec}: has the splits {', '.join(splits)}; expected train and validation")
-        train_samples, class_names = samples("train")
-        val_samples, _ = samples(val)
     except DataError:
         raise
     except Exception as error:  # the library and the hub's client raise errors of many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{spec}: cannot be read ({reason})") from None
+    class_names = next(names for _, names in found.values())
     if not class_names:
-        class_names = tuple(str(number) for number in range(int(train_samples.labels.max()) + 1))
+        highest = max(int(samples.labels.max()) for samples, _ in found.values() if len(samples))
+        class_names = tuple(str(number) for number in range(highest + 1))
     root = Path(os.path.expanduser(dataset))
-    return DataSplits(
-        train=ImageSet(name=f"{dataset} train", class_names=class_names, samples=train_samples, root=root),
-        val=ImageSet(name=f"{dataset} val", class_names=class_names, samples=val_samples, root=root),
-    )
+    sets = {
+        split: ImageSet(
+            name=f"{dataset} {split}",
+            class_names=class_names,
+            samples=found[split][0] if split in found else (),
+            root=root,
+        )
+        for split in ("train", "val")
+    }
+    return DataSplits(train=sets["train"], val=sets["val"])

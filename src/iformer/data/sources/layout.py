@@ -3,12 +3,74 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from iformer.errors import DataError
 
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
-"""Names of each split's folder or file, the preferred one first."""
+Split = Literal["train", "val"]
+
+SPLIT_NAMES: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": (
+        "val",
+        "valid",
+        "validation",
+        "validate",
+        "dev",
+        "holdout",
+        "heldout",
+        "eval",
+        "evaluation",
+        "test",
+        "testing",
+    ),
+}
+"""Words that name each split, the preferred one first."""
+
+_WORDS = {word: (split, rank) for split, words in SPLIT_NAMES.items() for rank, word in enumerate(words)}
+_FILLERS = frozenset(
+    ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "pic", "pics", "photo", "photos", "split")
+)
+_COMPOUND = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})({'|'.join(_FILLERS)})?")
+
+
+class SplitName(NamedTuple):
+    """A folder's or file's name that contains the word of a split."""
+
+    split: Split
+    rank: int
+    """Position of the word in `SPLIT_NAMES`; lower is preferred."""
+    rest: tuple[str, ...]
+    """The name's other words, without such as "set" and "images"."""
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the word is that of a test set, whose labels are often withheld."""
+        return self.split == "val" and SPLIT_NAMES["val"][self.rank].startswith("test")
+
+
+def parse_split(name: str) -> SplitName | None:
+    """Find the split that a name says: "train", "training_set", "seg_test", "TestImages", "val2017".
+
+    Returns None if the name says none, or several.
+    """
+    spaced = re.sub(
+        r"(?<=[a-z])(?=[A-Z])", " ", name.replace("hold_out", "holdout").replace("hold-out", "holdout")
+    )
+    found: list[tuple[Split, int]] = []
+    rest = []
+    for word in re.findall(r"[^\W\d_]+", spaced.lower()):
+        match = _COMPOUND.fullmatch(word)
+        if match:
+            split, rank = _WORDS[match[1]]
+            found.append(("train" if split == "train" else "val", rank))
+        elif word not in _FILLERS:
+            rest.append(word)
+    return SplitName(*found[0], tuple(rest)) if len(found) == 1 else None
 
 
 def require_folder(folder: str | os.PathLike[str], expected: str) -> Path:
@@ -25,4 +87,32 @@ def require_folder(folder: str | os.PathLike[str], expected: str) -> Path:
 
 def display_name(root: Path, split: str) -> str:
     """Return a split's name for messages: "pets train"."""
-    return f"{root.name or root.resolve().name} {split}"
+    return f"{printable(root.name or root.resolve().name)} {split}"
+
+
+def printable(name: str) -> str:
+    """Escape bytes that are not UTF-8, control characters and line separators, so that the name can be written."""
+    return "".join(
+        f"\\x{ord(letter) - 0xDC00:02x}" if 0xDC80 <= ord(letter) <= 0xDCFF
+        else letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+        else letter
+        for letter in name
+    )  # fmt: skip
+
+
+def same_but_for_unicode(names: Iterable[str]) -> list[Sequence[str]]:
+    """Return the groups of different names that look the same: they differ only in Unicode normalisation."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return [group for group in groups.values() if len(set(group)) > 1]
+
+
+def explain_unicode(names: Iterable[str]) -> str:
+    """Return a sentence about names that look the same; empty if there are none."""
+    groups = same_but_for_unicode(names)
+    if not groups:
+        return ""
+    forms = " and ".join(dict.fromkeys(ascii(name) for name in groups[0]))
+    return f"; {groups[0][0]} is written in two Unicode forms ({forms}): rename one folder"

@@ -6,14 +6,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
-
 from iformer.config.segmenter import IGNORED
-from iformer.data.images import has_image_extension, image_size
+from iformer.data.images import has_image_extension, open_image
 from iformer.data.listing import files_below, images_below
 from iformer.data.parallel import Progress, map_in_threads
 from iformer.data.segmentation import SemanticSample, SemanticSet, SemanticSplits, read_indices
-from iformer.data.sources.checks import find_broken, refuse_warnings
+from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
 from iformer.data.sources.layout import SPLIT_NAMES, display_name, require_folder
 from iformer.errors import DataError, listed
 
@@ -52,13 +50,13 @@ def load_semantic(
     sets = {}
     for split in ("train", "val"):
         samples, warnings = _pairs(*_folders(root, split))
-        broken = find_broken([sample.path for sample in samples], workers=workers, progress=progress)
-        kept = tuple(sample for sample in samples if sample.path not in broken)
-        warnings += broken.values()
+        checked = check_images([sample.path for sample in samples], workers=workers, progress=progress)
+        kept = tuple(sample for sample in samples if sample.path not in checked.broken)
+        warnings += checked.broken.values()
         if not kept:
             found = listed(warnings, limit=3, separator="; ") or "none found"
             raise DataError(f"{root}: no image with a mask for {split} ({found})")
-        _check_masks(kept, len(class_names), zero_is_ignored=zero_is_ignored, workers=workers)
+        _check_masks(kept, checked, len(class_names), zero_is_ignored=zero_is_ignored, workers=workers)
         sets[split] = SemanticSet(
             name=display_name(root, split),
             class_names=class_names,
@@ -126,11 +124,16 @@ def _stem(path: Path, folder: Path) -> str:
 
 
 def _check_masks(
-    samples: tuple[SemanticSample, ...], num_classes: int, *, zero_is_ignored: bool, workers: int | None
+    samples: tuple[SemanticSample, ...],
+    checked: CheckedImages,
+    num_classes: int,
+    *,
+    zero_is_ignored: bool,
+    workers: int | None,
 ) -> None:
     def check(sample: SemanticSample) -> None:
         indices = read_indices(sample.mask)
-        width, height = image_size(sample.path)
+        width, height = checked.size(sample.path)
         if indices.shape != (height, width):
             raise DataError(
                 f"{sample.mask}: is {indices.shape[1]} x {indices.shape[0]} pixels, its image {width} x {height}"
@@ -148,7 +151,7 @@ def _check_masks(
 
 
 def _palette(path: Path, num_classes: int, *, zero_is_ignored: bool) -> tuple[tuple[int, int, int], ...]:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         values = image.getpalette("RGB") if image.mode == "P" else None
     first = 3 if zero_is_ignored else 0
     if values is None or len(values) < first + 3 * num_classes:

@@ -80,7 +80,9 @@ def holds_shards(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (INDEX, UNFINISHED)) or any(folder.glob("*.tar"))
 
 
-def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = None) -> DataSplits:
+def load_shards(
+    where: str | os.PathLike[str], *, progress: Progress | None = None, for_training: bool = True
+) -> DataSplits:
     """Open the training and validation images of a folder of shards. No image is decoded.
 
     Foreign shards in a folder, which have no index, are indexed first; see `index_foreign`.
@@ -88,6 +90,7 @@ def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = No
     Args:
         where: the folder, or its URL, which must have an index.
         progress: called with the number of shards indexed and their total.
+        for_training: require both splits; else one of them may be empty.
 
     Raises:
         DataError: a split or a shard is missing, or a shard has another size than when it was indexed.
@@ -98,7 +101,7 @@ def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = No
     else:
         index = read_index(store)
     missing = [name for name in ("train", "val") if name not in index.splits or not len(index.splits[name])]
-    if missing:
+    if missing and (for_training or len(missing) == 2):
         raise DataError(
             f"{store.location}: no shard of the {missing[0]} split; "
             "expected files such as train-00000.tar and val-00000.tar"
@@ -108,9 +111,9 @@ def load_shards(where: str | os.PathLike[str], *, progress: Progress | None = No
         name: ImageSet(
             name=display_name(root, name),
             class_names=index.class_names,
-            samples=ShardSamples(store, split),
+            samples=ShardSamples(store, index.splits[name]) if name in index.splits else (),
             root=root,
         )
-        for name, split in index.splits.items()
+        for name in ("train", "val")
     }
     return DataSplits(train=sets["train"], val=sets["val"])
