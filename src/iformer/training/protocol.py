@@ -1,17 +1,20 @@
 """What training knows of a task: its data, its loss and metric, its batches, its report.
 
-Each folder of `iformer.tasks` implements these protocols; nothing in `iformer.training` imports one of them.
+Each folder of `iformer.tasks` implements them; nothing in `iformer.training` imports a task.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from iformer.data.loader import Loader
+from iformer.config.recipe import Recipe
+from iformer.data.loader import BatchSource, Loader, build_loader
+from iformer.training.distributed import RankContext
 from iformer.training.network.precision import Precision
 from iformer.training.records.results import Evaluation, TrainResult
 
@@ -82,20 +85,62 @@ class TaskMetric(Protocol):
         """Metrics over the images of all ranks, the same on every rank. Every rank must call it."""
 
 
-class Workload(Protocol):
-    """Batches, evaluation and report of one run. The loop closes it at the end."""
+class Workload(ABC):
+    """Data sets, batches, evaluation and report of one run. Each task derives its own."""
 
-    def train_loader(self) -> Loader:
-        """Loader of this rank's training batches."""
+    def __init__(self, recipe: Recipe, context: RankContext) -> None:
+        """No image is read before the first batch."""
+        self._recipe, self.context = recipe, context
+        self._val_loader: Loader | None = None
+        self._loaders: list[Loader] = []
 
+    @abstractmethod
+    def train_dataset(self) -> BatchSource:
+        """Return the augmented training images."""
+
+    @abstractmethod
+    def val_dataset(self) -> BatchSource:
+        """Return the validation images."""
+
+    @abstractmethod
     def prepare(self, batch: Batch) -> Batch:
         """Move a batch to the device in the form that `Task.loss` expects. The loop seeds what is random here."""
 
+    @abstractmethod
     def evaluate(self, network: nn.Module, *, precision: Precision) -> Evaluation:
-        """Evaluate a network in eval mode on the validation split. Every rank must call it; all get the same."""
+        """Evaluate a network in eval mode on `val_loader`. Every rank must call it; all get the same result."""
 
+    @abstractmethod
     def write_report(self, result: TrainResult) -> Path:
         """Write `report.md` and its figures into the run folder; return its path."""
 
+    def train_loader(self) -> Loader:
+        """Return a loader of this rank's training batches."""
+        return self._loader(self.train_dataset(), self._recipe.batch_size, train=True)
+
+    def val_loader(self) -> Loader:
+        """Return the loader of this rank's validation images; its workers live until `close`."""
+        if self._val_loader is None:
+            batch_size = self._recipe.eval_batch_size or self._recipe.batch_size
+            self._val_loader = self._loader(self.val_dataset(), batch_size, train=False)
+        return self._val_loader
+
     def close(self) -> None:
-        """Stop the loader workers."""
+        """Stop the workers of all loaders."""
+        for loader in self._loaders:
+            loader.close()
+
+    def _loader(self, dataset: BatchSource, batch_size: int, *, train: bool) -> Loader:
+        recipe, context = self._recipe, self.context
+        loader = build_loader(
+            dataset,
+            batch_size=batch_size,
+            train=train,
+            seed=recipe.seed,
+            workers=None if recipe.workers == "auto" else recipe.workers,
+            rank=context.rank,
+            world_size=context.world_size,
+            pin_memory=context.device.type == "cuda",
+        )
+        self._loaders.append(loader)
+        return loader

@@ -108,7 +108,7 @@ def test_report_shows_every_picture_and_number(tmp_path: Path, classes: int) -> 
     assert f"Top-1 {result.metrics['top1']:.2f} %" in text
     assert "83.20 %" in text
     assert "optimistic" in text
-    assert "1 h 2 min" in text
+    assert "1 h 02 min" in text
     assert "iformer train --data elpv" in text
     assert "the file is empty" in text
     assert text.count(r"a long name \| of the class") >= 1, "a | in a class name would break the table"

@@ -85,3 +85,19 @@ def test_only_the_main_process_speaks(capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_seconds_in_words(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_damaged_lines_are_left_out_of_the_history(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    good = [b'{"event": "epoch", "epoch": 1, "step": 2}', b'{"event": "epoch", "epoch": 2, "step": 4}']
+    damaged = [
+        b'{"event": "epo',
+        b"\xff\xfe\x00",
+        b"[]",
+        b"3",
+        b'{"epoch": 3}',
+        b'{"event": "epoch"}',
+        b"[" * 100_000,
+    ]
+    path.write_bytes(b"\n".join([good[0], *damaged, good[1]]) + b"\n")
+    assert read_history(path) == [{"epoch": 1, "step": 2}, {"epoch": 2, "step": 4}]

@@ -11,7 +11,6 @@ from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
-from iformer.data.loader import Loader
 from iformer.data.samples import DataSplits
 from iformer.data.sources import load_data
 from iformer.data.transforms import (
@@ -33,9 +32,8 @@ from iformer.tasks.classification.teacher import build_teacher
 from iformer.tasks.interface import Warn
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob, starting_network
-from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
-from iformer.training.protocol import Batch
+from iformer.training.protocol import Batch, Workload
 from iformer.training.records.results import TrainResult
 
 
@@ -130,28 +128,30 @@ def _task(
     return task, {"teacher": teacher.fingerprint}
 
 
-class ClassificationWorkload:
-    """Images of one size with a label each; see `iformer.training.protocol.Workload`."""
+class ClassificationWorkload(Workload):
+    """Images of one size with a label each."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, ClassificationRecipe)
-        self.job, self.recipe, self.context = job, job.recipe, context
+        super().__init__(job.recipe, context)
+        self.job, self.recipe = job, job.recipe
         recipe = self.recipe
         self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self._normalize = Normalize(job.preprocessing).to(context.device)
         self._erase = random_erasing(recipe.augment, context.device)
-        self._loaders = Loaders(recipe, context)
-        self._val_loader: Loader | None = None
 
-    def train_loader(self) -> Loader:
+    def train_dataset(self) -> ImageDataset:
         job, recipe = self.job, self.recipe
         stages: list[tuple[int, Transform]] = []
         for epoch in sorted({0, *(start for start, _ in recipe.size_schedule)}):
             size = recipe.train_size(epoch)
             preprocessing = replace(job.preprocessing, size=(size, size))
             stages.append((epoch, train_transform(preprocessing, recipe.augment)))
-        dataset = ImageDataset(job.data.train, TransformSchedule(stages), seed=recipe.seed, cache=recipe.cache)
-        return self._loaders.make(dataset, train=True)
+        return ImageDataset(job.data.train, TransformSchedule(stages), seed=recipe.seed, cache=recipe.cache)
+
+    def val_dataset(self) -> ImageDataset:
+        transform = eval_transform(self.job.preprocessing)
+        return ImageDataset(self.job.data.val, transform, cache=self.recipe.cache)
 
     def prepare(self, batch: Batch) -> Batch:
         on_device = {name: value.to(self.context.device, non_blocking=True) for name, value in batch.items()}
@@ -160,24 +160,16 @@ class ClassificationWorkload:
         return on_device
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> ClassificationEvaluation:
-        job, device = self.job, self.context.device
-        assert isinstance(job.task, Classification)
-        if self._val_loader is None:
-            dataset = ImageDataset(job.data.val, eval_transform(job.preprocessing), cache=self.recipe.cache)
-            self._val_loader = self._loaders.make(dataset, train=False)
         predictor = NetworkPredictor(
             network,
-            job.preprocessing,
-            device=device,
+            self.job.preprocessing,
+            device=self.context.device,
             precision=precision,
-            channels_last=job.recipe.channels_last,
+            channels_last=self.recipe.channels_last,
         )
-        return evaluate(predictor, self._val_loader, device=device)
+        return evaluate(predictor, self.val_loader(), device=self.context.device)
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.classification.report import write_report
 
         return write_report(result)
-
-    def close(self) -> None:
-        self._loaders.close()

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from iformer.data.detection import DetectionSplits
-from iformer.data.loader import Loader
 from iformer.data.sources.coco import load_detection
 from iformer.dependencies import require
 from iformer.errors import DataError, UserError
@@ -21,9 +20,8 @@ from iformer.tasks.interface import Warn
 from iformer.tasks.pyramid import normalisation, scaled, starting_backbone
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob
-from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
-from iformer.training.protocol import Batch
+from iformer.training.protocol import Batch, Workload
 from iformer.training.records.results import TrainResult
 
 
@@ -86,20 +84,21 @@ def detection_job(
     )
 
 
-class DetectionWorkload:
-    """Images of any sizes with objects, or with none; see `iformer.training.protocol.Workload`."""
+class DetectionWorkload(Workload):
+    """Images of any sizes, each with any number of objects."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, DetectionRecipe)
         assert isinstance(job.model, Detector)
-        self.job, self.recipe, self.context = job, job.recipe, context
+        super().__init__(job.recipe, context)
+        self.job, self.recipe = job, job.recipe
         self._masks = job.model.config.masks
-        self._loaders = Loaders(job.recipe, context)
-        self._val_loader: Loader | None = None
 
-    def train_loader(self) -> Loader:
-        dataset = DetectionImages(self.job.data.train, self.recipe, masks=self._masks)
-        return self._loaders.make(dataset, train=True)
+    def train_dataset(self) -> DetectionImages:
+        return DetectionImages(self.job.data.train, self.recipe, masks=self._masks)
+
+    def val_dataset(self) -> DetectionImages:
+        return DetectionImages(self.job.data.val, masks=False)
 
     def prepare(self, batch: Batch) -> Batch:
         device = self.context.device
@@ -110,16 +109,10 @@ class DetectionWorkload:
         }
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> DetectionEvaluation:
-        if self._val_loader is None:
-            dataset = DetectionImages(self.job.data.val, masks=False)
-            self._val_loader = self._loaders.make(dataset, train=False)
         assert isinstance(network, Detector)
-        return evaluate(network, self._val_loader, device=self.context.device, precision=precision)
+        return evaluate(network, self.val_loader(), device=self.context.device, precision=precision)
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.detection.report import write_report
 
         return write_report(result)
-
-    def close(self) -> None:
-        self._loaders.close()

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from iformer.data.loader import Loader
 from iformer.data.segmentation import SemanticSplits
 from iformer.data.sources.masks import load_semantic
 from iformer.data.transforms import Normalize
@@ -21,9 +20,8 @@ from iformer.tasks.segmentation.evaluate import SegmentationEvaluation, evaluate
 from iformer.tasks.segmentation.loss import Segmentation
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob
-from iformer.training.loaders import Loaders
 from iformer.training.network.precision import Precision
-from iformer.training.protocol import Batch
+from iformer.training.protocol import Batch, Workload
 from iformer.training.records.results import TrainResult
 
 
@@ -81,25 +79,26 @@ def segmentation_job(
     )
 
 
-class SegmentationWorkload:
-    """Squares cut out of images, with a class for each pixel; see `iformer.training.protocol.Workload`."""
+class SegmentationWorkload(Workload):
+    """Square crops of images, with a class for each pixel."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, SegmentationRecipe)
         assert isinstance(job.model, Segmenter)
-        self.job, self.recipe, self.context = job, job.recipe, context
+        super().__init__(job.recipe, context)
+        self.job, self.recipe = job, job.recipe
         self._config = job.model.config
         self._normalize = Normalize(job.preprocessing).to(context.device)
         self._layout = torch.channels_last if job.recipe.channels_last else torch.contiguous_format
-        self._loaders = Loaders(job.recipe, context)
-        self._val_loader: Loader | None = None
 
-    def train_loader(self) -> Loader:
+    def train_dataset(self) -> SemanticImages:
         config = self._config
-        dataset = SemanticImages(
+        return SemanticImages(
             self.job.data.train, self.recipe, size=config.size, max_size=config.max_size, fill=config.mean
         )
-        return self._loaders.make(dataset, train=True)
+
+    def val_dataset(self) -> SemanticImages:
+        return evaluation_images(self.job.data.val, self._config)
 
     def prepare(self, batch: Batch) -> Batch:
         on_device = {name: value.to(self.context.device, non_blocking=True) for name, value in batch.items()}
@@ -107,12 +106,10 @@ class SegmentationWorkload:
         return {**on_device, "images": images}
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> SegmentationEvaluation:
-        if self._val_loader is None:
-            self._val_loader = self._loaders.make(evaluation_images(self.job.data.val, self._config), train=False)
         assert isinstance(network, Segmenter)
         return evaluate(
             network,
-            self._val_loader,
+            self.val_loader(),
             device=self.context.device,
             precision=precision,
             sliding=self.recipe.sliding,
@@ -122,6 +119,3 @@ class SegmentationWorkload:
         from iformer.tasks.segmentation.report import write_report
 
         return write_report(result)
-
-    def close(self) -> None:
-        self._loaders.close()

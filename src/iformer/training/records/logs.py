@@ -1,4 +1,4 @@
-"""What a run says: a JSON-lines log, TensorBoard, and a progress bar or plain lines."""
+"""Output of a run: `log.jsonl`, TensorBoard, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from iformer.dependencies import require
 from iformer.training.protocol import Task
 
 PLAIN_LINE_SECONDS = 60.0
-"""Where there is no terminal: the longest time without a line."""
+"""Longest time between two lines if there is no terminal."""
 
 
 class RunLog:
-    """`log.jsonl`, one record a line, and the same numbers for TensorBoard.
+    """Writes `log.jsonl`, one JSON record per line, and the same numbers for TensorBoard.
 
-    Each record has an `event`: `start` or `resume`, `step`, `epoch`, `end`.
+    The `event` of a record is `start`, `resume`, `step`, `epoch` or `end`.
     """
 
     def __init__(
@@ -32,10 +32,9 @@ class RunLog:
 
         Args:
             path: the log file.
-            tensorboard: folder of the event files, or None for none.
-            keep_bytes: length of the log that is kept. A resumed run repeats, and so drops, what a killed run
-                wrote after the state it continues from.
-            purge_from: TensorBoard drops what it has of this step and later ones.
+            tensorboard: folder of the event files; None writes none.
+            keep_bytes: length to which the file is cut first. A resumed run repeats the records after its state.
+            purge_from: step from which TensorBoard drops older events.
 
         Raises:
             OSError: it cannot be written.
@@ -52,7 +51,7 @@ class RunLog:
             self._writer = SummaryWriter(str(tensorboard), purge_step=purge_from)
 
     def write(self, event: str, **values: Any) -> None:
-        """Append a record. Numbers of `step` and `epoch` events go to TensorBoard too, at `values["step"]`.
+        """Append a record. The numbers of `step` and `epoch` events also go to TensorBoard, at `values["step"]`.
 
         Raises:
             OSError: it cannot be written.
@@ -68,7 +67,7 @@ class RunLog:
                     self._writer.add_scalar(f"{event}/{name}", value, values["step"])
 
     def sync(self) -> int:
-        """Bring the log to the disk; returns its length in bytes."""
+        """Flush the log to disk; return its length in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._writer is not None:
@@ -77,26 +76,29 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files."""
-        with contextlib.suppress(OSError):  # what could not be written has been said when it was
+        with contextlib.suppress(OSError):  # a failed write has already been reported
             self._file.close()
         if self._writer is not None:
             self._writer.close()
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The `epoch` records of a log, in order."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [
-        {name: value for name, value in record.items() if name != "event"}
-        for record in records
-        if record["event"] == "epoch"
-    ]
+    """Return the `epoch` records of a log in order. Damaged lines are left out."""
+    history = []
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+            if record.pop("event") == "epoch" and isinstance(record["epoch"], int):
+                history.append(record)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return history
 
 
 class ProgressView:
-    """Says on stderr how far a run is: a live bar on a terminal, plain lines elsewhere.
+    """Shows progress on stderr: a live bar on a terminal, plain lines elsewhere.
 
-    Work is counted in any unit that is proportional to time.
+    `total` and `done` may have any unit that is proportional to time.
     """
 
     def __init__(self, *, total: int, done: int = 0, shown: bool = True, what: str = "training") -> None:
@@ -121,7 +123,7 @@ class ProgressView:
             self._bar.stop()
 
     def advance(self, work: int, text: str | None = None) -> None:
-        """Some work is done; `text` is what is to be said of it from now on."""
+        """Add finished work. `text` replaces the text beside the bar."""
         self._done += work
         self._text = self._text if text is None else text
         if self._bar is not None:
@@ -130,7 +132,7 @@ class ProgressView:
             self.say(f"{text}, {self._left()} left")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if not self._shown:
             return
         self._last_line = time.monotonic()
@@ -147,7 +149,7 @@ class ProgressView:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as `9 s`, `3 min 20 s` or `2 h 05 min`."""
+    """Format a duration as `9 s`, `3 min 20 s` or `2 h 05 min`."""
     whole = max(0, math.ceil(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -157,7 +159,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def epoch_line(record: dict[str, Any], epochs: int, task: Task) -> str:
-    """An `epoch` record as one line; `task` says which metric is the one to tell."""
+    """Format an `epoch` record as one line with the primary metric of the task."""
     rate, value = record["images_per_second"], record.get(f"val_{task.primary_metric}")
     parts = [
         f"epoch {record['epoch']}/{epochs}",
@@ -182,7 +184,7 @@ def _bar(total: int, done: int, what: str) -> tuple[Any, Any]:
         TextColumn("{task.fields[text]}"),
         TextColumn("{task.fields[left]} left"),
         console=Console(stderr=True),
-        # each refresh takes time from a training that may have all cores busy
+        # a refresh takes time from a training that uses all cores
         refresh_per_second=2,
         transient=True,
     )

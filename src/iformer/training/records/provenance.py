@@ -1,4 +1,4 @@
-"""Where a trained network comes from, and what it was trained on."""
+"""Provenance of a trained network: command, versions, device, data, recipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import iformer
 from iformer._version import __version__
 from iformer.config.checking import plain_defaults
 from iformer.config.network import NetworkConfig
@@ -32,15 +33,15 @@ _FREE_TO_CHANGE = (
     "compile",
     "parallel",
 )
-"""Recipe fields that a resumed run may have otherwise: they change weights by rounding at most."""
+"""Recipe fields that a resumed run may change: they change the weights by rounding at most."""
 
 
 def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
-    """What has to be the same for a run to be resumed, as nested plain values.
+    """Return what a resumed run must share with the run that was started, as nested plain values.
 
     Args:
         job: the run.
-        precision: as resolved; `auto` may mean something else on another machine.
+        precision: the resolved precision, because `auto` depends on the machine.
     """
     recipe = {name: value for name, value in job.recipe.to_plain().items() if name not in _FREE_TO_CHANGE}
     config = getattr(job.model, "config", None)
@@ -59,13 +60,13 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
 
 
 def identity_defaults(recipe: Recipe) -> dict[str, Any]:
-    """The part of `run_identity` that a saved run may lack, because its version had not all of the fields."""
+    """Return values for the fields of `run_identity` that the version of a saved run may not have had."""
     defaults = plain_defaults(type(recipe))
     return {"recipe": {name: value for name, value in defaults.items() if name not in _FREE_TO_CHANGE}}
 
 
 def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[str, Any]:
-    """A run's settings with nothing left open, as plain values for `config.yaml`."""
+    """Return all settings of a run as plain values for `config.yaml`."""
     return {
         "task": job.task.name,
         "data": job.data_name,
@@ -82,10 +83,7 @@ def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[s
 
 
 def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
-    """Where the network of a run comes from, as plain values for its checkpoints.
-
-    `origin`, the data with its fingerprints (see `run_identity`) and the recipe.
-    """
+    """Return the provenance that checkpoints store: `origin`, the data with its fingerprints, and the recipe."""
     return {
         **origin(),
         "model": job.model_name,
@@ -103,7 +101,7 @@ def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """Command, commit of this package's source (None outside of a checkout), versions and time (UTC)."""
+    """Return the command, the commit (None outside of a checkout of this package), versions and time (UTC)."""
     is_ours = Path(sys.argv[0]).stem in ("iformer", "__main__")
     return {
         "command": shlex.join(["iformer" if is_ours else sys.argv[0], *sys.argv[1:]]),
@@ -114,7 +112,7 @@ def origin() -> dict[str, Any]:
 
 
 def describe_device(device: torch.device) -> str:
-    """A device in words, with what decides its speed."""
+    """Return a device in words, such as `CPU (AMD EPYC …, 2 threads)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -143,12 +141,12 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    folder = Path(__file__).parent
+    package = Path(iformer.__file__).parent
     try:
-        git = ["git", "-C", str(folder)]
+        git = ["git", "-C", str(package)]
         root = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, timeout=10)
-        # a package installed into a virtual environment inside of some other project's checkout is not of it
-        if root.returncode or Path(root.stdout.strip()) / "src" / "iformer" != folder.parent:
+        # the package may be installed in a virtual environment inside another project's checkout
+        if root.returncode or Path(root.stdout.strip()) / "src" / "iformer" != package:
             return None
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

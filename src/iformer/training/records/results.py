@@ -61,32 +61,32 @@ class TrainResult:
     """Parameters of the network as trained."""
     train_images: int
     evaluation: Evaluation
-    """The last (averaged) weights on the validation images, in fp32. The headline number is this one's."""
+    """Evaluation of the last (EMA) weights on the validation split, in fp32: the published metrics."""
     best: dict[str, Any]
-    """`{"epoch", "step", "top1", …}` of the checkpoint kept as `best`: it was chosen on the validation images
-    themselves, so its number is optimistic."""
+    """`{"epoch", "step", "top1", …}` of the checkpoint `best`. It was selected on the validation split
+    itself, so its metrics are optimistic."""
     history: list[dict[str, Any]]
-    """One record an epoch: `epoch` (from 1), `step`, `seconds` (since the run's start, stops not counted), `lr`,
-    `size` (training images, pixels), `train_loss`, `train_accuracy` (percent, on augmented and mixed images),
-    `images_per_second`, `data_wait` (share of the time spent waiting for images, 0 to 1) and, in epochs with
-    an evaluation, the metrics that are one number each: `val_loss`, `val_top1`, `val_top5`, …."""
+    """One record per epoch: `epoch` (from 1), `step`, `seconds` (as below), `lr`, `size` (training images in
+    pixels), `train_loss`, `train_accuracy` (percent, on augmented and mixed images), `images_per_second`,
+    `data_wait` (share of the time spent waiting for images, 0 to 1) and, if the epoch was evaluated, each metric
+    that is one number: `val_loss`, `val_top1`, `val_top5`, …."""
     seconds: float
     """Time spent training and evaluating, without the time between a stop and the next `--resume`."""
     precision: str
-    """`fp32`, `bf16` or `fp16`, as used."""
+    """`fp32`, `bf16` or `fp16`."""
     device: str
-    """The device in words: `CPU (AMD EPYC …, 2 threads)`."""
+    """The device in words, such as `CPU (AMD EPYC …, 2 threads)`."""
     processes: int
     metadata: Metadata
-    """What was written into `last.safetensors`: class names, preprocessing, metrics, provenance."""
+    """Metadata of `last.safetensors`: class names, preprocessing, metrics, provenance."""
     warnings: list[str] = field(default_factory=list)
-    """Images that were skipped, and why."""
+    """One line per warning, such as an image that was skipped."""
     report: Path | None = None
-    """The written report, or None where none was written."""
+    """Path of the report; None without one."""
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The headline metrics: those of `evaluation`."""
+        """Metrics of `evaluation`."""
         return self.evaluation.metrics
 
 

@@ -1,4 +1,4 @@
-"""The folder of a training run: which files are in it, and when it may be written."""
+"""The folder of a training run: its files, its lock, and the checks before it is used."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ except ModuleNotFoundError:  # Windows
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's files. All but the log and TensorBoard's are replaced in one step, never half written."""
+    """Paths in a run folder. All files but the log and TensorBoard's are written atomically."""
 
     path: Path
 
     @property
     def best(self) -> Path:
-        """The network of the best evaluation so far."""
+        """Network of the best evaluation so far."""
         return self.path / "best.safetensors"
 
     @property
     def last(self) -> Path:
-        """The network of the last evaluation."""
+        """Network of the last evaluation."""
         return self.path / "last.safetensors"
 
     @property
     def state(self) -> Path:
-        """What `--resume` continues from."""
+        """The state that `--resume` continues from."""
         return self.path / "resume.safetensors"
 
     @property
     def state_before(self) -> Path:
-        """The state before that one: what is left where the newest is damaged."""
+        """The state before that one, used if the newest is damaged."""
         return self.path / "resume.before.safetensors"
 
     @property
     def holds_state(self) -> bool:
-        """Whether there is something to continue from."""
+        """Whether there is a state to resume from."""
         return self.state.is_file() or self.state_before.is_file()
 
     @property
     def config(self) -> Path:
-        """The run's settings with nothing left open."""
+        """All settings of the run."""
         return self.path / "config.yaml"
 
     @property
     def log(self) -> Path:
-        """One JSON record a line."""
+        """The log, one JSON record per line."""
         return self.path / "log.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
+        """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
     @property
@@ -73,20 +73,20 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The report for people."""
+        """The report."""
         return self.path / "report.md"
 
     @property
     def lock(self) -> Path:
-        """What the process that trains into the folder holds; gone when it ends."""
+        """Lock file of the process that trains into the folder; removed at its end."""
         return self.path / ".running.part"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """See that a run may use the folder; nothing is changed.
+        """Check that a run may use the folder, and change nothing.
 
         Raises:
-            UserError: it is a file, holds something else than a run, or holds a run and neither `resume` nor
-                `overwrite` is given (or both are).
+            UserError: it is a file, holds files that are not of a run, or holds a run and not exactly one of
+                `resume` and `overwrite` is set.
         """
         if resume and overwrite:
             raise UserError("--resume continues the run in the folder, --overwrite removes it: give one of them")
@@ -103,13 +103,11 @@ class RunFolder:
             )
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for a run.
-
-        `overwrite` removes an older run's files, and no others; `resume` keeps them.
+        """Create the folder. `overwrite` removes the files of an older run, and no others; `resume` keeps them.
 
         Raises:
             UserError: see `check`.
-            OSError: it cannot be made or written.
+            OSError: it cannot be created or written.
         """
         self.check(resume=resume, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -132,24 +130,23 @@ class RunFolder:
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keep every other run, on any machine that sees the folder, from training into it.
+        """Lock the folder against other runs, on this or another machine that mounts it.
 
-        Nothing is kept where the file system knows no locks, nor on Windows. A process that is killed gives up its
-        lock at once.
+        Windows and file systems without locks have none. The lock of a killed process is free at once.
 
         Raises:
-            UserError: another run has it.
-            OSError: the folder cannot be made or written.
+            UserError: another run has the lock.
+            OSError: the folder cannot be created or written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = self._take_lock()
+        descriptor = self._lock()
         try:
             yield
         finally:
             if descriptor is not None:
-                self._give_up_lock(descriptor)
+                self._unlock(descriptor)
 
-    def _take_lock(self) -> int | None:
+    def _lock(self) -> int | None:
         if fcntl is None:
             return None
         in_use = UserError(f"{self.path} is in use: another run trains into it; wait for it or give another --out")
@@ -159,7 +156,7 @@ class RunFolder:
                     raise in_use
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                # not flock: that one is shared with forked workers, which outlive a killed process by seconds
+                # not flock: forked workers share its locks and outlive a killed process by seconds
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
                     _held.add(_identity(os.fstat(descriptor)))
@@ -167,16 +164,16 @@ class RunFolder:
             except (BlockingIOError, PermissionError):
                 os.close(descriptor)
                 raise in_use from None
-            except FileNotFoundError:  # who had it has removed it in this very moment
+            except FileNotFoundError:  # the owner has just removed it
                 pass
-            except OSError:  # no locks here
+            except OSError:  # the file system has no locks
                 os.close(descriptor)
                 return None
             os.close(descriptor)
 
-    def _give_up_lock(self, descriptor: int) -> None:
+    def _unlock(self, descriptor: int) -> None:
         try:
-            with suppress(OSError):  # the folder may have gone, and another run's lock be in its place
+            with suppress(OSError):  # the folder may be gone, or hold the lock of another run
                 if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
                     self.lock.unlink()
         finally:
@@ -192,7 +189,7 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> dict[str, Any]:
-        """What `write_config` wrote; empty where there is none.
+        """Read `config.yaml`; an empty mapping if there is none.
 
         Raises:
             UserError: the file is no YAML mapping.
@@ -209,7 +206,7 @@ class RunFolder:
 
 
 _held: set[tuple[int, int]] = set()
-"""Locks of this process: to the system they have one owner, who gives one up by closing any descriptor of it."""
+"""Lock files held by this process. A process loses its lock when it closes any descriptor of the file."""
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -217,5 +214,5 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _is_leftover(file: Path) -> bool:
-    """Whether it is what a run leaves that is killed while it writes a file."""
+    """Whether it is a temporary file that a killed run left."""
     return file.name.startswith(".") and file.suffix == ".part"

@@ -1,4 +1,4 @@
-"""Parts of a report that are the same for every task."""
+"""Sections of a report that every task has."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import yaml
 
 from iformer.files import write_text
 from iformer.tables import Markdown, markdown_code, markdown_table, markdown_text
+from iformer.training.records.logs import format_seconds
 from iformer.training.records.results import TrainResult
 
 _WARNINGS = 20
-_TOLD_ELSEWHERE = ("command", "model", "data", "recipe")
-"""Entries of the provenance that have a row or a section of their own."""
+_SHOWN_ELSEWHERE = ("command", "model", "data", "recipe")
+"""Entries of the provenance that the report shows elsewhere."""
 
 
 def write_markdown(path: Path, sections: Sequence[str]) -> Path:
-    """Write the sections that are not empty.
+    """Write a report from the sections that are not empty; return its path.
 
     Raises:
         OutputError: the file cannot be written.
@@ -27,7 +28,7 @@ def write_markdown(path: Path, sections: Sequence[str]) -> Path:
 
 
 def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
-    """How the network was made: command, data, device, time, versions, and warnings with the data."""
+    """Return the section on how the network was made: command, data, device, time, versions and warnings."""
     provenance = result.metadata.provenance
     rates = [record["images_per_second"] for record in history if record.get("images_per_second")]
     waits = [record["data_wait"] for record in history if record.get("data_wait") is not None]
@@ -47,7 +48,7 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
             f"{result.device}, {result.precision}"
             + (f", {result.processes} processes" if result.processes > 1 else ""),
         ],
-        ["time", _duration(result.seconds)],
+        ["time", format_seconds(result.seconds)],
     ]
     if rates:
         rows.append(["training rate", f"{sorted(rates)[len(rates) // 2]:.1f} images/s (median over epochs)"])
@@ -56,7 +57,7 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
     rows += [
         [key.replace("_", " "), _plain(value)]
         for key, value in provenance.items()
-        if key not in _TOLD_ELSEWHERE and value
+        if key not in _SHOWN_ELSEWHERE and value
     ]
     text = "## How it was made\n\n" + markdown_table(["", ""], rows, left=2)
     if result.warnings:
@@ -68,7 +69,7 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
 
 
 def settings(result: TrainResult) -> str:
-    """Every field of the recipe."""
+    """Return the section with every field of the recipe."""
     text = yaml.safe_dump(result.recipe.to_plain(), sort_keys=False, allow_unicode=True)
     return f"## Every setting\n\n```yaml\n{text}```"
 
@@ -79,11 +80,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
