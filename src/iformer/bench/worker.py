@@ -34,7 +34,7 @@ class Worker:
         self._process.start()
         theirs.close()
         try:
-            self.load_seconds: float = self._answer()
+            self.load_seconds: float = self._ask()
             """From the file to the first answer, without the import of the runtime."""
         except BaseException:
             self.close()
@@ -42,14 +42,12 @@ class Worker:
 
     def turn(self, *, warmup: int, calls: int) -> list[float]:
         """Return the seconds of each of `calls` calls, after `warmup` calls."""
-        self._connection.send((warmup, calls))
-        seconds: list[float] = self._answer()
+        seconds: list[float] = self._ask((warmup, calls))
         return seconds
 
     def memory_mb(self) -> float:
         """Return the increase of the process's resident memory since before it loaded the artifact."""
-        self._connection.send(None)
-        megabytes: float = self._answer()
+        megabytes: float = self._ask(None)
         return megabytes
 
     def close(self) -> None:
@@ -64,19 +62,23 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self) -> Any:
+    def _ask(self, *order: Any) -> Any:
         try:
+            for one in order:
+                self._connection.send(one)
             if not self._connection.poll(_PATIENCE):
                 raise UserError(f"{self._artifact.name} gave no answer within {_PATIENCE:g} s")
             answer = self._connection.recv()
-        except EOFError:
-            raise UserError(f"the process that ran {self._artifact.name} ended") from None
+        except (EOFError, OSError):
+            raise UserError(f"the process that ran {self._artifact.name} was killed or crashed") from None
         if isinstance(answer, UserError):
             raise answer
         return answer
 
 
 def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> None:
+    import signal
+
     import torch
 
     from iformer.dependencies import require
@@ -85,6 +87,7 @@ def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> 
     from iformer.deploy.runner import open_artifact
     from iformer.deploy.runtimes.registry import find_runtime
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     torch.set_num_threads(threads)
     process = require("psutil", extra="bench").Process()
 
@@ -100,13 +103,13 @@ def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> 
             start = time.perf_counter()
             runner = open_artifact(artifact, threads=threads)
             shape = (batch, len(info.preprocessing.mean), *info.preprocessing.size)
-            fed = runner.prepare(torch.randint(0, 256, shape, dtype=torch.uint8))
-            runner.run(fed)
+            images = torch.randint(0, 256, shape, dtype=torch.uint8)
+            runner(images)
             connection.send(time.perf_counter() - start)
     except UserError as error:
         connection.send(error)
         return
-    run = runner.run
+    run, fed = runner.run, runner.prepare(images)
     while True:
         try:
             order = connection.recv()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,6 +102,8 @@ def export(
     """
     runtimes = _runtimes(to)
     _check_calibration(precision, calibration)
+    if not math.isfinite(max_drop):
+        raise UserError(f"--max-drop is {max_drop}; expected percentage points such as {MAX_DROP:g}")
     pixels = None if size is None else parse_size(size)
     count = _batch(batch)
     from iformer.cli.output import note_warnings
@@ -117,7 +120,7 @@ def export(
         with quiet():
             runtime.require(precision)
     photographs = find_images(images) if images else []
-    paths = _paths(out, runtimes, _name(weights))
+    paths = _paths(out, runtimes, _name(weights), precision)
     model = load_classifier(weights, attention=attention, windows=windows)
     network = exportable(model)
     if not photographs:
@@ -189,16 +192,19 @@ def _batch(text: str | None) -> BatchSize | None:
     return int(text)
 
 
-def _paths(out: Path | None, runtimes: list[Runtime], name: str) -> list[Path]:
+def _paths(out: Path | None, runtimes: list[Runtime], name: str, precision: str | None) -> list[Path]:
+    """Return one path per runtime. `out` is an artifact if it ends like one, else a folder."""
     from iformer.deploy.artifact import is_artifact
 
-    if out is None:
-        return [Path(f"{name}{runtime.suffix}") for runtime in runtimes]
-    if len(runtimes) > 1 or (out.is_dir() and not is_artifact(out)):
-        return [out / f"{name}{runtime.suffix}" for runtime in runtimes]
-    if out.suffix != runtimes[0].suffix:
-        raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
-    return [out]
+    if precision in QUANTIZED:
+        name += f"_{precision}"
+    folder = out or Path()
+    if out is not None and len(runtimes) == 1 and (is_artifact(out) or not out.is_dir()):
+        if out.suffix == runtimes[0].suffix:
+            return [out]
+        if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or out.is_file():
+            raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
+    return [folder / f"{name}{runtime.suffix}" for runtime in runtimes]
 
 
 def _name(weights: str) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +16,7 @@ from typer.core import TyperCommand
 
 from iformer._version import __version__
 from iformer.cli.arguments import current_options
-from iformer.cli.output import INTERRUPTED, USAGE, note, with_clear_errors
+from iformer.cli.output import INTERRUPTED, REQUEUE, TERMINATED, USAGE, note, with_clear_errors
 
 VERBS = {
     "quickstart": "quickstart",
@@ -72,12 +77,16 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` where no arguments are given); returns the exit code."""
     try:
-        code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)
+        with _clean_termination():
+            code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
         note("interrupted")
         return INTERRUPTED
+    except _Terminated:
+        note("terminated")
+        return REQUEUE if "train" in (sys.argv[1:] if arguments is None else arguments)[:1] else TERMINATED
     except _usage_error() as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "iformer"
@@ -85,6 +94,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note(f"error: {complaint}; see: {command} --help")
         return USAGE
     return code if isinstance(code, int) else 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; temporary files are removed on the way out."""
+
+
+@contextlib.contextmanager
+def _clean_termination() -> Iterator[None]:
+    """Turn SIGTERM into `_Terminated` inside the block, unless it is handled already."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        yield
+        return
+    process = os.getpid()
+
+    def terminate(number: int, _frame: object) -> None:
+        if os.getpid() == process:
+            raise _Terminated
+        signal.signal(number, signal.SIG_DFL)  # a forked child ends at once
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _usage_error() -> type[Exception]:

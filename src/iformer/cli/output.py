@@ -23,9 +23,9 @@ from iformer.errors import StoppedBySignalError, UserError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-FAILED, USAGE, REQUEUE, INTERRUPTED = 1, 2, 75, 130
+FAILED, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 1, 2, 75, 130, 143
 """Exit codes: something could not be used or done; the command line is wrong; stopped by a scheduler's signal and
-saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C."""
+saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C; stopped by SIGTERM."""
 
 WARNINGS_SHOWN = 20
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import UserError
 from iformer.tasks.registry import TaskRow, find_task
 
@@ -19,8 +21,12 @@ def open_subject(
     Raises:
         UserError: it cannot be opened, or is an artifact and `device` or `precision` are for a network.
     """
+    from iformer.deploy.artifact import is_artifact, read_record
     from iformer.models.weights.resolve import Artifact, load, load_classifier, resolve, resolve_weights
 
+    path = Path(name)
+    if path.exists() and path.suffix in {row.suffix for row in RUNTIMES.values()} and not is_artifact(path):
+        read_record(path)  # raises: an artifact needs its record
     found = resolve(name, entry=entry)
     if isinstance(found, Artifact):
         from iformer.deploy.quiet import quiet

@@ -7,54 +7,67 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
-from iformer.config.checking import check, check_types, from_plain, to_plain
+from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.exportable import Task
 from iformer.errors import ConfigError, UserError
 from iformer.files import write_text
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+MAX_BATCH = 4096
+"""Largest number of images per call."""
+_MAX_RECORD_BYTES = 16_000_000
+_STAGING = ".iformer-export-"
+_Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "e3b0c442…")]
+
 
 @dataclass(frozen=True, kw_only=True)
-class ArtifactInfo:
+class ArtifactInfo(Config):
     """The record of an artifact: how to feed it, how to read its outputs, and how it was checked."""
 
+    label: ClassVar[str] = "record"
+
     format: Literal["iformer-artifact-1"] = "iformer-artifact-1"
-    runtime: str
+    runtime: Text
     """A name in `iformer.deploy.runtimes.registry.RUNTIMES`."""
-    file: str
+    file: Text
     """Name of the artifact, a file or folder beside this record."""
-    sha256: str
+    sha256: _Sha256
     """`artifact_hash` at the time of export."""
-    network: str
+    network: Annotated[str, Length(0, 4096)]
     precision: Literal["fp32", "fp16", "bf16", "int8", "palette6"] = "fp32"
     """palette6: weights are 6-bit indices into a table per layer, computed with in fp16."""
-    input_name: str
+    input_name: Text
     input_dtype: Literal["uint8", "float32", "image"]
     """image: the runtime's own image type, RGB."""
     input_layout: Literal["NHWC", "NCHW"]
     normalized_by: Literal["graph", "caller"]
     """graph: the input has pixel values of 0 to 255. caller: the caller divides them by 255 and normalises them
     with `preprocessing.mean` and `.std` (`--raw`)."""
-    batch: int | None
+    batch: Annotated[int, Range(1, MAX_BATCH)] | None
     """Images per call; None means any number."""
     preprocessing: Preprocessing
     """How an image becomes the input: the caller resizes and crops, `normalized_by` normalises."""
-    output_name: str
+    output_name: Text
     output: Literal["logits"] = "logits"
     """One logit per class, batch x classes; softmax gives probabilities."""
     task: Task = "classify"
-    num_classes: int
+    num_classes: Annotated[int, Range(1, 1_000_000)]
     class_names: tuple[str, ...] = ()
     """One name per class, in the order of the logits; empty if unknown."""
-    weights_sha256: str
+    weights_sha256: _Sha256
     """`weights_hash` of the network before folding."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the weights, as in the checkpoint's metadata."""
@@ -73,8 +86,11 @@ class ArtifactInfo:
     """How a quantized artifact was calibrated, and which layers stayed in higher precision."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check(self.batch is None or self.batch >= 1, self, "batch", "a whole number of 1 or more, or null")
+        super().__post_init__()
+        expected = f"no names, or {self.num_classes} distinct ones"
+        names = len(self.class_names)
+        check(names in (0, self.num_classes), self, "class_names", expected)
+        check(len(set(self.class_names)) == names, self, "class_names", expected)
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:
@@ -89,19 +105,6 @@ class ArtifactInfo:
     def outputs(self) -> dict[str, str]:
         """Outputs by name, with the name that each has in the artifact."""
         return {self.output: self.output_name}
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return nested dicts and lists for JSON."""
-        return to_plain(self)
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> ArtifactInfo:
-        """Build a record from the result of `to_plain`.
-
-        Raises:
-            ConfigError: a field is unknown, missing or invalid; the message names it.
-        """
-        return from_plain(cls, plain)
 
 
 @contextmanager
@@ -119,17 +122,54 @@ def staged(artifact: Path) -> Iterator[Path]:
     missing = [folder for folder in (artifact.parent, *artifact.parent.parents) if not folder.exists()]
     artifact.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".iformer-export-", dir=artifact.parent) as folder:
-            path = Path(folder) / "new" / artifact.name
+        with _staging_folder(artifact.parent) as folder:
+            path = folder / "new" / artifact.name
             path.parent.mkdir()
             yield path
-            _take_place(path, artifact, displaced=Path(folder) / "old")
-            os.replace(record_path(path), record_path(artifact))
+            with _exclusive(artifact.parent):
+                _take_place(path, artifact, displaced=folder / "old")
+                os.replace(record_path(path), record_path(artifact))
     except BaseException:
         for made in missing:
             with suppress(OSError):  # not empty any more
                 made.rmdir()
         raise
+
+
+@contextmanager
+def _staging_folder(parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder in `parent`, and remove those that killed processes left there."""
+    with _exclusive(parent):
+        for left in parent.glob(f"{_STAGING}*"):
+            with suppress(OSError), open(left / "lock", "rb") as held:
+                if fcntl is not None:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=parent))
+        lock = open(folder / "lock", "wb")  # noqa: SIM115 - held until the folder is removed
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Keep other exports out of a folder inside the block, if the file system has locks."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _take_place(path: Path, target: Path, *, displaced: Path) -> None:
@@ -165,36 +205,44 @@ def read_record(artifact: Path) -> ArtifactInfo:
     """
     path = record_path(artifact)
     try:
+        if path.stat().st_size > _MAX_RECORD_BYTES:
+            raise UserError(f"{path} is not the record of an artifact: more than {_MAX_RECORD_BYTES:,} bytes")
         info = ArtifactInfo.from_plain(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it together with the artifact") from None
-    except (ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ConfigError as error:
         raise UserError(f"{path} is not the record of an artifact: {error}") from None
-    try:
-        found = artifact_hash(artifact)
-    except FileNotFoundError:
-        raise UserError(f"{artifact} is missing; only its record exists") from None
-    if found != info.sha256:
+    except UserError:
+        raise
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, a number too long or nesting too deep
+        raise UserError(f"{path} is not the record of an artifact: it is not readable JSON") from None
+    if not artifact.exists():
+        raise UserError(f"{artifact} is missing; only its record exists")
+    if artifact_hash(artifact) != info.sha256:
         raise UserError(f"{artifact} was changed after its export: its sha256 is not the one in {path.name}")
     return info
 
 
 def artifact_hash(path: Path) -> str:
     """Return the sha256 in hex of a file's bytes, or of the names, sizes and bytes of a folder's files."""
-    if not path.is_dir():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for part in sorted(part for part in path.rglob("*") if part.is_file()):
-        digest.update(f"{part.relative_to(path).as_posix()} {part.stat().st_size}\n".encode())
-        digest.update(part.read_bytes())
+    for part in _files(path):
+        if path.is_dir():
+            digest.update(f"{part.relative_to(path).as_posix()} {part.stat().st_size}\n".encode())
+        with open(part, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
 def artifact_bytes(path: Path) -> int:
     """Return the size in bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the regular files of an artifact; anything else could block the reader."""
+    return sorted(part for part in (path, *path.rglob("*")) if part.is_file())
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,16 @@ import torch
 
 from iformer._version import __version__
 from iformer.config.network import MIN_INPUT_SIZE
-from iformer.deploy.artifact import ArtifactInfo, artifact_hash, staged, weights_hash, write_record
+from iformer.deploy.artifact import (
+    MAX_BATCH,
+    ArtifactInfo,
+    artifact_hash,
+    is_artifact,
+    read_record,
+    staged,
+    weights_hash,
+    write_record,
+)
 from iformer.deploy.exportable import Exportable
 from iformer.deploy.parity import FP16_TOLERANCE, FP32_TOLERANCE, compare
 from iformer.deploy.quantize import (
@@ -86,6 +96,7 @@ def export_artifact(
             f"size is {size[0]} x {size[1]}; the networks take sides of {MIN_INPUT_SIZE} pixels or more"
         )
     _check_quantization(row, chosen, quantization)
+    _check_replaced(path, chosen)
     preprocessing = network.metadata.preprocessing
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
@@ -152,8 +163,8 @@ def resolve_options(row: Runtime, *, batch: BatchSize | None, precision: str | N
         if not row.any_batch:
             raise UserError(f"batch is dynamic; {row.title} takes a fixed number of images, such as 1")
         return None, precision
-    if batch < 1:
-        raise UserError(f"batch is {batch}; expected 'dynamic' or a whole number of 1 or more")
+    if not 1 <= batch <= MAX_BATCH:
+        raise UserError(f"batch is {batch}; expected 'dynamic' or a whole number from 1 to {MAX_BATCH}")
     if row.one_image and batch != 1:
         raise UserError(f"batch is {batch}; {row.title} takes one image in one call")
     return batch, precision
@@ -210,6 +221,14 @@ def _check_quantization(row: Runtime, precision: str, quantization: Quantization
         raise UserError(f"precision is '{precision}'; images to calibrate with are for {', '.join(QUANTIZED)}")
     if quantization is not None and quantization.accuracy_control and row.name != "openvino":
         raise UserError(f"NNCF's accuracy control is for OpenVINO; {row.title} has none")
+
+
+def _check_replaced(path: Path, precision: str) -> None:
+    older = None
+    with suppress(UserError):  # a damaged artifact may be replaced
+        older = read_record(path).precision if precision in QUANTIZED and is_artifact(path) else None
+    if older is not None and older not in QUANTIZED:
+        raise UserError(f"{path} is an artifact in {older}; choose another name for the one in {precision}")
 
 
 def _tolerance(precision: str) -> float | None:

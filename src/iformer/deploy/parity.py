@@ -7,6 +7,7 @@ same decoder and transform and its own normalisation. Shape letters: N images, B
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def compare(
             raise UserError(f"{info.file}: {name} has shape {shapes[0]} per image; the network's has {shapes[1]}")
         error = (output - actual[name]).abs().max().item()
         relative = error / output.abs().max().clamp_min(torch.finfo(torch.float32).tiny).item()
-        if tolerance is not None and not relative <= tolerance:  # also true if the error is not a number
+        if not math.isfinite(relative):
+            failures.append(f"{name} are not finite numbers")
+        elif tolerance is not None and relative > tolerance:
             failures.append(f"{name} differ by {relative:.2g} of the largest value; {tolerance:g} is allowed")
         max_abs_error, max_relative_error = max(max_abs_error, error), max(max_relative_error, relative)
     agreement = network.agreement(expected, actual, tolerance=tolerance or FP16_TOLERANCE)

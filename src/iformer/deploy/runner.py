@@ -42,9 +42,7 @@ class ArtifactRunner(ABC):
         except UserError:
             raise
         except Exception as error:  # the runtimes have no common base class of their errors
-            raise UserError(
-                f"{path} cannot be loaded by {find_runtime(self.info.runtime).title}: {error}"
-            ) from None
+            raise self._unusable("loaded", error) from None
         if found is not None:
             self._check_embedded(found)
 
@@ -90,24 +88,28 @@ class ArtifactRunner(ABC):
         return images_BCHW.contiguous()
 
     def _outputs(self, fed: Tensor) -> Outputs:
-        # a copy: some runtimes return memory that their next call overwrites
-        values = [torch.tensor(value, dtype=torch.float32) for value in self.run(fed)]
-        return named(list(self.info.outputs), values)
+        try:
+            # a copy: some runtimes return memory that their next call overwrites
+            values = [torch.tensor(value, dtype=torch.float32) for value in self.run(fed)]
+        except Exception as error:  # a record that does not describe the artifact, such as wrong names or layouts
+            raise self._unusable("run", error) from None
+        outputs = named(list(self.info.outputs), values)
+        if outputs["logits"].shape != (len(fed), self.info.num_classes):
+            shape = " x ".join(map(str, outputs["logits"].shape))
+            raise UserError(f"{self.path}: logits are {shape}, but its record has {self.info.num_classes} classes")
+        return outputs
+
+    def _unusable(self, what: str, error: Exception) -> UserError:
+        title = find_runtime(self.info.runtime).title
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return UserError(f"{self.path} cannot be {what} by {title}: {reason[:300]}")
 
     def _check_embedded(self, found: Mapping[str, str]) -> None:
         for key, value in embedded(self.info.class_names, self.info.preprocessing).items():
-            if found.get(key) != value:
+            if not isinstance(found, Mapping) or found.get(key) != value:
                 raise UserError(f"{self.path}: {key} inside the file and in its record differ")
 
 
 def open_artifact(path: Path, *, threads: int = 0) -> ArtifactRunner:
-    """Load an artifact in the runtime that its record names.
-
-    Args:
-        threads: threads of the runtime; 0 lets the runtime choose.
-
-    Raises:
-        MissingDependencyError: the runtime is not installed.
-        UserError: the record is missing, the artifact does not match its record, or it cannot be loaded here.
-    """
+    """Load an artifact in the runtime that its record names; see `ArtifactRunner`."""
     return find_runtime(read_record(path).runtime).module().RUNNER(path, threads=threads)

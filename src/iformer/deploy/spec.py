@@ -93,8 +93,9 @@ class ExportSpec:
         assert self.calibration is not None
         count = self.batch or 1
         images = self.calibration.images
-        for images_BCHW in torch.split(images[: len(images) // count * count], count):
-            yield self._fed(images_BCHW, layout, dtype)
+        for start in range(0, len(images), count):
+            indices = torch.arange(start, start + count) % len(images)  # the last call starts again from the first
+            yield self._fed(images[indices], layout, dtype)
 
     def embedded(self) -> dict[str, str]:
         """Return the metadata stored inside the artifact, in formats that can hold it."""

@@ -21,6 +21,7 @@ from iformer.errors import UserError
 
 EXTRA = "litert"
 LABELS, METADATA = "labels.txt", "iformer.json"
+_MAX_ATTACHED = 16_000_000
 
 
 class _Named(nn.Module):
@@ -48,7 +49,7 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     # the converter's own writer aborts the process if the disk is full
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as attached:
-        _attach(attached, LABELS, "".join(f"{name}\n" for name in spec.class_names))
+        _attach(attached, LABELS, _labels(spec.class_names))
         _attach(attached, METADATA, json.dumps(spec.embedded()))
     return operation_counts(_operations(path))
 
@@ -60,11 +61,13 @@ class LiteRtRunner(ArtifactRunner):
         """Read the attached archive and start the interpreter."""
         interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
         with zipfile.ZipFile(self.path) as attached:
+            if any(file.file_size > _MAX_ATTACHED for file in attached.infolist()):
+                raise UserError(f"{self.path}: a file attached to it has more than {_MAX_ATTACHED:,} bytes")
             found: Mapping[str, str] = json.loads(attached.read(METADATA))
-            names = attached.read(LABELS).decode().splitlines()
+            labels = attached.read(LABELS).decode()
         self.interpreter = interpreter.Interpreter(str(self.path), num_threads=threads or None)
         self.signature = self.interpreter.get_signature_runner()
-        if names != list(self.info.class_names):
+        if labels != _labels(self.info.class_names):
             raise UserError(f"{self.path}: {LABELS} inside the file and the class names in its record differ")
         return found
 
@@ -120,6 +123,11 @@ def _scope(network: nn.Module, name: str) -> str:
         elif not isinstance(module, nn.ModuleList):
             pattern += f"{part}/"
     return pattern
+
+
+def _labels(class_names: Sequence[str]) -> str:
+    """Return one line per class; line breaks inside a name become spaces."""
+    return "".join(f"{' '.join(name.splitlines())}\n" for name in class_names)
 
 
 def _attach(archive: zipfile.ZipFile, name: str, content: str) -> None:

@@ -15,8 +15,11 @@ from iformer._version import __version__
 from iformer.dependencies import require
 from iformer.deploy.runner import ArtifactRunner
 from iformer.deploy.spec import INPUT, Calibration, ExportSpec, operation_counts
+from iformer.errors import UserError
 
 EXTRA = "onnx"
+_EXTERNAL_DATA = b"\x0a\x08location\x12"
+"""The entry of a tensor in the serialized model that names the file with its values."""
 
 
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
@@ -49,6 +52,8 @@ class OnnxRunner(ArtifactRunner):
     def open(self, threads: int) -> Mapping[str, str]:
         """Start a session; 0 threads means one per core."""
         runtime = require("onnxruntime", extra=EXTRA)
+        if _EXTERNAL_DATA in self.path.read_bytes():
+            raise UserError(f"{self.path} keeps weights in another file, not covered by its hash; export it again")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         self.session = runtime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
