@@ -11,12 +11,14 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from importlib import resources
-from typing import Any
+from typing import Any, get_type_hints
 
 import griffe
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from iformer.tables import Markdown, markdown_code, markdown_table
 
 PACKAGES = ("config", "layers", "models", "data", "training", "tasks", "deploy", "bench")
 """Packages of `iformer` with an API page each, in the order in which data goes through them."""
@@ -76,53 +78,70 @@ def cli_page() -> str:
         context = typer.Context(command, info_name=f"iformer {name}")
         usage = " ".join(command.collect_usage_pieces(context))
         lines += [f"## iformer {name}", "", command.help or "", "", f"```text\niformer {name} {usage}\n```", ""]
-        rows = [parameter.get_help_record(context) for parameter in command.params]
-        lines += _table(("option", "what it does"), [(f"`{names}`", text) for names, text in filter(None, rows)])
+        records = filter(None, (parameter.get_help_record(context) for parameter in command.params))
+        rows = [(markdown_code(names), _text(text)) for names, text in records]
+        lines += [markdown_table(("option", "what it does"), rows, left=2), ""]
     return "\n".join(lines)
 
 
 def recipe_page() -> str:
     """Return the page of all recipe fields and of the recipes in the package."""
-    from iformer.config.recipe import DEFAULT_RECIPES, list_recipes, recipe_class
+    from iformer.config.recipe import Recipe
+    from iformer.config.recipe_files import list_recipes
+    from iformer.tasks.registry import TASKS
 
+    header = ("field", "type", "default", "meaning")
+    shared = {row[0] for row in _fields(Recipe)}
     lines = [
         "# Recipe fields",
         "",
         "A recipe is a YAML file of these fields. `iformer train --recipe NAME_OR_FILE` reads one, and",
-        "`--set FIELD=VALUE` replaces a field. This page is generated from the code.",
+        "`--set FIELD=VALUE` replaces a field: `--set augment.hflip=0.5`, or `--set hflip=0.5` for short. This page is",
+        "generated from the code.",
+        "",
+        "## Every task",
+        "",
+        markdown_table(header, _fields(Recipe), left=4),
         "",
     ]
-    seen: set[str] = set()
-    for task, default in DEFAULT_RECIPES.items():
-        fields = list(_fields(recipe_class(task)))
-        title = f"## Fields of every task, as `{task}` has them" if not seen else f"## Further fields of `{task}`"
-        lines += [title, "", f"The default recipe of `--task {task}` is [`{default}`](#{default}).", ""]
-        new = [row for row in fields if row[0] not in seen]
-        lines += _table(("field", "type", "default", "meaning"), new)
-        seen |= {row[0] for row in fields}
+    for name, task in TASKS.items():
+        own = [row for row in _fields(task.recipe_class) if row[0] not in shared]
+        lines += [
+            f"## {name}",
+            "",
+            f"The default recipe of `--task {name}` is [`{task.default_recipe}`](#{task.default_recipe}).",
+            "",
+            markdown_table(header, own, left=4),
+            "",
+        ]
     lines += ["## Recipes in the package", ""]
-    folder = resources.files("iformer.config") / "recipes"
     for name in list_recipes():
-        lines += [f"### {name}", "", "```yaml", (folder / f"{name}.yaml").read_text().rstrip(), "```", ""]
+        text = (resources.files("iformer.config") / "recipes" / f"{name}.yaml").read_text().rstrip()
+        lines += [f"### {name}", "", f"```yaml\n{text}\n```", ""]
     return "\n".join(lines)
 
 
-def _fields(recipe: type[Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield name, type, default and documentation of the fields of a dataclass and its bases."""
-    docs: dict[str, griffe.Attribute] = {}
-    for base in reversed(recipe.__mro__[:-1]):
-        members = griffe.load(base.__module__)[base.__name__].members
-        docs |= {name: member for name, member in members.items() if member.is_attribute}
-    for field in dataclasses.fields(recipe):
+def _fields(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, type, default and documentation of a dataclass's fields; a section's as `section.field`."""
+    docs: dict[str, Any] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        docs |= griffe.load(base.__module__)[base.__name__].members
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _fields(hints[field.name], f"{prefix}{field.name}.")
+            continue
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        default = "required" if required else markdown_code(repr(field.default))
         text = docs[field.name].docstring
-        default = "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        yield f"`{field.name}`", f"`{field.type}`", default, "" if text is None else text.value
+        yield (
+            markdown_code(prefix + field.name),
+            markdown_code(str(getattr(hints[field.name], "__name__", hints[field.name]))),
+            default,
+            _text("" if text is None else text.value),
+        )
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a Markdown table; line breaks become spaces."""
-
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|").replace("[", "\\[") for cell in cells) + " |"
-
-    return [line(header), "|" + "---|" * len(header), *map(line, rows), ""]
+def _text(docs: str) -> Markdown:
+    """Return a docstring or help text as a table cell; its code spans stay code."""
+    return Markdown(" ".join(docs.split()).replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;"))

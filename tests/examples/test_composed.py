@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from pathlib import Path
-from types import ModuleType
 
+import compose
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,50 +15,28 @@ from iformer.data.segmentation import read_mask
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.tasks.registry import load_recipe
+from tiny.composed import make_pictures
 
 FOLDER = Path(__file__).parents[2] / "examples" / "composed"
 
 
 @pytest.fixture(scope="module")
-def compose() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compose", FOLDER / "compose.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures that the packages hold, in small. Read only."""
+    return make_pictures(tmp_path_factory.mktemp("root"))
 
 
-@pytest.fixture(scope="module")
-def pictures(compose: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the packages hold, in small: five cut-outs a class and twelve backgrounds of noise."""
-    root = tmp_path_factory.mktemp("root")
-    generator = np.random.default_rng(0)
-    for label, patterns in enumerate(compose.CLASSES.values()):
-        for number in range(5):
-            path = root / compose.STAMPS / patterns[number % len(patterns)].replace("*", f"cut{number}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.zeros((40, 30, 4), np.uint8)
-            pixels[5:35, 4:26] = (10 * label, 250 - 12 * label, 40 * number, 255)
-            Image.fromarray(pixels).save(path)
-    for number in range(12):
-        path = root / compose.BACKGROUNDS[1] / f"paper{number}" / "contents" / "images" / "160x120.png"
-        path.parent.mkdir(parents=True)
-        Image.fromarray(generator.integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(path)
-    return root
-
-
-def run(compose: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["compose.py", *arguments])
     code: int = compose.main()
     return code
 
 
 def test_what_is_drawn_is_what_is_annotated(
-    compose: ModuleType, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--root", str(pictures), "--train", "12", "--val", "6", "--size", "96"]
-    assert run(compose, monkeypatch, str(tmp_path / "one"), *options) == 0
+    assert run(monkeypatch, str(tmp_path / "one"), *options) == 0
     detection, semantic = load_detection(tmp_path / "one"), load_semantic(tmp_path / "one")
     assert detection.warnings == semantic.warnings == ()
     assert len(detection.train.class_names) >= 12
@@ -75,12 +52,12 @@ def test_what_is_drawn_is_what_is_annotated(
             rebuilt[mask_HW] = instance.label + 1
         assert np.array_equal(rebuilt, read_mask(pair.mask))
     assert covered == 0  # masks are of what is visible
-    assert run(compose, monkeypatch, str(tmp_path / "two"), *options) == 0
+    assert run(monkeypatch, str(tmp_path / "two"), *options) == 0
     for path in sorted((tmp_path / "one").rglob("*.*")):
         assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
 
 
-def test_training_and_validation_share_no_cutout(compose: ModuleType, pictures: Path) -> None:
+def test_training_and_validation_share_no_cutout(pictures: Path) -> None:
     for paths in compose.find_cutouts(pictures).values():
         train, val = compose.split(paths, 0)
         assert len(val) >= 2
@@ -88,7 +65,7 @@ def test_training_and_validation_share_no_cutout(compose: ModuleType, pictures: 
         assert sorted(train + val) == paths
 
 
-def test_objects_stay_visible(compose: ModuleType) -> None:
+def test_objects_stay_visible() -> None:
     cutout = Image.new("RGBA", (50, 50), (200, 0, 0, 255))
     for seed in range(5):
         _, objects = compose.compose(Image.new("RGB", (99, 99)), [(0, cutout)] * 5, 96, random.Random(seed))
@@ -97,15 +74,15 @@ def test_objects_stay_visible(compose: ModuleType) -> None:
 
 
 def test_missing_packages_are_named(
-    compose: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(compose, monkeypatch, str(tmp_path / "out"), "--root", str(tmp_path)) == 1
+    assert run(monkeypatch, str(tmp_path / "out"), "--root", str(tmp_path)) == 1
     error = capsys.readouterr().err
     assert "apt-get install tuxpaint-stamps-default gnome-backgrounds plasma-workspace-wallpapers" in error
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert run(compose, monkeypatch, str(tmp_path / "full")) == 1
+    assert run(monkeypatch, str(tmp_path / "full")) == 1
     assert "is not empty" in capsys.readouterr().err
 
 

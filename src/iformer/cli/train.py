@@ -146,7 +146,7 @@ def _print_dry_run(found: DryRun, *, json: bool) -> None:
     for estimate in found.by_rule:
         print(
             f"         {format_hours(estimate.hours)} on {estimate.where} by rule, about {estimate.dollars:,.0f} "
-            "US dollars (docs/training_at_scale.md has the rule)"
+            "US dollars (docs/how-to/train-at-scale.md has the rule)"
         )
 
 

@@ -1,4 +1,4 @@
-"""The attention operators, one row each. Adding one takes its file and a row here (`docs/paper.md`). No torch."""
+"""The attention operators, one row each (`docs/extend/attention-operator.md` says how to add one). No torch."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from iformer.deploy.spec import ExportSpec
 
 MAX_TAPS = 25
 """Largest number of weights per channel for which XNNPACK has a depthwise kernel. For larger kernels it uses its
-general convolution: 7 x 7 takes 23x the time of 5 x 5 (`benchmarks/README.md`)."""
+general convolution: 7 x 7 takes 23x the time of 5 x 5 (`docs/benchmarks/inference.md`)."""
 
 
 class SplitDepthwise(nn.Module):
