@@ -11,7 +11,8 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from importlib import resources
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import griffe
 import typer
@@ -96,8 +97,8 @@ def recipe_page() -> str:
         "# Recipe fields",
         "",
         "A recipe is a YAML file of these fields. `iformer train --recipe NAME_OR_FILE` reads one, and",
-        "`--set FIELD=VALUE` replaces a field: `--set augment.hflip=0.5`, or `--set hflip=0.5` for short. This page is",
-        "generated from the code.",
+        "`--set FIELD=VALUE` replaces a field: `--set augment.hflip=0.5`, or `--set hflip=0.5` for short. This",
+        "page is generated from the code.",
         "",
         "## Every task",
         "",
@@ -136,10 +137,22 @@ def _fields(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str, 
         text = docs[field.name].docstring
         yield (
             markdown_code(prefix + field.name),
-            markdown_code(str(getattr(hints[field.name], "__name__", hints[field.name]))),
+            markdown_code(_type_name(hints[field.name])),
             default,
             _text("" if text is None else text.value),
         )
+
+
+def _type_name(hint: Any) -> str:
+    """Return a type as it is written in code, with the values of a Literal."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " | ".join(map(repr, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, arguments))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_type_name, arguments))}]"
+    return {type(None): "None", ...: "..."}.get(hint) or str(hint.__name__)
 
 
 def _text(docs: str) -> Markdown:

@@ -1,8 +1,8 @@
 """A faster weight gradient for depthwise convolutions in bf16 on CPUs.
 
 oneDNN computes this gradient in blocks of 16 x 16 channels and needs only their diagonals. For 7 x 7 kernels it
-takes 15 to 20 times as long as the forward pass, a fifth of a training step (`docs/benchmarks/training.md`). The gradient
-is itself a depthwise convolution, whose kernels are the gradients of the output:
+takes 15 to 20 times as long as the forward pass, a fifth of a training step (`docs/benchmarks/training.md`). The
+gradient is itself a depthwise convolution, whose kernels are the gradients of the output:
 
     dL/dw[c, i, j] = sum over n, y, x of input[n, c, y + i - p, x + j - p] * dL/doutput[n, c, y, x]
 
