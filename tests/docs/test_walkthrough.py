@@ -37,7 +37,10 @@ SHORTER: dict[str, str] = {
 }
 """Options added to a verb's commands; the longest key whose words are all in the command counts."""
 
+BENCH = "iformer bench artifacts/last.onnx artifacts/last_int8.onnx"
+
 ELSEWHERE = (
+    BENCH,  # test_bench, in the sweep: each artifact costs a new process
     "iformer quickstart",  # tests/cli/test_verbs.py runs it and looks at what it writes
     "python3 -m venv .venv && . .venv/bin/activate",
     "apt-get download tuxpaint-stamps-default gnome-backgrounds plasma-workspace-wallpapers",
@@ -128,6 +131,14 @@ def test_photographs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for artifact in ("last.onnx", "last.openvino", "last_int8.onnx"):
         assert (folder / "artifacts" / artifact).exists()
     assert re.search(r"photos/\w+/\d+\.png (functional|defective)", capsys.readouterr().out)
+
+
+@pytest.mark.sweep
+def test_bench(folder: Path) -> None:
+    assert BENCH in [line for block in blocks("tutorials/photographs.md") for line in block.commands()]
+    for artifact in shlex.split(BENCH)[2:]:
+        assert main(["export", "elpv", "--size", "64", "--out", artifact]) == 0
+    assert main(shorter(shlex.split(BENCH)[1:])) == 0
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])
