@@ -33,7 +33,7 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A weight file of ours, timm's or the authors', recognised by its content, or another network "
+            help="A weight file of iformer, timm or the authors, recognised by its content, or another network "
             "with weights (elpv, iformer_m, a run folder, hf-hub:USER/NAME); for shards: images, as train --data."
         ),
     ],

@@ -1,4 +1,4 @@
-"""Single-head modulation attention, SHMA (Section 3.3, equations 2 and 3), and what all operators share.
+"""Single-head modulation attention, SHMA (Section 3.3, equations 2 and 3), and functions all operators share.
 
 Shape letters: B batch, C channels, H and W the map's sides, L = H * W tokens, D = C / R channels of a
 query or key.
@@ -27,29 +27,26 @@ Activation = Literal["sigmoid", "silu"]
 
 
 def tokens(x_BCHW: Tensor) -> Tensor:
-    """B x C x H x W as B x L x C: a view in either memory format.
-
-    By `permute` first, because the gradient of `flatten(2).transpose(1, 2)` has strides for which the
-    CPU's batch norm gives a wrong gradient at batch 1 (torch 2.15).
-    """
+    """Return B x C x H x W as B x L x C, a view in either memory format."""
+    # permute first: the gradient of `flatten(2).transpose(1, 2)` has strides for which the CPU's batch norm
+    # gives a wrong gradient at batch 1 (torch 2.15)
     return x_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def feature_map(x_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
-    """The inverse of `tokens`: B x L x C as B x C x H x W, H and W those of `like`."""
+    """Return B x L x C as B x C x H x W, with the H and W of `like`: the inverse of `tokens`."""
     batch, _, height, width = like_BCHW.shape
     return x_BLC.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor, windows: Windows | None = None) -> Tensor:
-    """softmax(q k^T) v over the keys, B x L x C; the 1/sqrt(D) is already in q.
+    """Return softmax(q k^T) v, B x L x C. The factor 1/sqrt(D) has to be in q.
 
-    Given windows, the tokens are those of their strip, and the keys are those of a token's window.
-
-    Explicit products rather than `scaled_dot_product_attention`: one head of few tokens gains nothing
-    from the fused kernel, and the fused form adds transposes to exported graphs. `bmm` rather than `@`, whose
-    broadcasting leaves copies in ExecuTorch's graphs and hides the attention from OpenVINO's fusion.
+    With windows, the tokens are those of a strip, and each token attends to the keys of its window.
     """
+    # Not `scaled_dot_product_attention`: one head of few tokens gains nothing from the fused kernel, which adds
+    # transposes to exported graphs. `bmm` and not `@`: its broadcasting leaves copies in ExecuTorch's graphs and
+    # hides the attention from OpenVINO's fusion.
     if windows is None:
         return torch.bmm(torch.bmm(q_BLD, k_BLD.transpose(1, 2)).softmax(dim=-1), v_BLC)
     q_BLD, k_BLD = windows.mask(q_BLD, k_BLD)
@@ -66,9 +63,9 @@ def modulated_attention(
     activation: Activation = "sigmoid",
     windows: Windows | None = None,
 ) -> Tensor:
-    """The attention's output times activation(gate), B x L x C.
+    """Return the attention's output times activation(gate), B x L x C.
 
-    The value branch has its own activation: on v, as in the released networks ("value"), or on the
+    The value branch has an activation too: on v, as in the released networks (`modulation` "value"), or on the
     attention's output, as equation 3 is printed ("output").
     """
     activate = torch.sigmoid if activation == "sigmoid" else F.silu
@@ -80,8 +77,8 @@ def modulated_attention(
 class SHMA(AttentionOperator):
     """`x + proj(attention(q, k, sigmoid(v)) * sigmoid(gate))`, B x C x H x W to the same shape.
 
-    With `norm_placement="pre_ln"` q, k, v and gate see the layer norm of x, and no convolution has a norm of
-    its own (Table 6). Given windows, x is their strip, and attention stays within each.
+    With `norm_placement="pre_ln"` q, k, v and gate are computed from the layer norm of x, and the convolutions
+    have no norm (Table 6). With windows, x is a strip, and attention stays within each window.
     """
 
     def __init__(self, channels: int, config: AttentionConfig, *, residual: ResidualAdd) -> None:
@@ -108,7 +105,7 @@ class SHMA(AttentionOperator):
         return self.residual(x, self.proj(feature_map(y_BLC, x)))
 
     def fold(self) -> FoldedSHMA:
-        """The same function in eval mode with one convolution for q, k, v and gate."""
+        """Return the same function in eval mode, with one convolution for q, k, v and gate."""
         return FoldedSHMA(
             norm=frozen(self.norm),
             qkvg=concatenate([fold_query(self.q, self.scale), fold_conv(self.k), fold_conv(self.v_gate)]),
@@ -119,7 +116,7 @@ class SHMA(AttentionOperator):
 
 
 class FoldedSHMA(nn.Module):
-    """SHMA for inference: one 1x1 convolution gives q (scaled), k, v and gate."""
+    """SHMA for inference: one 1x1 convolution computes q (scaled), k, v and gate."""
 
     def __init__(
         self,
@@ -148,18 +145,18 @@ class FoldedSHMA(nn.Module):
 
 
 def fold_query(q: nn.Module, scale: float) -> nn.Conv2d:
-    """The convolution that gives queries times `scale`, in eval mode."""
+    """Return a convolution that computes `scale * q(x)` in eval mode."""
     bias = q.norm.bias if isinstance(q, ConvNorm) else q.bias
     assert isinstance(bias, Tensor)
     return fold_conv(q, torch.full_like(bias.detach(), scale, dtype=torch.double))
 
 
 class AttentionBlock(nn.Module):
-    """TrainProgress encoding, attention, then FFN; B x C x H x W to the same shape (Section 3.3).
+    """Position encoding, attention, then FFN; B x C x H x W to the same shape (Section 3.3).
 
-    A block in windows takes them and a strip (`iformer.layers.windows`) and gives a strip. The first of a run
-    of such blocks takes a map and cuts it behind its position encoding; the last joins the strip behind its
-    attention.
+    With windows, a block maps a strip (`iformer.layers.windows`) to a strip. In a run of such blocks, the first
+    one takes a map and cuts it after its position encoding (`cut`), and the last one joins the strip after its
+    attention (`join`).
     """
 
     def __init__(self, *, position: nn.Module, attention: nn.Module, ffn: FFN) -> None:
@@ -178,11 +175,11 @@ class AttentionBlock(nn.Module):
         elif not isinstance(self.position, nn.Identity):
             x = self.position(windows.without_padding(x), windows)
         x = self.attention(x, windows)
-        # a feed-forward network sees one token at a time: joined first, it is spared the padding
+        # the FFN works on single tokens: joined first, it does not compute the padding
         return self.ffn(windows.join(x) if join else x)
 
     def fold(self) -> AttentionBlock:
-        """The same function in eval mode, each part folded."""
+        """Return the same function in eval mode, each module folded."""
         position, attention = self.position, self.attention
         assert isinstance(attention, AttentionOperator)
         return AttentionBlock(

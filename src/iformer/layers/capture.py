@@ -1,4 +1,4 @@
-"""Whether a graph is being captured: then data-dependent Python and eager-only kernels must stay out."""
+"""Detect graph capture, during which data-dependent Python and eager-only kernels must not run."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def is_capturing() -> bool:
-    """Whether `torch.compile`, `torch.export` or `torch.jit.trace` is running the network right now."""
+    """Whether `torch.compile`, `torch.export` or `torch.jit.trace` is running the network."""
     return bool(torch.compiler.is_compiling()) or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]

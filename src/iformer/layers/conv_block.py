@@ -15,7 +15,7 @@ from iformer.layers.residual import ResidualAdd
 class ConvBlock(nn.Module):
     """`x + project(expanded(gelu(expand(depthwise(x)))))`, B x C x H x W to the same shape.
 
-    `expanded` is the identity but in Table 11 (see `iformer.layers.expanded`).
+    `expanded` is the identity except in Table 11; see `iformer.layers.expanded`.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class ConvBlock(nn.Module):
         expanded_kernel_size: int | None = None,
         norm: Norm = "batch",
     ) -> Self:
-        """A trainable block: a `kernel_size` depthwise convolution, then 1x1 up by the ratio and down.
+        """Build a trainable block: a `kernel_size` depthwise convolution, then 1x1 up by the ratio and down.
 
-        With layer norms there is one, behind the depthwise convolution, as in ConvNeXt.
+        With `norm="layer"` the only norm follows the depthwise convolution, as in ConvNeXt.
         """
         hidden = round(channels * expansion_ratio)
         return cls(
@@ -63,7 +63,7 @@ class ConvBlock(nn.Module):
         return self.residual(x, self.project(hidden))
 
     def fold(self) -> ConvBlock:
-        """The same function in eval mode with every batch norm and the layer scale inside the convolutions."""
+        """Return the same function in eval mode, with batch norms and layer scale inside the convolutions."""
         return ConvBlock(
             depthwise=fold_part(self.depthwise),
             expand=fold_conv(self.expand),

@@ -1,4 +1,4 @@
-"""Convolution and norm, and the exact merge of a convolution and its batch norm into one convolution."""
+"""Convolutions with a norm, and the exact fold of a convolution and its batch norm into one convolution."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Norm = Literal["batch", "layer"]
 class ConvNorm(nn.Module):
     """Bias-free convolution, then batch norm (eps 1e-5).
 
-    Maps B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride) for odd kernels, which are padded
-    by `kernel_size // 2`; even ones are for patches and are not padded.
+    Maps B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride) for odd kernels, which are padded by
+    `kernel_size // 2`. Even kernels are for patches and are not padded.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self, gain: Tensor | None = None) -> nn.Conv2d:
-        """One convolution with bias that computes `gain * self(x)` in eval mode.
+        """Return one convolution with bias that computes `gain * self(x)` in eval mode.
 
         Args:
-            gain: a factor per output channel (a layer scale, an attention's 1/sqrt(D)), or None for 1.
+            gain: a factor per output channel, such as a layer scale; None is 1.
         """
         # double precision: the product of three rounded factors would cost parity with the unfolded form
         scale_C = self.norm.weight.detach().double() / (_running(self.norm.running_var) + self.norm.eps).sqrt()
@@ -56,7 +56,7 @@ class ConvNorm(nn.Module):
 
 
 class ConvLayerNorm(nn.Module):
-    """Convolution with bias, padded as `ConvNorm`'s, then layer norm over the channels."""
+    """Convolution with bias, padded like that of `ConvNorm`, then layer norm over the channels."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
@@ -72,12 +72,12 @@ class ConvLayerNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self) -> nn.Sequential:
-        """The same function for inference; a layer norm's statistics are the input's, so it stays."""
+        """Return the same function for inference. The layer norm stays: its statistics depend on the input."""
         return nn.Sequential(fold_conv(self.conv), frozen(self.norm))
 
 
 class LayerNormConv(nn.Module):
-    """Layer norm over the channels, then a convolution with bias, padded as `ConvNorm`'s."""
+    """Layer norm over the channels, then a convolution with bias, padded like that of `ConvNorm`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -89,35 +89,40 @@ class LayerNormConv(nn.Module):
         return self.conv(self.norm(x))
 
     def fold(self) -> nn.Sequential:
-        """The same function for inference; the layer norm stays."""
+        """Return the same function for inference; the layer norm stays."""
         return nn.Sequential(frozen(self.norm), fold_conv(self.conv))
 
 
 def conv_norm(
     in_channels: int, out_channels: int, kernel_size: int, *, norm: Norm, stride: int = 1, groups: int = 1
 ) -> ConvNorm | ConvLayerNorm:
-    """A convolution with the given norm behind it."""
+    """Build a convolution followed by a norm."""
     kind = ConvNorm if norm == "batch" else ConvLayerNorm
     return kind(in_channels, out_channels, kernel_size, stride=stride, groups=groups)
 
 
 def pointwise(in_channels: int, out_channels: int, *, norm: Norm) -> ConvNorm | nn.Conv2d:
-    """A 1x1 convolution with batch norm; in networks of layer norms one with a bias and no norm."""
+    """Build a 1x1 convolution: with batch norm, or in networks with layer norms with a bias and no norm."""
     return ConvNorm(in_channels, out_channels, 1) if norm == "batch" else nn.Conv2d(in_channels, out_channels, 1)
 
 
 def same_padding(kernel_size: int) -> int:
-    """The padding of an odd kernel; an even one is for patches that do not overlap and has none."""
+    """Return the padding of a kernel; even kernels are for patches that do not overlap and have none."""
     return kernel_size // 2 if kernel_size % 2 == 1 else 0
 
 
 def frozen(norm: nn.Module) -> nn.Module:
-    """A copy for inference of a norm that cannot be folded."""
+    """Return a copy for inference of a norm that cannot be folded."""
     return copy.deepcopy(norm).eval().requires_grad_(False)
 
 
 def fold_conv(conv: nn.Module, gain: Tensor | None = None) -> nn.Conv2d:
-    """One convolution that computes `gain * conv(x)` in eval mode, of a `ConvNorm` or a convolution with bias."""
+    """Return one convolution that computes `gain * conv(x)` in eval mode.
+
+    Args:
+        conv: a `ConvNorm`, or a convolution with bias.
+        gain: a factor per output channel; None is 1.
+    """
     if isinstance(conv, ConvNorm):
         return conv.fold(gain)
     if not isinstance(conv, nn.Conv2d) or conv.bias is None:
@@ -130,7 +135,7 @@ def fold_conv(conv: nn.Module, gain: Tensor | None = None) -> nn.Conv2d:
 
 
 def fold_part(part: nn.Module) -> nn.Module:
-    """A part of a network folded: one convolution, or with a layer norm a convolution and its norm."""
+    """Return a module folded: one convolution, or with a layer norm a convolution and its norm."""
     if isinstance(part, ConvLayerNorm | LayerNormConv):
         return part.fold()
     return nn.Identity() if isinstance(part, nn.Identity) else fold_conv(part)
@@ -142,7 +147,7 @@ def _running(statistic: Tensor | None) -> Tensor:
 
 
 def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> nn.Conv2d:
-    """A convolution with the given weight (O x I/groups x K x K) and bias (O), strided and padded as `like`."""
+    """Return a convolution with a weight (O x I/groups x K x K) and bias (O), and stride and padding of `like`."""
     out_channels, in_per_group, kernel_size, _ = weight.shape
     is_pointwise = kernel_size == 1 and like.groups == 1 and like.stride == (1, 1)
     conv = (PointwiseConv if is_pointwise else nn.Conv2d)(
@@ -154,7 +159,7 @@ def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> nn.Conv2d:
         groups=like.groups,
         device="meta",
     )
-    # channels-last: convolutions then need no reordering between them and the attention's tokens are views
+    # channels-last: no reordering between convolutions, and the attention's tokens are views
     weight = weight.contiguous(memory_format=torch.channels_last)
     conv.weight = nn.Parameter(weight, requires_grad=False)
     conv.bias = nn.Parameter(bias, requires_grad=False)
@@ -162,7 +167,7 @@ def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> nn.Conv2d:
 
 
 def concatenate(convs: list[nn.Conv2d]) -> nn.Conv2d:
-    """One convolution whose output channels are those of `convs`, in order; they share input and shape."""
+    """Return one convolution with the output channels of `convs`, in order; they share input and shape."""
     weight = torch.cat([conv.weight for conv in convs])
     bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
     return convolution(weight.detach(), bias.detach(), like=convs[0])

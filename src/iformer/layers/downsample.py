@@ -12,9 +12,10 @@ from iformer.layers.conv_norm import ConvNorm, LayerNormConv, Norm
 def build_downsample(
     in_channels: int, out_channels: int, *, kind: Literal["overlapping", "patch"], norm: Norm
 ) -> nn.Module:
-    """B x C_in x H x W to B x C_out x H/2 x W/2: a 3x3 convolution (sides rounded up), or a 2x2 one (down).
+    """Build a convolution, B x C_in x H x W to B x C_out x H/2 x W/2.
 
-    Batch norm is behind it; layer norm in front of it, as in ConvNeXt.
+    "overlapping" is 3x3 and rounds sides up, "patch" is 2x2 and rounds them down. Batch norm follows the
+    convolution; layer norm precedes it, as in ConvNeXt.
     """
     kernel_size = 3 if kind == "overlapping" else 2
     layer = ConvNorm if norm == "batch" else LayerNormConv

@@ -11,7 +11,7 @@ from iformer.layers.conv_norm import Norm, conv_norm, fold_part
 class ExpandedDepthwise(nn.Module):
     """`gelu(depthwise(x))` on a block's expanded channels, B x rC x H x W to the same shape.
 
-    The paper does not say where the activation is; here every convolution on expanded channels has one.
+    The paper does not say where the activation is. Here every convolution on expanded channels has one.
     """
 
     def __init__(self, depthwise: nn.Module) -> None:
@@ -23,14 +23,14 @@ class ExpandedDepthwise(nn.Module):
 
 
 def build_expanded(channels: int, kernel_size: int | None, *, norm: Norm = "batch") -> nn.Module:
-    """A trainable one, or the identity where there is no kernel."""
+    """Build a trainable `ExpandedDepthwise`; without a kernel size, the identity."""
     if kernel_size is None:
         return nn.Identity()
     return ExpandedDepthwise(conv_norm(channels, channels, kernel_size, groups=channels, norm=norm))
 
 
 def fold_expanded(expanded: nn.Module) -> nn.Module:
-    """The same function in eval mode, norm folded."""
+    """Return the same function in eval mode, with the norm folded."""
     if isinstance(expanded, ExpandedDepthwise):
         return ExpandedDepthwise(fold_part(expanded.depthwise))
     return nn.Identity()

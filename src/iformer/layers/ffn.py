@@ -1,4 +1,4 @@
-"""The feed-forward network behind an attention."""
+"""The feed-forward network after an attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iformer.layers.residual import ResidualAdd
 class FFN(nn.Module):
     """`x + project(expanded(gelu(expand(x))))` with 1x1 convolutions, B x C x H x W to the same shape.
 
-    `expanded` is the identity but in Table 11 (see `iformer.layers.expanded`).
+    `expanded` is the identity except in Table 11; see `iformer.layers.expanded`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class FFN(nn.Module):
         residual: ResidualAdd,
         expanded_kernel_size: int | None = None,
     ) -> Self:
-        """A trainable network with `channels * expansion_ratio` hidden channels."""
+        """Build a trainable FFN with `channels * expansion_ratio` hidden channels."""
         hidden = round(channels * expansion_ratio)
         return cls(
             expand=ConvNorm(channels, hidden, 1),
@@ -49,7 +49,7 @@ class FFN(nn.Module):
         return self.residual(x, self.project(self.expanded(F.gelu(self.expand(x)))))
 
     def fold(self) -> FFN:
-        """The same function in eval mode with every norm and the layer scale inside the convolutions."""
+        """Return the same function in eval mode, with norms and layer scale inside the convolutions."""
         return FFN(
             expand=fold_conv(self.expand),
             expanded=fold_expanded(self.expanded),

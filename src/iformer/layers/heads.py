@@ -22,9 +22,9 @@ class NormLinear(nn.Module):
         return self.linear(self.norm(x))
 
     def folded_parameters(self) -> tuple[Tensor, Tensor]:
-        """Weight (K x C) and bias (K) of the one linear layer it is in eval mode, in double precision.
+        """Return weight (K x C) and bias (K) of one linear layer that computes the same in eval mode, in float64.
 
-        With layer norm they are for features that are normalised already, without scale and shift.
+        With layer norm, that layer takes normalised features, before scale and shift.
         """
         scale_C = self.norm.weight.detach().double()
         shift_C = self.norm.bias.detach().double()
@@ -39,9 +39,9 @@ class NormLinear(nn.Module):
 
 
 class Head(nn.Module):
-    """One classifier, or with distillation two: B x C to B x K.
+    """One classifier, or two with distillation: B x C to B x K.
 
-    With two, training returns both outputs (the labels' and the teacher's) and inference their mean.
+    With two, training returns both outputs (for the labels and for the teacher), inference their mean.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Head(nn.Module):
         return (logits + distilled_logits) / 2
 
     def fold(self) -> nn.Module:
-        """One linear layer: the norm inside it and, with distillation, the mean of both classifiers.
+        """Return one linear layer that includes the norm and, with distillation, the mean of both classifiers.
 
-        Of a layer norm the scale and shift are inside it; the division by the features' own spread stays.
+        Of a layer norm it includes scale and shift; the normalisation stays.
         """
         branches = [self.classifier] if self.distilled is None else [self.classifier, self.distilled]
         weights, biases = zip(*(branch.folded_parameters() for branch in branches), strict=True)

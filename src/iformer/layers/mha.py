@@ -17,20 +17,20 @@ from iformer.layers.residual import ResidualAdd
 
 
 def split_heads(x_BLC: Tensor, heads: int) -> Tensor:
-    """B x L x C as B x N x L x C/N: the reshaping that makes many heads slow on a phone (Section 3.3)."""
+    """Return B x L x C as B x N x L x C/N: the reshape that makes many heads slow on phones (Section 3.3)."""
     batch, length, channels = x_BLC.shape
     return x_BLC.reshape(batch, length, heads, channels // heads).transpose(1, 2)
 
 
 def attend_heads(q_BLC: Tensor, k_BLC: Tensor, v_BLC: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T) v in each head, B x L x C; the 1/sqrt(D) is already in q."""
+    """Return softmax(q k^T) v of all heads, B x L x C. The factor 1/sqrt(D) has to be in q."""
     q_BNLD, k_BNLD, v_BNLE = (split_heads(x, heads) for x in (q_BLC, k_BLC, v_BLC))
     attention_BNLL = (q_BNLD @ k_BNLD.transpose(2, 3)).softmax(dim=-1)
     return (attention_BNLL @ v_BNLE).transpose(1, 2).flatten(2)
 
 
 class MHA(AttentionOperator):
-    """`x + proj(heads of softmax(q k^T / sqrt(D)) v, side by side)`, B x C x H x W to the same shape."""
+    """`x + proj(concatenated heads of softmax(q k^T / sqrt(D)) v)`, B x C x H x W to the same shape."""
 
     def __init__(self, channels: int, config: AttentionConfig, *, residual: ResidualAdd) -> None:
         super().__init__(channels, config, residual=residual)
@@ -49,7 +49,7 @@ class MHA(AttentionOperator):
         return self.residual(x, self.proj(feature_map(y_BLC, x)))
 
     def fold(self) -> FoldedMHA:
-        """The same function in eval mode with one convolution for q, k and v."""
+        """Return the same function in eval mode, with one convolution for q, k and v."""
         return FoldedMHA(
             qkv=concatenate([fold_query(self.q, self.scale), self.k.fold(), self.v.fold()]),
             proj=self.proj.fold(self.residual.gamma),
@@ -58,7 +58,7 @@ class MHA(AttentionOperator):
 
 
 class FoldedMHA(nn.Module):
-    """MHA for inference: one 1x1 convolution gives q (scaled), k and v of all heads."""
+    """MHA for inference: one 1x1 convolution computes q (scaled), k and v of all heads."""
 
     def __init__(self, *, qkv: nn.Conv2d, proj: nn.Conv2d, heads: int) -> None:
         super().__init__()

@@ -6,10 +6,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Each place's channels to mean 0 and variance 1, then scaled and shifted; B x C x H x W to the same shape.
-
-    eps is ConvNeXt's, 1e-6.
-    """
+    """Layer norm over the channels at each position, B x C x H x W to the same shape; eps 1e-6 as in ConvNeXt."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)

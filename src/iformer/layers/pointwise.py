@@ -9,11 +9,11 @@ from iformer.layers.capture import is_capturing
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution that always takes oneDNN's kernel on a CPU.
+    """A 1x1 convolution that always uses oneDNN's kernel on CPUs.
 
-    For fewer than 16 images on one thread, PyTorch sends a 1x1 convolution to a plain matrix product
-    instead, which on CPUs without that library's best kernels runs at half the rate
-    (`benchmarks/inference.md`). Traced, exported and compiled graphs get the ordinary convolution.
+    For fewer than 16 images on one thread, PyTorch computes a 1x1 convolution as a matrix product, which runs at
+    half the rate on CPUs without that library's best kernels (`benchmarks/inference.md`). Traced, exported and
+    compiled graphs contain the ordinary convolution.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Conditional position encoding: where a token is, told by its neighbours (Section 3.3, "PE")."""
+"""Conditional position encoding, CPE: the position of a token from its neighbours (Section 3.3, "PE")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iformer.layers.windows import Windows
 class PositionEncoding(nn.Module):
     """`x + depthwise(x)` with a 3x3 depthwise ConvNorm, B x C x H x W to the same shape.
 
-    Given windows, x is their strip, and each window's neighbours are zeros.
+    With windows, x is a strip, and each window is padded with zeros.
     """
 
     def __init__(self, channels: int, *, residual: ResidualAdd) -> None:
@@ -26,10 +26,10 @@ class PositionEncoding(nn.Module):
         return self.residual(x, branch)
 
     def fold(self) -> FoldedPositionEncoding:
-        """One depthwise convolution: the residual is a 1 added to the centre of each kernel."""
+        """Return one depthwise convolution: the residual becomes a 1 at the centre of each kernel."""
         conv = self.depthwise.fold()
         centre = conv.kernel_size[0] // 2
-        # in double precision, as the fold itself: the centre tap becomes 1 + w
+        # in float64, like the fold itself: the centre becomes 1 + w
         weight = conv.weight.detach().double()
         weight[:, 0, centre, centre] += 1.0
         assert conv.bias is not None

@@ -1,4 +1,4 @@
-"""The sum that closes every residual block."""
+"""The sum at the end of every residual block."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ResidualAdd(nn.Module):
         self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Both B x C x H x W."""
+        """Add `branch` to `x`; both are B x C x H x W."""
         if self.gamma is not None:
             branch = branch * self.gamma[:, None, None]
         return x + self.drop_path(branch)
 
     def fold(self) -> ResidualAdd:
-        """The plain sum: gamma goes into the convolution before it, stochastic depth is for training."""
+        """Return the plain sum: gamma goes into the convolution before it, stochastic depth is for training."""
         return ResidualAdd(0)

@@ -33,7 +33,7 @@ class SHA(AttentionOperator):
         return self.residual(x, self.proj(feature_map(attend(q_BLD, k_BLD, v_BLC), x)))
 
     def fold(self) -> FoldedSHA:
-        """The same function in eval mode with one convolution for q, k and v."""
+        """Return the same function in eval mode, with one convolution for q, k and v."""
         return FoldedSHA(
             qkv=concatenate([fold_query(self.q, self.scale), self.k.fold(), self.v.fold()]),
             proj=self.proj.fold(self.residual.gamma),
@@ -41,7 +41,7 @@ class SHA(AttentionOperator):
 
 
 class FoldedSHA(nn.Module):
-    """SHA for inference: one 1x1 convolution gives q (scaled), k and v."""
+    """SHA for inference: one 1x1 convolution computes q (scaled), k and v."""
 
     def __init__(self, *, qkv: nn.Conv2d, proj: nn.Conv2d) -> None:
         super().__init__()

@@ -17,10 +17,10 @@ from iformer.layers.residual import ResidualAdd
 
 
 class SHViTAttention(AttentionOperator):
-    """`x + proj(attention of the first S channels)`, B x C x H x W to the same shape.
+    """`x + proj(attention over the first S channels)`, B x C x H x W to the same shape.
 
-    One convolution gives q, k and v, which are split. With `concat` the projection sees the C - S channels
-    that passed by beside the attention's S.
+    One convolution computes q, k and v. With `concat` the input of the projection is the attention's output
+    followed by the other C - S channels.
     """
 
     def __init__(self, channels: int, config: AttentionConfig, *, residual: ResidualAdd) -> None:
@@ -41,7 +41,7 @@ class SHViTAttention(AttentionOperator):
         return self.residual(x, self.proj(_with_passed(y, passed, self.proj.conv)))
 
     def fold(self) -> FoldedSHViTAttention:
-        """The same function in eval mode, 1/sqrt(D) inside q's part of the convolution."""
+        """Return the same function in eval mode, with 1/sqrt(D) inside the convolution."""
         weight = self.qkv.conv.weight
         gain = torch.ones(weight.shape[0], dtype=torch.double, device=weight.device)
         gain[: self.head_dim] = self.scale
@@ -54,7 +54,7 @@ class SHViTAttention(AttentionOperator):
 
 
 class FoldedSHViTAttention(nn.Module):
-    """`SHViTAttention` for inference; q comes scaled."""
+    """`SHViTAttention` for inference; q is computed scaled."""
 
     def __init__(self, *, qkv: nn.Conv2d, proj: nn.Conv2d, head_dim: int, channel_sizes: list[int]) -> None:
         super().__init__()
@@ -75,5 +75,5 @@ def _split_sizes(qkv: nn.Conv2d, head_dim: int) -> list[int]:
 
 
 def _with_passed(y: Tensor, passed: Tensor, proj: nn.Conv2d) -> Tensor:
-    """What the projection sees: the attention's channels, and those that passed by where it has room for them."""
+    """Return the input of the projection: with `concat` the attention's channels followed by the others."""
     return torch.cat([y, passed], dim=1) if proj.in_channels > y.shape[1] else y

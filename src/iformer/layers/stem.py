@@ -13,7 +13,7 @@ from iformer.layers.conv_norm import Norm, conv_norm, fold_part
 class Stem(nn.Module):
     """K x K stride 2, GELU, K x K stride 2, GELU, 1x1: B x 3 x H x W to B x C x ceil(H/4) x ceil(W/4).
 
-    K is 5 in iFormer, and 3 before the step "kernel size" of Figure 2.
+    K is 5 in iFormer and 3 before the step "kernel size" in Figure 2.
     """
 
     def __init__(self, *, conv1: nn.Module, conv2: nn.Module, conv3: nn.Module) -> None:
@@ -24,7 +24,7 @@ class Stem(nn.Module):
 
     @classmethod
     def build(cls, in_channels: int, channels: int, *, kernel_size: int = 5, norm: Norm = "batch") -> Self:
-        """A trainable stem of widths C/2, 2C and C."""
+        """Build a trainable stem with C/2, 2C and C channels."""
         return cls(
             conv1=conv_norm(in_channels, channels // 2, kernel_size, stride=2, norm=norm),
             conv2=conv_norm(channels // 2, 2 * channels, kernel_size, stride=2, norm=norm),
@@ -35,29 +35,26 @@ class Stem(nn.Module):
         return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
 
     def fold(self) -> Stem:
-        """The same function in eval mode, batch norms inside the convolutions."""
+        """Return the same function in eval mode, with batch norms inside the convolutions."""
         return Stem(conv1=fold_part(self.conv1), conv2=fold_part(self.conv2), conv3=fold_part(self.conv3))
 
 
 class PatchStem(nn.Module):
-    """4x4 stride 4 and a norm: B x 3 x H x W to B x C x H/4 x W/4; what is left of H and W is not seen.
-
-    Source: the baseline of Figure 2.
-    """
+    """4x4 stride 4 and a norm: B x 3 x H x W to B x C x H/4 x W/4, sides rounded down (baseline of Figure 2)."""
 
     def __init__(self, *, conv1: nn.Module) -> None:
         super().__init__()
-        # conv1, so that the network's first convolution has one name whatever the stem
+        # conv1: the first convolution has the same name in both stems
         self.conv1 = conv1
 
     @classmethod
     def build(cls, in_channels: int, channels: int, *, norm: Norm) -> Self:
-        """A trainable stem."""
+        """Build a trainable stem."""
         return cls(conv1=conv_norm(in_channels, channels, 4, stride=4, norm=norm))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv1(x)
 
     def fold(self) -> PatchStem:
-        """The same function in eval mode, a batch norm inside the convolution."""
+        """Return the same function in eval mode, with the batch norm inside the convolution."""
         return PatchStem(conv1=fold_part(self.conv1))

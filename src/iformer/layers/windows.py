@@ -1,8 +1,8 @@
-"""A large feature map as windows, for attention whose cost grows with the windows and not with their square.
+"""Windows of a large feature map, for attention whose cost grows linearly with the map.
 
-Between `cut` and `join` the windows of an image lie one under another in a strip. Operations on single tokens
-(1x1 convolutions, norms, sums) take a strip like any other map; what looks at neighbours goes through
-`convolve` or `split`. Only pads, splits and concatenations of four axes are needed, which every runtime has.
+Between `cut` and `join` the windows of an image are stacked vertically in a strip. Operations on single tokens
+(1x1 convolutions, norms, sums) work on a strip as on a map, operations on neighbours need `convolve` or `split`.
+Only pads, splits and concatenations with four axes are used, which every runtime has.
 
 Shape letters: B batch, C channels, H and W the map's sides, P a window's side, N windows of an image,
 L = P * P tokens of a window, D channels of a query, key or value.
@@ -24,22 +24,22 @@ from iformer.config.network import WindowConfig
 from iformer.layers.capture import is_capturing
 
 _NEVER = -1e4
-"""Added to the score of a key that must not be seen; its weight is then 0, in half precision too."""
+"""Added to the score of a masked key; its weight is then 0, in half precision too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """The windows of maps of one size."""
+    """The windows of maps with one size."""
 
     config: WindowConfig
     height: int
-    """H of the map that is cut."""
+    """H of the map."""
     width: int
-    """W of the map that is cut."""
+    """W of the map."""
 
     @classmethod
     def of(cls, x_BCHW: Tensor, config: WindowConfig | None) -> Self | None:
-        """The windows that `config` cuts a map into; None where it stays whole."""
+        """Return the windows into which `config` cuts a map; None if the map stays whole."""
         height, width = int(x_BCHW.shape[2]), int(x_BCHW.shape[3])
         if config is None or max(height, width) <= config.window_size:
             return None
@@ -62,31 +62,31 @@ class Windows:
 
     @property
     def is_padded(self) -> bool:
-        """Whether some tokens are not the map's."""
+        """Whether some tokens are padding."""
         return (self.padded_height, self.padded_width) != (self.height, self.width)
 
     def cut(self, x_BCHW: Tensor) -> Tensor:
-        """B x C x H x W as a strip, B x C x N*P x P, padded with zeros at the right and bottom."""
+        """Return B x C x H x W as a strip, B x C x N*P x P, padded with zeros at the right and bottom."""
         if self.is_padded:
             padding = (0, self.padded_width - self.width, 0, self.padded_height - self.height)
             x_BCHW = F.pad(x_BCHW, padding)
         return self._by_chunks(self._cut, x_BCHW)
 
     def join(self, strip: Tensor) -> Tensor:
-        """The inverse of `cut`: B x C x N*P x P as B x C x H x W, without the padding."""
+        """Return a strip, B x C x N*P x P, as B x C x H x W without the padding: the inverse of `cut`."""
         x_BCHW = self._by_chunks(self._join, strip)
         return x_BCHW[:, :, : self.height, : self.width] if self.is_padded else x_BCHW
 
     def split(self, tokens: Tensor) -> Tensor:
-        """The tokens of a strip, B x N*L x D, by windows, B*N x L x D: a view."""
+        """Return the tokens of a strip, B x N*L x D, by window, B*N x L x D: a view."""
         return tokens.reshape(-1, self.config.window_size**2, _channels(tokens, 2))
 
     def merge(self, tokens: Tensor) -> Tensor:
-        """The inverse of `split`."""
+        """Return B*N x L x D as B x N*L x D: the inverse of `split`."""
         return tokens.reshape(-1, self.count * self.config.window_size**2, _channels(tokens, 2))
 
     def each(self, module: nn.Module, strip: Tensor) -> Tensor:
-        """A module over every window by itself: as a batch, B*N x C x P x P, which channels-last makes a view."""
+        """Apply a module to a batch of windows, B*N x C x P x P, which is a view in channels-last format."""
         size = self.config.window_size
         channels = _channels(strip, 1)
         windows = strip.permute(0, 2, 3, 1).reshape(-1, size, size, channels).permute(0, 3, 1, 2)
@@ -94,10 +94,10 @@ class Windows:
         return result.permute(0, 2, 3, 1).reshape(-1, self.count * size, size, channels).permute(0, 3, 1, 2)
 
     def convolve(self, conv: nn.Conv2d, strip: Tensor) -> Tensor:
-        """`each` for a 3x3 convolution, in a form for graphs too: some runtimes have no batch."""
+        """Apply a 3x3 convolution like `each`, in graphs without a larger batch, which some runtimes lack."""
         if not is_capturing():
             return self.each(conv, strip)
-        # a row of zeros below every window, which is its padding and the next one's
+        # a row of zeros below every window pads it and the next window
         size, count, channels = self.config.window_size, self.count, _channels(strip, 1)
         apart = F.pad(strip.reshape(-1, channels, count, size * size), (0, size))
         result = conv(apart.reshape(-1, channels, count * (size + 1), size))
@@ -105,32 +105,32 @@ class Windows:
         return together.reshape(-1, channels, count * size, size)
 
     def without_padding(self, strip: Tensor) -> Tensor:
-        """A strip with zeros in the place of padded tokens, where these are masked."""
+        """Return a strip with zeros in place of masked tokens."""
         if not self.has_mask:
             return strip
         return strip * self._constant(self._inside.reshape(1, 1, -1, self.config.window_size), strip)
 
     def mask(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys of a strip, B x N*L x D, with one channel more, by which padded keys have no weight.
+        """Return queries and keys of a strip, B x N*L x D, with one more channel that masks padded keys.
 
-        A channel rather than a sum with the scores: ncnn adds no constant to a batch of windows.
+        A channel and not a sum with the scores: ncnn cannot add a constant to a batch of windows.
         """
         if not self.has_mask:
             return q, k
         bias = self._constant(np.where(self._inside, 0.0, _NEVER).reshape(1, -1, 1), k)
-        # a trace is of a fixed batch, and Core ML's converter needs it as a plain number
+        # a trace has a fixed batch, and Core ML's converter needs it as a plain number
         images = int(k.shape[0]) if torch.jit.is_tracing() else k.shape[0]  # type: ignore[no-untyped-call, attr-defined]
         bias = bias.repeat(images, 1, 1)
         return torch.cat([q, torch.ones_like(bias)], dim=2), torch.cat([k, bias], dim=2)
 
     @property
     def has_mask(self) -> bool:
-        """Whether there are padded tokens, and the map's are not to depend on them."""
+        """Whether there are padded tokens that other tokens must not depend on."""
         return self.is_padded and self.config.padded_tokens == "masked"
 
     @cached_property
     def _inside(self) -> np.ndarray:
-        """Which tokens of a strip, N*P x P, are the map's."""
+        """Mask of the tokens of a strip, N*P x P, that are not padding."""
         rows = np.arange(self.padded_height)[:, None] < self.height
         columns = np.arange(self.padded_width)[None, :] < self.width
         parts = np.split(rows & columns, self.padded_width // self.config.window_size, axis=1)
@@ -140,13 +140,13 @@ class Windows:
         return torch.tensor(values.astype(np.float32)).to(like)
 
     def _by_chunks(self, change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`change` on groups of channels one after another: what is moved at a time stays small."""
+        """Apply `change` to groups of channels one after another, which keeps the reshaped tensors small."""
         if self.config.channel_chunks == 1:
             return change(x)
         return torch.cat([change(part) for part in x.chunk(self.config.channel_chunks, dim=1)], dim=1)
 
     def _cut(self, x_BCHW: Tensor) -> Tensor:
-        # columns of windows one under another: no axes but these four are needed
+        # columns of windows, stacked: four axes suffice
         return torch.cat(torch.split(x_BCHW, self.config.window_size, dim=3), dim=2)
 
     def _join(self, strip: Tensor) -> Tensor:
@@ -154,5 +154,5 @@ class Windows:
 
 
 def _channels(x: Tensor, axis: int) -> int:
-    """A side as a plain number in traces too, where Core ML's converter cannot always work it out."""
+    """Return a side as a plain number, in traces too: Core ML's converter cannot always infer it."""
     return int(x.shape[axis])

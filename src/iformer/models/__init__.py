@@ -1,1 +1,1 @@
-"""Networks, weights, folding and counting."""
+"""Networks, their weights, folding and complexity."""

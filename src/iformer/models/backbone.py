@@ -1,4 +1,4 @@
-"""The backbone: four feature maps at strides 4, 8, 16 and 32; it knows no task.
+"""The backbone of every task: four feature maps at strides 4, 8, 16 and 32.
 
 Shape letters: B batch, C channels, H and W the image's sides.
 """
@@ -32,7 +32,7 @@ ResidualFactory = Callable[..., ResidualAdd]
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """What each feature map is: dicts with `num_chs`, `reduction`, `module`, `index`, as timm has them."""
+    """A dict for each feature map with `num_chs`, `reduction`, `module` and `index`, as in timm."""
 
     def channels(self) -> list[int]:
         """Channels of each feature map."""
@@ -43,7 +43,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [info["reduction"] for info in self]
 
     def module_name(self) -> list[str]:
-        """Name of the module that gives each feature map."""
+        """Name of the module that computes each feature map."""
         return [info["module"] for info in self]
 
     def get_dicts(self) -> list[dict[str, Any]]:
@@ -52,9 +52,9 @@ class FeatureInfo(list[dict[str, Any]]):
 
 
 class Stage(nn.Module):
-    """An optional stride-2 downsampling, then the stage's blocks in order.
+    """An optional stride-2 downsampling, then the blocks in order.
 
-    With windows, the attention blocks but the last `windows.global_blocks` run in windows of a large map.
+    With windows, the attention blocks except the last `windows.global_blocks` run in windows of a large map.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Stage(nn.Module):
         return x
 
     def fold(self) -> Stage:
-        """The same function in eval mode, each part folded."""
+        """Return the same function in eval mode, each module folded."""
         return Stage(
             downsample=fold_part(self.downsample),
             blocks=[block.fold() for block in self.blocks],  # type: ignore[operator]
@@ -91,7 +91,7 @@ class Stage(nn.Module):
 
 
 def _windowed(blocks: Sequence[nn.Module], windows: WindowConfig | None) -> frozenset[int]:
-    """Which blocks of a stage run in windows."""
+    """Return the indices of the blocks of a stage that run in windows."""
     if windows is None:
         return frozenset()
     attention = [index for index, block in enumerate(blocks) if isinstance(block, AttentionBlock)]
@@ -101,9 +101,8 @@ def _windowed(blocks: Sequence[nn.Module], windows: WindowConfig | None) -> froz
 class Backbone(nn.Module):
     """Stem and four stages.
 
-    `forward` returns the feature maps of `out_indices`, B x C_i x H/s_i x W/s_i with s = 4, 8, 16, 32
-    (sides rounded up; by a stem or downsampling of patches rounded down). Any input of 32 x 32 pixels or
-    more, square or not.
+    `forward` returns the feature maps of `out_indices`, B x C_i x H/s_i x W/s_i with s = 4, 8, 16, 32. Sides are
+    rounded up, or down with a patch stem or patch downsampling. The input may have any sides of 32 pixels or more.
     """
 
     is_folded = False
@@ -132,14 +131,14 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Channels, stride and module of each feature map that `forward` returns."""
+        """Channels, stride and module of each feature map of `out_indices`."""
         return FeatureInfo(
             {"num_chs": self.config.channels[i], "reduction": STRIDES[i], "module": f"stages.{i}", "index": i}
             for i in self.out_indices
         )
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """All four feature maps of an image batch, B x in_chans x H x W."""
+        """Return all four feature maps of images, B x in_chans x H x W."""
         _check_input(x, self.config.in_chans)
         x = self.stem(x)
         maps = []
@@ -149,12 +148,12 @@ class Backbone(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Any:
-        """B x in_chans x H x W to the list of feature maps of `out_indices`."""
+        """Map B x in_chans x H x W to the list of feature maps of `out_indices`."""
         maps = self.feature_maps(x)
         return [maps[i] for i in self.out_indices]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping what is inside it."""
+        """Recompute each block in the backward pass instead of storing its activations."""
         for stage in self.stages:
             assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
@@ -168,9 +167,9 @@ def _stage_indices(indices: Sequence[int], stages: int) -> tuple[int, ...]:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated normal of std 0.02 for convolutions and linear layers, biases zero.
+    """Initialise convolutions and linear layers: truncated normal with std 0.02, biases zero.
 
-    The paper's Table 9 prints 0.2, which is a slip: the released training used 0.02.
+    The paper's Table 9 prints 0.2, a typing error: the released training used 0.02.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -221,9 +220,9 @@ def _attention_block(stage: StageConfig, residual: ResidualFactory) -> Attention
 
 
 def _drop_path_schedule(config: NetworkConfig) -> ResidualFactory:
-    """A factory of residual sums whose stochastic depth grows linearly over depth.
+    """Return a factory of residual sums with stochastic depth that grows linearly over the depth.
 
-    A conv block, a CPE, an attention and an FFN count as one unit of depth each.
+    A conv block, a CPE, an attention and an FFN count as one unit each.
     """
     units = 0
     for stage in config.stages:
@@ -239,7 +238,7 @@ def _drop_path_schedule(config: NetworkConfig) -> ResidualFactory:
 
 
 def _check_input(x: Tensor, in_chans: int) -> None:
-    if is_capturing():  # a graph has no use for a check of the example's shape
+    if is_capturing():  # the check of the example's shape must not enter a graph
         return
     if x.ndim != 4 or x.shape[1] != in_chans or min(x.shape[2:]) < MIN_INPUT_SIZE:
         raise UserError(
@@ -249,13 +248,13 @@ def _check_input(x: Tensor, in_chans: int) -> None:
 
 
 def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts of the first and of the repeated forward pass of a checkpointed block."""
+    """Return the contexts of the first and the repeated forward pass of a checkpointed block."""
     return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep the repeated forward pass from counting the batch a second time in the running statistics."""
+    """Prevent the repeated forward pass from updating the running statistics a second time."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     counts = [_batches(norm).clone() for norm in norms]

@@ -12,7 +12,7 @@ from iformer.models.backbone import Backbone, init_weights
 
 
 class Classifier(Backbone):
-    """Images to class logits, with timm's conventions for features and heads."""
+    """Images, B x in_chans x H x W, to class logits, B x K, with timm's methods for features and heads."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -21,7 +21,7 @@ class Classifier(Backbone):
 
     @property
     def num_classes(self) -> int:
-        """How many classes the head tells apart; 0 for no head."""
+        """Number of classes; 0 without a head."""
         return self.config.num_classes
 
     @property
@@ -31,31 +31,31 @@ class Classifier(Backbone):
 
     @property
     def head_hidden_size(self) -> int:
-        """Channels of the features that the head reads."""
+        """Channels of the input of the head."""
         return self.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """B x in_chans x H x W to the last feature map, B x C x H/32 x W/32, not pooled."""
+        """Map B x in_chans x H x W to the last feature map, B x C x H/32 x W/32, not pooled."""
         return self.feature_maps(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
-        """The last feature map to logits, B x K, or with `pre_logits` to pooled features, B x C.
+        """Map the last feature map to logits, B x K, or with `pre_logits` to pooled features, B x C.
 
-        In training mode a distilled network returns two logits: the labels' and the teacher's.
+        In training mode a distilled network returns two logits: for the labels and for the teacher.
         """
         x_BC = x.mean((2, 3))
         return x_BC if pre_logits else self.head(x_BC)
 
     def forward(self, x: Tensor) -> Any:
-        """B x in_chans x H x W to logits, B x K; see `forward_head` for distilled networks in training."""
+        """Map B x in_chans x H x W to logits, B x K; see `forward_head` for distilled networks in training."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self.head
 
     def reset_classifier(self, num_classes: int, *, distillation: bool | None = None) -> None:
-        """A new, randomly initialised head; 0 classes for none. `distillation` defaults to what it was."""
+        """Replace the head by a randomly initialised one; 0 classes remove it. None keeps `distillation`."""
         if distillation is None:
             distillation = self.config.distillation
         self.config = self.config.with_options(num_classes=num_classes, distillation=distillation)

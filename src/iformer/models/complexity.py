@@ -1,4 +1,4 @@
-"""Sizes of a network: parameters and multiply-accumulates."""
+"""Number of parameters and multiply-accumulates of a network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, running statistics not counted."""
+    """Return the number of parameters, without running statistics."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_macs(model: nn.Module, size: tuple[int, int], *, in_chans: int = 3) -> int:
-    """Multiply-accumulates of one image of `size` (height, width), counted on the meta device.
+    """Return the multiply-accumulates of one image of `size` (height, width), counted on the meta device.
 
-    Counts convolutions, linear layers and the attention's two products, not norms, activations or sums.
+    Convolutions, linear layers and the two products of attention count; norms, activations and sums do not.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)

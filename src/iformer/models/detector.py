@@ -1,4 +1,4 @@
-"""Mask R-CNN and Faster R-CNN: torchvision's, on our backbone."""
+"""Mask R-CNN and Faster R-CNN of torchvision, on an iFormer backbone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BOX_SIDE, _MASK_SIDE = 7, 14
 
 
 class Detector(nn.Module):
-    """Boxes, classes and, where the config has them, masks of the objects on images of any sizes."""
+    """Boxes, classes and, with `config.masks`, masks of objects on images of any sizes."""
 
     def __init__(self, config: DetectorConfig, backbone: Backbone | None = None) -> None:
-        """`backbone` gives its weights; None: random ones. The heads are random."""
+        """Build the network; `backbone` None is a random one, and the heads are random."""
         super().__init__()
         self.config = config
         self.metadata = Metadata(task="detect", preprocessing=config.preprocessing)
@@ -38,17 +38,17 @@ class Detector(nn.Module):
         return pyramid
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Images (3 x H x W, RGB, 0 to 1, each of its size) to losses in training mode, else to detections.
+        """Compute losses in training mode, detections otherwise.
 
         Args:
-            images: they are normalised and resized here, so that nothing about it can differ between training
-                and use.
-            targets: in training mode, for each image `boxes` (float N x 4: left, top, right, bottom in its
-                pixels), `labels` (int64 N, from 0) and for masks `masks` (uint8 N x H x W); N may be 0.
+            images: RGB from 0 to 1, each 3 x H x W with its own H and W. The network normalises and resizes them,
+                so that training and inference cannot differ.
+            targets: in training mode, for each image `boxes` (float, N x 4: left, top, right, bottom in pixels),
+                `labels` (int64, N, from 0) and with masks `masks` (uint8, N x H x W). N may be 0.
 
         Returns:
-            In training mode a dict of scalar losses. Else for each image a dict of `boxes` (N x 4, in its
-            pixels), `scores` (N, falling), `labels` (N, from 0) and for masks `masks` (N x 1 x H x W, 0 to 1).
+            In training mode a dict of scalar losses. Otherwise for each image a dict of `boxes` (N x 4, pixels),
+            `scores` (N, descending), `labels` (N, from 0) and with masks `masks` (N x 1 x H x W, 0 to 1).
         """
         if targets is not None:  # torchvision's label 0 is the background
             targets = [{**target, "labels": target["labels"] + 1} for target in targets]
@@ -59,14 +59,14 @@ class Detector(nn.Module):
 
 
 def _anchors() -> AnchorGenerator:
-    """A side of eight times the stride on each of the five levels, in three shapes."""
+    """Return anchors of eight times the stride on each of the five levels, in three shapes."""
     return AnchorGenerator(sizes=((32,), (64,), (128,), (256,), (512,)), aspect_ratios=((0.5, 1.0, 2.0),) * 5)
 
 
 def _rcnn(config: DetectorConfig, pyramid: Pyramid) -> FasterRCNN | MaskRCNN:
     channels = config.fpn_channels
     box_channels = config.box_head_channels
-    # where `num_classes` is None, torchvision takes the given predictors
+    # without `num_classes`, torchvision takes the given predictors
     options: dict[str, Any] = {
         "min_size": config.size,
         "max_size": config.max_size,

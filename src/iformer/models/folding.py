@@ -1,9 +1,9 @@
-"""Folding for deployment: the same function with fewer operations, as a new network.
+"""Folding for deployment: a new network that computes the same function with fewer operations.
 
-Exact in real arithmetic: batch norms into their convolutions, the head's norm and both distilled
-classifiers into one linear layer, the CPE's residual into its kernel, 1/sqrt(D) into q, layer scales into
-the convolution before them, and the convolutions that share an attention's input into one. Layer norms, which
-only ablations have, stay: their statistics are those of the input.
+These folds are exact in real arithmetic: batch norms into their convolutions, the head's norm and both distilled
+classifiers into one linear layer, the residual of the CPE into its kernel, 1/sqrt(D) into q, layer scales into the
+convolution before them, and the convolutions of an attention's input into one. Layer norms, which only ablations
+have, stay.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ BackboneT = TypeVar("BackboneT", bound=Backbone)
 
 
 def fold(model: BackboneT) -> BackboneT:
-    """A folded copy of a network, in eval mode; the network given is left as it was.
+    """Return a folded copy of a network, in eval mode; the network itself is not changed.
 
-    The copy answers to the same calls (features, head, `feature_info`). Its weights are channels-last,
-    which is the faster layout on CPUs and GPUs; inputs of either layout will do. It is for inference: its
-    parameters need no gradient, and it can be neither trained on nor saved as a checkpoint.
+    The copy has the same methods. Its weights are channels-last, which is faster on CPUs and GPUs; inputs may have
+    either layout. It is for inference: its parameters need no gradient, and it cannot be trained or saved.
 
     Raises:
-        UserError: the model is not one of our networks, or is folded already.
+        UserError: the model is not an iFormer classifier or backbone, or is folded already.
     """
     if not isinstance(model, Backbone):
         raise UserError(f"fold takes an iFormer network; got {type(model).__name__}")
     if model.is_folded:
         raise UserError("this network is folded already; fold the network it was made from")
-    with torch.device("meta"):  # a shell without memory; every part with weights is replaced below
+    with torch.device("meta"):  # without memory; every module with weights is replaced below
         folded = build(
             model.config, features_only=not isinstance(model, Classifier), out_indices=model.out_indices
         )

@@ -1,4 +1,4 @@
-"""The backbone under a feature pyramid, for dense prediction.
+"""The backbone with a feature pyramid, for detection and segmentation.
 
 Shape letters: B batch, C channels of the pyramid, H and W the image's sides.
 """
@@ -30,16 +30,16 @@ class Pyramid(nn.Module):
             backbone.feature_info.channels(), channels, extra_blocks=LastLevelMaxPool() if pooled else None
         )
         self.out_channels = channels
-        """Of every map; torchvision's detectors read it."""
+        """Channels of every map; torchvision's detectors read it."""
         self._frozen: Frozen = "none"
 
     def freeze(self, what: Frozen) -> None:
-        """Leave parts of the backbone as they are.
+        """Freeze parts of the backbone.
 
         Args:
-            what: "norms": batch norms keep their statistics, scales and shifts, because the statistics of a
-                few large images are noise and those of ImageNet are not. "weights": no parameter is trained,
-                while statistics adapt, so that even a random backbone gives features of a sound scale.
+            what: "norms" keeps statistics, scales and shifts of batch norms, because the statistics of a few large
+                images are noisy. "weights" trains no parameter, while statistics adapt, so that even a random
+                backbone computes features of a sound scale. "none" trains everything.
         """
         self._frozen = what
         for module in self.body.modules():
@@ -49,7 +49,7 @@ class Pyramid(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, in which frozen norms still use their running statistics."""
+        """Set training mode, in which frozen norms still use their running statistics."""
         super().train(mode)
         if self._frozen == "norms":
             for module in self.body.modules():

@@ -21,7 +21,7 @@ class Segmenter(nn.Module):
     """Backbone, feature pyramid and the head of Semantic FPN."""
 
     def __init__(self, config: SegmenterConfig, backbone: Backbone | None = None) -> None:
-        """`backbone` gives its weights; None: random ones. The head is random."""
+        """Build the network; `backbone` None is a random one, and the head is random."""
         super().__init__()
         self.config = config
         self.metadata = Metadata(task="segment", preprocessing=config.preprocessing)
@@ -31,17 +31,16 @@ class Segmenter(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, B x 3 x H x W, to logits of the same size, B x K x H x W."""
+        """Map normalised images, B x 3 x H x W, to logits of the same size, B x K x H x W."""
         logits = self.head(list(self.pyramid(images).values()))
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
 
 
 class SemanticHead(nn.Module):
-    """The maps of a pyramid, finest first, to logits at the finest map's size (Kirillov et al. 2019, Figure 3).
+    """The maps of a pyramid, finest first, to logits of the finest map's size (Kirillov et al. 2019, Figure 3).
 
-    Each map is brought to the finest one's size by as many steps of convolution, group norm, ReLU and
-    bilinear upsampling as there are maps before it (one step without upsampling for the finest); the results
-    are added, and a 1x1 convolution gives the classes.
+    Steps of convolution, group norm, ReLU and bilinear upsampling bring each map to the size of the finest one,
+    which takes one step without upsampling. A 1x1 convolution of their sum computes the logits.
     """
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, *, dropout: float = 0.1) -> None:
@@ -56,14 +55,14 @@ class SemanticHead(nn.Module):
         self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Four maps, B x C x H/s x W/s for s = 4 to 32, to B x K x H/4 x W/4."""
+        """Map four maps, B x C x H/s x W/s for s = 4, 8, 16, 32, to B x K x H/4 x W/4."""
         results = []
         for level, (branch, x) in enumerate(zip(self.branches, maps, strict=True)):
             assert isinstance(branch, nn.ModuleList)
             for number, step in enumerate(branch):
                 x = step(x)
                 if level > 0:
-                    # to the next finer map's size: an odd side was rounded up, so it is not simply doubled
+                    # to the size of the next finer map, which is not the double if a side was rounded up
                     x = F.interpolate(
                         x, size=maps[level - 1 - number].shape[2:], mode="bilinear", align_corners=False
                     )

@@ -1,1 +1,1 @@
-"""Weight files: checkpoints, other dialects of key names, the hub, and what a name means."""
+"""Weight files: checkpoints, key names of other codes, the hub, and what a name means."""
