@@ -53,9 +53,9 @@ class UnknownNameError(UserError):
         super().__init__(f"unknown {kind} '{printable(name)}'; {hint}")
 
 
-def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ") -> str:
-    """Join the first `limit` items, printable, and say how many more there are: "a, b, and 3 more"."""
-    shown = separator.join(printable(item, limit=200) for item in items[:limit])
+def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ", length: int = 200) -> str:
+    """Join the first `limit` items, printable and up to `length` long, and say how many more there are."""
+    shown = separator.join(printable(item, limit=length) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown}{separator}and {len(items) - limit:,} more"
 
 

@@ -139,7 +139,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "a box of text": (lambda c: first(c).update(bbox=["1", 2, 3, 4]), "expected .left, top, width, height"),
     "a mask of another size": (
         lambda c: first(c).update(segmentation={"size": [50, 60], "counts": [3000]}),
-        "its mask is 60 x 50 pixels, its image 96 x 96",
+        "has a mask of 60 x 50 pixels; its image has 96 x 96",
     ),
     "runs that do not add up": (
         lambda c: first(c).update(segmentation={"size": [96, 96], "counts": [5]}),
@@ -147,14 +147,42 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "damaged run lengths": (
         lambda c: first(c).update(segmentation={"size": [96, 96], "counts": "ab"}),
-        "the run lengths of its mask are damaged",
+        "has damaged run lengths",
     ),
     "run lengths that are no text": (
         lambda c: first(c).update(segmentation={"size": [96, 96], "counts": "\u00e9"}),
-        "the run lengths of its mask are damaged",
+        "has damaged run lengths",
     ),
     "an id that is a list": (lambda c: first(c).update(image_id=[1]), "image_id .1. is the id of no image"),
-    "half a polygon": (lambda c: first(c).update(segmentation=[[1, 2, 3, 4, 5]]), "neither polygons"),
+    "a segmentation of text": (lambda c: first(c).update(segmentation="x"), "neither polygons nor run lengths"),
+    "a huge number": (lambda c: first(c).update(bbox=[1, 2, 10**400, 3]), "expected .left, top, width, height"),
+    "a huge area": (lambda c: first(c).update(area=10**400), "expected a number of pixels"),
+    "a huge id": (lambda c: c["images"][0].update(id=10**400), "image number 0 has the id 1000.*whole number"),
+    "huge run lengths": (
+        lambda c: first(c).update(segmentation={"size": [200_000, 200_000], "counts": [4 * 10**10]}),
+        "has a mask of 200000 x 200000 pixels; its image has 96 x 96",
+    ),
+    "a huge image": (
+        lambda c: c["images"][0].update(width=200_000, height=200_000),
+        "image 100 has 200000 x 200000 pixels; the limit is 178,956,970",
+    ),
+    "a side that is infinite": (
+        lambda c: c["images"][0].update(width=1e999),
+        "has the width inf; expected pixels",
+    ),
+    "a name that is a number": (
+        lambda c: c["images"][0].update(file_name=5),
+        "has the file_name 5; expected a path",
+    ),
+    "a category without text": (
+        lambda c: c["categories"][0].update(name=None),
+        "has the name None; expected text",
+    ),
+    "an unknown iscrowd": (lambda c: first(c).update(iscrowd="maybe"), "has the iscrowd 'maybe'; expected 0 or 1"),
+    "shares of the image": (
+        lambda c: [a.update(bbox=[value / 96 for value in a["bbox"]]) for a in c["annotations"]],
+        "look like shares of the image; expected pixels",
+    ),
     "two images of one id": (lambda c: c["images"].append(c["images"][0]), "two of its image entries"),
     "an image of another size": (
         lambda c: [c["images"][7].update(width=97)],
@@ -178,6 +206,138 @@ def test_bad_annotations_are_one_clear_line(data: Path, case: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         load_detection(data)
     assert "\n" not in str(caught.value)
+
+
+def test_all_errors_are_reported_at_once(data: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        one, two, three = content["annotations"][:3]
+        one.update(bbox=None)
+        two.update(category_id=77)
+        three.update(image_id=4711)
+
+    for split in ("train", "val"):
+        change(data, edit, split)
+    with pytest.raises(DataError) as caught:
+        load_detection(data)
+    for words in ("has the bbox None", "category_id 77 is", "image_id 4711 is"):
+        assert str(caught.value).count(words) == 2
+
+
+def test_sound_polygons_are_used_and_bad_ones_are_named(data: Path) -> None:
+    polygons = {
+        0: [[10, 10, 30, 10, 30, 30], [60.0, 48.0]],
+        1: [[10, 10, 30, 10, 30, 30], [1, 2, 3, 4, 5]],
+        2: [[10, 10, 30, 10, 30, 30], [0, 0, 1e9, 0, 1e9, 1e9]],
+        3: [[10, 10, 30, 10, 30, 30], [0, 0, 900, 900] * 10_000],
+        4: [[]],
+        5: [[1, 2, float("nan"), 4, 5, 6]],
+    }
+
+    def edit(content: dict[str, Any]) -> None:
+        for number, polygon in polygons.items():
+            content["annotations"][number]["segmentation"] = polygon
+
+    total = len(json.loads(change(data, edit).read_text())["annotations"])
+    train = load_detection(data).train
+    assert train.has_masks
+    assert sum(train.class_counts.values()) == total - 2
+    text = "\n".join(train.warnings)
+    for number in range(1, 5):
+        assert f"annotation {number}: 1 of its 2 polygons not used; expected 3 or more points each" in text
+    for number in (5, 6):
+        assert f"annotation {number}: has no sound polygon, while other objects have masks; left out" in text
+
+
+def test_empty_polygons_in_a_set_without_masks(data: Path) -> None:
+    for split in ("train", "val"):
+        change(data, lambda c: [a.update(segmentation=[[]]) for a in c["annotations"]], split)
+    train = load_detection(data).train
+    assert not train.has_masks
+    assert sum(train.class_counts.values()) == 13
+
+
+@pytest.mark.parametrize(
+    "box", [[95.9999999, 40.0, 25.0, 20.0], [61.3, 40.0, 1e-6, 20.0], [10, 95.999, 5, 0.5], [1, 1, 0.001, 5]]
+)
+def test_boxes_without_area_in_float32_are_left_out(data: Path, box: list[float]) -> None:
+    change(data, lambda content: first(content).update(bbox=box))
+    train = load_detection(data).train
+    assert sum(train.class_counts.values()) == 12
+    assert "annotation 1: its box" in train.warnings[0]
+    assert "has no area" in train.warnings[0]
+
+
+@pytest.mark.parametrize("order", [0, 9])
+def test_group_categories_are_left_out_with_a_note(data: Path, order: int) -> None:
+    """Roboflow writes the project as a category without objects, sometimes with the name of a class."""
+
+    def edit(content: dict[str, Any]) -> None:
+        for category in content["categories"]:
+            category["supercategory"] = "shapes"
+        content["categories"] += [
+            {"id": order, "name": "disc", "supercategory": "none"},
+            {"id": order + 1, "name": "shapes", "supercategory": "none"},
+        ]
+
+    for split in ("train", "val"):
+        change(data, edit, split)
+    splits = load_detection(data, strict=True)
+    assert splits.train.class_names == splits.val.class_names == ("disc", "square")
+    assert splits.train.category_ids == (7, 8)
+    assert splits.warnings == (
+        f"category {order} (disc) is a group without objects; left out",
+        f"category {order + 1} (shapes) is a group without objects; left out",
+    )
+
+
+def test_classes_without_objects_are_named(data: Path) -> None:
+    for split in ("train", "val"):
+        change(data, lambda c: c["categories"].append({"id": 20, "name": "ring"}), split)
+    splits = load_detection(data)
+    assert splits.train.class_names == ("disc", "square", "ring")
+    assert splits.warnings == (
+        f"{data / 'annotations' / 'instances_train.json'}: no object of ring to learn from",
+    )
+
+
+@pytest.mark.parametrize(("value", "crowd"), [("0", False), ("1", True), (True, True), (0.0, False), (1, True)])
+def test_crowds_are_numbers_or_text(data: Path, value: object, crowd: bool) -> None:
+    if isinstance(value, float):
+        value = int(value)
+    change(data, lambda content: first(content).update(iscrowd=value))
+    assert load_detection(data).train.samples[0].instances[0].crowd is crowd
+
+
+def test_files_as_windows_and_macos_write_them(data: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        content["images"][0]["file_name"] = "sub\\café.png"
+        content["images"][1].update(width=96.0, height=96.0)
+
+    path = change(data, edit)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    folder = data / "images" / "train"
+    (folder / "sub").mkdir()
+    (folder / "0.png").rename(folder / "sub" / "cafe\u0301.png")
+    splits = load_detection(data)
+    assert splits.warnings == ()
+    assert splits.train.samples[0].path.parent == folder / "sub"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../" * 2000 + "x"])
+def test_names_that_no_file_can_have_are_missing_files(data: Path, name: str) -> None:
+    change(data, lambda content: content["images"][3].update(file_name=name))
+    splits = load_detection(data)
+    assert len(splits.train) == 7
+    assert "cannot be read" in splits.warnings[0]
+
+
+def test_a_test_set_alone_can_be_evaluated(data: Path) -> None:
+    (data / "annotations" / "instances_train.json").unlink()
+    with pytest.raises(DataError, match="no annotation file for train"):
+        load_detection(data)
+    splits = load_detection(data, for_training=False)
+    assert (len(splits.train), len(splits.val)) == (0, 4)
+    assert splits.train.class_names == splits.val.class_names
 
 
 def test_a_file_that_is_no_json(data: Path, tmp_path: Path) -> None:

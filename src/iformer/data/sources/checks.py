@@ -87,7 +87,9 @@ def check_images(
 def refuse_warnings(warnings: Sequence[str], *, strict: bool) -> None:
     """Raise a `DataError` that lists the warnings if there are any and `strict` is set."""
     if strict and warnings:
-        raise DataError(f"{counted(len(warnings), 'warning')} with the data: {listed(warnings, separator='; ')}")
+        raise DataError(
+            f"{counted(len(warnings), 'warning')} with the data: {listed(warnings, separator='; ', length=500)}"
+        )
 
 
 def _note_on_range(highest: npt.NDArray[np.int32]) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from iformer.data.sources.layout import (
     display_name,
     explain_unicode,
     parse_split,
-    printable,
     require_folder,
+    writable,
 )
 from iformer.data.sources.splitting import split_stratified
 from iformer.errors import ConfigError, DataError, counted, listed
@@ -195,7 +195,7 @@ def _scan_class(scan: _Scan, folder: Path, notes: list[str]) -> None:
     if not images and not others and any(map(is_output, _folders_below(folder))):
         notes.append(f"{folder}: holds runs of this package, so it is not read as a class")
         return
-    scan.classes[printable(folder.name)] = images
+    scan.classes[writable(folder.name)] = images
     scan.warnings += [f"{path}: not the extension of an image file" for path in others]
 
 

@@ -87,10 +87,10 @@ def require_folder(folder: str | os.PathLike[str], expected: str) -> Path:
 
 def display_name(root: Path, split: str) -> str:
     """Return a split's name for messages: "pets train"."""
-    return f"{printable(root.name or root.resolve().name)} {split}"
+    return f"{writable(root.name or root.resolve().name)} {split}"
 
 
-def printable(name: str) -> str:
+def writable(name: str) -> str:
     """Escape bytes that are not UTF-8, control characters and line separators, so that the name can be written."""
     return "".join(
         f"\\x{ord(letter) - 0xDC00:02x}" if 0xDC80 <= ord(letter) <= 0xDCFF
