@@ -59,4 +59,37 @@ def test_bench_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = said(capsys, "bench", "iformer_t", "--on", "onxx")
     assert (code, "did you mean onnx" in line) == (1, True), line
     code, line = said(capsys, "bench", "iformer_t", "--iphone", "any")
-    assert (code, line) == (1, "error: --iphone is for --on coreml alone; got --on onnx")
+    assert (code, line) == (1, "error: --iphone needs --on coreml; got --on onnx")
+    code, line = said(capsys, "bench", "iformer_t", "--device", "cuda")
+    assert (code, line) == (1, "error: --device is 'cuda'; the runtimes of bench run on the CPU")
+
+
+def test_bench_names_checkpoints_of_the_same_name_by_their_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from iformer.bench import subjects
+    from iformer.cli.bench import _subjects
+    from iformer.deploy.runtimes.registry import find_runtime
+
+    monkeypatch.setattr(subjects, "prepare", lambda *_args, label, **_options: SimpleNamespace(label=label))
+    models = ["a/best.safetensors", "b/best.safetensors", "c/last.safetensors"]
+    found = _subjects(models, False, find_runtime("onnx"), Path(), None, 1)
+    assert [subject.label for subject in found] == [*models[:2], "last"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_the_allowed_drop_is_a_number(capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str) -> None:
+    code, line = said(
+        capsys,
+        "export",
+        "elpv",
+        "--precision",
+        "int8",
+        "--calibration",
+        "elpv",
+        "--max-drop",
+        value,
+        "--out",
+        tmp_path / "a.onnx",
+    )
+    assert (code, line) == (1, f"error: --max-drop is {value}; expected percentage points such as 1")

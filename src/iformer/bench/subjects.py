@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from iformer.config.preprocessing import Preprocessing
@@ -75,7 +76,8 @@ def prepare(
     Raises:
         UserError: the name is unknown, or the network cannot be exported to the runtime.
     """
-    path = folder / f"{name.replace('/', '_')}{'' if size is None else f'_{size[0]}x{size[1]}'}{runtime.suffix}"
+    pixels = "" if size is None else f"_{size[0]}x{size[1]}"
+    path = folder / f"{name.replace('/', '_')[-100:]}{pixels}{runtime.suffix}"
     if name.startswith(TIMM_PREFIX):
         return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, batch, label or name)
     found = resolve(name)
@@ -159,11 +161,13 @@ def _write_plain(
 ) -> None:
     """Export by the runtime's converter, without any rewrite of the graph."""
     mean = (0.5,) * channels
+    with torch.inference_mode():
+        outputs_BK: Tensor = network.eval()(torch.zeros(1, channels, *size))
     resolve_options(runtime, batch=batch, precision=None)
     spec = ExportSpec(
-        network=network.eval().requires_grad_(False),
+        network=network.requires_grad_(False),
         name=name,
-        num_classes=1,
+        num_classes=outputs_BK.shape[1],
         channels=channels,
         preprocessing=Preprocessing(size=size, mean=mean, std=mean),
         class_names=(),

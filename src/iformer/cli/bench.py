@@ -131,19 +131,19 @@ def _subjects(
     from iformer.bench.subjects import prepare
     from iformer_paper.pareto import published
 
-    wanted: list[tuple[str, tuple[int, int] | None, str | None]] = [(name, size, None) for name in models]
-    if peers:
-        wanted += [(row.name, row.size, row.label) for row in published()]
-    subjects = []
-    for name, pixels, label in wanted:
+    stems = [Path(name).stem for name in models]
+    # a name that does not tell two networks apart, such as best, is replaced by the whole path
+    labels = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, models, strict=True)]
+    subjects = [
+        prepare(name, runtime, folder, size=size, batch=batch, label=label)
+        for name, label in zip(models, labels, strict=True)
+    ]
+    for row in published() if peers else ():
         try:
-            subjects.append(prepare(name, runtime, folder, size=pixels, batch=batch, label=label))
+            subjects.append(prepare(row.name, runtime, folder, size=row.size, batch=batch, label=row.label))
         except UserError as error:
-            if label is None:  # named on the command line
-                raise
-            note(f"{label} is left out: {error}")
-            continue
-        note(f"{subjects[-1].label} is ready for {runtime.title}")
+            note(f"{row.label} is left out: {error}")
+    note(f"ready for {runtime.title}: {', '.join(subject.label for subject in subjects)}")
     return subjects
 
 

@@ -1,4 +1,4 @@
-"""`iformer doctor`: what is installed, what each missing part needs, what this machine can run."""
+"""`iformer doctor`: what is installed, what each optional part needs, and what this machine can run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.text import Text
 
 from iformer._version import __version__
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
 from iformer.deploy.runtimes.registry import RUNTIMES
+from iformer.errors import printable
 from iformer.tables import terminal_table
 
 CORE = (
@@ -26,82 +27,41 @@ CORE = (
     "huggingface_hub",
     "typer",
     "rich",
-    "PyYAML",
     "numpy",
     "Pillow",
+    "PyYAML",
 )
+
+PARTS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
+    "train": (
+        tuple((name, name) for name in ("accelerate", "tensorboard", "torchmetrics", "matplotlib")),
+        "train, eval, pictures of predict",
+    ),
+    "detect": ((("faster_coco_eval", "faster-coco-eval"),), "train, eval, predict --task detect"),
+    "video": ((("av", "av"),), "predict on videos"),
+    "elpv": ((("elpv_dataset", "elpv-dataset"),), "the solar-cell photographs, quickstart"),
+    "data": ((("datasets", "datasets"),), "train --data hfds/NAME (Hugging Face)"),
+    **{row.name: (row.needs("int8"), f"export --to {row.name}") for row in RUNTIMES.values()},
+    "bench": ((("matplotlib", "matplotlib"), ("psutil", "psutil")), "bench, figures of the paper"),
+}
+"""Extras: their packages (name to import, name to install), and what they are for."""
 
 HUB_TIMEOUT_SECONDS = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Something optional: the packages it needs (name to import, name to install) and what it is for."""
-
-    name: str
-    packages: tuple[tuple[str, str], ...]
-    use: str
-
-    @property
-    def install(self) -> str:
-        """The line that installs it."""
-        return f"pip install 'iformer[{self.name}]'"
-
-
-PARTS = (
-    Part(
-        name="train",
-        packages=(
-            ("accelerate", "accelerate"),
-            ("tensorboard", "tensorboard"),
-            ("torchmetrics", "torchmetrics"),
-            ("matplotlib", "matplotlib"),
-        ),
-        use="train, eval, pictures of predict",
-    ),
-    Part(
-        name="detect",
-        packages=(("faster_coco_eval", "faster-coco-eval"),),
-        use="train, eval, predict --task detect",
-    ),
-    Part(name="video", packages=(("av", "av"),), use="predict on videos"),
-    Part(
-        name="elpv",
-        packages=(("elpv_dataset", "elpv-dataset"),),
-        use="the solar-cell photographs, quickstart",
-    ),
-    Part(
-        name="data",
-        packages=(("datasets", "datasets"),),
-        use="train --data hfds/NAME (Hugging Face)",
-    ),
-    *(
-        Part(name=runtime.name, packages=runtime.needs("int8"), use=f"export --to {runtime.name}")
-        for runtime in RUNTIMES.values()
-    ),
-    Part(
-        name="bench",
-        packages=(("matplotlib", "matplotlib"), ("psutil", "psutil")),
-        use="bench, figures of the paper",
-    ),
-)
-
-
 def doctor(
-    online: Annotated[
-        bool, typer.Option("--online", help="Also see whether the Hugging Face hub answers.")
-    ] = False,
+    online: Annotated[bool, typer.Option("--online", help="Also ask the Hugging Face hub.")] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """What is installed, what each missing part needs, what this machine can run."""
+    """Show what is installed, what each missing part needs, and what this machine can run."""
     findings = {
         "iformer": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in CORE},
         "machine": _machine(),
-        "parts": [_part(part) for part in PARTS],
+        "parts": [_part(name) for name in PARTS],
         "hub": _hub_answers() if online else None,
     }
     if json:
@@ -111,41 +71,40 @@ def doctor(
 
 
 def _print(findings: dict[str, Any]) -> None:
-    out = console()
-    machine = findings["machine"]
-    out.print(f"[bold]iformer {findings['iformer']}[/bold], Python {findings['python']}, {findings['platform']}")
-    out.print("\n" + ", ".join(f"{name} {version or 'MISSING'}" for name, version in findings["versions"].items()))
-    out.print(
-        f"\n[bold]CPU[/bold]   {machine['cpu']}, {machine['cores']} cores for this process, "
-        f"{machine['threads']} threads in torch"
+    out, machine = console(), findings["machine"]
+
+    def line(text: str, head: str = "") -> None:
+        out.print(f"{head and f'[bold]{head}[/bold]'}{escape(printable(text))}")
+
+    line(f", Python {findings['python']}, {findings['platform']}", f"iformer {findings['iformer']}")
+    out.print()
+    line(", ".join(f"{name} {version or 'MISSING'}" for name, version in findings["versions"].items()))
+    out.print()
+    line(
+        f"   {machine['cpu']}, {machine['cores']} usable cores, {machine['threads']} torch threads",
+        "CPU",
     )
-    out.print(f"      {_cpu_advice(machine)}")
+    line(f"      {_cpu_advice(machine)}")
     for gpu in machine["cuda"]:
-        out.print(
-            f"[bold]GPU[/bold]   {gpu['name']}, {gpu['memory_gib']:.0f} GiB, bf16 {'yes' if gpu['bf16'] else 'no'}"
-        )
+        line(f"   {gpu['name']}, {gpu['memory_gib']:.0f} GiB, bf16 {'yes' if gpu['bf16'] else 'no'}", "GPU")
     if not machine["cuda"]:
-        out.print(f"[bold]GPU[/bold]   none that torch can use (torch is built for {machine['built_for']})")
+        line(f"   none that torch can use (torch is built for {machine['built_for']})", "GPU")
     if machine["mps"]:
-        out.print("[bold]MPS[/bold]   available")
+        line("   available", "MPS")
     rows: list[list[str | Text]] = []
     for part in findings["parts"]:
         versions = ", ".join(f"{name} {version}" for name, version in part["versions"].items() if version)
-        missing = part["install"]
-        rows.append(
-            [
-                part["name"],
-                Text("missing", "yellow") if missing else Text("ready", "green"),
-                missing or versions,
-                part["use"],
-            ]
-        )
+        state = Text("missing", "yellow") if part["missing"] else Text("ready", "green")
+        rows.append([part["name"], state, part["install"] or versions, part["use"]])
     out.print()
     out.print(terminal_table("Optional parts", ["part", "state", "what", "for"], rows, left=4))
     if findings["hub"] is not None:
         hub = findings["hub"]
-        state = "answers" if hub["reachable"] else f"does not answer ({hub['reason']})"
-        out.print(f"\nHugging Face hub at {hub['url']}: {state}")
+        out.print()
+        line(
+            f"Hugging Face hub at {hub['url']}: "
+            + ("answers" if hub["reachable"] else f"does not answer ({hub['reason']})")
+        )
 
 
 def _version(package: str) -> str | None:
@@ -155,70 +114,53 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _part(part: Part) -> dict[str, Any]:
-    missing = [name for module, name in part.packages if importlib.util.find_spec(module) is None]
+def _part(name: str) -> dict[str, Any]:
+    packages, use = PARTS[name]
+    missing = [package for module, package in packages if importlib.util.find_spec(module) is None]
     return {
-        "name": part.name,
-        "use": part.use,
-        "versions": {name: _version(name) for _, name in part.packages},
+        "name": name,
+        "use": use,
+        "versions": {package: _version(package) for _, package in packages},
         "missing": missing,
-        "install": part.install if missing else None,
+        "install": f"pip install 'iformer[{name}]'" if missing else None,
     }
 
 
 def _machine() -> dict[str, Any]:
     import torch
 
-    cuda = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            cuda.append(
-                {
-                    "name": properties.name,
-                    "memory_gib": properties.total_memory / 2**30,
-                    "bf16": properties.major >= 8,
-                }
-            )
+    from iformer.training.records.provenance import cpu_name
+
+    flags = _cpu_flags()
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16": _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"} != set(),
-        "amx": "amx_tile" in _cpu_flags(),
-        "cuda": cuda,
+        "bf16": not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16", "svebf16"}),
+        "amx": "amx_tile" in flags,
+        "cuda": [
+            {"name": gpu.name, "memory_gib": gpu.total_memory / 2**30, "bf16": gpu.major >= 8} for gpu in gpus
+        ],
         "built_for": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only",
         "mps": torch.backends.mps.is_available(),
     }
 
 
 def _cpu_advice(machine: dict[str, Any]) -> str:
-    instructions = f"vector instructions: {machine['capability']}"
-    if machine["amx"]:
-        return f"{instructions}, AMX; bf16 in hardware: training with --precision bf16 pays"
-    if machine["bf16"]:
-        return f"{instructions}; bf16 in hardware: training with --precision bf16 pays"
-    return f"{instructions}; no bf16 in hardware: fp32 is the precision for this CPU"
-
-
-def _cpu_name() -> str:
-    for key in ("model name", "Model"):
-        for line in _cpuinfo():
-            if line.startswith(key):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    instructions = f"vector instructions: {machine['capability']}{', AMX' if machine['amx'] else ''}"
+    if machine["amx"] or machine["bf16"]:
+        return f"{instructions}; bf16 in hardware: train with --precision bf16"
+    return f"{instructions}; no bf16 in hardware: train in fp32"
 
 
 def _cpu_flags() -> set[str]:
-    return {flag for line in _cpuinfo() if line.startswith(("flags", "Features")) for flag in line.split()}
-
-
-def _cpuinfo() -> list[str]:
-    if not sys.platform.startswith("linux"):
-        return []
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        return file.read().splitlines()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
 
 
 def _hub_answers() -> dict[str, Any]:

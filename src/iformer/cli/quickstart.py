@@ -272,6 +272,8 @@ def _predict(say: Console, model: Classifier, test: ImageSet, out: Path) -> None
 
 
 def _write_report(out: Path, outcome: _Outcome) -> Path:
+    from iformer.training.records.provenance import cpu_name
+
     result, artifact, timings = outcome.result, outcome.artifact, outcome.timings
     parity: dict[str, Any] = artifact.parity or {}
     metrics = result.metrics
@@ -322,7 +324,7 @@ def _write_report(out: Path, outcome: _Outcome) -> Path:
         "",
         "## Speed",
         "",
-        f"One image, one thread, normalisation included, {TIMING_ROUNDS} interleaved rounds on {_cpu()}; "
+        f"One image, one thread, normalisation included, {TIMING_ROUNDS} interleaved rounds on {cpu_name()}; "
         "the ratio is the median over rounds.",
         "",
         markdown_table(
@@ -351,14 +353,6 @@ def _next_commands(out: Path) -> list[str]:
         f"iformer predict YOUR_IMAGES --weights {out / 'run' / 'last.safetensors'} --explain",
         "iformer train --data YOUR_FOLDER --weights pretrained --out runs/mine",
     ]
-
-
-def _cpu() -> str:
-    import torch
-
-    from iformer.training.records.provenance import describe_device
-
-    return describe_device(torch.device("cpu")).partition("(")[2].rpartition(",")[0] or "this CPU"
 
 
 def _summary(say: Console, outcome: _Outcome, out: Path, report: Path) -> None:
