@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from iformer.config.metadata import Metadata
@@ -25,6 +27,7 @@ from iformer.training.optimizer import build_optimizer
 from iformer.training.records.provenance import identity_defaults
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import (
+    OLD_FORMAT,
     TrainProgress,
     TrainState,
     check_identity,
@@ -177,6 +180,30 @@ def flip_a_bit(path: Path) -> None:
     contents = bytearray(path.read_bytes())
     contents[-50] ^= 1
     path.write_bytes(contents)
+
+
+def test_one_flipped_bit_anywhere_is_damage(tmp_path: Path) -> None:
+    """Every bit of the progress, and a sample of those of the layout, the identity and the tensors."""
+    path = tmp_path / "state.safetensors"
+    trained(1, step=3, epoch=1, sums={"loss": 1.5}).save(path, identity=IDENTITY)
+    contents = path.read_bytes()
+    progress = contents.index(b"position")
+    bits = set(range(8 * progress, 8 * contents.index(b"}", progress)))
+    bits |= set(range(64)) | set(random.Random(0).sample(range(8 * len(contents)), 400))
+    for bit in sorted(bits):
+        flipped = bytearray(contents)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(WeightsError, match=r"state\.safetensors"):
+            read_state(path)
+
+
+@pytest.mark.parametrize("position", ["[]", '{"step": "3"}', '{"step": -1}', '{"steps": 3}', "[" * 100_000])
+def test_state_with_impossible_progress_is_damaged(tmp_path: Path, position: str) -> None:
+    header = {"format": OLD_FORMAT, "position": position, "identity": "{}", "scaler": "{}"}
+    save_file({}, tmp_path / "state.safetensors", header)
+    with pytest.raises(WeightsError, match=r"state\.safetensors is damaged"):
+        read_state(tmp_path / "state.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ that is killed at any moment and resumed ends with the same weights as one that 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -231,6 +232,9 @@ class _Run:
             defaults = identity_defaults(job.recipe)
             before = {**saved.identity, "recipe": job.recipe.nested(saved.identity.get("recipe", {}))}
             check_identity(before, self.identity, folder=job.folder, defaults=defaults)
+            self.accelerator.wait_for_everyone()  # every rank has read the state
+            if self.is_main and warning is not None:
+                os.replace(saved.path, self.files.state)  # the damaged one must not replace it at the next save
         elif self.is_main:
             self.files.write_config(run_config(job, device=self.context.device, precision=self.context.precision))
         self.accelerator.wait_for_everyone()

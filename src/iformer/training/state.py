@@ -1,8 +1,9 @@
 """The state of a training run: everything that a resumed run needs to end with the same weights, bit for bit.
 
 A state is one `.safetensors` file. Its tensors are the network, the EMA and the optimizer's moments; its header
-holds the progress, the identity and the loss scaler as JSON, and a checksum. Reading it runs no pickle. It holds
-no random state: all randomness is a function of the seed, the epoch or step, and the index of the image.
+holds the progress, the identity and the loss scaler as JSON, and a checksum of header and tensors. Reading it runs
+no pickle. It holds no random state: all randomness is a function of the seed, the epoch or step, and the index of
+the image.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from iformer.config.checking import Range, check_types, from_plain
 from iformer.config.recipe import Recipe
 from iformer.errors import UserError, WeightsError, one_line
 from iformer.files import replacing
@@ -31,24 +33,27 @@ from iformer.training.network.prepare import prepare_network
 from iformer.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from iformer.training.records.run_folder import RunFolder
 
-FORMAT = "iformer-training-1"
+FORMAT = "iformer-training-2"
+OLD_FORMAT = "iformer-training-1"
+"""Still read. Its checksum, if it has one, does not cover the header."""
 
 _UNSET = "(not set)"
+_Count = Annotated[int, Range(0, 2**53)]
 
 
 @dataclass(kw_only=True)
 class TrainProgress:
     """How far a run is. The loop updates it in place."""
 
-    step: int = 0
+    step: _Count = 0
     """Optimizer steps done."""
-    epoch: int = 0
+    epoch: _Count = 0
     """Current epoch, from 0."""
-    step_in_epoch: int = 0
+    step_in_epoch: _Count = 0
     """Optimizer steps done in the current epoch. It is reset when the epoch has been evaluated."""
     seconds: float = 0.0
     """Time spent, without the time between a stop and the next `--resume`."""
-    log_bytes: int = 0
+    log_bytes: _Count = 0
     """Length of `log.jsonl` when the state was saved. A resumed run drops the records after it."""
     best: dict[str, Any] = field(default_factory=dict)
     """`epoch`, `step` and metrics of the best evaluation; empty before the first one."""
@@ -118,9 +123,8 @@ class TrainState:
             "position": json.dumps(asdict(self.progress)),
             "identity": json.dumps(identity),
             "scaler": json.dumps(self.scaler.state_dict()),
-            "crc32": str(_checksum(stored)),
         }
-        contents = serialize(stored, header)
+        contents = serialize(stored, {**header, "crc32": str(_checksum(header, stored))})
         with replacing(path) as file:
             file.write(contents)
             file.flush()
@@ -174,21 +178,25 @@ def read_state(path: Path) -> SavedState:
     """
     with open_safetensors(path) as file:
         header = file.metadata() or {}
-        if header.get("format") != FORMAT:
-            raise WeightsError(f"{path} is not the saved state of a training run")
+        if header.get("format") not in (FORMAT, OLD_FORMAT):
+            raise WeightsError(f"{path} is damaged, or is not the saved state of a training run")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if "crc32" in header and header["crc32"] != str(_checksum(tensors)):
+    stored = header.pop("crc32", None)
+    if header["format"] == FORMAT:
+        sound = stored == str(_checksum(header, tensors))
+    else:
+        sound = stored is None or stored == str(_old_checksum(tensors))
+    if not sound:
         raise WeightsError(f"{path} is damaged: its checksum does not match its contents")
     try:
-        return SavedState(
-            path=path,
-            progress=TrainProgress(**json.loads(header["position"])),
-            identity=json.loads(header["identity"]),
-            scaler=json.loads(header["scaler"]),
-            tensors=tensors,
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        identity, scaler = (json.loads(header[name]) for name in ("identity", "scaler"))
+        if not isinstance(identity, dict) or not isinstance(scaler, dict):
+            raise ValueError("identity and scaler must be mappings")
+        progress = from_plain(TrainProgress, json.loads(header["position"]))
+        check_types(progress)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged: {one_line(error)}") from None
+    return SavedState(path=path, progress=progress, identity=identity, scaler=scaler, tensors=tensors)
 
 
 def read_newest_state(files: RunFolder) -> tuple[SavedState, str | None] | None:
@@ -260,9 +268,15 @@ def check_identity(
         )
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
+def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the header without its checksum, and of the names, types, shapes and bytes of the tensors."""
+    layout = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in sorted(tensors)]
+    text = json.dumps([sorted(header.items()), layout])
+    return _old_checksum(tensors, zlib.crc32(text.encode()))
+
+
+def _old_checksum(tensors: Mapping[str, Tensor], checksum: int = 0) -> int:
     """CRC-32 of the names and bytes of the tensors, in the order of their names."""
-    checksum = 0
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         checksum = zlib.crc32(name.encode(), checksum)

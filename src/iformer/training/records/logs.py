@@ -43,6 +43,8 @@ class RunLog:
         path.touch()
         os.truncate(path, min(keep_bytes, path.stat().st_size))
         self._file = path.open("a", encoding="utf-8")
+        if not _ends_in_newline(path):  # cut by a full disk or by hand
+            self._file.write("\n")
         self._writer: Any = None
         if tensorboard is not None:
             require("tensorboard", extra="train")
@@ -93,6 +95,12 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return history
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        return size == 0 or (file.seek(size - 1), file.read(1))[1] == b"\n"
 
 
 class ProgressView:

@@ -11,13 +11,18 @@ from typing import Any
 
 import yaml
 
-from iformer.errors import UserError
+from iformer.errors import ConfigError, UserError
 from iformer.files import write_text
+from iformer.safe_yaml import read_yaml
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+_MAX_CONFIG_BYTES = 16 * 2**20
+"""Largest `config.yaml` that is read: it lists the class names."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +200,10 @@ class RunFolder:
             UserError: the file is no YAML mapping.
         """
         try:
-            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            settings = read_yaml(self.config, max_bytes=_MAX_CONFIG_BYTES)
         except FileNotFoundError:
             return {}
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except ConfigError:
             settings = None
         if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
             raise UserError(f"{self.config} is damaged; give another --out, or --overwrite")
