@@ -16,6 +16,7 @@ from iformer.config.recipe import Recipe
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.models.detector import Detector
+from iformer.models.light_detector import LightDetector
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.detection.training import detection_job
@@ -89,7 +90,21 @@ def segmentation(
     )
 
 
-JOBS = {"detect": detection, "segment": segmentation}
+def light(data: Path, folder: Path, *, memorise: bool = False, fields: Any = None, **options: Any) -> TrainJob:
+    """A light detector; see `detection`."""
+    common = {name: value for name, value in COMMON.items() if name not in ("fpn_channels", "max_size")}
+    network = {"network": "light", "light": {"channels": 32, "head_depth": 1}}
+    recipe = DetectionRecipe.from_plain({"lr": 4e-3, **common, **network, **(fields or {})})
+    split = load_detection(data, workers=1)
+    torch.manual_seed(0)
+    return detection_job(
+        replace(split, val=split.train) if memorise else split,
+        run_settings(recipe, folder, **options),
+        model=LightDetector(recipe.light_config(backbone_config(), num_classes=2)),
+    )
+
+
+JOBS = {"detect": detection, "light": light, "segment": segmentation}
 
 
 def main() -> None:

@@ -175,10 +175,10 @@ def _describe_task_network(weights: Weights, *, json: bool) -> None:
     import torch
 
     from iformer.models.complexity import count_parameters
-    from iformer.models.weights.header import NETWORKS, backbone_config
+    from iformer.models.weights.header import backbone_config
 
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        parameters = count_parameters(NETWORKS[weights.task].network_class()(weights.config))
+        parameters = count_parameters(weights.row.network_class()(weights.config))
     backbone, plain = backbone_config(weights.config), weights.config.to_plain()
     if json:
         described = {"network": plain, "metadata": weights.metadata.to_plain()}

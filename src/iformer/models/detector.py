@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -56,6 +58,13 @@ class Detector(nn.Module):
         if self.training:
             return result
         return [{**found, "labels": found["labels"] - 1} for found in result]
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Return what `forward` returns in eval mode, for uint8 images 3 x H x W on any device."""
+        device = next(self.parameters()).device
+        found: list[dict[str, Tensor]] = self([image.to(device).float().div_(255) for image in images])
+        return found
 
 
 def _anchors() -> AnchorGenerator:

@@ -15,7 +15,7 @@ from iformer.errors import ConfigError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.weights.checkpoint import Weights, build_network
-from iformer.models.weights.header import NETWORKS, backbone_config
+from iformer.models.weights.header import backbone_config
 from iformer.models.weights.recognition import differences, variant_name
 from iformer.models.weights.resolve import Name, Size, resolve, resolve_weights
 
@@ -144,7 +144,7 @@ def _as_needed(loaded: Weights, *, features_only: bool) -> Weights:
         return loaded.backbone()
     if loaded.task != "classify":
         raise WeightsError(
-            f"{loaded.source} holds {NETWORKS[loaded.task].title}, which iformer.load opens; "
+            f"{loaded.source} holds {loaded.row.title}, which iformer.load opens; "
             "create_model takes its backbone with features_only=True"
         )
     return loaded

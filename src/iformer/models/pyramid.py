@@ -16,21 +16,12 @@ from iformer.models.backbone import Backbone
 Frozen = Literal["none", "norms", "weights"]
 
 
-class Pyramid(nn.Module):
-    """Four feature maps of the backbone, then torchvision's FPN (Lin et al. 2017).
+class FreezableBackbone(nn.Module):
+    """A backbone, `body`, whose weights or norms can be frozen."""
 
-    `forward` maps B x 3 x H x W to a dict of maps B x C x H/s x W/s, s = 4, 8, 16, 32 under the names "0" to
-    "3", and with `pooled` a fifth one, "pool", at stride 64.
-    """
-
-    def __init__(self, backbone: Backbone, channels: int, *, pooled: bool) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.body = backbone
-        self.fpn = FeaturePyramidNetwork(
-            backbone.feature_info.channels(), channels, extra_blocks=LastLevelMaxPool() if pooled else None
-        )
-        self.out_channels = channels
-        """Channels of every map; torchvision's detectors read it."""
         self._frozen: Frozen = "none"
 
     def freeze(self, what: Frozen) -> None:
@@ -56,6 +47,22 @@ class Pyramid(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+
+class Pyramid(FreezableBackbone):
+    """Four feature maps of the backbone, then torchvision's FPN (Lin et al. 2017).
+
+    `forward` maps B x 3 x H x W to a dict of maps B x C x H/s x W/s, s = 4, 8, 16, 32 under the names "0" to
+    "3", and with `pooled` a fifth one, "pool", at stride 64.
+    """
+
+    def __init__(self, backbone: Backbone, channels: int, *, pooled: bool) -> None:
+        super().__init__(backbone)
+        self.fpn = FeaturePyramidNetwork(
+            backbone.feature_info.channels(), channels, extra_blocks=LastLevelMaxPool() if pooled else None
+        )
+        self.out_channels = channels
+        """Channels of every map; torchvision's detectors read it."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = self.body(x)

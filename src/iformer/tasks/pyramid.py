@@ -19,6 +19,7 @@ from iformer.device import resolve_device
 from iformer.errors import DataError
 from iformer.models.backbone import Backbone
 from iformer.models.detector import Detector
+from iformer.models.light_detector import LightDetector
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import Record
 from iformer.tasks.pictures import Card, draw_sheet, save_png, square
@@ -72,7 +73,7 @@ class PyramidPredictor(ABC):
     Subclasses implement `answer`, `draw` and `record`; an answer is of any type.
     """
 
-    def __init__(self, network: Detector | Segmenter, *, device: torch.device | str) -> None:
+    def __init__(self, network: Detector | LightDetector | Segmenter, *, device: torch.device | str) -> None:
         """Move the network, in eval mode, to a device."""
         self.device = resolve_device(device)
         self.name = network.config.backbone.name

@@ -15,7 +15,7 @@ from iformer.config.metadata import Metadata
 from iformer.errors import OutputError, UserError
 from iformer.files import write_bytes
 from iformer.models.weights.checkpoint import save, stored_tensors
-from iformer.models.weights.header import task_of
+from iformer.models.weights.header import row_of
 from iformer.training.job import TrainJob
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState, last_good_step
@@ -89,7 +89,7 @@ def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata)
     Raises:
         OutputError: it cannot be written. An older file at `path` is still there.
     """
-    if task_of(getattr(model, "config", None)) is not None:
+    if row_of(getattr(model, "config", None)) is not None:
         model.metadata = metadata  # type: ignore[assignment]
         save(model, path)
     else:

@@ -24,12 +24,12 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.weights.header import (
     FORMAT,
-    NETWORKS,
     Config,
+    NetworkRow,
     Task,
     backbone_config,
     metadata_with,
-    task_of,
+    row_of,
     write_header,
 )
 from iformer.models.weights.safetensors_file import SUFFIX
@@ -56,15 +56,20 @@ class Weights:
     """Keys of the file that belong to no iFormer, such as those of a loss beside the network."""
 
     @property
+    def row(self) -> NetworkRow:
+        """What kind of network it is."""
+        row = row_of(self.config)
+        assert row is not None
+        return row
+
+    @property
     def task(self) -> Task:
         """The task of the network."""
-        task = task_of(self.config)
-        assert task is not None
-        return task
+        return self.row.task
 
     def backbone(self) -> Weights:
         """Return the weights of the backbone; class names and metrics, which are the head's, are left out."""
-        prefix = NETWORKS[self.task].backbone
+        prefix = self.row.backbone
         return replace(
             self,
             config=backbone_config(self.config).with_options(num_classes=0),
@@ -96,8 +101,8 @@ def save(
         ConfigError: a metadata field is unknown or invalid.
         OutputError: the file cannot be written.
     """
-    task = task_of(getattr(model, "config", None))
-    if task is None:
+    row = row_of(getattr(model, "config", None))
+    if row is None:
         hint = "; pass the network inside it" if isinstance(model, nn.Module) else ""
         raise UserError(f"save takes an iFormer network; got {type(model).__name__}{hint}")
     if getattr(model, "is_folded", False):
@@ -106,7 +111,7 @@ def save(
     if isinstance(model, Backbone) and not isinstance(model, Classifier):
         config = config.with_options(num_classes=0)
     own: Any = model.metadata
-    metadata = metadata_with(own, **{"task": task, **fields})
+    metadata = metadata_with(own, **{"task": row.task, **fields})
     write_checkpoint(path, model.state_dict(), config, metadata, dtype=dtype)
 
 
@@ -166,7 +171,7 @@ def build_network(
         if features_only:
             model: Any = Backbone(weights.config, out_indices=out_indices)  # type: ignore[arg-type]
         else:
-            model = NETWORKS[weights.task].network_class()(weights.config)
+            model = weights.row.network_class()(weights.config)
     load_strict(model, weights.state_dict, source=weights.source)
     model.metadata = weights.metadata
     return model
@@ -211,11 +216,11 @@ def expected_shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
     Raises:
         ConfigError: the sizes are beyond those of a tensor.
     """
-    task = task_of(config)
-    assert task is not None
+    row = row_of(config)
+    assert row is not None
     try:
         with torch.device("meta"):
-            return shapes_of(NETWORKS[task].network_class()(config).state_dict())
+            return shapes_of(row.network_class()(config).state_dict())
     except (RuntimeError, OverflowError, TypeError) as error:
         name = backbone_config(config).name
         raise ConfigError(f"the network {name} cannot be built: {one_line(error)}") from error

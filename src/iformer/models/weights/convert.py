@@ -19,7 +19,7 @@ from iformer.errors import UserError, WeightsError, listed
 from iformer.files import write_bytes
 from iformer.models.weights.checkpoint import FORMATS, Format, Weights, stored_tensors, write_checkpoint
 from iformer.models.weights.dialects import Foreign, to_authors, to_timm
-from iformer.models.weights.header import NETWORKS, backbone_config, metadata_with, write_header
+from iformer.models.weights.header import backbone_config, metadata_with, write_header
 from iformer.models.weights.pickles import PICKLE_SUFFIXES
 from iformer.models.weights.recognition import differences, variant_name
 from iformer.models.weights.resolve import resolve_weights
@@ -155,7 +155,7 @@ def _write_foreign(
 ) -> None:
     config = weights.config
     if not isinstance(config, NetworkConfig):
-        raise WeightsError(f"{weights.source} holds {NETWORKS[weights.task].title}; write it with --to iformer")
+        raise WeightsError(f"{weights.source} holds {weights.row.title}; write it with --to iformer")
     if variant_name(config) is None:
         raise WeightsError(f"{config.name} is none of the sizes that {to}'s code can build; keep it in our format")
     converted = to_timm(weights.state_dict, config) if to == "timm" else to_authors(weights.state_dict, config)

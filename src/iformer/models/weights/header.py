@@ -4,8 +4,9 @@ A checkpoint is a `.safetensors` file with these strings in its header:
 
     format        "iformer-1"
     network       JSON of a classifier's `NetworkConfig`, or
-    task_network  JSON of a `DetectorConfig` or `SegmenterConfig`
-    metadata      JSON of `Metadata`, whose `task` says which row of `NETWORKS` the network is
+    task_network  JSON of a `DetectorConfig` or `SegmenterConfig`, or
+    light_network JSON of a `LightDetectorConfig`
+    metadata      JSON of `Metadata`; its `task` and the key above say which row of `NETWORKS` the network is
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from torch import nn
 
 from iformer.config.detector import DetectorConfig
+from iformer.config.light_detector import LightDetectorConfig
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.config.segmenter import SegmenterConfig
@@ -28,15 +30,16 @@ FORMAT = "iformer-1"
 FORMAT_FAMILY = "iformer-"
 
 Task = Literal["classify", "detect", "segment"]
-Config = NetworkConfig | DetectorConfig | SegmenterConfig
+Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRow:
-    """How the network of one task is written in a checkpoint."""
+    """How one kind of network is written in a checkpoint."""
 
+    task: Task
     title: str
-    config: type[NetworkConfig] | type[DetectorConfig] | type[SegmenterConfig]
+    config: type[NetworkConfig] | type[DetectorConfig] | type[LightDetectorConfig] | type[SegmenterConfig]
     module: str
     """The module of the network's class, imported on use: torchvision's detectors take seconds to import."""
     name: str
@@ -51,8 +54,9 @@ class NetworkRow:
         return found
 
 
-NETWORKS: dict[Task, NetworkRow] = {
-    "classify": NetworkRow(
+NETWORKS = (
+    NetworkRow(
+        task="classify",
         title="a classifier",
         config=NetworkConfig,
         module="iformer.models.classifier",
@@ -60,7 +64,8 @@ NETWORKS: dict[Task, NetworkRow] = {
         key="network",
         backbone="",
     ),
-    "detect": NetworkRow(
+    NetworkRow(
+        task="detect",
         title="a detector",
         config=DetectorConfig,
         module="iformer.models.detector",
@@ -68,7 +73,17 @@ NETWORKS: dict[Task, NetworkRow] = {
         key="task_network",
         backbone="rcnn.backbone.body.",
     ),
-    "segment": NetworkRow(
+    NetworkRow(
+        task="detect",
+        title="a detector",
+        config=LightDetectorConfig,
+        module="iformer.models.light_detector",
+        name="LightDetector",
+        key="light_network",
+        backbone="pyramid.body.",
+    ),
+    NetworkRow(
+        task="segment",
         title="a segmenter",
         config=SegmenterConfig,
         module="iformer.models.segmenter",
@@ -76,13 +91,13 @@ NETWORKS: dict[Task, NetworkRow] = {
         key="task_network",
         backbone="pyramid.body.",
     ),
-}
-"""The networks that checkpoints hold, by task."""
+)
+"""The networks that checkpoints hold."""
 
 
-def task_of(config: object) -> Task | None:
-    """Return the task of a network with this config; None if `config` is not a config of `NETWORKS`."""
-    return next((task for task, row in NETWORKS.items() if isinstance(config, row.config)), None)
+def row_of(config: object) -> NetworkRow | None:
+    """Return the row of a network with this config; None if `config` is not a config of `NETWORKS`."""
+    return next((row for row in NETWORKS if isinstance(config, row.config)), None)
 
 
 def backbone_config(config: Config) -> NetworkConfig:
@@ -96,14 +111,14 @@ def write_header(config: Config, metadata: Metadata, *, source: str) -> dict[str
     Raises:
         WeightsError: the number of class names is not the number of classes, or JSON cannot hold the metadata.
     """
-    task = task_of(config)
-    assert task is not None
+    row = row_of(config)
+    assert row is not None
     _check_class_names(config, metadata, source)
     try:
         text = json.dumps(metadata.to_plain())
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{source}: the metadata cannot be written as JSON: {error}") from error
-    return {NETWORKS[task].key: json.dumps(config.to_plain()), "metadata": text}
+    return {row.key: json.dumps(config.to_plain()), "metadata": text}
 
 
 def is_checkpoint_header(header: Mapping[str, str]) -> bool:
@@ -113,7 +128,7 @@ def is_checkpoint_header(header: Mapping[str, str]) -> bool:
 
 def is_described(header: Mapping[str, str]) -> bool:
     """Whether a safetensors header of any format holds a config and metadata."""
-    return "metadata" in header and any(row.key in header for row in NETWORKS.values())
+    return "metadata" in header and any(row.key in header for row in NETWORKS)
 
 
 def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadata]:
@@ -131,9 +146,11 @@ def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadat
         raise WeightsError(f"{source} is a safetensors file whose header describes no network")
     try:
         metadata = Metadata.from_plain(json.loads(header["metadata"]))
-        row = NETWORKS[metadata.task]
-        if row.key not in header:
-            raise ConfigError(f"it describes {row.title} (metadata.task), but has no '{row.key}'")
+        rows = [row for row in NETWORKS if row.task == metadata.task]
+        row = next((row for row in rows if row.key in header), None)
+        if row is None:
+            keys = " or ".join(f"'{row.key}'" for row in rows)
+            raise ConfigError(f"it describes {rows[0].title} (metadata.task), but has no {keys}")
         plain = json.loads(header[row.key])
         _check_depth(plain)
         config = row.config.from_plain(plain)

@@ -28,7 +28,7 @@ from iformer.config.windows import with_design
 from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
 from iformer.models.classifier import Classifier
 from iformer.models.weights.checkpoint import Weights, build_network
-from iformer.models.weights.header import NETWORKS, backbone_config
+from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
 
 _SHIPPED = {"elpv": "iformer_t_elpv.safetensors"}
@@ -168,7 +168,7 @@ def load_classifier(
     """
     weights = resolve_weights(name, entry=entry)
     if weights.task != "classify":
-        raise WeightsError(f"{weights.source} holds {NETWORKS[weights.task].title}; a classifier is needed")
+        raise WeightsError(f"{weights.source} holds {weights.row.title}; a classifier is needed")
     if weights.config.num_classes == 0:
         beside = f" (beside it: {', '.join(weights.ignored[:3])})" if weights.ignored else ""
         raise WeightsError(f"{weights.source} holds a backbone without classes{beside}; a classifier is needed")

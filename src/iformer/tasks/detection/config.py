@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from iformer.config.augmentation import Strength
-from iformer.config.checking import Config, Share
+from iformer.config.checking import Config, Range, Share, check
 from iformer.config.detector import DetectorConfig, DetectorOptions
+from iformer.config.light_detector import LightDetectorConfig, LightDetectorOptions
 from iformer.config.network import NetworkConfig, Pixels
 from iformer.tasks.pyramid_recipe import PyramidRecipe
+
+Factor = Annotated[float, Range(0.05, 20)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +23,21 @@ class DetectionAugment(Config):
     """Probability of a left-right flip."""
     color_jitter: Strength = 0.0
     """Largest relative change of brightness, contrast and saturation. 0: off."""
+    scale_jitter: tuple[Factor, Factor] = (1.0, 1.0)
+    """Light detector: smallest and largest factor on the size at which an image just fits the input."""
+    mosaic: Share = 0.0
+    """Light detector: probability that a training image is a mosaic of four."""
+    mosaic_until: Share = 0.8
+    """Light detector: part of the epochs with mosaics; the last epochs show whole images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.scale_jitter[0] <= self.scale_jitter[1], self, "scale_jitter", "two rising factors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(PyramidRecipe):
-    """Settings of the training of a Mask R-CNN or Faster R-CNN."""
+    """Settings of the training of a detector."""
 
     task: Literal["detect"] = "detect"
     size: Pixels = 800
@@ -33,7 +46,27 @@ class DetectionRecipe(PyramidRecipe):
     augment: DetectionAugment = DetectionAugment()
     """Random changes of the training images."""
     detector: DetectorOptions = DetectorOptions()
-    """Options of the network."""
+    """Options of Mask R-CNN and Faster R-CNN."""
+    network: Literal["rcnn", "light"] = "rcnn"
+    """rcnn: torchvision's Mask R-CNN or Faster R-CNN. light: a one-stage detector for phones, whose input is a
+    square of `size` pixels."""
+    light: LightDetectorOptions = LightDetectorOptions()
+    """Options of the light detector."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network == "light":
+            check(self.size % 32 == 0, self, "size", "a multiple of 32 for the light detector")
+        else:
+            changed = self.augment.mosaic > 0 or self.augment.scale_jitter != (1.0, 1.0)
+            check(
+                not changed, self, "augment", "no mosaic and scale_jitter [1, 1]: they are for the light detector"
+            )
+
+    def light_config(self, backbone: NetworkConfig, **fields: Any) -> LightDetectorConfig:
+        """Return the config of the light detector that the recipe trains; see `detector_config`."""
+        size = (self.size, self.size)
+        return LightDetectorConfig(backbone=backbone, input_size=size, **vars(self.light), **fields)
 
     def detector_config(self, backbone: NetworkConfig, **fields: Any) -> DetectorConfig:
         """Return the config of the detector that the recipe trains; `fields` are those that it does not have."""

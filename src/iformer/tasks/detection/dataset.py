@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from iformer.data.detection import DetectionSample, DetectionSet, decode_mask
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
+from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
 
 
@@ -71,6 +72,25 @@ class DetectionImages:
             flips = random.random() < self._hflip
         pixels_CHW = pil_to_tensor(image)
         return _flipped(pixels_CHW, target) if flips else (pixels_CHW, target)
+
+
+class DetectionCanvases(DetectionImages):
+    """Training images of the light detector: canvases of the input's size, some of them mosaics."""
+
+    def __init__(self, image_set: DetectionSet, recipe: DetectionRecipe, *, fill: tuple[int, ...]) -> None:
+        """Describe the images; `fill` is the colour (0 to 255) where no image lies."""
+        super().__init__(image_set, recipe, masks=False)
+        self._augment = recipe.augment
+        self._mosaic_epochs = round(recipe.augment.mosaic_until * recipe.epochs)
+        self._canvas = Canvas((recipe.size, recipe.size), recipe.augment.scale_jitter, fill)
+
+    def _item(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with seeded(self._seed, epoch, index, len(self)):  # not the numbers that flips and colours are drawn from
+            others = random.sample(range(len(self)), k=min(3, len(self) - 1))
+            mosaic = epoch < self._mosaic_epochs and random.random() < self._augment.mosaic and len(others) == 3
+        items = [DetectionImages._item(self, epoch, i) for i in ([index, *others] if mosaic else [index])]
+        with seeded(self._seed, epoch, index, len(self) + 1):
+            return self._canvas.mosaic(items) if mosaic else self._canvas.single(items[0])
 
 
 def _target(sample: DetectionSample, *, masks: bool) -> dict[str, Tensor]:

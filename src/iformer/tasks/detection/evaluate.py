@@ -14,10 +14,11 @@ from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.coco import load_detection
 from iformer.errors import ConfigError, UserError
 from iformer.models.detector import Detector
+from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.dataset import DetectionImages
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import check_classes, scaled
+from iformer.tasks.pyramid import check_classes
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -56,7 +57,7 @@ class DetectionEvaluation(Evaluation):
 
 
 def evaluate(
-    network: Detector,
+    network: Detector | LightDetector,
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
@@ -82,10 +83,13 @@ def evaluate(
             f"the network has {network.config.num_classes} classes, {image_set.name} has "
             f"{len(image_set.class_names)}"
         )
-    metric = DetectionMetric(image_set.ground_truth(), masks=network.config.masks and image_set.has_masks)
+    metric = DetectionMetric(
+        image_set.ground_truth(),
+        masks=isinstance(network, Detector) and network.config.masks and image_set.has_masks,
+    )
     for batch in loader.epoch():
         with torch.inference_mode(), autocast(precision, device):
-            found = network([scaled(image, device) for image in batch["images"]])
+            found = network.detect(batch["images"])
         ids = [image_set.samples[index].image_id for index in batch["indices"].tolist()]
         metric.update(found, {"image_ids": ids})
         if progress is not None:
@@ -95,7 +99,7 @@ def evaluate(
 
 
 def evaluate_set(
-    network: Detector,
+    network: Detector | LightDetector,
     image_set: DetectionSet,
     *,
     batch_size: int = 4,
@@ -116,7 +120,7 @@ def evaluate_set(
 
 
 def evaluate_data(
-    network: Detector, data: str, options: EvaluateOptions
+    network: Detector | LightDetector, data: str, options: EvaluateOptions
 ) -> tuple[DetectionEvaluation, Sequence[str]]:
     """Evaluate a detector on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":

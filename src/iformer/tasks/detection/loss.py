@@ -1,4 +1,4 @@
-"""The training objective of detection and instance segmentation: torchvision's losses."""
+"""The training objectives: torchvision's losses for the R-CNNs, `light_loss` for the light detector."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from iformer.errors import ConfigError
+from iformer.models.light_detector import LightDetector
+from iformer.tasks.detection.light_loss import light_loss
 from iformer.tasks.registry import TASKS
 from iformer.training.protocol import Batch
 
@@ -35,3 +37,17 @@ class Detection:
         """Return `loss`, the sum of the losses of the region proposals and of the heads, and each of them."""
         losses: dict[str, Tensor] = model(batch["images"], batch["targets"])
         return {"loss": torch.stack(list(losses.values())).sum(), **{k: v.detach() for k, v in losses.items()}}
+
+
+class LightDetection(Detection):
+    """`Detection` for a `LightDetector`: all images are canvases, uint8 scaled to 0 to 1, of the input's size."""
+
+    def __init__(self, class_names: tuple[str, ...], network: LightDetector) -> None:
+        """Describe the task; `network` gives the points."""
+        super().__init__(class_names)
+        self._network = network
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and the losses of both heads; see `light_loss`."""
+        images = torch.stack(batch["images"])
+        return light_loss(model(images), self._network.points(images.device), batch["targets"])

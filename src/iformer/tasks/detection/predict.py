@@ -16,10 +16,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from iformer.config.segmenter import default_palette
 from iformer.files import write_text
 from iformer.models.detector import Detector
+from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import blend, draw_label, label_font
-from iformer.tasks.pyramid import PyramidPredictor, scaled
+from iformer.tasks.pyramid import PyramidPredictor
 
 TAKES = frozenset({"min_score"})
 """The options of `PredictOptions` that this task reads."""
@@ -30,7 +31,9 @@ _MASK_OPACITY = 0.45
 class DetectionPredictor(PyramidPredictor):
     """A detector ready to answer. An answer is a dict as `Detector.forward` returns it, on the CPU."""
 
-    def __init__(self, network: Detector, *, device: torch.device | str = "cpu", min_score: float = 0.5) -> None:
+    def __init__(
+        self, network: Detector | LightDetector, *, device: torch.device | str = "cpu", min_score: float = 0.5
+    ) -> None:
         """Prepare a network; detections with a score below `min_score` are dropped."""
         super().__init__(network, device=device)
         self.network, self.min_score = network, min_score
@@ -39,7 +42,7 @@ class DetectionPredictor(PyramidPredictor):
 
     @torch.inference_mode()
     def answer(self, image: Image.Image) -> dict[str, Tensor]:
-        found = self.network([scaled(pil_to_tensor(image), self.device)])[0]
+        found = self.network.detect([pil_to_tensor(image)])[0]
         kept = found["scores"] >= self.min_score
         return {name: value[kept].cpu() for name, value in found.items()}
 
@@ -81,7 +84,7 @@ class DetectionPredictor(PyramidPredictor):
         return super().finish(out)
 
 
-def open_predictor(network: Detector, options: PredictOptions) -> DetectionPredictor:
+def open_predictor(network: Detector | LightDetector, options: PredictOptions) -> DetectionPredictor:
     """Build the predictor of the verb `predict`."""
     min_score = 0.5 if options.min_score is None else options.min_score
     return DetectionPredictor(network, device=options.device, min_score=min_score)

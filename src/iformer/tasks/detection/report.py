@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iformer.models.detector import Detector
+from iformer.models.light_detector import LightDetector
 from iformer.models.weights.resolve import load
 from iformer.tables import markdown_table
 from iformer.tasks.detection.evaluate import DetectionEvaluation
@@ -49,7 +50,7 @@ def write_report(result: TrainResult) -> Path:
         "96 x 96."
     )
     network = load(RunFolder(result.folder).last)
-    assert isinstance(network, Detector)
+    assert isinstance(network, Detector | LightDetector)
     predictor = DetectionPredictor(network)
     examples = draw_examples(
         predictor,

@@ -12,10 +12,11 @@ from iformer.data.sources.coco import load_detection
 from iformer.dependencies import require
 from iformer.errors import DataError, UserError
 from iformer.models.detector import Detector
+from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.config import DetectionRecipe
-from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.detection.dataset import DetectionCanvases, DetectionImages
 from iformer.tasks.detection.evaluate import DetectionEvaluation, evaluate
-from iformer.tasks.detection.loss import Detection
+from iformer.tasks.detection.loss import Detection, LightDetection
 from iformer.tasks.interface import Warn
 from iformer.tasks.pyramid import normalisation, scaled, starting_backbone
 from iformer.training.distributed import RankContext
@@ -38,10 +39,10 @@ def detection_job(
     data: DetectionSplits,
     settings: RunSettings,
     *,
-    model: str | Detector = "iformer_t",
+    model: str | Detector | LightDetector = "iformer_t",
     model_name: str | None = None,
 ) -> TrainJob:
-    """A run that trains a Mask R-CNN or, with `recipe.detector.masks` false, a Faster R-CNN.
+    """A run that trains the network of `recipe.network`: a Mask R-CNN or Faster R-CNN, or a light detector.
 
     Args:
         data: training and validation images.
@@ -59,23 +60,27 @@ def detection_job(
     assert isinstance(recipe, DetectionRecipe)
     require("faster_coco_eval", extra="detect")  # else the first evaluation would find out
     torch.manual_seed(recipe.seed)
-    if isinstance(model, Detector):
+    network: Detector | LightDetector
+    if isinstance(model, Detector | LightDetector):
         network, model_name = model, model_name or model.config.backbone.name
     else:
         backbone = starting_backbone(model, recipe, settings)
-        config = recipe.detector_config(
-            backbone.config.with_options(num_classes=0),
-            num_classes=len(data.train.class_names),
-            **normalisation(backbone),
-        )
-        network, model_name = Detector(config, backbone), model_name or model
+        fields = {"num_classes": len(data.train.class_names), **normalisation(backbone)}
+        features = backbone.config.with_options(num_classes=0)
+        if recipe.network == "light":
+            network = LightDetector(recipe.light_config(features, **fields), backbone)
+        else:
+            network = Detector(recipe.detector_config(features, **fields), backbone)
+        model_name = model_name or model
     for part in (data.train, data.val):
-        if network.config.masks and not part.has_masks:
+        if isinstance(network, Detector) and network.config.masks and not part.has_masks:
             raise DataError(f"{part.name}: some objects have no mask; --set masks=false trains on boxes alone")
     network.pyramid.freeze(recipe.freeze)
     return TrainJob(
         **vars(settings),
-        task=Detection(data.train.class_names),
+        task=LightDetection(data.train.class_names, network)
+        if isinstance(network, LightDetector)
+        else Detection(data.train.class_names),
         workload=DetectionWorkload,
         model=network,
         model_name=model_name,
@@ -89,13 +94,15 @@ class DetectionWorkload(Workload):
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, DetectionRecipe)
-        assert isinstance(job.model, Detector)
         super().__init__(job.recipe, context)
         self.job, self.recipe = job, job.recipe
-        self._masks = job.model.config.masks
 
     def train_dataset(self) -> DetectionImages:
-        return DetectionImages(self.job.data.train, self.recipe, masks=self._masks)
+        network, images = self.job.model, self.job.data.train
+        if isinstance(network, LightDetector):
+            return DetectionCanvases(images, self.recipe, fill=network.fill)
+        assert isinstance(network, Detector)
+        return DetectionImages(images, self.recipe, masks=network.config.masks)
 
     def val_dataset(self) -> DetectionImages:
         return DetectionImages(self.job.data.val, masks=False)
@@ -109,7 +116,7 @@ class DetectionWorkload(Workload):
         }
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> DetectionEvaluation:
-        assert isinstance(network, Detector)
+        assert isinstance(network, Detector | LightDetector)
         return evaluate(network, self.val_loader(), device=self.context.device, precision=precision)
 
     def write_report(self, result: TrainResult) -> Path:

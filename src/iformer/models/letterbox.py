@@ -1,0 +1,58 @@
+"""The letterbox: the one rule by which an image of any size becomes a network's input of a fixed size.
+
+The image is resized by one factor (bilinear, antialiased) so that it just fits, placed at the top left, and the
+rest is filled with one colour. Training, evaluation, artifacts and their documentation use this function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+
+@dataclass(frozen=True)
+class Letterboxed:
+    """A letterboxed image and how it was placed."""
+
+    image: Tensor
+    """uint8 3 x H x W."""
+    original: tuple[int, int]
+    """Height and width of the image before."""
+    content: tuple[int, int]
+    """Height and width of the part of the input that shows it."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the input for one pixel of the image, along x and y."""
+        return self.content[1] / self.original[1], self.content[0] / self.original[0]
+
+    def restore(self, boxes: Tensor) -> Tensor:
+        """Boxes N x 4 from pixels of the input to pixels of the image, cut to the image."""
+        height, width = self.original
+        limits = boxes.new_tensor((width, height, width, height))
+        return (boxes / boxes.new_tensor(self.scale * 2)).clamp(min=0).minimum(limits)
+
+
+def content_size(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image's content in a letterbox of a given size (all height, width)."""
+    factor = min(size[0] / original[0], size[1] / original[1])
+    height, width = (max(1, min(limit, round(side * factor))) for side, limit in zip(original, size, strict=True))
+    return height, width
+
+
+def letterbox(image: Tensor, size: tuple[int, int], *, fill: tuple[int, ...] = (0, 0, 0)) -> Letterboxed:
+    """Fit an image, uint8 3 x h x w, into a given height and width.
+
+    Args:
+        image: uint8 3 x h x w.
+        size: height and width of the result in pixels.
+        fill: colour (0 to 255) beside and below the content.
+    """
+    original = (image.shape[1], image.shape[2])
+    content = content_size(original, size)
+    resized = F.resize(image, list(content), antialias=True)
+    canvas = image.new_tensor(fill).view(-1, 1, 1).repeat(1, *size)
+    canvas[:, : content[0], : content[1]] = resized
+    return Letterboxed(canvas, original, content)

@@ -1,0 +1,198 @@
+"""A one-stage detector for phones: `LightPyramid`, and a decoupled depthwise head on each level.
+
+Boxes are regressed directly as distances to the four sides, as in FCOS (Tian et al. 2019, arXiv 1904.01355).
+Two heads are trained on the same features (consistent dual assignment; YOLOv10, Wang et al. 2024, arXiv
+2405.14458, section 3.1): the one-to-many head gives many positive points to an object and teaches the features;
+the one-to-one head gives each object one point, so inference needs no non-maximum suppression.
+
+Shape letters: B batch, A points over all levels, K classes, H and W the sides of the network's input.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from iformer.config.light_detector import LightDetectorConfig
+from iformer.config.metadata import Metadata
+from iformer.models.backbone import Backbone
+from iformer.models.folding import fold
+from iformer.models.letterbox import letterbox
+from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
+
+_PRIOR = 0.01
+"""Score of every point before training, so that the many points without an object do not swamp the first steps."""
+_MAX_LOG_DISTANCE = 6.0
+"""Largest distance to a side, as the logarithm of a number of strides."""
+
+
+@dataclass(frozen=True)
+class RawDetections:
+    """What one head says of every point."""
+
+    logits: Tensor
+    """B x A x K."""
+    boxes: Tensor
+    """B x A x 4: left, top, right, bottom in pixels of the input."""
+
+
+class LevelHead(nn.Module):
+    """Class logits and log-distances of one level, from towers of their own.
+
+    Shape: B x C x h x w to B x K x h x w and B x 4 x h x w.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, depth: int, kernel_size: int) -> None:
+        super().__init__()
+
+        def tower() -> list[nn.Module]:
+            return [SeparableConv(channels, channels, kernel_size=kernel_size) for _ in range(depth)]
+
+        self.classes = nn.Sequential(*tower(), nn.Conv2d(channels, num_classes, 1))
+        self.distances = nn.Sequential(*tower(), nn.Conv2d(channels, 4, 1))
+        for tail, bias in ((self.classes[-1], -math.log((1 - _PRIOR) / _PRIOR)), (self.distances[-1], 1.0)):
+            assert isinstance(tail, nn.Conv2d)
+            assert tail.bias is not None
+            nn.init.normal_(tail.weight, std=0.01)
+            nn.init.constant_(tail.bias, bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classes(x), self.distances(x)
+
+
+class LightHead(nn.Module):
+    """A `LevelHead` for each level, with their outputs as boxes over all points."""
+
+    def __init__(self, config: LightDetectorConfig) -> None:
+        super().__init__()
+        self.strides = config.strides
+        self.levels = nn.ModuleList(
+            LevelHead(config.channels, config.num_classes, depth=config.head_depth, kernel_size=config.kernel_size)
+            for _ in config.strides
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> RawDetections:
+        """Maps B x C x H/s x W/s, finest first, to logits and boxes of every point."""
+        logits, boxes = [], []
+        for x, stride, level in zip(maps, self.strides, self.levels, strict=True):
+            classes, log_distances = level(x)
+            logits.append(classes.flatten(2))
+            # in fp32: 8 bits of a bf16 distance would be off by pixels
+            reach = log_distances.float().clamp(max=_MAX_LOG_DISTANCE).exp().flatten(2) * stride
+            points = level_points(x.shape[2], x.shape[3], stride, device=x.device, dtype=reach.dtype)
+            boxes.append(torch.cat([points - reach[:, :2], points + reach[:, 2:]], 1))
+        return RawDetections(torch.cat(logits, 2).transpose(1, 2), torch.cat(boxes, 2).transpose(1, 2))
+
+
+class LightDetector(nn.Module):
+    """Boxes, classes and scores of the objects on letterboxed images."""
+
+    def __init__(self, config: LightDetectorConfig, backbone: Backbone | None = None) -> None:
+        """`backbone` gives its weights; None: random ones. Neck and heads are random."""
+        super().__init__()
+        self.config = config
+        self.metadata = Metadata(task="detect", preprocessing=config.preprocessing)
+        self.pyramid = LightPyramid(
+            backbone or Backbone(config.backbone),
+            config.channels,
+            kernel_size=config.kernel_size,
+            extra_level=config.extra_level,
+        )
+        self.one_to_many: LightHead | None = LightHead(config)
+        self.one_to_one = LightHead(config)
+
+    def forward(self, images: Tensor) -> Any:
+        """Letterboxed images, B x 3 x H x W, RGB from 0 to 1, H and W multiples of the coarsest stride.
+
+        Returns:
+            In training mode the `RawDetections` of the one-to-many and of the one-to-one head. In eval mode a
+            tuple of boxes, B x A x 4 in pixels of the input, and scores, B x A x K from 0 to 1.
+        """
+        maps = self._maps(images)
+        if self.training:
+            assert self.one_to_many is not None
+            # the one-to-one head learns from the features and does not shape them (YOLOv10)
+            return self.one_to_many(maps), self.one_to_one([x.detach() for x in maps])
+        found = self.one_to_one(maps)
+        return found.boxes, found.logits.sigmoid()
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
+        maps: list[Tensor] = self.pyramid((images - mean) / std)
+        return maps
+
+    def fold(self) -> LightDetector:
+        """Return a folded copy in eval mode: norms merged into convolutions, the one-to-many head left out."""
+        folded = copy.deepcopy(self).eval().requires_grad_(False)
+        folded.pyramid.body = fold(folded.pyramid.body)
+        folded.one_to_many = None
+        fold_norms(folded.pyramid.neck)
+        fold_norms(folded.one_to_one)
+        return folded
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Colour, 0 to 255, of the input where no image lies: the mean, which normalisation makes 0."""
+        return tuple(round(255 * value) for value in self.config.mean)
+
+    def points(self, device: torch.device | str = "cpu") -> Tensor:
+        """Centres of the cells in the order of the outputs, 2 x A: x and y in pixels of the input."""
+        height, width = self.config.input_size
+        device = torch.device(device)
+        return torch.cat([level_points(height // s, width // s, s, device=device) for s in self.config.strides], 1)
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Tensor], *, one_to_many: bool = False) -> list[dict[str, Tensor]]:
+        """The objects on images of any sizes, in eval mode.
+
+        Args:
+            images: uint8 3 x h x w, RGB, each of its own size.
+            one_to_many: use the one-to-many head, with non-maximum suppression at `config.nms_iou`.
+
+        Returns:
+            For each image `boxes` (N x 4: left, top, right, bottom in its pixels), `scores` (N, falling) and
+            `labels` (int64 N, from 0), N at most `config.detections`.
+        """
+        boxed = [letterbox(image, self.config.input_size, fill=self.fill) for image in images]
+        device = next(self.parameters()).device
+        batch = torch.stack([item.image for item in boxed]).to(device).float().div_(255)
+        if one_to_many:
+            assert self.one_to_many is not None
+            raw = self.one_to_many(self._maps(batch))
+            boxes, scores = raw.boxes, raw.logits.sigmoid()
+        else:
+            boxes, scores = self(batch)
+        return [
+            self._select(item.restore(image_boxes.float()), image_scores.float(), nms=one_to_many)
+            for item, image_boxes, image_scores in zip(boxed, boxes, scores, strict=True)
+        ]
+
+    def _select(self, boxes_A4: Tensor, scores_AK: Tensor, *, nms: bool) -> dict[str, Tensor]:
+        """The best (point, class) pairs of one image above the score threshold."""
+        config = self.config
+        flat = scores_AK.flatten()
+        count = min(flat.numel(), 10 * config.detections if nms else config.detections)
+        scores, order = flat.topk(count)
+        keep = scores > config.score_threshold
+        scores, order = scores[keep], order[keep]
+        boxes, labels = boxes_A4[order // scores_AK.shape[1]], order % scores_AK.shape[1]
+        if nms:
+            kept = batched_nms(boxes, scores, labels, config.nms_iou)[: config.detections]
+            boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+        return {"boxes": boxes, "scores": scores, "labels": labels}
+
+
+def level_points(
+    height: int, width: int, stride: int, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Centres of a level's cells, 2 x (height * width): x and y in pixels of the input."""
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) * stride
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) * stride
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)])

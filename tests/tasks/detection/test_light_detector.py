@@ -1,0 +1,200 @@
+"""The light detector: its canvases, its assignment, its loss, and that it learns."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from iformer.config.light_detector import LightDetectorConfig
+from iformer.errors import ConfigError
+from iformer.models.light_detector import LightDetector, RawDetections
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.resolve import load
+from iformer.tasks.detection.augment import Canvas
+from iformer.tasks.detection.config import DetectionRecipe
+from iformer.tasks.detection.light_loss import assign, light_loss
+from iformer.training.loop import train
+from tiny.networks import randomize
+from tiny.pyramid import backbone_config, light
+
+
+def network(**fields: object) -> LightDetector:
+    config = LightDetectorConfig(
+        backbone=backbone_config(), num_classes=3, channels=16, head_depth=1, **{"input_size": (64, 96), **fields}
+    )  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    return LightDetector(config)
+
+
+@pytest.mark.parametrize("extra_level", [False, True])
+def test_outputs_follow_the_points(extra_level: bool) -> None:
+    model = network(extra_level=extra_level, input_size=(64, 128)).eval()
+    points = model.points()
+    expected = sum((64 // stride) * (128 // stride) for stride in model.config.strides)
+    assert points.shape == (2, expected)
+    boxes, scores = model(torch.rand(2, 3, 64, 128))
+    assert boxes.shape == (2, expected, 4)
+    assert scores.shape == (2, expected, 3)
+    # distances are positive, so a point lies inside its box
+    assert (boxes[..., :2] < points.T).all()
+    assert (boxes[..., 2:] > points.T).all()
+
+
+@torch.no_grad()
+def test_folding_changes_nothing() -> None:
+    model = network().eval()
+    randomize(model)
+    images = torch.rand(2, 3, 64, 96)
+    folded = model.fold()
+    assert folded.one_to_many is None
+    assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for one, other in zip(model(images), folded(images), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+
+
+def test_a_checkpoint_is_the_network(tmp_path: Path) -> None:
+    model = network().eval()
+    save(model, tmp_path / "light.safetensors", class_names=("a", "b", "c"))
+    loaded = load(tmp_path / "light.safetensors")
+    assert isinstance(loaded, LightDetector)
+    assert loaded.config == model.config
+    images = [torch.randint(0, 255, (3, 50, 70), dtype=torch.uint8)]
+    for name, value in model.detect(images)[0].items():
+        assert torch.equal(value, loaded.eval().detect(images)[0][name])
+
+
+@pytest.mark.parametrize("size", [(40, 200), (300, 30), (64, 96), (1, 1)])
+def test_boxes_come_back_to_the_image(size: tuple[int, int]) -> None:
+    found = network().eval().detect([torch.zeros(3, *size, dtype=torch.uint8)])[0]
+    assert len(found["scores"]) == 100
+    assert (found["scores"].diff() <= 0).all()
+    assert (found["boxes"] >= 0).all()
+    assert (found["boxes"] <= torch.tensor([size[1], size[0]] * 2)).all()
+
+
+def test_non_maximum_suppression_leaves_no_overlap() -> None:
+    from torchvision.ops import box_iou
+
+    found = network(nms_iou=0.3).eval().detect([torch.zeros(3, 64, 96, dtype=torch.uint8)], one_to_many=True)[0]
+    for label in range(3):
+        boxes = found["boxes"][found["labels"] == label]
+        assert (box_iou(boxes, boxes).fill_diagonal_(0) <= 0.3 + 1e-4).all()
+
+
+def grid_points() -> Tensor:
+    return network().points()
+
+
+def test_one_to_one_gives_each_object_its_best_point() -> None:
+    points = grid_points()
+    boxes = torch.cat([points.T - 12, points.T + 12], 1)
+    target = {"boxes": torch.tensor([[4.0, 4, 28, 28], [40, 30, 64, 54]]), "labels": torch.tensor([0, 2])}
+    scores = torch.full((points.shape[1], 3), 0.3)
+    found = assign(scores, boxes, points, target, topk=1)
+    assert sorted(found.objects.tolist()) == [0, 1]
+    for point, index, quality in zip(found.points, found.objects, found.quality, strict=True):
+        overlap = _iou(boxes[point], target["boxes"][index])
+        assert overlap == max(_iou(box, target["boxes"][index]) for box in boxes)
+        assert quality == pytest.approx(overlap)
+
+
+def test_one_to_many_takes_points_inside_only() -> None:
+    points = grid_points()
+    boxes = torch.cat([points.T - 12, points.T + 12], 1)
+    target = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([1])}
+    found = assign(torch.full((points.shape[1], 3), 0.3), boxes, points, target, topk=10)
+    assert len(found.points) == 10
+    assert (points[:, found.points] < 40).all()
+    assert 0 < found.quality.min() <= found.quality.max() <= 1
+
+
+def test_an_object_smaller_than_a_cell_has_a_point() -> None:
+    points = grid_points()
+    target = {"boxes": torch.tensor([[33.0, 33, 34, 34]]), "labels": torch.tensor([0])}
+    boxes = torch.zeros(points.shape[1], 4)
+    found = assign(torch.full((points.shape[1], 3), 0.1), boxes, points, target, topk=10)
+    assert len(found.points) == 1
+
+
+def test_two_objects_never_share_a_point() -> None:
+    points = grid_points()
+    boxes = torch.cat([points.T - 12, points.T + 12], 1)
+    same = torch.tensor([[4.0, 4, 28, 28], [5.0, 4, 29, 28]])
+    scores = torch.full((points.shape[1], 3), 0.5)
+    found = assign(scores, boxes, points, {"boxes": same, "labels": torch.tensor([0, 1])}, topk=10)
+    assert len(set(found.points.tolist())) == len(found.points)
+
+
+def test_a_perfect_prediction_costs_less_than_a_wrong_one() -> None:
+    points = grid_points()
+    target = [{"boxes": torch.tensor([[4.0, 4, 28, 28]]), "labels": torch.tensor([0])}]
+    right = torch.tensor([4.0, 4, 28, 28]).repeat(points.shape[1], 1)[None]
+    logits = torch.full((1, points.shape[1], 3), -8.0)
+    inside = int(((points - 16).abs().sum(0)).argmin())
+    logits[0, inside, 0] = 8.0
+    good = RawDetections(logits, right)
+    bad = RawDetections(logits.flip(2), right + 40)
+    assert light_loss((good, good), points, target)["one_boxes"] < 1e-5
+    assert light_loss((good, good), points, target)["loss"] < light_loss((bad, bad), points, target)["loss"]
+
+
+def test_images_without_objects_have_a_finite_loss_with_gradients() -> None:
+    model = network().train()
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    loss = light_loss(model(torch.rand(2, 3, 64, 96)), model.points(), [empty, empty])["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(parameter.grad is not None for parameter in model.one_to_one.parameters())
+
+
+def test_boxes_follow_the_pixels_of_a_canvas() -> None:
+    """A white rectangle on black: the box must be the rectangle, wherever and however large it is pasted."""
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    image[:, 20:40, 30:60] = 255
+    item = (image, {"boxes": torch.tensor([[30.0, 20, 60, 40]]), "labels": torch.tensor([2])})
+    canvas = Canvas((96, 128), (0.5, 1.5), (0, 0, 0))
+    seen = 0
+    for seed in range(40):
+        random.seed(seed)
+        pixels, target = canvas.mosaic([item] * 4) if seed % 2 else canvas.single(item)
+        assert pixels.shape == (3, 96, 128)
+        for box in target["boxes"]:
+            left, top, right, bottom = (round(value) for value in box.tolist())
+            inner = pixels[0, top + 1 : bottom - 1, left + 1 : right - 1].float()
+            assert inner.numel() == 0 or inner.mean() > 240
+            seen += 1
+        if not seed % 2 and len(target["boxes"]):
+            rows, columns = (pixels[0] > 127).nonzero(as_tuple=True)
+            found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+            assert (found - target["boxes"][0]).abs().max() <= 1.0
+    assert seen > 40
+
+
+def test_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
+    fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
+    result = train(light(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
+    assert result.metrics["box_ap50"] > 95
+    assert (tmp_path / "run" / "report.md").read_text().count("predictions.png") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"network": "light", "size": 100}, "recipe.size is 100"),
+        ({"augment": {"mosaic": 0.5}}, "recipe.augment"),
+        ({"network": "light", "size": 64, "augment": {"scale_jitter": [2, 1]}}, "recipe.augment.scale_jitter"),
+    ],
+)
+def test_recipes_that_cannot_work(fields: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected.replace(".", r"\.")):
+        DetectionRecipe.from_plain({"task": "detect", "epochs": 1, "lr": 0.1, **fields})
+
+
+def _iou(one: Tensor, other: Tensor) -> float:
+    from torchvision.ops import box_iou
+
+    return float(box_iou(one[None], other[None]))
