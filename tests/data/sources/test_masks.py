@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,70 @@ def test_bad_folders_are_one_clear_line(data: Path) -> None:
     shutil.rmtree(data / "masks" / "val")
     with pytest.raises(DataError, match="no folders of images and masks for val"):
         load_semantic(data)
+
+
+def rewrite_masks(data: Path, change: Callable[[np.ndarray], np.ndarray], split: str = "*") -> None:
+    for path in (data / "masks").glob(f"{split}/*.png"):
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+
+
+def test_binary_masks_of_0_and_255_are_explained(data: Path) -> None:
+    (data / "classes.txt").write_text("background\nobject\n")
+    rewrite_masks(data, lambda mask_HW: np.where(mask_HW > 0, 255, 0).astype(np.uint8))
+    with pytest.raises(DataError) as caught:
+        load_semantic(data)
+    assert str(caught.value) == (
+        f"{data / 'masks' / 'train'}: the masks only have the values 0, 255; 255 means no class (ignored), so "
+        "there are no two classes to learn. If 255 marks an object, write its class instead: pixels of value "
+        "255 to 1"
+    )
+    rewrite_masks(data, lambda mask_HW: mask_HW > 0)  # saved with 1 bit
+    assert load_semantic(data).warnings == ()
+
+
+def test_classes_that_occur_nowhere_are_named(data: Path) -> None:
+    (data / "classes.txt").write_text("background\ndisc\nsquare\nring\nstar\n")
+    assert load_semantic(data, strict=True).warnings == (
+        f"{data / 'masks' / 'train'}: no pixel of ring, star to learn from",
+    )
+
+
+def test_all_bad_masks_are_named_at_once(data: Path) -> None:
+    for number in (1, 3, 5):
+        Image.new("L", (96, 96), 200).save(data / "masks" / "train" / f"{number}.png")
+    Image.new("RGB", (96, 96)).save(data / "masks" / "train" / "6.png")
+    with pytest.raises(DataError) as caught:
+        load_semantic(data)
+    for number in (1, 3, 5, 6):
+        assert f"{number}.png: " in str(caught.value)
+
+
+def test_a_mask_of_another_format_starts_no_program(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads EPS with Ghostscript."""
+
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    monkeypatch.setattr("subprocess.check_call", start)
+    (data / "masks" / "train" / "2.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 96\n%%EndComments\n(x) run\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(DataError, match=r"2\.png: not an image, or of a format that is not supported"):
+        load_semantic(data)
+
+
+def test_a_test_set_alone_can_be_evaluated(data: Path) -> None:
+    shutil.rmtree(data / "images" / "train")
+    with pytest.raises(DataError, match="no folders of images and masks for train"):
+        load_semantic(data)
+    splits = load_semantic(data, for_training=False)
+    assert (len(splits.train), len(splits.val)) == (0, 4)
+
+
+def test_masks_are_found_by_names_in_another_unicode_form(data: Path) -> None:
+    (data / "images" / "train" / "0.png").rename(data / "images" / "train" / "caf\u00e9.png")
+    (data / "masks" / "train" / "0.png").rename(data / "masks" / "train" / "cafe\u0301.png")
+    (data / "classes.txt").write_bytes(b"\xef\xbb\xbf" + (data / "classes.txt").read_bytes())
+    splits = load_semantic(data)
+    assert (len(splits.train), splits.train.class_names[0]) == (8, "background")

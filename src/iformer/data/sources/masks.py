@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from iformer.config.segmenter import IGNORED
 from iformer.data.images import has_image_extension, open_image
@@ -30,45 +34,56 @@ def load_semantic(
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    for_training: bool = True,
 ) -> SemanticSplits:
     """Find a data set's images and masks, and decode each of them once.
 
     An image that is damaged or has no mask is left out with a warning. A mask that is not an index image, has
-    another size than its image, or contains an index that is no class, is an error.
+    another size than its image, or contains an index that is no class, is an error; so are training masks with
+    fewer than two classes.
 
     Args:
         folder: see `_LAYOUT`.
         strict: raise an error instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
+        for_training: require both splits; else one of them may be missing, and is then empty.
 
     Raises:
-        DataError: the data cannot be used; one line names the file, what is wrong and what is expected.
+        DataError: the data cannot be used; one line names the files, what is wrong and what is expected.
     """
     root = require_folder(folder, _LAYOUT)
     class_names, zero_is_ignored = _class_names(root)
-    sets = {}
+    folders = {split: pair for split in ("train", "val") if (pair := _folders(root, split)) is not None}
+    if len(folders) < (2 if for_training else 1):
+        missing = next(split for split in ("train", "val") if split not in folders)
+        raise DataError(f"{root}: no folders of images and masks for {missing}; {_LAYOUT}")
+    sets: dict[str, SemanticSet] = {}
+    notes: list[str] = []
     for split in ("train", "val"):
-        samples, warnings = _pairs(*_folders(root, split))
+        samples, warnings = _pairs(*folders[split]) if split in folders else ([], [])
         checked = check_images([sample.path for sample in samples], workers=workers, progress=progress)
         kept = tuple(sample for sample in samples if sample.path not in checked.broken)
         warnings += checked.broken.values()
-        if not kept:
-            found = listed(warnings, limit=3, separator="; ") or "none found"
-            raise DataError(f"{root}: no image with a mask for {split} ({found})")
-        _check_masks(kept, checked, len(class_names), zero_is_ignored=zero_is_ignored, workers=workers)
+        notes += checked.notes
+        if split in folders and not kept:
+            reasons = listed(warnings, limit=3, separator="; ", length=500) or "none found"
+            raise DataError(f"{root}: no image with a mask for {split} ({reasons})")
+        present = _check_masks(kept, checked, len(class_names), zero_is_ignored=zero_is_ignored, workers=workers)
+        if split == "train" and for_training:
+            notes += _check_classes(folders[split][1], class_names, present, zero_is_ignored=zero_is_ignored)
         sets[split] = SemanticSet(
             name=display_name(root, split),
             class_names=class_names,
             samples=kept,
             root=root,
             zero_is_ignored=zero_is_ignored,
-            palette=_palette(kept[0].mask, len(class_names), zero_is_ignored=zero_is_ignored),
+            palette=_palette(kept[0].mask, len(class_names), zero_is_ignored=zero_is_ignored) if kept else (),
             warnings=tuple(warnings),
         )
     everything = (*sets["train"].warnings, *sets["val"].warnings)
     refuse_warnings(everything, strict=strict)
-    return SemanticSplits(train=sets["train"], val=sets["val"], warnings=everything)
+    return SemanticSplits(train=sets["train"], val=sets["val"], warnings=(*everything, *notes))
 
 
 def _class_names(root: Path) -> tuple[tuple[str, ...], bool]:
@@ -76,7 +91,7 @@ def _class_names(root: Path) -> tuple[tuple[str, ...], bool]:
     plain, ade20k = root / _CLASSES, root / _ADE20K_CLASSES
     path = plain if plain.is_file() else ade20k
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
         raise DataError(f"{root}: has no readable {_CLASSES}; {_LAYOUT}") from None
     if path is ade20k:  # a table with a header; the last column lists synonyms
@@ -92,8 +107,8 @@ def _class_names(root: Path) -> tuple[tuple[str, ...], bool]:
     return names, path is ade20k
 
 
-def _folders(root: Path, split: str) -> tuple[Path, Path]:
-    """Return the folders of a split's images and of its masks."""
+def _folders(root: Path, split: str) -> tuple[Path, Path] | None:
+    """Return the folders of a split's images and of its masks; None if there are none."""
     for name in SPLIT_NAMES[split]:
         for images in _IMAGES:
             for masks in _MASKS:
@@ -103,7 +118,7 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
                 ):
                     if pair[0].is_dir() and pair[1].is_dir():
                         return pair
-    raise DataError(f"{root}: no folders of images and masks for {split}; {_LAYOUT}")
+    return None
 
 
 def _pairs(images: Path, masks: Path) -> tuple[list[SemanticSample], list[str]]:
@@ -120,7 +135,7 @@ def _pairs(images: Path, masks: Path) -> tuple[list[SemanticSample], list[str]]:
 
 
 def _stem(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
 
 
 def _check_masks(
@@ -130,24 +145,53 @@ def _check_masks(
     *,
     zero_is_ignored: bool,
     workers: int | None,
-) -> None:
-    def check(sample: SemanticSample) -> None:
-        indices = read_indices(sample.mask)
+) -> npt.NDArray[np.bool_]:
+    """Return which of the values 0 to 255 occur in the masks; raise a `DataError` that lists all bad masks."""
+    present = np.zeros(256, np.bool_)
+    highest = num_classes if zero_is_ignored else num_classes - 1
+
+    def problem(sample: SemanticSample) -> str | None:
+        try:
+            indices = read_indices(sample.mask)
+        except DataError as error:
+            return str(error)
         width, height = checked.size(sample.path)
         if indices.shape != (height, width):
-            raise DataError(
+            return (
                 f"{sample.mask}: is {indices.shape[1]} x {indices.shape[0]} pixels, its image {width} x {height}"
             )
-        known = indices[indices != IGNORED]
-        highest = num_classes if zero_is_ignored else num_classes - 1
-        if known.size and known.max() > highest:
-            raise DataError(
-                f"{sample.mask}: has the index {int(known.max())}; with {num_classes} classes it may be "
+        values = np.unique(indices)
+        present[values] = True
+        wrong = values[(values > highest) & (values != IGNORED)]
+        if len(wrong):
+            return (
+                f"{sample.mask}: has the index {int(wrong[-1])}; with {num_classes} classes it may be "
                 f"0 to {highest}, or {IGNORED} for no class"
             )
+        return None
 
-    for _ in map_in_threads(check, samples, workers=workers):
-        pass
+    problems = list(filter(None, map_in_threads(problem, samples, workers=workers)))
+    if problems:
+        raise DataError(listed(problems, separator="; ", length=500))
+    return present
+
+
+def _check_classes(
+    folder: Path, class_names: tuple[str, ...], present: npt.NDArray[np.bool_], *, zero_is_ignored: bool
+) -> list[str]:
+    """Return a note about classes that occur in no training mask; raise a `DataError` if fewer than two occur."""
+    first = int(zero_is_ignored)
+    unused = [name for index, name in enumerate(class_names, start=first) if not present[index]]
+    if len(unused) > len(class_names) - 2:
+        values = np.flatnonzero(present).tolist()
+        hint = ""
+        if values == [0, IGNORED] and not zero_is_ignored:
+            hint = f" If {IGNORED} marks an object, write its class instead: pixels of value {IGNORED} to 1"
+        raise DataError(
+            f"{folder}: the masks only have the values {listed(list(map(str, values)))}; {IGNORED} means no class "
+            f"(ignored), so there are no two classes to learn.{hint}"
+        )
+    return [f"{folder}: no pixel of {listed(unused)} to learn from"] if unused else []
 
 
 def _palette(path: Path, num_classes: int, *, zero_is_ignored: bool) -> tuple[tuple[int, int, int], ...]:

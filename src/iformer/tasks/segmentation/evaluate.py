@@ -122,7 +122,7 @@ def evaluate_data(
     """Evaluate a segmenter on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
-    splits = load_semantic(data, strict=options.strict)
+    splits = load_semantic(data, strict=options.strict, for_training=False)
     image_set = splits.val if options.split == "val" else splits.train
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
