@@ -53,29 +53,25 @@ def test_what_was_prepared_is_described(subject: Subject) -> None:
     assert (again.label, again.artifact) == ("the artifact", subject.artifact)
 
 
-def test_rounds_in_two_processes(subject: Subject) -> None:
+def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
+    """Four images in one call of the network, and one in a matrix product of the same size."""
     from dataclasses import replace
 
     said: list[str] = []
+    four = prepare(str(subject.artifact.with_name("tiny.safetensors")), ONNX, tmp_path, batch=4)
     product = replace(subject, label=MATRIX_PRODUCT)
-    rows = measure([subject, product], rounds=3, calls=2, warmup=0, report=said.append)
+    rows = measure([four, product], rounds=3, calls=2, warmup=0, report=said.append)
     assert [row.label for row in rows] == ["tiny", MATRIX_PRODUCT]
+    assert [row.batch for row in rows] == [four.batch, subject.batch] == [4, 1]
     for row in rows:
         assert row.rounds == 3
         assert 0 < row.p10_ms <= row.median_ms <= row.p90_ms
         assert row.load_ms > 0
-        assert row.gflops == pytest.approx(2 * row.gmacs / (row.median_ms / 1e3))  # type: ignore[operator]
+        assert row.gflops == pytest.approx(row.batch * 2 * row.gmacs / (row.median_ms / 1e3))  # type: ignore[operator]
     assert rows[0].times_as_fast == 1
     assert rows[1].matrix_product_share == 1
     assert said[0] == "tiny loaded"
     assert said[-1] == "round 3 of 3"
-
-
-def test_several_images_in_one_call(subject: Subject, tmp_path: Path) -> None:
-    four = prepare(str(subject.artifact.with_name("tiny.safetensors")), ONNX, tmp_path, batch=4)
-    (row,) = measure([four], rounds=1, calls=1, warmup=0)
-    assert row.batch == four.batch == 4
-    assert row.gflops == pytest.approx(4 * 2 * row.gmacs / (row.median_ms / 1e3))  # type: ignore[operator]
     with pytest.raises(UserError, match="takes 4 images in one call, not 1; see --batch"):
         prepare(str(four.artifact), ONNX, tmp_path)
 

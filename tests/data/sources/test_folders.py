@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from iformer.data.sources import elpv as elpv_source
 from iformer.data.sources import load_data
 from iformer.data.sources.checks import check_images
 from iformer.data.sources.folders import load_folder
@@ -466,9 +467,15 @@ def test_interrupt_stops_checking(tmp_path: Path) -> None:
         check_images(paths, progress=interrupt)
 
 
-def test_elpv_is_split_by_probability_and_module() -> None:
+@pytest.mark.parametrize("decode", [False, pytest.param(True, marks=pytest.mark.sweep)])
+def test_elpv_is_split_by_probability_and_module(monkeypatch: pytest.MonkeyPatch, decode: bool) -> None:
+    """Its images are all looked at, which is slow, in the sweep only."""
     elpv = pytest.importorskip("elpv_dataset")
+    looked_at: list[list[Path]] = []
+    if not decode:
+        monkeypatch.setattr(elpv_source, "find_broken", lambda paths, **_options: looked_at.append(paths) or {})
     data = load_data("elpv", seed=5)
+    assert decode or [len(paths) for paths in looked_at] == [2624]
     assert data.train.class_names == ("functional", "defective")
     assert (len(data.train), len(data.val)) == (1968, 656)
     assert data.warnings == ()

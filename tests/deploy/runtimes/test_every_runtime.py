@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from iformer import dependencies
 from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -47,8 +49,11 @@ RUN_HERE = tuple(name for name in NAMES if name != "coreml" or sys.platform == "
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for one export to each runtime, which the tests copy."""
-    return tmp_path_factory.mktemp("exported")
+    """A folder for one export to each runtime, which the tests of all processes copy."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
@@ -59,8 +64,9 @@ def artifact(
     runtime = find_runtime(request.param)
     need(runtime.name)
     path = exported / f"tiny{runtime.suffix}"
-    if not is_artifact(path):
-        export_artifact(exportable(model), path, runtime.name, precision="fp32", images=photographs)
+    with FileLock(exported / f"{runtime.name}.lock"):
+        if not is_artifact(path):
+            export_artifact(exportable(model), path, runtime.name, precision="fp32", images=photographs)
     copied = tmp_path / "copy" / path.name
     copied.parent.mkdir()
     (shutil.copytree if path.is_dir() else shutil.copy)(path, copied)
@@ -70,6 +76,13 @@ def artifact(
 
 each_artifact = pytest.mark.parametrize("artifact", NAMES, indirect=True)
 each_runtime = pytest.mark.parametrize("name", NAMES)
+SLOW = ("executorch", "litert")
+each_artifact_made_again = pytest.mark.parametrize(
+    "artifact",
+    [pytest.param(name, marks=pytest.mark.sweep if name in SLOW else ()) for name in NAMES],
+    indirect=True,
+)
+"""For tests that export once more by the same code for all runtimes: the slow converters are in the sweep."""
 
 
 def need(name: str) -> None:
@@ -248,7 +261,7 @@ def test_red_for_blue_is_caught(model: Classifier, artifact: Path) -> None:
     assert any("logits differ" in problem for problem in check(model, artifact))
 
 
-@each_artifact
+@each_artifact_made_again
 def test_mean_and_std_exchanged_are_caught(
     model: Classifier, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +408,7 @@ def no_file_longer_than(limit: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@each_artifact
+@each_artifact_made_again
 def test_a_disk_that_fills_up_leaves_what_was_there(model: Classifier, artifact: Path) -> None:
     before = artifact_hash(artifact)
     name = read_record(artifact).runtime
@@ -470,9 +483,17 @@ def test_every_runtime_has_what_the_contract_asks_for() -> None:
 # ----------------------------------------------------------------------------------------- large images
 
 
-@each_runtime
 @pytest.mark.parametrize(
-    ("padded_tokens", "size"), [("attended", (128, 128)), ("attended", (104, 136)), ("masked", (104, 136))]
+    ("name", "padded_tokens", "size"),
+    [
+        *((name, "attended", (72, 104)) for name in NAMES),
+        ("onnx", "masked", (72, 104)),
+        *(
+            pytest.param(name, padded_tokens, size, marks=pytest.mark.sweep)
+            for name in NAMES
+            for padded_tokens, size in (("attended", (128, 128)), ("attended", (104, 136)), ("masked", (104, 136)))
+        ),
+    ],
 )
 def test_attention_in_windows(
     model: Classifier, tmp_path: Path, name: str, padded_tokens: str, size: tuple[int, int]
