@@ -82,4 +82,4 @@ def test_the_allowed_drop_is_a_number(capsys: pytest.CaptureFixture[str], tmp_pa
     code, line = said(capsys, "export", "elpv", *options, "--max-drop", "inf")
     assert (code, line) == (1, "error: --max-drop is inf; expected percentage points such as 1")
     code, line = said(capsys, "export", "elpv", *options, "--max-drop", "nan")
-    assert (code, "nan is not in the range" in line) == (2, True), line
+    assert (code, "--max-drop" in line) == (2, True), line
