@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from iformer.config.checking import Config, Length, Range, check
@@ -34,3 +34,16 @@ class Preprocessing(Config):
         most = 2 * MAX_INPUT_SIZE
         check(max(self.size) / self.crop_pct <= most, self, "crop_pct", f"size / crop_pct up to {most} pixels")
         check(len(self.std) == len(self.mean), self, "std", f"{len(self.mean)} numbers, one for each of mean")
+
+    def with_channels(self, channels: int) -> Preprocessing:
+        """Return the same for images with another number of channels, if `mean` and `std` are those of RGB.
+
+        Gray images take the averages over RGB, further channels repeat RGB, as the adapted kernels do.
+        """
+        if channels == len(self.mean) or len(self.mean) != len(IMAGENET_MEAN):
+            return self
+        mean, std = (
+            (round(sum(values) / 3, 6),) if channels == 1 else tuple(values[i % 3] for i in range(channels))
+            for values in (self.mean, self.std)
+        )
+        return replace(self, mean=mean, std=std)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import MIN_INPUT_SIZE, STRIDES, NetworkConfig, StageConfig, WindowConfig
+from iformer.config.preprocessing import Preprocessing
 from iformer.errors import UserError
 from iformer.layers.attention import AttentionBlock
 from iformer.layers.capture import is_capturing
@@ -111,7 +112,7 @@ class Backbone(nn.Module):
     def __init__(self, config: NetworkConfig, *, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__()
         self.config = config
-        self.metadata = Metadata()
+        self.metadata = Metadata(preprocessing=Preprocessing().with_channels(config.in_chans))
         self.out_indices = _stage_indices(out_indices, len(config.stages))
         residual = _drop_path_schedule(config)
         self.stem = _stem(config)

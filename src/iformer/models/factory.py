@@ -190,7 +190,8 @@ def _with_in_chans(loaded: Weights, config: NetworkConfig, *, adapt: bool) -> We
 
     kernel: Tensor = adapt_input_conv(wanted, loaded.state_dict[_INPUT_KEY])
     state_dict = {**loaded.state_dict, _INPUT_KEY: kernel}
-    return replace(loaded, config=held.with_options(in_chans=wanted), state_dict=state_dict)
+    metadata = replace(loaded.metadata, preprocessing=loaded.metadata.preprocessing.with_channels(wanted))
+    return replace(loaded, config=held.with_options(in_chans=wanted), state_dict=state_dict, metadata=metadata)
 
 
 def _with_weights(

@@ -305,14 +305,29 @@ def test_a_header_that_lies(checkpoint: Path) -> None:
     assert "header is invalid" in message_with(network="{not json")
     assert "header is invalid" in message_with(network="[]")
     assert "header is invalid" in message_with(network="[" * 100_000)
-    assert "no field colour" in message_with(network=json.dumps(plain | {"colour": "red"}))
+    assert "no field 'colour'" in message_with(network=json.dumps(plain | {"colour": "red"}))
     assert "num_classes" in message_with(network=json.dumps(plain | {"num_classes": "5"}))
-    assert "cannot be built" in message_with(network=json.dumps(plain | {"in_chans": 10**30}))
+    assert "NetworkConfig.in_chans" in message_with(network=json.dumps(plain | {"in_chans": 10**30}))
     assert "7 classes" in message_with(network=json.dumps(plain | {"num_classes": 7}))
-    assert "no field mood" in message_with(metadata=json.dumps({"mood": "good"}))
+    assert "no field 'mood'" in message_with(metadata=json.dumps({"mood": "good"}))
     huge = json.loads(json.dumps(plain))
     huge["stages"][0]["pattern"] = [["conv", 10**12]]
-    assert "blocks" in message_with(network=json.dumps(huge))
+    assert "pattern" in message_with(network=json.dumps(huge))
+    for stage in huge["stages"]:
+        stage["pattern"] = [["conv", 256]]
+    assert "describes 1024 blocks, but it holds" in message_with(network=json.dumps(huge))
+    for field, value in (("size", [200_000, 200_000]), ("crop_pct", 1e-9), ("mean", [float("nan")] * 3)):
+        assert f"preprocessing.{field}" in message_with(metadata=json.dumps({"preprocessing": {field: value}}))
+    two = {"preprocessing": {"mean": [0.5, 0.5], "std": [0.5, 0.5]}}
+    assert "preprocessing is for 2 channels, its network for 3" in message_with(metadata=json.dumps(two))
+    deep = json.loads("[" * 100 + "]" * 100)
+    assert "nested more than 32 levels" in message_with(metadata=json.dumps({"metrics": {"a": deep}}))
+    assert "characters; expected at most" in message_with(
+        metadata=json.dumps({"metrics": {"a": "x" * 16_000_000}})
+    )
+    assert "describes a detector (metadata.task), but has no 'task_network'" in message_with(
+        metadata=json.dumps({"task": "detect"})
+    )
 
 
 def test_weights_of_another_network_are_one_error_that_lists_the_keys(checkpoint: Path) -> None:

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from iformer.errors import WeightsError
 from iformer.models.factory import build
+from iformer.models.weights.checkpoint import save
 from iformer.models.weights.dialects import to_timm
 from iformer.models.weights.entries import select_entry
+from iformer.models.weights.pickles import read_pickle
 from iformer.models.weights.resolve import load
 from tiny.networks import tiny_config
 
@@ -144,3 +148,29 @@ def test_wrappers_of_torch_itself(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "a.pth")
         loaded = load(tmp_path / "a.pth")
         assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_input_channels_have_a_mean_and_std_each(channels: int, tmp_path: Path) -> None:
+    network = timm.create_model("iformer_t", num_classes=2, in_chans=channels).eval()
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    loaded = load(tmp_path / "a.pth")
+    expected = {1: (0.449,), 4: (0.485, 0.456, 0.406, 0.485)}[channels]
+    assert loaded.metadata.preprocessing.mean == expected
+    assert len(loaded.metadata.preprocessing.std) == channels
+    x = torch.randn(1, channels, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), network(x), atol=1e-5, rtol=1e-4)
+    save(loaded, tmp_path / "a.safetensors")
+    assert load(tmp_path / "a.safetensors").metadata.preprocessing.mean == expected
+
+
+def test_plain_values_beside_the_weights_are_allowed(state: State, tmp_path: Path) -> None:
+    content = {
+        "state_dict": collections.defaultdict(None, state),
+        "args": argparse.Namespace(out=Path("runs")),
+        "best": np.float64(3.0),
+    }
+    torch.save(content, tmp_path / "a.pth")
+    found, _ = select_entry(read_pickle(tmp_path / "a.pth"))
+    assert same(found, state)

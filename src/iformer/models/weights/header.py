@@ -28,6 +28,9 @@ from iformer.errors import ConfigError, WeightsError, one_line, printable
 
 FORMAT = "iformer-1"
 FORMAT_FAMILY = "iformer-"
+_MAX_LENGTH = 16_000_000
+"""Characters of a string in a header; class names and metrics of 20,000 classes need 3 million."""
+_MAX_DEPTH = 32
 
 Task = Literal["classify", "detect", "segment"]
 Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig
@@ -145,15 +148,13 @@ def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadat
     if not is_described(header):
         raise WeightsError(f"{source} is a safetensors file whose header describes no network")
     try:
-        metadata = Metadata.from_plain(json.loads(header["metadata"]))
+        metadata = Metadata.from_plain(_parse(header["metadata"]))
         rows = [row for row in NETWORKS if row.task == metadata.task]
         row = next((row for row in rows if row.key in header), None)
         if row is None:
             keys = " or ".join(f"'{row.key}'" for row in rows)
             raise ConfigError(f"it describes {rows[0].title} (metadata.task), but has no {keys}")
-        plain = json.loads(header[row.key])
-        _check_depth(plain)
-        config = row.config.from_plain(plain)
+        config = row.config.from_plain(_parse(header[row.key]))
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{source}: the description in its header is invalid: {one_line(error)}") from error
     _check_class_names(config, metadata, source)
@@ -173,15 +174,18 @@ def metadata_with(metadata: Metadata, **fields: Any) -> Metadata:
     return replace(metadata, **fields)
 
 
-_MAX_BLOCKS = 10_000
-
-
-def _check_depth(plain: Any) -> None:
-    for stage in plain.get("stages", ()) if isinstance(plain, dict) else ():
-        pattern = stage.get("pattern", ()) if isinstance(stage, dict) else ()
-        counts = [run[1] for run in pattern if isinstance(run, list) and len(run) == 2]
-        if sum(max(count, 0) for count in counts if isinstance(count, int)) > _MAX_BLOCKS:
-            raise ConfigError(f"StageConfig.pattern has more than {_MAX_BLOCKS} blocks")
+def _parse(text: str) -> Any:
+    """Parse JSON of a bounded length and depth."""
+    if len(text) > _MAX_LENGTH:
+        raise ConfigError(f"it has {len(text):,} characters; expected at most {_MAX_LENGTH:,}")
+    parsed = json.loads(text)
+    level = [parsed]
+    for _ in range(_MAX_DEPTH):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return parsed
+    raise ConfigError(f"it is nested more than {_MAX_DEPTH} levels deep")
 
 
 def _check_class_names(config: Config, metadata: Metadata, source: str) -> None:

@@ -27,8 +27,14 @@ class _Ignored:
         """Keep nothing."""
 
 
+def _empty_dict(*args: Any) -> dict[Any, Any]:
+    """Stand-in for `defaultdict`: keeps the items, which follow in the pickle, not the factory."""
+    return {}
+
+
 _IGNORED_GLOBALS = (
     "argparse.Namespace",
+    *(f"pathlib{module}.{kind}Path" for module in ("", "._local") for kind in ("Posix", "Windows")),
     "numpy.dtype",
     # the scalar's module depends on the NumPy version that wrote the file
     "numpy.core.multiarray.scalar",
@@ -39,15 +45,16 @@ _IGNORED_GLOBALS = (
 def read_pickle(path: str | os.PathLike[str]) -> Any:
     """Return the content of a `torch.save` file; no code of the file is run.
 
-    Besides tensors and plain Python values the file may hold `argparse.Namespace` and NumPy scalars, as the
-    authors' released files do. They become stand-ins without content.
+    Besides tensors and plain Python values the file may hold `argparse.Namespace`, paths and NumPy scalars, which
+    become stand-ins without content, and `defaultdict`, which becomes a dict.
 
     Raises:
         WeightsError: the file is truncated, damaged, of the format before PyTorch 1.6, or asks for anything else.
     """
     path = Path(path)
     _check_archive(path)
-    with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_GLOBALS]):
+    stand_ins: list[Any] = [(_Ignored, name) for name in _IGNORED_GLOBALS]
+    with torch.serialization.safe_globals([*stand_ins, (_empty_dict, "collections.defaultdict")]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged or hostile pickle can fail in any way

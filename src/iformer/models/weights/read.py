@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.errors import ConfigError, WeightsError
-from iformer.models.weights.checkpoint import Weights, check_fit, expected_shapes
+from iformer.models.weights.checkpoint import Weights, check_fit, expected_shapes, shapes_of
 from iformer.models.weights.dialects import from_foreign
 from iformer.models.weights.entries import select_entry
 from iformer.models.weights.header import (
+    Config,
     backbone_config,
     is_checkpoint_header,
     is_described,
@@ -21,6 +23,9 @@ from iformer.models.weights.header import (
 from iformer.models.weights.pickles import read_pickle
 from iformer.models.weights.recognition import differences, recognise, recognise_network
 from iformer.models.weights.safetensors_file import open_safetensors, unreadable
+
+_MAX_TENSORS = 100_000
+"""Tensors in a file; the largest network that a config allows has fewer."""
 
 
 def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> Weights:
@@ -48,20 +53,30 @@ def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> W
         return _from_script(path, read_pickle(path), {}, entry)
     with open_safetensors(path) as opened:
         header = dict(opened.metadata() or {})
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        keys = opened.keys()
+        if len(keys) > _MAX_TENSORS:
+            raise WeightsError(f"{path} holds {len(keys):,} tensors; expected at most {_MAX_TENSORS:,}")
+        tensors = {key: opened.get_tensor(key) for key in keys}
     if not is_checkpoint_header(header):
         return _from_script(path, tensors, header, entry)
     if entry is not None:
         raise WeightsError(f"{path} is a checkpoint of one network; leave out --entry (in Python entry=)")
     config, metadata = read_header(header, str(path))
-    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    blocks = sum(stage.depth for stage in backbone_config(config).stages)
+    if blocks > len(tensors):  # before a network of so many blocks is built
+        raise WeightsError(f"{path}: its header describes {blocks} blocks, but it holds {len(tensors)} tensors")
     try:
         expected = expected_shapes(config)
     except ConfigError as error:
         raise WeightsError(f"{path}: the description in its header is invalid: {error}") from error
-    check_fit(expected, shapes, source=str(path), network=backbone_config(config).name)
+    check_fit(expected, shapes_of(tensors), source=str(path), network=backbone_config(config).name)
     return Weights(
-        source=str(path), path=path, format="iformer", config=config, state_dict=tensors, metadata=metadata
+        source=str(path),
+        path=path,
+        format="iformer",
+        config=config,
+        state_dict=tensors,
+        metadata=_for_channels(metadata, config, str(path)),
     )
 
 
@@ -90,6 +105,17 @@ def _from_script(path: Path, content: Any, header: dict[str, str], entry: str | 
         format=format_,
         config=config,
         state_dict=ours,
-        metadata=metadata,
+        metadata=_for_channels(metadata, config, source),
         ignored=beside,
     )
+
+
+def _for_channels(metadata: Metadata, config: Config, source: str) -> Metadata:
+    """Return metadata with one mean and std per input channel; files of other codes and old ones have RGB's."""
+    channels = backbone_config(config).in_chans
+    preprocessing = metadata.preprocessing.with_channels(channels)
+    if len(preprocessing.mean) != channels:
+        raise WeightsError(
+            f"{source}: its preprocessing is for {len(preprocessing.mean)} channels, its network for {channels}"
+        )
+    return replace(metadata, preprocessing=preprocessing)
