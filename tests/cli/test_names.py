@@ -120,3 +120,44 @@ def test_an_artifact_in_the_place_of_a_network_is_named(
     ):
         assert main(arguments) == 1
         assert "is an exported artifact; give the checkpoint from which" in capsys.readouterr().err
+
+
+def test_entry_is_an_option_of_every_verb(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    weights, average = (create_model("iformer_t", num_classes=classes) for classes in (3, 2))
+    path, out = tmp_path / "run.pth", tmp_path / "out.safetensors"
+    torch.save({"model": weights.state_dict(), "ema": average.state_dict()}, path)
+    chosen = ("--entry", "ema")
+    assert said(capsys, "info", path)["network"]["num_classes"] == 3
+    assert said(capsys, "info", path, *chosen)["network"]["num_classes"] == 2
+    assert said(capsys, "convert", path, out, "--to", "iformer", *chosen)["num_classes"] == 2
+    image = photographs / "cat" / "0.png"
+    answer = said(capsys, "predict", image, "--weights", path, "--device", "cpu", *chosen)
+    assert len(answer["classes"]) == 2
+    measured = said(capsys, "eval", path, "--data", photographs, "--split", "all", "--workers", "0", *chosen)
+    assert measured["metrics"]["images"] == 12
+    for option in ("--model", "--weights"):
+        run = tmp_path / option.strip("-")
+        arguments = ["train", option, str(path), *chosen, "--data", str(photographs), "--out", str(run), *TRAIN]
+        assert main(arguments) == 0
+        key = "stem.conv2.conv.weight"
+        torch.testing.assert_close(load(run).state_dict()[key], average.state_dict()[key], atol=1e-9, rtol=0)
+    for verb in ("export", "bench"):
+        assert main([verb, str(path), "--entry", "none", *(["--to", "onnx"] if verb == "export" else [])]) == 1
+        assert "it has no state dict 'none'; it has model, ema" in capsys.readouterr().err
+
+
+def test_a_network_for_gray_images_predicts_and_exports(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    path, out = tmp_path / "gray.pth", tmp_path / "gray.onnx"
+    torch.save(create_model("iformer_t", num_classes=2, in_chans=1).state_dict(), path)
+    image = photographs / "cat" / "0.png"
+    answer = said(capsys, "predict", image, "--weights", path, "--device", "cpu")
+    assert said(capsys, "export", path, "--to", "onnx", "--out", out, "--images", image)["parity"]
+    exported = said(capsys, "predict", image, "--weights", out)
+    for ours, theirs in zip(answer["classes"], exported["classes"], strict=True):
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)

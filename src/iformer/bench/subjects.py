@@ -61,6 +61,7 @@ def prepare(
     size: tuple[int, int] | None = None,
     batch: int = 1,
     label: str | None = None,
+    entry: str | None = None,
 ) -> Subject:
     """Export a network to a runtime in its default precision, or use an artifact as it is.
 
@@ -72,6 +73,7 @@ def prepare(
         size: height and width of the input in pixels; the network's by default.
         batch: images per call; an artifact must take that number.
         label: name in the table; `name` by default.
+        entry: if `name` is the file of a training script, which of its weights to take.
 
     Raises:
         UserError: the name is unknown, or the network cannot be exported to the runtime.
@@ -80,7 +82,7 @@ def prepare(
     path = folder / f"{name.replace('/', '_')[-100:]}{pixels}{runtime.suffix}"
     if name.startswith(TIMM_PREFIX):
         return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, batch, label or name)
-    found = resolve(name)
+    found = resolve(name, entry=entry if Path(name).is_file() else None)
     if isinstance(found, Artifact):
         return _artifact(found.path, runtime, batch, label)
     # sizes get random weights, on which latency does not depend, instead of a download

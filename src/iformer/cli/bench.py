@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, output_folder, parse_size
+from iformer.cli.arguments import DeviceOption, EntryOption, output_folder, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
@@ -63,6 +63,7 @@ def bench(
     team: Annotated[
         str | None, typer.Option(metavar="ID", help="Apple developer team that signs for --iphone.")
     ] = None,
+    entry: EntryOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -96,7 +97,7 @@ def bench(
     measured: dict[str, list[Latency]] = {}
     with tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
         for runtime in runtimes:
-            subjects = _subjects(models or [], peers, runtime, Path(folder), pixels, batch)
+            subjects = _subjects(models or [], peers, runtime, Path(folder), pixels, batch, entry)
             if runtime.name == "coreml":
                 measured[runtime.name] = measure_core_ml(
                     subjects, iphone=iphone, team=team, rounds=rounds, calls=calls, report=note
@@ -127,6 +128,7 @@ def _subjects(
     folder: Path,
     size: tuple[int, int] | None,
     batch: int,
+    entry: str | None,
 ) -> list[Subject]:
     from iformer.bench.subjects import prepare
     from iformer_paper.pareto import published
@@ -135,7 +137,7 @@ def _subjects(
     # a name that does not tell two networks apart, such as best, is replaced by the whole path
     labels = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, models, strict=True)]
     subjects = [
-        prepare(name, runtime, folder, size=size, batch=batch, label=label)
+        prepare(name, runtime, folder, size=size, batch=batch, label=label, entry=entry)
         for name, label in zip(models, labels, strict=True)
     ]
     for row in published() if peers else ():

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, output_folder
+from iformer.cli.arguments import DeviceOption, EntryOption, output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
 from iformer.device import resolve_device
 from iformer.tables import terminal_table
@@ -39,6 +39,7 @@ def evaluate(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="auto: bf16 if the processor has it.")] = "fp32",
     device: DeviceOption = "auto",
+    entry: EntryOption = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
     strict_data: Annotated[
         bool, typer.Option("--strict-data", help="Stop at an image that cannot be read, instead of skipping it.")
@@ -60,7 +61,7 @@ def evaluate(
 
     if out is not None:
         output_folder(out)
-    subject, row = open_subject(checkpoint, device=device, precision=precision)
+    subject, row = open_subject(checkpoint, device=device, precision=precision, entry=entry)
     on = resolve_device(device)
     options = EvaluateOptions(
         split=split,

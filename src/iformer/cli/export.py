@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import AttentionOption, DeviceOption, WindowsOption, parse_size
+from iformer.cli.arguments import AttentionOption, DeviceOption, EntryOption, WindowsOption, parse_size
 from iformer.cli.output import (
     FAILED,
     DebugOption,
@@ -90,6 +90,7 @@ def export(
             help="OpenVINO: NNCF chooses the operations in higher precision by the metric; slow.",
         ),
     ] = False,
+    entry: EntryOption = None,
     attention: AttentionOption = None,
     windows: WindowsOption = None,
     device: DeviceOption = "cpu",
@@ -121,7 +122,7 @@ def export(
             runtime.require(precision)
     photographs = find_images(images) if images else []
     paths = _paths(out, runtimes, _name(weights), precision)
-    model = load_classifier(weights, attention=attention, windows=windows)
+    model = load_classifier(weights, entry=entry, attention=attention, windows=windows)
     network = exportable(model)
     if not photographs:
         note("comparing on generated patterns only; --images FOLDER adds your photographs")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, output_folder
+from iformer.cli.arguments import DeviceOption, EntryOption, output_folder
 from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line
 from iformer.device import resolve_device
 from iformer.errors import WeightsError
@@ -61,6 +61,7 @@ def predict(
         bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
     ] = False,
     device: DeviceOption = "auto",
+    entry: EntryOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -80,7 +81,10 @@ def predict(
         written_here = output_folder(folder).resolve()
         # the pictures of an earlier run below a folder such as "." are not input
         paths = [path for path in paths if written_here not in path.resolve().parents] or paths
-    subject, row = _default_network() if weights is None else open_subject(weights, device=device)
+    if weights is None and entry is None:
+        subject, row = _default_network()
+    else:
+        subject, row = open_subject(weights or DEFAULT_NETWORK, device=device, entry=entry)
     options = PredictOptions(
         device=resolve_device(device if hasattr(subject, "parameters") else "cpu"),
         title=weights or DEFAULT_NETWORK,

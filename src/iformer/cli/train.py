@@ -25,6 +25,7 @@ RECIPE_OPTIONS = {
     "seed": "seed",
     "precision": "precision",
     "weights": "weights",
+    "entry": "entry",
     "attention": "attention",
     "windows": "windows",
     "teacher": "distillation.teacher",

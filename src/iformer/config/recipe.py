@@ -123,7 +123,9 @@ class Recipe(Config):
     windows: Literal["released", "paper"] | None = None
     """Settings of the attention's windows. None: the released ones if there are any, else the paper's."""
     weights: Text = "none"
-    """Where training starts: `none` (random weights), `pretrained` (the released ones) or a checkpoint file."""
+    """Where training starts: `none` (random weights), `pretrained` (the released ones) or a checkpoint's name."""
+    entry: Text | None = None
+    """Which weights of a training script's file to start from, such as `model_ema`. None: not an average."""
     size: Pixels = 224
     """Side of the images, in pixels."""
 

@@ -36,7 +36,8 @@ def starting_backbone(model: str, recipe: PyramidRecipe, settings: RunSettings) 
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
     weights = "none" if settings.continues else recipe.weights
-    return starting_network(model, weights=weights, features_only=True, **recipe.network_options)
+    entry = recipe.entry if weights == recipe.weights else None
+    return starting_network(model, weights=weights, entry=entry, features_only=True, **recipe.network_options)
 
 
 def normalisation(backbone: Backbone) -> dict[str, Any]:

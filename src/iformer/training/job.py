@@ -69,25 +69,26 @@ class TrainJob(RunSettings):
     """Further plain values that a resumed run must share, such as the hash of a teacher's weights."""
 
 
-def starting_network(name: str, *, weights: str, **options: Any) -> Backbone:
+def starting_network(name: str, *, weights: str, entry: str | None = None, **options: Any) -> Backbone:
     """Build the network that a run starts from.
 
     Args:
         name: a size, or any name of a network with weights; see `iformer.models.weights.resolve`.
         weights: `none`, `pretrained` or such a name; see `Recipe.weights`.
+        entry: see `Recipe.entry`.
         options: of `iformer.models.factory.create_model`.
 
     Raises:
         UserError: `name` and `weights` both name weights.
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
-    named = resolve(name)
+    named = resolve(name, entry=entry if weights in ("none", "pretrained") else None)
     if not isinstance(named, Size) and weights not in ("none", "pretrained"):
         raise UserError(f"{name} and {weights} both name starting weights; give one of --model and --weights")
     if not isinstance(named, Size) or weights == "none":
         return create_model(named, **options)
     if weights != "pretrained":
-        return create_model(named, weights=weights, **options)
+        return create_model(named, weights=weights, entry=entry, **options)
     try:
         return create_model(named, pretrained=True, **options)
     except WeightsError as error:

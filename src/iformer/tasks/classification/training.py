@@ -79,6 +79,7 @@ def classification_job(
         network = starting_network(
             model,
             weights=weights,
+            entry=recipe.entry if weights == recipe.weights else None,
             num_classes=len(data.train.class_names),
             reset_head=True,
             distillation=True if distilled else None,
