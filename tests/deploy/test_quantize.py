@@ -160,7 +160,10 @@ def test_the_artifact_answers_as_the_network_does(
     assert not any(form in content for dtype in (np.float32, np.float16) for form in forms(weight, dtype))
 
 
-@each_pair
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [pytest.param(*pair, marks=pytest.mark.sweep if pair[0] == "executorch" else ()) for pair in PAIRS],
+)
 def test_a_layer_that_is_kept_has_its_own_weights(
     spec: ExportSpec, tmp_path: Path, name: str, precision: str
 ) -> None:
