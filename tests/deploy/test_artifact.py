@@ -231,13 +231,26 @@ def test_int8_never_replaces_an_fp32_artifact(artifact: Path, model: Classifier,
         export_artifact(exportable(model), artifact, "onnx", precision="int8", quantization=options)
 
 
-def test_names_of_artifacts(tmp_path: Path) -> None:
-    from iformer.cli.export import _paths
+@pytest.mark.parametrize("text", ["", "²", "1" * 5000, "-1", "1.0", "some"])
+def test_batches_that_are_no_numbers(text: str) -> None:
+    from iformer.cli.export import _batch
+
+    with pytest.raises(UserError, match=r"--batch is '.*'; expected dynamic or a whole number"):
+        _batch(text)
+
+
+def test_names_of_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from iformer.cli.export import _name, _paths
     from iformer.deploy.runtimes.registry import find_runtime
 
     onnx, ncnn = find_runtime("onnx"), find_runtime("ncnn")
     assert _paths(None, [onnx], "last", None) == [Path("last.onnx")]
     assert _paths(None, [onnx], "last", "int8") == [Path("last_int8.onnx")]
+    (tmp_path / "best.safetensors").touch()
+    names = [str(tmp_path / "best.safetensors"), str(tmp_path), "hf-hub:user/net", "timm/iformer_m.in1k", "elpv"]
+    assert [_name(name) for name in names] == ["best", tmp_path.name, "net", "iformer_m.in1k", "elpv"]
+    monkeypatch.chdir(tmp_path)
+    assert _name(".") == tmp_path.name
     new = tmp_path / "not" / "yet"
     assert _paths(new, [onnx], "last", "int8") == [new / "last_int8.onnx"]
     assert _paths(new, [onnx, ncnn], "last", "fp32") == [new / "last.onnx", new / "last.ncnn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +68,7 @@ def parse_size(text: str) -> tuple[int, int]:
         UserError: it is neither, or a side is below what the networks take.
     """
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
+    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,6}", side.strip()) for side in sides):
         raise UserError(f"--size is '{text}'; expected pixels such as 224, or height x width such as 192x256")
     height, width = int(sides[0]), int(sides[-1])
     if min(height, width) < MIN_INPUT_SIZE:

@@ -72,7 +72,7 @@ def bench(
     A computer's latency does not show a phone's; compare ratios. Networks are exported in fp32 (Core ML: fp16)
     with normalised input, timm's networks after fuse(). The runtimes run on the CPU.
     """
-    runtimes = [find_runtime(name.strip()) for name in dict.fromkeys(on.split(","))]
+    runtimes = [find_runtime(name) for name in dict.fromkeys(name.strip() for name in on.split(","))]
     pixels = None if size is None else parse_size(size)
     if not models and not peers:
         raise UserError("nothing to time; name networks or artifacts, or give --peers")

@@ -180,7 +180,7 @@ def _check_calibration(precision: str | None, calibration: str | None) -> None:
 def _runtimes(text: str) -> list[Runtime]:
     if text == "all":
         return list(RUNTIMES.values())
-    return [find_runtime(name.strip()) for name in dict.fromkeys(text.split(","))]
+    return [find_runtime(name) for name in dict.fromkeys(name.strip() for name in text.split(","))]
 
 
 def _batch(text: str | None) -> BatchSize | None:
@@ -188,8 +188,8 @@ def _batch(text: str | None) -> BatchSize | None:
         return None
     if text == "dynamic":
         return "dynamic"
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--batch is '{text}'; expected dynamic or a whole number of 1 or more")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"--batch is '{text[:100]}'; expected dynamic or a whole number of 1 or more")
     return int(text)
 
 
@@ -209,7 +209,9 @@ def _paths(out: Path | None, runtimes: list[Runtime], name: str, precision: str 
 
 
 def _name(weights: str) -> str:
-    return Path(weights).stem if Path(weights).is_file() else weights
+    """Return the last part of a path or of a name on the hub."""
+    path = Path(weights)
+    return path.stem if path.is_file() else path.name or path.resolve().name
 
 
 def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
@@ -223,10 +225,7 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         ["record", str(record_path(path))],
         ["input", f"{info.input_name}: {info.input_dtype} {info.input_layout}, {shape}"],
         ["normalisation", "in the artifact" if info.normalized_by == "graph" else "by the caller (--raw)"],
-        [
-            "classes",
-            f"{info.num_classes}, with names" if info.class_names else f"{info.num_classes}, without names",
-        ],
+        ["classes", f"{info.num_classes}{'' if info.class_names else ', without names'}"],
         ["status", info.status],
         ["checked by", info.checked_by],
         ["compared on", f"{photographs} photographs and {parity['generated_images']} generated patterns"],
@@ -250,6 +249,5 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         rows.append(["not in XNNPACK", left or "none"])
     if "transposes" in info.graph:
         rows.append(["rearranged", f"{info.graph['reshapes']} reshapes, {info.graph['transposes']} transposes"])
-    console().print(
-        terminal_table(f"{info.network} for {runtime.title}, {info.precision}", ["", ""], rows, left=2)
-    )
+    title = f"{info.network} for {runtime.title}, {info.precision}"
+    console().print(terminal_table(title, ["", ""], rows, left=2))
