@@ -139,6 +139,29 @@ def test_a_video_that_is_none_is_one_clear_line(
     assert not list((tmp_path / "out").glob("*.mp4*"))
 
 
+@pytest.mark.parametrize("size", [(2100, 30), (3000, 1), (1, 3000)])
+@pytest.mark.parametrize(("task", "options"), [("detector", []), ("segmenter", []), ("segmenter", ["--sliding"])])
+def test_a_thin_image_is_answered_as_the_others(
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    task: str,
+    options: list[str],
+    size: tuple[int, int],
+) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for name, sides in (("a", (90, 70)), ("b", size), ("c", (90, 70))):
+        Image.new("RGB", sides, (90, 120, 150)).save(folder / f"{name}.png")
+    weights = request.getfixturevalue(task)
+    command = ["predict", str(folder), "--weights", str(weights), *options, "--out", str(out), "--json"]
+    assert main(command) == 0
+    records = lines(capsys.readouterr().out)
+    assert [Path(record["file"]).stem for record in records] == ["a", "b", "c"]
+    assert all("error" not in record for record in records)
+    assert Image.open(out / "b.png").size == size
+
+
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_eval(
     capsys: pytest.CaptureFixture[str],

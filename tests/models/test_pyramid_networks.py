@@ -154,6 +154,25 @@ def test_detections_are_counted_from_class_zero(backbone: NetworkConfig) -> None
     assert (found["scores"].diff() <= 0).all()
 
 
+def test_detections_below_a_score_cost_no_mask_and_change_no_other(backbone: NetworkConfig) -> None:
+    torch.manual_seed(0)
+    network = Detector(detector_config(backbone)).eval()
+    images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((80, 90), (50, 70))]
+    with torch.inference_mode():
+        whole = network([image / 255 for image in images])
+        limit = float(whole[0]["scores"][2])  # one that is found, so that equality counts
+        detections = network.detect(images, min_score=limit)
+    assert network.rcnn.roi_heads.score_thresh == 0.0
+    for image, found, expected in zip(images, detections, whole, strict=True):
+        kept = expected["scores"] >= limit
+        for name in ("boxes", "scores", "labels"):
+            assert torch.equal(found[name], expected[name][kept])
+        torch.testing.assert_close(found["masks"].stacked(), expected["masks"][kept], rtol=0, atol=1e-5)
+        assert found["masks"].stacked().shape[2:] == image.shape[1:]
+        assert found["masks"].maps.shape[1:] == (1, 28, 28), "masks of the image's size are not held"
+    assert len(detections[0]["scores"]) == 3
+
+
 def test_without_masks_it_is_a_faster_rcnn(backbone: NetworkConfig) -> None:
     detector = Detector(detector_config(backbone, masks=False))
     assert not any("mask" in name for name in detector.state_dict())

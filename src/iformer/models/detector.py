@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
 from iformer.config.detector import DetectorConfig
@@ -31,6 +35,7 @@ class Detector(nn.Module):
         self.config = config
         self.metadata = Metadata(task="detect", preprocessing=config.preprocessing)
         self.rcnn = _rcnn(config, Pyramid(backbone or Backbone(config.backbone), config.fpn_channels, pooled=True))
+        self.rcnn.transform = _Transform(config.size, config.max_size, list(config.mean), list(config.std))
 
     @property
     def pyramid(self) -> Pyramid:
@@ -52,19 +57,108 @@ class Detector(nn.Module):
             In training mode a dict of scalar losses. Otherwise for each image a dict of `boxes` (N x 4, pixels),
             `scores` (N, descending), `labels` (N, from 0) and with masks `masks` (N x 1 x H x W, 0 to 1).
         """
-        if targets is not None:  # torchvision's label 0 is the background
-            targets = [{**target, "labels": target["labels"] + 1} for target in targets]
-        result = self.rcnn(images, targets)
         if self.training:
-            return result
-        return [{**found, "labels": found["labels"] - 1} for found in result]
+            if targets is not None:  # torchvision's label 0 is the background
+                targets = [{**target, "labels": target["labels"] + 1} for target in targets]
+            return self.rcnn(images, targets)
+        return [
+            {**found, "masks": found["masks"].stacked()} if "masks" in found else found
+            for found in self._detections(images)
+        ]
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Return what `forward` returns in eval mode, for uint8 images 3 x H x W on any device."""
+    def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
+        """Return what `forward` returns in eval mode, with masks that take memory only when they are read.
+
+        Args:
+            images: uint8 3 x H x W on any device, each with its own H and W.
+            min_score: detections with a lower score are dropped before their masks are computed. The config's
+                `score_threshold` applies too.
+
+        Returns:
+            For each image a dict of `boxes`, `scores`, `labels` and with masks `masks`, a `PastedMasks`.
+        """
         device = next(self.parameters()).device
-        found: list[dict[str, Tensor]] = self([image.to(device).float().div_(255) for image in images])
-        return found
+        with self._threshold(min_score):
+            return self._detections([image.to(device).float().div_(255) for image in images])
+
+    def _detections(self, images: list[Tensor]) -> list[dict[str, Any]]:
+        detections: list[dict[str, Any]] = []
+        for image, found in zip(images, self.rcnn(images), strict=True):
+            detections.append({**found, "labels": found["labels"] - 1})
+            if "masks" in found:
+                height, width = image.shape[1:]
+                detections[-1]["masks"] = PastedMasks(found["masks"], found["boxes"], (height, width))
+        return detections
+
+    @contextmanager
+    def _threshold(self, min_score: float) -> Iterator[None]:
+        """Let the heads drop detections with a score below `min_score`."""
+        heads = self.rcnn.roi_heads
+        before = heads.score_thresh
+        # torchvision keeps scores above its threshold, in fp32
+        heads.score_thresh = max(before, float(np.nextafter(np.float32(min_score), np.float32(-1))))
+        try:
+            yield
+        finally:
+            heads.score_thresh = before
+
+
+class PastedMasks(Sequence[Tensor]):
+    """Masks of the detections of one image, each 1 x H x W (0 to 1), pasted into the image when it is read.
+
+    Hundreds of masks of a large photograph at once would take gigabytes.
+    """
+
+    def __init__(self, maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> None:
+        """`maps`: N x 1 x M x M, the masks inside their `boxes`, N x 4; `size`: the image's height and width."""
+        self.maps, self.boxes, self.size = maps, boxes, size
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> PastedMasks: ...
+    def __getitem__(self, index: int | slice) -> Tensor | PastedMasks:
+        if isinstance(index, slice):
+            return PastedMasks(self.maps[index], self.boxes[index], self.size)
+        mask: Tensor = paste_masks_in_image(self.maps[index][None], self.boxes[index][None], self.size)[0]
+        return mask
+
+    def cpu(self) -> PastedMasks:
+        """Return the same masks on the CPU."""
+        return PastedMasks(self.maps.cpu(), self.boxes.cpu(), self.size)
+
+    def stacked(self) -> Tensor:
+        """Return all masks, N x 1 x H x W."""
+        return torch.stack(list(self)) if len(self) else self.maps.new_zeros((0, 1, *self.size))
+
+
+class _Transform(GeneralizedRCNNTransform):
+    """torchvision's transform, but masks stay maps inside their boxes, and a thin image keeps one pixel a side."""
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        height, width = image.shape[-2:]
+        scale = min(self.min_size[0] / min(height, width), self.max_size / max(height, width))
+        thin = scale * min(height, width) < 1.01  # torchvision rounds down, in fp32
+        self.fixed_size = (max(1, int(scale * width)), max(1, int(scale * height))) if thin else None
+        resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
+        return resized
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        if not self.training:
+            for found, size, original in zip(result, image_shapes, original_image_sizes, strict=True):
+                found["boxes"] = resize_boxes(found["boxes"], size, original)
+        return result
 
 
 def _anchors() -> AnchorGenerator:

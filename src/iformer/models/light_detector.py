@@ -149,11 +149,14 @@ class LightDetector(nn.Module):
         return torch.cat([level_points(height // s, width // s, s, device=device) for s in self.config.strides], 1)
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor], *, one_to_many: bool = False) -> list[dict[str, Tensor]]:
+    def detect(
+        self, images: Sequence[Tensor], *, min_score: float = 0.0, one_to_many: bool = False
+    ) -> list[dict[str, Tensor]]:
         """The objects on images of any sizes, in eval mode.
 
         Args:
             images: uint8 3 x h x w, RGB, each of its own size.
+            min_score: detections with a lower score are dropped; the config's `score_threshold` applies too.
             one_to_many: use the one-to-many head, with non-maximum suppression at `config.nms_iou`.
 
         Returns:
@@ -170,17 +173,17 @@ class LightDetector(nn.Module):
         else:
             boxes, scores = self(batch)
         return [
-            self._select(item.restore(image_boxes.float()), image_scores.float(), nms=one_to_many)
+            self._select(item.restore(image_boxes.float()), image_scores.float(), min_score, nms=one_to_many)
             for item, image_boxes, image_scores in zip(boxed, boxes, scores, strict=True)
         ]
 
-    def _select(self, boxes_A4: Tensor, scores_AK: Tensor, *, nms: bool) -> dict[str, Tensor]:
+    def _select(self, boxes_A4: Tensor, scores_AK: Tensor, min_score: float, *, nms: bool) -> dict[str, Tensor]:
         """The best (point, class) pairs of one image above the score threshold."""
         config = self.config
         flat = scores_AK.flatten()
         count = min(flat.numel(), 10 * config.detections if nms else config.detections)
         scores, order = flat.topk(count)
-        keep = scores > config.score_threshold
+        keep = (scores > config.score_threshold) & (scores >= min_score)
         scores, order = scores[keep], order[keep]
         boxes, labels = boxes_A4[order // scores_AK.shape[1]], order % scores_AK.shape[1]
         if nms:

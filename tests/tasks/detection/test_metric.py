@@ -135,3 +135,27 @@ def test_order_of_the_images_does_not_matter() -> None:
         forwards.update([outputs[image]], {"image_ids": [image]})
         backwards.update([outputs[11 - image]], {"image_ids": [11 - image]})
     assert forwards.compute() == backwards.compute()
+
+
+def test_more_than_a_hundred_objects_of_an_image_count() -> None:
+    """COCO's limit of 100 would give 300 perfect boxes an AP of 33.7."""
+    boxes = [[20.0 * (k % 20), 21.0 * (k // 20), 12.0, 12.0] for k in range(300)]
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 320, "width": 400}],
+        "annotations": [
+            {"id": k + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 144.0, "iscrowd": 0}
+            for k, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "bar"}],
+    }
+    corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes])
+
+    def average_precision(count: int) -> float:
+        found = {"boxes": corners[:count], "labels": torch.zeros(count, dtype=torch.int64)}
+        metric = DetectionMetric(truth, masks=False)
+        metric.update([{**found, "scores": torch.linspace(0.9, 0.8, count)}], {"image_ids": [1]})
+        value: float = metric.compute()["box_ap"]
+        return value
+
+    assert average_precision(300) == 100.0
+    assert average_precision(100) == pytest.approx(33.7, abs=0.1)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.config.segmenter import default_palette
@@ -29,7 +28,7 @@ _MASK_OPACITY = 0.45
 
 
 class DetectionPredictor(PyramidPredictor):
-    """A detector ready to answer. An answer is a dict as `Detector.forward` returns it, on the CPU."""
+    """A detector ready to answer. An answer is a dict as `Detector.detect` returns it, on the CPU."""
 
     def __init__(
         self, network: Detector | LightDetector, *, device: torch.device | str = "cpu", min_score: float = 0.5
@@ -41,15 +40,14 @@ class DetectionPredictor(PyramidPredictor):
         self._annotations: list[dict[str, Any]] = []
 
     @torch.inference_mode()
-    def answer(self, image: Image.Image) -> dict[str, Tensor]:
-        found = self.network.detect([pil_to_tensor(image)])[0]
-        kept = found["scores"] >= self.min_score
-        return {name: value[kept].cpu() for name, value in found.items()}
+    def answer(self, image: Image.Image) -> dict[str, Any]:
+        found = self.network.detect([pil_to_tensor(image)], min_score=self.min_score)[0]
+        return {name: value.cpu() for name, value in found.items()}
 
-    def draw(self, image: Image.Image, answer: Mapping[str, Tensor]) -> Image.Image:
+    def draw(self, image: Image.Image, answer: Mapping[str, Any]) -> Image.Image:
         return draw_detections(image, answer, self.class_names)
 
-    def record(self, answer: Mapping[str, Tensor]) -> Record:
+    def record(self, answer: Mapping[str, Any]) -> Record:
         results = coco_results(answer, 0, range(len(self.class_names)), masks=False)
         return {
             "detections": [
@@ -63,7 +61,7 @@ class DetectionPredictor(PyramidPredictor):
         return "   ".join(found) or "nothing"
 
     def write(
-        self, path: Path, image: Image.Image, answer: Mapping[str, Tensor], out: Path | None, name: str
+        self, path: Path, image: Image.Image, answer: Mapping[str, Any], out: Path | None, name: str
     ) -> Record:
         if out is not None:
             number = len(self._images) + 1
@@ -90,18 +88,18 @@ def open_predictor(network: Detector | LightDetector, options: PredictOptions) -
     return DetectionPredictor(network, device=options.device, min_score=min_score)
 
 
-def draw_detections(image: Image.Image, found: Mapping[str, Tensor], class_names: Sequence[str]) -> Image.Image:
+def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: Sequence[str]) -> Image.Image:
     """Draw boxes, names with scores, and masks if there are any, on a copy of an RGB image.
 
     Args:
-        found: the detections of the image, as `iformer.models.detector.Detector` returns them.
+        found: the detections of the image, as `Detector.detect` or `Detector.forward` returns them.
     """
     colours = default_palette(len(class_names))
     labels, scores = found["labels"].tolist(), found["scores"].tolist()
     if "masks" in found:
         overlay_HWC = np.array(image)
         for index in reversed(range(len(scores))):  # the highest score on top
-            overlay_HWC[(found["masks"][index, 0] > 0.5).cpu().numpy()] = colours[labels[index]]
+            overlay_HWC[(found["masks"][index][0] > 0.5).cpu().numpy()] = colours[labels[index]]
         image = blend(image, overlay_HWC, _MASK_OPACITY)
     drawn = image.copy()
     draw = ImageDraw.Draw(drawn)

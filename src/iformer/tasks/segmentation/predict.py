@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from iformer.config.network import MIN_INPUT_SIZE
 from iformer.config.segmenter import IGNORED
 from iformer.data.transforms import Normalize
 from iformer.models.segmenter import Segmenter
@@ -89,7 +90,11 @@ def segment(model: nn.Module, image: Tensor, size: tuple[int, ...], *, window: i
         model: images to logits, B x K x H x W.
         window: side of the windows of `sliding_logits`; None: the whole image at once.
     """
-    logits = (model(image) if window is None else sliding_logits(model, image, window=window)).float()
+    height, width = image.shape[2:]
+    # the backbone needs a minimum of pixels, which a thin image has not
+    padded = F.pad(image, (0, max(0, MIN_INPUT_SIZE - width), 0, max(0, MIN_INPUT_SIZE - height)))
+    logits = model(padded) if window is None else sliding_logits(model, padded, window=window)
+    logits = logits[:, :, :height, :width].float()
     if logits.shape[2:] != size:
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return logits[0].argmax(0)
