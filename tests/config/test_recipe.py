@@ -57,6 +57,7 @@ INVALID: dict[str, list[Any]] = {
     "size": [31, 0, 224.5],
     "size_schedule": [[[5, 128], [5, 224]], [[0, 16]], [[-1, 64]], [[0, 300]], [[10, 128]], [[0]], 128],
     "crop_pct": [0, 1.1],
+    "value_range": [[5, 5], [4095, 0], [0], 4095, [0, float("nan")], [0, 1e12]],
     "augment.scale": [[0.0, 1.0], [0.9, 0.8], [0.5]],
     "augment.ratio": [[0, 1], [2, 1]],
     "augment.interpolation": ["nearest"],

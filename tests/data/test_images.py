@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from iformer.data import conversion
 from iformer.data.images import MAX_PIXELS, check_image, has_image_extension, read_image
 from iformer.errors import DataError
 
@@ -268,3 +269,65 @@ def test_extensions() -> None:
     assert has_image_extension(Path("x/y.Jpeg"))
     assert not has_image_extension("a.txt")
     assert not has_image_extension("jpg")
+
+
+@pytest.mark.parametrize("size", [(5, 40), (40, 7), (1, 1), (3, 900)])
+def test_a_jpeg_with_a_short_side_is_read(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", size, (200, 30, 30)).save(path)
+    assert check_image(path).size == read_image(path).size == size
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt", "iCCP"])
+def test_a_png_with_much_text_or_a_large_profile_is_read(tmp_path: Path, kind: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    options: dict[str, object] = {"pnginfo": info}
+    text = "x" * (3 << 20)
+    if kind == "iCCP":
+        options["icc_profile"] = bytes(3 << 20)
+    elif kind == "iTXt":
+        info.add_itxt("big", text, zip=True)
+    else:
+        for number in range(30):
+            info.add_text(f"big{number}", text, zip=kind == "zTXt")
+    Image.fromarray(photograph()).save(tmp_path / "a.png", **options)  # type: ignore[arg-type]
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        np.testing.assert_array_equal(np.asarray(read_image(source)), photograph())
+    check_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_12_bits_in_16_have_a_range(tmp_path: Path, extension: str) -> None:
+    gray = photograph()[..., 0]
+    Image.fromarray((gray.astype(np.uint16) * 257) >> 4).save(tmp_path / f"a.{extension}")
+    path = tmp_path / f"a.{extension}"
+    assert check_image(path).highest == 4095
+    assert np.asarray(read_image(path)).max() == 15
+    scaled = np.asarray(read_image(path, keep_gray=True, value_range=(0, 4095)))
+    assert np.abs(scaled.astype(int) - gray).max() <= 1
+    np.testing.assert_array_equal(np.asarray(read_image(path, value_range=(0, 1))).max(), 255)  # clipped
+    Image.fromarray(photograph()).save(tmp_path / "plain.png")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "plain.png", value_range=(0, 9))), photograph())
+
+
+def test_strips_do_not_change_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    pictures = {
+        "rgba.png": generator.integers(0, 256, (40, 30, 4)).astype(np.uint8),
+        "la.png": generator.integers(0, 256, (40, 30, 2)).astype(np.uint8),
+        "wide.png": generator.integers(0, 65536, (40, 30)).astype(np.uint16),
+        "int.tif": generator.integers(0, 10**6, (40, 30)).astype(np.int32),
+        "float.tif": generator.normal(size=(40, 30)).astype(np.float32),
+    }
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    whole = {name: read_image(tmp_path / name).tobytes() for name in pictures}
+    monkeypatch.setattr(conversion, "_STRIP_PIXELS", 100)
+    assert {name: read_image(tmp_path / name).tobytes() for name in pictures} == whole
+
+
+def test_decoding_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (16_000, 9_000)).save(path)
+    with pytest.raises(DataError, match=r"16000 x 9000 pixels of WEBP would take about 2\.1 GiB to decode"):
+        read_image(path)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from iformer.config.checking import Config, Range, ShareBelowOne, check
 from iformer.config.network import NetworkConfig
-from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, PixelValue, Preprocessing
 
 Side = Annotated[int, Range(32, 4096, step=32)]
 
@@ -16,6 +16,8 @@ Side = Annotated[int, Range(32, 4096, step=32)]
 class LightDetectorOptions(Config):
     """The options of the light detector that a recipe may set."""
 
+    value_range: tuple[PixelValue, PixelValue] | None = None
+    """Values of black and white in gray images of more than 8 bits, such as [0, 4095]. None: by their bits."""
     channels: Annotated[int, Range(8, 1024)] = 96
     """Channels of the neck and of the heads."""
     kernel_size: Literal[3, 5, 7] = 5
@@ -62,5 +64,10 @@ class LightDetectorConfig(LightDetectorOptions):
     def preprocessing(self) -> Preprocessing:
         """The same as metadata of a checkpoint: `size` is the input's height and width, nothing is cropped."""
         return Preprocessing(
-            size=self.input_size, crop_pct=1.0, interpolation="bilinear", mean=self.mean, std=self.std
+            size=self.input_size,
+            crop_pct=1.0,
+            interpolation="bilinear",
+            mean=self.mean,
+            std=self.std,
+            value_range=self.value_range,
         )

@@ -12,6 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Side = Annotated[int, Range(1, MAX_INPUT_SIZE)]
+PixelValue = Annotated[float, Range(-1e9, 1e9)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,16 @@ class Preprocessing(Config):
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: Annotated[tuple[Annotated[float, Range(-1000, 1000)], ...], Length(1, 1024)] = IMAGENET_MEAN
     std: tuple[Annotated[float, Range(0, 1000, above=True)], ...] = IMAGENET_STD
+    value_range: tuple[PixelValue, PixelValue] | None = None
+    """Values of black and white in gray images of more than 8 bits, such as [0, 4095] for 12-bit data in 16-bit
+    files. None: see `iformer.data.images.read_image`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         most = 2 * MAX_INPUT_SIZE
         check(max(self.size) / self.crop_pct <= most, self, "crop_pct", f"size / crop_pct up to {most} pixels")
+        rising = self.value_range is None or self.value_range[0] < self.value_range[1]
+        check(rising, self, "value_range", "two rising numbers, or null")
         check(len(self.std) == len(self.mean), self, "std", f"{len(self.mean)} numbers, one for each of mean")
 
     def with_channels(self, channels: int) -> Preprocessing:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from iformer.config.checking import Config, Range, check
 from iformer.config.network import Channels, NetworkConfig, Pixels
-from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, PixelValue, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,8 @@ class PyramidOptions(Config):
 
     fpn_channels: Channels = 256
     """Channels of every level of the feature pyramid."""
+    value_range: tuple[PixelValue, PixelValue] | None = None
+    """Values of black and white in gray images of more than 8 bits, such as [0, 4095]. None: by their bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,4 +50,5 @@ class PyramidConfig(PyramidOptions):
             interpolation="bilinear",
             mean=self.mean,
             std=self.std,
+            value_range=self.value_range,
         )

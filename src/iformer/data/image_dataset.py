@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from iformer.data.conversion import ValueRange
 from iformer.data.images import read_image
 from iformer.data.parallel import Progress, map_in_threads
 from iformer.data.samples import ImageSet, IndexedSamples, Sample
@@ -37,6 +38,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         seed: int = 0,
         cache: Literal["none", "ram"] = "none",
         cache_side: int | None = None,
+        value_range: ValueRange | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Create the dataset; with `cache="ram"` every image is decoded now.
@@ -48,6 +50,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             cache: "ram" keeps the decoded images (gray ones with one channel); workers share them.
             cache_side: cached images with a longer shorter side are reduced to it, which changes them. None
                 means keep them as they are.
+            value_range: see `iformer.data.images.read_image`.
             progress: called with the number of images cached and their total.
 
         Raises:
@@ -56,7 +59,8 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         self.image_set = image_set
         self.transform = transform
         self.seed = seed
-        self._cache = _DecodedImages(image_set, cache_side, progress) if cache == "ram" else None
+        self.value_range = value_range
+        self._cache = _DecodedImages(image_set, cache_side, value_range, progress) if cache == "ram" else None
 
     def __len__(self) -> int:
         return len(self.image_set)
@@ -69,7 +73,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         """
         if self._cache is not None:
             return self._cache.image(index)
-        return read_image(self.image_set.samples[index], keep_gray=True)
+        return read_image(self.image_set.samples[index], keep_gray=True, value_range=self.value_range)
 
     def __getitem__(self, key: Key | int) -> tuple[Tensor, int, int]:
         """Return the image, uint8 (C, H, W), its label and its index.
@@ -115,9 +119,11 @@ class _DecodedImages:
     With one object per image, reference counts would be written and the pages copied to each worker.
     """
 
-    def __init__(self, image_set: ImageSet, side: int | None, progress: Progress | None) -> None:
+    def __init__(
+        self, image_set: ImageSet, side: int | None, value_range: ValueRange | None, progress: Progress | None
+    ) -> None:
         def decode(sample: Sample) -> np.ndarray:
-            return np.asarray(_reduce(read_image(sample, keep_gray=True), side))
+            return np.asarray(_reduce(read_image(sample, keep_gray=True, value_range=value_range), side))
 
         total = len(image_set)
         arrays: list[np.ndarray] = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from iformer.data.conversion import ValueRange
 from iformer.data.images import has_image_extension, read_image
 from iformer.data.listing import images_below, natural_key
 from iformer.data.parallel import available_cores
@@ -75,6 +76,7 @@ def iterate_images(
     batch_size: int = 32,
     workers: int | None = None,
     prefetch: int = 2,
+    value_range: ValueRange | None = None,
 ) -> Iterator[ImageBatch]:
     """Decode and transform images in threads, ahead of their use, and yield them in order as batches.
 
@@ -89,11 +91,12 @@ def iterate_images(
         prefetch: batches to prepare in advance. With 0, decoding and the caller's work take turns. That is
             faster where a network on the CPU uses every core: its threads wait for each other, so a decoder on
             one of the cores delays all of them.
+        value_range: see `iformer.data.images.read_image`.
     """
 
     def load(path: Path) -> Tensor | str:
         try:
-            return transform(read_image(path, keep_gray=True))
+            return transform(read_image(path, keep_gray=True, value_range=value_range))
         except DataError as error:
             return str(error)
 

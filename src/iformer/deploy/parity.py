@@ -88,13 +88,13 @@ def compare(
     info = runner.info
     failures = _record_failures(network, runner)
     generated = _colour_patterns(info.preprocessing)
-    decode = eval_transform(info.preprocessing)
+    decode, value_range = eval_transform(info.preprocessing), info.preprocessing.value_range
     device = next(network.model.parameters()).device
     # the network's own mean and std, so that wrong ones in the artifact show
     normalize = Normalize(network.metadata.preprocessing).to(device)
     expected_chunks, actual_chunks = [], []
     sources: list[bytes | Path] = [*generated, *images]
-    for pixels_BCHW in _batches(decode(read_image(source)) for source in sources):
+    for pixels_BCHW in _batches(decode(read_image(source, value_range=value_range)) for source in sources):
         with torch.inference_mode():
             outputs = named(network.outputs, network.model(normalize(pixels_BCHW.to(device))))
         expected_chunks.append({name: output.float().cpu() for name, output in outputs.items()})
@@ -131,11 +131,11 @@ def _record_failures(network: Exportable, runner: ArtifactRunner) -> list[str]:
     failures = []
     if info.class_names != metadata.class_names:
         failures.append("its class names are not the network's")
-    if (info.preprocessing.mean, info.preprocessing.std) != (
-        metadata.preprocessing.mean,
-        metadata.preprocessing.std,
-    ):
+    ours, theirs = metadata.preprocessing, info.preprocessing
+    if (theirs.mean, theirs.std) != (ours.mean, ours.std):
         failures.append("its mean and std are not the network's")
+    if theirs.value_range != ours.value_range:
+        failures.append("its value_range is not the network's")
     if info.weights_sha256 != weights_hash(network.model):
         failures.append("it was made from other weights")
     return failures

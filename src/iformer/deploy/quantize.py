@@ -72,7 +72,7 @@ def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preproc
     if not paths:
         raise UserError("INT8 needs images to calibrate with; give a data set or a folder of images")
     transform = eval_transform(preprocessing)
-    return torch.stack([transform(read_image(path)) for path in paths])
+    return torch.stack([transform(read_image(path, value_range=preprocessing.value_range)) for path in paths])
 
 
 def network_forward(spec: ExportSpec) -> Forward:

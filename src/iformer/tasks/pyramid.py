@@ -78,6 +78,7 @@ class PyramidPredictor(ABC):
         """Move the network, in eval mode, to a device."""
         self.device = resolve_device(device)
         self.name = network.config.backbone.name
+        self.value_range = network.config.preprocessing.value_range
         self.class_names = network.metadata.class_names or tuple(
             f"class {index}" for index in range(network.config.num_classes)
         )
@@ -113,7 +114,7 @@ class PyramidPredictor(ABC):
         Raises:
             DataError: the file cannot be read.
         """
-        image = read_image(path)
+        image = read_image(path, value_range=self.value_range)
         return self.draw(image, self.answer(image))
 
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
@@ -137,7 +138,7 @@ class PyramidPredictor(ABC):
                 yield {"file": str(path), "error": str(error).removeprefix(f"{path}: ")}
 
     def _image(self, path: Path, out: Path | None, names: _Names) -> Record:
-        image = read_image(path)
+        image = read_image(path, value_range=self.value_range)
         answer = self.answer(image)
         record: Record = {"file": str(path), **self.record(answer)}
         name = names.unique(path)

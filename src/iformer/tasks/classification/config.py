@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.checking import Config, Range, Share, ShareBelowOne, Text, check
 from iformer.config.network import MIN_INPUT_SIZE, Pixels
-from iformer.config.preprocessing import Preprocessing
+from iformer.config.preprocessing import PixelValue, Preprocessing
 from iformer.config.recipe import Recipe
 
 
@@ -35,6 +35,8 @@ class ClassificationRecipe(Recipe):
     """Progressive resizing: pairs of (first epoch, from 0; training size). `size` before the first pair."""
     crop_pct: Annotated[float, Range(0.05, 1)] = 0.875
     """Evaluation resizes the shorter side to `size / crop_pct`, then cuts out the centre."""
+    value_range: tuple[PixelValue, PixelValue] | None = None
+    """Values of black and white in gray images of more than 8 bits, such as [0, 4095]. None: by their bits."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
     label_smoothing: ShareBelowOne = 0.1
@@ -77,6 +79,7 @@ class ClassificationRecipe(Recipe):
             size=(self.size, self.size),
             crop_pct=self.crop_pct,
             interpolation="bicubic" if interpolation == "random" else interpolation,
+            value_range=self.value_range,
         )
 
     def train_size(self, epoch: int) -> int:

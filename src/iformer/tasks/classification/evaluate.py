@@ -138,7 +138,9 @@ def evaluation_loader(
     Raises:
         DataError: an image cannot be read, or the set is empty.
     """
-    dataset = ImageDataset(image_set, eval_transform(preprocessing), cache=cache)
+    dataset = ImageDataset(
+        image_set, eval_transform(preprocessing), cache=cache, value_range=preprocessing.value_range
+    )
     return build_loader(dataset, batch_size=batch_size, train=False, workers=workers)
 
 

@@ -136,6 +136,7 @@ class Predictor:
             batch_size=self.batch_size,
             workers=self.workers,
             prefetch=0 if takes_turns else 2,
+            value_range=self.preprocessing.value_range,
         )
         for batch in batches:
             outcomes: dict[Path, Answer | Failure] = {

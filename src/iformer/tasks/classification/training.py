@@ -148,11 +148,19 @@ class ClassificationWorkload(Workload):
             size = recipe.train_size(epoch)
             preprocessing = replace(job.preprocessing, size=(size, size))
             stages.append((epoch, train_transform(preprocessing, recipe.augment)))
-        return ImageDataset(job.data.train, TransformSchedule(stages), seed=recipe.seed, cache=recipe.cache)
+        return ImageDataset(
+            job.data.train,
+            TransformSchedule(stages),
+            seed=recipe.seed,
+            cache=recipe.cache,
+            value_range=recipe.value_range,
+        )
 
     def val_dataset(self) -> ImageDataset:
         transform = eval_transform(self.job.preprocessing)
-        return ImageDataset(self.job.data.val, transform, cache=self.recipe.cache)
+        return ImageDataset(
+            self.job.data.val, transform, cache=self.recipe.cache, value_range=self.recipe.value_range
+        )
 
     def prepare(self, batch: Batch) -> Batch:
         on_device = {name: value.to(self.context.device, non_blocking=True) for name, value in batch.items()}

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSample, DetectionSet, decode_mask
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
@@ -27,15 +28,23 @@ from iformer.tasks.detection.config import DetectionRecipe
 class DetectionImages:
     """The images of a `DetectionSet` at their own sizes; the network resizes them."""
 
-    def __init__(self, image_set: DetectionSet, recipe: DetectionRecipe | None = None, *, masks: bool) -> None:
+    def __init__(
+        self,
+        image_set: DetectionSet,
+        recipe: DetectionRecipe | None = None,
+        *,
+        masks: bool,
+        value_range: ValueRange | None = None,
+    ) -> None:
         """Describe the images.
 
         Args:
             image_set: image files and their objects.
             recipe: flips and colour jitter of training; None: images are not changed.
             masks: add masks to the targets.
+            value_range: see `iformer.data.images.read_image`.
         """
-        self.image_set = image_set
+        self.image_set, self.value_range = image_set, value_range
         self.masks = masks
         self._seed = recipe.seed if recipe is not None else 0
         self._hflip = recipe.augment.hflip if recipe is not None else 0.0
@@ -64,7 +73,7 @@ class DetectionImages:
 
     def _item(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         sample = self.image_set.samples[index]
-        image = read_image(sample.path)
+        image = read_image(sample.path, value_range=self.value_range)
         target = _target(sample, masks=self.masks)
         with seeded(self._seed, epoch, index):
             if self._jitter is not None:
@@ -77,9 +86,16 @@ class DetectionImages:
 class DetectionCanvases(DetectionImages):
     """Training images of the light detector: canvases of the input's size, some of them mosaics."""
 
-    def __init__(self, image_set: DetectionSet, recipe: DetectionRecipe, *, fill: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        image_set: DetectionSet,
+        recipe: DetectionRecipe,
+        *,
+        fill: tuple[int, ...],
+        value_range: ValueRange | None = None,
+    ) -> None:
         """Describe the images; `fill` is the colour (0 to 255) where no image lies."""
-        super().__init__(image_set, recipe, masks=False)
+        super().__init__(image_set, recipe, masks=False, value_range=value_range)
         self._augment = recipe.augment
         self._mosaic_epochs = round(recipe.augment.mosaic_until * recipe.epochs)
         self._canvas = Canvas((recipe.size, recipe.size), recipe.augment.scale_jitter, fill)

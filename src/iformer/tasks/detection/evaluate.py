@@ -114,7 +114,7 @@ def evaluate_set(
         DataError: an image cannot be read, or the classes or their order differ from the network's.
     """
     check_classes(network.metadata, image_set.class_names)
-    dataset = DetectionImages(image_set, masks=False)
+    dataset = DetectionImages(image_set, masks=False, value_range=network.config.preprocessing.value_range)
     with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
         return evaluate(network, loader, device=device, precision=precision, progress=progress)
 

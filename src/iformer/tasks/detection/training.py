@@ -99,13 +99,14 @@ class DetectionWorkload(Workload):
 
     def train_dataset(self) -> DetectionImages:
         network, images = self.job.model, self.job.data.train
+        value_range = self.job.preprocessing.value_range
         if isinstance(network, LightDetector):
-            return DetectionCanvases(images, self.recipe, fill=network.fill)
+            return DetectionCanvases(images, self.recipe, fill=network.fill, value_range=value_range)
         assert isinstance(network, Detector)
-        return DetectionImages(images, self.recipe, masks=network.config.masks)
+        return DetectionImages(images, self.recipe, masks=network.config.masks, value_range=value_range)
 
     def val_dataset(self) -> DetectionImages:
-        return DetectionImages(self.job.data.val, masks=False)
+        return DetectionImages(self.job.data.val, masks=False, value_range=self.job.preprocessing.value_range)
 
     def prepare(self, batch: Batch) -> Batch:
         device = self.context.device

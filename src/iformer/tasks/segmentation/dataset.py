@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.config.segmenter import IGNORED
+from iformer.data.conversion import ValueRange
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
 from iformer.data.segmentation import SemanticSet, read_mask
@@ -40,6 +41,7 @@ class SemanticImages:
         size: int,
         max_size: int,
         fill: tuple[float, float, float],
+        value_range: ValueRange | None = None,
     ) -> None:
         """Describe the images.
 
@@ -49,8 +51,9 @@ class SemanticImages:
                 and masks keep their own size.
             size, max_size: limits of the shorter and the longer side; see `iformer.config.pyramid.PyramidConfig`.
             fill: colour (0 to 1) of the part of a crop that lies outside the image.
+            value_range: see `iformer.data.images.read_image`.
         """
-        self.image_set = image_set
+        self.image_set, self.value_range = image_set, value_range
         self.recipe, self.size, self.max_size = recipe, size, max_size
         self._fill = tuple(round(255 * value) for value in fill)
         photometric = recipe is not None and recipe.augment.photometric
@@ -78,7 +81,7 @@ class SemanticImages:
 
     def _item(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         sample = self.image_set.samples[index]
-        image = read_image(sample.path)
+        image = read_image(sample.path, value_range=self.value_range)
         mask_HW = read_mask(sample.mask, zero_is_ignored=self.image_set.zero_is_ignored)
         if self.recipe is None:
             image = image.resize(fitted(image.size, self.size, self.max_size), Image.Resampling.BILINEAR)

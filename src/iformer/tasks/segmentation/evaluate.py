@@ -113,7 +113,13 @@ def evaluate_set(
 
 def evaluation_images(image_set: SemanticSet, config: SegmenterConfig) -> SemanticImages:
     """Return whole images, resized for a network, with masks of their own size."""
-    return SemanticImages(image_set, size=config.size, max_size=config.max_size, fill=config.mean)
+    return SemanticImages(
+        image_set,
+        size=config.size,
+        max_size=config.max_size,
+        fill=config.mean,
+        value_range=config.value_range,
+    )
 
 
 def evaluate_data(

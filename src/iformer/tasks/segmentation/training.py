@@ -94,7 +94,12 @@ class SegmentationWorkload(Workload):
     def train_dataset(self) -> SemanticImages:
         config = self._config
         return SemanticImages(
-            self.job.data.train, self.recipe, size=config.size, max_size=config.max_size, fill=config.mean
+            self.job.data.train,
+            self.recipe,
+            size=config.size,
+            max_size=config.max_size,
+            fill=config.mean,
+            value_range=config.value_range,
         )
 
     def val_dataset(self) -> SemanticImages:
