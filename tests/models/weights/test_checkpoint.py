@@ -325,6 +325,8 @@ def test_a_header_that_lies(checkpoint: Path) -> None:
     assert "characters; expected at most" in message_with(
         metadata=json.dumps({"metrics": {"a": "x" * 16_000_000}})
     )
+    huge["stages"][0]["pattern"] = [["conv", 0]] * 100_000
+    assert "characters; expected at most 200,000" in message_with(network=json.dumps(huge))
     assert "describes a detector (metadata.task), but has no 'task_network'" in message_with(
         metadata=json.dumps({"task": "detect"})
     )

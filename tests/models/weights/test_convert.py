@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import collections
 import io
 import os
 import pickle
@@ -452,7 +453,16 @@ def test_arguments_cannot_be_misused(state: dict[str, Tensor], tiny_t: NetworkCo
     model = to_timm(state, tiny_t)
     odd = argparse.Namespace()
     odd.__dict__.update({"__class__": "x", "__reduce__": 1, "_state": {"a": 1}})
-    for beside in (odd, Call(argparse.Namespace, 1, 2), Call(np.dtype, "O"), {"__reduce__": odd}):
+    factory = Call(collections.defaultdict, None, {"__class__": odd})
+    path_like = Call(type(Path()), "/etc", "passwd")
+    for beside in (
+        odd,
+        Call(argparse.Namespace, 1, 2),
+        Call(np.dtype, "O"),
+        {"__reduce__": odd},
+        factory,
+        path_like,
+    ):
         torch.save({"model": model, "args": beside}, path)
         assert same(read_weights(path).state_dict, state)
     for wrong in (odd, [1, 2], 3, {}, {"a": odd}, {"a": 1}, {1: torch.zeros(1)}, {"a": np.float64(1)}):

@@ -28,8 +28,8 @@ from iformer.errors import ConfigError, WeightsError, one_line, printable
 
 FORMAT = "iformer-1"
 FORMAT_FAMILY = "iformer-"
-_MAX_LENGTH = 16_000_000
-"""Characters of a string in a header; class names and metrics of 20,000 classes need 3 million."""
+_MAX_CONFIG, _MAX_METADATA = 200_000, 6_000_000
+"""Characters of JSON in a header: a config has 10,000 at most, metadata of 20,000 classes 3 million."""
 _MAX_DEPTH = 32
 
 Task = Literal["classify", "detect", "segment"]
@@ -148,13 +148,13 @@ def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadat
     if not is_described(header):
         raise WeightsError(f"{source} is a safetensors file whose header describes no network")
     try:
-        metadata = Metadata.from_plain(_parse(header["metadata"]))
+        metadata = Metadata.from_plain(_parse(header["metadata"], _MAX_METADATA))
         rows = [row for row in NETWORKS if row.task == metadata.task]
         row = next((row for row in rows if row.key in header), None)
         if row is None:
             keys = " or ".join(f"'{row.key}'" for row in rows)
             raise ConfigError(f"it describes {rows[0].title} (metadata.task), but has no {keys}")
-        config = row.config.from_plain(_parse(header[row.key]))
+        config = row.config.from_plain(_parse(header[row.key], _MAX_CONFIG))
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{source}: the description in its header is invalid: {one_line(error)}") from error
     _check_class_names(config, metadata, source)
@@ -174,10 +174,10 @@ def metadata_with(metadata: Metadata, **fields: Any) -> Metadata:
     return replace(metadata, **fields)
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, most: int) -> Any:
     """Parse JSON of a bounded length and depth."""
-    if len(text) > _MAX_LENGTH:
-        raise ConfigError(f"it has {len(text):,} characters; expected at most {_MAX_LENGTH:,}")
+    if len(text) > most:
+        raise ConfigError(f"it has {len(text):,} characters; expected at most {most:,}")
     parsed = json.loads(text)
     level = [parsed]
     for _ in range(_MAX_DEPTH):
