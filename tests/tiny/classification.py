@@ -142,7 +142,7 @@ def step_losses(folder: Path) -> list[float]:
 def main() -> None:
     """Run a tiny job: `python -m tiny.classification DATA OUT RECIPE-FIELDS-AS-JSON [OPTIONS]`."""
     from iformer.cli.output import report_error
-    from iformer.errors import StoppedBySignalError
+    from iformer.errors import StoppedBySignalError, UserError
     from iformer.training.loop import train
 
     parser = argparse.ArgumentParser()
@@ -161,7 +161,7 @@ def main() -> None:
     )
     try:
         train(replace(job, model=Linear()) if arguments.linear else job)
-    except StoppedBySignalError as error:
+    except (StoppedBySignalError, UserError, KeyboardInterrupt) as error:
         sys.exit(report_error(error))
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from iformer.cli.output import REQUEUE
+from iformer.cli.output import FAILED, INTERRUPTED, REQUEUE
 from iformer.errors import StoppedBySignalError
 from iformer.training import loop
+from iformer.training import signals as signals_module
 from iformer.training.loop import train
 from iformer.training.signals import SIGNALS, SignalHandler
 from iformer.training.state import saved_step
@@ -54,11 +56,8 @@ def test_signal_saves_between_two_steps(
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-def test_one_of_two_processes_is_told_and_both_stop_at_the_same_step(images: Path, tmp_path: Path) -> None:
-    """With worker processes, each of which gets the signal too, as from a scheduler that tells a whole group."""
-    out = tmp_path / "run"
-    fields = json.dumps({"epochs": 500, "workers": 1, "eval_every": 500, "mixup_alpha": 0.0, "cutmix_alpha": 0.0})
+def two_ranks(images: Path, out: Path, fields: dict[str, object]) -> list[subprocess.Popen[bytes]]:
+    """Both ranks of a run, started by hand, that has made six steps."""
     processes = []
     for rank in range(2):
         variables = {
@@ -68,17 +67,38 @@ def test_one_of_two_processes_is_told_and_both_stop_at_the_same_step(images: Pat
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(29000 + os.getpid() % 1000),
         }
-        processes.append(start("tiny.classification", str(images), str(out), fields, **variables))
+        processes.append(start("tiny.classification", str(images), str(out), json.dumps(fields), **variables))
     state = out / "resume.safetensors"
     while all(process.poll() is None for process in processes) and (saved_step(state) or 0) < 6:
         time.sleep(0.05)
+    return processes
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_one_of_two_processes_is_told_and_both_stop_at_the_same_step(images: Path, tmp_path: Path) -> None:
+    """With worker processes, each of which gets the signal too, as from a scheduler that tells a whole group."""
+    out = tmp_path / "run"
+    fields = {"epochs": 500, "workers": 1, "eval_every": 500, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+    processes = two_ranks(images, out, fields)
     os.killpg(processes[1].pid, signal.SIGTERM)
     errors = [process.communicate(timeout=240)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [REQUEUE, REQUEUE], errors
-    step = saved_step(state)
+    step = saved_step(out / "resume.safetensors")
     assert step is not None
     assert f"stopped by SIGTERM at step {step}, saved" in errors[1]
     assert f"stopped by a signal to another process at step {step}, saved" in errors[0]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_a_lost_rank_is_one_line(images: Path, tmp_path: Path) -> None:
+    fields = {"epochs": 500, "workers": 0, "eval_every": 500, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+    processes = two_ranks(images, tmp_path / "run", fields)
+    processes[1].kill()
+    errors = processes[0].communicate(timeout=30)[1].decode()
+    processes[1].communicate()
+    assert "another process of this run ended or cannot be reached" in errors
+    assert processes[0].returncode == FAILED
+    assert "Traceback" not in errors
 
 
 def test_a_run_alone_needs_no_agreement() -> None:
@@ -87,3 +107,62 @@ def test_a_run_alone_needs_no_agreement() -> None:
         assert signals.poll(True) == (False, True)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.poll() == (True, False)
+
+
+def started(images: Path, out: Path, **fields: object) -> subprocess.Popen[bytes]:
+    """A run with two workers that has saved a state."""
+    values = json.dumps({"epochs": 500, "workers": 2, "checkpoint_steps": 1, "eval_every": 500, **fields})
+    process = start("tiny.classification", str(images), str(out), values)
+    while process.poll() is None and saved_step(out / "resume.safetensors") is None:
+        time.sleep(0.05)
+    return process
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def last_line(process: subprocess.Popen[bytes]) -> str:
+    """The last line on stderr of a process that has to end by itself within 30 seconds."""
+    errors = process.communicate(timeout=30)[1].decode()
+    assert "Traceback" not in errors
+    return errors.strip().splitlines()[-1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_a_killed_worker_is_one_line(images: Path, tmp_path: Path) -> None:
+    process = started(images, tmp_path / "run")
+    os.kill(children(process)[0], signal.SIGKILL)
+    assert "a process that loads images was killed" in last_line(process)
+    assert process.returncode == FAILED
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_two_quick_interrupts_leave_no_process_and_no_file(images: Path, tmp_path: Path) -> None:
+    process = started(images, tmp_path / "run")
+    workers = children(process)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    assert last_line(process) == "interrupted"
+    assert process.returncode == INTERRUPTED
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_run_that_reaches_no_step_is_interrupted(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an evaluation that takes longer than the scheduler will wait."""
+    monkeypatch.setattr(signals_module, "RAISE_AFTER", 0.2)
+
+    def evaluate_for_long(*arguments: object, **options: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+
+    job = tiny_job(images, tmp_path / "run", recipe=tiny_recipe(epochs=2, checkpoint_steps=1))
+    monkeypatch.setattr(job.workload, "evaluate", evaluate_for_long)
+    with pytest.raises(StoppedBySignalError, match="stopped by SIGTERM; --resume continues from the last saved"):
+        train(job)
+    assert saved_step(tmp_path / "run" / "resume.safetensors") == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -83,7 +84,5 @@ def output_folder(path: Path) -> Path:
         OSError: it cannot be made, or nothing can be written there.
     """
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / ".iformer-write-test"
-    probe.touch()
-    probe.unlink()
-    return path
+    with tempfile.TemporaryFile(dir=path):
+        return path

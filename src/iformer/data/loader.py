@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -16,6 +18,9 @@ from iformer.data.image_dataset import Batch
 from iformer.data.parallel import available_cores
 from iformer.data.sampling import EpochSampler, Key
 from iformer.errors import DataError
+
+_SECONDS_TO_END = 2.0
+"""Time that the workers of a loader have to end before they are killed."""
 
 
 class BatchSource(Protocol):
@@ -92,8 +97,19 @@ class Loader:
         iterator = self._loader._iterator
         self._loader._iterator = None
         shutdown = getattr(iterator, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
+        if shutdown is None:
+            return
+        workers = iterator._workers  # type: ignore[union-attr]
+        # a busy worker ignores signals, and torch would wait 5 s for each, one after the other
+        timer = threading.Timer(_SECONDS_TO_END, _kill, [workers])
+        timer.daemon = True
+        timer.start()
+        try:
+            with contextlib.suppress(RuntimeError):  # a worker was killed
+                shutdown()
+        finally:
+            timer.cancel()
+            _kill(workers)
 
     def __enter__(self) -> Loader:
         return self
@@ -180,6 +196,12 @@ def _start_method() -> str | None:
     """Fork on Linux, where workers then share the cache and start at once; forking is not safe elsewhere."""
     available = multiprocessing.get_all_start_methods()
     return "fork" if sys.platform == "linux" and "fork" in available else None
+
+
+def _kill(workers: Sequence[Any]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _ignore_interrupt(worker: int) -> None:

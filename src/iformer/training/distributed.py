@@ -1,13 +1,15 @@
-"""The ranks of a run: where each one computes, and how they exchange Python objects."""
+"""The processes of a run: where each rank computes, how they exchange Python objects, and what if one is lost."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from iformer.errors import UserError
 from iformer.training.network.precision import Precision, autocast
 
 
@@ -32,3 +34,29 @@ def all_gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def explain_lost_processes() -> Iterator[None]:
+    """Turn the loss of a data-loading worker or of another rank into one line that says what to do.
+
+    torch raises a plain RuntimeError for both, the first one from a signal handler, anywhere in the code.
+
+    Raises:
+        UserError: a process was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith("DataLoader worker"):
+            raise UserError(
+                "a process that loads images was killed, often for lack of memory; --resume continues the run, "
+                "with fewer of them if you add --set workers=1"
+            ) from error
+        if isinstance(error, torch.distributed.DistError) or "gloo" in text:
+            raise UserError(
+                "another process of this run ended or cannot be reached; see its own message, then start all of "
+                "them again with --resume"
+            ) from error
+        raise

@@ -28,7 +28,7 @@ from iformer.device import resolve_device
 from iformer.files import write_text
 from iformer.models.complexity import count_parameters
 from iformer.training.checkpointer import Checkpointer
-from iformer.training.distributed import RankContext
+from iformer.training.distributed import RankContext, explain_lost_processes
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
@@ -59,7 +59,7 @@ def train(job: TrainJob) -> TrainResult:
         StoppedBySignalError: a scheduler's signal stopped the run; its state is saved.
         OSError, OutputError: the folder cannot be written.
     """
-    with ExitStack() as stack:
+    with explain_lost_processes(), ExitStack() as stack:
         run = _Run(job, stack)
         for epoch in range(run.progress.epoch, run.length.epochs):
             run.train_epoch(epoch)
@@ -169,6 +169,8 @@ class _Run:
         progress.epoch, progress.step_in_epoch, progress.sums = epoch + 1, 0, {}
         self.meter.start(step=0, sums={})
         self._save_state()
+        if not last:
+            self._stop_on_signal(self.signals.poll()[0])
 
     def finish(self) -> TrainResult:
         """Write the final network, metrics and report."""
@@ -293,9 +295,13 @@ class _Run:
         stop, late = self.signals.poll(late)  # clocks and signals differ between the ranks
         if due or late or stop:
             self._save_state()
+        self._stop_on_signal(stop)
+
+    def _stop_on_signal(self, stop: bool) -> None:
+        """Stop, with the state saved, if a signal arrived on any rank."""
         if stop:
             self.accelerator.wait_for_everyone()
-            raise self.signals.stopped(progress.step)
+            raise self.signals.stopped(self.progress.step)
 
     def _log_step(self, epoch: int) -> str:
         self.guard.check_remembered()

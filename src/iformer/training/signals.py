@@ -1,9 +1,12 @@
-"""Stopping on a scheduler's signal: the run ends between two steps with its state saved."""
+"""Stopping on a signal: a scheduler's ends the run between two steps, saved; Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,14 +18,25 @@ from iformer.errors import StoppedBySignalError
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals that schedulers send before they kill a job: SIGTERM, and SIGUSR1 as an early warning."""
 
+RAISE_AFTER, EXIT_AFTER = 15.0, 25.0
+"""Seconds after a signal: a run that has not reached the end of a step (it evaluates, or waits for images) is
+interrupted; one that does not react even then (it waits for another rank) ends without cleaning up."""
+
+_REQUEUE, _INTERRUPTED = 75, 130
+
 
 class SignalHandler:
-    """Remembers signals, and lets all ranks agree on the step to stop at. A context manager."""
+    """Remembers signals, and lets all ranks agree on the step to stop at. A context manager.
+
+    Files are replaced in one step, so a run may end at any moment without harm to the last saved state.
+    """
 
     def __init__(self, world_size: int) -> None:
         """Every rank must create one."""
         self._received: int | None = None
+        self._interrupted = self._overdue = False
         self._previous: dict[int, Any] = {}
+        self._timers: list[threading.Timer] = []
         # on the CPU: the flags are exchanged at every step and must not wait for a GPU
         self._group: Any = distributed.new_group(backend="gloo") if world_size > 1 else None
 
@@ -30,11 +44,15 @@ class SignalHandler:
         if threading.current_thread() is threading.main_thread():  # Python accepts handlers in no other thread
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._remember)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for timer in self._timers:
+            timer.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -52,4 +70,36 @@ class SignalHandler:
         return StoppedBySignalError(f"stopped by {name} at step {step}, saved; --resume continues the run")
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        if self._received is None:
+            self._received = number
+            self._after(RAISE_AFTER, self._raise_in_main_thread)
+            self._after(EXIT_AFTER, lambda: _exit(_REQUEUE, self._unfinished()))
+        elif self._overdue:
+            self._overdue = False
+            raise StoppedBySignalError(self._unfinished())
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self._interrupted:  # further ones would interrupt the clean-up
+            self._interrupted = True
+            self._after(RAISE_AFTER, lambda: _exit(_INTERRUPTED, "interrupted"))
+            raise KeyboardInterrupt
+
+    def _raise_in_main_thread(self) -> None:
+        assert self._received is not None
+        self._overdue = True
+        signal.pthread_kill(threading.main_thread().ident or 0, self._received)
+
+    def _unfinished(self) -> str:
+        name = signal.Signals(self._received).name if self._received is not None else "a signal"
+        return f"stopped by {name}; --resume continues from the last saved state"
+
+    def _after(self, seconds: float, function: Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, function)
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
+
+
+def _exit(code: int, message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)
