@@ -140,7 +140,7 @@ INVALID_VALUES = {
         "std": [(0.1, 0.2), (0.0, 0.1, 0.1), (-1.0, 1.0, 1.0)],
     },
     Metadata: {
-        "task": ["classification", None],
+        "task": ["", None],
         "class_names": [("a", "a"), "ab", (1, 2)],
         "preprocessing": [None, {}],
         "metrics": [None, 1],

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import iformer
+import iformer.tasks
+from iformer.cli.main import main
 from iformer.config.operators import ATTENTION_OPERATORS, Operator
 from iformer.config.variants import VARIANTS, list_models
+from iformer.data.transforms import Normalize
+from iformer.deploy import runtimes
+from iformer.deploy.runner import open_artifact
+from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import ConfigError
 from iformer.layers.operator import operator_class
 from iformer.models.complexity import count_macs
 from iformer.models.folding import fold
-from tiny.networks import randomize
-from tiny.pages import code
+from iformer.models.weights.header import NETWORKS
+from iformer.tasks.registry import TASKS
+from tiny.networks import randomize, tiny_variant
+from tiny.pages import DOCS, blocks, code
 
-SIZE, OPERATOR = "extend/size.md", "extend/attention-operator.md"
+SIZE, OPERATOR, TASK, RUNTIME = (f"extend/{name}.md" for name in ("size", "attention-operator", "task", "runtime"))
 
 
 @pytest.fixture
 def restored() -> Iterator[None]:
     """The package's tables are as before after the test."""
-    tables = (VARIANTS, ATTENTION_OPERATORS)
-    before = [dict(table) for table in tables]
+    tables: tuple[dict[str, object], ...] = (VARIANTS, ATTENTION_OPERATORS, TASKS, RUNTIMES)
+    before, networks = [dict(table) for table in tables], list(NETWORKS)
     yield
+    NETWORKS[:] = networks
     for table, rows in zip(tables, before, strict=True):
         table.clear()
         table.update(rows)
@@ -91,3 +105,71 @@ def test_a_row_that_names_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ATTENTION_OPERATORS, "wrong", Operator(location="torch.nn:Linear"))
     with pytest.raises(TypeError, match=r"torch\.nn:Linear is no AttentionOperator"):
         operator_class("wrong")
+
+
+@pytest.mark.usefixtures("restored")
+def test_one_folder_and_its_rows_make_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "added" / "regression"
+    package.mkdir(parents=True)
+    for name in ("config", "training", "evaluate", "predict"):
+        (package / f"{name}.py").write_text(code(TASK, f"task-{name}"))
+    monkeypatch.setattr(iformer.tasks, "__path__", [*iformer.tasks.__path__, str(package.parent)])
+    for label in ("task-row", "task-network"):
+        exec(code(TASK, label), {})
+    VARIANTS["iformer_tiny"] = tiny_variant()
+    for split, count in (("train", 16), ("val", 8)):
+        lines = []
+        for number in range(count):
+            value = number / count
+            image = np.full((40, 40, 3), 255 * value, np.uint8)
+            Image.fromarray(image).save(tmp_path / f"{split}{number}.png")
+            lines.append(f"{split}{number}.png,{value}")
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines))
+    recipe, run = tmp_path / "regression.yaml", tmp_path / "run"
+    recipe.write_text(code(TASK, "task-recipe"))
+    command = ["train", "--task", "regress", "--recipe", str(recipe), "--data", str(tmp_path), "--out", str(run)]
+    options = "--model iformer_tiny --epochs 20 --batch-size 8 --size 32 --weights none --lr 0.08 --device cpu"
+    settings = "--set workers=0 --set precision=fp32 --set eval_every=20 --no-tensorboard"
+    assert main([*command, *options.split(), *settings.split()]) == 0
+    assert "R2" in (run / "report.md").read_text()
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = [record["train_loss"] for record in records if record["event"] == "epoch"]
+    assert losses[-1] < losses[0] / 2
+    weights = str(run / "last.safetensors")
+    assert iformer.load(weights).metadata.task == "regress"
+    capsys.readouterr()
+    assert main(["eval", weights, "--data", str(tmp_path), "--device", "cpu", "--workers", "0", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["images"] == 8
+    assert metrics["r2"] == pytest.approx(iformer.load(weights).metadata.metrics["r2"], abs=0.01)
+    assert main(["predict", str(tmp_path / "val7.png"), "--weights", weights, "--device", "cpu", "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out)["value"], float)
+
+
+@pytest.mark.usefixtures("restored")
+def test_one_file_and_one_row_make_a_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pt2.py").write_text(code(RUNTIME, "runtime-file"))
+    monkeypatch.setattr(runtimes, "__path__", [*runtimes.__path__, str(tmp_path)])
+    exec(code(RUNTIME, "runtime-row"), {})
+    (shell,) = (block for block in blocks(RUNTIME) if block.language == "sh")
+    export, predict = (shlex.split(line)[1:] for line in shell.commands())
+    (tmp_path / "docs/images").mkdir(parents=True)
+    shutil.copy(DOCS / "images/cell.png", tmp_path / "docs/images")
+    monkeypatch.chdir(tmp_path)
+    assert main([*export, "--size", "64"]) == 0
+    record = json.loads((tmp_path / "elpv.pt2.json").read_text())
+    assert record["status"] == "run here"
+    assert record["parity"]["max_relative_error"] < 1e-4
+    capsys.readouterr()
+    assert main([*predict, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"][0]["name"] in record["class_names"]
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    network = iformer.load("elpv")
+    expected = network(Normalize(network.metadata.preprocessing)(images))
+    torch.testing.assert_close(
+        open_artifact(tmp_path / "elpv.pt2")(images)["logits"], expected, atol=1e-4, rtol=1e-4
+    )

@@ -13,7 +13,6 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +23,7 @@ from PIL import Image
 from iformer.cli.main import main
 from iformer.config.variants import VARIANTS
 from tiny.composed import make_pictures
+from tiny.networks import tiny_variant
 from tiny.pages import ROOT, blocks
 
 TINY = "--model iformer_tiny --epochs 1 --set workers=0 --device cpu --no-tensorboard"
@@ -98,10 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         copy: Callable[..., object] = shutil.copytree if (ROOT / path).is_dir() else shutil.copy
         copy(ROOT / path, tmp_path / path)
-    tiny = replace(
-        VARIANTS["iformer_t"], channels=(8, 16, 24, 32), blocks=((1, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0))
-    )
-    monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny)
+    monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -10,6 +10,7 @@ from torch import nn
 from iformer.config.metadata import Metadata
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.preprocessing import Preprocessing
+from iformer.config.variants import VARIANTS, Variant
 from iformer.models.classifier import Classifier
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
@@ -31,6 +32,12 @@ def tiny_config(**options: object) -> NetworkConfig:
     )
     fields: dict[str, object] = {"name": "tiny", "stages": stages, "num_classes": 5}
     return NetworkConfig(**(fields | options))  # type: ignore[arg-type]
+
+
+def tiny_variant() -> Variant:
+    """Return a row for `VARIANTS`: iFormer-T, small enough to train in seconds."""
+    blocks = ((1, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0))
+    return replace(VARIANTS["iformer_t"], channels=(8, 16, 24, 32), blocks=blocks)
 
 
 ABLATIONS: dict[str, dict[str, dict[str, object]]] = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from iformer.config.checking import Config, check
+from iformer.config.checking import Config, Text, check
 from iformer.config.preprocessing import Preprocessing
 
 
@@ -13,7 +13,8 @@ from iformer.config.preprocessing import Preprocessing
 class Metadata(Config):
     """Class names, preprocessing, metrics and provenance of a trained network."""
 
-    task: Literal["classify", "detect", "segment"] = "classify"
+    task: Text = "classify"
+    """A name of `iformer.tasks.registry.TASKS`."""
     class_names: tuple[str, ...] = ()
     """One name per class, in the order of the network's outputs. Empty: unknown."""
     preprocessing: Preprocessing = Preprocessing()

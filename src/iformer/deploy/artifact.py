@@ -17,7 +17,6 @@ from torch import nn
 
 from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
-from iformer.deploy.exportable import Task
 from iformer.errors import ConfigError, UserError
 from iformer.files import write_text
 
@@ -63,7 +62,7 @@ class ArtifactInfo(Config):
     output_name: Text
     output: Literal["logits"] = "logits"
     """One logit per class, batch x classes; softmax gives probabilities."""
-    task: Task = "classify"
+    task: Text = "classify"
     num_classes: Annotated[int, Range(1, 1_000_000)]
     class_names: tuple[str, ...] = ()
     """One name per class, in the order of the logits; empty if unknown."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from iformer.config.metadata import Metadata
-
-Task = Literal["classify", "detect", "segment"]
 
 Outputs = dict[str, Tensor]
 """Outputs by name, batch first."""

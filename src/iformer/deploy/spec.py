@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.transforms import Normalize
-from iformer.deploy.exportable import Exportable, Forward, Task
+from iformer.deploy.exportable import Exportable, Forward
 
 Layout = Literal["NHWC", "NCHW"]
 
@@ -54,7 +54,7 @@ class ExportSpec:
     network: nn.Module
     """float32 B x C x H x W, normalised, to a tensor or a tuple of tensors; on the CPU, weights contiguous."""
     name: str
-    task: Task = "classify"
+    task: str = "classify"
     outputs: tuple[str, ...] = ("logits",)
     """Names of the outputs, in the network's order."""
     class_logits: str | None = None

@@ -42,7 +42,7 @@ class Checkpointer:
         """Return the metadata of a network after `epoch` epochs, without the metrics by class."""
         small = {name: value for name, value in metrics.items() if name not in ("per_class", "confusion")}
         return Metadata(
-            task=self.job.task.name,  # type: ignore[arg-type]
+            task=self.job.task.name,
             class_names=self.job.task.class_names,
             preprocessing=self.job.preprocessing,
             metrics=small,

@@ -332,6 +332,13 @@ def test_a_header_that_lies(checkpoint: Path) -> None:
     )
 
 
+def test_a_header_of_an_unknown_task(checkpoint: Path) -> None:
+    rewrite_header(checkpoint, metadata=json.dumps({"task": "classification"}))
+    expected = "task is 'classification'; expected one of 'classify', 'detect', 'segment'"
+    with pytest.raises(WeightsError, match=expected):
+        load(checkpoint)
+
+
 def test_weights_of_another_network_are_one_error_that_lists_the_keys(checkpoint: Path) -> None:
     tensors = load_file(checkpoint)
     with safe_open(checkpoint, framework="pt") as file:

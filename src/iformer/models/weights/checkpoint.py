@@ -26,7 +26,6 @@ from iformer.models.weights.header import (
     FORMAT,
     Config,
     NetworkRow,
-    Task,
     backbone_config,
     metadata_with,
     row_of,
@@ -58,12 +57,12 @@ class Weights:
     @property
     def row(self) -> NetworkRow:
         """What kind of network it is."""
-        row = row_of(self.config)
+        row = row_of(self.config, self.metadata.task)
         assert row is not None
         return row
 
     @property
-    def task(self) -> Task:
+    def task(self) -> str:
         """The task of the network."""
         return self.row.task
 
@@ -101,7 +100,8 @@ def save(
         ConfigError: a metadata field is unknown or invalid.
         OutputError: the file cannot be written.
     """
-    row = row_of(getattr(model, "config", None))
+    own: Any = getattr(model, "metadata", None)
+    row = row_of(getattr(model, "config", None), getattr(own, "task", ""))
     if row is None:
         hint = "; pass the network inside it" if isinstance(model, nn.Module) else ""
         raise UserError(f"save takes an iFormer network; got {type(model).__name__}{hint}")
@@ -110,7 +110,6 @@ def save(
     config: Any = model.config
     if isinstance(model, Backbone) and not isinstance(model, Classifier):
         config = config.with_options(num_classes=0)
-    own: Any = model.metadata
     metadata = metadata_with(own, **{"task": row.task, **fields})
     write_checkpoint(path, model.state_dict(), config, metadata, dtype=dtype)
 

@@ -15,10 +15,11 @@ import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from iformer.config.checking import check
 from iformer.config.detector import DetectorConfig
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.config.metadata import Metadata
@@ -32,7 +33,6 @@ _MAX_CONFIG, _MAX_METADATA = 200_000, 6_000_000
 """Characters of JSON in a header: a config has 10,000 at most, metadata of 20,000 classes 3 million."""
 _MAX_DEPTH = 32
 
-Task = Literal["classify", "detect", "segment"]
 Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig
 
 
@@ -40,7 +40,7 @@ Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig
 class NetworkRow:
     """How one kind of network is written in a checkpoint."""
 
-    task: Task
+    task: str
     title: str
     config: type[NetworkConfig] | type[DetectorConfig] | type[LightDetectorConfig] | type[SegmenterConfig]
     module: str
@@ -57,7 +57,7 @@ class NetworkRow:
         return found
 
 
-NETWORKS = (
+NETWORKS = [
     NetworkRow(
         task="classify",
         title="a classifier",
@@ -94,13 +94,14 @@ NETWORKS = (
         key="task_network",
         backbone="pyramid.body.",
     ),
-)
+]
 """The networks that checkpoints hold."""
 
 
-def row_of(config: object) -> NetworkRow | None:
-    """Return the row of a network with this config; None if `config` is not a config of `NETWORKS`."""
-    return next((row for row in NETWORKS if isinstance(config, row.config)), None)
+def row_of(config: object, task: str = "") -> NetworkRow | None:
+    """Return the row of a network with this config, of `task` if there are several; None if there is none."""
+    rows = [row for row in NETWORKS if isinstance(config, row.config)]
+    return next((row for row in rows if row.task == task), rows[0] if rows else None)
 
 
 def backbone_config(config: Config) -> NetworkConfig:
@@ -149,7 +150,9 @@ def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadat
         raise WeightsError(f"{source} is a safetensors file whose header describes no network")
     try:
         metadata = Metadata.from_plain(_parse(header["metadata"], _MAX_METADATA))
+        tasks = dict.fromkeys(repr(row.task) for row in NETWORKS)
         rows = [row for row in NETWORKS if row.task == metadata.task]
+        check(bool(rows), metadata, "task", f"one of {', '.join(tasks)}")
         row = next((row for row in rows if row.key in header), None)
         if row is None:
             keys = " or ".join(f"'{row.key}'" for row in rows)
