@@ -171,9 +171,12 @@ def folded_for_export(network: Exportable) -> nn.Module:
 
 def embedded(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, str]:
     """Return class names and preprocessing as strings, for formats with string metadata."""
+    plain = to_plain(preprocessing)
+    if preprocessing.value_range is None:  # artifacts of early versions have no such field
+        del plain["value_range"]
     return {
         "class_names": json.dumps(list(class_names), ensure_ascii=False),
-        "preprocessing": json.dumps(to_plain(preprocessing)),
+        "preprocessing": json.dumps(plain),
     }
 
 
