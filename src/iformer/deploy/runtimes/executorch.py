@@ -35,9 +35,11 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
         partitioner=[xnnpack.XnnpackPartitioner()],
         constant_methods=spec.embedded(),
     )
+    delegation = debug.get_delegation_info(
+        lowered.exported_program().graph_module
+    )  # before the program is changed below
     with open(path, "wb") as file:
         lowered.to_executorch().write_to_file(file)
-    delegation = debug.get_delegation_info(lowered.exported_program().graph_module)
     counts = dict(delegation.delegation_by_operator)
     counts.pop("getitem", None)  # selects one output of another operation
     return operation_counts(
