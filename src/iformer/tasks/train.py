@@ -67,17 +67,16 @@ def training_job(
 ) -> TrainJob:
     """Prepare a training run: read the recipe and the data, build the network with its starting weights.
 
-    A resumed run keeps its own settings where an argument is None. Nothing is written.
+    A resumed run keeps its own settings where an argument is None. Nothing is written. For the other arguments
+    see `TrainModule.load_job` and `RunSettings`.
 
     Args:
         folder: the run folder.
-        data: name of the data; see `docs/data.md`.
+        data: name of the data; see `docs/how-to/train.md`.
         model: a model name, or a checkpoint to fine-tune. None: "iformer_t".
         recipe: name or file of a recipe. None: the task's default.
         task: a name of `iformer.tasks.registry.TASKS`. None: the recipe's.
         overrides: fields that replace the recipe's.
-        val_split, strict, warn: see `TrainModule.load_job`.
-        resume, overwrite, device, tensorboard: see `RunSettings`.
 
     Raises:
         UserError: anything of it does not exist, does not fit or cannot be read.

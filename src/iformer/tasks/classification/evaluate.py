@@ -213,6 +213,8 @@ def evaluate_on_data(
 ) -> tuple[ClassificationEvaluation, list[str]]:
     """Evaluate a predictor on a data set by name.
 
+    `data`, `split`, `val_split` and `strict` are those of `iformer.tasks.classification.dataset.find_labelled`.
+
     Args:
         predictor: images to logits of `num_classes` classes.
         metadata: class names, preprocessing and training data of the network.
@@ -220,7 +222,6 @@ def evaluate_on_data(
         workers: processes that load images; None: `iformer.data.loader.auto_workers`.
         device: device of the metric.
         progress: show a progress bar on a terminal.
-        data, split, val_split, strict: see `iformer.tasks.classification.dataset.find_labelled`.
 
     Returns:
         The evaluation, in the network's order of classes, and notes for its reader.

@@ -49,7 +49,8 @@ class SemanticImages:
             image_set: image files and their masks.
             recipe: sizes, crops, flips and colours of training; None: images are only resized for evaluation,
                 and masks keep their own size.
-            size, max_size: limits of the shorter and the longer side; see `iformer.config.pyramid.PyramidConfig`.
+            size: limit of the shorter side; see `iformer.config.pyramid.PyramidConfig`.
+            max_size: limit of the longer side.
             fill: colour (0 to 1) of the part of a crop that lies outside the image.
             value_range: see `iformer.data.images.read_image`.
         """
