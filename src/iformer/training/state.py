@@ -259,7 +259,7 @@ def check_identity(
     differences = [
         f"{name} was {_short(before.get(name, _UNSET))}, is {_short(now.get(name, _UNSET))}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name, _UNSET) != now.get(name, _UNSET)
+        if before.get(name) != now.get(name)  # a later version's field that is None changes nothing
     ]
     if differences:
         raise UserError(
