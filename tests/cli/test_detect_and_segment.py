@@ -59,7 +59,7 @@ def segmenter(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> Path:
 def video(tmp_path: Path) -> Path:
     with VideoWriter(tmp_path / "clip.mp4", rate=Fraction(10), width=64, height=48) as writer:
         for number in range(3):
-            writer.write(Image.new("RGB", (64, 48), (80 * number, 90, 90)))
+            writer.write(Image.new("RGB", (64, 48), (80 * number, 90, 90)), number / 10)
     return tmp_path / "clip.mp4"
 
 

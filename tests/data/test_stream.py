@@ -131,3 +131,16 @@ def test_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="Permission denied"):
         find_images([tmp_path])
+
+
+def test_videos_are_found_where_they_are_wanted(tmp_path: Path) -> None:
+    names = ("one/clip.mp4", "one/1.png", "two/clip.MOV", "two/notes.txt")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path], videos=True)]
+    assert found == ["one/1.png", "one/clip.mp4", "two/clip.MOV"]
+    assert len(find_images([f"{tmp_path}/*/clip.*"], videos=True)) == 2
+    assert find_images([tmp_path]) == [tmp_path / "one/1.png"]
+    with pytest.raises(DataError, match="no image in this folder"):
+        find_images([tmp_path / "two"])

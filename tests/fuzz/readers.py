@@ -63,8 +63,8 @@ def make_files(folder: Path) -> Path:
     network = iformer.load(folder / "networks" / "classify.safetensors")
     torch.save({"state_dict": network.state_dict()}, folder / "network.pth")
     with VideoWriter(folder / "video.mp4", rate=Fraction(10), width=32, height=32) as video:
-        for image in (pixels, pixels[::-1]):
-            video.write(Image.fromarray(np.ascontiguousarray(image[:32, :32])))
+        for number, image in enumerate((pixels, pixels[::-1])):
+            video.write(Image.fromarray(np.ascontiguousarray(image[:32, :32])), number / 10)
     foreign = folder / "foreign"
     foreign.mkdir()
     for shard in sorted((folder / "shards").glob("*.tar")):

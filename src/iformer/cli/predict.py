@@ -75,7 +75,7 @@ def predict(
     from iformer.data.stream import find_images
     from iformer.tasks.interface import PredictModule, PredictOptions, Record, check_options
 
-    paths = find_images(images)
+    paths = find_images(images, videos=True)
     folder = out or (None if json and not explain else DEFAULT_FOLDER)
     if folder is not None:
         written_here = output_folder(folder).resolve()
@@ -96,6 +96,9 @@ def predict(
         sliding=sliding or None,
     )
     module: PredictModule = row.module("predict")
+    if not module.VIDEOS:
+        wanted = set(find_images(images))
+        paths = [path for path in paths if path in wanted]
     check_options(options, module.TAKES, row.networks)
     predictor = module.open_predictor(subject, options)
     width = min(48, max(len(path.name) for path in paths))

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from iformer.data.conversion import ValueRange
 from iformer.data.images import has_image_extension, read_image
-from iformer.data.listing import images_below, natural_key
+from iformer.data.listing import files_below, natural_order
 from iformer.data.parallel import available_cores
 from iformer.data.transforms import Transform
+from iformer.data.video import has_video_extension
 from iformer.errors import DataError
 
 
@@ -33,37 +34,42 @@ class ImageBatch:
     """(path, one line `path: reason`) of each file that cannot be read."""
 
 
-def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Expand a list of files, folders and globs to image files.
+def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:
+    """Expand a list of files, folders and globs to image files, and to video files if `videos` is set.
 
     Files are accepted with any name. Folders, searched at any depth, and globs (`**` matches folders) give the
-    files with an image extension, in natural order. Each file is returned once.
+    files with such an extension, in natural order. Each file is returned once.
 
     Raises:
         DataError: a path does not exist, or a folder or glob contains no image.
     """
+
+    def accepts(path: str | Path) -> bool:
+        return has_image_extension(path) or (videos and has_video_extension(path))
+
+    kind = "image or video" if videos else "image"
     found: dict[Path, None] = {}
     for source in sources:
         text = os.path.expanduser(os.fspath(source))
         path = Path(text)
         if path.is_dir():
             try:
-                images = images_below(path)
+                images = list(filter(accepts, files_below(path)))
             except OSError as error:
                 raise DataError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
             if not images:
-                raise DataError(f"{text}: no image in this folder")
+                raise DataError(f"{text}: no {kind} in this folder")
         elif os.path.lexists(path):  # before globs, as a file's name may hold brackets
             found[path] = None
             continue
         elif glob.has_magic(text):
             names = glob.glob(text, recursive=True)
-            images = [Path(name) for name in names if has_image_extension(name) and not os.path.isdir(name)]
+            images = [Path(name) for name in names if accepts(name) and not os.path.isdir(name)]
             if not images:
-                raise DataError(f"{text}: no image matches")
+                raise DataError(f"{text}: no {kind} matches")
         else:
             raise DataError(f"{text}: no such file or folder")
-        found.update(dict.fromkeys(sorted(images, key=lambda image: natural_key(str(image)))))
+        found.update(dict.fromkeys(natural_order(images)))
     if not found:
         raise DataError("no image was given; give files, folders or globs")
     return list(found)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -18,14 +18,26 @@ from iformer.errors import DataError
 VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"))
 """Extensions of video files, in lower case."""
 
+_TICKS = 90_000
+"""Units of time of a written video per second, as in MPEG."""
+
 
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
     """Return whether the file's extension is that of a video format."""
     return Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
+class Frame(NamedTuple):
+    """A frame of a video."""
+
+    image: Image.Image
+    """RGB, upright."""
+    seconds: float
+    """Time at which the frame is shown."""
+
+
 class VideoReader:
-    """The frames of a video as RGB images, in order. A context manager."""
+    """The frames of a video, in order. A context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the video and decode its first frame, so that a bad file is reported at once.
@@ -50,6 +62,8 @@ class VideoReader:
             if first is None:
                 raise DataError(f"{path}: has no frame that can be decoded")
             self.width, self.height = first.width, first.height
+            if first.rotation % 180:
+                self.width, self.height = self.height, self.width
             self._container.seek(0)
         except DataError:
             self._container.close()
@@ -59,14 +73,16 @@ class VideoReader:
         self.frames: int | None = self._stream.frames or None
         """Number of frames that the file states; None if it does not."""
 
-    def __iter__(self) -> Iterator[Image.Image]:
-        """Yield the frames.
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames, turned as the file says, as phones write it.
 
         Raises:
             DataError: the file is damaged after some frame.
         """
-        for frame in self._decoded():
-            yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+        for number, frame in enumerate(self._decoded()):
+            pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            seconds = frame.time if frame.time is not None else number / self.rate
+            yield Frame(Image.fromarray(np.ascontiguousarray(pixels_HWC)), float(seconds))
 
     def _decoded(self) -> Iterator[Any]:
         count = 0
@@ -104,11 +120,16 @@ class VideoWriter:
         self._stream = self._container.add_stream(codec, rate=rate)
         self._stream.width, self._stream.height = self._size
         self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        self._last = -1
 
-    def write(self, image: Image.Image) -> None:
-        """Append a frame."""
-        pixels = np.asarray(image.crop((0, 0, *self._size)))
-        self._container.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+    def write(self, image: Image.Image, seconds: float) -> None:
+        """Append a frame that is shown from `seconds` on; times must increase."""
+        pixels_HWC = np.asarray(image.crop((0, 0, *self._size)))
+        frame = self._av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")
+        self._last = max(self._last + 1, round(seconds * _TICKS))
+        frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
+        self._container.mux(self._stream.encode(frame))
 
     def __enter__(self) -> Self:
         return self

@@ -113,6 +113,8 @@ class PredictModule(Protocol):
     """A task's module `predict`."""
 
     TAKES: Collection[str]
+    VIDEOS: bool
+    """Whether its predictors read videos."""
 
     def open_predictor(self, subject: Any, options: PredictOptions) -> TaskPredictor:
         """Prepare a network or an artifact of the task."""

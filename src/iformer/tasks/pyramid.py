@@ -127,11 +127,11 @@ class PyramidPredictor(ABC):
             out: existing folder for `NAME.png` (the drawn image), `NAME.mp4` (the drawn video) and the files
                 of the task; None: nothing is written.
         """
-        names = _Names()
+        names, video_names = _Names(), _Names()
         for path in paths:
             try:
                 if has_video_extension(path):
-                    yield from self._video(path, out)
+                    yield from self._video(path, out, video_names)
                 else:
                     yield self._image(path, out, names)
             except DataError as error:
@@ -146,26 +146,25 @@ class PyramidPredictor(ABC):
             record["picture"] = str(save_png(self.draw(image, answer), out / f"{name}.png"))
         return {**record, **self.write(path, image, answer, out, name)}
 
-    def _video(self, path: Path, out: Path | None) -> Iterator[Record]:
+    def _video(self, path: Path, out: Path | None, names: _Names) -> Iterator[Record]:
         """Yield a record for each frame. An incomplete drawn video is removed."""
         with VideoReader(path) as reader, ProgressView(total=reader.frames or 0, what=path.name) as view:
             if out is None:
                 yield from self._frames(reader, None, view)
                 return
-            target = out / f"{path.stem}.mp4"
+            target = out / f"{names.unique(path)}.mp4"
             if target.resolve() == path.resolve():
                 raise DataError(f"{path}: lies in the folder that the result is written to; give another --out")
             with VideoWriter(target, rate=reader.rate, width=reader.width, height=reader.height) as writer:
                 yield from self._frames(reader, writer, view)
 
     def _frames(self, reader: VideoReader, writer: VideoWriter | None, view: ProgressView) -> Iterator[Record]:
-        for number, frame in enumerate(reader):
-            answer = self.answer(frame)
+        for number, (image, seconds) in enumerate(reader):
+            answer = self.answer(image)
             if writer is not None:
-                writer.write(self.draw(frame, answer))
+                writer.write(self.draw(image, answer), seconds)
             view.advance(1, f"frame {number + 1}")
-            seconds = round(float(number / reader.rate), 3)
-            yield {"file": str(reader.path), "frame": number, "seconds": seconds, **self.record(answer)}
+            yield {"file": str(reader.path), "frame": number, "seconds": round(seconds, 3), **self.record(answer)}
 
 
 def draw_examples(predictor: PyramidPredictor, paths: Sequence[Path], out: Path, *, title: str) -> str:

@@ -29,6 +29,7 @@ from iformer.tasks.classification.explain import AttentionRecorder, overlay
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import THUMBNAIL, Bar, Card, draw_sheet, save_png, square
 
+VIDEOS = False
 TAKES = frozenset({"top_k", "batch_size", "workers", "explain"})
 """The options of `PredictOptions` that this task reads."""
 

@@ -21,6 +21,7 @@ from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import blend, draw_label, label_font
 from iformer.tasks.pyramid import PyramidPredictor
 
+VIDEOS = True
 TAKES = frozenset({"min_score"})
 """The options of `PredictOptions` that this task reads."""
 

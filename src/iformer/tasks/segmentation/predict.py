@@ -25,6 +25,7 @@ from iformer.tasks.pictures import Colour, blend, draw_label, label_font, save_p
 from iformer.tasks.pyramid import PyramidPredictor
 from iformer.tasks.segmentation.dataset import fitted
 
+VIDEOS = True
 TAKES = frozenset({"sliding"})
 """The options of `PredictOptions` that this task reads."""
 
