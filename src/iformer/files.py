@@ -24,8 +24,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """`write_bytes` of a text in UTF-8."""
-    return write_bytes(path, text.encode())
+    """`write_bytes` of a text in UTF-8. Names that are not UTF-8 are written with escape sequences."""
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

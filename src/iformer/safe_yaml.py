@@ -11,22 +11,24 @@ import yaml
 
 from iformer.errors import ConfigError
 
-MAX_BYTES = 2**18
+MAX_BYTES = 2**16
 MAX_NODES = 500_000
 """Values of a document; what an alias stands for is counted wherever it is used."""
 MAX_DEPTH = 32
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+def _plain(loader: Any) -> Any:
+    """Derive a loader of texts, numbers, booleans, null, lists and mappings. A date stays a text."""
+    rules = {
+        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+        for first, rules in loader.yaml_implicit_resolvers.items()
+    }
+    return type("PlainLoader", (loader,), {"yaml_implicit_resolvers": rules})
 
 
-class _PlainLoader(_Loader):  # type: ignore[misc]
-    """Texts, numbers, booleans, null, lists and mappings. A date stays a text."""
-
-
-_PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
-    for first, rules in _Loader.yaml_implicit_resolvers.items()
-}
+_SLOW = _plain(yaml.SafeLoader)
+_FAST = _plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+"""libyaml, which refuses names that are not UTF-8 (`"\\udce9"`)."""
 
 
 def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int = MAX_BYTES) -> Any:
@@ -56,7 +58,8 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     """
     loader = None
     try:
-        loader = _PlainLoader(text)
+        escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
+        loader = (_SLOW if escape in text.lower() else _FAST)(text)  # type: ignore[operator]
         node = loader.get_single_node()
         if node is None:
             return None

@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 
 from iformer.cli.output import note
-from iformer.config.network import MIN_INPUT_SIZE
+from iformer.config.network import MAX_INPUT_SIZE, MIN_INPUT_SIZE
 from iformer.config.windows import DESIGNS, PRESETS
 from iformer.errors import UserError
 
 AttentionOption = Annotated[
     str | None,
-    typer.Option(help=f"The attention for large images: {', '.join(DESIGNS)}. [default: the network's own]"),
+    typer.Option(help=f"Attention design for large images: {', '.join(DESIGNS)}. [default: the network's own]"),
 ]
 WindowsOption = Annotated[
     str | None,
@@ -63,22 +63,23 @@ EntryOption = Annotated[
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`224` or `192x256` (height x width, pixels) as (height, width).
+    """Parse `224` or `192x256` (height x width, in pixels) into (height, width).
 
     Raises:
-        UserError: it is neither, or a side is below what the networks take.
+        UserError: it is neither, or the networks do not take a side of this length.
     """
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,6}", side.strip()) for side in sides):
-        raise UserError(f"--size is '{text}'; expected pixels such as 224, or height x width such as 192x256")
-    height, width = int(sides[0]), int(sides[-1])
-    if min(height, width) < MIN_INPUT_SIZE:
+    if not re.fullmatch(r"\s*\d{1,9}\s*(x\s*\d{1,9}\s*)?", text, re.IGNORECASE | re.ASCII):
+        raise UserError(f"--size is '{text[:80]}'; expected pixels such as 224, or height x width such as 192x256")
+    sides = [int(side) for side in text.lower().split("x")]
+    if min(sides) < MIN_INPUT_SIZE:
         raise UserError(f"--size is '{text}'; the networks take sides of {MIN_INPUT_SIZE} pixels or more")
-    return height, width
+    if max(sides) > MAX_INPUT_SIZE:
+        raise UserError(f"--size is '{text}'; the networks take sides of {MAX_INPUT_SIZE} pixels or less")
+    return sides[0], sides[-1]
 
 
 def output_folder(path: Path) -> Path:
-    """Make a folder for results and see that it can be written, before any work is done for it.
+    """Make a folder for results and check that files can be written there, before any work is done.
 
     Raises:
         OSError: it cannot be made, or nothing can be written there.

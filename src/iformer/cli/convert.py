@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from iformer.cli.arguments import EntryOption
-from iformer.cli.output import DebugOption, JsonOption, note, print_json
+from iformer.cli.output import DebugOption, JsonOption, note, print_json, say
 
 if TYPE_CHECKING:
     from iformer.models.weights.checkpoint import Format
@@ -82,7 +82,7 @@ def convert(
     if json:
         print_json(asdict(conversion))
     else:
-        print(_sentence(conversion))
+        say(_sentence(conversion))
 
 
 def _pack(source: str, out: Path, *, json: bool) -> None:
@@ -96,7 +96,7 @@ def _pack(source: str, out: Path, *, json: bool) -> None:
     if json:
         print_json(asdict(packed))
         return
-    print(
+    say(
         f"wrote {packed.folder}: {packed.images['train']:,} training images in {packed.shards['train']} shards, "
         f"{packed.images['val']:,} validation images in {packed.shards['val']}, {packed.classes} classes, "
         f"{packed.bytes / 1e9:.2f} GB; each was read again and compared"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from iformer.cli.arguments import AttentionOption, EntryOption, WindowsOption, parse_size
-from iformer.cli.output import DebugOption, JsonOption, console, print_json
+from iformer.cli.output import DebugOption, JsonOption, console, print_json, say
 from iformer.config.metadata import Metadata
 from iformer.config.windows import design_of, with_design
 from iformer.errors import UserError, listed, printable
@@ -76,7 +76,7 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
         return
     parts = ", ".join(f"{count:,} {part} images in {found.shards[part]}" for part, count in found.images.items())
     state = "every image was read, compared with the index and decoded" if verified else "not verified (--verify)"
-    print(f"{found.folder}: tar shards, {parts}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
+    say(f"{found.folder}: tar shards, {parts}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
 
 
 def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None:

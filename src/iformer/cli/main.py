@@ -1,14 +1,10 @@
-"""The command line: `iformer VERB`. Each verb is a function of a file of its own."""
+"""The command line: `iformer VERB`. Each verb is a function in its own file."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +12,16 @@ from typer.core import TyperCommand
 
 from iformer._version import __version__
 from iformer.cli.arguments import current_options
-from iformer.cli.output import INTERRUPTED, REQUEUE, TERMINATED, USAGE, note, with_clear_errors
+from iformer.cli.output import (
+    REQUEUE,
+    USAGE,
+    Terminated,
+    note,
+    process_settings,
+    report_error,
+    say,
+    with_clear_errors,
+)
 
 VERBS = {
     "quickstart": "quickstart",
@@ -30,7 +35,7 @@ VERBS = {
     "paper": "paper",
     "doctor": "doctor",
 }
-"""Each verb, which is also the name of its module in `iformer.cli`, and its function there."""
+"""The verbs, which are also the names of their modules in `iformer.cli`, with their functions."""
 
 
 class Verb(TyperCommand):
@@ -43,7 +48,7 @@ class Verb(TyperCommand):
 
 
 def build_app() -> typer.Typer:
-    """The app with every verb. The verbs' modules import no torch until they are called."""
+    """Return the app with every verb. The modules of the verbs import torch only when they are called."""
     app = typer.Typer(
         name="iformer",
         help="iFormer: train mobile vision networks on your images, export them with proof, measure honestly.",
@@ -60,7 +65,7 @@ def build_app() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"iformer {__version__}")
+        say(f"iformer {__version__}")
         raise typer.Exit
 
 
@@ -75,18 +80,18 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (`sys.argv` where no arguments are given); returns the exit code."""
+    """Run a command line (None: `sys.argv`) and return the exit code."""
     try:
-        with _clean_termination():
+        with process_settings():
             code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        note("interrupted")
-        return INTERRUPTED
-    except _Terminated:
-        note("terminated")
-        return REQUEUE if "train" in (sys.argv[1:] if arguments is None else arguments)[:1] else TERMINATED
+        return report_error(KeyboardInterrupt())
+    except Terminated as error:
+        given = sys.argv[1:] if arguments is None else arguments
+        code = report_error(error)
+        return REQUEUE if "train" in given[:1] else code  # nothing is lost: run the same command again
     except _usage_error() as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "iformer"
@@ -96,36 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; temporary files are removed on the way out."""
-
-
-@contextlib.contextmanager
-def _clean_termination() -> Iterator[None]:
-    """Turn SIGTERM into `_Terminated` inside the block, unless it is handled already."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
-    ):
-        yield
-        return
-    process = os.getpid()
-
-    def terminate(number: int, _frame: object) -> None:
-        if os.getpid() == process:
-            raise _Terminated
-        signal.signal(number, signal.SIG_DFL)  # a forked child ends at once
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _usage_error() -> type[Exception]:
-    """The base class of typer's complaints about a command line; typer exports only this child of it."""
+    """Return the base class of typer's usage errors, of which typer exports only this child."""
     base = typer.BadParameter.__base__
     assert base is not None
     assert issubclass(base, Exception)

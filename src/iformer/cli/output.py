@@ -1,6 +1,7 @@
-"""What the verbs share: how they print, and how an error becomes one clear line and an exit code.
+"""How the verbs print, and how an error becomes one line and an exit code.
 
-Results go to stdout, everything said on the way to stderr, so that `--json` can be piped.
+Results go to stdout and everything else to stderr, so that `--json` can be piped. Everything printed is escaped:
+names of files, classes and devices may hold control characters, or characters that the terminal does not have.
 """
 
 from __future__ import annotations
@@ -9,23 +10,27 @@ import errno
 import functools
 import json as json_module
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.segment import Segment
 
-from iformer.errors import StoppedBySignalError, UserError
+from iformer.errors import StoppedBySignalError, UserError, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 FAILED, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 1, 2, 75, 130, 143
-"""Exit codes: something could not be used or done; the command line is wrong; stopped by a scheduler's signal and
-saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C; stopped by SIGTERM."""
+"""Exit codes: something cannot be used or done; the command line is wrong; stopped by a scheduler's signal with
+the state saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C; stopped by SIGTERM."""
 
 WARNINGS_SHOWN = 20
 
@@ -33,19 +38,37 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def console() -> Console:
-    """The terminal for results (stdout), made anew so that a redirected stdout is respected."""
-    return Console(highlight=False)
+class Terminated(BaseException):
+    """SIGTERM has arrived."""
 
 
-def messages() -> Console:
-    """The terminal for what is said on the way (stderr)."""
-    return Console(stderr=True, highlight=False)
+class SafeConsole(Console):
+    """A rich console that shows control characters as escape sequences."""
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        """Render as rich does and escape the text; control segments, such as cursor movements, are kept."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for results (stdout) or messages (stderr), as they are redirected now."""
+    return SafeConsole(stderr=stderr, highlight=False)
+
+
+def escaped(text: str) -> str:
+    """Return text with its control characters as escape sequences, except for line ends."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Print text on stdout."""
+    print(escaped(text), end=end, flush=True)
 
 
 def note(text: str) -> None:
-    """One plain line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print text on stderr."""
+    print(escaped(text), file=sys.stderr, flush=True)
 
 
 def note_warnings(warnings: Sequence[str]) -> None:
@@ -56,18 +79,51 @@ def note_warnings(warnings: Sequence[str]) -> None:
         note(f"note: and {len(warnings) - WARNINGS_SHOWN} more")
 
 
-def print_json(result: Any) -> None:
-    """One JSON document on stdout; paths become strings."""
-    print(json_module.dumps(result, indent=2, default=_plain), flush=True)
+def print_json(result: Any, *, indent: int | None = 2) -> None:
+    """Print one JSON document on stdout. Paths become strings."""
+    print(json_module.dumps(result, indent=indent, default=_plain), flush=True)
 
 
 def print_json_line(result: Any) -> None:
-    """One JSON document on one line of stdout."""
-    print(json_module.dumps(result, default=_plain), flush=True)
+    """Print one JSON document on one line of stdout."""
+    print_json(result, indent=None)
+
+
+@contextmanager
+def process_settings() -> Iterator[None]:
+    """Make the process safe for a command line.
+
+    stdout and stderr escape characters that their encoding lacks instead of failing. SIGTERM raises `Terminated`,
+    so that unfinished files are removed; further ones are ignored meanwhile.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # Python accepts handlers in the main thread only; a program that calls `main` may have its own
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        yield
+        return
+    process = os.getpid()
+
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() == process:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise Terminated
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker ends at once
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """A verb whose errors end in one line on stderr and a non-zero exit code; `debug=True` adds the traceback."""
+    """Wrap a verb: an error becomes one line on stderr and an exit code; `debug=True` adds the traceback."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -76,7 +132,7 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                 raise
-            if kwargs.get("debug") and not isinstance(error, KeyboardInterrupt):
+            if kwargs.get("debug") and isinstance(error, Exception):
                 traceback.print_exc()
             raise typer.Exit(report_error(error)) from None
 
@@ -84,15 +140,18 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def report_error(error: BaseException) -> int:
-    """Print an error as one line on stderr; returns the exit code it means."""
+    """Print an error as one line on stderr and return its exit code."""
     if isinstance(error, KeyboardInterrupt):
         note("interrupted")
         return INTERRUPTED
+    if isinstance(error, Terminated):
+        note("terminated")
+        return TERMINATED
     if isinstance(error, StoppedBySignalError):
         note(str(error))
         return REQUEUE
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        # the reader of our stdout has gone (`| head`): nothing to say, and nothing more may be flushed
+        # the reader of stdout has gone (`| head`): print nothing, and flush nothing at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     note(describe_error(error))
@@ -100,11 +159,11 @@ def report_error(error: BaseException) -> int:
 
 
 def describe_error(error: BaseException) -> str:
-    """The one line that an error is worth."""
+    """Return the one line that describes an error."""
     if isinstance(error, UserError):
         return f"error: {_one_line(error)}"
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
+        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
         return f"error: {error.strerror}{where}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "error: out of memory; a smaller --batch-size or --size needs less"
@@ -118,6 +177,6 @@ def _one_line(error: BaseException) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "item"):  # a number of NumPy's or torch's
+    if hasattr(value, "item"):  # a NumPy or torch number
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")

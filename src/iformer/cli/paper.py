@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iformer.cli.arguments import output_folder
-from iformer.cli.output import DebugOption, JsonOption, console, print_json
+from iformer.cli.output import DebugOption, JsonOption, console, print_json, say
 from iformer.errors import UserError
 from iformer.tables import terminal_table
 
@@ -94,9 +94,9 @@ def paper(
     if json:
         print_json(shown.to_plain())
     elif csv:
-        print(to_csv(shown), end="")
+        say(to_csv(shown), end="")
     elif markdown:
-        print(to_markdown(shown), end="")
+        say(to_markdown(shown), end="")
     else:
         _show(shown)
 

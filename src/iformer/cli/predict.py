@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from iformer.cli.arguments import DeviceOption, EntryOption, output_folder
-from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line
+from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line, say
 from iformer.device import resolve_device
 from iformer.errors import WeightsError
 from iformer.files import write_text
@@ -113,7 +113,7 @@ def predict(
         if json:
             print_json_line(record)
         elif "error" not in record and "frame" not in record:
-            print(f"{Path(record['file']).name:<{width}}  {predictor.words(record)}", flush=True)
+            say(f"{Path(record['file']).name:<{width}}  {predictor.words(record)}")
     seconds = time.perf_counter() - start
     answered = len(records) - failed
     note(

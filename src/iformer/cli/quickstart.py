@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iformer.cli.arguments import output_folder
-from iformer.cli.output import DebugOption, JsonOption, console, messages, print_json
+from iformer.cli.output import DebugOption, JsonOption, console, print_json
 from iformer.errors import MissingDependencyError, UserError
 from iformer.files import write_text
 from iformer.tables import markdown_table
@@ -69,7 +69,7 @@ def quickstart(
     if (run / "config.yaml").exists() and not overwrite:
         raise UserError(f"{out} holds a quickstart already; --overwrite removes it, another --out leaves it alone")
     output_folder(out)
-    say = messages() if json else console()
+    say = console(stderr=json)
     start = time.perf_counter()
     _welcome(say, out)
 

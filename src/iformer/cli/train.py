@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iformer.cli.arguments import DeviceOption
-from iformer.cli.output import DebugOption, JsonOption, note, note_warnings, print_json_line
+from iformer.cli.output import DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.cli.recipe_options import recipe_options
 from iformer.errors import UserError
 from iformer.tasks.registry import TASKS, find_task
@@ -132,20 +132,20 @@ def _print_dry_run(found: DryRun, *, json: bool) -> None:
         print_json_line(found.to_plain())
         return
     teacher = f", teacher {found.teacher_gmacs:.2f} GMACs" if found.teacher_gmacs else ""
-    print(f"network  {found.model}: {found.parameters / 1e6:.2f} M parameters, {found.gmacs:.2f} GMACs{teacher}")
-    print(
+    say(f"network  {found.model}: {found.parameters / 1e6:.2f} M parameters, {found.gmacs:.2f} GMACs{teacher}")
+    say(
         f"data     {found.data}: {found.train_images:,} images to train on, {found.val_images:,} to validate; read"
     )
-    print(f"run      recipe {found.recipe}: {found.steps:,} steps of {found.batch_size} images")
-    print(
+    say(f"run      recipe {found.recipe}: {found.steps:,} steps of {found.batch_size} images")
+    say(
         f"measured {found.images_per_second:.1f} images/s in {found.precision} on {found.device}, batches of "
         f"{found.measured_batch}, {100 * found.data_wait:.0f} % of it waiting for images; "
         f"{found.memory_bytes / 2**30:.2f} GiB of memory in this process at most"
     )
-    print(f"disk     {found.disk_bytes / 2**20:,.0f} MiB for checkpoints, {found.disk_free / 2**30:,.1f} GiB free")
-    print(f"time     {format_hours(found.here.hours)} on this one process")
+    say(f"disk     {found.disk_bytes / 2**20:,.0f} MiB for checkpoints, {found.disk_free / 2**30:,.1f} GiB free")
+    say(f"time     {format_hours(found.here.hours)} on this one process")
     for estimate in found.by_rule:
-        print(
+        say(
             f"         {format_hours(estimate.hours)} on {estimate.where} by rule, about {estimate.dollars:,.0f} "
             "US dollars (docs/how-to/train-at-scale.md has the rule)"
         )
@@ -177,9 +177,9 @@ def _print_result(result: TrainResult, *, json: bool) -> None:
         return
     metrics, task = result.metrics, result.metadata.task
     name, label = find_task(task).metric, find_task(task).metric_label
-    print(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
+    say(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
     best = f"{'best':<{len(label)}} {result.best[name]:.2f} %"
-    print(f"{best} in epoch {result.best['epoch']}: chosen on these very images")
-    print(f"network: {files.last}")
+    say(f"{best} in epoch {result.best['epoch']}: chosen on these very images")
+    say(f"network: {files.last}")
     if result.report is not None:
-        print(f"report:  {result.report}")
+        say(f"report:  {result.report}")

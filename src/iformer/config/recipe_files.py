@@ -9,7 +9,7 @@ from typing import Any
 
 from iformer.config.checking import shown
 from iformer.errors import ConfigError, UnknownNameError
-from iformer.safe_yaml import parse_yaml, read_yaml
+from iformer.safe_yaml import MAX_BYTES, parse_yaml, read_yaml
 
 
 def list_recipes() -> list[str]:
@@ -57,7 +57,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         ConfigError: there is no `=`, or the value is not YAML.
     """
     name, equals, value = text.partition("=")
-    if not equals or not name.strip():
+    if not equals or not name.strip() or len(value) > MAX_BYTES:
         raise ConfigError(f"--set {shown(text)}: expected field=value")
     return name.strip(), parse_yaml(value, f"--set {name.strip()}: {shown(value)}")
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from iformer.data.images import read_image
 from iformer.data.samples import Sample
-from iformer.errors import DataError
+from iformer.errors import DataError, printable
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
 from iformer.tasks.pictures import Bar, Card, draw_sheet, save_png, square
 from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
@@ -142,7 +142,7 @@ def _classes_to_show(counts_KK: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _shortened(text: str, length: int) -> str:
-    text = text.replace("$", r"\$")  # a dollar sign starts a formula in matplotlib
+    text = printable(text).replace("$", r"\$")  # a dollar sign starts a formula in matplotlib
     if len(text) <= length:
         return text
     return text[: length // 2].rstrip() + "…" + text[-(length - length // 2 - 1) :].lstrip()

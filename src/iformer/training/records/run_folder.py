@@ -197,7 +197,7 @@ class RunFolder:
         """Read `config.yaml`; an empty mapping if there is none.
 
         Raises:
-            UserError: the file is no YAML mapping.
+            UserError: the file is not a YAML mapping with a recipe.
         """
         try:
             settings = read_yaml(self.config, max_bytes=_MAX_CONFIG_BYTES)

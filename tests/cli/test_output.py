@@ -1,0 +1,131 @@
+"""What is printed: escaped, whatever the terminal's encoding is; and how a process ends."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+from typer.main import get_command
+
+from iformer.cli import output
+from iformer.cli.arguments import RENAMED_OPTIONS
+from iformer.cli.main import VERBS, build_app, main
+from iformer.errors import UserError
+
+SOURCE = Path(output.__file__).parents[1]
+EVIL = "a\x1b]0;owned\x07\x1b[2Jb\r\u202ec\udce9"
+SHOWN = r"a\x1b]0;owned\x07\x1b[2Jb\r\u202ec\udce9"
+
+
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    output.say(f"{EVIL}\nsecond line")
+    output.note(EVIL)
+    output.report_error(UserError(f"unknown file {EVIL}"))
+    output.console().print(Text(EVIL), soft_wrap=True)
+    output.print_json({"file": EVIL})
+    out, err = capsys.readouterr()
+    by_rich = SHOWN.replace(r"\x07", "").replace(r"\r", "")  # rich leaves these two out
+    assert out.splitlines()[:3] == [SHOWN, "second line", by_rich]
+    on_one_line = SHOWN.replace(r"\r", " ")
+    assert err.splitlines() == [SHOWN, f"error: unknown file {on_one_line}"]
+    assert json.loads("\n".join(out.splitlines()[3:])) == {"file": EVIL}
+
+
+def test_no_verb_prints_past_the_escaping() -> None:
+    for path in sorted((SOURCE / "cli").glob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        bare = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        allowed = {"output.py": 3, "main.py": 1}  # the functions that escape, and typer's own help
+        assert len(bare) <= allowed.get(path.name, 0), (path.name, bare)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_characters_that_the_terminal_lacks_are_escaped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with output.process_settings():
+        output.say("犬")
+        output.console().print("☃ 🐱")
+        output.note("caf\udce9")
+    texts = [stream.buffer.getvalue().decode(encoding) for stream in (stdout, stderr)]  # type: ignore[attr-defined]
+    if encoding == "utf-8":
+        assert texts == ["犬\n☃ 🐱\n", "caf\\udce9\n"]
+    else:
+        assert texts[0].splitlines()[0] == r"\u72ac"
+        assert texts[0].isascii()
+        assert texts[1] == "caf\\udce9\n"
+
+
+def test_messages_name_only_options_that_exist() -> None:
+    """Every `--option` in a text of the package is an option of some verb, or of another program that it names."""
+    known = {"--help", "--version"}
+    commands = get_command(build_app()).commands  # type: ignore[attr-defined]
+    for verb in VERBS:
+        for parameter in commands[verb].params:
+            known |= set(parameter.opts) | set(parameter.secondary_opts)
+    others = {"--show-toplevel", "--force-reinstall", *RENAMED_OPTIONS}  # of git and of pip; old spellings
+    unknown = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", node.value):
+                    if option not in known | others:
+                        unknown.append(f"{path.relative_to(SOURCE)}:{node.lineno}: {option}")
+    assert unknown == []
+
+
+TERMINATED = """
+import os, sys, time
+from pathlib import Path
+from iformer.cli import doctor, main, output
+from iformer.files import replacing
+
+def slow():
+    with replacing(Path(sys.argv[1])) as file:
+        file.write(b"half")
+        os.fork()  # a worker of the process
+        os.write(1, b"ready\n")
+        time.sleep(60)
+
+doctor._machine = slow
+sys.exit(main.main(["doctor"]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_sigterm_ends_a_verb_with_143_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TERMINATED, str(tmp_path / "file")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, "terminated\n")
+    assert list(tmp_path.iterdir()) == []
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:  # the worker ends too
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker is still there")
+
+
+def test_sigterm_s_handler_is_restored() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["--version"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
