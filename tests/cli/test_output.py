@@ -85,7 +85,7 @@ def test_messages_name_only_options_that_exist() -> None:
     assert unknown == []
 
 
-TERMINATED = """
+TERMINATED = r"""
 import os, sys, time
 from pathlib import Path
 from iformer.cli import doctor, main, output
