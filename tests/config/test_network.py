@@ -138,6 +138,7 @@ INVALID_VALUES = {
         "interpolation": ["nearest", None],
         "mean": [(), 0.5, ("a",)],
         "std": [(0.1, 0.2), (0.0, 0.1, 0.1), (-1.0, 1.0, 1.0)],
+        "value_range": [(4095, 0), (1, 1), (0,), 4095, (0, 1e300)],
     },
     Metadata: {
         "task": ["", None],
