@@ -32,7 +32,6 @@ INVALID: dict[str, list[Any]] = {
     "task": ["detect", "pose", None],
     "epochs": [0, -1, 1.5, "many", 10**26],
     "entry": [""],
-    "value_range": [[4095, 0], [1], "all"],
     "batch_size": [0, True, 10**11],
     "grad_accum": [0, 3],
     "optimizer": ["sgd", None],
