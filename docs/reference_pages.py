@@ -7,6 +7,7 @@ recipe's page from the recipe dataclasses.
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from iformer.tables import Markdown, markdown_code, markdown_table
+from iformer.tables import Markdown, markdown_table
 
 PACKAGES = ("config", "layers", "models", "data", "training", "tasks", "deploy", "bench")
 """Packages of `iformer` with an API page each, in the order in which data goes through them."""
@@ -80,7 +81,7 @@ def cli_page() -> str:
         usage = " ".join(command.collect_usage_pieces(context))
         lines += [f"## iformer {name}", "", command.help or "", "", f"```text\niformer {name} {usage}\n```", ""]
         records = filter(None, (parameter.get_help_record(context) for parameter in command.params))
-        rows = [(markdown_code(names), _text(text)) for names, text in records]
+        rows = [(_code(names), _text(text)) for names, text in records]
         lines += [markdown_table(("option", "what it does"), rows, left=2), ""]
     return "\n".join(lines)
 
@@ -133,11 +134,11 @@ def _fields(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str, 
             yield from _fields(hints[field.name], f"{prefix}{field.name}.")
             continue
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        default = "required" if required else markdown_code(repr(field.default))
+        default = "required" if required else _code(repr(field.default))
         text = docs[field.name].docstring
         yield (
-            markdown_code(prefix + field.name),
-            markdown_code(_type_name(hints[field.name])),
+            _code(prefix + field.name),
+            _code(_type_name(hints[field.name])),
             default,
             _text("" if text is None else text.value),
         )
@@ -153,6 +154,11 @@ def _type_name(hint: Any) -> str:
     if origin is not None:
         return f"{origin.__name__}[{', '.join(map(_type_name, arguments))}]"
     return {type(None): "None", ...: "..."}.get(hint) or str(hint.__name__)
+
+
+def _code(text: str) -> Markdown:
+    """Return text as code in a table cell; MkDocs would show the backslash of an escaped pipe."""
+    return Markdown(f"<code>{html.escape(' '.join(text.split())).replace('|', '&#124;')}</code>")
 
 
 def _text(docs: str) -> Markdown:
