@@ -25,8 +25,12 @@ def evaluate(
         str, typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv.")
     ],
     split: Annotated[
-        Split, typer.Option(help="Images for validation, for training or, for classifiers, all.")
-    ] = "val",
+        Split | None,
+        typer.Option(
+            help="Images for validation, for training or, for classifiers, all.",
+            show_default="val; classifiers: all, if the data is not split and not that of the training",
+        ),
+    ] = None,
     val_split: Annotated[
         float | None,
         typer.Option(
@@ -77,7 +81,7 @@ def evaluate(
     check_options(options, module.TAKES, row.networks)
     evaluation, notes = module.evaluate_data(subject, data, options)
     note_warnings(notes)
-    record = {"checkpoint": checkpoint, "data": data, "split": split, "metrics": evaluation.metrics}
+    record = {"checkpoint": checkpoint, "data": data, "split": evaluation.split, "metrics": evaluation.metrics}
     if out is not None:
         write_text(out / "metrics.json", json_module.dumps(record, indent=2))
         for name, content in evaluation.files().items():

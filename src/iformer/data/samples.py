@@ -194,3 +194,5 @@ class DataSplits:
     val: ImageSet
     warnings: tuple[str, ...] = ()
     """What a user should know, one line each: files left out and why, images in both splits."""
+    split_off: bool = False
+    """Whether the data is not split, and `val` is a share of each class."""

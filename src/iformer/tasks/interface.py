@@ -33,7 +33,7 @@ class EvaluateOptions:
     """Options of `eval`. None: not given, the task decides."""
 
     device: torch.device
-    split: Split = "val"
+    split: Split | None = None
     precision: Precision = "fp32"
     workers: int | None = None
     strict: bool = False

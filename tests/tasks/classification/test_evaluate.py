@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from iformer.config.metadata import Metadata
@@ -153,3 +156,67 @@ def test_evaluation_leaves_the_network_alone(images: Path) -> None:
         evaluate(NetworkPredictor(network, PREPROCESSING), loader)
     assert isinstance(network, nn.Module)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.fixture
+def holdout(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder with a number of images in each class folder."""
+
+    def make(**counts: int) -> Path:
+        generator = np.random.default_rng(0)
+        for name, count in counts.items():
+            folder = tmp_path / "holdout" / name.replace("__", "/")
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+        return tmp_path / "holdout"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "images", "note"),
+    [
+        ({"red": 5}, {}, 5, "no image of 2 of the network's 3 classes: green, blue"),
+        ({"red": 5, "blue": 1}, {}, 6, "no image of 1 of the network's 3 classes: green"),
+        ({"red": 6, "green": 6, "blue": 6}, {}, 18, ""),
+        (
+            {"red": 6, "green": 6, "blue": 6},
+            {"split": "val"},
+            4,
+            "evaluated 4 of 18 images: the data is not split, and val is 20 % of each class; --split all",
+        ),
+        ({"test__red": 4, "test__blue": 4}, {}, 8, "no image of 1 of the network's 3 classes: green"),
+    ],
+)
+def test_any_images_of_the_network_s_classes_are_evaluated(
+    holdout: Callable[..., Path], counts: dict[str, int], options: dict[str, Any], images: int, note: str
+) -> None:
+    metadata = Metadata(class_names=("red", "green", "blue"), preprocessing=PREPROCESSING)
+    evaluation, notes = evaluate_on_data(
+        darkest_channel, metadata, 3, str(holdout(**counts)), workers=0, **options
+    )
+    assert evaluation.metrics["images"] == images
+    assert sum(line.startswith(note) for line in notes) == (1 if note else len(notes))
+    names = {name.rpartition("__")[2] for name in counts}
+    for name, scores in evaluation.metrics["per_class"].items():
+        assert (scores["recall"] is None) == (name not in names)
+    recalls = [scores["recall"] for scores in evaluation.metrics["per_class"].values() if scores["support"]]
+    assert evaluation.metrics["macro"]["recall"] == pytest.approx(np.mean(recalls), abs=1e-3)
+    assert evaluation.split == ("val" if options or any("__" in name for name in counts) else "all")
+
+
+def test_data_of_the_training_stays_split(holdout: Callable[..., Path]) -> None:
+    data = holdout(red=6, green=6, blue=6)
+    provenance = {"data": {"name": str(data), "val_split": 0.5}}
+    metadata = Metadata(preprocessing=PREPROCESSING, provenance=provenance)
+    evaluation, notes = evaluate_on_data(darkest_channel, metadata, 3, str(data), workers=0)
+    assert evaluation.metrics["images"] == 9
+    assert notes[0].startswith("evaluated 9 of 18 images: the data is not split, and val is 50 % of each class")
+
+
+def test_an_empty_split_is_an_error_that_names_the_other(holdout: Callable[..., Path]) -> None:
+    metadata = Metadata(class_names=("red", "green", "blue"), preprocessing=PREPROCESSING)
+    with pytest.raises(DataError, match=r"no image in the train split; --split all takes the images of both"):
+        evaluate_on_data(darkest_channel, metadata, 3, str(holdout(test__red=2)), split="train", workers=0)

@@ -60,4 +60,4 @@ def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Pro
         )
         for name, indices in (("train", train), ("val", val))
     }
-    return DataSplits(**splits, warnings=tuple(broken.values()))
+    return DataSplits(train=splits["train"], val=splits["val"], warnings=tuple(broken.values()))

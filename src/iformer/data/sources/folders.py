@@ -70,12 +70,13 @@ def load_folder(
         _check_readable(scans[split], image_set, checked, for_training=for_training)
     if "train" not in sets:
         sets["train"] = replace(sets["val"], name=display_name(root, "train"), samples=(), warnings=())
-    if "val" not in sets:
+    split_off = "val" not in sets
+    if split_off:
         sets["train"], sets["val"] = _split_by_class(sets["train"], val_split, seed, for_training=for_training)
     warnings += notes
     warnings += checked.notes
     warnings += find_duplicates(sets["train"], sets["val"], checked.rows, checked.hashes, checked.thumbnails)
-    return DataSplits(train=sets["train"], val=sets["val"], warnings=tuple(warnings))
+    return DataSplits(train=sets["train"], val=sets["val"], warnings=tuple(warnings), split_off=split_off)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 from iformer.config.metadata import Metadata
 from iformer.data.samples import DataSplits, ImageSet
 from iformer.data.sources import load_data
-from iformer.errors import DataError
+from iformer.errors import DataError, listed
 from iformer.tasks.interface import Split
 
 DEFAULT_VAL_SPLIT = 0.2
@@ -21,10 +21,12 @@ class LabelledImages:
     """Images whose labels are indices into a network's outputs."""
 
     images: ImageSet
+    split: Split
+    """The split of `images`."""
     train: ImageSet
     """The training split; the same as `images` if that split was asked for."""
     notes: tuple[str, ...]
-    """One line each for the reader of an evaluation: skipped files, images seen in training."""
+    """One line each for the reader of an evaluation: skipped files, the share in use, images seen in training."""
 
 
 def find_labelled(
@@ -32,9 +34,10 @@ def find_labelled(
     num_classes: int,
     data: str,
     *,
-    split: Split = "val",
+    split: Split | None = None,
     val_split: float | None = None,
     strict: bool = False,
+    for_training: bool = False,
 ) -> LabelledImages:
     """Load a data set for a network.
 
@@ -42,46 +45,58 @@ def find_labelled(
         metadata: class names of the network and the data it was trained on.
         num_classes: outputs of the network.
         data: `elpv` or a folder; see `iformer.data.sources.load_data`.
-        split: images for validation, for training, or all.
+        split: images for validation, for training, or all. None: those for validation; all, if the data is not
+            split and the network was not trained on it.
         val_split: share of each class for validation if the data is not split. None: the share used in the
             network's training if known, else `DEFAULT_VAL_SPLIT`.
         strict: an unreadable image is an error instead of being skipped.
+        for_training: require images of every class in both splits. False: any labelled images, of any of the
+            network's classes.
 
     Raises:
-        DataError: the data cannot be read, or its classes are not the network's.
+        DataError: the data cannot be read, has a class that the network does not know, or the split is empty.
     """
     trained_on = metadata.provenance.get("data")
     trained_on = trained_on if isinstance(trained_on, dict) else {}
-    if val_split is None:
-        val_split = float(trained_on.get("val_split", DEFAULT_VAL_SPLIT))
-    splits = load_data(data, val_split=val_split, strict=strict)
+    share = float(trained_on.get("val_split", DEFAULT_VAL_SPLIT)) if val_split is None else val_split
+    splits = load_data(data, val_split=share, strict=strict, for_training=for_training)
     class_names = metadata.class_names or splits.val.class_names
     if len(class_names) != num_classes:
         raise DataError(f"{data} has {len(class_names)} classes, the network has {num_classes} outputs")
+    known = trained_on.get("train_fingerprint") == splits.train.fingerprint() or trained_on.get("name") == data
+    if split is None:
+        split = "all" if splits.split_off and val_split is None and not (known or for_training) else "val"
+    images = with_class_order(_select(splits, split), class_names)
+    if not len(images):
+        raise DataError(f"{data}: no image in the {split} split; --split all takes the images of both")
     return LabelledImages(
-        images=with_class_order(_select(splits, split), class_names),
+        images=images,
+        split=split,
         train=with_class_order(splits.train, class_names),
-        notes=(*splits.warnings, *_seen_in_training(splits, split, data, trained_on)),
+        notes=(
+            *splits.warnings,
+            *_share(splits, images, split, share),
+            *_seen_in_training(splits, split, data, trained_on),
+        ),
     )
 
 
 def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
-    """Return the same images with labels that are indices into `class_names`.
+    """Return the same images with labels that are indices into `class_names`, which may have more classes.
 
     Raises:
-        DataError: the images have other classes; the message names the differences.
+        DataError: the images have a class that is not in `class_names`; the message names the differences.
     """
-    if set(image_set.class_names) != set(class_names):
+    index = {name: k for k, name in enumerate(class_names)}
+    unknown = [name for name in image_set.class_names if name not in index]
+    if unknown:
+        unused = [name for name in class_names if name not in image_set.class_names]
         differences = [
-            f"only {whose}: {', '.join(sorted(names)[:10])}{' …' if len(names) > 10 else ''}"
-            for whose, names in (
-                ("the network knows", set(class_names) - set(image_set.class_names)),
-                ("the data has", set(image_set.class_names) - set(class_names)),
-            )
+            f"only {whose}: {listed(sorted(names))}"
+            for whose, names in (("the network knows", unused), ("the data has", unknown))
             if names
         ]
         raise DataError(f"the classes of the data are not those of the network ({'; '.join(differences)})")
-    index = {name: k for k, name in enumerate(class_names)}
     labels = [index[name] for name in image_set.class_names]
     samples = tuple(replace(sample, label=labels[sample.label]) for sample in image_set.samples)
     return replace(image_set, class_names=tuple(class_names), samples=samples)
@@ -92,6 +107,22 @@ def _select(splits: DataSplits, split: Split) -> ImageSet:
         name = splits.val.name.removesuffix(" val")
         return replace(splits.val, name=name, samples=(*splits.train.samples, *splits.val.samples))
     return splits.val if split == "val" else splits.train
+
+
+def _share(splits: DataSplits, images: ImageSet, split: Split, share: float) -> list[str]:
+    """Return notes if only a part of unsplit data, or only some of the network's classes, are evaluated."""
+    notes = []
+    total = len(splits.train) + len(splits.val)
+    if splits.split_off and len(images) < total:
+        notes.append(
+            f"evaluated {len(images)} of {total} images: the data is not split, and val is "
+            f"{100 * share:g} % of each class; --split all evaluates all"
+        )
+    missing = [name for name, count in images.class_counts.items() if not count]
+    if missing:
+        shown = listed(missing)
+        notes.append(f"no image of {len(missing)} of the network's {len(images.class_names)} classes: {shown}")
+    return notes
 
 
 def _seen_in_training(splits: DataSplits, split: Split, data: str, trained_on: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
 
-TAKES = frozenset({"workers", "val_split", "batch_size"})
+TAKES = frozenset({"split", "workers", "val_split", "batch_size"})
 """The options of `EvaluateOptions` that this task reads."""
 
 LOGITS = "logits"
@@ -206,7 +206,7 @@ def evaluate_on_data(
     batch_size: int = 64,
     workers: int | None = None,
     device: torch.device | str = "cpu",
-    split: Split = "val",
+    split: Split | None = None,
     val_split: float | None = None,
     strict: bool = False,
     progress: bool = False,
@@ -232,7 +232,8 @@ def evaluate_on_data(
     found = find_labelled(metadata, num_classes, data, split=split, val_split=val_split, strict=strict)
     loader = evaluation_loader(found.images, metadata.preprocessing, batch_size=batch_size, workers=workers)
     with loader, ProgressView(total=len(found.images), shown=progress, what="evaluating") as view:
-        return evaluate(predictor, loader, device=device, progress=view.advance), list(found.notes)
+        evaluation = evaluate(predictor, loader, device=device, progress=view.advance)
+    return replace(evaluation, split=found.split), list(found.notes)
 
 
 def evaluate_data(

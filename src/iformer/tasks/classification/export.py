@@ -101,7 +101,7 @@ def quantization(
     preprocessing = model.metadata.preprocessing
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
-    found = find_labelled(model.metadata, model.num_classes, data)
+    found = find_labelled(model.metadata, model.num_classes, data, for_training=True)
     # cached, because every attempt for every runtime reads the same images
     loader = evaluation_loader(found.images, preprocessing, batch_size=16, workers=0, cache="ram")
 

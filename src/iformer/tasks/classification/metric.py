@@ -65,10 +65,12 @@ class ClassificationMetric:
             metrics["top5"] = _percent(values["top5"])
         metrics["loss"] = float(self._loss.compute())
         metrics["images"] = int(support_K.sum())
-        metrics["macro"] = {name: _percent(score_K.mean()) for name, score_K in scores.items()}
+        # a class without an image has no recall: it is left out of the means
+        present_K = support_K > 0
+        metrics["macro"] = {name: _percent(score_K[present_K].mean()) for name, score_K in scores.items()}
         metrics["per_class"] = {
             class_name: {
-                **{name: _percent(score_K[k]) for name, score_K in scores.items()},
+                **{name: _percent(score_K[k]) if present_K[k] else None for name, score_K in scores.items()},
                 "support": int(support_K[k]),
             }
             for k, class_name in enumerate(self.class_names)

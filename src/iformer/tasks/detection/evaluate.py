@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from iformer.data.detection import DetectionSet
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.coco import load_detection
-from iformer.errors import ConfigError, UserError
+from iformer.errors import ConfigError, DataError, UserError
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.dataset import DetectionImages
@@ -23,7 +23,7 @@ from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
 
-TAKES = frozenset({"workers", "batch_size"})
+TAKES = frozenset({"split", "workers", "batch_size"})
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
@@ -126,7 +126,10 @@ def evaluate_data(
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
     splits = load_detection(data, strict=options.strict, for_training=False)
-    image_set = splits.val if options.split == "val" else splits.train
+    image_set = splits.train if options.split == "train" else splits.val
+    if not len(image_set):
+        other = "val" if options.split == "train" else "train"
+        raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
             network.to(options.device),
@@ -137,4 +140,4 @@ def evaluate_data(
             precision=options.precision,
             progress=view.advance,
         )
-    return evaluation, splits.warnings
+    return replace(evaluation, split=options.split or "val"), splits.warnings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from iformer.data.loader import Loader, build_loader
 from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.masks import load_semantic
 from iformer.data.transforms import Normalize
-from iformer.errors import UserError
+from iformer.errors import DataError, UserError
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import check_classes
@@ -24,7 +24,7 @@ from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
 
-TAKES = frozenset({"workers", "sliding"})
+TAKES = frozenset({"split", "workers", "sliding"})
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
@@ -129,7 +129,10 @@ def evaluate_data(
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
     splits = load_semantic(data, strict=options.strict, for_training=False)
-    image_set = splits.val if options.split == "val" else splits.train
+    image_set = splits.train if options.split == "train" else splits.val
+    if not len(image_set):
+        other = "val" if options.split == "train" else "train"
+        raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
             network.to(options.device),
@@ -140,4 +143,4 @@ def evaluate_data(
             sliding=bool(options.sliding),
             progress=view.advance,
         )
-    return evaluation, splits.warnings
+    return replace(evaluation, split=options.split or "val"), splits.warnings

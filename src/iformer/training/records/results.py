@@ -18,6 +18,9 @@ class Evaluation:
     metrics: dict[str, Any]
     """`images` (their number), the task's metrics (shares are percentages) and `per_class`."""
 
+    split: str = "val"
+    """The images: `val`, `train` or `all`."""
+
     columns: ClassVar[Mapping[str, str]] = {}
     """The numbers of `per_class` that tables show, with their headings."""
 
