@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iformer.config.metadata import Metadata
@@ -14,6 +15,7 @@ from iformer.data.samples import FileSample, ImageSet
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
 from iformer.tasks.classification.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
+from iformer.tasks.classification.metric import MATRIX_CLASSES, ClassificationMetric, confusion_entries
 from iformer.tasks.classification.report import wilson_interval, write_report
 from iformer.training.records.results import TrainResult
 
@@ -143,7 +145,7 @@ def test_many_classes_show_the_most_confused(tmp_path: Path) -> None:
     confusion[97, 3] = 40
     from iformer.tasks.classification.figures import _classes_to_show
 
-    shown = _classes_to_show(confusion)
+    shown = _classes_to_show(confusion_entries(confusion), 100)
     assert {3, 97} <= set(shown.tolist())
     assert len(shown) <= MOST_CONFUSED
     draw_confusion(confusion.tolist(), [f"c{k}" for k in range(100)], tmp_path / "c.png")
@@ -156,3 +158,24 @@ def test_wilson_interval_holds_the_share() -> None:
     assert high == pytest.approx(0.8846, abs=2e-3)
     assert wilson_interval(1.0, 10)[1] == pytest.approx(1.0)
     assert wilson_interval(0.0, 0) == (0.0, 1.0)
+
+
+def test_confusion_of_very_many_classes_has_only_its_entries(tmp_path: Path) -> None:
+    classes = MATRIX_CLASSES + 1
+    names = tuple(f"c{k}" for k in range(classes))
+    labels, predicted = torch.tensor([0, 0, 0, 7, classes - 1]), torch.tensor([0, 5, 5, 7, 2])
+    metric = ClassificationMetric(names)
+    metric.update(torch.nn.functional.one_hot(predicted, classes).float(), {"labels": labels})
+    metrics = metric.compute()
+    assert metrics["confusion"] == {
+        "true": [0, 0, 7, classes - 1],
+        "predicted": [0, 5, 7, 2],
+        "images": [1, 2, 1, 1],
+    }
+    assert metrics["per_class"]["c0"]["support"] == 3
+    assert metrics["images"] == 5
+    dense = np.zeros((classes, classes), dtype=int)
+    np.add.at(dense, (labels.numpy(), predicted.numpy()), 1)
+    assert np.array_equal(confusion_entries(dense.tolist()), confusion_entries(metrics["confusion"]))
+    draw_confusion(metrics["confusion"], names, tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000

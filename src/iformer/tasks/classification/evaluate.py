@@ -54,7 +54,8 @@ class ClassificationEvaluation(Evaluation):
     `metrics` has `top1`, `top5` (from 6 classes on), `loss` (mean cross entropy), `images` (N),
     `macro`: `{"precision", "recall", "f1"}` (means over classes),
     `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
-    `confusion`: K x K nested lists of counts, row true class, column predicted class.
+    `confusion`: K x K nested lists of counts, row true class, column predicted class (see `metric.Confusion` for
+    the form that it has with more than 1,000 classes).
     """
 
     image_set: ImageSet

@@ -14,6 +14,7 @@ from iformer.data.images import read_image
 from iformer.data.samples import Sample
 from iformer.errors import DataError, printable
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
+from iformer.tasks.classification.metric import Confusion, confusion_entries
 from iformer.tasks.pictures import Bar, Card, draw_sheet, save_png, square
 from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
 
@@ -84,12 +85,17 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> Path | None:
     return save_png(draw_sheet(cards, columns=6, title="The worst mistakes", subtitle=subtitle), path)
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> Path:
+def draw_confusion(confusion: Confusion, class_names: Sequence[str], path: Path) -> Path:
     """Write the confusion matrix, K x K counts, rows true. With many classes only the most confused are shown."""
-    counts_KK = np.asarray(confusion, dtype=np.int64)
-    totals_K = counts_KK.sum(1)
-    shown = _classes_to_show(counts_KK)
-    counts = counts_KK[np.ix_(shown, shown)]
+    entries = confusion_entries(confusion)
+    classes = len(class_names)
+    totals_K = np.bincount(entries[:, 0], weights=entries[:, 2], minlength=classes).astype(np.int64)
+    shown = _classes_to_show(entries, classes)
+    position = {int(k): row for row, k in enumerate(shown)}
+    counts = np.zeros((len(shown), len(shown)), np.int64)
+    for true, predicted, images in entries.tolist():
+        if true in position and predicted in position:
+            counts[position[true], position[predicted]] = images
     share = counts / np.maximum(totals_K[shown, None], 1)
     count = len(shown)
     side = float(np.clip(2.2 + 0.42 * count, 4.6, 15))
@@ -117,8 +123,8 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     title = "Confusion matrix"
-    if count < len(counts_KK):
-        title += f": the {count} most confused of {len(counts_KK)} classes"
+    if count < classes:
+        title += f": the {count} most confused of {classes} classes"
     axes.set_title(title, loc="left", fontsize=13, color=INK, pad=12)
     bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.15 / side, 0, 0.2 / side, 1)))
     bar.set_label("share of the true class's images", color=FAINT)
@@ -127,17 +133,16 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     return save_figure(figure, path)
 
 
-def _classes_to_show(counts_KK: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _classes_to_show(entries: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
     """Return all classes or, if there are too many, those of the largest confusions, in their own order."""
-    if len(counts_KK) <= MAX_CONFUSION_CLASSES:
-        return np.arange(len(counts_KK))
-    errors = counts_KK - np.diag(np.diag(counts_KK))
+    if classes <= MAX_CONFUSION_CLASSES:
+        return np.arange(classes)
+    errors = entries[entries[:, 0] != entries[:, 1]]
     shown: set[int] = set()
-    for flat in np.argsort(-errors, axis=None, kind="stable"):
-        pair = {int(index) for index in np.unravel_index(flat, errors.shape)}
-        if len(shown | pair) > MOST_CONFUSED or errors.flat[flat] == 0:
+    for true, predicted, _ in errors[np.argsort(-errors[:, 2], kind="stable")].tolist():
+        if len(shown | {true, predicted}) > MOST_CONFUSED:
             break
-        shown |= pair
+        shown |= {true, predicted}
     return np.array(sorted(shown) or range(MOST_CONFUSED))
 
 

@@ -5,13 +5,25 @@ Shape letters: B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from iformer.dependencies import require
+from iformer.training.distributed import all_gather
+
+Confusion = Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
+"""K x K counts, row true class, column predicted class; or the nonzero ones as columns `true`, `predicted` and
+`images`."""
+
+MATRIX_CLASSES = 1000
+"""With more classes the confusion matrix has only its nonzero entries: 5,000 classes are 25 million numbers."""
 
 TOP5_CLASSES = 6
 """Top-5 accuracy is reported from this number of classes on."""
@@ -20,7 +32,8 @@ TOP5_CLASSES = 6
 class ClassificationMetric:
     """Top-1 and top-5 accuracy, cross entropy, precision, recall, F1 and the confusion matrix.
 
-    Built on torchmetrics, which sums the counts of several processes exactly.
+    Accuracy and loss are torchmetrics'. Its scores by class count all K x K pairs of classes at each update, which
+    takes seconds for thousands of classes; here they come from the pairs that occur.
     """
 
     def __init__(self, class_names: tuple[str, ...], *, device: Any = "cpu") -> None:
@@ -35,10 +48,6 @@ class ClassificationMetric:
         classes = len(class_names)
         metrics = {
             "top1": classification.MulticlassAccuracy(classes, average="micro", validate_args=False),
-            "precision": classification.MulticlassPrecision(classes, average="none", validate_args=False),
-            "recall": classification.MulticlassRecall(classes, average="none", validate_args=False),
-            "f1": classification.MulticlassF1Score(classes, average="none", validate_args=False),
-            "confusion": classification.MulticlassConfusionMatrix(classes, validate_args=False),
         }
         if classes >= TOP5_CLASSES:
             metrics["top5"] = classification.MulticlassAccuracy(
@@ -46,20 +55,29 @@ class ClassificationMetric:
             )
         self._metrics = torchmetrics.MetricCollection(metrics).to(device)
         self._loss = torchmetrics.MeanMetric().to(device)
+        self._pairs: list[npt.NDArray[np.int64]] = []
 
     def update(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Add logits (B x K) and `batch["labels"]` (int64 B)."""
         logits_BK, labels_B = outputs.float(), batch["labels"]
         self._metrics.update(logits_BK, labels_B)
+        self._pairs.append(torch.stack([labels_B, logits_BK.argmax(1)]).cpu().numpy())
         losses_B = functional.cross_entropy(logits_BK, labels_B, reduction="none")
         self._loss.update(losses_B)
 
     def compute(self) -> dict[str, Any]:
         """Return the metrics that `ClassificationEvaluation` documents; shares are percentages."""
         values = self._metrics.compute()
-        confusion_KK = values["confusion"].long().cpu()
-        support_K = confusion_KK.sum(1)
-        scores = {name: values[name].cpu() for name in ("precision", "recall", "f1")}
+        classes = len(self.class_names)
+        pairs = np.concatenate([np.empty((2, 0), np.int64), *chain(*all_gather(self._pairs))], axis=1)
+        support_K = np.bincount(pairs[0], minlength=classes)
+        right_K = np.bincount(pairs[0][pairs[0] == pairs[1]], minlength=classes)
+        answered_K = np.bincount(pairs[1], minlength=classes)
+        scores = {
+            "precision": _share(right_K, answered_K),
+            "recall": _share(right_K, support_K),
+            "f1": _share(2 * right_K, answered_K + support_K),
+        }
         metrics: dict[str, Any] = {"top1": _percent(values["top1"])}
         if "top5" in values:
             metrics["top5"] = _percent(values["top5"])
@@ -75,8 +93,28 @@ class ClassificationMetric:
             }
             for k, class_name in enumerate(self.class_names)
         }
-        metrics["confusion"] = confusion_KK.tolist()
+        (true, predicted), counts = np.unique(pairs, axis=1, return_counts=True)
+        if classes > MATRIX_CLASSES:
+            entries = (true.tolist(), predicted.tolist(), counts.tolist())
+            metrics["confusion"] = dict(zip(("true", "predicted", "images"), entries, strict=True))
+        else:
+            confusion_KK = np.zeros((classes, classes), np.int64)
+            confusion_KK[true, predicted] = counts
+            metrics["confusion"] = confusion_KK.tolist()
         return metrics
+
+
+def confusion_entries(confusion: Confusion) -> npt.NDArray[np.int64]:
+    """Return the nonzero entries of a confusion matrix in either form as rows (true, predicted, images)."""
+    if isinstance(confusion, Mapping):
+        return np.array([confusion[name] for name in ("true", "predicted", "images")], np.int64).T
+    counts_KK = np.asarray(confusion, np.int64)
+    return np.column_stack([*np.nonzero(counts_KK), counts_KK[np.nonzero(counts_KK)]])
+
+
+def _share(part_K: npt.NDArray[np.int64], whole_K: npt.NDArray[np.int64]) -> Tensor:
+    """Return `part_K / whole_K` in fp32; 0 where `whole_K` is 0."""
+    return torch.from_numpy(part_K).float() / torch.from_numpy(np.maximum(whole_K, 1)).float()
 
 
 def _percent(share: Tensor) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from iformer.tables import Markdown, markdown_table
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
 from iformer.tasks.classification.figures import draw_confusion, draw_mistakes, worst_mistakes
+from iformer.tasks.classification.metric import confusion_entries
 from iformer.tasks.report import final_weights, write_task_report
 from iformer.training.records.results import TrainResult
 
@@ -68,21 +69,14 @@ def _headline(result: TrainResult) -> str:
 
 def _confusion(result: TrainResult) -> str:
     names = list(result.metrics["per_class"])
-    confusion = result.metrics["confusion"]
-    pairs = sorted(
-        (
-            (confusion[true][predicted], true, predicted)
-            for true in range(len(names))
-            for predicted in range(len(names))
-            if true != predicted and confusion[true][predicted]
-        ),
-        key=lambda pair: -pair[0],
-    )
+    support = [scores["support"] for scores in result.metrics["per_class"].values()]
+    entries = confusion_entries(result.metrics["confusion"]).tolist()
+    pairs = sorted((entry for entry in entries if entry[0] != entry[1]), key=lambda entry: -entry[2])
     text = "## Confusion\n\n![Confusion matrix](confusion.png)"
     if len(names) > 2 and pairs:
         rows = [
-            [names[true], names[predicted], str(count), f"{100 * count / sum(confusion[true]):.1f}"]
-            for count, true, predicted in pairs[:_PAIRS]
+            [names[true], names[predicted], str(count), f"{100 * count / support[true]:.1f}"]
+            for true, predicted, count in pairs[:_PAIRS]
         ]
         text += "\n\n" + markdown_table(["true", "predicted", "images", "% of the true class"], rows)
     return text
