@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from iformer.data.sources import elpv as elpv_source
 from iformer.data.sources import load_data
-from iformer.data.sources.checks import check_images
+from iformer.data.sources.checks import CheckedImages, check_images
 from iformer.data.sources.folders import load_folder
 from iformer.data.sources.splitting import split_stratified
 from iformer.errors import ConfigError, DataError
@@ -473,7 +473,12 @@ def test_elpv_is_split_by_probability_and_module(monkeypatch: pytest.MonkeyPatch
     elpv = pytest.importorskip("elpv_dataset")
     looked_at: list[list[Path]] = []
     if not decode:
-        monkeypatch.setattr(elpv_source, "find_broken", lambda paths, **_options: looked_at.append(paths) or {})
+
+        def look(paths: list[Path], **_options: object) -> CheckedImages:
+            looked_at.append(paths)
+            return check_images([])
+
+        monkeypatch.setattr(elpv_source, "check_images", look)
     data = load_data("elpv", seed=5)
     assert decode or [len(paths) for paths in looked_at] == [2624]
     assert data.train.class_names == ("functional", "defective")
