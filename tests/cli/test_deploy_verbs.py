@@ -73,7 +73,7 @@ def test_bench_names_checkpoints_of_the_same_name_by_their_paths(monkeypatch: py
 
     monkeypatch.setattr(subjects, "prepare", lambda *_args, label, **_options: SimpleNamespace(label=label))
     models = ["a/best.safetensors", "b/best.safetensors", "c/last.safetensors"]
-    found = _subjects(models, False, find_runtime("onnx"), Path(), None, 1)
+    found = _subjects(models, False, find_runtime("onnx"), Path(), None, 1, None)
     assert [subject.label for subject in found] == [*models[:2], "last"]
 
 

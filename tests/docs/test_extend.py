@@ -103,7 +103,7 @@ def test_without_its_row_an_operator_is_unknown() -> None:
 
 def test_a_row_that_names_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ATTENTION_OPERATORS, "wrong", Operator(location="torch.nn:Linear"))
-    with pytest.raises(TypeError, match=r"torch\.nn:Linear is no AttentionOperator"):
+    with pytest.raises(TypeError, match=r"torch\.nn:Linear is not an AttentionOperator"):
         operator_class("wrong")
 
 

@@ -38,7 +38,9 @@ def test_what_is_drawn_is_what_is_annotated(
     options = ["--root", str(pictures), "--train", "12", "--val", "6", "--size", "96"]
     assert run(monkeypatch, str(tmp_path / "one"), *options) == 0
     detection, semantic = load_detection(tmp_path / "one"), load_semantic(tmp_path / "one")
-    assert detection.warnings == semantic.warnings == ()
+    # a dozen images need not show every class; nothing else may be wrong
+    warnings = [*detection.warnings, *semantic.warnings]
+    assert [line for line in warnings if not line.endswith("to learn from")] == []
     assert len(detection.train.class_names) >= 12
     assert semantic.train.class_names == ("background", *detection.train.class_names)
     assert len(semantic.train.palette) == len(semantic.train.class_names)

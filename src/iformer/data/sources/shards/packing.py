@@ -146,7 +146,7 @@ def _open(where: str | os.PathLike[str]) -> tuple[ShardStore, ShardIndex]:
     store = shard_store(where)
     if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
         raise DataError(
-            f"{store.location}: has no index of tar shards; training on a folder of foreign shards writes one"
+            f"{store.location} holds no tar shards with an index; training on foreign shards writes one"
         )
     return store, read_index(store)
 
