@@ -1,1 +1,1 @@
-"""The paper's tables and figures."""
+"""The tables, figures and ablations of the paper (arXiv 2501.15369)."""

@@ -1,6 +1,6 @@
-"""The networks of the paper's tables: a config for each row that is a network of ours, by the row's first cell.
+"""The networks of the paper's tables: a config for each row that is an iFormer, by the row's first cell.
 
-How rows are read where the paper does not say is in `data/notes.yaml`.
+`data/notes.yaml` says how rows are read where the paper is silent.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def _with_stage4(network: NetworkConfig, *, blocks: int) -> NetworkConfig:
 
 
 def _shares() -> Networks:
-    """Table 7: attention blocks in stage 3, each in the place of two conv blocks."""
+    """Return Table 7's networks: each attention block in stage 3 replaces two conv blocks."""
     rows: Networks = {"Baseline": _CONV}
     for percent, blocks in ((22, 2), (50, 4), (78, 7), (100, 9)):
         sha = with_attention(_CONV, blocks)
         row = f"Replacing {percent}% Conv Blocks in Stage 3 as"
         rows[f"{row} SHA"] = _named(f"sha_{percent}", sha)
         rows[f"{row} SHMA"] = _named(f"shma_{percent}", with_attention_options(sha, operator="shma"))
-    # the count of half of stage 3 gives the printed one, that of all does not: the label looks wrong
+    # half of stage 3 gives the printed count, all of it does not: the label looks wrong
     rows["Replacing 100% Conv Blocks in Stage 3 as SHMA and 100% in Stage 4"] = _SHMA
     return rows
 
@@ -63,7 +63,8 @@ DESIGNS = {
     "Chunk Hybrid SHMA": _design("chunk_hybrid"),
     "CC Hybrid SHMA": _design("chunk_hybrid"),
 }
-"""Tables 16 and 17: iFormer-M with each attention design, as the paper's text cuts it. Table 17 abbreviates."""
+"""Tables 16 and 17: iFormer-M with each attention design, windowed as in the paper's text. "CC" is Table 17's
+abbreviation."""
 
 _T_TO_L = {f"iFormer-{size}": network_config(f"iformer_{size.lower()}") for size in "TSML"}
 _SHVIT = with_attention_options(_SHA, operator="shvit")
@@ -105,7 +106,7 @@ ABLATIONS: dict[int, Networks] = {
     15: _T_TO_L,
     18: _T_TO_L,
 }
-"""Table number to its networks. Table 9 holds settings; 16 and 17 are `DESIGNS`."""
+"""Networks by table. Table 9 holds settings; Tables 16 and 17 are `DESIGNS`."""
 
 _T = network_config("iformer_t")
 
@@ -119,14 +120,14 @@ TRAINED: Networks = {
     # four heads in both stages
     "MHA": with_attention_options(_T, operator="mha", head_dim=16),
     "SHViT's attention": with_attention_options(_T, operator="shvit", channel_share=0.25, concat=True),
-    # each attention block of stage 3 is two conv blocks again, as in Table 7
+    # two conv blocks for each attention block of stage 3, as in Table 7
     "conv blocks only": with_depths(_T, (2, 2, 13, 2)),
 }
-"""iFormer-T and what is trained beside it on a small data set; each differs from iFormer-T in the named thing."""
+"""iFormer-T and its ablations for training on a small data set; each differs in what its name says."""
 
 
 def every_network() -> dict[str, NetworkConfig]:
-    """Each network of the ladder and the tables once, by a name such as "table 7, Baseline"."""
+    """Return each distinct network of the ladder and the tables, by a name such as "table 7, Baseline"."""
     found: dict[NetworkConfig, str] = {}
     for step in LADDER:
         found.setdefault(_essence(step.network), f"figure 2, {step.label}")
@@ -137,7 +138,7 @@ def every_network() -> dict[str, NetworkConfig]:
 
 
 def _essence(network: NetworkConfig) -> NetworkConfig:
-    """The network without its name, and without what its config says of blocks that it does not have."""
+    """Return the network without its name and without options for blocks that it does not have."""
     stages = tuple(
         stage if "attention" in stage.blocks else replace(stage, attention=AttentionConfig())
         for stage in network.stages

@@ -1,4 +1,4 @@
-"""The paper's figures 1, 2 and 3, drawn anew. Colours are Okabe and Ito's: safe for the colour-blind."""
+"""Redraw figures 1, 2 and 3 of the paper, in Okabe and Ito's colour-blind safe colours."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from iformer.dependencies import require
 from iformer.errors import UserError
-from iformer.files import replacing
+from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
 from iformer_paper.heads import LayerSimilarity, TrainedHeads, head_similarity
 from iformer_paper.ladder import LADDER
 from iformer_paper.latency import measure_latencies
-from iformer_paper.printed import SOURCE, PrintedRow, figure_2_rows, figure_notes, read_rows
+from iformer_paper.printed import SOURCE, figure_2_rows, figure_notes, read_rows
 from iformer_paper.tables import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _FAINT, _GRID = "#1c2430", "#5b6673", "#e3e7eb"
+_GRID = "#e3e7eb"
 _OURS, _BLUE, _SKY, _GREEN = "#D55E00", "#0072B2", "#56B4E9", "#009E73"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnFigure:
-    """A figure as a file, and the values in it."""
+    """A figure's file and the values it shows."""
 
     path: Path
     values: list[dict[str, Any]]
@@ -42,11 +42,11 @@ def draw_figure(
     Args:
         number: 1, 2 or 3.
         folder: an existing folder.
-        trained: for figure 3, a trained network, which is drawn beside its own random weights.
-        latency: for figure 2, measure each step's network on this machine too.
+        trained: for figure 3, a trained network to draw beside the same network with random weights.
+        latency: for figure 2, also measure each step's network on this machine.
 
     Raises:
-        UserError: it is none of the figures 1, 2 and 3, or an option is another figure's.
+        UserError: there is no such figure, or an option belongs to another figure.
         MissingDependencyError: matplotlib is not installed.
     """
     figures: dict[int, Callable[[], tuple[Figure, list[dict[str, Any]]]]] = {
@@ -57,19 +57,19 @@ def draw_figure(
     if number not in figures:
         raise UserError(f"figure {number} is not drawn here; the figures are 1, 2 and 3")
     if trained is not None and number != 3:
-        raise UserError(f"figure {number} is of no network's weights; a trained network is for figure 3")
+        raise UserError(f"figure {number} shows no network's weights; a trained network is for figure 3")
     if latency and number != 2:
         raise UserError(f"figure {number} is not measured here; latency is for figure 2")
     require("matplotlib", extra="bench")
     figure, values = figures[number]()
     return DrawnFigure(
-        path=_save(figure, folder / f"figure_{number}.png"), values=values, notes=tuple(figure_notes(number))
+        path=save_figure(figure, folder / f"figure_{number}.png"), values=values, notes=tuple(figure_notes(number))
     )
 
 
 # ------------------------------------------------------------------------------------ figure 1
 
-_FAMILIES: dict[str, tuple[str, str, str]] = {
+FAMILIES: dict[str, tuple[str, str, str]] = {
     "iFormer": (_OURS, "o", "iFormer"),
     "MNV4": (_BLUE, "s", "MobileNetV4"),
     "RepViT": (_GREEN, "D", "RepViT"),
@@ -85,7 +85,7 @@ _FAMILIES: dict[str, tuple[str, str, str]] = {
     "Mobile-Former": ("#333333", "p", "Mobile-Former"),
     "MobileViT": ("#333333", "s", "MobileViT"),
 }
-"""Start of a network's name to its colour, marker and label; grays for those with few or older networks."""
+"""Prefix of a network's name to colour, marker and label. Families with few or older networks are gray."""
 
 _LABELLED = (
     "MobileNetV4",
@@ -96,16 +96,16 @@ _LABELLED = (
     "Mobile-Former",
     "MobileViT",
 )
-"""Families with room for a label at the end of their line; the legend has them all."""
+"""Families labelled at the end of their line; the legend has all of them."""
 
 
 def _figure_1() -> tuple[Figure, list[dict[str, Any]]]:
     rows = [row for row in read_rows("table_03_imagenet") if _is_number(row["latency_ms"])]
-    figure = _new_figure(11.5, 6.8)
+    figure = new_figure(11.5, 6.8)
     axes = figure.subplots()
-    for family, (colour, marker, label) in _FAMILIES.items():
+    for family, (colour, marker, label) in FAMILIES.items():
         points = sorted(
-            (float(row["latency_ms"]), float(row["top1_pct"])) for row in rows if _family(row) == family
+            (float(row["latency_ms"]), float(row["top1_pct"])) for row in rows if family_of(row["model"]) == family
         )
         ours = family == "iFormer"
         axes.plot(
@@ -116,23 +116,23 @@ def _figure_1() -> tuple[Figure, list[dict[str, Any]]]:
             alone = len(points) == 1
             axes.annotate(
                 label, points[-1], xytext=(0, -17) if alone else (10, -4), textcoords="offset points",
-                ha="center" if alone else "left", fontsize=10, color=_FAINT,
+                ha="center" if alone else "left", fontsize=10, color=FAINT,
             )  # fmt: skip
     for row in rows:
-        if _family(row) == "iFormer":
+        if family_of(row["model"]) == "iFormer":
             axes.annotate(
                 f"{row['model'].removeprefix('iFormer-')}  {row['top1_pct']}",
                 (float(row["latency_ms"]), float(row["top1_pct"])),
                 xytext=(-8, 8), textcoords="offset points", ha="right", fontsize=11, color=_OURS, weight="bold",
             )  # fmt: skip
     axes.set_xlim(0.3, 4.2)
-    axes.set_xlabel("latency on an iPhone 13, ms, batch 1 (the paper's measurement, not ours)", color=_INK)
-    axes.set_ylabel("ImageNet-1k top-1, %", color=_INK)
+    axes.set_xlabel("latency on an iPhone 13, ms, batch 1 (the paper's measurement, not ours)", color=INK)
+    axes.set_ylabel("ImageNet-1k top-1, %", color=INK)
     axes.set_title(
-        f"Accuracy against the paper's phone latency (Table 3 of {SOURCE})", loc="left", color=_INK, weight="bold"
+        f"Accuracy against the paper's phone latency (Table 3 of {SOURCE})", loc="left", color=INK, weight="bold"
     )
-    _tidy(axes)
-    axes.legend(loc="lower right", ncols=2, frameon=False, labelcolor=_INK, fontsize=10)
+    tidy(axes)
+    axes.legend(loc="lower right", ncols=2, frameon=False, labelcolor=INK, fontsize=10)
     values = [
         {"model": row["model"], "latency_ms": float(row["latency_ms"]), "top1_pct": float(row["top1_pct"])}
         for row in rows
@@ -140,8 +140,9 @@ def _figure_1() -> tuple[Figure, list[dict[str, Any]]]:
     return figure, values
 
 
-def _family(row: PrintedRow) -> str:
-    return next(family for family in _FAMILIES if row["model"].startswith(family))
+def family_of(name: str) -> str:
+    """Return the key of `FAMILIES` for a network's name."""
+    return next(family for family in FAMILIES if name.startswith(family))
 
 
 # ------------------------------------------------------------------------------------ figure 2
@@ -165,24 +166,24 @@ def _figure_2(*, latency: bool) -> tuple[Figure, list[dict[str, Any]]]:
             value["measured_ms"] = 1e3 * measured.median(step.label)
         values.append(value)
     titles = ("Accuracy", "Latency, phone", *(("Latency, here",) if measured else ()), "Operations")
-    figure = _new_figure(13.5 if measured is None else 17.0, 6.4)
+    figure = new_figure(13.5 if measured is None else 17.0, 6.4)
     panels = figure.subplots(1, len(titles), sharey=True, width_ratios=(1.15, *(1,) * (len(titles) - 1)))
     accuracy, phone, operations = panels[0], panels[1], panels[-1]
     places = range(len(values))
     top1 = [value["top1_pct"] for value in values]
-    # a dot plot: bars that do not start at 0 would tell of other proportions
+    # a dot plot, because bars must start at 0
     accuracy.hlines(places, 73, top1, color=_GRID, linewidth=2)
     accuracy.plot(top1, places, "o", color=_OURS, markersize=9)
     for place, value in enumerate(top1):
         accuracy.annotate(
-            f"{value:.1f}", (value, place), xytext=(9, 0), textcoords="offset points", va="center", color=_INK
+            f"{value:.1f}", (value, place), xytext=(9, 0), textcoords="offset points", va="center", color=INK
         )
     accuracy.set_xlim(73, 81.7)
     accuracy.set_yticks(
-        list(places), [value["step"].replace(" (", "\n(") for value in values], color=_INK, fontsize=11
+        list(places), [value["step"].replace(" (", "\n(") for value in values], color=INK, fontsize=11
     )
     accuracy.invert_yaxis()
-    accuracy.set_xlabel("top-1, % (paper; axis starts at 73)", color=_INK)
+    accuracy.set_xlabel("top-1, % (paper; axis starts at 73)", color=INK)
     _bars(phone, [value["latency_ms"] for value in values], _BLUE, "ms (paper, iPhone 13)")
     if measured is not None:
         _bars(
@@ -193,20 +194,20 @@ def _figure_2(*, latency: bool) -> tuple[Figure, list[dict[str, Any]]]:
         )
     _bars(operations, [value["gmacs"] for value in values], _SKY, "GMACs at 224 (counted here)")
     for title, axes in zip(titles, panels, strict=True):
-        axes.set_title(title, loc="left", color=_INK, weight="bold")
-        _tidy(axes, grid="x")
+        axes.set_title(title, loc="left", color=INK, weight="bold")
+        tidy(axes, grid="x")
         axes.tick_params(axis="y", length=0)
     figure.suptitle(
-        f"From a ConvNeXt to iFormer-M (Figure 2 of {SOURCE})", x=0.01, ha="left", color=_INK, weight="bold"
+        f"From a ConvNeXt to iFormer-M (Figure 2 of {SOURCE})", x=0.01, ha="left", color=INK, weight="bold"
     )
     return figure, values
 
 
 def _bars(axes: Axes, values: Sequence[float], colour: str, label: str) -> None:
     bars = axes.barh(range(len(values)), values, height=0.62, color=colour)
-    axes.bar_label(bars, fmt="%.2f", padding=5, color=_INK)
+    axes.bar_label(bars, fmt="%.2f", padding=5, color=INK)
     axes.set_xlim(0, 1.18 * max(values))
-    axes.set_xlabel(label, color=_INK)
+    axes.set_xlabel(label, color=INK)
 
 
 # ------------------------------------------------------------------------------------ figure 3
@@ -219,7 +220,7 @@ def _figure_3(trained: TrainedHeads | None) -> tuple[Figure, list[dict[str, Any]
     else:
         groups = [("random weights", _BLUE, trained.before), ("trained", _OURS, trained.after)]
         title = f"Heads of {trained.name}, on {trained.images}"
-    figure = _new_figure(9.5, 5.0)
+    figure = new_figure(9.5, 5.0)
     axes = figure.subplots()
     for number, (label, colour, layers) in enumerate(groups):
         shift = 0.36 * (number - (len(groups) - 1) / 2)
@@ -238,14 +239,14 @@ def _figure_3(trained: TrainedHeads | None) -> tuple[Figure, list[dict[str, Any]
                 color=colour, weight="bold", ha="center",
             )  # fmt: skip
     layers = groups[0][2]
-    axes.set_xticks(range(1, len(layers) + 1), [_layer_label(layer) for layer in layers], color=_INK)
+    axes.set_xticks(range(1, len(layers) + 1), [_layer_label(layer) for layer in layers], color=INK)
     axes.set_xlim(0.4, len(layers) + 0.75)
     axes.set_ylim(0, 1.05)
-    axes.set_ylabel("cosine similarity of two heads' attention maps", color=_INK)
-    axes.set_title(title, loc="left", color=_INK, weight="bold")
+    axes.set_ylabel("cosine similarity of two heads' attention maps", color=INK)
+    axes.set_title(title, loc="left", color=INK, weight="bold")
     if len(groups) > 1:
         axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(groups))
-    _tidy(axes)
+    tidy(axes)
     values = [
         {"weights": label, "stage": layer.stage, "block": layer.block, "heads": layer.heads, "mean": layer.mean}
         for label, _, layers in groups
@@ -258,32 +259,20 @@ def _layer_label(layer: LayerSimilarity) -> str:
     return f"stage {layer.stage}\nblock {layer.block}\n{layer.heads} heads"
 
 
-# ---------------------------------------------------------------------------------------- common
+# ---------------------------------------------------------------------------------------- shared
 
 
 def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    # Figure, not pyplot: no window system and no global state is touched
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def _tidy(axes: Axes, *, grid: str = "both") -> None:
+def tidy(axes: Axes, *, grid: str = "both") -> None:
+    """Style the axes: a faint grid behind the data, no frame."""
     axes.grid(True, axis=grid, color=_GRID, linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_FAINT, labelsize=10)
+    axes.tick_params(colors=FAINT, labelsize=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
     for label in axes.get_yticklabels():
-        label.set_color(_INK)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=130)
-    return path
+        label.set_color(INK)

@@ -1,4 +1,4 @@
-"""Figure 3: how alike the heads of the multi-head baseline are.
+"""Figure 3: the similarity of heads in the multi-head baseline.
 
 Shape letters: B batch, N heads, L tokens.
 """
@@ -28,15 +28,15 @@ from iformer_paper.ablations import ABLATIONS
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSimilarity:
-    """One attention layer."""
+    """Similarity of the heads of one attention layer."""
 
     stage: int
-    """Counted from 1, as the paper counts."""
+    """From 1, as in the paper."""
     block: int
-    """The attention block in its stage, from 1."""
+    """Number of the attention block in its stage, from 1."""
     heads: int
     similarities: tuple[float, ...]
-    """Cosine similarity of each two heads' attention maps, over images and pairs."""
+    """Cosine similarity of two heads' attention maps, for every image and pair of heads."""
 
     @property
     def mean(self) -> float:
@@ -46,11 +46,11 @@ class LayerSimilarity:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHeads:
-    """A trained network's heads, and those of the same network with random weights, on the same images."""
+    """Similarity of heads in a trained network and in the same network with random weights, on the same images."""
 
     name: str
     images: str
-    """What the images are, in words."""
+    """Description of the images."""
     before: list[LayerSimilarity]
     after: list[LayerSimilarity]
 
@@ -58,16 +58,16 @@ class TrainedHeads:
 def trained_heads(
     checkpoint: str | os.PathLike[str], data: str, *, images: int = 16, seed: int = 0
 ) -> TrainedHeads:
-    """The heads of a checkpoint on validation images.
+    """Return the similarity of a checkpoint's heads on validation images.
 
     Args:
-        checkpoint: a network with the operator "mha" that training wrote.
-        data: its images: a folder, or `elpv`.
-        images: how many, drawn with `seed`.
+        checkpoint: a trained network with the operator "mha".
+        data: its data: a folder, or `elpv`.
+        images: number of images, drawn with `seed`.
 
     Raises:
-        WeightsError: it is none of our checkpoints.
-        DataError: there are no such images.
+        WeightsError: the checkpoint cannot be read.
+        DataError: the images cannot be read.
         UserError: the network has no multi-head attention.
     """
     network = load_classifier(checkpoint)
@@ -91,14 +91,13 @@ def trained_heads(
 def head_similarity(
     model: Backbone | None = None, images: Tensor | None = None, *, seed: int = 0
 ) -> list[LayerSimilarity]:
-    """The similarity of heads in each multi-head layer of a network, in order of depth.
+    """Return the similarity of heads in each multi-head layer of a network, in order of depth.
 
     Args:
-        model: a network with the operator "mha", not folded, which is run in the mode it is in. None: the
-            baseline of Table 1 with random weights, in training mode: before training, running statistics say
-            nothing, and batch statistics give queries and keys the spread that they have in training.
+        model: a network with the operator "mha", not folded; it is run in its current mode. None: the baseline of
+            Table 1 with random weights, in train mode, because running statistics are meaningless before training.
         images: B x C x H x W, normalised. None: two images of noise at 224 x 224.
-        seed: of the random weights and the noise.
+        seed: seed of the random weights and the noise.
 
     Raises:
         UserError: the network has no multi-head attention.
@@ -143,14 +142,14 @@ def _recorder(stage: int, block: int, found: list[LayerSimilarity]) -> Any:
 
 
 def _attention_maps(layer: MHA, x: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) of each head, B x N x L x L."""
+    """Return softmax(q k^T / sqrt(D)) of each head, B x N x L x L."""
     q_BNLD = split_heads(tokens(_without_update(layer.q, x)) * layer.scale, layer.heads)
     k_BNLD = split_heads(tokens(_without_update(layer.k, x)), layer.heads)
     return (q_BNLD @ k_BNLD.transpose(2, 3)).softmax(dim=-1)
 
 
 def _without_update(conv_norm: nn.Module, x: Tensor) -> Tensor:
-    """The part's output again, with its running statistics as the forward pass left them."""
+    """Return the module's output without updating its running statistics."""
     before = {name: buffer.clone() for name, buffer in conv_norm.named_buffers()}
     output: Tensor = conv_norm(x)
     for name, buffer in conv_norm.named_buffers():

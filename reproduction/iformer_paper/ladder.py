@@ -1,4 +1,4 @@
-"""Figure 2: from a ConvNeXt to iFormer-M in nine steps, each a small change of the config before it."""
+"""Figure 2: from a ConvNeXt to iFormer-M in nine steps, each a small change of the previous config."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from iformer.config.network import AttentionConfig, BlockKind, NetworkConfig, StageConfig
 
 CHANNELS = (48, 96, 192, 384)
-"""iFormer-M's widths. The paper does not print those of the first steps; these are used for all."""
+"""Widths of iFormer-M, used for all steps; the paper does not print those of the first ones."""
 
 FULL_HEADS = AttentionConfig(operator="sha", reduction=1, ffn_expansion_ratio=4.0, position_encoding=False)
-"""Attention as it comes in: one head as wide as the map, FFN ratio 4, no position encoding."""
+"""Attention as the ladder introduces it: one head as wide as the map, FFN ratio 4, no position encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,14 @@ class Step:
     """One bar of Figure 2."""
 
     label: str
-    """As the figure names it."""
+    """The figure's label."""
     change: str
-    """What differs from the step before."""
+    """Difference from the previous step."""
     network: NetworkConfig
 
 
 def with_depths(network: NetworkConfig, depths: tuple[int, int, int, int]) -> NetworkConfig:
-    """The network with so many conv blocks, and nothing else, in its stages."""
+    """Return the network with only conv blocks in its stages, `depths` of them."""
     stages = tuple(
         replace(stage, pattern=(("conv", depth),)) for stage, depth in zip(network.stages, depths, strict=True)
     )
@@ -33,9 +33,9 @@ def with_depths(network: NetworkConfig, depths: tuple[int, int, int, int]) -> Ne
 
 
 def with_attention(network: NetworkConfig, stage3_blocks: int, *, stage4_blocks: int = 0) -> NetworkConfig:
-    """The network with attention blocks: in stage 3 each in the place of two conv blocks, in stage 4 alone.
+    """Return the network with attention blocks. In stage 3 each replaces two conv blocks; stage 4 has no others.
 
-    Of stage 3's conv blocks the last stays behind the attention, as in iFormer-M; 0 leaves a stage as it is.
+    One conv block of stage 3 stays after the attention, as in iFormer-M. 0 leaves stage 4 as it is.
     """
     conv_blocks = network.stages[2].depth - 2 * stage3_blocks
     after = min(conv_blocks, 1)
@@ -48,7 +48,7 @@ def with_attention(network: NetworkConfig, stage3_blocks: int, *, stage4_blocks:
 
 
 def with_attention_options(network: NetworkConfig, **options: object) -> NetworkConfig:
-    """The network with fields of `AttentionConfig` changed in stages 3 and 4; a pair of values is for each."""
+    """Return the network with fields of `AttentionConfig` changed in stages 3 and 4; a tuple has a value for each."""
     stages = list(network.stages)
     for place in (2, 3):
         chosen = {key: value[place - 2] if isinstance(value, tuple) else value for key, value in options.items()}
@@ -104,9 +104,9 @@ def _ladder() -> tuple[Step, ...]:
 
 
 LADDER: tuple[Step, ...] = _ladder()
-"""The bars of Figure 2, from left to right. The last is iFormer-M."""
+"""The bars of Figure 2, left to right. The last one is iFormer-M."""
 
 
 def ladder_network(label: str) -> NetworkConfig:
-    """The network of a step by its label."""
+    """Return the network of a step by its label."""
     return next(step.network for step in LADDER if step.label == label)

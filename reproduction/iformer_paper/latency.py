@@ -1,4 +1,4 @@
-"""The latency of the paper's networks on this machine: folded, ONNX Runtime, one thread, one image."""
+"""Measure the paper's networks on this machine: folded, ONNX Runtime, one thread, one image."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from iformer_paper.ablations import ABLATIONS
 from iformer_paper.tables import PaperTable
 
 HOW = "folded, ONNX Runtime, one thread, one image at 224, random weights; median of interleaved rounds"
-"""How latencies are measured, in words."""
+"""Description of the measurement."""
 
 _RUNTIME = "onnx"
 _AT_224 = frozenset({1, 2, 3, 4, 6, 7, 8, 10, 11, 12, 14, 15, 18})
-"""Tables whose networks take images of 224 pixels."""
+"""Tables with networks for images of 224 pixels."""
 
 
 def measure_latencies(networks: Mapping[Any, NetworkConfig], *, size: int = 224, rounds: int = 30) -> Timings:
-    """Time networks with random weights against each other.
+    """Time networks with random weights, interleaved.
 
     Args:
-        networks: by any name; each is exported and checked as `iformer export` does, without normalisation.
+        networks: networks by name; each is exported and checked as by `iformer export --raw`.
         size: side of the input, in pixels.
-        rounds: calls of each network.
+        rounds: number of calls of each network.
 
     Returns:
-        Seconds a call by `str` of the name.
+        Seconds per call, by `str(name)`.
 
     Raises:
-        MissingDependencyError: ONNX Runtime or what converts to it is not installed.
+        MissingDependencyError: ONNX Runtime or its converter is not installed.
     """
     runtime = find_runtime(_RUNTIME)
     runtime.require()
@@ -58,9 +58,9 @@ def measure_latencies(networks: Mapping[Any, NetworkConfig], *, size: int = 224,
 
 
 def with_latencies(table: PaperTable, *, rounds: int = 30) -> PaperTable:
-    """A table whose rows of our networks have their latency on this machine, and a note that says how.
+    """Return a table with latencies measured on this machine, and a note that says how.
 
-    A table without a network at 224 pixels is returned as it is.
+    A table without networks at 224 pixels is returned unchanged.
     """
     networks = ABLATIONS.get(table.number, {}) if table.number in _AT_224 else {}
     if not networks:

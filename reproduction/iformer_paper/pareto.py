@@ -1,4 +1,4 @@
-"""Accuracy as the papers print it against latency measured here, with the paper's phone in a panel of its own."""
+"""Draw printed accuracy against latency measured here, and the paper's phone latency in its own panel."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from typing import TYPE_CHECKING
 from iformer.config.variants import list_models
 from iformer.dependencies import require
 from iformer.errors import UserError
-from iformer_paper import figures
+from iformer.training.records.figures import INK, new_figure, save_figure
+from iformer_paper.figures import FAMILIES, family_of, tidy
 from iformer_paper.printed import PrintedRow, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PHONE = "#F4EFE6"
-"""Ground of the panel whose numbers are not ours."""
+"""Background of the panel with printed numbers."""
 
 _TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
-"""Milliseconds at which a latency axis is labelled."""
+"""Labelled milliseconds of the latency axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A network of Table 3 that can be built here."""
+    """A network of Table 3 that this package or timm can build."""
 
     label: str
     """Its name in the paper."""
     name: str
-    """What `iformer bench` takes: our name, or `timm/NAME`."""
+    """Its name for `iformer bench`: an iFormer's, or `timm/NAME`."""
     size: tuple[int, int]
     top1: float
     """ImageNet-1k top-1, percent, as the paper prints it."""
@@ -39,7 +40,7 @@ class Published:
 
 
 def published() -> list[Published]:
-    """The iFormers and peers of Table 3 that we or timm can build, as printed."""
+    """Return the iFormers and peers of Table 3 that this package or timm can build, as printed."""
     found = [
         _published(row, row["model"].lower().replace("-", "_"), row["latency_ms"])
         for row in read_rows("table_03_imagenet")
@@ -60,46 +61,46 @@ def _published(row: PrintedRow, name: str, phone_ms: str) -> Published:
 
 
 def draw_pareto(measured: Mapping[str, Mapping[str, float]], path: Path, *, machine: str) -> Path:
-    """Draw one panel for each runtime, and one for the paper's phone.
+    """Draw one panel per runtime and one for the paper's phone.
 
     Args:
         measured: title of a runtime to label of a network (`Published.label`) to milliseconds.
         path: the picture, PNG.
-        machine: what was measured on, in words; it stands in each panel of ours.
+        machine: the machine in words, for the labels of the measured panels.
 
     Raises:
-        UserError: no network that the paper prints was measured.
+        UserError: no network of the paper's Table 3 was measured.
         MissingDependencyError: matplotlib is not installed.
     """
     require("matplotlib", extra="bench")
     rows = [row for row in published() if any(row.label in times for times in measured.values())]
     if not rows:
         raise UserError("no network of the paper's Table 3 was measured; nothing to draw")
-    figure = figures._new_figure(7.2 * (len(measured) + 1), 6.6)
+    figure = new_figure(7.2 * (len(measured) + 1), 6.6)
     panels = list(figure.subplots(1, len(measured) + 1, sharey=True, squeeze=False)[0])
     for axes, (runtime, times) in zip(panels, measured.items(), strict=False):
         _panel(axes, rows, times)
-        axes.set_title(f"{runtime} on this machine: measured here", loc="left", color=figures._INK, weight="bold")
-        axes.set_xlabel(f"latency here, ms, batch 1: {machine}", color=figures._INK)
+        axes.set_title(f"{runtime} on this machine: measured here", loc="left", color=INK, weight="bold")
+        axes.set_xlabel(f"latency here, ms, batch 1: {machine}", color=INK)
     phone = panels[-1]
     phone.set_facecolor(_PHONE)
     _panel(phone, rows, {row.label: row.phone_ms for row in rows})
-    phone.set_title("iPhone 13, Core ML: the paper's numbers", loc="left", color=figures._INK, weight="bold")
-    phone.set_xlabel("latency on the paper's phone, ms, batch 1: printed, not measured here", color=figures._INK)
-    panels[0].set_ylabel("ImageNet-1k top-1, %, as the papers print it", color=figures._INK)
+    phone.set_title("iPhone 13, Core ML: the paper's numbers", loc="left", color=INK, weight="bold")
+    phone.set_xlabel("latency on the paper's phone, ms, batch 1: printed, not measured here", color=INK)
+    panels[0].set_ylabel("ImageNet-1k top-1, %, as the papers print it", color=INK)
     handles, labels = phone.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, labelcolor=figures._INK)
-    return figures._save(figure, path)
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, labelcolor=INK)
+    return save_figure(figure, path)
 
 
 def _panel(axes: Axes, rows: Sequence[Published], times: Mapping[str, float]) -> None:
     from matplotlib.ticker import NullLocator
 
-    for family, (colour, marker, label) in figures._FAMILIES.items():
+    for family, (colour, marker, label) in FAMILIES.items():
         points = sorted(
             (times[row.label], row.top1, row.label)
             for row in rows
-            if row.label in times and _family_of(row.label) == family
+            if row.label in times and family_of(row.label) == family
         )
         if not points:
             continue
@@ -120,8 +121,4 @@ def _panel(axes: Axes, rows: Sequence[Published], times: Mapping[str, float]) ->
     axes.set_xticks([tick for tick in _TICKS if low <= tick <= high])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    figures._tidy(axes)
-
-
-def _family_of(label: str) -> str:
-    return next(family for family in figures._FAMILIES if label.startswith(family))
+    tidy(axes)

@@ -1,4 +1,4 @@
-"""What the paper prints: the package's data files, read."""
+"""Read the numbers that the paper prints from the package's data files."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ TABLE_FILES: dict[int, tuple[str, ...]] = {
     17: ("table_17_attention_latency",),
     18: ("table_18_imagenet_all",),
 }
-"""The data files of each table; one holds several where its parts have different columns."""
+"""Data files of each table; several if its sections have different columns."""
 
 PrintedRow = dict[str, str]
-"""Column name to cell, as printed; an empty cell where the paper gives nothing."""
+"""Cells by column, as printed; empty where the paper prints nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Why a count of ours is more than 1 % from the print."""
+    """Reason why a count differs from the printed one by more than 1 %."""
 
     tables: tuple[int, ...]
     row: str
@@ -50,34 +50,34 @@ class Difference:
 
 
 def read_rows(name: str) -> list[PrintedRow]:
-    """The rows of a data file, such as "table_07_vit_ratio"."""
+    """Return the rows of a data file, such as "table_07_vit_ratio"."""
     text = _data(f"{name}.csv")
     return [dict(row) for row in csv.DictReader(text.splitlines())]
 
 
 def figure_2_rows() -> list[PrintedRow]:
-    """The bars of Figure 2."""
+    """Return the bars of Figure 2."""
     return read_rows("figure_02_ladder")
 
 
 def table_title(number: int) -> str:
-    """What a table is about, in our words."""
+    """Return the title of a table."""
     return str(_notes()["tables"][number]["title"])
 
 
 def table_notes(number: int) -> Sequence[str]:
-    """Where a table contradicts another or itself, and how it is read where it does not say."""
+    """Return a table's contradictions, and how it is read where the paper is silent."""
     return tuple(_notes()["tables"][number]["notes"])
 
 
 def figure_notes(number: int) -> Sequence[str]:
-    """The same for a figure."""
+    """Return the same for a figure."""
     return tuple(_notes()["figures"][number]["notes"])
 
 
 @cache
 def differences() -> tuple[Difference, ...]:
-    """Every count of ours that is more than 1 % from the print, with its reason."""
+    """Return a reason for every count that differs from the printed one by more than 1 %."""
     return tuple(Difference(**(entry | {"tables": tuple(entry["tables"])})) for entry in _notes()["differences"])
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables beside our counts: each row as printed, and the network of that row really built."""
+"""The paper's tables with counts: each row as printed, beside the count of its network as built here."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from iformer_paper.ablations import ABLATIONS, DESIGNS
 from iformer_paper.printed import SOURCE, TABLE_FILES, PrintedRow
 
 TOLERANCE_PCT = 1.0
-"""A count farther from the print than this has a reason in the data."""
+"""Percent. A larger difference from the printed count has a reason in `data/notes.yaml`."""
 
 _AT_512 = (5, 13)
-"""Tables of backbones at 512, whose windows are not those of the classifier: their operations are not counted."""
+"""Tables of backbones at 512 pixels; their windows are not the classifier's, so operations are not counted."""
 BUILT, TIMM = "built here", "timm 1.0.31"
-"""Where a count is from."""
+"""Sources of counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """The size of a network, counted and not printed."""
+    """Counted parameters and operations of a network."""
 
     params_m: float | None
-    """Millions of parameters, batch norms folded."""
+    """Millions of parameters, with batch norms folded."""
     gmacs: float | None
-    """Thousands of millions of multiply-accumulates: convolutions, classifier, the attention's two products."""
+    """GMACs: convolutions, classifier, the attention's two products."""
     by: str
 
 
@@ -46,26 +46,26 @@ class Row:
 
     printed: PrintedRow
     network: str | None = None
-    """Name of the config that was built, where the row is one of ours."""
+    """Name of the config, if the row is an iFormer."""
     count: Count | None = None
     difference_pct: dict[str, float] = field(default_factory=dict)
-    """Column to how far the count is from the print, in percent of the print."""
+    """Difference of the count by column, in percent of the printed value."""
     agreement: str | None = None
-    """Of a row that describes and does not count: "same", or what our config has instead."""
+    """For a row that describes a network: "same", or the differing values of the config."""
     reasons: tuple[str, ...] = ()
-    """Why a count is more than 1 % from the print."""
+    """Reasons for differences of more than 1 %."""
     measured_ms: float | None = None
-    """Latency on this machine, where it was asked for: `iformer_paper.latency`."""
+    """Latency on this machine from `iformer_paper.latency`; None: not measured."""
 
     @property
     def name(self) -> str:
-        """The row's first cell; of Table 14 the modification."""
+        """The row's name, see `row_name`."""
         return row_name(self.printed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Rows of the same columns."""
+    """Rows with the same columns."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -73,7 +73,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """A table of the paper beside our counts."""
+    """A table of the paper with counts."""
 
     number: int
     title: str
@@ -81,7 +81,7 @@ class PaperTable:
     notes: tuple[str, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """Nested dicts and lists for JSON."""
+        """Return nested dicts and lists for JSON."""
         return {
             "table": self.number,
             "title": self.title,
@@ -95,15 +95,15 @@ class PaperTable:
 
 
 def row_name(row: PrintedRow) -> str:
-    """What a row is called: its first cell, in Table 14, whose first cell is a number, the second."""
+    """Return the name of a row: the modification in Table 14, else its first cell."""
     return row["modification"] if "modification" in row else next(iter(row.values()))
 
 
 def paper_table(number: int) -> PaperTable:
-    """A table of the paper with our counts.
+    """Return a table of the paper with counts.
 
     Raises:
-        UserError: the paper has no such table.
+        UserError: there is no such table.
     """
     if number not in TABLE_FILES:
         raise UserError(f"the paper has no table {number}; its tables are 1 to {max(TABLE_FILES)}")
@@ -117,7 +117,7 @@ def paper_table(number: int) -> PaperTable:
 
 @cache
 def count(network: NetworkConfig, size: int = 224) -> Count:
-    """Parameters and operations of a network at a square input, built and folded on the meta device."""
+    """Count parameters and operations of a network, built and folded on the meta device, at a square input."""
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
         folded = fold(build(network).eval())
     return Count(
@@ -128,7 +128,7 @@ def count(network: NetworkConfig, size: int = 224) -> Count:
 
 
 def flat_rows(section: Section) -> tuple[list[str], list[list[str]]]:
-    """A section as a header and rows of text; what no row has is left out."""
+    """Return a section as a header and rows of text, without empty columns of counts."""
     extra: dict[str, Callable[[Row], str]] = {
         "counted_params_m": lambda row: _decimals(row.count.params_m if row.count else None, 3),
         "counted_gmacs": lambda row: _decimals(row.count.gmacs if row.count else None, 4),
@@ -149,7 +149,7 @@ def flat_rows(section: Section) -> tuple[list[str], list[list[str]]]:
 
 
 def to_csv(table: PaperTable) -> str:
-    """Comma-separated rows with a header; an empty line between a table's sections."""
+    """Return CSV with a header per section and an empty line between sections."""
     parts = []
     for section in table.sections:
         columns, rows = flat_rows(section)
@@ -158,7 +158,7 @@ def to_csv(table: PaperTable) -> str:
 
 
 def to_markdown(table: PaperTable) -> str:
-    """A Markdown section with the rows and the notes below them."""
+    """Return a Markdown section with the rows and, below them, the notes."""
     lines = [f"## Table {table.number}. {table.title}", "", f"As printed in {SOURCE}, beside our counts.", ""]
     for section in table.sections:
         columns, rows = flat_rows(section)
@@ -168,7 +168,7 @@ def to_markdown(table: PaperTable) -> str:
 
 
 def reasons(table: PaperTable) -> list[str]:
-    """Why counts of this table are more than 1 % from the print, one line a row."""
+    """Return reasons for differences of more than 1 % in this table, one line per row."""
     return [
         f"{row.name}: {reason}" for section in table.sections for row in section.rows for reason in row.reasons
     ]
@@ -213,7 +213,7 @@ def _row(number: int, row: PrintedRow) -> Row:
 
 
 def _attention_latency_row(row: PrintedRow) -> Row:
-    """Table 17: the design at its resolution."""
+    """Return a row of Table 17: a design at its resolution."""
     network = DESIGNS[row["attention"]]
     return Row(printed=row, network=network.name, count=count(network, int(row["resolution"])))
 
@@ -228,7 +228,7 @@ def _differences(row: PrintedRow, counted: Count | None) -> dict[str, float]:
 
 
 def _peer_count(number: int, row: PrintedRow) -> Count | None:
-    """Another's network, as counted once in timm; None where timm has no such network."""
+    """Return the recorded count of a peer in timm; None if timm has no such network."""
     for peer in printed.read_rows("peers"):
         same = (
             str(number) in peer["tables"].split(";")
@@ -247,7 +247,7 @@ def _spelling(name: str) -> str:
 
 
 def _compare_stage(row: PrintedRow) -> str:
-    """Table 15: a row of the architecture against the stage of our config."""
+    """Compare a row of Table 15 with the stage of the config."""
     stride = STRIDES[int(row["stage"]) - 1]
     stage = network_config(_variant(row["variant"])).stages[int(row["stage"]) - 1]
     attends, convolves = "attention" in stage.blocks, "conv" in stage.blocks
@@ -268,7 +268,7 @@ def _compare_stage(row: PrintedRow) -> str:
 
 
 def _compare_stem(row: PrintedRow) -> str:
-    """Table 15: a layer of the stem against the one that is built."""
+    """Compare a stem layer of Table 15 with the one that is built."""
     config = network_config(_variant(row["variant"]))
     with torch.device("meta"):
         stem = build(config, features_only=True).stem
@@ -286,7 +286,7 @@ def _compare_stem(row: PrintedRow) -> str:
 
 
 def _design_row(row: PrintedRow) -> Row:
-    """Table 16: a design is counted once, at 512 pixels, in its first row."""
+    """Return a row of Table 16; a design is counted once, at 512 pixels, in its first row."""
     network = DESIGNS[row["design"]]
     first = (row["stage"], row["order"]) == ("3", "1")
     return Row(
@@ -298,7 +298,7 @@ def _design_row(row: PrintedRow) -> Row:
 
 
 def _compare_design(row: PrintedRow, network: NetworkConfig) -> str:
-    """Table 16: a run of like attention blocks against those of the design's stage."""
+    """Compare a run of equal attention blocks in Table 16 with the design's stage."""
     stage = network.stages[int(row["stage"]) - 1]
     order, blocks = int(row["order"]), stage.blocks.count("attention")
     size = f"{stage.windows.window_size}" if stage.windows else ""

@@ -22,7 +22,7 @@ def test_at_least_fifteen_peers_and_the_iformers_of_table_3() -> None:
     assert by_name["iformer_m"].top1 == 80.4
     assert by_name["iformer_m"].phone_ms == 1.10
     assert by_name["timm/fastvit_sa12"].size == (256, 256)
-    assert all(any(row.label.startswith(family) for family in figures._FAMILIES) for row in rows)
+    assert all(any(row.label.startswith(family) for family in figures.FAMILIES) for row in rows)
 
 
 def test_a_panel_for_each_runtime_and_one_for_the_papers_phone(
@@ -30,13 +30,13 @@ def test_a_panel_for_each_runtime_and_one_for_the_papers_phone(
 ) -> None:
     pytest.importorskip("matplotlib")
     kept = []
-    save = figures._save
+    save = pareto.save_figure
 
     def keep(figure: object, path: Path) -> Path:
         kept.append(figure)
         return save(figure, path)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pareto.figures, "_save", keep)
+    monkeypatch.setattr(pareto, "save_figure", keep)
     times = {"iFormer-M": 30.0, "iFormer-T": 11.0, "RepViT-M1.1": 25.0, "matrix product": 9.0}
     path = draw_pareto(
         {"ONNX Runtime": times, "OpenVINO": times}, tmp_path / "pareto.png", machine="CPU X, 1 thread"

@@ -1,4 +1,4 @@
-"""`iformer paper`: the paper's tables beside our counts, and its figures."""
+"""`iformer paper`: the paper's tables with counts, and its figures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LEFT_OUT = (
     *("advanced_training", "strong_training", "counted", "order", "window_op_size", "attention_window_size"),
 )
 
-"""Columns that a terminal has no room for; --csv, --markdown and --json have them all."""
+"""Columns left out on a terminal; --csv, --markdown and --json have all columns."""
 _ORDER = ("params_m", "counted_params_m", "params_diff_pct", "gmacs", "counted_gmacs", "gmacs_diff_pct")
-"""The counts beside the print; they take the place of the first of them."""
+"""Columns of counts, shown side by side where the first of them is."""
 _NEVER_BROKEN = 9
-"""Cells of at most so many characters, numbers above all, stay on one line."""
+"""Cells of at most this many characters stay on one line."""
 _HEADERS = {
     "params_m": "params M",
     "counted_params_m": "counted",
@@ -46,7 +46,7 @@ _HEADERS = {
 
 
 class Kind(StrEnum):
-    """What of the paper is shown."""
+    """What to show."""
 
     TABLE = "table"
     FIGURE = "figure"
@@ -72,7 +72,7 @@ def paper(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """The paper, row by row: what it prints beside the counts of the network of each row; its figures as PNG."""
+    """Show a table of the paper with the counts of the networks built here, or draw a figure of it."""
     if sum((csv, markdown, json)) > 1:
         raise UserError("give one of --json, --csv and --markdown")
     if kind == Kind.FIGURE:
@@ -131,7 +131,7 @@ def _show(shown: PaperTable) -> None:
 
 
 def _header(columns: list[str]) -> list[str]:
-    # where nothing is printed for a count to stand beside, it says itself what it is
+    # a count without a printed column beside it is labelled as a count
     alone = {
         f"counted_{name}": f"{_HEADERS[name]} counted" for name in ("params_m", "gmacs") if name not in columns
     }
