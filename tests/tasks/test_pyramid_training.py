@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from iformer.models.factory import build
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.training import detection_job
+from iformer.tasks.train import training_job
 from iformer.training.loop import train
 from iformer.training.state import TrainState
 from tiny.programs import run_on_two_processes
@@ -123,6 +125,68 @@ def test_backbone_starts_from_a_classifier(shapes_data: Path, tmp_path: Path) ->
     assert torch.equal(pyramid.body.stem.conv1.conv.weight, classifier.stem.conv1.conv.weight)  # type: ignore[union-attr]
     assert job.preprocessing.mean == (0.5, 0.5, 0.5)
     assert job.model.config.backbone.stages[2].windows is not None
+
+
+def trained(task: str, data: Path, folder: Path, class_names: tuple[str, ...]) -> Any:
+    """A checkpoint of a random network of other sizes than the default recipe's."""
+    network = JOBS[task](data, folder / "run").model
+    config = replace(network.config, num_classes=len(class_names))
+    network = type(network)(config)
+    save(network, folder / "trained.safetensors", class_names=class_names)
+    return network
+
+
+@pytest.mark.parametrize("option", ["model", "weights"])
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+def test_trained_networks_are_fine_tuned(
+    shapes_data: Path, tmp_path: Path, task: str, same: bool, option: str
+) -> None:
+    """All weights of the same classes; of others all but the layers whose shape depends on the classes."""
+    names = ("background", "disc", "square") if task == "segment" else ("disc", "square")
+    given = names if same else tuple(reversed(names))
+    network = trained(task, shapes_data, tmp_path, given)
+    path = str(tmp_path / "trained.safetensors")
+    overrides = {"weights": path} if option == "weights" else {}
+    said: list[str] = []
+    job = training_job(
+        tmp_path / "tuned",
+        data=str(shapes_data),
+        recipe={"detect": "detection", "light": "detection-light", "segment": "segmentation"}[task],
+        model=path if option == "model" else None,
+        overrides={"size": 96, "max_size": 1000, **overrides},
+        device="cpu",
+        warn=said.extend,
+    )
+    assert f"fine-tuning {path}: {'the same' if same else 'other'} classes" in said[-1]
+    channels = [[stage.channels for stage in model.config.backbone.stages] for model in (job.model, network)]
+    assert channels[0] == channels[1], "the recipe may only add windows to the attention"
+    assert job.preprocessing.size[0] == 96
+    before, after = network.state_dict(), job.model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    heads = {
+        "detect": ("box_predictor.", "mask_fcn_logits"),
+        "light": tuple(f"levels.{level}.classes.1." for level in range(3)),
+        "segment": ("head.classify",),
+    }[task]
+    expected = set() if same else {key for key in before if any(head in key for head in heads)}
+    # biases of new layers may start at the same values
+    assert changed <= expected
+    assert {key for key in expected if key.endswith("weight")} <= changed
+
+
+def test_a_trained_network_of_another_size_or_kind_is_named(shapes_data: Path, tmp_path: Path) -> None:
+    trained("detect", shapes_data, tmp_path, ("disc", "square"))
+    path = str(tmp_path / "trained.safetensors")
+
+    def tune(**options: Any) -> None:
+        training_job(tmp_path / "tuned", data=str(shapes_data), device="cpu", **options)
+
+    with pytest.raises(UserError, match="on tiny, --model is iformer_m"):
+        tune(task="detect", model="iformer_m", overrides={"weights": path})
+    with pytest.raises(UserError, match="another kind of detector; give one such as --recipe detection"):
+        tune(recipe="detection-light", model=path)
 
 
 def test_masks_that_are_not_there(tmp_path: Path) -> None:

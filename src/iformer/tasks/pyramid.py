@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,107 @@ from PIL import Image
 
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
+from iformer.config.segmenter import SegmenterConfig
 from iformer.data.images import read_image
 from iformer.data.video import VideoReader, VideoWriter, has_video_extension
 from iformer.device import resolve_device
-from iformer.errors import DataError
+from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.detector import Detector
+from iformer.models.factory import create_model
 from iformer.models.light_detector import LightDetector
 from iformer.models.segmenter import Segmenter
+from iformer.models.weights.checkpoint import Weights
+from iformer.models.weights.header import backbone_config
+from iformer.models.weights.resolve import Size, resolve
 from iformer.tasks.interface import Record
 from iformer.tasks.pictures import Card, draw_sheet, save_png, square
 from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
 
+_DEFAULT_SIZE = "iformer_t"
+"""The model of a run that names none: trained weights may be of another size."""
+_STRUCTURE = (
+    "fpn_channels", "box_head_channels", "mask_head_channels", "mask_head_depth",  # detectors
+    "head_channels",  # segmenters
+    "channels", "kernel_size", "head_depth", "extra_level",  # light detectors
+)  # fmt: skip
+"""The fields of a network's config on which its weights depend, besides the classes and the backbone."""
 
-def starting_backbone(model: str, recipe: PyramidRecipe, settings: RunSettings) -> Backbone:
-    """Build a backbone with the weights that the recipe names; see `starting_network`.
+
+def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
+    """Return the weights of the recipe's task that a run fine-tunes, or None if it starts from a backbone.
+
+    Args:
+        model: a model name or a checkpoint; one of it and `recipe.weights` may name a trained network.
+
+    Raises:
+        UserError: both name weights, or `model` is another size than the trained network's.
+        UnknownNameError, WeightsError: a name means nothing, or its weights cannot be read.
+    """
+    named = resolve(model)
+    if recipe.weights not in ("none", "pretrained"):
+        weights = resolve(recipe.weights, entry=recipe.entry)
+        if isinstance(named, Size) and isinstance(weights, Weights) and weights.task == recipe.task:
+            size = backbone_config(weights.config).name
+            if model not in (size, _DEFAULT_SIZE):
+                raise UserError(f"{recipe.weights} holds {weights.row.title} on {size}, --model is {model}")
+            return weights
+    return named if isinstance(named, Weights) and named.task == recipe.task else None
+
+
+def starting_backbone(
+    model: str, recipe: PyramidRecipe, settings: RunSettings, weights: Weights | None = None
+) -> Backbone:
+    """Build a backbone with trained weights or those that the recipe names; see `starting_network`.
 
     Raises:
         UnknownNameError: no such network.
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
-    weights = "none" if settings.continues else recipe.weights
-    entry = recipe.entry if weights == recipe.weights else None
-    return starting_network(model, weights=weights, entry=entry, features_only=True, **recipe.network_options)
+    options = {"features_only": True, **recipe.network_options}
+    if weights is not None:
+        return create_model(weights, **options)
+    named = "none" if settings.continues else recipe.weights
+    entry = recipe.entry if named == recipe.weights else None
+    return starting_network(model, weights=named, entry=entry, **options)
+
+
+def structure(weights: Weights) -> dict[str, Any]:
+    """Return the fields of a network's config that fit weights to be fine-tuned."""
+    return {name: getattr(weights.config, name) for name in _STRUCTURE if hasattr(weights.config, name)}
+
+
+def fine_tune(
+    network: Detector | LightDetector | Segmenter, weights: Weights, class_names: tuple[str, ...]
+) -> str:
+    """Copy trained weights into a network; layers whose shape depends on the classes stay new if those differ.
+
+    Returns:
+        A line that says what was copied.
+
+    Raises:
+        WeightsError: weights do not fit; the message names the first one.
+    """
+    config = replace(network.config, num_classes=network.config.num_classes + 1)
+    if isinstance(config, SegmenterConfig):
+        config = replace(config, palette=())
+    with torch.device("meta"):
+        other = type(network)(config).state_dict()  # type: ignore[arg-type]
+    own = network.state_dict()
+    same = weights.metadata.class_names == class_names
+    copied = {
+        key: value
+        for key, value in weights.state_dict.items()
+        if key in own and (same or own[key].shape == other[key].shape)
+    }
+    misfits = [key for key, value in copied.items() if value.shape != own[key].shape]
+    if misfits:
+        raise WeightsError(f"{weights.source} does not fit: {misfits[0]} has another shape")
+    network.load_state_dict({**own, **copied})
+    classes = "the same classes" if same else "other classes, so the layers of the classes are new"
+    return f"fine-tuning {weights.source}: {classes}"
 
 
 def normalisation(backbone: Backbone) -> dict[str, Any]:

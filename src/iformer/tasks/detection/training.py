@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from iformer.config.light_detector import LightDetectorConfig
 from iformer.data.detection import DetectionSplits
 from iformer.data.sources.coco import load_detection
 from iformer.dependencies import require
@@ -18,7 +20,14 @@ from iformer.tasks.detection.dataset import DetectionCanvases, DetectionImages
 from iformer.tasks.detection.evaluate import DetectionEvaluation, evaluate
 from iformer.tasks.detection.loss import Detection, LightDetection
 from iformer.tasks.interface import Warn
-from iformer.tasks.pyramid import normalisation, scaled, starting_backbone
+from iformer.tasks.pyramid import (
+    fine_tune,
+    normalisation,
+    scaled,
+    starting_backbone,
+    structure,
+    trained_weights,
+)
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.network.precision import Precision
@@ -32,7 +41,7 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
         raise UserError("--val-split is for classification; give the validation images in the data")
     data = load_detection(settings.data_name, strict=strict)
     warn(data.warnings)
-    return detection_job(data, settings, model=model)
+    return detection_job(data, settings, model=model, warn=warn)
 
 
 def detection_job(
@@ -41,14 +50,17 @@ def detection_job(
     *,
     model: str | Detector | LightDetector = "iformer_t",
     model_name: str | None = None,
+    warn: Warn = lambda lines: None,
 ) -> TrainJob:
     """A run that trains the network of `recipe.network`: a Mask R-CNN or Faster R-CNN, or a light detector.
 
     Args:
         data: training and validation images.
         settings: `settings.recipe.weights` says what the backbone starts from.
-        model: the backbone's name, a classifier's checkpoint to take it from, or a detector as it is.
-        model_name: what to call it; by default as `model` says.
+        model: a size or a classifier's checkpoint for the backbone, a detector's checkpoint to fine-tune, or a
+            detector, which is used as it is.
+        model_name: name for logs and checkpoints; None: `model`.
+        warn: called with lines for the user, such as which layers are new.
 
     Raises:
         UnknownNameError: no such network.
@@ -64,13 +76,26 @@ def detection_job(
     if isinstance(model, Detector | LightDetector):
         network, model_name = model, model_name or model.config.backbone.name
     else:
-        backbone = starting_backbone(model, recipe, settings)
-        fields = {"num_classes": len(data.train.class_names), **normalisation(backbone)}
+        weights = trained_weights(model, recipe)
+        if weights is not None and isinstance(weights.config, LightDetectorConfig) != (recipe.network == "light"):
+            fitting = "detection" if recipe.network == "light" else "detection-light"
+            raise UserError(
+                f"{weights.source} holds {weights.row.title}, the recipe {settings.recipe_name} is for another "
+                f"kind of detector; give one such as --recipe {fitting}"
+            )
+        backbone = starting_backbone(model, recipe, settings, weights)
         features = backbone.config.with_options(num_classes=0)
-        if recipe.network == "light":
-            network = LightDetector(recipe.light_config(features, **fields), backbone)
-        else:
-            network = Detector(recipe.detector_config(features, **fields), backbone)
+        make = recipe.light_config if recipe.network == "light" else recipe.detector_config
+        config = make(features, num_classes=len(data.train.class_names), **normalisation(backbone))
+        if weights is not None:
+            config = replace(config, **structure(weights))
+        network = (
+            LightDetector(config, backbone)
+            if isinstance(config, LightDetectorConfig)
+            else Detector(config, backbone)
+        )
+        if weights is not None:
+            warn([fine_tune(network, weights, data.train.class_names)])
         model_name = model_name or model
     for part in (data.train, data.val):
         if isinstance(network, Detector) and network.config.masks and not part.has_masks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from iformer.data.transforms import Normalize
 from iformer.errors import UserError
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import Warn
-from iformer.tasks.pyramid import normalisation, starting_backbone
+from iformer.tasks.pyramid import fine_tune, normalisation, starting_backbone, structure, trained_weights
 from iformer.tasks.segmentation.config import SegmentationRecipe
 from iformer.tasks.segmentation.dataset import SemanticImages
 from iformer.tasks.segmentation.evaluate import SegmentationEvaluation, evaluate, evaluation_images
@@ -31,7 +32,7 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
         raise UserError("--val-split is for classification; give the validation images in the data")
     data = load_semantic(settings.data_name, strict=strict)
     warn(data.warnings)
-    return segmentation_job(data, settings, model=model)
+    return segmentation_job(data, settings, model=model, warn=warn)
 
 
 def segmentation_job(
@@ -40,14 +41,17 @@ def segmentation_job(
     *,
     model: str | Segmenter = "iformer_t",
     model_name: str | None = None,
+    warn: Warn = lambda lines: None,
 ) -> TrainJob:
     """A run that trains a Semantic FPN.
 
     Args:
         data: training and validation images.
         settings: `settings.recipe.weights` says what the backbone starts from.
-        model: the backbone's name, a classifier's checkpoint to take it from, or a segmenter as it is.
-        model_name: what to call it; by default as `model` says.
+        model: a size or a classifier's checkpoint for the backbone, a segmenter's checkpoint to fine-tune, or a
+            segmenter, which is used as it is.
+        model_name: name for logs and checkpoints; None: `model`.
+        warn: called with lines for the user, such as which layers are new.
 
     Raises:
         UnknownNameError: no such network.
@@ -59,14 +63,19 @@ def segmentation_job(
     if isinstance(model, Segmenter):
         network, model_name = model, model_name or model.config.backbone.name
     else:
-        backbone = starting_backbone(model, recipe, settings)
+        weights = trained_weights(model, recipe)
+        backbone = starting_backbone(model, recipe, settings, weights)
         config = recipe.segmenter_config(
             backbone.config.with_options(num_classes=0),
             num_classes=len(data.train.class_names),
             palette=data.train.palette,
             **normalisation(backbone),
         )
+        if weights is not None:
+            config = replace(config, **structure(weights))
         network, model_name = Segmenter(config, backbone), model_name or model
+        if weights is not None:
+            warn([fine_tune(network, weights, data.train.class_names)])
     network.pyramid.freeze(recipe.freeze)
     return TrainJob(
         **vars(settings),
