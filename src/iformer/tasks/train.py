@@ -10,11 +10,14 @@ from typing import Any, ClassVar
 
 from iformer.config.checking import Config, Share, Text
 from iformer.config.recipe import Recipe
+from iformer.config.variants import list_models
 from iformer.errors import ConfigError, UserError
 from iformer.tasks.interface import TrainModule, Warn
 from iformer.tasks.registry import find_task, load_recipe
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
+
+_NOT_PATHS = ("elpv", "none", "pretrained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,23 @@ class StoredRun(Config):
     recipe_name: Text
     recipe: dict[str, Any] = field(default_factory=dict)
     val_split: Share | None = None
+    working_directory: Text | None = None
+    """Where the run was started; older runs do not say."""
+
+    def locate(self, name: str, folder: Path) -> str:
+        """Find a file or folder that the run names by a relative path.
+
+        Args:
+            name: the path, or anything else that names data or weights, which is returned as it is.
+            folder: the run folder. Runs that do not say where they were started mostly have their files beside it
+                or above it.
+        """
+        if name in _NOT_PATHS or name in list_models() or "://" in name or Path(name).is_absolute():
+            return name
+        here, above = Path.cwd(), folder.absolute().parents
+        start = [Path(self.working_directory)] if self.working_directory else []
+        found = next((base for base in (*start, here, *above) if (base / name).exists()), here)
+        return name if found == here else str(found / name)
 
     @classmethod
     def read(cls, folder: Path) -> StoredRun | None:
@@ -86,7 +106,9 @@ def training_job(
     before = StoredRun.read(folder) if resume else None
     name, fields = _recipe(task, recipe, overrides or {}, before, model=model)
     row = find_task(fields.task)
-    data = data or (before.data if before else None)
+    if before is not None and recipe is None:
+        fields = _located(fields, before, folder, overrides or {})
+    data = data or (before.locate(before.data, folder) if before else None)
     if data is None:
         raise UserError(f"--data is missing; give {row.data}")
     settings = RunSettings(
@@ -102,8 +124,20 @@ def training_job(
     if val_split is None and before is not None:
         val_split = before.val_split
     module: TrainModule = row.module("training")
-    model = model or (before.model if before else "iformer_t")
+    model = model or (before.locate(before.model, folder) if before else "iformer_t")
     return module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
+
+
+def _located(fields: Recipe, before: StoredRun, folder: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """Locate the weights and the teacher that the recipe of a resumed run names."""
+    given = fields.nested(overrides)
+    if "weights" not in given:
+        fields = replace(fields, weights=before.locate(fields.weights, folder))
+    distillation = vars(fields).get("distillation")
+    if distillation is not None and distillation.loss != "none" and "teacher" not in given.get("distillation", {}):
+        teacher = before.locate(distillation.teacher, folder)
+        fields = replace(fields, distillation=replace(distillation, teacher=teacher))  # type: ignore[call-arg]
+    return fields
 
 
 def is_main_process() -> bool:

@@ -37,6 +37,9 @@ FORMAT = "iformer-training-2"
 OLD_FORMAT = "iformer-training-1"
 """Still read. Its checksum, if it has one, does not cover the header."""
 
+_FILES = ("model", "recipe.weights", "recipe.distillation.teacher")
+"""Fields of the identity that may name a file, which a run resumed elsewhere finds under another path."""
+
 _UNSET = "(not set)"
 _Count = Annotated[int, Range(0, 2**53)]
 
@@ -259,7 +262,7 @@ def check_identity(
     differences = [
         f"{name} was {_short(before.get(name, _UNSET))}, is {_short(now.get(name, _UNSET))}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)  # a later version's field that is None changes nothing
+        if not _same(name, before.get(name), now.get(name))  # a later version's field that is None changes nothing
     ]
     if differences:
         raise UserError(
@@ -293,6 +296,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _same(name: str, before: Any, now: Any) -> bool:
+    if name in _FILES and isinstance(before, str) and isinstance(now, str) and Path(now).is_absolute():
+        return Path(before).name == Path(now).name
+    return bool(before == now)
 
 
 def _short(value: Any) -> str:

@@ -77,6 +77,7 @@ def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[s
         "recipe": job.recipe.to_plain(),
         "preprocessing": job.preprocessing.to_plain(),
         "class_names": list(job.task.class_names),
+        "working_directory": str(Path.cwd()),
         "precision": precision,
         "device": describe_device(device),
         **origin(),
