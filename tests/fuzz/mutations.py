@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -151,7 +152,12 @@ def json_lines(content: bytes, chance: random.Random) -> bytes:
 def yaml_values(content: bytes, chance: random.Random) -> bytes:
     """Change a value of a YAML file; where YAML can only say it by tags or aliases, it does."""
     plain = change_value(yaml.safe_load(content), chance)
-    text = yaml.safe_dump(plain, sort_keys=False)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(50_000)  # PyYAML writes nested values by recursion, several calls a level
+    try:
+        text = yaml.safe_dump(plain, sort_keys=False)
+    finally:
+        sys.setrecursionlimit(limit)
     tags = ("epochs: !!int abc\n", "lr: &x [*x]\n", "date: 2020-13-45\n")
     forms = (*[text] * 4, LAUGHS + text, *(text + tag for tag in tags))
     return chance.choice(forms).encode(chance.choice(("utf-8", "utf-8", "utf-8", "utf-16", "latin-1")), "replace")
