@@ -33,5 +33,5 @@ def test_sharded_run_is_the_run_of_one_process_and_continues_there(many_images: 
 
 
 def test_running_average_is_not_sharded() -> None:
-    with pytest.raises(ConfigError, match="parallel is 'fsdp'; expected ddp where there is a running average"):
+    with pytest.raises(ConfigError, match="parallel is 'fsdp'; expected ddp, because ema_decay is set"):
         tiny_recipe(parallel="fsdp", ema_decay=0.9)
