@@ -333,7 +333,7 @@ def test_predict_with_json_writes_nothing_unasked(
     ("arguments", "said"),
     [
         (["nofolder"], "no such file or folder"),
-        (["{images}/*.tiff"], "no image matches"),
+        (["{images}/*.tiff"], "no image or video matches"),
         (["{images}/0.png", "--weights", "iformer_tt"], "did you mean iformer_t"),
         (["{images}/0.png", "--weights", "{images}/none.safetensors"], "none.safetensors does not exist"),
         (["{images}/0.png", "--weights", "{images}/text.png"], "text.png"),

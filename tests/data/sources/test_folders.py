@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -503,6 +503,7 @@ def test_elpv_is_split_by_probability_and_module(monkeypatch: pytest.MonkeyPatch
     share=st.floats(0.01, 0.99),
     seed=st.integers(0, 2**31),
 )
+@example(strata=[0] * 12 + [1] * 4, share=0.21875, seed=0)
 def test_splits_are_stratified_partitions(strata: list[int], share: float, seed: int) -> None:
     items = [f"{i}.png" for i in range(len(strata))]
     first, second = split_stratified(items, strata, val_share=share, seed=seed)

@@ -37,8 +37,9 @@ def split_stratified(
     for stratum, indices in members.items():
         counts[stratum] = min(max(1, int(len(indices) * val_share)), len(indices) - 1)
     missing = round(len(names) * val_share) - sum(counts.values())
-    # the sort is stable: strata with equal remainders keep their order
-    for stratum in sorted(members, key=lambda key: -(len(members[key]) * val_share % 1))[: max(0, missing)]:
+    # a stratum raised to 1 has no remainder; the sort is stable: strata with equal remainders keep their order
+    remainders = {stratum: len(indices) * val_share - counts[stratum] for stratum, indices in members.items()}
+    for stratum in sorted(members, key=lambda key: -remainders[key])[: max(0, missing)]:
         counts[stratum] = min(counts[stratum] + 1, max(0, len(members[stratum]) - 1))
     val: set[int] = set()
     for stratum, indices in members.items():
