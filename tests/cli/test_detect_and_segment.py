@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -244,3 +245,55 @@ def test_bad_data_stops_before_a_run_begins(capsys: pytest.CaptureFixture[str], 
         assert words in error
         assert error.count("\n") == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "verb", "options", "words"),
+    [
+        ("detector", "predict", ["--explain"], "--explain is not for detectors"),
+        ("detector", "predict", ["--top-k", "3"], "--top-k is not for detectors"),
+        ("detector", "predict", ["--sliding"], "--sliding is not for detectors"),
+        ("segmenter", "predict", ["--min-score", "0.2"], "--min-score is not for segmenters"),
+        ("detector", "eval", ["--split", "all"], "--split all is for classification"),
+        ("detector", "eval", ["--val-split", "0.5"], "--val-split is not for detectors"),
+        ("segmenter", "eval", ["--batch-size", "2"], "--batch-size is not for segmenters"),
+    ],
+)
+def test_options_of_other_tasks_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    shapes_data: Path,
+    tmp_path: Path,
+    network: str,
+    verb: str,
+    options: list[str],
+    words: str,
+) -> None:
+    checkpoint = str(request.getfixturevalue(network))
+    given = {
+        "predict": [str(shapes_data), "--weights", checkpoint, "--out", str(tmp_path / "out")],
+        "eval": [checkpoint, "--data", str(shapes_data)],
+    }[verb]
+    assert main([verb, *given, *options]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("network", ["detector", "segmenter"])
+def test_hostile_names_are_shown_as_text_and_kept_in_json(
+    capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, tmp_path: Path, network: str
+) -> None:
+    names = ["a\x1b[31m.png", "two\nlines.png", "<img onerror=x>|b.png", os.fsdecode(b"caf\xe9.png")]
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for name in names:
+        Image.new("RGB", (64, 48)).save(folder / name)
+    weights = request.getfixturevalue(network)
+    assert main(["predict", str(folder), "--weights", str(weights), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == len(names)
+    for shown in ("a\\x1b[31m.png", "two\\nlines.png", "<img onerror=x>|b.png", "caf\\udce9.png"):
+        assert shown in printed
+    records = lines((out / "predictions.jsonl").read_text())
+    assert sorted(Path(record["file"]).name for record in records) == sorted(names)

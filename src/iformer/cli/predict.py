@@ -11,7 +11,7 @@ import typer
 from iformer.cli.arguments import DeviceOption, EntryOption, output_folder
 from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line, say
 from iformer.device import resolve_device
-from iformer.errors import WeightsError
+from iformer.errors import WeightsError, printable
 from iformer.files import write_text
 
 DEFAULT_NETWORK = "iformer_m"
@@ -101,7 +101,7 @@ def predict(
         paths = [path for path in paths if path in wanted]
     check_options(options, module.TAKES, row.networks)
     predictor = module.open_predictor(subject, options)
-    width = min(48, max(len(path.name) for path in paths))
+    width = min(48, max(len(printable(path.name)) for path in paths))
     records: list[Record] = []
     failed = 0
     start = time.perf_counter()
@@ -109,11 +109,11 @@ def predict(
         records.append(record)
         if "error" in record:
             failed += 1
-            note(f"error: {record['file']}: {record['error']}")
+            note(f"error: {printable(record['file'])}: {record['error']}")
         if json:
             print_json_line(record)
         elif "error" not in record and "frame" not in record:
-            say(f"{Path(record['file']).name:<{width}}  {predictor.words(record)}")
+            say(f"{printable(Path(record['file']).name):<{width}}  {predictor.words(record)}")
     seconds = time.perf_counter() - start
     answered = len(records) - failed
     note(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from iformer.errors import printable
 from iformer.files import replacing
 
 Colour = tuple[int, int, int]
@@ -19,7 +20,8 @@ THUMBNAIL = 220
 """Side of a picture on a contact sheet, in pixels, unless another one is asked for."""
 
 _GAP, _MARGIN, _PADDING = 18, 36, 10
-_HEADER = 84
+_HEADER, _HEADING = 84, 900
+"""Height of the heading, and the width up to which it makes a narrow sheet wider."""
 _CAPTION = 30
 _BAR_ROW = 25
 
@@ -56,8 +58,11 @@ def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str
     card_width = picture.width + 2 * _PADDING
     card_height = _PADDING + picture.height + _CAPTION + bars * _BAR_ROW + 8
     fonts = {name: _font(size) for name, size in {"title": 24, "text": 14, "small": 12}.items()}
-    heading_width = max(fonts["title"].getlength(title), fonts["text"].getlength(subtitle))
-    width = max(columns * (card_width + _GAP) - _GAP, math.ceil(heading_width)) + 2 * _MARGIN
+    inner = columns * (card_width + _GAP) - _GAP
+    title = _shortened(title, fonts["title"], max(inner, _HEADING))
+    subtitle = _shortened(subtitle, fonts["text"], max(inner, _HEADING))
+    inner = max(inner, math.ceil(max(fonts["title"].getlength(title), fonts["text"].getlength(subtitle))))
+    width = inner + 2 * _MARGIN
     height = _HEADER + rows * (card_height + _GAP) - _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -114,6 +119,7 @@ def draw_label(
     image_size: tuple[int, int],
 ) -> None:
     """Draw text on a coloured plate with its lower left corner at `corner`, moved to lie inside the image."""
+    text = printable(text)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
     x = min(max(0, corner[0]), max(0, image_size[0] - width))
@@ -147,7 +153,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cut a text that is too wide in its middle, because names differ at both ends."""
+    """Return a printable text; one that is too wide is cut in its middle, because names differ at both ends."""
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):
