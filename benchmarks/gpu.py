@@ -1,0 +1,596 @@
+"""iFormer on one GPU, in one record: inference, training, large images, profiles, and a distributed smoke test.
+
+Each section has a share of `--minutes`. Within a section the most important measurements come first; those that no
+longer fit are listed in the record under "skipped", and a measurement that fails is recorded with its error. The
+baselines are timm's networks with the same weights, as timm's own scripts run them (`--amp`, eager) and in the
+fastest form that timm offers (fused, channels-last, compiled, CUDA graph).
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json
+    python benchmarks/gpu.py --tiny --out /tmp/gpu.json    # everything in miniature, on a CPU too
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from torch import nn
+
+from iformer.bench.record import write_record
+from iformer.bench.timing import interleaved
+from iformer.config.variants import network_config
+from iformer.config.windows import with_design
+from iformer.data.sources import load_data
+from iformer.data.sources.shards.packing import pack
+from iformer.models.factory import build
+from iformer.models.folding import fold
+from iformer.models.weights.dialects import from_timm
+from iformer.tasks.registry import load_recipe
+from iformer.training.network.fsdp import ShardedNetwork
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_loop import CLASSES, Batch, Ours, Timms, loop_seconds, make_images
+
+MODELS = ("iformer_m", "iformer_t", "iformer_l", "iformer_s", "iformer_l2", "iformer_h")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""fp32 multiplies in TF32, as PyTorch's `high` precision does."""
+TOLERANCE = {"bf16": 3e-2, "fp16": 1e-2, "fp32": 1e-2}
+"""Largest ||logits - fp32 logits|| / ||fp32 logits||; random weights amplify rounding more than trained ones."""
+SHARES = {
+    "inference": 0.26,
+    "training": 0.30,
+    "loop": 0.14,
+    "compiled": 0.20,
+    "large images": 0.07,
+    "distributed": 0.03,
+}
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Device, sizes and time of a run."""
+
+    device: torch.device
+    models: Sequence[str] = MODELS
+    batches: Sequence[int] = (32, 256, 1)
+    size: int = 224
+    train_batch: int = 256
+    large_sizes: Sequence[int] = (512, 1024, 2048)
+    rounds: int = 15
+    workers: int = 1
+    images: int = 512
+    repeats: int = 31
+    """Each image is there this often, so that the loop outlasts what its workers prepare in advance."""
+    loop_steps: int = 60
+    minutes: float = 7.0
+    ends: float = field(default=0.0, init=False)
+    skipped: list[str] = field(default_factory=list, init=False)
+
+    def begin(self, section: str) -> None:
+        """Give a section its time; time that earlier sections saved is kept for the last ones."""
+        self.ends = time.monotonic() + 60 * self.minutes * SHARES[section]
+
+    def fits(self, what: str) -> bool:
+        """Whether there is time for a measurement; otherwise it is listed as skipped."""
+        if time.monotonic() < self.ends:
+            return True
+        self.skipped.append(what)
+        return False
+
+    def wait(self) -> None:
+        """Wait until the device has finished."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def free(self) -> None:
+        """Return cached memory to the device and forget compiled graphs."""
+        torch.compiler.reset()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_gib(self) -> float | None:
+        """Peak memory of tensors since the last `free`; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self.device) / 2**30
+
+
+@contextmanager
+def recorded_errors(result: dict[str, Any], what: str) -> Iterator[None]:
+    """Record an exception under `what` and go on: one form that fails must not lose the others."""
+    try:
+        yield
+    except Exception as error:  # whatever a compiler or a driver raises is a result here
+        result[what] = {"error": f"{type(error).__name__}: {error}"[:500]}
+        print(f"{what}: {result[what]['error']}", flush=True)
+
+
+# ------------------------------------------------------------------------------------------ what the chip can do
+
+
+def ceilings(bench: Bench) -> dict[str, float]:
+    """Measured rates of a large matrix product (TFLOP/s) and of a copy (TB/s, bytes read and written)."""
+    on_gpu = bench.device.type == "cuda"
+    side, count = (8192, 2**28) if on_gpu else (512, 2**22)
+    rates = {}
+    for name, dtype in DTYPES.items():
+        a = torch.randn(side, side, device=bench.device, dtype=dtype)
+        timing = interleaved({"product": partial(torch.mm, a, a)}, rounds=5, synchronize=bench.wait)
+        rates[f"{name} TFLOP/s"] = 2 * side**3 / timing.median("product") / 1e12
+    source = torch.randn(count, device=bench.device)
+    target = torch.empty_like(source)
+    timing = interleaved({"copy": partial(target.copy_, source)}, rounds=5, synchronize=bench.wait)
+    rates["copy TB/s"] = 2 * 4 * count / timing.median("copy") / 1e12
+    return rates
+
+
+# --------------------------------------------------------------------------------------------------- inference
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module]:
+    """timm's network and ours with the same random weights, both in eval mode and not fused."""
+    torch.manual_seed(0)
+    oracle = timm.create_model(name).eval()
+    config = network_config(name)
+    ours = build(config)
+    ours.load_state_dict(from_timm(oracle.state_dict(), config))
+    return oracle, ours.eval()
+
+
+def fused(oracle: nn.Module) -> nn.Module:
+    """A copy of timm's network after its own `fuse`."""
+    network: Any = copy.deepcopy(oracle)
+    network.fuse()
+    return cast(nn.Module, network)
+
+
+def graphed(network: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Capture a call in a CUDA graph and return its replay."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            network(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = network(x)
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return cast(torch.Tensor, output)
+
+    return replay
+
+
+def amp(network: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Run a call under autocast, as timm's scripts do with `--amp`."""
+    with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return cast(torch.Tensor, network(x))
+
+
+def eager_forms(bench: Bench, name: str, x: torch.Tensor, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """The forms that need no compiler, by name."""
+    oracle, ours = pair(name)
+    flat, last = torch.contiguous_format, torch.channels_last
+    cast_x = x.to(dtype)
+    forms: dict[str, Callable[[], Any]] = {
+        "timm amp": partial(amp, copy.deepcopy(oracle).to(bench.device), x, dtype),
+        "timm amp, channels-last": partial(
+            amp,
+            copy.deepcopy(oracle).to(bench.device, memory_format=last),  # type: ignore[call-overload]
+            x.contiguous(memory_format=last),
+            dtype,
+        ),
+        "timm fused": partial(fused(oracle).to(bench.device, dtype), cast_x.contiguous(memory_format=flat)),
+    }
+    channels_last = cast_x.contiguous(memory_format=last)
+    theirs = fused(oracle).to(bench.device, dtype, memory_format=last)  # type: ignore[call-overload]
+    folded = fold(cast(Any, ours)).to(bench.device, dtype)
+    forms["timm fused, channels-last"] = partial(theirs, channels_last)
+    forms["iformer"] = partial(folded, channels_last)
+    if bench.device.type == "cuda":
+        forms["timm fused, channels-last, CUDA graph"] = graphed(theirs, channels_last)
+        forms["iformer, CUDA graph"] = graphed(folded, channels_last)
+    return forms
+
+
+def compiled_forms(bench: Bench, name: str, x: torch.Tensor, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """Both networks by `torch.compile`, channels-last, with CUDA graphs where there is a GPU."""
+    oracle, ours = pair(name)
+    channels_last = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    mode = "reduce-overhead" if bench.device.type == "cuda" else "default"
+    theirs = fused(oracle).to(bench.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks = {"timm fused, compiled": theirs, "iformer, compiled": fold(cast(Any, ours)).to(bench.device, dtype)}
+    return {
+        label: partial(torch.compile(network, mode=mode, dynamic=False), channels_last)
+        for label, network in networks.items()
+    }
+
+
+def time_forms(
+    bench: Bench, forms: dict[str, Callable[[], Any]], expected: torch.Tensor, precision: str, baseline: str
+) -> dict[str, Any]:
+    """Check that all forms compute the same logits, then time them interleaved."""
+    errors = {}
+    for label, call in forms.items():
+        error = (call().float() - expected).norm() / expected.norm()
+        errors[label] = float(error)
+        if not errors[label] <= TOLERANCE[precision]:
+            raise AssertionError(f"{label}: relative error {errors[label]:.2g} of its logits in {precision}")
+    timings = interleaved(forms, rounds=bench.rounds, warmup=2, synchronize=bench.wait)
+    return {
+        label: {
+            **timing,
+            "images/s": len(expected) / timings.median(label),
+            f"times as fast as {baseline}": timings.ratio(baseline, label),
+            "relative error": errors[label],
+        }
+        for label, timing in timings.to_plain().items()
+    }
+
+
+@torch.inference_mode()
+def inference(
+    bench: Bench,
+    make: Callable[[Bench, str, torch.Tensor, torch.dtype], dict[str, Callable[[], Any]]],
+    baseline: str,
+) -> dict[str, Any]:
+    """Every network in every precision at every batch size, the first of each most important."""
+    result: dict[str, Any] = {}
+    for precision, batch in ((precision, batch) for precision in DTYPES for batch in bench.batches):
+        for name in bench.models:
+            what = f"{name}, {precision}, batch {batch}"
+            if not bench.fits(f"{baseline}: {what}"):
+                continue
+            bench.free()
+            with recorded_errors(result, what):
+                generator = torch.Generator().manual_seed(0)
+                x = torch.randn(batch, 3, bench.size, bench.size, generator=generator).to(bench.device)
+                expected = exactly(pair(name)[0].to(bench.device), x)
+                forms = make(bench, name, x, DTYPES[precision])
+                result[what] = time_forms(bench, forms, expected, precision, baseline)
+                show(what, result[what], baseline)
+    return result
+
+
+def exactly(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The logits in fp32 without TF32, in pieces that fit in memory."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return torch.cat([network(piece) for piece in torch.split(x, 64)])
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def show(what: str, forms: dict[str, Any], baseline: str) -> None:
+    """Print a measurement in one line."""
+    cells = [
+        f"{label} {form['images/s']:.0f}/s {form[f'times as fast as {baseline}']:.2f}x"
+        for label, form in forms.items()
+    ]
+    print(f"{what}: " + "; ".join(cells), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def training(bench: Bench, data: Path, shards: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The step and the loop of `iformer train` against timm's amp script; both tables."""
+    steps: dict[str, Any] = {}
+    loops: dict[str, Any] = {}
+    bench.begin("training")
+    models = [name for name in bench.models if name not in ("iformer_l2", "iformer_h")]
+    for compiled in (False, True):
+        for name in models:
+            what = f"{name}, {'compiled' if compiled else 'eager'}"
+            if bench.fits(f"training step: {what}"):
+                with recorded_errors(steps, what):
+                    steps[what] = training_step(bench, name, data, compiled=compiled)
+    bench.begin("loop")
+    for name in models:
+        if bench.fits(f"training loop: {name}"):
+            with recorded_errors(loops, name):
+                loops[name] = training_loop(bench, name, data, shards)
+    return steps, loops
+
+
+def repeated(data: Path, times: int) -> Path:
+    """Add hard links to each training image, so that it is there `times` times."""
+    for path in list((data / "train").glob("*/*.jpg")):
+        for number in range(1, times):
+            os.link(path, path.with_name(f"{path.stem}-{number}.jpg"))
+    return data
+
+
+def sides(bench: Bench, name: str, data: Path, our_data: Path, *, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """Builders of both sides with the recipe imagenet-300 in bf16."""
+    settings = {
+        "batch_size": bench.train_batch,
+        "workers": bench.workers,
+        "compile": compiled,
+        "precision": "bf16",
+        "size": bench.size,
+    }
+    recipe = cast(Any, load_recipe("imagenet-300", settings, model=name))
+    return {
+        "timm": partial(Timms, name, data, recipe, bench.device, bench.workers),
+        "iformer": partial(Ours, name, our_data, recipe, bench.device),
+    }
+
+
+def training_step(bench: Bench, name: str, data: Path, *, compiled: bool) -> dict[str, Any]:
+    """One prepared batch again and again: time, images/s and peak memory of both."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(bench.train_batch, 3, bench.size, bench.size, generator=generator)
+    batch: Batch = {
+        "images": images.to(bench.device).contiguous(memory_format=torch.channels_last),
+        "labels": torch.randint(0, CLASSES, (bench.train_batch,), generator=generator).to(bench.device),
+        "indices": torch.arange(bench.train_batch),
+    }
+    peaks, calls = {}, {}
+    bench.free()
+    began = time.perf_counter()
+    for label, make in sides(bench, name, data, data, compiled=compiled).items():
+        side = make()
+
+        def step(side: Any = side) -> None:
+            side.train({**batch, "images": batch["images"].clone()})
+
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(bench.device)
+            others = torch.cuda.memory_allocated(bench.device)
+        step()
+        bench.wait()
+        peak = bench.peak_gib()
+        peaks[label] = None if peak is None else peak - others / 2**30
+        calls[label] = step
+    first_steps = time.perf_counter() - began
+    timings = interleaved(calls, rounds=max(3, bench.rounds // 2), warmup=2, synchronize=bench.wait)
+    result = {
+        label: {**timing, "images/s": bench.train_batch / timings.median(label), "peak GiB": peaks[label]}
+        for label, timing in timings.to_plain().items()
+    }
+    ratio = timings.ratio("timm", "iformer")
+    print(
+        f"training step, {name}, {'compiled' if compiled else 'eager'}: {ratio:.2f}x of timm's eager amp step; "
+        f"{result['iformer']['images/s']:.0f} against {result['timm']['images/s']:.0f} images/s, peak {peaks}",
+        flush=True,
+    )
+    return {**result, "times as fast as timm": ratio, "seconds until both had made a step": first_steps}
+
+
+def training_loop(bench: Bench, name: str, data: Path, shards: Path) -> dict[str, Any]:
+    """Both loops on the same images, ours from shards: images/s and the share of time spent waiting for data."""
+    result: dict[str, Any] = {}
+    bench.free()
+    for label, make in sides(bench, name, data, shards, compiled=False).items():
+        seconds, waited = loop_seconds(make(), bench.loop_steps, bench.wait)
+        result[label] = {"images/s": bench.train_batch * bench.loop_steps / seconds, "data wait": waited}
+        print(f"training loop, {name}, {label}: {result[label]}", flush=True)
+    result["workers"] = bench.workers
+    return result
+
+
+# ------------------------------------------------------------------------------------------------- large images
+
+DESIGNS: dict[str, dict[str, Any] | None] = {
+    "timm fused": None,
+    "plain": {"design": "shma"},
+    "chunked, released": {"design": "chunk_hybrid", "preset": "released"},
+    "chunked, no global block": {"design": "chunk_hybrid", "windowed_stages": (3, 4), "global_blocks": 0},
+}
+
+
+@torch.inference_mode()
+def large_images(bench: Bench) -> dict[str, Any]:
+    """iFormer-M's attention designs in bf16, batch 1: time and peak memory by size."""
+    result: dict[str, Any] = {}
+    oracle, _ = pair("iformer_m")
+    for size in bench.large_sizes:
+        x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(bench.device)
+        x = x.bfloat16().contiguous(memory_format=torch.channels_last)
+        calls: dict[str, Callable[[], Any]] = {}
+        peaks: dict[str, float | None] = {}
+        for label, design in DESIGNS.items():
+            what = f"{label}, {size}"
+            if not bench.fits(f"large images: {what}"):
+                continue
+            with recorded_errors(result, what):
+                bench.free()
+                if design is None:
+                    network = fused(oracle)
+                else:
+                    options = dict(design)
+                    config = with_design(network_config("iformer_m"), options.pop("design"), **options)
+                    ours = build(config)
+                    ours.load_state_dict(from_timm(oracle.state_dict(), network_config("iformer_m")))
+                    network = fold(ours.eval())
+                network = network.to(bench.device, torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                network(x)
+                bench.wait()
+                peaks[label], calls[label] = bench.peak_gib(), partial(network, x)
+        if not calls:
+            continue
+        timings = interleaved(calls, rounds=bench.rounds, warmup=2, synchronize=bench.wait)
+        for label, timing in timings.to_plain().items():
+            result[f"{label}, {size}"] = {**timing, "peak GiB": peaks[label]}
+            print(f"{label}, {size}: {timing['median_ms']:.2f} ms, peak {peaks[label]} GiB", flush=True)
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------- profiles
+
+
+def profile(call: Callable[[], Any], bench: Bench) -> list[dict[str, Any]]:
+    """The operations that take most time themselves, with their share; on a GPU these are kernels."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    call()
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(2):
+            call()
+        bench.wait()
+    kind = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, kind))
+    total = sum(getattr(event, kind) for event in events)
+    rows = [
+        {"operation": event.key[:160], "share": getattr(event, kind) / total, "calls": event.count / 2}
+        for event in events[:10]
+    ]
+    for row in rows:
+        print(f"  {row['share']:6.1%}  {row['calls']:5.0f}  {row['operation'][:100]}", flush=True)
+    return rows
+
+
+def profiles(bench: Bench, data: Path) -> dict[str, Any]:
+    """The most expensive operations of iFormer-M's inference and training step in bf16, at the largest batch."""
+    result: dict[str, Any] = {}
+    batch = max(bench.batches)
+    with recorded_errors(result, "inference"), torch.inference_mode():
+        bench.free()
+        network = fold(cast(Any, pair("iformer_m")[1])).to(bench.device, torch.bfloat16)
+        x = torch.randn(batch, 3, bench.size, bench.size, device=bench.device, dtype=torch.bfloat16)
+        print("profile: inference", flush=True)
+        result["inference"] = profile(partial(network, x.contiguous(memory_format=torch.channels_last)), bench)
+    with recorded_errors(result, "training step"):
+        bench.free()
+        side = sides(bench, "iformer_m", data, data, compiled=False)["iformer"]()
+        images = torch.randn(bench.train_batch, 3, bench.size, bench.size, device=bench.device)
+        batch_ = {
+            "images": images.contiguous(memory_format=torch.channels_last),
+            "labels": torch.zeros(bench.train_batch, dtype=torch.long, device=bench.device),
+            "indices": torch.arange(bench.train_batch),
+        }
+        print("profile: training step", flush=True)
+        result["training step"] = profile(
+            lambda: side.train({**batch_, "images": batch_["images"].clone()}), bench
+        )
+    return result
+
+
+# -------------------------------------------------------------------------------------------------- distributed
+
+
+def distributed(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Three steps of SGD with DDP and with FSDP in a group of one process: the losses must be those without."""
+    backend = "nccl" if bench.device.type == "cuda" else "gloo"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, bench.size, bench.size, generator=generator).to(bench.device)
+    labels = torch.arange(8, device=bench.device)
+    result: dict[str, Any] = {"backend": backend}
+
+    def losses(wrap: Callable[[nn.Module], nn.Module]) -> list[float]:
+        torch.manual_seed(0)
+        model = wrap(build(network_config("iformer_t")).to(bench.device).train())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        seen = []
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(model(x), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            seen.append(loss.item())
+        return seen
+
+    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
+    try:
+        expected = losses(lambda model: model)
+        wraps = {"ddp": nn.parallel.DistributedDataParallel, "fsdp": lambda model: ShardedNetwork(model).network}
+        for name, wrap in wraps.items():
+            if bench.fits(f"distributed: {name}"):
+                with recorded_errors(result, name):
+                    bench.free()
+                    seen = losses(cast(Any, wrap))
+                    difference = max(abs(a - b) for a, b in zip(seen, expected, strict=True))
+                    if not difference <= 1e-2:
+                        raise AssertionError(f"losses {seen}; without {name} {expected}")
+                    result[name] = {"largest difference of the losses": difference}
+                    print(f"distributed, {name}: {result[name]}", flush=True)
+    finally:
+        torch.distributed.destroy_process_group()
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------ the run
+
+
+def measure(bench: Bench, only: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run the wanted sections in order of importance and return their figures."""
+    figures: dict[str, Any] = {"ceilings": ceilings(bench)}
+    print(figures["ceilings"], flush=True)
+    sections = only or list(SHARES)
+    began = time.monotonic()
+    if "training" in sections:
+        data = repeated(make_images(folder / "images", bench.images), bench.repeats)
+        shards = folder / "shards"
+        pack(load_data(data), shards)
+        print(f"images and shards: {time.monotonic() - began:.0f} s", flush=True)
+    if "inference" in sections:
+        bench.begin("inference")
+        figures["inference"] = inference(bench, eager_forms, "timm amp")
+    if "training" in sections:
+        figures["training step"], figures["training loop"] = training(bench, data, shards)
+        figures["profile"] = profiles(bench, data)
+    if "compiled" in sections:
+        bench.begin("compiled")
+        figures["compiled inference"] = inference(bench, compiled_forms, "timm fused, compiled")
+    if "large images" in sections:
+        bench.begin("large images")
+        figures["large images"] = large_images(bench)
+    if "distributed" in sections:
+        bench.begin("distributed")
+        figures["distributed"] = distributed(bench, folder)
+    figures["skipped for lack of time"] = bench.skipped
+    figures["seconds"] = time.monotonic() - began
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and with --out write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=7.0, help="time for all sections")
+    parser.add_argument("--only", nargs="+", default=[], choices=list(SHARES), help="only these sections")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--tiny", action="store_true", help="everything in miniature: a test, not a measurement")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    bench = Bench(device=device, models=options.models, minutes=options.minutes)
+    bench.workers = max(1, (os.cpu_count() or 2) - 2)
+    if options.tiny:
+        bench.batches, bench.size, bench.train_batch, bench.large_sizes = (2,), 64, 4, (128,)
+        bench.rounds, bench.workers, bench.images, bench.repeats, bench.loop_steps = 1, 1, 20, 1, 2
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    folder = Path(tempfile.mkdtemp(prefix="iformer-gpu-"))
+    try:
+        figures = measure(bench, options.only, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.out:
+        settings = {name: str(value) for name, value in vars(options).items()}
+        write_record(options.out, {"settings": settings, **figures}, device=device)
+
+
+if __name__ == "__main__":
+    main()
