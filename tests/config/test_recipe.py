@@ -72,6 +72,7 @@ INVALID: dict[str, list[Any]] = {
     "augment.cutmix_alpha": [-1],
     "augment.mixup_prob": [1.5],
     "augment.mixup_switch_prob": [-0.5],
+    "in_chans": [0, 5, 1.5],
     "label_smoothing": [1.0, -0.1],
     "distillation.loss": ["medium", True],
     "distillation.teacher": ["", 3],

@@ -331,3 +331,96 @@ def test_decoding_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (16_000, 9_000)).save(path)
     with pytest.raises(DataError, match=r"16000 x 9000 pixels of WEBP would take about 2\.1 GiB to decode"):
         read_image(path)
+
+
+def test_a_heic_photograph_names_the_extra_that_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"  # as some phones name them
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200)
+    if "HEIF" in Image.OPEN:
+        pytest.skip("pillow-heif is installed")
+    assert has_image_extension("IMG_1.HEIC")
+    for check in (read_image, check_image):
+        with pytest.raises(DataError) as error:
+            check(path)
+        assert "pip install 'iformer[heic]' reads it" in one_line(error.value, names=path)
+
+
+def sixteen_bits(values_HWC: np.ndarray, *, order: str = "<", extra: int = 0) -> bytes:
+    """An uncompressed TIFF of 16 bits per channel, which Pillow cannot write in colours."""
+    height, width, channels = values_HWC.shape
+    data = values_HWC.astype(f"{order}u2").tobytes()
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    tags = [
+        *((256, 1, width), (257, 1, height), (258, channels, 8), (259, 1, 1), (262, 1, 2)),
+        *((273, 0, 8 + len(bits)), (277, 1, channels), (278, 1, height), (279, 0, len(data))),
+    ]
+    tags += [(338, 1, extra)] if channels == 4 else []
+    table = struct.pack(f"{order}H", len(tags))
+    for tag, count, value in tags:
+        short = count == 1
+        form = f"{order}HHIHH" if short else f"{order}HHII"
+        kind = 4 if count == 0 else 3
+        table += struct.pack(form, tag, kind, max(count, 1), value, *([0] if short else []))
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    return start + struct.pack(f"{order}I", 8 + len(bits) + len(data)) + bits + data + table + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colours_have_a_range(order: str, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7, channels))
+    file = sixteen_bits(values, order=order)
+    assert 3840 < (check_image(file).highest or 0) <= 4095
+    plain = np.asarray(read_image(file, channels=channels))
+    np.testing.assert_array_equal(plain, values >> 8)
+    scaled = np.asarray(read_image(file, channels=channels, value_range=(0, 4095)))
+    np.testing.assert_array_equal(scaled, np.rint(values * (255 / 4095)))
+
+
+def test_16_bit_colours_of_a_png_have_a_range() -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7, 3))
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 7, 9, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    )
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        file += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    scaled = np.asarray(read_image(file, value_range=(0, 4095)))
+    np.testing.assert_array_equal(scaled, np.rint(values * (255 / 4095)))
+    assert 3840 < (check_image(file).highest or 0) <= 4095
+
+
+@pytest.mark.parametrize(("channels", "stored"), [(2, "LA"), (4, "RGBA")])
+def test_an_extra_channel_is_kept_as_it_is(channels: int, stored: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, channels), dtype=np.uint8)
+    pixels[:4, :, -1] = 0  # colours under full transparency count too
+    Image.fromarray(pixels, stored).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png", channels=channels)
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+    alone = [Image.fromarray(pixels[..., channel]) for channel in range(channels)]
+    resized = [np.asarray(one.resize((5, 6), Image.Resampling.BICUBIC)) for one in alone]
+    np.testing.assert_array_equal(
+        np.asarray(image.resize((5, 6), Image.Resampling.BICUBIC)), np.stack(resized, -1)
+    )
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_fourth_channel_of_a_tiff_without_a_meaning_is_kept(compression: str | None, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
+    Image.frombytes("RGBX", (7, 9), pixels.tobytes()).save(tmp_path / "a.tif", compression=compression)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif", channels=4)), pixels)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif")), pixels[..., :3])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P"])
+def test_a_missing_channel_is_named(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.new(mode, (9, 7)).save(path)
+    with pytest.raises(DataError) as error:
+        read_image(path, channels=4)
+    assert f"({mode}), the network takes 4; expected a PNG or TIFF of four channels" in one_line(
+        error.value, names=path
+    )

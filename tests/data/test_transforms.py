@@ -16,6 +16,7 @@ from timm.data.random_erasing import RandomErasing
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
+from iformer.data.conversion import CARRIERS
 from iformer.data.transforms import (
     Normalize,
     TransformSchedule,
@@ -72,8 +73,21 @@ def test_one_channel() -> None:
     assert eval_transform(preprocessing)(noise(50, 40)).shape == (1, 32, 32)
     augmentation = AugmentConfig(rand_augment="rand-m9")
     assert train_transform(preprocessing, augmentation)(noise(50, 40)).shape == (1, 32, 32)
-    with pytest.raises(ConfigError, match="1 or 3 channels"):
-        eval_transform(Preprocessing(mean=(0.5,) * 4, std=(0.5,) * 4))
+    with pytest.raises(ConfigError, match="images of 5 channels, image files have 1 to 4"):
+        eval_transform(Preprocessing(mean=(0.5,) * 5, std=(0.5,) * 5))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_colours_change_and_an_extra_channel_does_not(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, channels), dtype=np.uint8)
+    image = Image.frombytes(CARRIERS[channels], (32, 32), pixels.tobytes())
+    preprocessing = Preprocessing(size=(32, 32), crop_pct=1.0, mean=(0.5,) * channels, std=(0.5,) * channels)
+    augmentation = AugmentConfig(scale=None, hflip=0.0, color_jitter=0.5)
+    changed = train_transform(preprocessing, augmentation)(image).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(changed[..., -1], pixels[..., -1])
+    assert (changed[..., :-1] != pixels[..., :-1]).mean() > 0.5
+    with pytest.raises(ConfigError, match="RandAugment takes 1 or 3"):
+        train_transform(preprocessing, AugmentConfig(rand_augment="rand-m9"))
 
 
 @pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1), (3, 9_000)])

@@ -39,6 +39,7 @@ PARTS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     ),
     "detect": ((("faster_coco_eval", "faster-coco-eval"),), "train, eval, predict --task detect"),
     "video": ((("av", "av"),), "predict on videos"),
+    "heic": ((("pillow_heif", "pillow-heif"),), "HEIC photographs"),
     "elpv": ((("elpv_dataset", "elpv-dataset"),), "the solar-cell photographs, quickstart"),
     "data": ((("datasets", "datasets"),), "train --data hfds/NAME (Hugging Face)"),
     **{row.name: (row.needs("int8"), f"export --to {row.name}") for row in RUNTIMES.values()},

@@ -17,7 +17,7 @@ class LightDetectorOptions(Config):
     """The options of the light detector that a recipe may set."""
 
     value_range: tuple[PixelValue, PixelValue] | None = None
-    """Values of black and white in gray images of more than 8 bits, such as [0, 4095]. None: by their bits."""
+    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: by their bits."""
     channels: Annotated[int, Range(8, 1024)] = 96
     """Channels of the neck and of the heads."""
     kernel_size: Literal[3, 5, 7] = 5

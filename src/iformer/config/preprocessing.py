@@ -17,7 +17,7 @@ PixelValue = Annotated[float, Range(-1e9, 1e9)]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Config):
-    """Resize, centre crop, scale to 0..1, then `(x - mean) / std` per RGB channel.
+    """Resize, centre crop, scale to 0..1, then `(x - mean) / std` per channel.
 
     The shorter side is resized to `size / crop_pct`, then the centre `size` is cut out. The defaults are those of
     the released ImageNet weights.
@@ -30,7 +30,7 @@ class Preprocessing(Config):
     mean: Annotated[tuple[Annotated[float, Range(-1000, 1000)], ...], Length(1, 1024)] = IMAGENET_MEAN
     std: tuple[Annotated[float, Range(0, 1000, above=True)], ...] = IMAGENET_STD
     value_range: tuple[PixelValue, PixelValue] | None = None
-    """Values of black and white in gray images of more than 8 bits, such as [0, 4095] for 12-bit data in 16-bit
+    """Values of black and white in images of more than 8 bits, such as [0, 4095] for 12-bit data in 16-bit
     files. None: see `iformer.data.images.read_image`."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ class PyramidOptions(Config):
     fpn_channels: Channels = 256
     """Channels of every level of the feature pyramid."""
     value_range: tuple[PixelValue, PixelValue] | None = None
-    """Values of black and white in gray images of more than 8 bits, such as [0, 4095]. None: by their bits."""
+    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: by their bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

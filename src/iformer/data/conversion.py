@@ -11,6 +11,10 @@ from PIL import Image
 ValueRange = tuple[float, float]
 """The values of black and of white."""
 
+CARRIERS = {1: "L", 2: "La", 3: "RGB", 4: "RGBX"}
+"""Pillow's mode for each number of channels. In the modes LA and RGBA a resize multiplies colours by transparency;
+in these modes it treats every channel alike."""
+
 _STRIP_PIXELS = 2**22
 
 Box = tuple[int, int, int, int]
@@ -24,6 +28,12 @@ def is_wide(image: Image.Image) -> bool:
 def has_16_bits(image: Image.Image) -> bool:
     """Return whether an image has one channel of 16-bit integers."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def highest_colour(image: Image.Image) -> int:
+    """Return an upper bound of the values of a 16-bit colour image, of which Pillow keeps the upper 8 bits."""
+    highest = max(high for _, high in image.getextrema()[:3])  # type: ignore[misc]
+    return 256 * int(highest) + 255
 
 
 def highest_value(image: Image.Image) -> int:
@@ -51,6 +61,39 @@ def to_8bit(image: Image.Image, *, keep_gray: bool, value_range: ValueRange | No
         return image.convert(target)
     # a file's own image class keeps the file and its metadata alive
     return image if type(image) is Image.Image else image.copy()
+
+
+def with_extra_channel(image: Image.Image, channels: int) -> Image.Image:
+    """Return gray or RGB and one more channel as they are stored, as a plain `Image` in the mode of `CARRIERS`."""
+    stored = {2: "LA", 4: "RGBA"}[channels]
+    if image.mode not in (stored, CARRIERS[channels]):
+        image = image.convert(stored)  # a palette with transparency
+    return Image.frombytes(CARRIERS[channels], image.size, image.tobytes())
+
+
+def scaled_colours(
+    high: Image.Image, low: Image.Image, value_range: ValueRange, *, all_channels: bool
+) -> Image.Image:
+    """Convert a 16-bit colour image to 8 bits per channel.
+
+    Args:
+        high: the upper 8 bits of each value.
+        low: the lower 8 bits.
+        value_range: values of black and white.
+        all_channels: apply the range to the fourth channel too. False: it is transparency, of the full range.
+
+    Returns:
+        An image in the mode of `high`.
+    """
+    table = np.rint(_stretch(*value_range)(np.arange(2**16, dtype=np.float64)).clip(0, 255)).astype(np.uint8)
+    result = Image.new(high.mode, high.size)
+    for box, strip in _strips(high):
+        high_HWC, low_HWC = np.asarray(strip), np.asarray(low.crop(box))
+        pixels_HWC = table[high_HWC.astype(np.uint16) << 8 | low_HWC]
+        if not all_channels:
+            pixels_HWC[..., 3:] = high_HWC[..., 3:]
+        result.paste(Image.frombytes(high.mode, strip.size, pixels_HWC.tobytes()), box)
+    return result
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[Box, Image.Image]]:

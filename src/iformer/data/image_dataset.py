@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from iformer.data.conversion import ValueRange
+from iformer.data.conversion import CARRIERS, ValueRange
 from iformer.data.images import read_image
 from iformer.data.parallel import Progress, map_in_threads
 from iformer.data.samples import ImageSet, IndexedSamples, Sample
@@ -38,6 +39,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         seed: int = 0,
         cache: Literal["none", "ram"] = "none",
         cache_side: int | None = None,
+        channels: int = 3,
         value_range: ValueRange | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -45,12 +47,13 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
 
         Args:
             image_set: the images.
-            transform: PIL image -> uint8 (C, H, W), for all epochs or by epoch.
+            transform: decoded image -> uint8 (C, H, W), for all epochs or by epoch.
             seed: seed of the augmentation.
             cache: "ram" keeps the decoded images (gray ones with one channel); workers share them.
             cache_side: cached images with a longer shorter side are reduced to it, which changes them. None
                 means keep them as they are.
-            value_range: see `iformer.data.images.read_image`.
+            channels: see `iformer.data.images.read_image`.
+            value_range: likewise.
             progress: called with the number of images cached and their total.
 
         Raises:
@@ -59,21 +62,21 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         self.image_set = image_set
         self.transform = transform
         self.seed = seed
-        self.value_range = value_range
-        self._cache = _DecodedImages(image_set, cache_side, value_range, progress) if cache == "ram" else None
+        self._read = partial(read_image, keep_gray=True, channels=channels, value_range=value_range)
+        self._cache = _DecodedImages(image_set, cache_side, self._read, progress) if cache == "ram" else None
 
     def __len__(self) -> int:
         return len(self.image_set)
 
     def image(self, index: int) -> Image.Image:
-        """Return the decoded image in mode RGB or L, before any transform.
+        """Return the decoded image, before any transform; gray images have one channel.
 
         Raises:
             DataError: the file cannot be read.
         """
         if self._cache is not None:
             return self._cache.image(index)
-        return read_image(self.image_set.samples[index], keep_gray=True, value_range=self.value_range)
+        return self._read(self.image_set.samples[index])
 
     def __getitem__(self, key: Key | int) -> tuple[Tensor, int, int]:
         """Return the image, uint8 (C, H, W), its label and its index.
@@ -120,10 +123,14 @@ class _DecodedImages:
     """
 
     def __init__(
-        self, image_set: ImageSet, side: int | None, value_range: ValueRange | None, progress: Progress | None
+        self,
+        image_set: ImageSet,
+        side: int | None,
+        read: Callable[[Sample], Image.Image],
+        progress: Progress | None,
     ) -> None:
         def decode(sample: Sample) -> np.ndarray:
-            return np.asarray(_reduce(read_image(sample, keep_gray=True, value_range=value_range), side))
+            return np.asarray(_reduce(read(sample), side))
 
         total = len(image_set)
         arrays: list[np.ndarray] = []
@@ -147,9 +154,8 @@ class _DecodedImages:
     def image(self, index: int) -> Image.Image:
         height, width, channels = (int(size) for size in self._shapes[index])
         pixels = self._pixels[self._starts[index] : self._starts[index + 1]]
-        mode = "L" if channels == 1 else "RGB"
         # frombytes copies; an image in mode L made by frombuffer would be a view of the cache
-        return Image.frombytes(mode, (width, height), pixels.data)
+        return Image.frombytes(CARRIERS[channels], (width, height), pixels.data)
 
 
 def _reduce(image: Image.Image, side: int | None) -> Image.Image:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from iformer.data.conversion import ValueRange, has_16_bits, highest_value, to_8bit
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.conversion import (
+    CARRIERS,
+    ValueRange,
+    has_16_bits,
+    highest_colour,
+    highest_value,
+    scaled_colours,
+    to_8bit,
+    with_extra_channel,
+)
+from iformer.data.deep_colour import has_16_bit_colours, keep_extra_channel, take_low_bytes
 from iformer.errors import DataError
 
 MAX_PIXELS = 178_956_970
@@ -27,15 +38,17 @@ MAX_DECODING_BYTES = 2 * 2**30
 # fmt: off
 IMAGE_EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
-    ".pbm", ".pnm", ".avif", ".jp2", ".mpo",
+    ".pbm", ".pnm", ".avif", ".jp2", ".mpo", ".heic", ".heif", ".hif",
 ))
 """Extensions of image files, in lower case."""
 # fmt: on
 
 # Pillow's other readers start programs (EPS), check no magic bytes (TGA) or read no photographs.
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "MPO")
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "MPO", "HEIF")
 
-_DECODER_BYTES = {"AVIF": 12, "WEBP": 8, "JPEG2000": 12, "TIFF": 4}
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+_DECODER_BYTES = {"AVIF": 12, "WEBP": 8, "JPEG2000": 12, "HEIF": 12, "TIFF": 4}
 """Bytes per pixel that a format's decoder takes beside the image."""
 
 _PROGRESSIVE_BYTES = 6
@@ -73,7 +86,7 @@ class ImageFacts(NamedTuple):
     thumbnail: np.ndarray
     """Gray, uint8, shape (32, 32)."""
     highest: int | None
-    """Highest value of a 16-bit gray image; None for other images."""
+    """Highest value of a 16-bit image; of one in colours, an upper bound. None for other images."""
 
 
 def has_image_extension(path: str | os.PathLike[str]) -> bool:
@@ -81,7 +94,7 @@ def has_image_extension(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in IMAGE_EXTENSIONS
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_image(source: ImageSource) -> Iterator[ImageFile.ImageFile]:
     """Open an image of an accepted format and size, not yet decoded.
 
@@ -102,6 +115,8 @@ def open_image(source: ImageSource) -> Iterator[ImageFile.ImageFile]:
     except Image.DecompressionBombError:
         raise DataError(f"{name}: has more pixels than the limit of {MAX_PIXELS:,}; not decoded") from None
     except UnidentifiedImageError:
+        if _is_heic(source):
+            raise DataError(f"{name}: a HEIC image; pip install 'iformer[heic]' reads it") from None
         raise DataError(f"{name}: not an image, or of a format that is not supported") from None
     except PermissionError:
         raise DataError(f"{name}: no permission to read it") from None
@@ -113,32 +128,78 @@ def open_image(source: ImageSource) -> Iterator[ImageFile.ImageFile]:
 
 
 def read_image(
-    source: ImageSource, *, keep_gray: bool = False, value_range: ValueRange | None = None
+    source: ImageSource, *, keep_gray: bool = False, channels: int = 3, value_range: ValueRange | None = None
 ) -> Image.Image:
-    """Decode an image to RGB with 8 bits per channel.
+    """Decode an image to RGB, or to another number of channels, with 8 bits per channel.
 
     The EXIF orientation is applied, transparency is composited on white, and of an animation the first frame
-    is returned. 16-bit gray keeps its upper 8 bits, as Pillow does for 16-bit colour. Where a file does not
-    state its value range (32-bit integers, floats): floats within 0..1 are scaled by 255, values within 0..255
-    are kept, integers within 16 bits keep the upper 8, anything else is stretched from its minimum to its
-    maximum. Values that are not finite count as the minimum.
+    is returned. 16-bit images keep their upper 8 bits. Where a file does not state its value range (32-bit
+    integers, floats): floats within 0..1 are scaled by 255, values within 0..255 are kept, integers within
+    16 bits keep the upper 8, anything else is stretched from its minimum to its maximum. Values that are not
+    finite count as the minimum.
 
     Args:
         source: a path, the contents of an image file, or an object that reads them.
         keep_gray: return gray images in mode "L", at a third of the memory. Their RGB form has three equal
             channels.
-        value_range: values of black and white in gray images of more than 8 bits, such as (0, 4095) for 12-bit
-            data in 16-bit files. None means the rules above.
+        channels: 1 or 3, the same image in gray or RGB; 2 or 4, gray or RGB and one more channel, such as
+            transparency, depth or infrared, as stored in the file. Nothing is composited then.
+        value_range: values of black and white in images of more than 8 bits (gray, or PNG and TIFF in colour),
+            such as (0, 4095) for 12-bit data in 16-bit files. None means the rules above.
 
     Returns:
-        An image in mode "RGB" (or "L"), detached from the file.
+        An image detached from the file, in mode "RGB" (or "L"), or for 2 and 4 channels in the mode of
+        `iformer.data.conversion.CARRIERS`.
 
     Raises:
-        DataError: see `open_image`; also for a colour space without an RGB conversion.
+        DataError: see `open_image`; also for a colour space without an RGB conversion, and for a file without
+            the channels that are asked for.
     """
     with open_image(source) as image:
+        if channels not in (1, 3):
+            _require_channels(image, channels, source)
+        deep = value_range is not None and has_16_bit_colours(image)
         _apply_orientation(image)
-        return to_8bit(image, keep_gray=keep_gray, value_range=value_range)
+        decoded: Image.Image = image
+        if deep and value_range is not None:
+            with open_image(source) as low:
+                if channels not in (1, 3):
+                    keep_extra_channel(low)
+                take_low_bytes(low)
+                _apply_orientation(low)
+                decoded = scaled_colours(image, low, value_range, all_channels=channels == 4)
+        if channels in (1, 3):
+            return to_8bit(decoded, keep_gray=keep_gray, value_range=value_range)
+        return with_extra_channel(decoded, channels)
+
+
+def read_input(source: ImageSource, preprocessing: Preprocessing) -> Image.Image:
+    """Decode an image for a network, with its channels and its value range; gray images may have mode "L".
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    channels, value_range = len(preprocessing.mean), preprocessing.value_range
+    return read_image(source, keep_gray=True, channels=channels, value_range=value_range)
+
+
+def check_channels(source: ImageSource, channels: int) -> None:
+    """Raise the `DataError` of `read_image` for a file that does not have 2 or 4 channels; it is not decoded."""
+    with open_image(source) as image:
+        _require_channels(image, channels, source)
+
+
+def _require_channels(image: ImageFile.ImageFile, channels: int, source: ImageSource) -> None:
+    name = "image" if isinstance(source, bytes) else str(source)
+    if channels not in CARRIERS:
+        raise DataError(f"{name}: image files have 1 to 4 channels, the network takes {channels}")
+    keep_extra_channel(image)
+    paletted = image.mode == "P" and image.has_transparency_data and channels == 4
+    found = len(image.getbands())
+    if not paletted and (found != channels or image.mode == "CMYK"):
+        kinds = {2: "gray with transparency", 4: "a PNG or TIFF of four channels (RGBA)"}
+        colours = f"{found} channel{'s' if found != 1 else ''} ({image.mode})"
+        raise DataError(f"{name}: has {colours}, the network takes {channels}; expected {kinds[channels]}")
 
 
 def check_image(source: ImageSource) -> ImageFacts:
@@ -147,12 +208,15 @@ def check_image(source: ImageSource) -> ImageFacts:
     All of the file's data is decoded; a large JPEG at a reduced scale.
     """
     with open_image(source) as image:
+        deep = has_16_bit_colours(image)  # before the orientation is read, for which Pillow decodes PNGs
         width, height = image.size
         if _orientation(image) >= 5:
             width, height = height, width
         image.draft(None, (max(_CHECKED_SIDE, image.width // 8), max(_CHECKED_SIDE, image.height // 8)))
         _apply_orientation(image)
         highest = highest_value(image) if has_16_bits(image) else None
+        if deep:
+            highest = highest_colour(image)
         gray = to_8bit(image, keep_gray=True).convert("L")
         thumbnail = gray.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR)
         return ImageFacts((width, height), np.asarray(thumbnail), highest)
@@ -220,9 +284,28 @@ def _file_size(path: str) -> int:
     return status.st_size
 
 
+def _is_heic(source: ImageSource) -> bool:
+    """Return whether a file of an unknown format is a HEIC image whose reader is not installed."""
+    if "HEIF" in _known_formats():
+        return False
+    try:
+        if isinstance(source, str | os.PathLike):
+            with open(source, "rb") as file:
+                start = file.read(12)
+        else:
+            start = (source if isinstance(source, bytes) else source.read())[:12]
+    except (OSError, DataError):
+        return False
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
+
+
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
     Image.init()
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

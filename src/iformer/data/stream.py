@@ -5,16 +5,16 @@ from __future__ import annotations
 import glob
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from iformer.data.conversion import ValueRange
 from iformer.data.images import has_image_extension, read_image
 from iformer.data.listing import files_below, natural_order
 from iformer.data.parallel import available_cores
@@ -82,7 +82,7 @@ def iterate_images(
     batch_size: int = 32,
     workers: int | None = None,
     prefetch: int = 2,
-    value_range: ValueRange | None = None,
+    read: Callable[[Path], Image.Image] = read_image,
 ) -> Iterator[ImageBatch]:
     """Decode and transform images in threads, ahead of their use, and yield them in order as batches.
 
@@ -97,12 +97,12 @@ def iterate_images(
         prefetch: batches to prepare in advance. With 0, decoding and the caller's work take turns. That is
             faster where a network on the CPU uses every core: its threads wait for each other, so a decoder on
             one of the cores delays all of them.
-        value_range: see `iformer.data.images.read_image`.
+        read: decodes a file, such as `iformer.data.images.read_input` for a network's preprocessing.
     """
 
     def load(path: Path) -> Tensor | str:
         try:
-            return transform(read_image(path, keep_gray=True, value_range=value_range))
+            return transform(read(path))
         except DataError as error:
             return str(error)
 

@@ -23,10 +23,11 @@ from torchvision import transforms
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
+from iformer.data.conversion import CARRIERS
 from iformer.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
-"""A decoded image in mode RGB or L -> uint8 (C, H, W)."""
+"""A decoded image in mode RGB or L, or one of `iformer.data.conversion.CARRIERS` -> uint8 (C, H, W)."""
 
 _QUARTER_TURNS = (
     None,
@@ -47,11 +48,11 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     cover both. Smaller images are enlarged. Extremely long images are cropped before they are resized.
 
     Returns:
-        A callable that can be pickled: image (RGB or L) -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
+        A callable that can be pickled: image, see `Transform`, -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
         values 0..255, in the memory layout H, W, C.
 
     Raises:
-        ConfigError: the preprocessing has neither 1 nor 3 channels.
+        ConfigError: the preprocessing has more than 4 channels.
     """
     steps = [_LimitAspect(preprocessing), _resize_and_crop(preprocessing), _ToTensor(_channels(preprocessing))]
     chain: Transform = transforms.Compose(steps)
@@ -69,7 +70,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
         A callable like that of `eval_transform`.
 
     Raises:
-        ConfigError: the preprocessing has neither 1 nor 3 channels.
+        ConfigError: the preprocessing has more than 4 channels, or 2 or 4 and RandAugment is on.
     """
     height, width = preprocessing.size
     steps: list[Callable[[Image.Image], Image.Image]] = []
@@ -95,6 +96,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     if augmentation.rot90 and height == width:
         steps.append(_random_quarter_turn)
     if augmentation.rand_augment is not None:
+        _check_rand_augment(augmentation, _channels(preprocessing))
         fill = tuple(min(255, round(255 * value)) for value in _rgb_mean(preprocessing))
         options: dict[str, object] = {
             "translate_const": int(min(height, width) * 0.45),
@@ -105,7 +107,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
         steps += [_to_rgb, allow_no_bits(rand_augment_transform(augmentation.rand_augment, options))]
     elif augmentation.color_jitter > 0:
         strength = augmentation.color_jitter
-        steps += [_to_rgb, transforms.ColorJitter(strength, strength, strength)]
+        steps.append(_ChangeColours(transforms.ColorJitter(strength, strength, strength)))
     chain: Transform = transforms.Compose([*steps, _ToTensor(_channels(preprocessing))])
     return chain
 
@@ -212,10 +214,14 @@ class _LimitAspect:
 
 class _ToTensor:
     def __init__(self, channels: int) -> None:
-        self.mode = "L" if channels == 1 else "RGB"
+        self.mode = CARRIERS[channels]
 
     def __call__(self, image: Image.Image) -> Tensor:
         if image.mode != self.mode:
+            if not {image.mode, self.mode} <= {"L", "RGB"}:
+                raise ConfigError(
+                    f"the image has mode {image.mode}; expected {self.mode}, see iformer.data.images"
+                )
             image = image.convert(self.mode)
         pixels_HWC = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)
         return pixels_HWC.permute(2, 0, 1)
@@ -228,6 +234,21 @@ def _enlarge_tiny(image: Image.Image) -> Image.Image:
         return image
     width, height = (round(length * _TINY / shorter) for length in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+class _ChangeColours:
+    """Apply a change of RGB images to gray ones and to the colours of images with an extra channel, too."""
+
+    def __init__(self, change: Callable[[Image.Image], Image.Image]) -> None:
+        self.change = change
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.mode in ("L", "RGB"):
+            return self.change(_to_rgb(image))
+        *colours, extra = image.split()
+        colour = colours[0] if len(colours) == 1 else Image.merge("RGB", colours)
+        changed = self.change(_to_rgb(colour)).convert(colour.mode)
+        return Image.merge(image.mode, (*changed.split(), extra))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -251,9 +272,20 @@ def _resize_and_crop(
 
 def _channels(preprocessing: Preprocessing) -> int:
     channels = len(preprocessing.mean)
-    if channels not in (1, 3):
-        raise ConfigError(f"Preprocessing.mean has {channels} values; image files have 1 or 3 channels")
+    if channels not in CARRIERS:
+        raise ConfigError(
+            f"the network takes images of {channels} channels, image files have 1 to 4; "
+            "give tensors to it in Python, or to its artifact"
+        )
     return channels
+
+
+def _check_rand_augment(augmentation: AugmentConfig, channels: int) -> None:
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"augment.rand_augment is {augmentation.rand_augment!r} and the images have {channels} channels; "
+            "RandAugment takes 1 or 3: set augment.rand_augment=null"
+        )
 
 
 def _rgb_mean(preprocessing: Preprocessing) -> tuple[float, ...]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.images import read_image
+from iformer.data.conversion import CARRIERS
+from iformer.data.images import read_input
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.artifact import weights_hash
 from iformer.deploy.exportable import Exportable, Outputs, named
@@ -87,14 +88,13 @@ def compare(
     """
     info = runner.info
     failures = _record_failures(network, runner)
-    generated = _colour_patterns(info.preprocessing)
-    decode, value_range = eval_transform(info.preprocessing), info.preprocessing.value_range
+    generated = _generated(info.preprocessing)
     device = next(network.model.parameters()).device
     # the network's own mean and std, so that wrong ones in the artifact show
     normalize = Normalize(network.metadata.preprocessing).to(device)
     expected_chunks, actual_chunks = [], []
-    sources: list[bytes | Path] = [*generated, *images]
-    for pixels_BCHW in _batches(decode(read_image(source, value_range=value_range)) for source in sources):
+    sources: list[bytes | Tensor | Path] = [*generated, *images]
+    for pixels_BCHW in _batches(_pixels(sources, info.preprocessing)):
         with torch.inference_mode():
             outputs = named(network.outputs, network.model(normalize(pixels_BCHW.to(device))))
         expected_chunks.append({name: output.float().cpu() for name, output in outputs.items()})
@@ -145,23 +145,41 @@ def _joined(chunks: Sequence[Outputs]) -> Outputs:
     return {name: torch.cat([outputs[name] for outputs in chunks]) for name in chunks[0]}
 
 
-def _colour_patterns(preprocessing: Preprocessing) -> list[bytes]:
-    """Return PNG files of coloured ramps and blobs, twice the network's size, always the same."""
-    height, width = (2 * side for side in preprocessing.size)
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-    blob = torch.exp(-((x - 0.4) ** 2 + (y - 0.6) ** 2) / 0.02)
-    channels = [
-        torch.stack([x, y, 1 - x]),
-        torch.stack([blob, 0.2 * blob, 1 - blob]),
-        torch.stack([1 - y, x * y, blob]),
-    ]
+def _pixels(sources: Iterable[bytes | Tensor | Path], preprocessing: Preprocessing) -> Iterator[Tensor]:
+    """Yield images as uint8 C x H x W; encoded ones are decoded and transformed."""
+    for source in sources:
+        if isinstance(source, Tensor):
+            yield source
+        else:
+            yield eval_transform(preprocessing)(read_input(source, preprocessing))
+
+
+def _generated(preprocessing: Preprocessing) -> Sequence[bytes | Tensor]:
+    """Return coloured ramps and blobs, always the same: PNG files of twice the network's size.
+
+    No image file has more than 4 channels; for such networks they are uint8 tensors of the network's size.
+    """
+    channels = len(preprocessing.mean)
+    if channels not in CARRIERS:
+        return _patterns(channels, *preprocessing.size)
     encoded = []
-    for values in channels:
+    for pattern_CHW in _patterns(max(channels, 3), *(2 * side for side in preprocessing.size)):
         file = io.BytesIO()
-        array = (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-        Image.fromarray(array).save(file, format="PNG")
+        shown_CHW = pattern_CHW[[0, 2]] if channels == 2 else pattern_CHW
+        to_pil_image(shown_CHW).save(file, format="PNG")
         encoded.append(file.getvalue())
     return encoded
+
+
+def _patterns(channels: int, height: int, width: int) -> list[Tensor]:
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    blob = torch.exp(-((x - 0.4) ** 2 + (y - 0.6) ** 2) / 0.02)
+    patterns = []
+    for colours in ([x, y, 1 - x], [blob, 0.2 * blob, 1 - blob], [1 - y, x * y, blob]):
+        further = [(0.37 * index * colours[index % 3] + x * y) % 1 for index in range(3, channels)]
+        values_CHW = torch.stack([*colours, *further])
+        patterns.append((values_CHW.clamp(0, 1) * 255).round().to(torch.uint8))
+    return patterns
 
 
 def _batches(images: Iterable[Tensor]) -> Iterator[Tensor]:

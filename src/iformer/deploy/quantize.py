@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.images import ImageSource, read_image
+from iformer.data.images import ImageSource, read_input
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.exportable import Forward, Outputs, named
 from iformer.deploy.runner import ArtifactRunner
@@ -72,7 +72,7 @@ def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preproc
     if not paths:
         raise UserError("INT8 needs images to calibrate with; give a data set or a folder of images")
     transform = eval_transform(preprocessing)
-    return torch.stack([transform(read_image(path, value_range=preprocessing.value_range)) for path in paths])
+    return torch.stack([transform(read_input(path, preprocessing)) for path in paths])
 
 
 def network_forward(spec: ExportSpec) -> Forward:

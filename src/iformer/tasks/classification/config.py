@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.checking import Config, Range, Share, ShareBelowOne, Text, check
@@ -36,7 +36,10 @@ class ClassificationRecipe(Recipe):
     crop_pct: Annotated[float, Range(0.05, 1)] = 0.875
     """Evaluation resizes the shorter side to `size / crop_pct`, then cuts out the centre."""
     value_range: tuple[PixelValue, PixelValue] | None = None
-    """Values of black and white in gray images of more than 8 bits, such as [0, 4095]. None: by their bits."""
+    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: by their bits."""
+    in_chans: Annotated[int, Range(1, 4)] | None = None
+    """Channels of the images: 1 (gray), 3 (RGB), or 2 or 4 (gray or RGB and one more, such as transparency or
+    infrared). None: those of the starting weights, else 3."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
     label_smoothing: ShareBelowOne = 0.1
@@ -70,6 +73,12 @@ class ClassificationRecipe(Recipe):
     def images_per_group(self) -> int:
         """2 if mixup or cutmix is on: they mix images in pairs."""
         return 2 if self.augment.mixes else 1
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        if self.in_chans is None:
+            return super().network_options
+        return super().network_options | {"in_chans": self.in_chans, "adapt_in_chans": True}
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -140,7 +140,11 @@ def evaluation_loader(
         DataError: an image cannot be read, or the set is empty.
     """
     dataset = ImageDataset(
-        image_set, eval_transform(preprocessing), cache=cache, value_range=preprocessing.value_range
+        image_set,
+        eval_transform(preprocessing),
+        cache=cache,
+        channels=len(preprocessing.mean),
+        value_range=preprocessing.value_range,
     )
     return build_loader(dataset, batch_size=batch_size, train=False, workers=workers)
 

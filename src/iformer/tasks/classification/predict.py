@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from iformer.data.images import read_input
 from iformer.data.parallel import available_cores
 from iformer.data.stream import ImageBatch, iterate_images
 from iformer.data.transforms import Normalize, eval_transform
@@ -137,7 +139,7 @@ class Predictor:
             batch_size=self.batch_size,
             workers=self.workers,
             prefetch=0 if takes_turns else 2,
-            value_range=self.preprocessing.value_range,
+            read=partial(read_input, preprocessing=self.preprocessing),
         )
         for batch in batches:
             outcomes: dict[Path, Answer | Failure] = {

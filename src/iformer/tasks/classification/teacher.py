@@ -121,9 +121,12 @@ def build_teacher(
     Raises:
         UnknownNameError: no such network.
         WeightsError: the weights cannot be fetched or read.
-        DataError: its classes are not the student's.
+        DataError: its classes or its channels are not the student's.
     """
     source = _read(name)
+    takes, given = len(source.preprocessing.mean), len(student.mean)
+    if given not in (1, takes):
+        raise DataError(f"the teacher {name} takes images of {takes} channels, the student's have {given}")
     order = _class_order(name, source, class_names)
     return Teacher(
         source.network,
@@ -199,7 +202,7 @@ def _class_order(name: str, source: _Source, class_names: tuple[str, ...]) -> li
     """The teacher's output for each of the student's classes, where they are in another order."""
     with torch.no_grad():
         size = source.fixed_size or (64, 64)
-        classes = source.network.eval()(torch.zeros(1, 3, *size)).shape[1]
+        classes = source.network.eval()(torch.zeros(1, len(source.preprocessing.mean), *size)).shape[1]
     if classes != len(class_names):
         raise DataError(
             f"the teacher {name} tells {classes} classes apart, the data has {len(class_names)}; train a teacher "

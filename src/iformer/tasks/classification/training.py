@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
-from iformer.data.samples import DataSplits
+from iformer.data.images import check_channels
+from iformer.data.parallel import map_in_threads
+from iformer.data.samples import DataSplits, Sample
 from iformer.data.sources import load_data
 from iformer.data.transforms import (
     Normalize,
@@ -21,7 +24,7 @@ from iformer.data.transforms import (
     random_erasing,
     train_transform,
 )
-from iformer.errors import ConfigError
+from iformer.errors import ConfigError, DataError, listed
 from iformer.models.backbone import Backbone
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.dataset import DEFAULT_VAL_SPLIT
@@ -62,7 +65,8 @@ def classification_job(
         model_name: name for logs and checkpoints; None: `model`, or the class of the network.
 
     Raises:
-        ConfigError: the recipe is for another task.
+        ConfigError: the recipe is for another task, or does not fit the number of channels.
+        DataError: images have not the channels that the network takes.
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
@@ -90,6 +94,8 @@ def classification_job(
     if isinstance(network, Backbone):
         known = network.metadata.preprocessing  # what the weights were trained on
         preprocessing = replace(preprocessing, mean=known.mean, std=known.std)
+    train_transform(preprocessing, recipe.augment)  # raises if it cannot change images of these channels
+    _check_channels(data, len(preprocessing.mean))
     task, identity = _task(data.train.class_names, recipe, preprocessing)
     return TrainJob(
         **vars(settings),
@@ -101,6 +107,28 @@ def classification_job(
         data=data,
         preprocessing=preprocessing,
     )
+
+
+def _check_channels(data: DataSplits, channels: int) -> None:
+    """Check that every image has an extra channel, if the network takes one; the headers are read.
+
+    Raises:
+        DataError: images have not; the message names the first ones.
+    """
+    if channels in (1, 3):
+        return
+
+    def problem(sample: Sample) -> str | None:
+        try:
+            check_channels(sample, channels)
+        except DataError as error:
+            return str(error)
+        return None
+
+    samples = itertools.chain(data.train.samples, data.val.samples)
+    problems = [found for found in map_in_threads(problem, samples) if found]
+    if problems:
+        raise DataError(listed(problems, limit=3, separator="; ", length=400))
 
 
 def _task(
@@ -153,13 +181,18 @@ class ClassificationWorkload(Workload):
             TransformSchedule(stages),
             seed=recipe.seed,
             cache=recipe.cache,
+            channels=len(job.preprocessing.mean),
             value_range=recipe.value_range,
         )
 
     def val_dataset(self) -> ImageDataset:
-        transform = eval_transform(self.job.preprocessing)
+        preprocessing = self.job.preprocessing
         return ImageDataset(
-            self.job.data.val, transform, cache=self.recipe.cache, value_range=self.recipe.value_range
+            self.job.data.val,
+            eval_transform(preprocessing),
+            cache=self.recipe.cache,
+            channels=len(preprocessing.mean),
+            value_range=self.recipe.value_range,
         )
 
     def prepare(self, batch: Batch) -> Batch:
