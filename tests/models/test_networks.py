@@ -80,6 +80,8 @@ def test_unusable_input_is_named(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("layer_scale_init", [None, 1e-6])
 def test_every_parameter_gets_a_gradient(make_ablated_config, distillation, layer_scale_init) -> None:
     model = build(make_ablated_config(distillation=distillation, layer_scale_init=layer_scale_init)).train()
+    assert isinstance(model, Classifier)
+    model.set_distilled_training()
     output = model(torch.randn(4, 3, 64, 64))
     outputs = output if distillation else (output,)
     sum(logits.square().mean() for logits in outputs).backward()
@@ -90,11 +92,18 @@ def test_every_parameter_gets_a_gradient(make_ablated_config, distillation, laye
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_distilled_head_gives_two_outputs_in_training_and_their_mean_in_inference() -> None:
+def test_distilled_head_gives_two_outputs_to_a_teachers_loss_and_their_mean_to_all_others() -> None:
     model = build(tiny_config(distillation=True))
+    assert isinstance(model, Classifier)
     x = torch.randn(4, 3, 64, 64)
-    label_logits, teacher_logits = model.train()(x)
+    plain = model.train()(x)
+    model.set_distilled_training()
+    label_logits, teacher_logits = model(x)
     assert label_logits.shape == teacher_logits.shape == (4, 5)
+    assert torch.equal(plain, (label_logits + teacher_logits) / 2)
+    model.set_distilled_training(False)
+    assert torch.equal(model(x), plain)
+    model.set_distilled_training()
     model.eval()
     features = model.forward_head(model.forward_features(x), pre_logits=True)
     head = model.get_classifier()
@@ -128,6 +137,9 @@ def test_reset_classifier() -> None:
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
     assert model.num_classes == model.config.num_classes == 7
     model.reset_classifier(3, distillation=True)
+    model.set_distilled_training()
+    assert len(model.train()(torch.randn(2, 3, 64, 64))) == 2
+    model.reset_classifier(3)
     assert len(model.train()(torch.randn(2, 3, 64, 64))) == 2
     model.reset_classifier(0)
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, model.num_features)

@@ -6,7 +6,9 @@ the released weights (ImageNet-1k, 224 pixels).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from iformer.config.network import AttentionConfig, BlockKind, NetworkConfig, StageConfig
 from iformer.errors import UnknownNameError
@@ -122,9 +124,24 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def list_models() -> list[str]:
-    """Names of every network, the plain forms from small to large, then the distilled ones."""
-    return [*VARIANTS, *(name + DISTILLED_SUFFIX for name in VARIANTS)]
+def list_models(
+    filter: str | Sequence[str] = "", *, pretrained: bool = False, exclude_filters: str | Sequence[str] = ""
+) -> list[str]:
+    """Names of the networks, the plain forms from small to large, then the distilled ones.
+
+    Args:
+        filter: patterns with `*` and `?`; a name is listed if it matches one of them. Empty: all.
+        pretrained: only networks with released weights.
+        exclude_filters: patterns of names to leave out.
+    """
+    wanted, unwanted = ([text] if isinstance(text, str) else text for text in (filter or "*", exclude_filters))
+    return [
+        name
+        for name in (*VARIANTS, *(name + DISTILLED_SUFFIX for name in VARIANTS))
+        if any(fnmatchcase(name, pattern) for pattern in wanted)
+        and not any(fnmatchcase(name, pattern) for pattern in unwanted)
+        and (not pretrained or release(name) is not None)
+    ]
 
 
 def network_config(name: str) -> NetworkConfig:

@@ -41,8 +41,11 @@ class NormLinear(nn.Module):
 class Head(nn.Module):
     """One classifier, or two with distillation: B x C to B x K.
 
-    With two, training returns both outputs (for the labels and for the teacher), inference their mean.
+    With two, the output is their mean. With `distilled_training`, training returns both outputs instead: for the
+    labels and for the teacher.
     """
+
+    distilled_training = False
 
     def __init__(
         self, channels: int, num_classes: int, *, distillation: bool = False, norm: Norm = "batch"
@@ -56,7 +59,7 @@ class Head(nn.Module):
         if self.distilled is None:
             return logits
         distilled_logits = self.distilled(x)
-        if self.training:
+        if self.training and self.distilled_training:
             return logits, distilled_logits
         return (logits + distilled_logits) / 2
 

@@ -40,8 +40,10 @@ class Windows:
     @classmethod
     def of(cls, x_BCHW: Tensor, config: WindowConfig | None) -> Self | None:
         """Return the windows into which `config` cuts a map; None if the map stays whole."""
+        if config is None:  # before the sides are read: symbolic tracing has none
+            return None
         height, width = int(x_BCHW.shape[2]), int(x_BCHW.shape[3])
-        if config is None or max(height, width) <= config.window_size:
+        if max(height, width) <= config.window_size:
             return None
         return cls(config=config, height=height, width=width)
 

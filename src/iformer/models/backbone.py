@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iformer.config.metadata import Metadata
-from iformer.config.network import MIN_INPUT_SIZE, STRIDES, NetworkConfig, StageConfig, WindowConfig
+from iformer.config.network import MIN_INPUT_SIZE, NetworkConfig, StageConfig, WindowConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import UserError
 from iformer.layers.attention import AttentionBlock
@@ -28,28 +30,9 @@ from iformer.layers.position import PositionEncoding
 from iformer.layers.residual import ResidualAdd
 from iformer.layers.stem import PatchStem, Stem
 from iformer.layers.windows import Windows
+from iformer.models.timm_interface import Indices, TimmInterface, stage_indices
 
 ResidualFactory = Callable[..., ResidualAdd]
-
-
-class FeatureInfo(list[dict[str, Any]]):
-    """A dict for each feature map with `num_chs`, `reduction`, `module` and `index`, as in timm."""
-
-    def channels(self) -> list[int]:
-        """Channels of each feature map."""
-        return [info["num_chs"] for info in self]
-
-    def reduction(self) -> list[int]:
-        """Stride of each feature map against the input image."""
-        return [info["reduction"] for info in self]
-
-    def module_name(self) -> list[str]:
-        """Name of the module that computes each feature map."""
-        return [info["module"] for info in self]
-
-    def get_dicts(self) -> list[dict[str, Any]]:
-        """Copies of the dicts."""
-        return [dict(info) for info in self]
 
 
 class Stage(nn.Module):
@@ -99,26 +82,27 @@ def _windowed(blocks: Sequence[nn.Module], windows: WindowConfig | None) -> froz
     return frozenset(attention[: max(0, len(attention) - windows.global_blocks)])
 
 
-class Backbone(nn.Module):
+class Backbone(TimmInterface):
     """Stem and four stages.
 
     `forward` returns the feature maps of `out_indices`, B x C_i x H/s_i x W/s_i with s = 4, 8, 16, 32. Sides are
     rounded up, or down with a patch stem or patch downsampling. The input may have any sides of 32 pixels or more.
+    Stages after the last one of `out_indices` are not built.
     """
 
     is_folded = False
     """Whether this is the result of `iformer.models.folding.fold`."""
 
-    def __init__(self, config: NetworkConfig, *, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
+    def __init__(self, config: NetworkConfig, *, out_indices: Indices = (0, 1, 2, 3)) -> None:
         super().__init__()
         self.config = config
         self.metadata = Metadata(preprocessing=Preprocessing().with_channels(config.in_chans))
-        self.out_indices = _stage_indices(out_indices, len(config.stages))
+        self.out_indices = stage_indices(out_indices, len(config.stages))
         residual = _drop_path_schedule(config)
         self.stem = _stem(config)
         in_channels = config.stages[0].channels
         stages = []
-        for index, stage in enumerate(config.stages):
+        for index, stage in enumerate(config.stages[: max(self.out_indices) + 1]):
             downsample: nn.Module = nn.Identity()
             if index > 0:
                 downsample = build_downsample(
@@ -131,16 +115,17 @@ class Backbone(nn.Module):
         self.apply(init_weights)
 
     @property
-    def feature_info(self) -> FeatureInfo:
-        """Channels, stride and module of each feature map of `out_indices`."""
-        return FeatureInfo(
-            {"num_chs": self.config.channels[i], "reduction": STRIDES[i], "module": f"stages.{i}", "index": i}
-            for i in self.out_indices
-        )
+    def is_complete(self) -> bool:
+        """Whether the network has all stages of its config."""
+        return len(self.stages) == len(self.config.stages)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise `UserError` unless `x` is B x in_chans x H x W and large enough."""
+        _check_input(x, self.config.in_chans)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """Return all four feature maps of images, B x in_chans x H x W."""
-        _check_input(x, self.config.in_chans)
+        """Return the feature map of every stage for images, B x in_chans x H x W."""
+        self.check_input(x)
         x = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -152,19 +137,6 @@ class Backbone(nn.Module):
         """Map B x in_chans x H x W to the list of feature maps of `out_indices`."""
         maps = self.feature_maps(x)
         return [maps[i] for i in self.out_indices]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
-
-
-def _stage_indices(indices: Sequence[int], stages: int) -> tuple[int, ...]:
-    """Return indices from 0; negative ones count from the last stage."""
-    if not indices or any(not -stages <= index < stages for index in indices):
-        raise UserError(f"out_indices is {tuple(indices)}; expected some of 0 to {stages - 1}")
-    return tuple(index % stages for index in indices)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -238,6 +210,7 @@ def _drop_path_schedule(config: NetworkConfig) -> ResidualFactory:
     return residual
 
 
+@torch.fx.wrap  # symbolic tracing records the call instead of following it
 def _check_input(x: Tensor, in_chans: int) -> None:
     if is_capturing():  # the check of the example's shape must not enter a graph
         return

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from iformer.config.network import NetworkConfig
+from iformer.errors import UserError
 from iformer.layers.heads import Head
 from iformer.models.backbone import Backbone, init_weights
+
+GlobalPool = Literal["avg", ""]
+"""The global average pool, or, without a head only, no pool."""
 
 
 class Classifier(Backbone):
@@ -16,6 +20,8 @@ class Classifier(Backbone):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
+        self.global_pool: GlobalPool = "avg"
+        self.distilled_training = False
         self.head: nn.Module = nn.Identity()
         self._set_head(config.num_classes, distillation=config.distillation)
 
@@ -26,8 +32,8 @@ class Classifier(Backbone):
 
     @property
     def num_features(self) -> int:
-        """Channels of the pooled features."""
-        return self.config.channels[-1]
+        """Channels of the last feature map and of the pooled features."""
+        return self.config.channels[len(self.stages) - 1]
 
     @property
     def head_hidden_size(self) -> int:
@@ -41,25 +47,60 @@ class Classifier(Backbone):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         """Map the last feature map to logits, B x K, or with `pre_logits` to pooled features, B x C.
 
-        In training mode a distilled network returns two logits: for the labels and for the teacher.
+        In training mode, after `set_distilled_training`, a distilled network returns two logits: for the labels
+        and for the teacher.
         """
-        x_BC = x.mean((2, 3))
-        return x_BC if pre_logits else self.head(x_BC)
+        if self.global_pool == "avg":
+            x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Any:
         """Map B x in_chans x H x W to logits, B x K; see `forward_head` for distilled networks in training."""
         return self.forward_head(self.forward_features(x))
 
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """In training mode, return the outputs of both heads of a distilled network instead of their mean.
+
+        The training loop of this package calls it. Loops of other libraries get the mean of both heads, which
+        trains both.
+        """
+        self.distilled_training = enable
+        if isinstance(self.head, Head):
+            self.head.distilled_training = enable
+
     def get_classifier(self) -> nn.Module:
         """Return the head."""
         return self.head
 
-    def reset_classifier(self, num_classes: int, *, distillation: bool | None = None) -> None:
-        """Replace the head by a randomly initialised one; 0 classes remove it. None keeps `distillation`."""
+    def reset_classifier(
+        self, num_classes: int, global_pool: GlobalPool | None = None, *, distillation: bool | None = None
+    ) -> None:
+        """Replace the head by a randomly initialised one.
+
+        Args:
+            num_classes: 0 removes the head.
+            global_pool: "avg", or "" with 0 classes: the network returns the last feature map. None: "avg" if
+                there are classes, else as it is.
+            distillation: whether the head has two classifiers. None: as now.
+
+        Raises:
+            UserError: there is no such pool, or a head without a pool was asked for.
+        """
         if distillation is None:
             distillation = self.config.distillation
-        self.config = self.config.with_options(num_classes=num_classes, distillation=distillation)
+        config = self.config.with_options(num_classes=num_classes, distillation=distillation)
+        pool = self.global_pool if num_classes == 0 else "avg"
+        self.global_pool = _checked_pool(pool if global_pool is None else global_pool, num_classes)
+        self.config = config
         self._set_head(num_classes, distillation=distillation)
+
+    def set_global_pool(self, global_pool: GlobalPool) -> None:
+        """Set the pool and keep the head; see `reset_classifier`."""
+        self.global_pool = _checked_pool(global_pool, self.num_classes)
+
+    def remove_head(self) -> None:
+        """Remove the head and the pool before it."""
+        self.reset_classifier(0, "")
 
     def _set_head(self, num_classes: int, *, distillation: bool) -> None:
         like = next(self.parameters())
@@ -70,3 +111,12 @@ class Classifier(Backbone):
         )
         head.apply(init_weights)
         self.head = head.to(device=like.device, dtype=like.dtype).train(self.training)
+        self.set_distilled_training(self.distilled_training)
+
+
+def _checked_pool(global_pool: GlobalPool, num_classes: int) -> GlobalPool:
+    if global_pool not in ("avg", ""):
+        raise UserError(f"global_pool is {global_pool!r}; expected 'avg', or '' for no pool")
+    if num_classes and global_pool == "":
+        raise UserError(f"global_pool '' is for num_classes=0; got {num_classes} classes")
+    return global_pool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from iformer.config.windows import WINDOW_OPTIONS, with_design
 from iformer.errors import ConfigError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
+from iformer.models.timm_interface import Indices
 from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.recognition import differences, variant_name
@@ -26,9 +26,7 @@ _ATTENTION_OPTIONS = tuple(field.name for field in fields(AttentionConfig))
 _WINDOW_OPTIONS = ("windowed_stages", *WINDOW_OPTIONS)
 
 
-def build(
-    config: NetworkConfig, *, features_only: bool = False, out_indices: Sequence[int] = (0, 1, 2, 3)
-) -> Backbone:
+def build(config: NetworkConfig, *, features_only: bool = False, out_indices: Indices = (0, 1, 2, 3)) -> Backbone:
     """Build a randomly initialised network: a `Classifier`, or with `features_only` a `Backbone`.
 
     Raises:
@@ -49,7 +47,7 @@ def create_model(
     revision: str | None = None,
     entry: str | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] = (0, 1, 2, 3),
+    out_indices: Indices = (0, 1, 2, 3),
     reset_head: bool = False,
     adapt_in_chans: bool = False,
     attention: str | None = None,
@@ -70,12 +68,14 @@ def create_model(
         distillation: build two classifiers; None follows `name`.
         drop_path_rate: stochastic depth of the deepest residual.
         pretrained: use the released ImageNet-1k weights of a size, downloaded once to huggingface_hub's cache.
+            Names on the hub have weights with or without it.
         weights: the weights to use with a size: any name that `name` takes. Of a detector or segmenter,
             `features_only` takes the backbone.
         revision: with `pretrained`, the commit, tag or branch of the hub repository.
         entry: which state dict of a training script's file to take, such as `model_ema`.
         features_only: return a `Backbone`, which gives the feature maps of `out_indices`.
-        out_indices: which of the four stages' maps, with `features_only`.
+        out_indices: which of the four stages' maps, with `features_only`: indices from 0, negative ones from the
+            last stage; a number n means the last n stages. Stages after the last one of them are not built.
         reset_head: give the network a new, randomly initialised head whatever head the weights have.
         adapt_in_chans: with weights for 3 channels and another `in_chans`, sum (1 channel) or repeat the first
             convolution's kernels, as timm does.
@@ -113,7 +113,8 @@ def create_model(
     else:
         loaded = resolve_weights(named)
         config = backbone_config(loaded.config)
-        if pretrained or weights is not None:
+        on_hub = isinstance(name, str) and name.startswith(("hf-hub:", "hf_hub:"))
+        if (pretrained and not on_hub) or weights is not None:
             raise UserError(f"{loaded.source} has weights already; leave out pretrained and weights")
         if options:
             raise ConfigError(f"{loaded.source} says what its network is; leave out {', '.join(sorted(options))}")
@@ -199,7 +200,7 @@ def _with_weights(
     loaded: Weights,
     *,
     features_only: bool,
-    out_indices: Sequence[int],
+    out_indices: Indices,
     reset_head: bool,
 ) -> Backbone:
     held = backbone_config(loaded.config)

@@ -44,6 +44,8 @@ def fold(model: BackboneT) -> BackboneT:
     folded.stages = nn.ModuleList([cast(Stage, stage).fold() for stage in model.stages])
     if isinstance(folded, Classifier):
         head = cast(Classifier, model).head
+        folded.global_pool = cast(Classifier, model).global_pool
+        folded.out_indices = model.out_indices
         folded.head = head.fold() if isinstance(head, Head) else nn.Identity()
     folded.is_folded = True
     return cast(BackboneT, folded.eval())

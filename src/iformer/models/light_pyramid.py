@@ -83,7 +83,7 @@ class LightPyramid(FreezableBackbone):
         self, backbone: Backbone, channels: int, *, kernel_size: int = 5, extra_level: bool = False
     ) -> None:
         super().__init__(backbone)
-        widths = backbone.feature_info.channels()[1:]
+        widths = backbone.config.channels[1:]
         self.neck = LightNeck(widths, channels, kernel_size=kernel_size, extra_level=extra_level)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -59,7 +59,7 @@ class Pyramid(FreezableBackbone):
     def __init__(self, backbone: Backbone, channels: int, *, pooled: bool) -> None:
         super().__init__(backbone)
         self.fpn = FeaturePyramidNetwork(
-            backbone.feature_info.channels(), channels, extra_blocks=LastLevelMaxPool() if pooled else None
+            list(backbone.config.channels), channels, extra_blocks=LastLevelMaxPool() if pooled else None
         )
         self.out_channels = channels
         """Channels of every map; torchvision's detectors read it."""

@@ -7,7 +7,7 @@ a full disk leaves half a checkpoint behind. Loading is strict: a missing, extra
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from iformer.errors import ConfigError, UserError, WeightsError, listed, one_lin
 from iformer.files import write_bytes
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
+from iformer.models.timm_interface import Indices
 from iformer.models.weights.header import (
     FORMAT,
     Config,
@@ -107,6 +108,11 @@ def save(
         raise UserError(f"save takes an iFormer network; got {type(model).__name__}{hint}")
     if getattr(model, "is_folded", False):
         raise UserError("a folded network is for inference and cannot be saved; save the one it was made from")
+    if isinstance(model, Backbone) and not model.is_complete:
+        raise UserError(
+            f"this network has {len(model.stages)} of the {len(model.config.stages)} stages of "
+            f"{model.config.name} and cannot be saved; save the whole network"
+        )
     config: Any = model.config
     if isinstance(model, Backbone) and not isinstance(model, Classifier):
         config = config.with_options(num_classes=0)
@@ -155,10 +161,10 @@ def _is_matrix(tensor: Tensor) -> bool:
 # ------------------------------------------------------------------------------------------------- loading
 
 
-def build_network(
-    weights: Weights, *, features_only: bool = False, out_indices: Sequence[int] = (0, 1, 2, 3)
-) -> Any:
+def build_network(weights: Weights, *, features_only: bool = False, out_indices: Indices = (0, 1, 2, 3)) -> Any:
     """Build the network that `weights` describe and load them, strictly.
+
+    Weights of stages that `out_indices` does not need are left out.
 
     Returns:
         The network in training mode, in fp32, on the CPU. With `features_only` a `Backbone` that returns the
@@ -171,7 +177,11 @@ def build_network(
             model: Any = Backbone(weights.config, out_indices=out_indices)  # type: ignore[arg-type]
         else:
             model = weights.row.network_class()(weights.config)
-    load_strict(model, weights.state_dict, source=weights.source)
+    state_dict = weights.state_dict
+    if features_only and not model.is_complete:
+        unused = tuple(f"stages.{index}." for index in range(len(model.stages), len(model.config.stages)))
+        state_dict = {key: value for key, value in state_dict.items() if not key.startswith(unused)}
+    load_strict(model, state_dict, source=weights.source)
     model.metadata = weights.metadata
     return model
 

@@ -27,6 +27,7 @@ from iformer.config.variants import list_models, network_config
 from iformer.config.windows import with_design
 from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
 from iformer.models.classifier import Classifier
+from iformer.models.timm_interface import Indices
 from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
@@ -121,6 +122,7 @@ def load(
     *,
     entry: str | None = None,
     features_only: bool = False,
+    out_indices: Indices = (0, 1, 2, 3),
     attention: str | None = None,
     windows: str | None = None,
 ) -> Any:
@@ -131,6 +133,7 @@ def load(
             (`iformer_m`), timm's or the authors' file, or `hf-hub:USER/NAME`.
         entry: which state dict of a training script's file to take, such as `model_ema`.
         features_only: return the `Backbone`, which gives feature maps, without its head.
+        out_indices: which feature maps, with `features_only`; see `iformer.models.factory.create_model`.
         attention: the design for large images, "shma", "hybrid" or "chunk_hybrid"; None keeps the network's own.
         windows: the settings of the windows, "released" or "paper", with `attention`.
 
@@ -151,7 +154,7 @@ def load(
         design = with_design(backbone_config(config), attention, preset=windows)
         config = design if isinstance(config, NetworkConfig) else replace(config, backbone=design)
         weights = replace(weights, config=config)
-    return build_network(weights, features_only=features_only).eval()
+    return build_network(weights, features_only=features_only, out_indices=out_indices).eval()
 
 
 def load_classifier(

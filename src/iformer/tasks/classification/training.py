@@ -26,6 +26,7 @@ from iformer.data.transforms import (
 )
 from iformer.errors import ConfigError, DataError, listed
 from iformer.models.backbone import Backbone
+from iformer.models.classifier import Classifier
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.dataset import DEFAULT_VAL_SPLIT
 from iformer.tasks.classification.distillation import DistilledClassification
@@ -90,6 +91,8 @@ def classification_job(
             **recipe.network_options,
         )
         model_name = model_name or model
+    if isinstance(network, Classifier):
+        network.set_distilled_training()  # the loss reads both heads
     preprocessing = recipe.preprocessing
     if isinstance(network, Backbone):
         known = network.metadata.preprocessing  # what the weights were trained on
