@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iformer.config.metadata import Metadata
-from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig, WindowConfig
-from iformer.config.operators import ATTENTION_OPERATORS
+from iformer.config.network import ATTENTION_OPERATORS, AttentionConfig, NetworkConfig, StageConfig, WindowConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models, network_config, release
 from iformer.errors import ConfigError, UnknownNameError

@@ -17,7 +17,7 @@ from PIL import Image
 import iformer
 import iformer.tasks
 from iformer.cli.main import main
-from iformer.config.operators import ATTENTION_OPERATORS, Operator
+from iformer.config.network import ATTENTION_OPERATORS, Operator
 from iformer.config.variants import VARIANTS, list_models
 from iformer.data.transforms import Normalize
 from iformer.deploy import runtimes

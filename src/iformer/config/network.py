@@ -1,6 +1,6 @@
-"""What a network is: stages of convolution and attention blocks. Models take every choice from here.
+"""What a network is: stages of convolution and attention blocks, and the table of attention operators.
 
-Configs are checked once, where they are built; models trust them. No torch here.
+Models take every choice from here. Configs are checked once, where they are built; models trust them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from iformer.config.checking import Config, Length, Range, ShareBelowOne, check
-from iformer.config.operators import ATTENTION_OPERATORS, OPERATOR_OPTIONS
 
 BlockKind = Literal["conv", "attention"]
 STRIDES = (4, 8, 16, 32)
@@ -24,6 +23,33 @@ Channels = Annotated[int, Range(1, 16_384)]
 Pixels = Annotated[int, Range(MIN_INPUT_SIZE, MAX_INPUT_SIZE)]
 Kernel = Annotated[int, Range(1, 63, step=2)]
 Ratio = Annotated[float, Range(0, 64, above=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One attention operator (`docs/extend/attention-operator.md` says how to add one)."""
+
+    location: str
+    """Its class, as `module:Class`; imported when a network with it is built."""
+    options: tuple[str, ...] = ()
+    """The fields of `AttentionConfig` that only this operator, or only a few operators, read."""
+    windows: bool = False
+    """Whether its `forward` takes the windows of a strip (`iformer.layers.windows`)."""
+
+
+ATTENTION_OPERATORS: dict[str, Operator] = {
+    "shma": Operator(
+        location="iformer.layers.attention:SHMA",
+        options=("modulation", "activation", "norm_placement"),
+        windows=True,
+    ),
+    "sha": Operator(location="iformer.layers.sha:SHA"),
+    "mha": Operator(location="iformer.layers.mha:MHA", options=("head_dim",)),
+    "shvit": Operator(location="iformer.layers.shvit:SHViTAttention", options=("channel_share", "concat")),
+}
+
+OPERATOR_OPTIONS = frozenset(option for row in ATTENTION_OPERATORS.values() for option in row.options)
+"""Fields of `AttentionConfig` that not every operator reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ import importlib
 
 from torch import nn
 
-from iformer.config.network import AttentionConfig
-from iformer.config.operators import ATTENTION_OPERATORS
+from iformer.config.network import ATTENTION_OPERATORS, AttentionConfig
 from iformer.layers.residual import ResidualAdd
 
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from iformer.config.network import AttentionConfig, NetworkConfig
-from iformer.config.operators import OPERATOR_OPTIONS
+from iformer.config.network import OPERATOR_OPTIONS, AttentionConfig, NetworkConfig
 from iformer.errors import WeightsError
 from iformer.models.weights.checkpoint import Format, check_fit, expected_shapes, shapes_of
 
