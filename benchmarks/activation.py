@@ -1,10 +1,10 @@
-"""SiLU against sigmoid in the modulation (Table 6 of the paper), at small scale: does SiLU with post-BN diverge?
+"""SiLU and sigmoid in the modulation (Table 6 of the paper) at small scale: does SiLU with post-BN diverge?
 
-The paper trains iFormer-M on ImageNet, where SiLU with batch norm after the convolutions diverges and with layer
-norm before them does not. Here the same three forms of a smaller network train on the ELPV photographs from random
-weights, without clipping and without an average of the weights, at rising learning rates. A run counts as diverged
-where its loss is not finite, or ends above that of guessing. The largest absolute value that any attention block
-gives out is kept beside the loss: it shows a run that is on its way.
+The paper trains iFormer-M on ImageNet. There, SiLU diverges with batch norm after the convolutions and does not
+diverge with layer norm before them. This script trains the same three forms of a smaller network on the ELPV
+photographs from random weights, without gradient clipping and without EMA, at several learning rates. A run has
+diverged if its loss is not finite or ends above ln 2, the loss of guessing. The largest absolute output of the
+attention blocks is recorded too: it rises before a run diverges.
 
     python benchmarks/activation.py --runs runs/activation --out benchmarks/results/activation.json
 """
@@ -39,7 +39,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 class Peak:
-    """The largest absolute output of any attention block since it was made."""
+    """Records the largest absolute output of all attention blocks of a network."""
 
     def __init__(self, network: nn.Module) -> None:
         self.value = 0.0
@@ -56,16 +56,16 @@ class Peak:
         self.value = max(self.value, largest) if math.isfinite(largest) else math.inf
 
     def remove(self) -> None:
-        """Look no more."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
 
 def run(folder: Path, form: str, lr: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One training run, or what is kept of it if it is finished already."""
-    kept = folder / "outcome.json"
-    if kept.is_file():
-        return cast(dict[str, Any], json.loads(kept.read_text()))
+    """Train one network and return its outcome; a finished run is read from its folder."""
+    stored = folder / "outcome.json"
+    if stored.is_file():
+        return cast(dict[str, Any], json.loads(stored.read_text()))
     torch.manual_seed(seed)
     network = create_model(options.model, num_classes=2, **FORMS[form])
     recipe = load_recipe(
@@ -73,7 +73,7 @@ def run(folder: Path, form: str, lr: float, seed: int, options: argparse.Namespa
         {
             "epochs": options.epochs,
             "seed": seed,
-            "optimizer": "adamw",  # the paper's, and not that of the recipe
+            "optimizer": "adamw",  # as in the paper; the recipe has another one
             "lr": lr,
             "lr_batch": 64,
             "batch_size": 64,
@@ -117,12 +117,12 @@ def run(folder: Path, form: str, lr: float, seed: int, options: argparse.Namespa
     outcome["last loss"] = last
     outcome["peak"] = peak.value
     outcome["diverged"] = outcome["stopped"] is not None or last > math.log(2)
-    kept.write_text(json.dumps(outcome))
+    stored.write_text(json.dumps(outcome))
     return outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing, print the table, write the record."""
+    """Run what is not finished, print the outcomes and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="iformer_t")
     parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 4e-3, 1.6e-2])

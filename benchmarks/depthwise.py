@@ -1,7 +1,7 @@
-"""Depthwise convolutions by kernel size in each runtime, and 7 x 7 as the sum of parts that XNNPACK is given.
+"""Latency of depthwise convolutions by kernel size and runtime, and of 7 x 7 split for XNNPACK.
 
-One thread, batch 1; each form has a process of its own and they take turns, as in runtimes.py. "times" is against
-7 x 7 as it is.
+One thread, batch 1. Each form has its own process; the processes take turns, as in runtimes.py. The speedup is
+relative to the plain 7 x 7 convolution.
 
     python benchmarks/depthwise.py --out benchmarks/results/depthwise.json
 """
@@ -24,11 +24,11 @@ from iformer.deploy.runtimes.xnnpack import SplitDepthwise
 
 HERE = ("onnx", "openvino", "executorch", "litert", "ncnn")
 MAPS = ((48, 56), (96, 28), (192, 14))
-"""Channels and side of iFormer-M's maps in stages 1 to 3."""
+"""Channels and side of the feature maps of iFormer-M's stages 1 to 3."""
 
 
 def forms(channels: int) -> dict[str, nn.Module]:
-    """The layers by the names that the table has; the first is what the others are compared with."""
+    """Return the layers by their label; the first is the baseline."""
     layers = {
         f"{size} x {size}": nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels)
         for size in (7, 5, 3)
@@ -37,7 +37,7 @@ def forms(channels: int) -> dict[str, nn.Module]:
 
 
 def main() -> None:
-    """Measure, print a table, and with --out write the record."""
+    """Measure, print a table and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runtimes", nargs="+", default=list(HERE), choices=HERE)
     parser.add_argument("--rounds", type=int, default=20)

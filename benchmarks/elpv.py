@@ -1,14 +1,14 @@
-"""Networks from scratch on the ELPV photographs, several seeds each, by one recipe: mean and spread.
+"""Accuracy on the ELPV photographs of networks trained from scratch: mean and range over several seeds.
 
-`peers`: iFormer-T beside two mobile networks of timm, by the recipe elpv. `ablations`: iFormer-T with one thing
-changed at a time, as in the paper's Tables 1, 6, 7 and 14, by the recipe quickstart. Each run is resumable:
-started again, the script continues where it was stopped and skips what is finished. The figure is the test
-accuracy of the last averaged weights, on the 656 photographs of the fixed 25 % split; no weights are chosen by it.
+`peers`: iFormer-T and two mobile networks of timm, with the recipe `elpv`. `ablations`: iFormer-T with one
+change at a time, as in Tables 1, 6, 7 and 14 of the paper, with the recipe `quickstart`. The figure is the test
+accuracy of the last EMA weights on the 656 photographs of the fixed 25 % split. It is not used to select
+weights. An interrupted script can be started again: it resumes the current run and skips finished ones.
 
     python benchmarks/elpv.py peers --runs runs/elpv --out benchmarks/results/elpv.json
     python benchmarks/elpv.py ablations --runs runs/ablations --out benchmarks/results/ablations.json
 
-`--finished` trains nothing and writes the record of the runs that are there.
+`--finished` trains nothing and writes the record of the finished runs.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from iformer_paper.ablations import TRAINED
 
 Networks = dict[str, Callable[[], nn.Module]]
 FINISHED = "metrics.json"
-"""Only a run that came to its end has this file."""
+"""Only a finished run has this file."""
 
 PEERS = ("mobilenetv3_large_100", "mobilenetv4_conv_medium")
 
 
 def of_config(config: NetworkConfig, drop_path_rate: float) -> nn.Module:
-    """A network of ours for two classes, with random weights."""
+    """Create an iFormer for two classes, with random weights."""
     return build(config.with_options(num_classes=2, drop_path_rate=drop_path_rate))
 
 
 def of_timm(name: str, drop_path_rate: float) -> nn.Module:
-    """A network of timm for two classes, with random weights."""
+    """Create a timm network for two classes, with random weights."""
     return timm.create_model(name, num_classes=2, drop_path_rate=drop_path_rate)
 
 
 def suite(name: str, recipe: Recipe) -> Networks:
-    """The networks of a suite by the names that the table has."""
+    """Return the networks of a suite by their label."""
     rate = recipe.drop_path_rate
     if name == "ablations":
         return {label: partial(of_config, config, rate) for label, config in TRAINED.items()}
@@ -67,7 +67,7 @@ def suite(name: str, recipe: Recipe) -> Networks:
 def run(
     label: str, create: Callable[[], nn.Module], recipe: Recipe, recipe_name: str, folder: Path
 ) -> dict[str, Any]:
-    """One training run, or what is kept of it if it is finished already: its metrics."""
+    """Train one network and return its metrics; those of a finished run are read from its folder."""
     finished = folder / FINISHED
     if not finished.is_file():
         torch.manual_seed(recipe.seed)
@@ -89,13 +89,15 @@ def run(
 
 
 def main() -> None:
-    """Train what is missing, print the table, write the record."""
+    """Run what is not finished, print the accuracies and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite", choices=("peers", "ablations"))
-    parser.add_argument("--only", nargs="+", help="names of the suite's networks; all by default")
+    parser.add_argument("--only", nargs="+", help="labels of the networks to run; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="for a trial; the recipe's own otherwise")
-    parser.add_argument("--finished", action="store_true", help="train nothing: report the finished runs")
+    parser.add_argument("--epochs", type=int, help="those of the recipe by default")
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing; write the record of the finished runs"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

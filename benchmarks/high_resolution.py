@@ -1,9 +1,9 @@
-r"""iFormer-M's attention designs on large images: time and peak memory against timm's network after its `fuse()`.
+r"""Latency and peak memory of iFormer-M's attention designs on large images, relative to timm's fused network.
 
-One thread, batch 1, random weights that are the same in all. Each round calls every form once, in an order drawn
-anew, in one process; the figure is the median over rounds of the share of timm's time. Peak memory is that of a
-process of its own: the highest resident size of one call less what was resident before it. ONNX Runtime runs the
-graphs that `torch.onnx` makes of the same networks.
+One thread, batch 1, the same random weights for all. In one process, each round calls every form once in random
+order; the figure is the median over rounds of the share of timm's time. Peak memory is measured in a separate
+process: the largest resident memory during one call minus the resident memory before it. ONNX Runtime runs the
+networks exported by `torch.onnx`.
 
     python benchmarks/high_resolution.py --out benchmarks/results/high_resolution.json \
         --plot docs/images/high_resolution.png
@@ -43,19 +43,19 @@ MODEL = "iformer_m"
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One network to measure; without a design it is timm's."""
+    """One network to measure; timm's if `design` is None."""
 
     design: str | None = None
     preset: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> NetworkConfig:
-        """The network's config."""
+        """Return the config of the network."""
         assert self.design is not None
         return with_design(network_config(MODEL), self.design, preset=self.preset, **self.options)
 
     def network(self) -> nn.Module:
-        """The network ready to run, its weights drawn from one seed."""
+        """Return the network ready for inference, with weights from a fixed seed."""
         torch.manual_seed(0)
         oracle: Any = timm.create_model(MODEL).eval()
         if self.design is None:
@@ -78,7 +78,7 @@ FORMS = {
     ),
 }
 PADDED_SIZE = 640
-"""Stage 3 has 40 x 40 tokens there: a third of its windows' tokens is padding."""
+"""Stage 3 has 40 x 40 tokens at this size, so a third of the tokens in its windows are padding."""
 PADDING = {
     name: Form(design="hybrid", preset="released", options={"padded_tokens": name})
     for name in ("attended", "masked")
@@ -86,12 +86,12 @@ PADDING = {
 
 
 def example(size: int) -> torch.Tensor:
-    """A normalised image of noise, always the same."""
+    """Return a normalised image of noise from a fixed seed."""
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def write_onnx(form: Form, size: int, path: Path) -> None:
-    """The form's graph for one image of a size."""
+    """Export a form to ONNX for one image of `size`."""
     network = form.network()
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
@@ -99,7 +99,7 @@ def write_onnx(form: Form, size: int, path: Path) -> None:
 
 
 def onnx_call(path: Path, size: int) -> Callable[[], Any]:
-    """One image through ONNX Runtime on one thread."""
+    """Return a call of ONNX Runtime with one image on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -110,7 +110,7 @@ def onnx_call(path: Path, size: int) -> Callable[[], Any]:
 
 
 def call(runtime: str, name: str, size: int, folder: Path) -> Callable[[], Any]:
-    """One image through a form in a runtime."""
+    """Return a call of a form with one image in a runtime."""
     if runtime == "pytorch":
         return partial(FORMS[name].network(), example(size))
     path = folder / f"{list(FORMS).index(name)}_{size}.onnx"
@@ -120,18 +120,18 @@ def call(runtime: str, name: str, size: int, folder: Path) -> Callable[[], Any]:
 
 
 def peak_memory(runtime: str, name: str, size: int, folder: Path) -> float:
-    """MiB that one call needs beyond the loaded network, measured in a process of its own."""
+    """Return the memory of one call in MiB, without the loaded network, measured in a separate process."""
     command = [sys.executable, __file__, "--peak", runtime, name, str(size), str(folder)]
     finished = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(finished.stdout.splitlines()[-1])
 
 
 def print_peak(runtime: str, name: str, size: int, folder: Path) -> None:
-    """What `peak_memory` runs. Linux only: it reads and resets the kernel's own high-water mark."""
+    """Measure and print the memory for `peak_memory`. Linux only: it resets and reads VmHWM."""
     run = call(runtime, name, size, folder)
-    ctypes.CDLL(None).malloc_trim(0)  # what building the network left in the allocator is not to be used again
+    ctypes.CDLL(None).malloc_trim(0)  # the call must not reuse memory that building the network has freed
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current resident memory
     run()
     print((_status("VmHWM") - before) / 1024)
 
@@ -142,7 +142,7 @@ def _status(field: str) -> float:
 
 
 def measure(runtime: str, size: int, rounds: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """Time, also as a share of timm's, peak memory and GMACs of every form at one size."""
+    """Return latency, share of timm's latency, peak memory and GMACs of every form at one size."""
     timings = interleaved({name: call(runtime, name, size, folder) for name in FORMS}, rounds=rounds, warmup=1)
     figures: dict[str, dict[str, Any]] = {}
     for name, timing in timings.to_plain().items():
@@ -156,7 +156,7 @@ def measure(runtime: str, size: int, rounds: int, folder: Path) -> dict[str, dic
 
 
 def measure_padding(rounds: int) -> dict[str, dict[str, Any]]:
-    """Time of the two ways to treat padded tokens, in PyTorch, as a share of the released one's."""
+    """Return the latency of both treatments of padded tokens in PyTorch, as a share of the released one."""
     image = example(PADDED_SIZE)
     calls = {name: partial(form.network(), image) for name, form in PADDING.items()}
     timings = interleaved(calls, rounds=rounds, warmup=1)
@@ -167,7 +167,7 @@ def measure_padding(rounds: int) -> dict[str, dict[str, Any]]:
 
 
 def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    """Milliseconds for a million pixels: a level line is a cost that grows linearly with the pixels."""
+    """Plot milliseconds per megapixel; a level line means that the cost grows linearly with the pixels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -198,10 +198,12 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    """Measure, print tables, and with --out write the record and the plot."""
+    """Measure, print tables and, with --out and --plot, write the record and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024, 2048])
-    parser.add_argument("--rounds", nargs="+", type=int, default=[20, 10, 3], help="of each size")
+    parser.add_argument(
+        "--rounds", nargs="+", type=int, default=[20, 10, 3], help="number of rounds for each size"
+    )
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -224,14 +226,16 @@ def main() -> None:
                 for name, row in measured.items():
                     print(
                         f"{runtime:11} {size:5}  {name:20}  {row['median_ms']:9.1f} ms  "
-                        f"{row['share of time']:.3f} of timm's  {row['peak_mib']:7.0f} MiB  "
+                        f"{row['share of time']:.3f} of timm's time  {row['peak_mib']:7.0f} MiB  "
                         f"{row['gmacs']:7.2f} GMACs",
                         flush=True,
                     )
-                if options.out:  # what is measured is kept, should a later size fail
+                if options.out:  # keep the figures if a later size fails
                     write_record(options.out, figures)
     padding = measure_padding(options.rounds[0])
-    print(f"padding at {PADDED_SIZE}: masked takes {padding['masked']['share of time']:.3f} of attended's time")
+    print(
+        f"padding at {PADDED_SIZE}: masked takes {padding['masked']['share of time']:.3f} of the time of attended"
+    )
     if options.out:
         write_record(options.out, {**figures, f"padding at {PADDED_SIZE}": padding})
     if options.plot and "pytorch" in figures:

@@ -1,7 +1,7 @@
-"""Folded iFormers against timm's own networks after their `fuse()`: eager PyTorch, one thread, batch 1.
+"""Latency of folded iFormers and of timm's networks after `fuse()`: eager PyTorch, one thread, batch 1.
 
-Both have the same weights; each round calls every form once, in an order drawn anew, in one process. The
-figure is the median over rounds of the ratio to timm's fused network as it comes (NCHW).
+Both have the same weights. In one process, each round calls every form once in random order. The figure is the
+median over rounds of the speedup relative to timm's fused network in NCHW.
 
     python benchmarks/inference.py --out benchmarks/results/inference.json
 """
@@ -27,7 +27,7 @@ from iformer.models.weights.dialects import from_timm
 
 
 def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:
-    """The networks to time, by name; all compute the same function, which is checked first."""
+    """Return calls of the networks by label, after a check that their outputs agree."""
     oracle = timm.create_model(name).eval()
     config = network_config(name)
     ours = build(config)
@@ -56,7 +56,7 @@ def _fused(name: str, oracle: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure, print a table, and with --out write the record."""
+    """Measure, print a table and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["iformer_t", "iformer_s", "iformer_m", "iformer_l"])
     parser.add_argument("--size", type=int, default=224)
@@ -70,13 +70,11 @@ def main() -> None:
     for name in options.models:
         timings = interleaved(forms(name, options.size), rounds=options.rounds, warmup=5)
         figures[name] = {
-            label: timing | {"times as fast as timm fused": timings.ratio("timm fused", label)}
+            label: timing | {"speedup over timm fused": timings.ratio("timm fused", label)}
             for label, timing in timings.to_plain().items()
         }
         for label, timing in figures[name].items():
-            print(
-                f"{name}  {label:26}  {timing['median_ms']:7.2f} ms  {timing['times as fast as timm fused']:.3f}x"
-            )
+            print(f"{name}  {label:26}  {timing['median_ms']:7.2f} ms  {timing['speedup over timm fused']:.3f}x")
     if options.out:
         write_record(options.out, figures)
 

@@ -1,8 +1,7 @@
-"""The latency ratios that the paper claims, measured here: folded networks in ONNX Runtime, one thread, batch 1.
+"""The latency ratios of the paper's claims, with folded networks in ONNX Runtime, one thread, batch 1.
 
-Each pair is exported to ONNX, loaded with one thread, and called in rounds, in an order drawn anew, in one
-process. The figure is the median over rounds of the ratio; beside it is the ratio of the paper's latencies,
-measured on an iPhone 13.
+In one process, each round calls both exported networks of a pair once in random order. The figure is the median
+over rounds of the ratio of their latencies. The paper's ratio is that of its latencies on an iPhone 13.
 
     python benchmarks/paper_ratios.py --out benchmarks/results/paper_ratios.json
 """
@@ -21,7 +20,7 @@ from iformer_paper.latency import measure_latencies
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Two networks, and how many times the first one's latency is the second one's in the paper."""
+    """Two networks and their latencies in the paper, in milliseconds."""
 
     slow: str
     fast: str
@@ -32,7 +31,7 @@ class Claim:
 
 
 def claims() -> list[Claim]:
-    """What the paper says of its phone."""
+    """Return the compared pairs."""
     heads, kernels, shvit = ABLATIONS[1], ABLATIONS[2], ABLATIONS[14]
     return [
         Claim(
@@ -82,7 +81,7 @@ def claims() -> list[Claim]:
 
 
 def main() -> None:
-    """Measure, print, and with --out write the record."""
+    """Measure, print the ratios and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path)

@@ -1,8 +1,9 @@
-"""How far each runtime's artifact is from PyTorch: networks of all sizes, on photographs, in fp32.
+"""Errors of every runtime's artifacts relative to PyTorch: networks of several sizes, on photographs, in fp32.
 
-Random weights with random statistics in every batch norm (the worst case for folding), iFormer-M also at 512
-pixels in chunks, and the trained network of the package. Each goes through `export_artifact`, which compares every
-logit; one that differs by more than 1e-3 of the largest logit is a failure and ends the script with 1.
+The networks have random weights and random statistics in every batch norm, the worst case for folding. iFormer-M
+is also exported at 512 pixels with Chunk Hybrid SHMA, and the trained network of the package as it is.
+`export_artifact` compares all logits. An error above 1e-3 of the largest logit is a failure; the script then
+exits with 1.
 
     python benchmarks/parity.py --images photographs/ --out benchmarks/results/parity.json
 """
@@ -40,7 +41,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
 
 
 def network(name: str, options: dict[str, Any]) -> Classifier:
-    """A shipped network, or one with random weights and random statistics."""
+    """Return the shipped network, or a network with random weights and random statistics."""
     torch.manual_seed(0)
     if name == "elpv":
         return load_classifier(name)
@@ -56,9 +57,9 @@ def network(name: str, options: dict[str, Any]) -> Classifier:
 
 
 def main() -> None:
-    """Export everything, print a line each, and with --out write the record."""
+    """Export all networks, print one line per artifact and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", nargs="+", default=[], help="photographs beside 16 of ELPV's")
+    parser.add_argument("--images", nargs="+", default=[], help="photographs in addition to 16 of ELPV")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     parser.add_argument("--out", type=Path)

@@ -1,8 +1,8 @@
-"""How much of the bare network's rate `iformer predict` keeps on a folder of photographs.
+"""Throughput of `iformer predict` on a folder of photographs as a share of the network's throughput.
 
-Interleaved in one process: a pass over the folder by the prediction engine (files to top-k answers), then the
-same number of images through the same folded network from a tensor in memory, at the same batch size, in an
-order drawn anew each round. The figure is the median over rounds of the ratio of their rates.
+In one process, each round does both in random order: it predicts the folder, from files to top-k classes, and
+calls the same folded network on as many images from a tensor in memory, at the same batch size. The figure is
+the median over rounds of the ratio of the throughputs.
 
     python benchmarks/predict_rate.py --model iformer_m --images 256 --batch-size 32 --rounds 7
 """
@@ -25,10 +25,10 @@ from iformer.tasks.classification.predict import Predictor
 
 
 def main() -> None:
-    """Measure, print, and with --out write the JSON."""
+    """Measure, print the throughputs and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="iformer_m")
-    parser.add_argument("--folder", help="photographs; default: those of the elpv-dataset package")
+    parser.add_argument("--folder", help="folder of photographs; those of the elpv-dataset package by default")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,8 +1,9 @@
-"""A simulated ImageNet through the reader: 1,281,167 entries in shards, 8 ranks of 4 workers, each entry once.
+"""Throughput of the shard reader on a simulated ImageNet: 1,281,167 entries, 8 ranks of 4 workers.
 
-The entries are tiny images, packed by the packer of `iformer convert --to shards`, so that the figure is the
-reader's own rate: the index, positioned reads, decoding of almost nothing, batches from worker processes. Ranks
-take their turns on one machine; each one has its workers at once.
+The entries are tiny images in shards of `iformer convert --to shards`, so the figure is the throughput of the
+reader alone: index, positioned reads, collation in worker processes and hardly any decoding. Ranks run one after
+another on one machine, each with all its workers. The script also checks that an epoch has each entry exactly
+once.
 
     python benchmarks/reader.py --folder runs/simulated-imagenet --out benchmarks/results/reader.json
 """
@@ -33,12 +34,12 @@ from iformer.data.transforms import eval_transform
 
 IMAGENET, CLASSES = 1_281_167, 1000
 _DIFFERENT = 997
-"""Different pictures; a prime, so that a class has many of them."""
+"""Number of distinct images; a prime, so that each class has many of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TinySample(Sample):
-    """A picture of 8 x 8 pixels in memory."""
+    """An encoded image of 8 x 8 pixels in memory."""
 
     number: int
     picture: bytes
@@ -86,23 +87,23 @@ class TinySamples(IndexedSamples):
 
 
 def make_shards(folder: Path, count: int) -> float:
-    """Pack the entries, unless they are there; the seconds it took."""
+    """Pack the entries unless the folder has them already; return the seconds."""
     if (folder / INDEX).is_file():
         return 0.0
     names = tuple(f"class {number}" for number in range(CLASSES))
-    parts = {
-        part: ImageSet(name=part, class_names=names, samples=TinySamples(entries), root=Path())
-        for part, entries in (("train", count), ("val", CLASSES))
+    splits = {
+        split: ImageSet(name=split, class_names=names, samples=TinySamples(entries), root=Path())
+        for split, entries in (("train", count), ("val", CLASSES))
     }
     began = time.perf_counter()
-    pack(DataSplits(train=parts["train"], val=parts["val"]), folder, shard_bytes=2**20)
+    pack(DataSplits(train=splits["train"], val=splits["val"]), folder, shard_bytes=2**20)
     return time.perf_counter() - began
 
 
 def read_epoch(
     data: ImageSet, *, ranks: int, workers: int, batch_size: int
 ) -> tuple[npt.NDArray[np.int64], list[float]]:
-    """How often each index came over all ranks in a shuffled epoch, and each rank's seconds."""
+    """Read a shuffled epoch by all ranks; return how often each index came, and the seconds of each rank."""
     dataset = ImageDataset(data, eval_transform(Preprocessing(size=(32, 32))))
     seen = np.zeros(len(data), dtype=np.int64)
     seconds = []
@@ -116,14 +117,14 @@ def read_epoch(
                 indices = batch["indices"].numpy()
                 np.add.at(seen, indices, 1)
                 if not np.array_equal(batch["labels"].numpy(), data.labels[indices]):
-                    raise SystemExit("an image came with the label of another")
+                    raise SystemExit("an image has the label of another one")
         seconds.append(time.perf_counter() - began)
         print(f"rank {rank}: {len(data) / ranks / seconds[-1]:,.0f} images/s", flush=True)
     return seen, seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pack, read, count, print; with --out write the record."""
+    """Pack and read the entries, print the counts and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/simulated-imagenet"))
     parser.add_argument("--entries", type=int, default=IMAGENET)
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in figures.items():
         print(f"{name}: {value:,.1f}" if isinstance(value, float) else f"{name}: {value:,}")
     if once != len(data):
-        raise SystemExit("some entries came never, or more than once")
+        raise SystemExit("some entries were read never or more than once")
     if options.out:
         write_record(options.out, figures)
 

@@ -1,9 +1,9 @@
-"""Our exports against timm's of the same network after its `fuse()`, in each runtime: one thread, batch 1.
+"""Latency of exported iFormers and of timm's networks after `fuse()` in each runtime: one thread, batch 1.
 
-Both are exported in fp32 with the same input, timm's by the runtime's own converter with nothing of ours in the
-graph. Each has a process of its own; they take turns, in an order drawn anew each round. With --precision int8
-ours is also timed in INT8, calibrated on noise, on which latency does not depend. The share is of what the same
-runtime reaches on one large matrix product in the same run.
+Both are exported in fp32 with the same input; timm's networks go through the runtime's converter without any
+code of this package in the graph. Each artifact has its own process; the processes take turns in random order.
+With `--precision int8`, the iFormers are also timed in INT8, calibrated on noise, which does not change the
+latency. The share is that of the throughput of the same runtime on one large matrix product in the same run.
 
     python benchmarks/runtimes.py --models iformer_m --out benchmarks/results/runtimes.json
 """
@@ -33,7 +33,7 @@ HERE = ("onnx", "openvino", "executorch", "litert", "ncnn")
 
 
 def subjects(name: str, runtime: Runtime, folder: Path, *, int8: bool) -> list[Subject]:
-    """timm's network, ours, ours in INT8 and the matrix product."""
+    """Export timm's network, ours, ours in INT8 if `int8`, and the matrix product."""
     found = [
         prepare(f"{TIMM_PREFIX}{name}", runtime, folder, size=(224, 224), label="timm, fused"),
         prepare(name, runtime, folder, size=(224, 224), label="ours"),
@@ -59,15 +59,15 @@ def _int8(name: str, runtime: Runtime, folder: Path) -> Path:
 
 
 def _no_metric(_forward: Forward) -> dict[str, float]:
-    return {"top1": 0.0}  # random weights know nothing; only the time is wanted
+    return {"top1": 0.0}  # the weights are random; only the latency is measured
 
 
 def main() -> None:
-    """Measure, print a table, and with --out write the record."""
+    """Measure, print a table and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["iformer_m"])
     parser.add_argument("--runtimes", nargs="+", default=list(HERE), choices=HERE)
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8: beside fp32")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8: in addition to fp32")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -78,8 +78,8 @@ def main() -> None:
     for name in options.models:
         for runtime in options.runtimes:
             with tempfile.TemporaryDirectory() as folder:
-                things = subjects(name, RUNTIMES[runtime], Path(folder), int8=options.precision == "int8")
-                rows = measure(things, rounds=options.rounds, threads=options.threads)
+                found = subjects(name, RUNTIMES[runtime], Path(folder), int8=options.precision == "int8")
+                rows = measure(found, rounds=options.rounds, threads=options.threads)
             figures.setdefault(name, {})[runtime] = [row.to_plain() for row in rows]
             for row in rows:
                 _print(name, row)
@@ -88,7 +88,11 @@ def main() -> None:
 
 
 def _print(name: str, row: Latency) -> None:
-    share = "" if row.matrix_product_share is None else f"{100 * row.matrix_product_share:5.0f} % of the product"
+    share = (
+        ""
+        if row.matrix_product_share is None
+        else f"{100 * row.matrix_product_share:5.0f} % of the matrix product"
+    )
     print(f"{name}  {row.runtime:10}  {row.label:14}  {row.median_ms:7.2f} ms  {row.times_as_fast:.3f}x  {share}")
 
 

@@ -1,10 +1,10 @@
-"""Our training step and our whole loop against timm's, same settings, same process, interleaved.
+"""Throughput of the training step and the training loop, relative to timm's, interleaved in one process.
 
-Both train with the settings of the recipe imagenet-300 (mixup and cutmix, random erasing, label smoothing,
-RandAugment) in bf16 and channels-last. "Step": one prepared batch, again and again. "Loop": the same image files
-through each one's own loader, with the same number of workers; an epoch's start is not counted. timm's side is its
-train script's step and loader: its network, optimizer factory, mixup, loss and data functions. On a GPU ours is
-compiled (`--compile`), timm's eager amp as its script has it by default.
+Both use the settings of the recipe `imagenet-300` (mixup and cutmix, random erasing, label smoothing,
+RandAugment) in bf16 and channels-last. "step" repeats one prepared batch. "loop" reads the same image files
+through each library's loader with the same number of workers; the start of an epoch is not counted. timm's side
+consists of the parts of its train script: network, optimizer factory, mixup, loss, data set and loader. On a
+GPU, `--compile` compiles our network; timm's runs in eager mode with autocast, the default of its script.
 
     python benchmarks/training_loop.py --models iformer_t iformer_m --out benchmarks/results/training_loop.json
     python benchmarks/training_loop.py --models iformer_m --profile
@@ -52,11 +52,11 @@ Batch = dict[str, torch.Tensor]
 
 
 def make_images(folder: Path, count: int) -> Path:
-    """JPEG files of ImageNet's usual size (500 x 375, about 100 kB) with structure at all scales."""
+    """Write JPEG files of ImageNet's usual size (500 x 375, about 100 kB) with structure at several scales."""
     generator = np.random.default_rng(0)
-    for part, images in (("train", count), ("val", CLASSES)):
+    for split, images in (("train", count), ("val", CLASSES)):
         for number in range(images):
-            target = folder / part / f"class {number % CLASSES}"
+            target = folder / split / f"class {number % CLASSES}"
             target.mkdir(parents=True, exist_ok=True)
             picture = np.zeros((375, 500, 3), np.float32)
             for scale in (4, 16, 64, 256):
@@ -71,7 +71,7 @@ def make_images(folder: Path, count: int) -> Path:
 
 
 class Ours:
-    """The loop of `iformer train`: its loader, what it does to a batch, its step."""
+    """The loop of `iformer train`: loader, preparation of a batch, step."""
 
     name = "iformer"
 
@@ -107,18 +107,18 @@ class Ours:
             self.loader.close()
 
     def prepare(self, batch: Any) -> Batch:
-        """To the device, normalised, erased."""
+        """Move a batch to the device, normalise and erase it."""
         return self.workload.prepare(batch)
 
     def train(self, batch: Batch) -> None:
-        """One step on a prepared batch."""
+        """Do one step on a prepared batch."""
         self.steps += 1
         seed_everything(self.recipe.seed, self.steps, 0)
         self.step(dict(batch))
 
 
 class Timms:
-    """The loop of timm's train script, out of its parts."""
+    """The loop of timm's train script, built from the parts of timm."""
 
     name = "timm"
 
@@ -163,17 +163,17 @@ class Timms:
         loader = create_loader(self.dataset, **self.options)
         for step in self.dataset.transform.transforms:
             if hasattr(step, "ops"):
-                allow_no_bits(step)  # without which Pillow 13 stops timm's RandAugment, too
+                allow_no_bits(step)  # Pillow 13 stops timm's RandAugment otherwise
         yield from loader
 
     def prepare(self, batch: Any) -> Batch:
-        """To the device."""
+        """Move a batch to the device."""
         images, labels = batch
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         return {"images": images, "labels": labels.to(self.device)}
 
     def train(self, batch: Batch) -> None:
-        """One step on a prepared batch, which is mixed in a copy."""
+        """Do one step on a prepared batch; mixing works on a copy of it."""
         images, targets = self.mixup(batch["images"].clone(), batch["labels"])
         with autocast(self.precision, self.device):
             loss = self.loss(self.network(images), targets)
@@ -183,7 +183,7 @@ class Timms:
 
 
 def loop_seconds(side: Ours | Timms, steps: int, wait: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of `steps` steps with their data, and the share of them spent waiting for it, after two others."""
+    """Return the seconds of `steps` steps with loading, after two others, and the share of waiting for data."""
     batches: Generator[Any, None, None] = side.batches()
     for _ in range(2):
         side.train(side.prepare(next(batches)))
@@ -201,7 +201,7 @@ def loop_seconds(side: Ours | Timms, steps: int, wait: Callable[[], None]) -> tu
 
 
 def compare(model: str, data: Path, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Both sides' step and loop for one network."""
+    """Measure step and loop of both sides for one network."""
     recipe = load_recipe(
         "imagenet-300",
         {
@@ -226,7 +226,7 @@ def compare(model: str, data: Path, options: argparse.Namespace, device: torch.d
         "labels": torch.randint(0, CLASSES, (options.batch_size,), generator=generator).to(device),
         "indices": torch.arange(options.batch_size),
     }
-    # our step mixes in place, as timm's does, which is given a copy: so is ours
+    # both steps get a copy, because mixing changes a batch in place
     calls = {
         side.name: lambda side=side: side.train({**fixed, "images": fixed["images"].clone()}) for side in sides
     }
@@ -248,13 +248,13 @@ def compare(model: str, data: Path, options: argparse.Namespace, device: torch.d
         if not all(timings.seconds.values()):
             continue
         result[kind] = {
-            "times as fast as timm": timings.ratio("timm", "iformer"),
+            "speedup over timm": timings.ratio("timm", "iformer"),
             **{f"{name} images/s": images_each / timings.median(name) for name in timings.seconds},
             "timings": timings.to_plain(),
         }
         print(
-            f"{model}  {kind}: {result[kind]['times as fast as timm']:.2f}x of timm "
-            f"({result[kind]['iformer images/s']:.1f} against {result[kind]['timm images/s']:.1f} images/s)",
+            f"{model}  {kind}: {result[kind]['speedup over timm']:.2f}x "
+            f"({result[kind]['iformer images/s']:.1f} images/s, timm {result[kind]['timm images/s']:.1f})",
             flush=True,
         )
     if loops.seconds["iformer"]:
@@ -267,7 +267,7 @@ def compare(model: str, data: Path, options: argparse.Namespace, device: torch.d
 
 
 def profile(side: Ours | Timms, batch: Batch, device: torch.device) -> list[dict[str, Any]]:
-    """The operations of our step that take most time themselves, with their share."""
+    """Print and return the 12 operations of our step with the most self time, and their share of it."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -284,7 +284,7 @@ def profile(side: Ours | Timms, batch: Batch, device: torch.device) -> list[dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure each network, print; with --out write the record."""
+    """Measure each network, print the throughputs and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["iformer_t", "iformer_m"])
     parser.add_argument("--batch-size", type=int, default=32)
@@ -292,12 +292,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--loop-rounds", type=int, default=5)
     parser.add_argument("--loop-steps", type=int, default=12)
-    parser.add_argument("--images", type=int, default=1024, help="how many are made")
-    parser.add_argument("--shards", type=Path, help="a folder of shards that our loop reads instead of the files")
+    parser.add_argument("--images", type=int, default=1024, help="number of generated image files")
+    parser.add_argument("--shards", type=Path, help="folder of shards that our loop reads instead of the files")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile our network")
-    parser.add_argument("--profile", action="store_true", help="name the most expensive operations of our step")
+    parser.add_argument("--profile", action="store_true", help="print the most expensive operations of our step")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)

@@ -1,9 +1,9 @@
-"""A training step of iFormer against the plain fp32, NCHW step that the authors' loop does on a CPU.
+"""Time of a training step of iFormer relative to a plain step in fp32 and NCHW, as in the authors' loop, on a CPU.
 
 The plain step: timm's network (the same layers as the authors'), fp32, NCHW, AdamW, cross entropy. Ours is the
-step of `iformer train` (`training/loop.py`): bf16 autocast where the CPU multiplies it, channels-last, the faster
-gradient of depthwise convolutions, fused AdamW, the running average of the weights included. Interleaved in one
-process; the figure is the median over rounds of the ratio.
+step of `iformer train` with EMA: bf16 autocast if the CPU has bf16 arithmetic, channels-last, the faster
+gradient of depthwise convolutions, fused AdamW. Both are interleaved in one process. The figure is the median
+over rounds of the speedup.
 
     python benchmarks/training_step.py --out benchmarks/results/training_step.json
 """
@@ -29,7 +29,7 @@ from iformer.training.optimizer import build_optimizer
 
 
 def plain_step(name: str, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
-    """fp32, NCHW, as a loop without any of our choices does it."""
+    """Return a plain training step: fp32, NCHW."""
     model = timm.create_model(name, num_classes=1000).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
@@ -43,7 +43,7 @@ def plain_step(name: str, images: torch.Tensor, labels: torch.Tensor) -> Callabl
 
 
 def our_step(name: str, images: torch.Tensor, labels: torch.Tensor, precision: str) -> Callable[[], None]:
-    """The step of `iformer train`."""
+    """Return the step of `iformer train` with EMA."""
     recipe = load_recipe("finetune")
     resolved = resolve_precision(precision, images.device)
     context = RankContext(
@@ -70,7 +70,7 @@ def our_step(name: str, images: torch.Tensor, labels: torch.Tensor, precision: s
 
 
 def main() -> None:
-    """Measure, print, and with --out write the record."""
+    """Measure, print the speedups and, with --out, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="iformer_t")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -100,7 +100,7 @@ def main() -> None:
             label: timing
             | {
                 "images_per_second": options.batch_size / timings.median(label),
-                "times as fast as plain": timings.ratio("plain fp32 NCHW", label),
+                "speedup over plain": timings.ratio("plain fp32 NCHW", label),
             }
             for label, timing in timings.to_plain().items()
         },
@@ -108,7 +108,7 @@ def main() -> None:
     for label, step in figures["steps"].items():
         print(
             f"{options.model}  {label:16}  {step['median_ms']:7.0f} ms  {step['images_per_second']:6.1f} images/s"
-            f"  {step['times as fast as plain']:.2f}x"
+            f"  {step['speedup over plain']:.2f}x"
         )
     if options.out:
         write_record(options.out, figures)

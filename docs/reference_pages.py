@@ -6,20 +6,18 @@ recipe's page from the recipe dataclasses.
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import importlib
 import pkgutil
 from collections.abc import Iterator
 from importlib import resources
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import griffe
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from iformer.config.reference import recipe_fields
 from iformer.tables import Markdown, markdown_table
 
 PACKAGES = ("config", "layers", "models", "data", "training", "tasks", "deploy", "bench")
@@ -92,7 +90,7 @@ def recipe_page() -> str:
     from iformer.config.recipe_files import list_recipes
     from iformer.tasks.registry import TASKS
 
-    header = ("field", "type", "default", "meaning")
+    header = ("field", "values", "default", "meaning")
     shared = {row[0] for row in _fields(Recipe)}
     lines = [
         "# Recipe fields",
@@ -123,37 +121,15 @@ def recipe_page() -> str:
     return "\n".join(lines)
 
 
-def _fields(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Yield name, type, default and documentation of a dataclass's fields; a section's as `section.field`."""
-    docs: dict[str, Any] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        docs |= griffe.load(base.__module__)[base.__name__].members
-    hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _fields(hints[field.name], f"{prefix}{field.name}.")
-            continue
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        default = "required" if required else _code(repr(field.default))
-        text = docs[field.name].docstring
+def _fields(kind: type[Any]) -> Iterator[tuple[str, ...]]:
+    """Yield name, allowed values, default and meaning of a recipe's fields."""
+    for row in recipe_fields(kind):
         yield (
-            _code(prefix + field.name),
-            _code(_type_name(hints[field.name])),
-            default,
-            _text("" if text is None else text.value),
+            _code(row.name),
+            _text(row.allowed),
+            _code(row.default) if row.default else "required",
+            _text(row.doc),
         )
-
-
-def _type_name(hint: Any) -> str:
-    """Return a type as it is written in code, with the values of a Literal."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " | ".join(map(repr, arguments))
-    if origin in (Union, UnionType):
-        return " | ".join(map(_type_name, arguments))
-    if origin is not None:
-        return f"{origin.__name__}[{', '.join(map(_type_name, arguments))}]"
-    return {type(None): "None", ...: "..."}.get(hint) or str(hint.__name__)
 
 
 def _code(text: str) -> Markdown:

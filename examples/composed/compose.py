@@ -1,12 +1,12 @@
 """Compose a data set of real photographs for detection and segmentation, the same on every machine.
 
-Cut-outs with transparency (animals, fruit, road signs …) are laid on photographs: how many, which, where, how
-large and in front of what is drawn from a seed. Training and validation images have different cut-outs and
-different backgrounds. Written are COCO annotations (`annotations/`), index masks (`masks/`, `classes.txt`) and
-the images, so that the folder serves `iformer train --task detect` and `--task segment`.
+The script pastes cut-outs with transparency (animals, fruit, road signs …) on photographs. Number, choice,
+position, size and occlusion are drawn from a seed. Training and validation images have different cut-outs and
+different backgrounds. The output folder has images, COCO annotations (`annotations/`) and index masks (`masks/`,
+`classes.txt`), so it can be used with `iformer train --task detect` and `--task segment`.
 
-The pictures come from three Debian packages; this script installs nothing. Install them, or unpack them
-anywhere and say where:
+The pictures are those of three Debian packages. The script installs nothing: install the packages, or unpack
+them into a folder and give it as `--root`.
 
     apt-get install tuxpaint-stamps-default gnome-backgrounds plasma-workspace-wallpapers
 
@@ -56,24 +56,26 @@ CLASSES: dict[str, tuple[str, ...]] = {
         *(f"vehicles/{name}/*.png" for name in ("auto", "construction", "emergency", "masstransit", "race")),
     ),
 }
-"""Each class and where its cut-outs lie."""
+"""Name of each class -> glob patterns of its cut-outs below `STAMPS`."""
 LEFT_OUT = ("_mirror", "7spoke", "wheel_tractor", "0_sun")
-"""Of the files that match: doubles of others, and what is not of the class."""
+"""Parts of the names of files that match but are duplicates or show something else."""
 
 VAL_SHARE = 0.3
-MOST_OBJECTS = 5
+"""Share of the cut-outs and backgrounds that only validation images have."""
+MAX_OBJECTS = 5
+"""Largest number of objects in an image."""
 EMPTY_SHARE = 0.05
-"""Share of the images with no object."""
+"""Share of the images without objects."""
 SIDES = (0.14, 0.6)
-"""Longer side of an object, as a share of the image's side."""
-SMALLEST_BACKGROUND = 10_000
-"""Bytes of the smallest file that is taken for a background; smaller ones are plain colours."""
-LEAST_VISIBLE = 0.4
-"""Share of an object that must not be covered by later ones."""
+"""Smallest and largest longer side of an object, as a share of the image's side."""
+MIN_BACKGROUND_BYTES = 10_000
+"""Smaller files are plain colours and are not used as backgrounds."""
+MIN_VISIBLE = 0.4
+"""Share of an object's pixels that later objects must leave visible."""
 
 
 class Placed(NamedTuple):
-    """An object on an image: its class, its opaque pixels and those still visible (bool, H x W)."""
+    """An object on an image: class index, opaque pixels and visible pixels (both bool, H x W)."""
 
     label: int
     whole: np.ndarray
@@ -81,7 +83,7 @@ class Placed(NamedTuple):
 
 
 def find_cutouts(root: Path) -> dict[str, list[Path]]:
-    """The files of each class, in a fixed order."""
+    """Return the sorted cut-out files of each class."""
     found = {}
     for name, patterns in CLASSES.items():
         files = {path for pattern in patterns for path in (root / STAMPS).glob(pattern)}
@@ -90,14 +92,14 @@ def find_cutouts(root: Path) -> dict[str, list[Path]]:
 
 
 def find_backgrounds(root: Path) -> list[Path]:
-    """One photograph or drawing a wallpaper: the file of the middle size."""
+    """Return one file per wallpaper: the one of median size."""
     by_wallpaper: dict[Path, list[Path]] = {}
     for folder in BACKGROUNDS:
         for path in sorted((root / folder).rglob("*")):
             if (
                 path.suffix in (".jpg", ".png", ".webp")
                 and "screenshot" not in path.name
-                and path.stat().st_size > 9999
+                and path.stat().st_size >= MIN_BACKGROUND_BYTES
             ):
                 wallpaper = path if folder.endswith("gnome") else path.parent
                 by_wallpaper.setdefault(wallpaper, []).append(path)
@@ -106,8 +108,8 @@ def find_backgrounds(root: Path) -> list[Path]:
     ]
 
 
-def split(items: list[Path], seed: int) -> tuple[list[Path], list[Path]]:
-    """Training and validation items, by a seed; at least two of each."""
+def divide(items: list[Path], seed: int) -> tuple[list[Path], list[Path]]:
+    """Divide items into training and validation items by a seed, at least two in validation."""
     order = sorted(items)
     random.Random(f"{seed} {order[0].parent.name} {len(order)}").shuffle(order)
     count = max(2, round(len(order) * VAL_SHARE))
@@ -115,7 +117,7 @@ def split(items: list[Path], seed: int) -> tuple[list[Path], list[Path]]:
 
 
 def background(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
-    """A random square window of a photograph."""
+    """Return a random square crop of a photograph, resized and flipped at random."""
     side = round(min(image.size) * rng.uniform(0.35, 1.0))
     left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
     window = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
@@ -123,7 +125,7 @@ def background(image: Image.Image, size: int, rng: random.Random) -> Image.Image
 
 
 def transformed(cutout: Image.Image, size: int, rng: random.Random) -> Image.Image:
-    """A cut-out flipped, turned, scaled and lit at random."""
+    """Return a cut-out with random flip, rotation, size and brightness."""
     if rng.random() < 0.5:
         cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     cutout = cutout.rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC, expand=True)
@@ -139,7 +141,7 @@ def transformed(cutout: Image.Image, size: int, rng: random.Random) -> Image.Ima
 def compose(
     photograph: Image.Image, cutouts: list[tuple[int, Image.Image]], size: int, rng: random.Random
 ) -> tuple[Image.Image, list[Placed]]:
-    """An image, and the objects on it from back to front."""
+    """Return an image of `size` x `size` pixels and its objects from back to front."""
     image = background(photograph, size, rng)
     objects: list[Placed] = []
     for label, cutout in cutouts:
@@ -150,7 +152,7 @@ def compose(
             alpha.paste(piece.getchannel("A"), (left, top))
             whole = np.asarray(alpha) > 127
             behind = [Placed(o.label, o.whole, o.visible & ~whole) for o in objects]
-            if whole.any() and all(o.visible.sum() >= LEAST_VISIBLE * o.whole.sum() for o in behind):
+            if whole.any() and all(o.visible.sum() >= MIN_VISIBLE * o.whole.sum() for o in behind):
                 image.paste(piece, (left, top), piece)
                 objects = [*behind, Placed(label, whole, whole)]
                 break
@@ -158,14 +160,14 @@ def compose(
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths: column by column, zeros first."""
+    """Return COCO's uncompressed run lengths: in column-major order, zeros first."""
     flat = np.asfortranarray(mask).ravel(order="F").astype(np.int8)
     changes = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
     return [int(length) for length in np.diff(np.concatenate([[0], changes]))]
 
 
 def palette() -> list[int]:
-    """Gray for the background, and a colour for each class."""
+    """Return a palette: gray for the background and one colour per class."""
     colours = Image.new("HSV", (len(CLASSES), 1))
     for index in range(len(CLASSES)):
         colours.putpixel((index, 0), (round(255 * index * 0.618) % 256, 190, (240, 165)[index % 2]))
@@ -173,10 +175,16 @@ def palette() -> list[int]:
     return [110, 110, 110, *values, *[0] * (768 - 3 - len(values))]
 
 
-def write_part(
-    out: Path, part: str, count: int, cutouts: dict[str, list[Path]], photographs: list[Path], size: int, seed: int
+def write_split(
+    out: Path,
+    split: str,
+    count: int,
+    cutouts: dict[str, list[Path]],
+    photographs: list[Path],
+    size: int,
+    seed: int,
 ) -> int:
-    """Write the images, masks and annotations of one part; returns its number of objects."""
+    """Write images, masks and annotations of a split; return its number of objects."""
     loaded = {path: Image.open(path).convert("RGBA") for paths in cutouts.values() for path in paths}
     scenes = []
     for path in photographs:
@@ -185,18 +193,18 @@ def write_part(
         reduced.thumbnail((4 * size, 4 * size))
         scenes.append(reduced)
     for folder in ("images", "masks"):
-        (out / folder / part).mkdir(parents=True, exist_ok=True)
+        (out / folder / split).mkdir(parents=True, exist_ok=True)
     names = list(CLASSES)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
-        rng = random.Random(f"{seed} {part} {number}")
-        wanted = 0 if rng.random() < EMPTY_SHARE else rng.randint(1, MOST_OBJECTS)
+        rng = random.Random(f"{seed} {split} {number}")
+        wanted = 0 if rng.random() < EMPTY_SHARE else rng.randint(1, MAX_OBJECTS)
         labels = [rng.randrange(len(names)) for _ in range(wanted)]
         chosen = [(label, loaded[rng.choice(cutouts[names[label]])]) for label in labels]
         image, objects = compose(rng.choice(scenes), chosen, size, rng)
         stem = f"{number:05d}"
-        image.save(out / "images" / part / f"{stem}.jpg", quality=92)
+        image.save(out / "images" / split / f"{stem}.jpg", quality=92)
         mask = np.zeros((size, size), np.uint8)
         for item in objects:
             mask[item.visible] = item.label + 1
@@ -215,22 +223,24 @@ def write_part(
             )
         picture = Image.fromarray(mask)
         picture.putpalette(palette())
-        picture.save(out / "masks" / part / f"{stem}.png")
+        picture.save(out / "masks" / split / f"{stem}.png")
         images.append({"id": number + 1, "file_name": f"{stem}.jpg", "width": size, "height": size})
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
     (out / "annotations").mkdir(exist_ok=True)
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (out / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+    (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return len(annotations)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compose photographs with instances and masks.")
-    parser.add_argument("out", type=Path, help="a folder that does not exist or is empty")
-    parser.add_argument("--root", type=Path, default=Path("/"), help="where the packages are unpacked")
-    parser.add_argument("--train", type=int, default=1500, help="training images")
-    parser.add_argument("--val", type=int, default=300, help="validation images")
-    parser.add_argument("--size", type=int, default=320, help="side of the images, in pixels")
+    parser.add_argument("out", type=Path, help="output folder; new or empty")
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), help="folder into which the packages were unpacked"
+    )
+    parser.add_argument("--train", type=int, default=1500, help="number of training images")
+    parser.add_argument("--val", type=int, default=300, help="number of validation images")
+    parser.add_argument("--size", type=int, default=320, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out, root = arguments.out, arguments.root
@@ -243,14 +253,14 @@ def main() -> int:
         what = f"no cut-outs of {', '.join(missing)}" if missing else "no backgrounds"
         print(f"error: {what} below {root}; install: apt-get install {' '.join(PACKAGES)}", file=sys.stderr)
         return 1
-    parts = {name: split(paths, arguments.seed) for name, paths in cutouts.items()}
-    scenes = split(photographs, arguments.seed)
-    for index, (part, count) in enumerate((("train", arguments.train), ("val", arguments.val))):
-        chosen = {name: both[index] for name, both in parts.items()}
-        objects = write_part(out, part, count, chosen, scenes[index], arguments.size, arguments.seed)
+    divided = {name: divide(paths, arguments.seed) for name, paths in cutouts.items()}
+    scenes = divide(photographs, arguments.seed)
+    for index, (split, count) in enumerate((("train", arguments.train), ("val", arguments.val))):
+        chosen = {name: both[index] for name, both in divided.items()}
+        objects = write_split(out, split, count, chosen, scenes[index], arguments.size, arguments.seed)
         pieces = sum(map(len, chosen.values()))
         print(
-            f"{part}: {count} images with {objects} objects of {len(CLASSES)} classes, "
+            f"{split}: {count} images with {objects} objects of {len(CLASSES)} classes, "
             f"from {pieces} cut-outs on {len(scenes[index])} backgrounds"
         )
     (out / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")

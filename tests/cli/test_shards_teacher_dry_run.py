@@ -83,7 +83,7 @@ def test_teacher_of_other_classes_stops_before_anything_is_written(
     command = ["train", "--data", str(images), "--out", str(out), "--teacher", str(tmp_path / "other.safetensors")]
     assert main([*command, *QUICK]) == 1
     error = capsys.readouterr().err
-    assert "tells 4 classes apart, the data has 3; train a teacher on this data" in error
+    assert "has 4 classes, the data has 3; train a teacher on this data" in error
     assert len(error.strip().splitlines()) == 1
     assert not out.exists()
 

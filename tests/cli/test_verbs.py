@@ -508,7 +508,7 @@ def test_quickstart_leaves_an_earlier_one_alone(capsys: pytest.CaptureFixture[st
     (tmp_path / "q" / "run" / "config.yaml").write_text("recipe: {}")
     code, _, err = run(capsys, "quickstart", "--out", tmp_path / "q")
     assert code == 1
-    assert "--overwrite removes it" in only_line(err)
+    assert "give --overwrite to replace it" in only_line(err)
 
 
 def test_quickstart_from_photographs_to_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

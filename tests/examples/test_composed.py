@@ -61,7 +61,7 @@ def test_what_is_drawn_is_what_is_annotated(
 
 def test_training_and_validation_share_no_cutout(pictures: Path) -> None:
     for paths in compose.find_cutouts(pictures).values():
-        train, val = compose.split(paths, 0)
+        train, val = compose.divide(paths, 0)
         assert len(val) >= 2
         assert not set(train) & set(val)
         assert sorted(train + val) == paths
@@ -72,7 +72,7 @@ def test_objects_stay_visible() -> None:
     for seed in range(5):
         _, objects = compose.compose(Image.new("RGB", (99, 99)), [(0, cutout)] * 5, 96, random.Random(seed))
         for item in objects:
-            assert item.visible.sum() >= compose.LEAST_VISIBLE * item.whole.sum()
+            assert item.visible.sum() >= compose.MIN_VISIBLE * item.whole.sum()
 
 
 def test_missing_packages_are_named(

@@ -1,4 +1,4 @@
-"""`iformer quickstart`: from nothing to a trained, exported, checked and timed network, in minutes."""
+"""`iformer quickstart`: train, export, check and time a small network in a few minutes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXPLAINED_IMAGES = 18
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """Everything that the report and the summary tell."""
+    """The results for the report and the summary."""
 
     result: TrainResult
     artifact: ArtifactInfo
@@ -50,38 +50,37 @@ class _Outcome:
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for everything that is made.")] = Path(
-        "quickstart"
-    ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier quickstart in --out.")] = False,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Output folder.")] = Path("quickstart"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the quickstart in --out.")] = False,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs. [default: those of the recipe quickstart]")
+        int | None, typer.Option(min=1, help="Epochs. [default: those of the recipe `quickstart`]")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=8, help="Use only so many images of each part, to see every step quickly.")
+        int | None,
+        typer.Option(min=8, help="Use at most this many images per split, as a quick trial."),
     ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train iFormer-T on 2,624 photographs of solar cells, export it, check and time it, look at the result."""
+    """Train iFormer-T on 2,624 photographs of solar cells; export, check and time it; draw its predictions."""
     _require_extras()
     run = out / "run"
     if (run / "config.yaml").exists() and not overwrite:
-        raise UserError(f"{out} holds a quickstart already; --overwrite removes it, another --out leaves it alone")
+        raise UserError(f"{out} already holds a quickstart; give --overwrite to replace it, or another --out")
     output_folder(out)
     say = console(stderr=json)
     start = time.perf_counter()
     _welcome(say, out)
 
-    _step(say, 1, "The photographs")
+    _step(say, 1, "Data")
     data = _load_data(say, limit)
-    _step(say, 2, f"Training {MODEL} from nothing")
+    _step(say, 2, f"Training {MODEL} from random weights")
     result = _train(say, data, run, epochs=epochs, overwrite=overwrite)
     model = _trained(result)
-    _step(say, 3, "Export: folded, to ONNX, and compared with PyTorch")
+    _step(say, 3, "Export to ONNX, compared with PyTorch")
     artifact_path = out / f"{MODEL}_{DATA}.onnx"
     artifact = _export(say, model, artifact_path, data.val)
-    _step(say, 4, "Speed: three forms of the same network, one image, one thread")
+    _step(say, 4, "Latency of the same network in three forms: one image, one thread")
     timings = _time(say, model, artifact_path)
     _step(say, 5, "Predictions")
     _predict(say, model, data.val, out)
@@ -112,10 +111,10 @@ def _welcome(say: Console, out: Path) -> None:
     from rich.panel import Panel
 
     text = (
-        "These are solar cells, photographed by the light that they give off under current: cracks and dead areas "
-        "are dark. In the next minutes a network learns to tell defective cells from functional ones, becomes an "
-        "ONNX file that is proven to be the same network, is timed, and shows where it looks. "
-        f"Everything goes to {out}/."
+        "The data are electroluminescence photographs of solar cells: cracks and inactive areas are dark. In the "
+        "next minutes a network is trained to tell defective cells from functional ones, exported to ONNX, "
+        "compared with the exported file, and timed. Its predictions and attention maps are drawn. "
+        f"All files go to {out}/."
     )
     say.print(Panel(text, title="[bold]iFormer quickstart[/bold]", title_align="left", border_style="cyan"))
 
@@ -133,17 +132,15 @@ def _load_data(say: Console, limit: int | None) -> DataSplits:
     data = load_data(DATA)
     if limit is not None:
         train, val = (
-            part.subset(random.Random(0).sample(range(len(part)), min(limit, len(part))))
-            for part in (data.train, data.val)
+            split.subset(random.Random(0).sample(range(len(split)), min(limit, len(split))))
+            for split in (data.train, data.val)
         )
         data = replace(data, train=train, val=val)
-    for name, part in (("training", data.train), ("test", data.val)):
-        counts = ", ".join(f"{count} {label}" for label, count in part.class_counts.items())
-        say.print(f"{len(part)} {name} photographs: {counts}")
+    for name, split in (("training", data.train), ("test", data.val)):
+        counts = ", ".join(f"{count} {label}" for label, count in split.class_counts.items())
+        say.print(f"{len(split)} {name} photographs: {counts}")
     largest = max(data.val.class_counts.values()) / len(data.val)
-    say.print(
-        f"To beat: always naming the larger class is right on {100 * largest:.1f} % of the test photographs."
-    )
+    say.print(f"Baseline: the larger class is {100 * largest:.1f} % of the test photographs.")
     return data
 
 
@@ -157,8 +154,8 @@ def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, ove
         overrides["warmup_epochs"] = min(load_recipe(RECIPE, {}).warmup_epochs, epochs / 4)
     recipe = load_recipe(RECIPE, overrides)
     say.print(
-        f"{_epochs(recipe.epochs)} at {recipe.size} x {recipe.size} pixels, random weights to begin with; "
-        "the test photographs are only looked at, never learned from."
+        f"{_epochs(recipe.epochs)} at {recipe.size} x {recipe.size} pixels. The test photographs are used for "
+        "evaluation only."
     )
     settings = RunSettings(
         data_name=DATA,
@@ -172,7 +169,7 @@ def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, ove
     say.print(f"[bold]Test accuracy {top1:.1f} %[/bold] on {images} photographs, after {result.seconds:.0f} s")
     for name, values in result.metrics["per_class"].items():
         share = values["recall"] / 100
-        say.print(f"  {name:<12} {'█' * round(30 * share):<30} {100 * share:.1f} % found")
+        say.print(f"  {name:<12} {'█' * round(30 * share):<30} recall {100 * share:.1f} %")
     return result
 
 
@@ -197,14 +194,13 @@ def _export(say: Console, model: Classifier, path: Path, test: ImageSet) -> Arti
     info = export_artifact(exportable(model), path, "onnx", images=test.files)
     parity: dict[str, Any] = info.parity or {}
     say.print(
-        f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, takes uint8 RGB, normalises in the graph, "
-        "carries the class names."
+        f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; input uint8 RGB; normalisation and class names are "
+        "inside."
     )
     say.print(
-        f"The same files through both, {parity['images']} images: "
-        f"largest logit error {parity['max_abs_error']:.1e} "
-        f"({parity['max_relative_error']:.1e} of the largest logit), "
-        f"same class on {100 * parity['top1_agreement']:.1f} %."
+        f"Compared with PyTorch on {parity['images']} images: largest error of a logit "
+        f"{parity['max_abs_error']:.1e} ({parity['max_relative_error']:.1e} of the largest logit), "
+        f"same predicted class on {100 * parity['top1_agreement']:.1f} %."
     )
     return info
 
@@ -243,7 +239,7 @@ def _time(say: Console, model: Classifier, artifact: Path) -> Timings:
         bar = "█" * max(1, round(30 * timings.median(name) / slowest))
         say.print(
             f"  {name:<16} {bar:<30} {1e3 * timings.median(name):6.2f} ms"
-            + ("" if name == "PyTorch" else f"   {timings.ratio('PyTorch', name):.2f} x as fast")
+            + ("" if name == "PyTorch" else f"   {timings.ratio('PyTorch', name):.2f}x")
         )
     return timings
 
@@ -260,15 +256,15 @@ def _predict(say: Console, model: Classifier, test: ImageSet, out: Path) -> None
     predictor = classify.Predictor(model, top_k=2, attention=True)
     answers = [answer for answer in predictor.predict(list(truth)) if isinstance(answer, classify.Answer)]
     right = sum(answer.classes[0][0] == truth[answer.path] for answer in answers)
-    subtitle = f"Test photographs, drawn at random; {right} of these {len(answers)} are right."
-    classify.draw_predictions(answers, out, title=f"{MODEL} after this quickstart", subtitle=subtitle)
-    # the cells with something to see, surest first
+    subtitle = f"Random test photographs; {right} of {len(answers)} predictions are right."
+    classify.draw_predictions(answers, out, title=f"{MODEL} after the quickstart", subtitle=subtitle)
+    # cells with visible defects first
     defective = sorted(answers, key=lambda answer: -dict(answer.classes).get("defective", 0.0))
     classify.draw_explanations(
-        defective[:EXPLAINED_IMAGES], out, title=f"Where {MODEL} looks: likeliest defects first"
+        defective[:EXPLAINED_IMAGES], out, title=f"Attention of {MODEL}: highest probability of a defect first"
     )
-    say.print(f"{out / 'predict.png'}: {len(answers)} test photographs with their answers, {right} right")
-    say.print(f"{out / 'explain.png'}: where the last attention stage looks")
+    say.print(f"{out / 'predict.png'}: {len(answers)} test photographs with predictions, {right} of them right")
+    say.print(f"{out / 'explain.png'}: attention maps of the last attention stage")
 
 
 def _write_report(out: Path, outcome: _Outcome) -> Path:
@@ -281,59 +277,59 @@ def _write_report(out: Path, outcome: _Outcome) -> Path:
     lines = [
         f"# Quickstart: {MODEL} on {photographs} photographs of solar cells",
         "",
-        f"**{metrics['top1']:.2f} %** of {metrics['images']} test photographs right after "
+        f"Accuracy **{metrics['top1']:.2f} %** on {metrics['images']} test photographs after "
         f"{_epochs(len(result.history))} at {result.recipe.size} x {result.recipe.size} "
         f"({result.seconds:.0f} s of training on {result.device}, {result.precision}); "
-        f"everything together took {outcome.seconds:.0f} s. "
-        "[The report of the training run](run/report.md) has the classes, the settings and the versions.",
+        f"the whole quickstart took {outcome.seconds:.0f} s. "
+        "[The report of the training run](run/report.md) has the metrics per class, settings and versions.",
         "",
-        "![Test photographs and answers](predict.png)",
+        "![Test photographs with predictions](predict.png)",
         "",
-        "## How it learned",
+        "## Training",
         "",
         "![Loss, accuracy and learning rate](run/curves.png)",
         "",
         "![Confusion matrix](run/confusion.png)",
         "",
-        "## Where it looks",
+        "## Attention",
         "",
-        "![Attention overlays](explain.png)",
+        "![Attention maps](explain.png)",
         "",
         "## The exported network",
         "",
-        f"[{outcome.artifact_path.name}]({outcome.artifact_path.name}) takes uint8 RGB, "
-        f"N x {' x '.join(str(side) for side in artifact.input_shape[1:])}, normalises in the graph "
-        f"and gives logits; [its record]({outcome.artifact_path.name}.json) says the rest.",
+        f"[{outcome.artifact_path.name}]({outcome.artifact_path.name}) maps uint8 RGB images, "
+        f"N x {' x '.join(str(side) for side in artifact.input_shape[1:])}, to logits and includes the "
+        f"normalisation. [Its record]({outcome.artifact_path.name}.json) has the details.",
         "",
         markdown_table(
-            ["compared with PyTorch, from encoded image files on", ""],
+            ["comparison with PyTorch, from encoded image files", ""],
             [
                 ["images", f"{parity['images']} ({parity['generated_images']} generated colour patterns)"],
-                ["largest logit error", f"{parity['max_abs_error']:.2e}"],
+                ["largest error of a logit", f"{parity['max_abs_error']:.2e}"],
                 [
-                    "the same, of the largest logit",
-                    f"{parity['max_relative_error']:.2e} (allowed: {parity['tolerance']:g})",
+                    "as a share of the largest logit",
+                    f"{parity['max_relative_error']:.2e} (tolerance {parity['tolerance']:g})",
                 ],
-                ["smallest cosine of two logit vectors", f"{parity['min_cosine']:.8f}"],
+                ["smallest cosine similarity of the logits", f"{parity['min_cosine']:.8f}"],
                 [
-                    "same first class",
+                    "same predicted class",
                     f"{100 * parity['top1_agreement']:.2f} % of {parity['clear_images']} clear images",
                 ],
             ],
         ),
         "",
-        "## Speed",
+        "## Latency",
         "",
-        f"One image, one thread, normalisation included, {TIMING_ROUNDS} interleaved rounds on {cpu_name()}; "
-        "the ratio is the median over rounds.",
+        f"One image, one thread, normalisation included, {TIMING_ROUNDS} interleaved rounds on {cpu_name()}. "
+        "The speedup is the median over rounds of the ratio to PyTorch.",
         "",
         markdown_table(
-            ["form", "median ms", "p10 ms", "p90 ms", "times as fast as PyTorch"],
+            ["form", "median ms", "p10 ms", "p90 ms", "speedup"],
             [
                 [
                     name,
                     *(f"{values[key]:.2f}" for key in ("median_ms", "p10_ms", "p90_ms")),
-                    f"{timings.ratio('PyTorch', name):.2f}",
+                    f"{timings.ratio('PyTorch', name):.2f}x",
                 ]
                 for name, values in timings.to_plain().items()
             ],
@@ -341,7 +337,7 @@ def _write_report(out: Path, outcome: _Outcome) -> Path:
         "",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in artifact.versions.items()) + ".",
         "",
-        "## Go on",
+        "## Next steps",
         "",
         *[f"    {command}" for command in _next_commands(out)],
     ]
@@ -362,9 +358,11 @@ def _summary(say: Console, outcome: _Outcome, out: Path, report: Path) -> None:
     parity: dict[str, Any] = outcome.artifact.parity or {}
     rows = Table.grid(padding=(0, 3))
     rows.add_row("test accuracy", f"[bold]{outcome.result.metrics['top1']:.1f} %[/bold], from random weights")
-    rows.add_row("ONNX = PyTorch", f"to {parity['max_relative_error']:.0e} on {parity['images']} images")
-    rows.add_row("ONNX Runtime", f"{1e3 * outcome.timings.median('ONNX Runtime'):.1f} ms an image on one thread")
-    rows.add_row("took", f"{outcome.seconds / 60:.1f} minutes")
+    rows.add_row(
+        "ONNX error", f"{parity['max_relative_error']:.0e} of the largest logit on {parity['images']} images"
+    )
+    rows.add_row("ONNX Runtime", f"{1e3 * outcome.timings.median('ONNX Runtime'):.1f} ms per image on one thread")
+    rows.add_row("time", f"{outcome.seconds / 60:.1f} minutes")
     rows.add_row("report", f"[bold]{report}[/bold]")
     rows.add_row("pictures", f"{out / 'predict.png'}, {out / 'explain.png'}")
     rows.add_row("", "")

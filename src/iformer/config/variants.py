@@ -1,7 +1,7 @@
-"""The six sizes of iFormer, one row each. Adding a size touches this file only.
+"""The six sizes of iFormer, one row per size. Adding a size changes only this file.
 
-Sources: Table 15 of the paper for T, S, M, L; the released networks for L2 and H; accuracies are those of
-the released weights (ImageNet-1k, 224 pixels).
+Sources: T, S, M and L are those of Table 15, L2 and H those of the released networks. Accuracies are the published
+ones of the released weights (ImageNet-1k, 224 pixels).
 """
 
 from __future__ import annotations
@@ -18,29 +18,36 @@ DISTILLED_SUFFIX = "_distilled"
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Released ImageNet-1k weights: where they are and what they reach."""
+    """Released ImageNet-1k weights."""
 
     hub_repo: str
+    """Repository on the Hugging Face Hub, `USER/NAME`."""
     top1: float
+    """Published top-1 accuracy in percent."""
     top5: float
+    """Published top-5 accuracy in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row of the table. `blocks` is (conv before, attention, conv after) for each stage."""
+    """One size: the choices in which it differs from the others."""
 
     channels: tuple[int, int, int, int]
+    """Channels of the four stages."""
     blocks: tuple[tuple[int, int, int], ...]
+    """Block counts of each stage: (conv, attention, conv), in the order of the blocks."""
     conv_expansion_ratio: float
     ffn_expansion_ratio: float
     reduction: tuple[int, int]
-    """R in stages 3 and 4."""
+    """R of stage 3 and of stage 4 (`AttentionConfig.reduction`)."""
     layer_scale_init: float | None = None
     plain: Release | None = None
+    """The weights that were trained without a teacher."""
     distilled: Release | None = None
+    """The weights that were trained with a teacher."""
 
     def network(self, name: str, *, distillation: bool) -> NetworkConfig:
-        """The row as a full network config."""
+        """Return the config of the network, with 1000 classes."""
         reductions = (self.reduction[0], self.reduction[0], *self.reduction)
         stages = tuple(
             StageConfig(
@@ -127,7 +134,7 @@ VARIANTS: dict[str, Variant] = {
 def list_models(
     filter: str | Sequence[str] = "", *, pretrained: bool = False, exclude_filters: str | Sequence[str] = ""
 ) -> list[str]:
-    """Names of the networks, the plain forms from small to large, then the distilled ones.
+    """Return the names of the networks: the plain ones from small to large, then the distilled ones.
 
     Args:
         filter: patterns with `*` and `?`; a name is listed if it matches one of them. Empty: all.
@@ -145,20 +152,20 @@ def list_models(
 
 
 def network_config(name: str) -> NetworkConfig:
-    """The config of a named network (1000 classes).
+    """Return the config of a network, with 1000 classes.
 
     Raises:
-        UnknownNameError: no such network; the message suggests the nearest names.
+        UnknownNameError: there is no network of this name; the message suggests the nearest names.
     """
     variant, distillation = _find(name)
     return variant.network(name, distillation=distillation)
 
 
 def release(name: str) -> Release | None:
-    """The released weights of a named network, or None where there are none.
+    """Return the released weights of a network, or None if there are none.
 
     Raises:
-        UnknownNameError: no such network; the message suggests the nearest names.
+        UnknownNameError: there is no network of this name; the message suggests the nearest names.
     """
     variant, distillation = _find(name)
     return variant.distilled if distillation else variant.plain

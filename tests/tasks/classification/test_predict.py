@@ -113,13 +113,13 @@ def test_the_attention_map_is_the_mean_over_queries() -> None:
 
 
 def test_networks_without_attention_or_folded_cannot_be_looked_into(model: Classifier) -> None:
-    with pytest.raises(UserError, match="no attention blocks of one head"):
+    with pytest.raises(UserError, match="no attention to show: the network is folded or has no single-head"):
         AttentionRecorder(fold(model))
     from dataclasses import replace
 
     config = tiny_config()
     plain = tuple(replace(stage, pattern=(("conv", 1),)) for stage in config.stages)
-    with pytest.raises(UserError, match="no attention blocks of one head"):
+    with pytest.raises(UserError, match="no attention to show: the network is folded or has no single-head"):
         Predictor(Classifier(config.with_options(stages=plain)), attention=True)
 
 

@@ -14,8 +14,10 @@ from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.transforms import Normalize
-from iformer.errors import DataError, UnknownNameError, WeightsError
+from iformer.errors import DataError, UnknownNameError, UserError, WeightsError
 from iformer.models.factory import build
+from iformer.models.folding import fold
+from iformer.models.weights import hub
 from iformer.models.weights.checkpoint import save
 from iformer.tasks.classification import teacher as module
 from iformer.tasks.classification.teacher import Teacher, build_teacher
@@ -74,6 +76,37 @@ def test_trained_timm_network_is_a_teacher(tmp_path: Path) -> None:
     assert teacher.fingerprint == build_teacher(str(path), CLASSES, STUDENT).fingerprint
 
 
+def test_every_name_of_a_classifier_is_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder, a repository on the hub, and one entry of a training script's file."""
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoint(tiny_config(), run / "best.safetensors")
+    monkeypatch.setattr(hub, "fetch", lambda wanted: run / "best.safetensors")
+    average = build(tiny_config())
+    torch.save({"model": build(tiny_config()).state_dict(), "model_ema": average.state_dict()}, tmp_path / "a.pth")
+    fingerprints = [
+        build_teacher(name, CLASSES, STUDENT).fingerprint for name in (str(run), "hf-hub:someone/net@main")
+    ]
+    assert fingerprints[0] == fingerprints[1]
+    entry = build_teacher(str(tmp_path / "a.pth"), CLASSES, STUDENT, entry="model_ema")
+    assert entry.fingerprint == Teacher(fold(average), STUDENT, student=STUDENT).fingerprint
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: timm.models.test_resnet(num_classes=5))
+    for name in ("timm/test_resnet.r160_in1k", "timm:test_resnet", "test_resnet"):
+        assert type(build_teacher(name, CLASSES, STUDENT).network).__name__ == "ResNet"
+    with pytest.raises(UserError, match="teacher_entry is for files of training scripts; test_resnet is not one"):
+        build_teacher("test_resnet", CLASSES, STUDENT, entry="model_ema")
+
+
+def test_outputs_of_imagenet_keep_their_order_for_folders_named_by_wordnet_id(tmp_path: Path) -> None:
+    path = tmp_path / "imagenet.safetensors"
+    names = hub.imagenet_class_names()
+    checkpoint(tiny_config(num_classes=1000), path, names)
+    folders = tuple(f"n{number:08}" for number in range(1000))
+    images = Normalize(STUDENT)(pixels())
+    as_they_are = build_teacher(str(path), folders, STUDENT)(images)
+    torch.testing.assert_close(build_teacher(str(path), names[::-1], STUDENT)(images), as_they_are.flip(1))
+
+
 def test_images_are_resized_for_a_teacher_of_one_size() -> None:
     sizes = []
 
@@ -100,7 +133,7 @@ def test_half_precision_changes_answers_little(monkeypatch: pytest.MonkeyPatch) 
 def test_other_classes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
     checkpoint(tiny_config(), path)
-    with pytest.raises(DataError, match="tells 5 classes apart, the data has 2; train a teacher on this data"):
+    with pytest.raises(DataError, match="has 5 classes, the data has 2; train a teacher on this data"):
         build_teacher(str(path), ("a", "b"), STUDENT)
     with pytest.raises(DataError, match="trained on other classes: it does not know f"):
         build_teacher(str(path), (*CLASSES[:4], "f"), STUDENT)

@@ -19,7 +19,9 @@ class DistillationConfig(Config):
     loss: Literal["none", "hard", "soft"] = "none"
     """What is learned from the teacher: nothing (none), its predicted class (hard) or its probabilities (soft)."""
     teacher: Text = "regnety_160.deit_in1k"
-    """A timm network with its released weights, an iFormer by name, or a checkpoint file."""
+    """A timm network with released weights, or any name of a classifier: a size, a checkpoint, `hf-hub:…`."""
+    teacher_entry: Text | None = None
+    """Which weights of a training script's file the teacher has, such as `model_ema`. None: not an average."""
     weight: Share = 0.5
     """Share of the teacher's loss; the labels' loss has the rest."""
     temperature: Annotated[float, Range(0, 1000, above=True)] = 3.0

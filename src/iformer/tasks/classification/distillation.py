@@ -1,4 +1,4 @@
-"""Classification with a teacher: DeiT's hard and soft distillation (arXiv 2012.12877) with two heads.
+"""Classification with a teacher: DeiT's hard and soft distillation with two heads (arXiv 2012.12877).
 
 Shape letters: B batch, K classes.
 """
@@ -17,19 +17,23 @@ from iformer.tasks.classification.loss import Classification
 from iformer.training.protocol import Batch
 
 Teach = Callable[[Tensor], Tensor]
-"""The student's images, float B x 3 x H x W as it sees them (mixed, erased, normalised), to the teacher's logits,
-fp32 B x K without gradient."""
+"""The student's batch, float B x 3 x H x W, after mixing, erasing and normalisation -> the teacher's logits, fp32
+B x K, without gradient."""
 
 Distillation = Literal["hard", "soft"]
 
 
 class DistilledClassification(Classification):
-    """Images to one class each; the first head learns the labels, the second one a teacher.
+    """Image classification in which the first head learns the labels and the second head learns from a teacher.
 
-    The loss is (1 - weight) * labels' cross entropy + weight * teacher's loss. The teacher's loss is, hard, the
-    cross entropy with its strongest class (DeiT, equation 3) and, soft, T^2 times the divergence of the head's
-    probabilities from the teacher's at temperature T, as a mean over images (equation 2). A network with one
-    head learns both with it.
+    The loss is `(1 - weight) * label_loss + weight * teacher_loss`, where `label_loss` is the cross entropy of the
+    first head with the labels. `teacher_loss` is computed from the second head:
+
+    - "hard": the cross entropy with the class that the teacher predicts (DeiT, equation 3);
+    - "soft": T^2 times the Kullback-Leibler divergence KL(teacher || head) of the class probabilities, both at
+      temperature T, averaged over images (DeiT, equation 2).
+
+    A network with one head gets both losses on that head.
     """
 
     def __init__(
@@ -42,10 +46,17 @@ class DistilledClassification(Classification):
         temperature: float = 3.0,
         **options: Any,
     ) -> None:
-        """`options` are those of `Classification`; see `iformer.tasks.classification.config` for the settings.
+        """
+        Args:
+            class_names: names of the K classes.
+            teacher: returns the teacher's logits of a batch.
+            distillation: "hard" or "soft".
+            weight: share of the teacher's loss, 0 to 1.
+            temperature: T of "soft".
+            options: arguments of `Classification`.
 
         Raises:
-            ConfigError: fewer than two classes, or no such distillation.
+            ConfigError: there are fewer than two classes, or `distillation` is neither "hard" nor "soft".
         """
         super().__init__(class_names, **options)
         if distillation not in ("hard", "soft"):
@@ -56,9 +67,11 @@ class DistilledClassification(Classification):
         self.temperature = temperature
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`loss` and, for the log, `label_loss`, `teacher_loss`, `accuracy` and `agreement`.
+        """Compute the loss of a batch.
 
-        `agreement` is the percentage of images for which the second head answers as the teacher does.
+        Returns:
+            Scalars: `loss` and, for the log, `label_loss`, `teacher_loss`, `accuracy` in percent and `agreement`,
+            the percentage of images for which the second head and the teacher predict the same class.
         """
         mixed = self.mix(batch)
         teacher_BK = self.teacher(mixed.images)

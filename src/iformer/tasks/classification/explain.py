@@ -1,6 +1,7 @@
-"""Where the last attention stage looks.
+"""Maps of the attention in the last attention stage.
 
-Shape letters: B batch, H and W sides of the stage's map, L = H * W tokens, D channels of a query or key.
+Shape letters: B batch, H height and W width of the stage's feature map, L = H * W tokens, D channels of a query or
+key.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from iformer.layers.attention import SHMA, tokens
 from iformer.layers.sha import SHA
 from iformer.models.backbone import Backbone
 
-# control points of matplotlib's "inferno", whose lightness grows evenly
+# control points of matplotlib's "inferno": its lightness rises evenly
 _HEAT = np.array(
     [[0, 0, 4], [51, 10, 95], [120, 28, 109], [187, 55, 84], [237, 105, 37], [251, 180, 26], [252, 255, 164]],
     dtype=np.float32,
@@ -26,20 +27,23 @@ _HEAT = np.array(
 
 
 class AttentionRecorder:
-    """Records, while it is entered, how much attention each place receives in the last attention stage.
+    """Context manager that records how much attention each location receives in the last attention stage.
 
-    The map of one block is its attention matrix softmax(q k^T / sqrt(D)), L x L, averaged over the
-    queries and times L: 1 where a place receives an even share, 3 where it receives three times that. The
-    head averages the last map over all places with equal weight, so the mean over the queries is the share
-    that a place's value has in what the head reads from this block. `maps` is the mean over the stage's
-    blocks. It shows where the attention reads, not why the network answers as it does: the convolutions
-    and the modulation gates beside it are not in the picture.
+    The map of a block is its attention matrix softmax(q k^T / sqrt(D)), L x L, averaged over the queries and
+    multiplied by L. A value of 1 is an even share, a value of 3 three times that. The classifier head averages
+    over all locations, so the mean over the queries is the weight of a location's value in what the block passes to
+    the head. The map of the stage is the mean over its blocks.
 
-    The blocks' queries and keys are read by hooks; `forward` is the network's own.
+    The map shows where the attention reads. It does not explain the prediction, because the convolutions and the
+    modulation are not part of it.
+
+    Queries and keys are read by forward hooks; the network's `forward` is not changed.
     """
 
     def __init__(self, model: Backbone) -> None:
-        """`model` is a network that is not folded.
+        """
+        Args:
+            model: a network that is not folded.
 
         Raises:
             UserError: the network is folded or has no single-head attention.
@@ -47,7 +51,7 @@ class AttentionRecorder:
         stages = [[m for m in stage.modules() if isinstance(m, SHMA | SHA)] for stage in model.stages]
         blocks = [blocks for blocks in stages if blocks]
         if not blocks:
-            raise UserError("this network has no attention blocks of one head to look at, or is folded")
+            raise UserError("no attention to show: the network is folded or has no single-head attention blocks")
         self._blocks = blocks[-1]
         self._handles: list[Any] = []
         self._maps: list[Tensor] = []
@@ -69,7 +73,11 @@ class AttentionRecorder:
         self._handles.clear()
 
     def take_maps(self) -> Tensor:
-        """The maps of the last forward pass, B x H x W float32, mean 1 each; they are forgotten here."""
+        """Return the maps of the last forward pass, float32 B x H x W with mean 1 each, and clear them.
+
+        Raises:
+            UserError: no forward pass was recorded.
+        """
         if not self._maps:
             raise UserError("no forward pass was recorded")
         maps_BHW = torch.stack(self._maps).mean(0)
@@ -87,10 +95,15 @@ class AttentionRecorder:
 
 
 def overlay(photograph: Image.Image, attention_hw: Tensor) -> Image.Image:
-    """Draw a heat map of the attention that each place receives on a photograph in gray.
+    """Draw an attention map as a heat map over the grayscale image.
 
-    Dark: an even share or less. Brightest: the most attended place, if that receives twice an even share or
-    more.
+    Args:
+        photograph: the image.
+        attention_hw: a map of `AttentionRecorder`, H x W; it is resized to the image.
+
+    Returns:
+        An RGB image of the same size. Dark: an even share of the attention or less. Brightest: the maximum of the
+        map, or twice an even share if the maximum is lower.
     """
     received = attention_hw.numpy().astype(np.float32)
     # an almost even map must not be stretched into a picture of something

@@ -1,4 +1,4 @@
-"""The network that a student learns from: fetched or read, with its own preprocessing, at inference speed."""
+"""The teacher of a distillation: any classifier, called with the student's batches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.nn import functional
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models
-from iformer.errors import DataError, UnknownNameError, WeightsError, one_line
-from iformer.models.factory import create_model
+from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, one_line
 from iformer.models.folding import fold
-from iformer.models.weights.resolve import load_classifier
+from iformer.models.weights.hub import imagenet_class_names, release_names
+from iformer.models.weights.resolve import RUN_CHECKPOINT, load_classifier, shipped_checkpoints
 from iformer.models.weights.safetensors_file import SUFFIX, open_safetensors
 from iformer.training.network.precision import compiles, multiplies_bf16
 
 TIMM = "timm:"
-"""What a timm network's name may begin with, and does where a run's checkpoint names one."""
+"""Prefix of a timm network's name in the checkpoints of training; optional in a teacher's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +32,17 @@ class _Source:
     network: nn.Module
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
-    """Empty where the outputs are ImageNet's classes in their usual order."""
+    """Empty: unknown, as for timm's networks."""
     fixed_size: tuple[int, int] | None = None
-    """Height and width, where the network takes no other."""
+    """Height and width of the input in pixels, if the network takes only one size."""
 
 
 class Teacher:
-    """A frozen network that answers for a student's images: float B x 3 x H x W to fp32 logits, B x K.
+    """A frozen classifier that is called with the student's batches: float B x 3 x H x W -> fp32 logits B x K.
 
-    It is given the student's batch, augmented, mixed and normalised, and undoes that normalisation for its own
-    (and resizes, where it takes one size only). It computes in bf16 or fp16 where the device multiplies them,
-    without gradients, and goes to the device of the first batch.
+    The input is the student's batch, augmented, mixed and normalised. The teacher replaces the student's
+    normalisation by its own and resizes the batch if its network takes only one size. It runs without gradients,
+    in bf16 or fp16 if the device has fast arithmetic for them, on the device of the batch.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Teacher:
     ) -> None:
         """
         Args:
-            network: images to logits.
-            preprocessing: its mean and standard deviation are used.
-            student: the preprocessing of the images that will come.
-            order: the network's output for each of the student's classes; None: they are the same.
-            fixed_size: height and width to resize images to.
-            compiled: run it through `torch.compile`; auto: on CUDA GPUs.
+            network: maps normalised images to logits.
+            preprocessing: preprocessing of the network; only mean and std are used.
+            student: preprocessing of the batches.
+            order: for each class of the student, the index of the network's output; None if the order is the same.
+            fixed_size: height and width in pixels to which batches are resized; None keeps their size.
+            compiled: whether to use `torch.compile`; "auto" means on CUDA GPUs.
         """
         self.network = network.eval().requires_grad_(False)
         self.fingerprint = _fingerprint(network)
-        """SHA-256 (hex) of its weights."""
+        """SHA-256 of the weights, in hexadecimal."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (student.mean, student.std))
         own_mean, own_std = (
             torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std)
@@ -80,6 +80,7 @@ class Teacher:
         self._device: torch.device | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch."""
         if images.device != self._device:
             self._move(images.device)
         logits_BK: Tensor
@@ -91,7 +92,7 @@ class Teacher:
             logits_BK = self._answer(images.to(self._dtype)).float()
             if self._order is not None:
                 logits_BK = logits_BK[:, self._order]
-        return logits_BK.clone()  # outside, so that a loss may keep it for its gradient
+        return logits_BK.clone()  # not an inference tensor, so that a loss can save it for its backward pass
 
     def _move(self, device: torch.device) -> None:
         self._device, self._dtype = device, _half(device)
@@ -107,23 +108,25 @@ def build_teacher(
     class_names: tuple[str, ...],
     student: Preprocessing,
     *,
+    entry: str | None = None,
     compiled: Literal["auto"] | bool = False,
 ) -> Teacher:
-    """A teacher by name or from a file.
+    """Create a teacher from a name.
 
     Args:
-        name: a timm network with its released weights, one of ours with its released weights, or a checkpoint:
-            of ours, or of a timm network that was trained by `iformer.training.loop.train`.
-        class_names: the student's classes.
-        student: the student's preprocessing.
+        name: a timm network with released weights, also as `timm/NAME`; any name of `iformer.load` that means a
+            classifier; or a checkpoint that training wrote of a timm network.
+        class_names: names of the student's classes.
+        student: preprocessing of the student.
+        entry: which state dict of a training script's file to take, such as `model_ema`.
         compiled: see `Teacher`.
 
     Raises:
-        UnknownNameError: no such network.
-        WeightsError: the weights cannot be fetched or read.
-        DataError: its classes or its channels are not the student's.
+        UnknownNameError: the name means nothing; the message suggests the nearest names.
+        WeightsError: the weights cannot be fetched or read, or are not those of a classifier.
+        DataError: the teacher's classes or channels are not the student's.
     """
-    source = _read(name)
+    source = _read(name, entry)
     takes, given = len(source.preprocessing.mean), len(student.mean)
     if given not in (1, takes):
         raise DataError(f"the teacher {name} takes images of {takes} channels, the student's have {given}")
@@ -138,36 +141,46 @@ def build_teacher(
     )
 
 
-def _read(name: str) -> _Source:
-    if name in list_models():
-        network = create_model(name, pretrained=True)
-        return _Source(network=fold(network.eval()), preprocessing=network.metadata.preprocessing)
-    if name.endswith(SUFFIX) or Path(name).exists():
-        return _read_checkpoint(name)
-    return _timm_network(name.removeprefix(TIMM))
+def _read(name: str, entry: str | None) -> _Source:
+    import timm
 
-
-def _read_checkpoint(path: str) -> _Source:
-    with open_safetensors(path) as file:
-        header = file.metadata() or {}
-        if header.get("format") == "pt" and "network" in header:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return _trained_timm_network(path, header, tensors)
-    network = load_classifier(path)
+    path = Path(name)
+    if path.is_dir():
+        path = path / RUN_CHECKPOINT
+    if path.suffix == SUFFIX and path.is_file() and (trained := _trained_timm_network(path)) is not None:
+        return trained
+    timm_name = name.removeprefix(TIMM).removeprefix("timm/")
+    is_ours = path.exists() or name in (*list_models(), *release_names())
+    if not is_ours and timm.is_model(timm_name.partition(".")[0]):
+        if entry is not None:
+            raise UserError(f"teacher_entry is for files of training scripts; {name} is not one")
+        return _timm_network(timm_name)
+    try:
+        network = load_classifier(name, entry=entry)
+    except UnknownNameError:
+        known = [*shipped_checkpoints(), *list_models(), *timm.list_pretrained()]
+        raise UnknownNameError("teacher", timm_name, known) from None
     metadata = network.metadata
     return _Source(network=fold(network), preprocessing=metadata.preprocessing, class_names=metadata.class_names)
 
 
-def _trained_timm_network(path: str, header: dict[str, str], tensors: dict[str, Tensor]) -> _Source:
-    """A checkpoint that training wrote of a network which is not ours."""
+def _trained_timm_network(path: Path) -> _Source | None:
+    """Read a checkpoint that training wrote of a network of another library; None if the file is another one."""
     import timm
 
-    try:
-        name, metadata = json.loads(header["network"]), Metadata.from_plain(json.loads(header["metadata"]))
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {one_line(error)}") from None
-    if not isinstance(name, str) or not name.startswith(TIMM):
-        raise WeightsError(f"{path} holds a network named {name}, which can be a teacher only from Python")
+    with open_safetensors(path) as file:
+        header = file.metadata() or {}
+        if header.get("format") != "pt" or "network" not in header:
+            return None
+        try:
+            name, metadata = json.loads(header["network"]), Metadata.from_plain(json.loads(header["metadata"]))
+        except (KeyError, ValueError) as error:
+            raise WeightsError(f"{path} is damaged: {one_line(error)}") from None
+        if not isinstance(name, str):  # an iFormer in timm's format
+            return None
+        if not name.startswith(TIMM):
+            raise WeightsError(f"{path} holds a network named {name}, which can be a teacher only from Python")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     network: Any = timm.create_model(name.removeprefix(TIMM), num_classes=len(metadata.class_names))
     try:
         network.load_state_dict(tensors)
@@ -179,14 +192,12 @@ def _trained_timm_network(path: str, header: dict[str, str], tensors: dict[str, 
 def _timm_network(name: str) -> _Source:
     import timm
 
-    if not timm.is_model(name.partition(".")[0]):
-        raise UnknownNameError("teacher", name, [*list_models(), *timm.list_pretrained()])
     try:
         network: Any = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the hub's client raises of every kind
+    except Exception as error:  # the hub's client has no common base class of its errors
         raise WeightsError(
             f"the weights of the teacher {name} cannot be fetched: {one_line(error)}; "
-            "fetch them where there is a network, or give --teacher a checkpoint file"
+            "try again with a connection, or give --teacher a checkpoint file"
         ) from None
     config = network.pretrained_cfg
     return _of_timm(network, Preprocessing(mean=tuple(config["mean"]), std=tuple(config["std"])), ())
@@ -199,18 +210,20 @@ def _of_timm(network: Any, preprocessing: Preprocessing, class_names: tuple[str,
 
 
 def _class_order(name: str, source: _Source, class_names: tuple[str, ...]) -> list[int] | None:
-    """The teacher's output for each of the student's classes, where they are in another order."""
+    """Return the teacher's output for each of the student's classes; None if the order is the same."""
     with torch.no_grad():
         size = source.fixed_size or (64, 64)
         classes = source.network.eval()(torch.zeros(1, len(source.preprocessing.mean), *size)).shape[1]
     if classes != len(class_names):
         raise DataError(
-            f"the teacher {name} tells {classes} classes apart, the data has {len(class_names)}; train a teacher "
-            "on this data and give --teacher its checkpoint"
+            f"the teacher {name} has {classes} classes, the data has {len(class_names)}; train a teacher on this "
+            "data and give --teacher its checkpoint"
         )
     if not source.class_names or source.class_names == class_names:
         return None
     if set(source.class_names) != set(class_names):
+        if source.class_names == imagenet_class_names():  # a data set's folders may be named by WordNet id
+            return None
         only = sorted(set(class_names) - set(source.class_names))
         raise DataError(f"the teacher {name} was trained on other classes: it does not know {', '.join(only[:5])}")
     return [source.class_names.index(class_name) for class_name in class_names]

@@ -137,7 +137,7 @@ def _check_channels(data: DataSplits, channels: int) -> None:
 def _task(
     class_names: tuple[str, ...], recipe: ClassificationRecipe, preprocessing: Preprocessing
 ) -> tuple[Classification, dict[str, Any]]:
-    """The task, with the recipe's teacher where it has one, and what a resumed run has to share."""
+    """Return the task, with the recipe's teacher if it has one, and the values that a resumed run must share."""
     augment, distillation = recipe.augment, recipe.distillation
     options: dict[str, Any] = {
         "label_smoothing": recipe.label_smoothing,
@@ -148,7 +148,13 @@ def _task(
     }
     if distillation.loss == "none":
         return Classification(class_names, **options), {}
-    teacher = build_teacher(distillation.teacher, class_names, preprocessing, compiled=recipe.compile)
+    teacher = build_teacher(
+        distillation.teacher,
+        class_names,
+        preprocessing,
+        entry=distillation.teacher_entry,
+        compiled=recipe.compile,
+    )
     task = DistilledClassification(
         class_names,
         teacher=teacher,
