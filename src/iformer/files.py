@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with _replacing(path) as file:
             yield file
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {_problem(Path(path), error)}") from error
+        raise OutputError(f"cannot write {path}: {_reason(Path(path), error)}") from error
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _problem(path: Path, error: OSError) -> str:
+def _reason(path: Path, error: OSError) -> str:
     folder = path.absolute().parent
     if not folder.exists():
         return f"the folder {folder} does not exist"

@@ -118,7 +118,7 @@ def forms(weight: torch.Tensor, dtype: Any) -> list[bytes]:
 
 
 def everything_in(path: Path) -> bytes:
-    files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return b"".join(file.read_bytes() for file in files)
 
 
@@ -151,7 +151,7 @@ def test_the_artifact_answers_as_the_network_does(
     assert len(said) == len(info.quantization["tried"]) == 1
     assert info.parity is not None
     assert info.parity["max_relative_error"] > 1e-4, "it is not quantized"
-    assert sorted(part.name for part in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
     # the fp32 weights are 0.14 MB
     assert artifact_bytes(path) < 400_000
     weight = folded_for_export(exportable(model)).get_submodule("stages.2.blocks.0.expand").weight

@@ -51,14 +51,14 @@ def test_feature_maps_match_their_description(name: str) -> None:
 def test_out_indices_select_feature_maps() -> None:
     torch.manual_seed(0)
     full = build(tiny_config(), features_only=True).eval()
-    part = build(tiny_config(), features_only=True, out_indices=(1, -1)).eval()
-    part.load_state_dict(full.state_dict())
+    two_stages = build(tiny_config(), features_only=True, out_indices=(1, -1)).eval()
+    two_stages.load_state_dict(full.state_dict())
     x = torch.randn(1, 3, 64, 64)
-    full_maps, part_maps = full(x), part(x)
-    assert part.feature_info.channels() == [16, 32]
-    assert [info["index"] for info in part.feature_info.get_dicts()] == [1, 3]
-    assert torch.equal(part_maps[0], full_maps[1])
-    assert torch.equal(part_maps[1], full_maps[3])
+    full_maps, two_maps = full(x), two_stages(x)
+    assert two_stages.feature_info.channels() == [16, 32]
+    assert [info["index"] for info in two_stages.feature_info.get_dicts()] == [1, 3]
+    assert torch.equal(two_maps[0], full_maps[1])
+    assert torch.equal(two_maps[1], full_maps[3])
     with pytest.raises(UserError, match="out_indices is \\(0, 4\\)"):
         build(tiny_config(), features_only=True, out_indices=(0, 4))
 

@@ -1,4 +1,4 @@
-"""Detectors and segmenters: the same computation as the reference parts, and checkpoints that give it back."""
+"""Detectors and segmenters: the same computation as the reference modules; checkpoints that restore it."""
 
 from __future__ import annotations
 

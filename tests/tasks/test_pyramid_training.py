@@ -191,8 +191,8 @@ def test_a_trained_network_of_another_size_or_kind_is_named(shapes_data: Path, t
 
 def test_masks_that_are_not_there(tmp_path: Path) -> None:
     data = make_shapes(tmp_path / "data")
-    for part in ("train", "val"):
-        path = data / "annotations" / f"instances_{part}.json"
+    for split in ("train", "val"):
+        path = data / "annotations" / f"instances_{split}.json"
         content = json.loads(path.read_text())
         for annotation in content["annotations"]:
             del annotation["segmentation"]

@@ -30,13 +30,13 @@ TRAIN_IMAGES = 16
 def make_images(folder: Path, train_images: int = TRAIN_IMAGES) -> Path:
     """A folder of coloured noise that a network can tell apart: train/ and val/ with three classes."""
     generator = np.random.default_rng(0)
-    for part, count in (("train", train_images), ("val", 4)):
+    for split, count in (("train", train_images), ("val", 4)):
         for channel, name in enumerate(CLASSES):
-            (folder / part / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for number in range(count):
                 pixels = generator.integers(0, 200, (36, 40, 3), dtype=np.uint8)
                 pixels[..., channel] //= 4
-                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
     return folder
 
 

@@ -46,15 +46,15 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def make_shapes(folder: Path, *, train: int = 8, val: int = 4, size: int = 96, empty: int = 1) -> Path:
     """Write `annotations/`, `images/`, `masks/` and `classes.txt`; the last `empty` images have no object."""
     generator = np.random.default_rng(0)
-    for part, count in (("train", train), ("val", val)):
+    for split, count in (("train", train), ("val", val)):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for kind in ("images", "masks"):
-            (folder / kind / part).mkdir(parents=True)
+            (folder / kind / split).mkdir(parents=True)
         for number in range(count):
             objects = 0 if number >= count - empty else 1 + number % 3
             pixels, found = draw(size, objects, generator)
-            Image.fromarray(pixels).save(folder / "images" / part / f"{number}.png")
+            Image.fromarray(pixels).save(folder / "images" / split / f"{number}.png")
             mask = np.zeros((size, size), np.uint8)
             for label, inside in found:
                 mask[inside] = label + 1
@@ -72,11 +72,11 @@ def make_shapes(folder: Path, *, train: int = 8, val: int = 4, size: int = 96, e
                         "segmentation": {"size": [size, size], "counts": run_lengths(inside)},
                     }
                 )
-            Image.fromarray(mask).save(folder / "masks" / part / f"{number}.png")
+            Image.fromarray(mask).save(folder / "masks" / split / f"{number}.png")
             images.append({"id": 100 + number, "file_name": f"{number}.png", "width": size, "height": size})
         (folder / "annotations").mkdir(exist_ok=True)
         categories = [{"id": 7 + label, "name": name} for label, name in enumerate(CLASSES)]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     (folder / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")
     return folder

@@ -236,10 +236,10 @@ def test_damaged_state_costs_what_was_done_since_the_one_before(
     damage(files.state)
     found = read_newest_state(files)
     assert found is not None
-    saved, problem = found
+    saved, warning = found
     assert saved.progress.step == 3
-    assert re.search(rf"resume\.safetensors.*({reason})", problem or "")
-    assert (problem or "").endswith("; continuing from the state before it, of step 3")
+    assert re.search(rf"resume\.safetensors.*({reason})", warning or "")
+    assert (warning or "").endswith("; continuing from the state before it, of step 3")
 
 
 def test_damaged_state_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:

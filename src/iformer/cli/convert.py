@@ -90,8 +90,8 @@ def _pack(source: str, out: Path, *, json: bool) -> None:
     from iformer.data.sources.shards.packing import pack
 
     data = load_data(source, progress=lambda done, total: _say_progress("checked", "images", done, total))
-    for problem in data.warnings[:_WARNINGS_SHOWN]:
-        note(f"note: {problem}")
+    for warning in data.warnings[:_WARNINGS_SHOWN]:
+        note(f"note: {warning}")
     packed = pack(data, out, progress=lambda done, total: _say_progress("verified", "shards", done, total))
     if json:
         print_json(asdict(packed))

@@ -74,9 +74,11 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
     if json:
         print_json({**asdict(found), "verified": verified})
         return
-    parts = ", ".join(f"{count:,} {part} images in {found.shards[part]}" for part, count in found.images.items())
+    splits = ", ".join(
+        f"{count:,} {split} images in {found.shards[split]}" for split, count in found.images.items()
+    )
     state = "every image was read, compared with the index and decoded" if verified else "not verified (--verify)"
-    say(f"{found.folder}: tar shards, {parts}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
+    say(f"{found.folder}: tar shards, {splits}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
 
 
 def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None:

@@ -1,5 +1,7 @@
 """From a decoded image to a network's input.
 
+timm and torchvision are imported where they are used: it takes seconds, and `Normalize` needs neither.
+
 Shape letters: B batch, C channels, H height, W width.
 """
 
@@ -14,12 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
-from timm.data.transforms_factory import transforms_imagenet_eval
 from torch import Tensor, nn
-from torchvision import transforms
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
@@ -54,6 +51,8 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     Raises:
         ConfigError: the preprocessing has more than 4 channels.
     """
+    from torchvision import transforms
+
     steps = [_LimitAspect(preprocessing), _resize_and_crop(preprocessing), _ToTensor(_channels(preprocessing))]
     chain: Transform = transforms.Compose(steps)
     return chain
@@ -72,6 +71,10 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     Raises:
         ConfigError: the preprocessing has more than 4 channels, or 2 or 4 and RandAugment is on.
     """
+    from timm.data.auto_augment import rand_augment_transform
+    from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
+    from torchvision import transforms
+
     height, width = preprocessing.size
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if augmentation.rot90 and height != width:
@@ -171,6 +174,8 @@ def random_erasing(
     """
     if augmentation.random_erasing == 0:
         return None
+    from timm.data.random_erasing import RandomErasing
+
     return RandomErasing(augmentation.random_erasing, mode="pixel", device=device)
 
 
@@ -259,6 +264,9 @@ def _resize_and_crop(
     preprocessing: Preprocessing, crop: Callable[[Image.Image], Image.Image] | None = None
 ) -> Callable[[Image.Image], Image.Image]:
     """Return timm's evaluation transform before the tensor, with `crop` in place of its centre crop if given."""
+    from timm.data.transforms_factory import transforms_imagenet_eval
+    from torchvision import transforms
+
     height, width = preprocessing.size
     resize, centre_crop, _ = transforms_imagenet_eval(
         img_size=height if height == width else (height, width),

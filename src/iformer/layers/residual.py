@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 
 class ResidualAdd(nn.Module):
@@ -16,7 +15,11 @@ class ResidualAdd(nn.Module):
     def __init__(self, channels: int, *, drop_path: float = 0.0, layer_scale_init: float | None = None) -> None:
         super().__init__()
         self.gamma = None if layer_scale_init is None else nn.Parameter(torch.full((channels,), layer_scale_init))
-        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path > 0 else nn.Identity()
+        self.drop_path: nn.Module = nn.Identity()
+        if drop_path > 0:
+            from torchvision.ops import StochasticDepth  # deferred: importing torchvision.ops takes seconds
+
+            self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """Add `branch` to `x`; both are B x C x H x W."""

@@ -6,7 +6,6 @@ Each folder of `iformer.tasks` implements them; nothing in `iformer.training` im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,19 +69,6 @@ class Task(Protocol):
             `loss`, the mean over the batch, and further detached scalars on the same device. The loop logs the
             average of each under its name.
         """
-
-
-class TaskMetric(Protocol):
-    """Accumulates predictions and computes metrics from them.
-
-    Each rank updates with its own images, of any number, including none.
-    """
-
-    def update(self, outputs: Any, batch: Mapping[str, Any]) -> None:
-        """Add the outputs of a network in eval mode for a batch with targets."""
-
-    def compute(self) -> dict[str, Any]:
-        """Metrics over the images of all ranks, the same on every rank. Every rank must call it."""
 
 
 class Workload(ABC):

@@ -1,4 +1,4 @@
-"""COCO annotations: what is read, what is a problem, and what is an error before anything is trained."""
+"""COCO annotations: what is read, what is a warning and what is an error."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def data(shapes_data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shapes_data, tmp_path / "data"))
 
 
-def change(data: Path, edit: Change, part: str = "train") -> Path:
-    path = data / "annotations" / f"instances_{part}.json"
+def change(data: Path, edit: Change, split: str = "train") -> Path:
+    path = data / "annotations" / f"instances_{split}.json"
     content = json.loads(path.read_text())
     edit(content)
     path.write_text(json.dumps(content))
@@ -79,18 +79,18 @@ def test_polygon_and_run_lengths_of_one_rectangle_are_the_same(data: Path) -> No
 @pytest.mark.parametrize("layout", ["coco", "plain", "roboflow"])
 def test_layouts(data: Path, layout: str) -> None:
     if layout == "coco":
-        for part in ("train", "val"):
-            (data / "images" / part).rename(data / f"{part}2017")
-            (data / "annotations" / f"instances_{part}.json").rename(
-                data / "annotations" / f"instances_{part}2017.json"
+        for split in ("train", "val"):
+            (data / "images" / split).rename(data / f"{split}2017")
+            (data / "annotations" / f"instances_{split}.json").rename(
+                data / "annotations" / f"instances_{split}2017.json"
             )
     elif layout == "plain":
-        for part in ("train", "val"):
-            (data / "annotations" / f"instances_{part}.json").rename(data / f"{part}.json")
+        for split in ("train", "val"):
+            (data / "annotations" / f"instances_{split}.json").rename(data / f"{split}.json")
     else:
-        for part, name in (("train", "train"), ("val", "valid")):
-            (data / "images" / part).rename(data / name)
-            (data / "annotations" / f"instances_{part}.json").rename(data / name / "_annotations.coco.json")
+        for split, name in (("train", "train"), ("val", "valid")):
+            (data / "images" / split).rename(data / name)
+            (data / "annotations" / f"instances_{split}.json").rename(data / name / "_annotations.coco.json")
     assert len(load_detection(data).train) == 8
 
 

@@ -487,11 +487,11 @@ def test_elpv_is_split_by_probability_and_module(monkeypatch: pytest.MonkeyPatch
     lines = (Path(elpv.__file__).parent / "data" / "labels.csv").read_text().splitlines()
     rows = {fields[0]: fields[1:] for fields in (line.split() for line in lines)}
     strata = Counter(tuple(row) for row in rows.values())
-    for part, share in ((data.train, 0.75), (data.val, 0.25)):
-        counts = Counter(tuple(rows[name]) for name in names(part))
+    for split, share in ((data.train, 0.75), (data.val, 0.25)):
+        counts = Counter(tuple(rows[name]) for name in names(split))
         for stratum, total in strata.items():
             assert abs(counts[stratum] - share * total) < 1
-        for name, sample in zip(names(part), part.samples, strict=True):
+        for name, sample in zip(names(split), split.samples, strict=True):
             assert sample.label == (float(rows[name][0]) >= 0.5)
     assert not set(names(data.train)) & set(names(data.val))
     assert names(load_data("elpv", seed=0).val) == names(data.val)

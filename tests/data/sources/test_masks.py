@@ -33,9 +33,9 @@ def test_what_is_read(shapes_data: Path) -> None:
 
 def test_ade20k_counts_from_one(data: Path) -> None:
     for kind, name in (("images", "images"), ("masks", "annotations")):
-        for part, their_name in (("train", "training"), ("val", "validation")):
+        for split, their_name in (("train", "training"), ("val", "validation")):
             target = data / "ade" / name / their_name
-            shutil.copytree(data / kind / part, target)
+            shutil.copytree(data / kind / split, target)
     header, rows = "Idx\tRatio\tTrain\tVal\tStuff\tName", ["1\t.5\t1\t1\t0\tdisc, round", "2\t.5\t1\t1\t0\tsquare"]
     (data / "ade" / "objectInfo150.txt").write_text("\n".join([header, *rows]))
     split = load_semantic(data / "ade")

@@ -164,7 +164,7 @@ def test_other_forms_of_the_artifact(
     assert info.preprocessing.size == options.get("size", (64, 64))
     assert info.precision == options.get("precision", "fp32")
     assert info.normalized_by == ("caller" if options.get("raw") else "graph")
-    assert sorted(part.name for part in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
 
 
 @pytest.mark.sweep
@@ -216,14 +216,14 @@ def test_core_ml_gets_an_image_and_gives_names(model: Classifier, artifact: Path
 
 
 def everything_in(path: Path) -> bytes:
-    files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return b"".join(file.read_bytes() for file in files)
 
 
 def patch(path: Path, exchanges: list[tuple[bytes, bytes]]) -> int:
     """Replace bytes by others of the same length wherever they are, and make the record fit again."""
     found = 0
-    for file in [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]:
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
         content = file.read_bytes()
         for old, new in exchanges:
             assert len(old) == len(new)
@@ -251,14 +251,14 @@ def test_one_changed_weight_is_caught(model: Classifier, artifact: Path, photogr
     changed[0, 0] += 0.5
     assert not check(model, artifact, photographs)
     assert patch(artifact, stored_forms(weight, changed))
-    assert any("logits differ" in problem for problem in check(model, artifact))
+    assert any("logits differ" in failure for failure in check(model, artifact))
 
 
 @each_artifact
 def test_red_for_blue_is_caught(model: Classifier, artifact: Path) -> None:
     weight = folded_for_export(exportable(model)).stem.conv1.weight.detach()  # type: ignore[union-attr, operator]
     assert patch(artifact, stored_forms(weight, weight.flip(1)))
-    assert any("logits differ" in problem for problem in check(model, artifact))
+    assert any("logits differ" in failure for failure in check(model, artifact))
 
 
 @each_artifact_made_again
@@ -416,7 +416,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(model: Classifier, artifact:
         export_artifact(exportable(model), artifact, name)
     assert artifact_hash(artifact) == before
     assert read_record(artifact).runtime == name
-    assert sorted(part.name for part in artifact.parent.iterdir()) == [artifact.name, f"{artifact.name}.json"]
+    assert sorted(file.name for file in artifact.parent.iterdir()) == [artifact.name, f"{artifact.name}.json"]
 
 
 def test_a_full_disk_is_said_before_the_work(
@@ -453,7 +453,7 @@ def test_a_folder_takes_the_place_of_an_artifact_only(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError), staged(target) as path:
         write_twice(path)
     assert (target / "model").read_text() == record_path(target).read_text() == "second"
-    assert sorted(part.name for part in tmp_path.iterdir()) == ["net.ncnn", "net.ncnn.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.ncnn", "net.ncnn.json"]
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     (photographs / "a.jpg").touch()

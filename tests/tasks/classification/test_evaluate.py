@@ -122,8 +122,8 @@ def test_evaluation_by_name_uses_the_network_s_classes(images: Path) -> None:
 
 def test_parts_of_the_data(images: Path) -> None:
     metadata = Metadata(preprocessing=PREPROCESSING)
-    for part, count in (("train", 48), ("val", 12), ("all", 60)):
-        evaluation, _ = evaluate_on_data(darkest_channel, metadata, 3, str(images), split=part, workers=0)  # type: ignore[arg-type]
+    for split, count in (("train", 48), ("val", 12), ("all", 60)):
+        evaluation, _ = evaluate_on_data(darkest_channel, metadata, 3, str(images), split=split, workers=0)  # type: ignore[arg-type]
         assert evaluation.metrics["images"] == count
 
 
@@ -132,9 +132,9 @@ def test_images_that_were_trained_on_are_pointed_out(images: Path) -> None:
     trained_on = {"name": str(images), "train_fingerprint": split.train.fingerprint()}
     metadata = Metadata(preprocessing=PREPROCESSING, provenance={"data": trained_on})
 
-    def notes(part: str, **changes: str) -> list[str]:
+    def notes(split: str, **changes: str) -> list[str]:
         known = replace(metadata, provenance={"data": {**trained_on, **changes}})
-        _, lines = evaluate_on_data(darkest_channel, known, 3, str(images), split=part, workers=0)  # type: ignore[arg-type]
+        _, lines = evaluate_on_data(darkest_channel, known, 3, str(images), split=split, workers=0)  # type: ignore[arg-type]
         return lines
 
     assert notes("val") == []

@@ -84,8 +84,8 @@ def test_metric_counts_over_batches_of_any_size() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     answers = torch.tensor([0, 0, 1, 1, 0, 0])
     logits = functional.one_hot(answers, 3).float() * 2
-    for part in (slice(0, 1), slice(1, 6)):
-        metric.update(logits[part], {"labels": labels[part]})
+    for chunk in (slice(0, 1), slice(1, 6)):
+        metric.update(logits[chunk], {"labels": labels[chunk]})
     metrics = metric.compute()
     assert metrics["confusion"] == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
     assert metrics["top1"] == 50.0

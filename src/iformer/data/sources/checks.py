@@ -73,10 +73,10 @@ def check_images(
         if progress is not None:
             progress(done, count)
 
-    problems = map_in_threads(check, range(count), workers=workers, progress=report)
+    errors = map_in_threads(check, range(count), workers=workers, progress=report)
     return CheckedImages(
         rows={path: row for row, path in enumerate(paths)},
-        broken={path: problem for path, problem in zip(paths, problems, strict=True) if problem is not None},
+        broken={path: error for path, error in zip(paths, errors, strict=True) if error is not None},
         sizes=sizes,
         hashes=hashes,
         thumbnails=thumbnails,

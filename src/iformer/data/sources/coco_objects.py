@@ -1,4 +1,4 @@
-"""Checks of the objects in a COCO annotation file. Every problem is collected, not only the first."""
+"""Checks of the objects in a COCO annotation file. All errors are collected, not only the first one."""
 
 from __future__ import annotations
 

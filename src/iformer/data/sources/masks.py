@@ -150,7 +150,7 @@ def _check_masks(
     present = np.zeros(256, np.bool_)
     highest = num_classes if zero_is_ignored else num_classes - 1
 
-    def problem(sample: SemanticSample) -> str | None:
+    def error_of(sample: SemanticSample) -> str | None:
         try:
             indices = read_indices(sample.mask)
         except DataError as error:
@@ -170,9 +170,9 @@ def _check_masks(
             )
         return None
 
-    problems = list(filter(None, map_in_threads(problem, samples, workers=workers)))
-    if problems:
-        raise DataError(listed(problems, separator="; ", length=500))
+    errors = list(filter(None, map_in_threads(error_of, samples, workers=workers)))
+    if errors:
+        raise DataError(listed(errors, separator="; ", length=500))
     return present
 
 

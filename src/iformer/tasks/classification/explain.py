@@ -6,7 +6,6 @@ key.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -31,8 +30,8 @@ class AttentionRecorder:
 
     The map of a block is its attention matrix softmax(q k^T / sqrt(D)), L x L, averaged over the queries and
     multiplied by L. A value of 1 is an even share, a value of 3 three times that. The classifier head averages
-    over all locations, so the mean over the queries is the weight of a location's value in what the block passes to
-    the head. The map of the stage is the mean over its blocks.
+    over all locations, so the mean over the queries is the weight of a location's value in what the block passes
+    to the head. The map of the stage is the mean over its blocks.
 
     The map shows where the attention reads. It does not explain the prediction, because the convolutions and the
     modulation are not part of it.
@@ -65,9 +64,7 @@ class AttentionRecorder:
             ]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

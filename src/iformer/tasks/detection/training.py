@@ -97,9 +97,9 @@ def detection_job(
         if weights is not None:
             warn([fine_tune(network, weights, data.train.class_names)])
         model_name = model_name or model
-    for part in (data.train, data.val):
-        if isinstance(network, Detector) and network.config.masks and not part.has_masks:
-            raise DataError(f"{part.name}: some objects have no mask; --set masks=false trains on boxes alone")
+    for split in (data.train, data.val):
+        if isinstance(network, Detector) and network.config.masks and not split.has_masks:
+            raise DataError(f"{split.name}: some objects have no mask; --set masks=false trains on boxes alone")
     network.pyramid.freeze(recipe.freeze)
     return TrainJob(
         **vars(settings),

@@ -61,8 +61,8 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
     ]
     text = "## How it was made\n\n" + markdown_table(["", ""], rows, left=2)
     if result.warnings:
-        text += f"\n\n### Problems with the data ({len(result.warnings)})\n\n"
-        text += "\n".join(f"- {markdown_text(problem)}" for problem in result.warnings[:_WARNINGS])
+        text += f"\n\n### Warnings about the data ({len(result.warnings)})\n\n"
+        text += "\n".join(f"- {markdown_text(warning)}" for warning in result.warnings[:_WARNINGS])
         if len(result.warnings) > _WARNINGS:
             text += f"\n- and {len(result.warnings) - _WARNINGS} more"
     return text

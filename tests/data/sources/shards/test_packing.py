@@ -36,9 +36,9 @@ CLASSES = ("ant", "bee", "cat")
 
 def make_folder(root: Path) -> Path:
     generator = np.random.default_rng(0)
-    for part, count in (("train", 7), ("val", 2)):
+    for split, count in (("train", 7), ("val", 2)):
         for name in CLASSES:
-            folder = root / part / name
+            folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
                 pixels = generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)
@@ -68,8 +68,8 @@ def shards(packed: Path, tmp_path: Path) -> Path:
 
 def test_shards_hold_the_folder_s_files_byte_for_byte(folder: DataSplits, packed: Path) -> None:
     found = load_data(packed)
-    for part in ("train", "val"):
-        before, after = getattr(folder, part), getattr(found, part)
+    for split in ("train", "val"):
+        before, after = getattr(folder, split), getattr(found, split)
         assert after.class_names == CLASSES
         assert after.class_counts == before.class_counts
         contents = [

@@ -35,9 +35,9 @@ from iformer.errors import DataError
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
-    for part, count in (("train", 9), ("val", 2)):
+    for split, count in (("train", 9), ("val", 2)):
         for name in ("ant", "bee"):
-            folder = root / part / name
+            folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
                 pixels = generator.integers(0, 255, (24, 24, 3), dtype=np.uint8)
