@@ -16,11 +16,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def recipe_options(kind: type[Recipe], options: Mapping[str, str]) -> Callable[[F], F]:
-    """Replace the `**fields` of a verb by an option for each of some fields of a recipe.
+    """Decorate a verb: its `**fields` become options that set fields of a recipe.
 
     Args:
-        kind: the class that describes the fields.
-        options: names of the options, with the fields that they set. Each option is None where it is not given.
+        kind: the recipe class with the fields.
+        options: name of each option -> name of its field. An option that is not given is None.
     """
     rows = {row.name: row for row in recipe_fields(kind)}
 

@@ -22,17 +22,17 @@ class FieldRow:
     """One field of a recipe."""
 
     name: str
-    """Its name, with that of its section: `augment.hflip`."""
+    """Its name with the section as prefix: `augment.hflip`."""
     hint: Any
-    """Its annotation, with ranges."""
+    """Its annotation, including ranges."""
     type: str
     """`int`, `float`, `bool`, `str`, `list` or several of them: `float | null`."""
     default: str
     """The default as JSON, which is YAML; empty: the field must be given."""
     allowed: str
-    """The values that it may have, in words."""
+    """Description of the allowed values."""
     doc: str
-    """What it does, on one line."""
+    """Its docstring on one line."""
 
     @property
     def summary(self) -> str:
@@ -41,9 +41,9 @@ class FieldRow:
 
 
 def recipe_fields(cls: type[Any]) -> list[FieldRow]:
-    """Return the fields of a recipe class, or of any config dataclass, those of a section with its name in front.
+    """Return the fields of a config dataclass, such as a recipe. Fields of a section have its name as prefix.
 
-    Reads the attribute docstrings from the source files; where there are none, `doc` is empty.
+    `doc` is the field's attribute docstring in the source file, empty if there is none.
     """
     return list(_rows(cls, ""))
 

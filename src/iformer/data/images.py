@@ -79,7 +79,7 @@ ImageSource = str | os.PathLike[str] | bytes | EncodedImage
 
 
 class ImageFacts(NamedTuple):
-    """What `check_image` finds out about an image."""
+    """Facts about an image, from `check_image`."""
 
     size: tuple[int, int]
     """Width and height in pixels, after the EXIF orientation."""

@@ -193,6 +193,6 @@ class DataSplits:
     train: ImageSet
     val: ImageSet
     warnings: tuple[str, ...] = ()
-    """What a user should know, one line each: files left out and why, images in both splits."""
+    """Warnings for the user, one line each: files that are left out and why, images in both splits."""
     split_off: bool = False
     """Whether the data is not split, and `val` is a share of each class."""

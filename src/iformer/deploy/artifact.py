@@ -76,7 +76,7 @@ class ArtifactInfo(Config):
     status: Literal["run here", "converted, not run here"] = "run here"
     """Whether the exporting machine ran the artifact in its own runtime."""
     checked_by: str = ""
-    """What computed the artifact's outputs for `parity`."""
+    """Runtime or stand-in that computed the artifact's outputs for `parity`."""
     parity: dict[str, Any] | None = None
     """Result of `iformer.deploy.parity.compare`; None if not compared."""
     accuracy: dict[str, Any] | None = None

@@ -35,7 +35,7 @@ _MAX_LOG_DISTANCE = 6.0
 
 @dataclass(frozen=True)
 class RawDetections:
-    """What one head says of every point."""
+    """Outputs of one head at all points of all levels."""
 
     logits: Tensor
     """B x A x K."""
@@ -44,7 +44,7 @@ class RawDetections:
 
 
 class LevelHead(nn.Module):
-    """Class logits and log-distances of one level, from towers of their own.
+    """Class logits and log-distances of one level, each from a separate tower of convolutions.
 
     Shape: B x C x h x w to B x K x h x w and B x 4 x h x w.
     """

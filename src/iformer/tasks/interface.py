@@ -49,7 +49,7 @@ class PredictOptions:
 
     device: torch.device
     title: str = ""
-    """What to call the network in pictures."""
+    """Name of the network in pictures."""
     top_k: int | None = None
     batch_size: int | None = None
     workers: int | None = None

@@ -35,9 +35,9 @@ class TaskRow:
     metric_label: str
     """The headline metric as it is printed."""
     networks: str
-    """What networks of the task are called, in the plural."""
+    """Plural noun for networks of the task, in messages."""
     data: str
-    """What `--data` may be, for help and error messages."""
+    """Data that `--data` accepts, for help and error messages."""
 
     def module(self, name: str) -> ModuleType:
         """Import a module of the folder.

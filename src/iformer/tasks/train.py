@@ -22,7 +22,7 @@ _NOT_PATHS = ("elpv", "none", "pretrained")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun(Config):
-    """What `--resume` takes from a run's `config.yaml` where the command line does not say it."""
+    """Settings in a run's `config.yaml`, the defaults of `--resume`."""
 
     label: ClassVar[str] = "config"
 
@@ -33,7 +33,7 @@ class StoredRun(Config):
     recipe: dict[str, Any] = field(default_factory=dict)
     val_split: Share | None = None
     working_directory: Text | None = None
-    """Where the run was started; older runs do not say."""
+    """Folder in which the run was started; None in runs of older versions."""
 
     def locate(self, name: str, folder: Path) -> str:
         """Find a file or folder that the run names by a relative path.

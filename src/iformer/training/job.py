@@ -22,7 +22,7 @@ from iformer.training.records.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What the user asks of a training run, for any task."""
+    """Settings of a training run that all tasks have."""
 
     data_name: str
     """The data as the user named it: `elpv` or a folder."""

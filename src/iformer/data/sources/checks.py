@@ -32,7 +32,7 @@ class CheckedImages:
     thumbnails: npt.NDArray[np.uint8]
     """Gray, shape (N, 16, 16); empty for more than `MAX_COMPARED` images."""
     notes: tuple[str, ...]
-    """What a user should know about the readable images."""
+    """Notes for the user about the readable images."""
 
     def size(self, path: Path) -> tuple[int, int]:
         """Return the width and height of an image."""

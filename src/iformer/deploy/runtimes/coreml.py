@@ -129,11 +129,11 @@ def _input_type(coremltools: Any, spec: ExportSpec, example: Tensor) -> Any:
 
 
 class CoreMLRunner(ArtifactRunner):
-    """An artifact in Core ML, on macOS."""
+    """Runner of Core ML artifacts; it needs macOS."""
 
     @classmethod
     def for_check(cls, path: Path) -> ArtifactRunner:
-        """Core ML itself on macOS; elsewhere the saved program's definition, computed by PyTorch."""
+        """Return a `CoreMLRunner` on macOS, elsewhere a `CoreMLReference`, which computes the saved program in PyTorch."""
         return cls(path) if sys.platform == "darwin" else CoreMLReference(path)
 
     def open(self, threads: int) -> Mapping[str, str]:

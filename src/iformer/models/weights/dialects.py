@@ -172,12 +172,12 @@ def _changed(config: Any, names: tuple[str, ...]) -> list[str]:
 
 
 def dialect_keys(config: NetworkConfig, format_: Format) -> Set[str]:
-    """Return the name of every tensor of a network in a format."""
+    """Return the keys of a network's state dict in a format."""
     return key_map(config, "timm").keys() if format_ == "iformer" else set(key_map(config, format_).values())
 
 
 def dialect_shapes(config: NetworkConfig, format_: Format) -> Mapping[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a network by the names of a format."""
+    """Return key and shape of each tensor of a network's state dict in a format."""
     shapes = expected_shapes(config)
     if format_ == "iformer":
         return shapes

@@ -10,7 +10,7 @@ A name is one of these, in this order:
     runs/mine                 the folder of a training run: its best.safetensors
     best.safetensors, a.pth   a weight file: our checkpoint of any task, or a file of timm, the authors or a script
 
-A file or folder with the name of a size or a shipped checkpoint is meant by its path, such as `./elpv`.
+For a file or folder with the name of a size or a shipped checkpoint, give a path such as `./elpv`.
 """
 
 from __future__ import annotations

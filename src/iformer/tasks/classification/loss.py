@@ -91,7 +91,7 @@ class Classification:
         return MixedBatch(images, targets_BK, strongest=targets_BK.argmax(1), label_smoothing=0.0)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross entropy, and `accuracy`: the percentage of images answered with the strongest label."""
+        """Return `loss`, the cross entropy, and `accuracy`, the percentage of images with the right prediction."""
         mixed = self.mix(batch)
         outputs = model(mixed.images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)

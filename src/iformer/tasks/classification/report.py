@@ -18,7 +18,7 @@ _PAIRS = 10
 def write_report(result: TrainResult) -> Path:
     """Write `report.md`, `curves.png`, `confusion.png` and, if there are mistakes, `mistakes.png`.
 
-    Older files of these names are replaced, each in one step.
+    Existing files of these names are replaced.
 
     Returns:
         The path of `report.md`.

@@ -112,7 +112,7 @@ def evaluate_set(
 
 
 def evaluation_images(image_set: SemanticSet, config: SegmenterConfig) -> SemanticImages:
-    """Return whole images, resized for a network, with masks of their own size."""
+    """Return whole images, resized for a network, with masks of the original size."""
     return SemanticImages(
         image_set,
         size=config.size,

@@ -40,7 +40,7 @@ _MEMBER_OVERHEAD = 3 * 512 + 512
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What a folder of shards contains."""
+    """Summary of a folder of shards."""
 
     folder: str
     """Its path or URL."""
