@@ -63,7 +63,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def merge_overrides(assignments: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields given by `--set` and by options. An option overrides `--set`, a later `--set` an earlier one."""
+    """Return the fields of `--set` and of options. Options override `--set`, a later `--set` an earlier one."""
     return {**dict(parse_override(text) for text in assignments), **options}
 
 

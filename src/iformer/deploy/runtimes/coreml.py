@@ -133,7 +133,7 @@ class CoreMLRunner(ArtifactRunner):
 
     @classmethod
     def for_check(cls, path: Path) -> ArtifactRunner:
-        """Return a `CoreMLRunner` on macOS, elsewhere a `CoreMLReference`, which computes the saved program in PyTorch."""
+        """Return a `CoreMLRunner` on macOS, elsewhere a `CoreMLReference` of the saved program."""
         return cls(path) if sys.platform == "darwin" else CoreMLReference(path)
 
     def open(self, threads: int) -> Mapping[str, str]:
