@@ -67,9 +67,10 @@ def bench(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Time networks and artifacts in the same runtime, in turns, each in its own process.
+    """Compare the latency of networks and artifacts.
 
-    A computer's latency does not show a phone's; compare ratios. Networks are exported in fp32 (Core ML: fp16)
+    They run in the same runtime and take turns, each in its own process. The latency on a computer does not
+    predict the latency on a phone; compare ratios. Networks are exported in fp32 (Core ML: fp16)
     with normalised input, timm's networks after fuse(). The runtimes run on the CPU.
     """
     runtimes = [find_runtime(name) for name in dict.fromkeys(name.strip() for name in on.split(","))]

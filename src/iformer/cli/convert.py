@@ -58,7 +58,10 @@ def convert(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Convert weights from the authors' or timm's format into ours, and back; or pack images into tar shards."""
+    """Convert weight files, or pack images into tar shards.
+
+    The formats of weights are those of this package, of timm and of the authors.
+    """
     if to is Target.shards:
         given: dict[str, object] = {"--model": model, "--class-names": class_names, "--entry": entry}
         given |= {"--half": half or None, "--overwrite": overwrite or None}

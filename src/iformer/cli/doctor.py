@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.text import Text
 
 from iformer._version import __version__
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
@@ -55,7 +53,10 @@ def doctor(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what is installed, what each missing part needs, and what this machine can run."""
+    """Show what is installed and what this machine can run.
+
+    For each missing extra, prints the command that installs it.
+    """
     findings = {
         "iformer": __version__,
         "python": platform.python_version(),
@@ -72,6 +73,9 @@ def doctor(
 
 
 def _print(findings: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.text import Text
+
     out, machine = console(), findings["machine"]
 
     def line(text: str, head: str = "") -> None:

@@ -55,7 +55,10 @@ def evaluate(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure accuracy, AP or mIoU, class by class, of a network or an artifact on annotated images."""
+    """Measure accuracy, AP or mIoU on annotated images.
+
+    Evaluates a network or an exported artifact. The metrics are also given per class.
+    """
     import json as json_module
 
     from iformer.cli.subject import open_subject

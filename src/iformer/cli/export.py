@@ -97,9 +97,10 @@ def export(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Export a folded network, load the artifact in its own runtime, and check that it agrees with the network.
+    """Export a network to a runtime and check the artifact.
 
-    --device computes the network's side of the comparison.
+    The network is folded and converted. The artifact is loaded in its runtime and compared with the network, which
+    runs on --device.
     """
     runtimes = _runtimes(to)
     _check_calibration(precision, calibration)

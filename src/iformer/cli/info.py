@@ -46,7 +46,10 @@ def info(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """The networks: parameters, GMACs, published accuracy, where the weights are."""
+    """Show networks, checkpoints, artifacts and tar shards.
+
+    Without MODEL, lists all sizes with parameters, GMACs, published accuracy and the origin of the weights.
+    """
     from iformer.data.sources.shards.stores import is_url
     from iformer.models.weights.resolve import is_known_folder
 

@@ -39,7 +39,10 @@ VERBS = {
 
 
 class Verb(TyperCommand):
-    """A verb that also takes the old spellings of its options."""
+    """A verb that also takes the old spellings of its options. Its help has rich's panels; the app's has not."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "rich_markup_mode": "rich"})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the verb's arguments; see `current_options`."""
@@ -54,6 +57,7 @@ def build_app() -> typer.Typer:
         help="iFormer: train mobile vision networks on your images, export them with proof, measure honestly.",
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # importing rich takes longer than all the rest of `iformer --help`
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)

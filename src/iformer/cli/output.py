@@ -17,13 +17,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
-from rich.segment import Segment
 
 from iformer.errors import StoppedBySignalError, UserError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,17 +43,10 @@ class Terminated(BaseException):
     """SIGTERM has arrived."""
 
 
-class SafeConsole(Console):
-    """A rich console that shows control characters as escape sequences."""
-
-    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Render as rich does and escape the text; control segments, such as cursor movements, are kept."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
-
-
 def console(*, stderr: bool = False) -> Console:
     """Return a console for results (stdout) or messages (stderr), as they are redirected now."""
+    from iformer.cli.safe_console import SafeConsole  # deferred: importing rich takes 0.1 s
+
     return SafeConsole(stderr=stderr, highlight=False)
 
 

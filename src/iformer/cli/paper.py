@@ -72,7 +72,10 @@ def paper(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show a table of the paper with the counts of the networks built here, or draw a figure of it."""
+    """Show a table or draw a figure of the paper.
+
+    Tables have the printed values beside the counts of the networks that are built here.
+    """
     if sum((csv, markdown, json)) > 1:
         raise UserError("give one of --json, --csv and --markdown")
     if kind == Kind.FIGURE:

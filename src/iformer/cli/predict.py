@@ -65,9 +65,10 @@ def predict(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Classify, detect or segment: files, folders and globs to JSON lines and pictures.
+    """Classify, detect or segment images and videos.
 
-    Networks for detection draw boxes, names and masks, networks for segmentation classes; both take videos too.
+    Takes files, folders and globs; writes JSON lines and pictures. Detectors draw boxes, names and masks,
+    segmenters classes; both also take videos.
     """
     import json as json_module
 

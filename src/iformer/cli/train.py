@@ -86,7 +86,10 @@ def train(
     debug: DebugOption = False,
     **fields: Any,
 ) -> None:
-    """Train or fine-tune a network on your images; prints where the report is."""
+    """Train or fine-tune a network on your images.
+
+    Prints the path of the report.
+    """
     from iformer.config.recipe_files import merge_overrides
     from iformer.tasks.train import is_main_process, training_job
 
