@@ -22,6 +22,7 @@ from iformer.cli import output
 from iformer.cli.main import VERBS, build_app, main
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
+from iformer.config.variants import listed_counts
 from iformer.errors import UserError, WeightsError
 from iformer.models.classifier import Classifier
 from iformer.models.weights import resolve as shipped
@@ -71,9 +72,9 @@ def only_line(text: str) -> str:
 # ------------------------------------------------------------------------------- the command line itself
 
 
-def test_help_lists_every_verb_without_importing_torch() -> None:
+def test_help_and_info_list_without_importing_torch() -> None:
     code = (
-        "import sys; from iformer.cli.main import main; main(['--help']); "
+        "import sys; from iformer.cli.main import main; main(['--help']); main(['info']); "
         "print([m for m in ('torch', 'timm', 'matplotlib', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -187,6 +188,8 @@ def test_info_lists_the_published_sizes(capsys: pytest.CaptureFixture[str]) -> N
     assert medium["imagenet"] == {"top1": 80.43, "top5": 95.34}
     assert medium["weights"] == "timm/iformer_m.in1k"
     assert networks["iformer_l2"]["weights"] is None
+    for name, network in networks.items():  # the table is printed from the rows of the sizes
+        assert listed_counts(name) == {key: network[key] for key in ("parameters_folded", "macs")}
 
 
 def test_info_counts_at_other_sizes_and_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:

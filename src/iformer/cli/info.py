@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -50,9 +51,6 @@ def info(
 
     Without MODEL, lists all sizes with parameters, GMACs, published accuracy and the origin of the weights.
     """
-    from iformer.data.sources.shards.stores import is_url
-    from iformer.models.weights.resolve import is_known_folder
-
     pixels = parse_size(size)
     if attention is None and windows is not None:
         raise UserError("--windows is given without --attention; give --attention chunk_hybrid or hybrid")
@@ -60,14 +58,21 @@ def info(
     def design(config: NetworkConfig) -> NetworkConfig:
         return config if attention is None else with_design(config, attention, preset=windows)
 
-    if model is not None and (is_url(model) or (Path(model).is_dir() and not is_known_folder(model))):
+    if model is not None and _means_shards(model):
         _describe_shards(model, verified=verify, json=json)
     elif verify:
         raise typer.BadParameter("--verify is for tar shards: give their folder or URL")
     elif model is None:
-        _list_networks(pixels, design, json=json)
+        _list_networks(pixels, design, counted=json or pixels != (224, 224) or attention is not None, json=json)
     else:
         _describe(model, pixels, design, entry=entry, json=json)
+
+
+def _means_shards(name: str) -> bool:
+    from iformer.data.sources.shards.stores import is_url
+    from iformer.models.weights.resolve import is_known_folder
+
+    return is_url(name) or (Path(name).is_dir() and not is_known_folder(name))
 
 
 def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
@@ -84,9 +89,9 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
     say(f"{found.folder}: tar shards, {splits}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
 
 
-def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None:
-    from iformer.config.variants import list_models, network_config, release
-    from iformer.models.weights.resolve import shipped_checkpoints
+def _list_networks(size: tuple[int, int], design: Design, *, counted: bool, json: bool) -> None:
+    """List all sizes, with the counts of their table, or counted here, which takes seconds."""
+    from iformer.config.variants import list_models, listed_counts, network_config, release, shipped_checkpoints
 
     networks: list[dict[str, Any]] = []
     for name in list_models():
@@ -94,7 +99,7 @@ def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None
         networks.append(
             {
                 "name": name,
-                **_count(design(network_config(name)), size),
+                **((None if counted else listed_counts(name)) or _count(design(network_config(name)), size)),
                 "imagenet": None if released is None else {"top1": released.top1, "top5": released.top5},
                 "weights": None if released is None else released.hub_repo,
             }
@@ -119,8 +124,9 @@ def _list_networks(size: tuple[int, int], design: Design, *, json: bool) -> None
     columns = ["network", "released weights (Hugging Face)", "params M", "GMACs", "top-1 %", "top-5 %"]
     out = console()
     out.print(terminal_table(f"iFormer at {size[0]} x {size[1]}", columns, rows, left=2))
-    out.print("\nParameters are those of the folded network with 1000 classes. Accuracies are the published ones,")
-    out.print("ImageNet-1k at 224 x 224.")
+    out.print(
+        "\nParameters: of the folded network with 1000 classes. Accuracies: published, ImageNet-1k at 224 x 224."
+    )
     for name, path in shipped.items():
         out.print(f"\nShipped with this package: [bold]{name}[/bold] ({path})", soft_wrap=True)
 
@@ -224,15 +230,26 @@ def _describe_artifact(path: Path, *, json: bool) -> None:
 def _count(config: NetworkConfig, size: tuple[int, int]) -> dict[str, int]:
     import torch
 
+    from iformer.models.complexity import count_parameters
+    from iformer.models.factory import build
+
+    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+        parameters = count_parameters(build(config))
+    # folding makes one head of the two of a distilled network
+    return {"parameters": parameters, **_count_folded(config.with_options(name="", distillation=False), size)}
+
+
+@functools.cache
+def _count_folded(config: NetworkConfig, size: tuple[int, int]) -> dict[str, int]:
+    import torch
+
     from iformer.models.complexity import count_macs, count_parameters
     from iformer.models.factory import build
     from iformer.models.folding import fold
 
-    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        model = build(config).eval()
-    folded = fold(model)
+    with torch.device("meta"):
+        folded = fold(build(config))
     return {
-        "parameters": count_parameters(model),
         "parameters_folded": count_parameters(folded),
         "macs": count_macs(folded, size, in_chans=config.in_chans),
     }

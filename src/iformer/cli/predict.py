@@ -132,7 +132,7 @@ def predict(
 
 def _default_network() -> tuple[Any, Any]:
     from iformer.cli.subject import open_subject
-    from iformer.models.weights.resolve import shipped_checkpoints
+    from iformer.config.variants import shipped_checkpoints
 
     try:
         return open_subject(DEFAULT_NETWORK, device="auto")

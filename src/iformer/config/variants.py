@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
 
 from iformer.config.network import AttentionConfig, BlockKind, NetworkConfig, StageConfig
 from iformer.errors import UnknownNameError
 
 DISTILLED_SUFFIX = "_distilled"
+_SHIPPED = {"elpv": "iformer_t_elpv.safetensors"}
+"""Name of each shipped checkpoint and its file in `iformer/checkpoints`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,10 @@ class Variant:
     """Channels of the four stages."""
     blocks: tuple[tuple[int, int, int], ...]
     """Block counts of each stage: (conv, attention, conv), in the order of the blocks."""
+    parameters: int | None = None
+    """Parameters of the folded network with 1000 classes, so that `iformer info` need not count them."""
+    macs: int | None = None
+    """Multiply-accumulates of one image of 224 x 224 pixels."""
     conv_expansion_ratio: float
     ffn_expansion_ratio: float
     reduction: tuple[int, int]
@@ -78,6 +86,8 @@ def _release(file: str, top1: float, top5: float) -> Release:
 
 VARIANTS: dict[str, Variant] = {
     "iformer_t": Variant(
+        parameters=2_873_032,
+        macs=530_472_064,
         channels=(32, 64, 128, 256),
         blocks=((2, 0, 0), (2, 0, 0), (6, 3, 1), (0, 2, 0)),
         conv_expansion_ratio=3,
@@ -86,6 +96,8 @@ VARIANTS: dict[str, Variant] = {
         plain=_release("iformer_t", 74.05, 92.20),
     ),
     "iformer_s": Variant(
+        parameters=6_540_152,
+        macs=1_092_386_528,
         channels=(32, 64, 176, 320),
         blocks=((2, 0, 0), (2, 0, 0), (9, 3, 1), (0, 2, 0)),
         conv_expansion_ratio=4,
@@ -94,6 +106,8 @@ VARIANTS: dict[str, Variant] = {
         plain=_release("iformer_s", 78.77, 94.54),
     ),
     "iformer_m": Variant(
+        parameters=8_879_128,
+        macs=1_639_944_384,
         channels=(48, 96, 192, 384),
         blocks=((2, 0, 0), (2, 0, 0), (9, 4, 1), (0, 2, 0)),
         conv_expansion_ratio=4,
@@ -103,6 +117,8 @@ VARIANTS: dict[str, Variant] = {
         distilled=_release("iformer_m_distilled", 81.06, 95.46),
     ),
     "iformer_l": Variant(
+        parameters=14_737_624,
+        macs=2_826_732_224,
         channels=(48, 96, 256, 384),
         blocks=((2, 0, 0), (2, 0, 0), (8, 8, 1), (0, 2, 0)),
         conv_expansion_ratio=4,
@@ -112,6 +128,8 @@ VARIANTS: dict[str, Variant] = {
         distilled=_release("iformer_l_distilled", 82.66, 96.15),
     ),
     "iformer_l2": Variant(
+        parameters=24_455_016,
+        macs=4_531_072_384,
         channels=(64, 128, 256, 512),
         blocks=((3, 0, 0), (3, 0, 0), (12, 11, 1), (0, 3, 0)),
         conv_expansion_ratio=4,
@@ -120,6 +138,8 @@ VARIANTS: dict[str, Variant] = {
         distilled=_release("iformer_l2_distilled", 83.85, 96.73),
     ),
     "iformer_h": Variant(
+        parameters=99_408_232,
+        macs=15_529_612_800,
         channels=(96, 192, 384, 768),
         blocks=((5, 0, 0), (5, 0, 0), (14, 15, 1), (0, 6, 0)),
         conv_expansion_ratio=4,
@@ -169,6 +189,24 @@ def release(name: str) -> Release | None:
     """
     variant, distillation = _find(name)
     return variant.distilled if distillation else variant.plain
+
+
+def listed_counts(name: str) -> dict[str, int] | None:
+    """Return `parameters_folded` and `macs` of a network at 224 x 224 from the table; None if it has none."""
+    variant, _ = _find(name)
+    if variant.parameters is None or variant.macs is None:
+        return None
+    return {"parameters_folded": variant.parameters, "macs": variant.macs}
+
+
+def shipped_checkpoints() -> dict[str, Path]:
+    """Return name and file of every checkpoint that this installation holds.
+
+    `elpv` is an iFormer-T trained on the photographs of the elpv-dataset package: functional or defective solar
+    cells.
+    """
+    folder = Path(str(resources.files("iformer"))) / "checkpoints"
+    return {name: folder / file for name, file in _SHIPPED.items() if (folder / file).is_file()}
 
 
 def _find(name: str) -> tuple[Variant, bool]:

@@ -18,12 +18,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from iformer.config.network import NetworkConfig
-from iformer.config.variants import list_models, network_config
+from iformer.config.variants import list_models, network_config, shipped_checkpoints
 from iformer.config.windows import with_design
 from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
 from iformer.models.classifier import Classifier
@@ -32,8 +31,6 @@ from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
 
-_SHIPPED = {"elpv": "iformer_t_elpv.safetensors"}
-"""Name of each shipped checkpoint and its file in `iformer/checkpoints`."""
 RUN_CHECKPOINT = "best.safetensors"
 """The file in a run folder that the folder's name stands for."""
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -184,16 +181,6 @@ def is_known_folder(name: str) -> bool:
     path = Path(name)
     known = name in list_models() or name in shipped_checkpoints()
     return known or (path / RUN_CHECKPOINT).is_file() or _record(path).is_file()
-
-
-def shipped_checkpoints() -> dict[str, Path]:
-    """Return name and file of every checkpoint that this installation holds.
-
-    `elpv` is an iFormer-T trained on the photographs of the elpv-dataset package: functional or defective solar
-    cells.
-    """
-    folder = Path(str(resources.files("iformer"))) / "checkpoints"
-    return {name: folder / file for name, file in _SHIPPED.items() if (folder / file).is_file()}
 
 
 def _by_name(name: str, entry: str | None) -> Size | Weights | None:

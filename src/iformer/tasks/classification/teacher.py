@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.variants import list_models
+from iformer.config.variants import list_models, shipped_checkpoints
 from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, one_line
 from iformer.models.folding import fold
 from iformer.models.weights.hub import imagenet_class_names, release_names
-from iformer.models.weights.resolve import RUN_CHECKPOINT, load_classifier, shipped_checkpoints
+from iformer.models.weights.resolve import RUN_CHECKPOINT, load_classifier
 from iformer.models.weights.safetensors_file import SUFFIX, open_safetensors
 from iformer.training.network.precision import compiles, multiplies_bf16
 
