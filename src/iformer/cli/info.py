@@ -223,6 +223,7 @@ def _describe_artifact(path: Path, *, json: bool) -> None:
             ("class names", _class_names(record.class_names)),
             ("status", record.status),
             ("compared with", record.checked_by or "nothing"),
+            ("record", "fits its checksum" if record.record_sha256 else "has no checksum, as in early versions"),
         ]
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from iformer.cli.output import note
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import UserError
 from iformer.tasks.registry import TaskRow, find_task
@@ -21,7 +22,7 @@ def open_subject(
     Raises:
         UserError: it cannot be opened, or is an artifact and `device` or `precision` are for a network.
     """
-    from iformer.deploy.artifact import is_artifact, read_record
+    from iformer.deploy.artifact import is_artifact, read_record, record_path
     from iformer.models.weights.resolve import Artifact, load, load_classifier, resolve, resolve_weights
 
     path = Path(name)
@@ -38,6 +39,8 @@ def open_subject(
             raise UserError(f"--device is '{device}'; an artifact runs on the CPU, in its own runtime")
         with quiet():
             runner = open_artifact(found.path)
+        if not runner.info.record_sha256:
+            note(f"note: {record_path(found.path)} has no checksum, as in early versions: an edit would not show")
         return runner, find_task(runner.info.task)
     weights = resolve_weights(found)
     network = load_classifier(weights) if weights.task == "classify" else load(weights)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ MAX_BATCH = 4096
 """Largest number of images per call."""
 _MAX_RECORD_BYTES = 16_000_000
 _STAGING = ".iformer-export-"
+_CHECKSUM = "record_sha256"
 _Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "e3b0c442…")]
 
 
@@ -83,6 +84,8 @@ class ArtifactInfo(Config):
     """Metrics of the artifact and of the network on a data set; None if not measured."""
     quantization: dict[str, Any] | None = None
     """How a quantized artifact was calibrated, and which layers stayed in higher precision."""
+    record_sha256: str = field(default="", compare=False)
+    """`record_hash` of the other fields; empty in the records of early versions, which are not protected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,21 +195,31 @@ def record_path(artifact: Path) -> Path:
 
 
 def write_record(info: ArtifactInfo, artifact: Path) -> Path:
-    """Write the record beside its artifact."""
-    return write_text(record_path(artifact), json.dumps(info.to_plain(), indent=2) + "\n")
+    """Write the record, with its checksum, beside its artifact."""
+    plain = info.to_plain()
+    plain[_CHECKSUM] = record_hash(plain)
+    return write_text(record_path(artifact), json.dumps(plain, indent=2) + "\n")
+
+
+def record_hash(plain: Mapping[str, Any]) -> str:
+    """Return the sha256 in hex of the other fields of a record, as JSON with sorted keys and without spaces."""
+    fields = {name: value for name, value in plain.items() if name != _CHECKSUM}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_record(artifact: Path) -> ArtifactInfo:
-    """Read the record of an artifact and check the artifact's hash.
+    """Read the record of an artifact and check its checksum and the artifact's hash.
 
     Raises:
-        UserError: the record is missing or damaged, or the artifact was changed after its export.
+        UserError: the record is missing, damaged or was edited, or the artifact was changed after its export.
     """
     path = record_path(artifact)
     try:
         if path.stat().st_size > _MAX_RECORD_BYTES:
             raise UserError(f"{path} is not the record of an artifact: more than {_MAX_RECORD_BYTES:,} bytes")
-        info = ArtifactInfo.from_plain(json.loads(path.read_text(encoding="utf-8")))
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        info = ArtifactInfo.from_plain(plain)
+        edited = info.record_sha256 not in ("", record_hash(plain))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it together with the artifact") from None
     except ConfigError as error:
@@ -215,6 +228,8 @@ def read_record(artifact: Path) -> ArtifactInfo:
         raise
     except (ValueError, RecursionError):  # not JSON, not UTF-8, a number too long or nesting too deep
         raise UserError(f"{path} is not the record of an artifact: it is not readable JSON") from None
+    if edited:
+        raise UserError(f"{path} was edited after the export: its record_sha256 does not fit; export again")
     if not artifact.exists():
         raise UserError(f"{artifact} is missing; only its record exists")
     if artifact_hash(artifact) != info.sha256:

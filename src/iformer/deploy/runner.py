@@ -14,7 +14,7 @@ from iformer.data.transforms import Normalize
 from iformer.deploy.artifact import read_record
 from iformer.deploy.exportable import Outputs, named
 from iformer.deploy.runtimes.registry import find_runtime
-from iformer.deploy.spec import embedded
+from iformer.deploy.spec import embedded, embedded_hash
 from iformer.errors import UserError
 
 
@@ -105,8 +105,14 @@ class ArtifactRunner(ABC):
         return UserError(f"{self.path} cannot be {what} by {title}: {reason[:300]}")
 
     def _check_embedded(self, found: Mapping[str, str]) -> None:
-        for key, value in embedded(self.info.class_names, self.info.preprocessing).items():
-            if not isinstance(found, Mapping) or found.get(key) != value:
+        info, found = self.info, found if isinstance(found, Mapping) else {}
+        expected = embedded(info.class_names, info.preprocessing)
+        if "checksum" in found:
+            if found["checksum"] != embedded_hash(found):
+                raise UserError(f"{self.path}: the metadata inside the file does not fit its checksum")
+            expected |= {"precision": info.precision, "normalized_by": info.normalized_by, "task": info.task}
+        for key, value in expected.items():
+            if found.get(key) != value:
                 raise UserError(f"{self.path}: {key} inside the file and in its record differ")
 
 

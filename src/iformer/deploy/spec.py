@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, H and W the image's sides.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from iformer.data.transforms import Normalize
 from iformer.deploy.exportable import Exportable, Forward
 
 Layout = Literal["NHWC", "NCHW"]
+
+EMBEDDED = ("class_names", "preprocessing", "network", "task", "precision", "normalized_by", "checksum")
+"""Keys of the metadata inside an artifact. Those of early versions have the first three."""
 
 INPUT = "image"
 """Name of the input in formats that have names."""
@@ -99,7 +103,10 @@ class ExportSpec:
 
     def embedded(self) -> dict[str, str]:
         """Return the metadata stored inside the artifact, in formats that can hold it."""
-        return embedded(self.class_names, self.preprocessing) | {"network": self.name}
+        found = embedded(self.class_names, self.preprocessing)
+        found |= {"network": self.name, "task": self.task, "precision": self.precision}
+        found |= {"normalized_by": "caller" if self.raw else "graph"}
+        return found | {"checksum": embedded_hash(found)}
 
     def _fed(self, images_BCHW: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
         if self.raw:
@@ -178,6 +185,12 @@ def embedded(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict
         "class_names": json.dumps(list(class_names), ensure_ascii=False),
         "preprocessing": json.dumps(plain),
     }
+
+
+def embedded_hash(found: Mapping[str, str]) -> str:
+    """Return the sha256 in hex of the metadata of `EMBEDDED`, as JSON; a format may have further keys."""
+    plain = {name: found.get(name) for name in EMBEDDED if name != "checksum"}
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def operation_counts(operations: Mapping[str, int], **more: Any) -> dict[str, Any]:

@@ -301,11 +301,11 @@ def test_two_exchanged_class_names_are_caught(model: Classifier, artifact: Path)
     write_record(
         replace(info, sha256=artifact_hash(artifact), class_names=("bee", "ant", "cat", "dog", "elk")), artifact
     )
-    if info.runtime == "litert":  # a patched zip has a wrong check sum, which is an error of its own
-        with pytest.raises(UserError):
-            check(model, artifact)
-    else:
+    if info.runtime == "ncnn":  # the record is compared with the network
         assert "its class names are not the network's" in check(model, artifact)
+    else:  # in LiteRT's file the checksum of the zip is wrong already
+        with pytest.raises(UserError, match=r"does not fit its checksum|Bad CRC"):
+            check(model, artifact)
 
 
 @each_artifact
@@ -313,6 +313,34 @@ def test_an_artifact_of_another_network_is_caught(model: Classifier, artifact: P
     other = Classifier(tiny_config()).eval()
     other.metadata = model.metadata
     assert "it was made from other weights" in check(other, artifact)
+
+
+@each_artifact
+def test_an_edited_record_is_refused(artifact: Path) -> None:
+    text = record_path(artifact).read_text()
+    record = json.loads(text)
+    size = {"preprocessing": record["preprocessing"] | {"size": [96, 96]}}
+    for fields in ({"precision": "int8"}, size, {"normalized_by": "caller"}, {"status": "run here", "parity": {}}):
+        record_path(artifact).write_text(json.dumps(record | fields))
+        with pytest.raises(UserError, match=r"was edited after the export.* export again"):
+            open_artifact(artifact)
+    record_path(artifact).write_text(json.dumps(json.loads(text)))  # other spaces are no edit
+    assert read_record(artifact).record_sha256
+
+
+@each_artifact
+def test_a_record_of_an_early_version_opens(artifact: Path) -> None:
+    record = json.loads(record_path(artifact).read_text())
+    del record["record_sha256"]
+    record_path(artifact).write_text(json.dumps(record))
+    runner = RUNTIMES[record["runtime"]].module().RUNNER
+    assert runner.for_check(artifact).info.record_sha256 == ""
+    if record["runtime"] == "ncnn":  # its files hold no metadata
+        return
+    for fields in ({"precision": "int8"}, {"normalized_by": "caller"}):
+        record_path(artifact).write_text(json.dumps(record | fields))
+        with pytest.raises(UserError, match="inside the file and in its record differ"):
+            runner.for_check(artifact)
 
 
 @each_artifact

@@ -20,7 +20,7 @@ from iformer.deploy.export import export_artifact
 from iformer.deploy.parity import compare
 from iformer.deploy.runtimes import onnx as onnx_export
 from iformer.deploy.runtimes.onnx import OnnxRunner
-from iformer.deploy.spec import ExportSpec
+from iformer.deploy.spec import ExportSpec, embedded_hash
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.tasks.export import exportable
@@ -178,9 +178,8 @@ def test_exchanged_class_names_are_caught(model: Classifier, artifact: Path) -> 
     names = ["bee", "ant", "cat", "dog", "elk"]
 
     def exchange(proto: Any) -> None:
-        for entry in proto.metadata_props:
-            if entry.key == "class_names":
-                entry.value = json.dumps(names)
+        found = {entry.key: entry.value for entry in proto.metadata_props} | {"class_names": json.dumps(names)}
+        onnx.helper.set_model_props(proto, found | {"checksum": embedded_hash(found)})
 
     tamper(artifact, exchange)
     with pytest.raises(UserError, match="class_names inside the file and in its record differ"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from iformer.dependencies import require
 from iformer.deploy.runner import ArtifactRunner
 from iformer.deploy.runtimes.xnnpack import for_xnnpack
-from iformer.deploy.spec import Calibration, ExportSpec, operation_counts
+from iformer.deploy.spec import EMBEDDED, Calibration, ExportSpec, operation_counts
 
 EXTRA = "executorch"
 
@@ -61,7 +61,7 @@ class ExecuTorchRunner(ArtifactRunner):
         # from bytes: a program loaded from a path reads the file again at later calls
         self.program = runtime.Runtime.get().load_program(self.path.read_bytes())  # must outlive its methods
         self.method = self.program.load_method("forward")
-        names = self.program.method_names & {"class_names", "preprocessing"}
+        names = self.program.method_names & set(EMBEDDED)
         return {name: str(self.program.load_method(name).execute([])[0]) for name in names}
 
     def run(self, fed: Tensor) -> Sequence[Any]:

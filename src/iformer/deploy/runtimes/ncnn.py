@@ -87,9 +87,11 @@ class NcnnRunner(ArtifactRunner):
         if image.dtype != np.uint8:
             return self.ncnn.Mat(image).clone()
         height, width, channels = image.shape
-        kinds = self.ncnn.Mat.PixelType
-        kind = kinds.PIXEL_GRAY if channels == 1 else kinds.PIXEL_RGB
-        return self.ncnn.Mat.from_pixels(image, kind, width, height)
+        types = self.ncnn.Mat.PixelType
+        kinds = {1: types.PIXEL_GRAY, 3: types.PIXEL_RGB, 4: types.PIXEL_RGBA}
+        if channels not in kinds:
+            return self.ncnn.Mat(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)).clone()
+        return self.ncnn.Mat.from_pixels(image, kinds[channels], width, height)
 
 
 RUNNER = NcnnRunner

@@ -40,7 +40,7 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     if spec.calibration is not None:
         proto = _quantized(proto, spec, spec.calibration, path)
     proto.producer_name, proto.producer_version = "iformer", __version__
-    onnx.helper.set_model_props(proto, {**spec.embedded(), "task": spec.task})
+    onnx.helper.set_model_props(proto, spec.embedded())
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
     return operation_counts(Counter(node.op_type for node in proto.graph.node))

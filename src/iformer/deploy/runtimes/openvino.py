@@ -16,7 +16,7 @@ from iformer.data.transforms import Normalize
 from iformer.dependencies import require, without_telemetry
 from iformer.deploy.exportable import Outputs, named
 from iformer.deploy.runner import ArtifactRunner
-from iformer.deploy.spec import INPUT, Calibration, ExportSpec, operation_counts
+from iformer.deploy.spec import EMBEDDED, INPUT, Calibration, ExportSpec, operation_counts
 
 EXTRA = "openvino"
 SECTION = "iformer"
@@ -66,7 +66,7 @@ class OpenVinoRunner(ArtifactRunner):
         core = openvino.Core()
         model = core.read_model(self.path / "model.xml")
         self.compiled = core.compile_model(model, "CPU", options)
-        keys = [key for key in ("class_names", "preprocessing") if model.has_rt_info([SECTION, key])]
+        keys = [key for key in EMBEDDED if model.has_rt_info([SECTION, key])]
         return {key: str(model.get_rt_info([SECTION, key]).value) for key in keys}
 
     def run(self, fed: Tensor) -> Sequence[Any]:
