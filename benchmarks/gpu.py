@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from iformer.config.variants import network_config
 from iformer.config.windows import with_design
 from iformer.data.sources import load_data
 from iformer.data.sources.shards.packing import pack
+from iformer.layers.attention import fused_attention, stored_attention
 from iformer.models.factory import build
 from iformer.models.folding import fold
 from iformer.models.weights.dialects import from_timm
@@ -49,14 +50,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """fp32 multiplies in TF32, as PyTorch's `high` precision does."""
 TOLERANCE = {"bf16": 3e-2, "fp16": 1e-2, "fp32": 1e-2}
 """Largest ||logits - fp32 logits|| / ||fp32 logits||; random weights amplify rounding more than trained ones."""
-SHARES = {
-    "inference": 0.26,
-    "training": 0.30,
-    "loop": 0.14,
-    "compiled": 0.20,
-    "large images": 0.07,
-    "distributed": 0.03,
+SECONDS = {
+    "inference": 80,
+    "training step": 140,
+    "training loop": 50,
+    "compiled inference": 60,
+    "attention": 10,
+    "large images": 30,
+    "distributed": 20,
+    "profile": 20,
 }
+"""The share of each section in `--minutes`."""
 
 
 @dataclass(kw_only=True)
@@ -76,12 +80,15 @@ class Bench:
     """Each image is there this often, so that the loop outlasts what its workers prepare in advance."""
     loop_steps: int = 60
     minutes: float = 7.0
+    sections: Sequence[str] = tuple(SECONDS)
     ends: float = field(default=0.0, init=False)
     skipped: list[str] = field(default_factory=list, init=False)
 
-    def begin(self, section: str) -> None:
-        """Give a section its time; time that earlier sections saved is kept for the last ones."""
-        self.ends = time.monotonic() + 60 * self.minutes * SHARES[section]
+    def begins(self, section: str) -> bool:
+        """Whether a section is wanted; its time begins."""
+        total = sum(SECONDS[name] for name in self.sections)
+        self.ends = time.monotonic() + 60 * self.minutes * SECONDS[section] / total
+        return section in self.sections
 
     def fits(self, what: str) -> bool:
         """Whether there is time for a measurement; otherwise it is listed as skipped."""
@@ -101,6 +108,10 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    def allocated_gib(self) -> float:
+        """Memory of tensors; 0 on a CPU."""
+        return torch.cuda.memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else 0.0
 
     def peak_gib(self) -> float | None:
         """Peak memory of tensors since the last `free`; None on a CPU."""
@@ -141,6 +152,7 @@ def ceilings(bench: Bench) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------------- inference
 
 
+@lru_cache
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
     """timm's network and ours with the same random weights, both in eval mode and not fused."""
     torch.manual_seed(0)
@@ -261,7 +273,7 @@ def inference(
             with recorded_errors(result, what):
                 generator = torch.Generator().manual_seed(0)
                 x = torch.randn(batch, 3, bench.size, bench.size, generator=generator).to(bench.device)
-                expected = exactly(pair(name)[0].to(bench.device), x)
+                expected = exactly(copy.deepcopy(pair(name)[0]).to(bench.device), x)
                 forms = make(bench, name, x, DTYPES[precision])
                 result[what] = time_forms(bench, forms, expected, precision, baseline)
                 show(what, result[what], baseline)
@@ -285,6 +297,7 @@ def show(what: str, forms: dict[str, Any], baseline: str) -> None:
     cells = [
         f"{label} {form['images/s']:.0f}/s {form[f'times as fast as {baseline}']:.2f}x"
         for label, form in forms.items()
+        if isinstance(form, dict)
     ]
     print(f"{what}: " + "; ".join(cells), flush=True)
 
@@ -292,24 +305,35 @@ def show(what: str, forms: dict[str, Any], baseline: str) -> None:
 # ---------------------------------------------------------------------------------------------------- training
 
 
-def training(bench: Bench, data: Path, shards: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The step and the loop of `iformer train` against timm's amp script; both tables."""
+def training_steps(bench: Bench, data: Path) -> dict[str, Any]:
+    """The step of `iformer train`, compiled as it comes on a GPU and eager, against that of timm's script."""
     steps: dict[str, Any] = {}
-    loops: dict[str, Any] = {}
-    bench.begin("training")
-    models = [name for name in bench.models if name not in ("iformer_l2", "iformer_h")]
-    for compiled in (False, True):
-        for name in models:
+    for compiled in (True, False):
+        for name in training_models(bench):
             what = f"{name}, {'compiled' if compiled else 'eager'}"
             if bench.fits(f"training step: {what}"):
                 with recorded_errors(steps, what):
                     steps[what] = training_step(bench, name, data, compiled=compiled)
-    bench.begin("loop")
-    for name in models:
+    return steps
+
+
+def training_loops(bench: Bench, data: Path) -> dict[str, Any]:
+    """The loop of `iformer train` from shards against that of timm's script from the same files."""
+    loops: dict[str, Any] = {}
+    began = time.monotonic()
+    shards = data.parent / "shards"
+    pack(load_data(repeated(data, bench.repeats)), shards)
+    print(f"shards: {time.monotonic() - began:.0f} s", flush=True)
+    for name in training_models(bench):
         if bench.fits(f"training loop: {name}"):
             with recorded_errors(loops, name):
                 loops[name] = training_loop(bench, name, data, shards)
-    return steps, loops
+    return loops
+
+
+def training_models(bench: Bench) -> list[str]:
+    """The networks whose training is measured; L2 and H take the time of all others."""
+    return [name for name in bench.models if name not in ("iformer_l2", "iformer_h")]
 
 
 def repeated(data: Path, times: int) -> Path:
@@ -337,44 +361,61 @@ def sides(bench: Bench, name: str, data: Path, our_data: Path, *, compiled: bool
 
 
 def training_step(bench: Bench, name: str, data: Path, *, compiled: bool) -> dict[str, Any]:
-    """One prepared batch again and again: time, images/s and peak memory of both."""
+    """One prepared batch again and again: time, images/s and peak memory of both sides.
+
+    timm's step runs twice: with the memory format of its script as it comes (NCHW), and with `--channels-last`.
+    """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(bench.train_batch, 3, bench.size, bench.size, generator=generator)
-    batch: Batch = {
-        "images": images.to(bench.device).contiguous(memory_format=torch.channels_last),
-        "labels": torch.randint(0, CLASSES, (bench.train_batch,), generator=generator).to(bench.device),
-        "indices": torch.arange(bench.train_batch),
+    images = torch.randn(bench.train_batch, 3, bench.size, bench.size, generator=generator).to(bench.device)
+    labels = torch.randint(0, CLASSES, (bench.train_batch,), generator=generator).to(bench.device)
+    makes = sides(bench, name, data, data, compiled=compiled)
+    layouts = {
+        "timm": torch.contiguous_format,
+        "timm, channels-last": torch.channels_last,
+        "iformer": torch.channels_last,
     }
-    peaks, calls = {}, {}
+    peaks: dict[str, float | None] = {}
+    calls: dict[str, Callable[[], None]] = {}
     bench.free()
     began = time.perf_counter()
-    for label, make in sides(bench, name, data, data, compiled=compiled).items():
-        side = make()
+    for label, layout in layouts.items():
+        side = makes[label.partition(",")[0]]()
+        if isinstance(side, Timms):
+            side.network = side.network.to(memory_format=layout)
+        batch: Batch = {
+            "images": images.contiguous(memory_format=layout),
+            "labels": labels,
+            "indices": torch.arange(bench.train_batch),
+        }
 
-        def step(side: Any = side) -> None:
+        def step(side: Any = side, batch: Batch = batch) -> None:
+            # timm's script has cuDNN try its algorithms; `iformer train` does not, so that it can resume exactly
+            torch.backends.cudnn.benchmark = isinstance(side, Timms)
             side.train({**batch, "images": batch["images"].clone()})
 
+        others = bench.allocated_gib()
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(bench.device)
-            others = torch.cuda.memory_allocated(bench.device)
         step()
         bench.wait()
         peak = bench.peak_gib()
-        peaks[label] = None if peak is None else peak - others / 2**30
+        peaks[label] = None if peak is None else peak - others
         calls[label] = step
-    first_steps = time.perf_counter() - began
+    seconds = time.perf_counter() - began
     timings = interleaved(calls, rounds=max(3, bench.rounds // 2), warmup=2, synchronize=bench.wait)
-    result = {
-        label: {**timing, "images/s": bench.train_batch / timings.median(label), "peak GiB": peaks[label]}
+    torch.backends.cudnn.benchmark = bench.device.type == "cuda"
+    result: dict[str, Any] = {
+        label: {
+            **timing,
+            "images/s": bench.train_batch / timings.median(label),
+            "peak GiB": peaks[label],
+            "times as fast as timm": timings.ratio("timm", label),
+        }
         for label, timing in timings.to_plain().items()
     }
-    ratio = timings.ratio("timm", "iformer")
-    print(
-        f"training step, {name}, {'compiled' if compiled else 'eager'}: {ratio:.2f}x of timm's eager amp step; "
-        f"{result['iformer']['images/s']:.0f} against {result['timm']['images/s']:.0f} images/s, peak {peaks}",
-        flush=True,
-    )
-    return {**result, "times as fast as timm": ratio, "seconds until both had made a step": first_steps}
+    result["seconds until each had made a step"] = seconds
+    show(f"training step, {name}, {'compiled' if compiled else 'eager'}", result, "timm")
+    return result
 
 
 def training_loop(bench: Bench, name: str, data: Path, shards: Path) -> dict[str, Any]:
@@ -389,7 +430,31 @@ def training_loop(bench: Bench, name: str, data: Path, shards: Path) -> dict[str
     return result
 
 
-# ------------------------------------------------------------------------------------------------- large images
+# ------------------------------------------------------------------------------------- attention, large images
+
+
+@torch.inference_mode()
+def attention(bench: Bench) -> dict[str, Any]:
+    """Stored scores against the fused kernel, by number of tokens, in bf16 with iFormer-M's channels."""
+    result: dict[str, Any] = {}
+    counts = (196, 576, 1024, 2304, 4096, 16384) if bench.size > 64 else (64,)
+    for count in counts:
+        batch = max(1, min(64, 2**16 // count))
+        q, k = (torch.randn(batch, count, HEAD_DIM, device=bench.device).bfloat16() for _ in range(2))
+        v = torch.randn(batch, count, CHANNELS, device=bench.device).bfloat16()
+        what = f"{count} tokens, batch {batch}"
+        if bench.fits(f"attention: {what}"):
+            with recorded_errors(result, what):
+                bench.free()
+                calls = {"stored": partial(stored_attention, q, k, v), "fused": partial(fused_attention, q, k, v)}
+                timings = interleaved(calls, rounds=bench.rounds, warmup=2, synchronize=bench.wait)
+                result[what] = {**timings.to_plain(), "fused is faster by": timings.ratio("stored", "fused")}
+                print(f"attention, {what}: {result[what]['fused is faster by']:.2f}x", flush=True)
+    return result
+
+
+CHANNELS, HEAD_DIM = 192, 96
+"""Channels of a token's value and of its key in stage 3 of iFormer-M."""
 
 DESIGNS: dict[str, dict[str, Any] | None] = {
     "timm fused": None,
@@ -533,63 +598,60 @@ def distributed(bench: Bench, folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ the run
 
 
-def measure(bench: Bench, only: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Run the wanted sections in order of importance and return their figures."""
+def measure(bench: Bench, folder: Path, save: Callable[[dict[str, Any]], None]) -> None:
+    """Run the wanted sections in order of importance; `save` is called after each with all figures so far."""
+    began = time.monotonic()
+    data = make_images(folder / "images", bench.images)
     figures: dict[str, Any] = {"ceilings": ceilings(bench)}
     print(figures["ceilings"], flush=True)
-    sections = only or list(SHARES)
-    began = time.monotonic()
-    if "training" in sections:
-        data = repeated(make_images(folder / "images", bench.images), bench.repeats)
-        shards = folder / "shards"
-        pack(load_data(data), shards)
-        print(f"images and shards: {time.monotonic() - began:.0f} s", flush=True)
-    if "inference" in sections:
-        bench.begin("inference")
-        figures["inference"] = inference(bench, eager_forms, "timm amp")
-    if "training" in sections:
-        figures["training step"], figures["training loop"] = training(bench, data, shards)
-        figures["profile"] = profiles(bench, data)
-    if "compiled" in sections:
-        bench.begin("compiled")
-        figures["compiled inference"] = inference(bench, compiled_forms, "timm fused, compiled")
-    if "large images" in sections:
-        bench.begin("large images")
-        figures["large images"] = large_images(bench)
-    if "distributed" in sections:
-        bench.begin("distributed")
-        figures["distributed"] = distributed(bench, folder)
-    figures["skipped for lack of time"] = bench.skipped
-    figures["seconds"] = time.monotonic() - began
-    return figures
+    sections: dict[str, Callable[[], dict[str, Any]]] = {
+        "training step": partial(training_steps, bench, data),
+        "inference": partial(inference, bench, eager_forms, "timm amp"),
+        "attention": partial(attention, bench),
+        "large images": partial(large_images, bench),
+        "distributed": partial(distributed, bench, folder),
+        "profile": partial(profiles, bench, data),
+        "compiled inference": partial(inference, bench, compiled_forms, "timm fused, compiled"),
+        "training loop": partial(training_loops, bench, data),
+    }
+    for name, section in sections.items():
+        if bench.begins(name):
+            figures[name] = section()
+            save({**figures, "skipped for lack of time": bench.skipped, "seconds": time.monotonic() - began})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and with --out write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=7.0, help="time for all sections")
-    parser.add_argument("--only", nargs="+", default=[], choices=list(SHARES), help="only these sections")
+    parser.add_argument("--only", nargs="+", default=[], choices=list(SECONDS), help="only these sections")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--tiny", action="store_true", help="everything in miniature: a test, not a measurement")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    bench = Bench(device=device, models=options.models, minutes=options.minutes)
+    bench = Bench(
+        device=device, models=options.models, minutes=options.minutes, sections=options.only or tuple(SECONDS)
+    )
     bench.workers = max(1, (os.cpu_count() or 2) - 2)
     if options.tiny:
         bench.batches, bench.size, bench.train_batch, bench.large_sizes = (2,), 64, 4, (128,)
         bench.rounds, bench.workers, bench.images, bench.repeats, bench.loop_steps = 1, 1, 20, 1, 2
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = device.type == "cuda"
+    torch.backends.cudnn.benchmark_limit = 4  # algorithms that cuDNN tries; the default of 10 takes minutes
     folder = Path(tempfile.mkdtemp(prefix="iformer-gpu-"))
+    settings = {name: str(value) for name, value in vars(options).items()}
+
+    def save(figures: dict[str, Any]) -> None:
+        if options.out:
+            write_record(options.out, {"settings": settings, **figures}, device=device)
+
     try:
-        figures = measure(bench, options.only, folder)
+        measure(bench, folder, save)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if options.out:
-        settings = {name: str(value) for name, value in vars(options).items()}
-        write_record(options.out, {"settings": settings, **figures}, device=device)
 
 
 if __name__ == "__main__":

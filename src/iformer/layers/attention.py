@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iformer.config.network import AttentionConfig
+from iformer.layers.capture import is_capturing
 from iformer.layers.conv_norm import ConvNorm, concatenate, fold_conv, frozen, pointwise
 from iformer.layers.ffn import FFN
 from iformer.layers.norm import LayerNorm2d
@@ -39,19 +40,48 @@ def feature_map(x_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
     return x_BLC.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
+_MANY_TOKENS = 1024
+"""Number of keys from which on GPUs use the fused kernel. The scores of 4,096 tokens take 32 MiB."""
+
+
 def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor, windows: Windows | None = None) -> Tensor:
     """Return softmax(q k^T) v, B x L x C. The factor 1/sqrt(D) has to be in q.
 
     With windows, the tokens are those of a strip, and each token attends to the keys of its window.
     """
+    if windows is None:
+        return _attention(q_BLD, k_BLD, v_BLC)
+    q_BLD, k_BLD = windows.mask(q_BLD, k_BLD)
+    return windows.merge(_attention(windows.split(q_BLD), windows.split(k_BLD), windows.split(v_BLC)))
+
+
+def _attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
+    return (fused_attention if _has_fused_kernel(k_BLD) else stored_attention)(q_BLD, k_BLD, v_BLC)
+
+
+def _has_fused_kernel(k_BLD: Tensor) -> bool:
+    """Whether the kernel that does not store the scores serves: inference of many tokens on a GPU."""
+    return (
+        not is_capturing()
+        and k_BLD.device.type == "cuda"
+        and k_BLD.dtype in (torch.bfloat16, torch.float16)
+        and k_BLD.shape[1] >= _MANY_TOKENS
+        and not torch.is_grad_enabled()
+    )
+
+
+def stored_attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
+    """Return softmax(q k^T) v with the L x L scores in memory."""
     # Not `scaled_dot_product_attention`: one head of few tokens gains nothing from the fused kernel, which adds
     # transposes to exported graphs. `bmm` and not `@`: its broadcasting leaves copies in ExecuTorch's graphs and
     # hides the attention from OpenVINO's fusion.
-    if windows is None:
-        return torch.bmm(torch.bmm(q_BLD, k_BLD.transpose(1, 2)).softmax(dim=-1), v_BLC)
-    q_BLD, k_BLD = windows.mask(q_BLD, k_BLD)
-    scores = torch.bmm(windows.split(q_BLD), windows.split(k_BLD).transpose(1, 2))
-    return windows.merge(torch.bmm(scores.softmax(dim=-1), windows.split(v_BLC)))
+    return torch.bmm(torch.bmm(q_BLD, k_BLD.transpose(1, 2)).softmax(dim=-1), v_BLC)
+
+
+def fused_attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
+    """Return softmax(q k^T) v by PyTorch's fused kernel, whose memory grows with L and not with its square."""
+    q, k, v = (tensor.unsqueeze(1) for tensor in (q_BLD, k_BLD, v_BLC))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
 
 
 def modulated_attention(

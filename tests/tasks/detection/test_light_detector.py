@@ -16,7 +16,7 @@ from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
-from iformer.tasks.detection.light_loss import assign, light_loss
+from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss
 from iformer.training.loop import train
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light
@@ -89,14 +89,23 @@ def grid_points() -> Tensor:
     return network().points()
 
 
+def assigned(
+    scores_AK: Tensor, boxes_A4: Tensor, points_2A: Tensor, target: dict[str, Tensor], *, topk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The points of one image that learn an object, that object and the quality of each."""
+    found = assign(scores_AK[None], boxes_A4[None], points_2A, PaddedTargets.stack([target]), topk=topk)
+    learning = found.learns[0].nonzero().flatten()
+    return learning, found.objects[0, learning], found.quality[0, learning]
+
+
 def test_one_to_one_gives_each_object_its_best_point() -> None:
     points = grid_points()
     boxes = torch.cat([points.T - 12, points.T + 12], 1)
     target = {"boxes": torch.tensor([[4.0, 4, 28, 28], [40, 30, 64, 54]]), "labels": torch.tensor([0, 2])}
     scores = torch.full((points.shape[1], 3), 0.3)
-    found = assign(scores, boxes, points, target, topk=1)
-    assert sorted(found.objects.tolist()) == [0, 1]
-    for point, index, quality in zip(found.points, found.objects, found.quality, strict=True):
+    learning, objects, quality_P = assigned(scores, boxes, points, target, topk=1)
+    assert sorted(objects.tolist()) == [0, 1]
+    for point, index, quality in zip(learning, objects, quality_P, strict=True):
         overlap = _iou(boxes[point], target["boxes"][index])
         assert overlap == max(_iou(box, target["boxes"][index]) for box in boxes)
         assert quality == pytest.approx(overlap)
@@ -106,18 +115,18 @@ def test_one_to_many_takes_points_inside_only() -> None:
     points = grid_points()
     boxes = torch.cat([points.T - 12, points.T + 12], 1)
     target = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([1])}
-    found = assign(torch.full((points.shape[1], 3), 0.3), boxes, points, target, topk=10)
-    assert len(found.points) == 10
-    assert (points[:, found.points] < 40).all()
-    assert 0 < found.quality.min() <= found.quality.max() <= 1
+    learning, _, quality = assigned(torch.full((points.shape[1], 3), 0.3), boxes, points, target, topk=10)
+    assert len(learning) == 10
+    assert (points[:, learning] < 40).all()
+    assert 0 < quality.min() <= quality.max() <= 1
 
 
 def test_an_object_smaller_than_a_cell_has_a_point() -> None:
     points = grid_points()
     target = {"boxes": torch.tensor([[33.0, 33, 34, 34]]), "labels": torch.tensor([0])}
     boxes = torch.zeros(points.shape[1], 4)
-    found = assign(torch.full((points.shape[1], 3), 0.1), boxes, points, target, topk=10)
-    assert len(found.points) == 1
+    learning, _, _ = assigned(torch.full((points.shape[1], 3), 0.1), boxes, points, target, topk=10)
+    assert len(learning) == 1
 
 
 def test_two_objects_never_share_a_point() -> None:
@@ -125,8 +134,29 @@ def test_two_objects_never_share_a_point() -> None:
     boxes = torch.cat([points.T - 12, points.T + 12], 1)
     same = torch.tensor([[4.0, 4, 28, 28], [5.0, 4, 29, 28]])
     scores = torch.full((points.shape[1], 3), 0.5)
-    found = assign(scores, boxes, points, {"boxes": same, "labels": torch.tensor([0, 1])}, topk=10)
-    assert len(set(found.points.tolist())) == len(found.points)
+    target = {"boxes": same, "labels": torch.tensor([0, 1])}
+    learning, objects, _ = assigned(scores, boxes, points, target, topk=10)
+    assert len(set(learning.tolist())) == len(learning)
+    assert set(objects.tolist()) == {0, 1}
+
+
+def test_images_of_a_batch_do_not_affect_each_other() -> None:
+    points = grid_points()
+    boxes = torch.cat([points.T - 12, points.T + 12], 1)
+    scores = torch.full((points.shape[1], 3), 0.5)
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    one = {"boxes": torch.tensor([[4.0, 4, 28, 28]]), "labels": torch.tensor([2])}
+    two = {"boxes": torch.tensor([[4.0, 4, 28, 28], [40, 30, 64, 54]]), "labels": torch.tensor([0, 2])}
+    together = assign(
+        scores.repeat(3, 1, 1), boxes.repeat(3, 1, 1), points, PaddedTargets.stack([none, two, one]), topk=5
+    )
+    assert not together.learns[0].any()
+    assert not together.quality[0].any()
+    for index, target in ((1, two), (2, one)):
+        learning, objects, quality = assigned(scores, boxes, points, target, topk=5)
+        assert together.learns[index].nonzero().flatten().tolist() == learning.tolist()
+        assert together.objects[index, learning].tolist() == objects.tolist()
+        torch.testing.assert_close(together.quality[index, learning], quality)
 
 
 def test_a_perfect_prediction_costs_less_than_a_wrong_one() -> None:

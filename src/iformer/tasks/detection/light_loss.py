@@ -5,7 +5,7 @@ as `score ** ALPHA * iou ** BETA`. The one-to-many head takes the best `topk` po
 head the best one, by the same measure (consistent dual assignment; YOLOv10, Wang et al. 2024, arXiv 2405.14458,
 section 3.1).
 
-Shape letters: B batch, A points, K classes, N objects of an image.
+Shape letters: B batch, A points, K classes, N objects of an image, P points that learn an object.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, complete_box_iou_loss
 
 from iformer.models.light_detector import RawDetections
@@ -27,84 +28,95 @@ BOX_WEIGHT, CLASS_WEIGHT = 7.5, 1.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """What the points of one image learn."""
+    """What every point of a batch learns."""
 
-    points: Tensor
-    """int64 P: the points that learn an object."""
+    learns: Tensor
+    """bool B x A: whether a point learns an object."""
     objects: Tensor
-    """int64 P: the object that each of them learns."""
+    """int64 B x A: the index of the object that it learns; 0 where it learns none."""
     quality: Tensor
-    """float P: the target score of each of them, from 0 to 1."""
+    """float B x A: its target score, from 0 to 1; 0 where it learns none."""
+
+
+@dataclass(frozen=True)
+class PaddedTargets:
+    """The objects of a batch's images in tensors, so that no step waits for the device. N is the largest count."""
+
+    boxes: Tensor
+    """float B x N x 4, pixels."""
+    labels: Tensor
+    """int64 B x N."""
+    present: Tensor
+    """bool B x N: whether there is such an object."""
+
+    @classmethod
+    def stack(cls, targets: Sequence[Mapping[str, Tensor]]) -> PaddedTargets:
+        """Stack `boxes` (N x 4) and `labels` (N) of each image; N may be 0."""
+        labels = pad_sequence([target["labels"] for target in targets], batch_first=True, padding_value=-1)
+        boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+        if not labels.shape[1]:  # no object in the whole batch
+            labels, boxes = labels.new_full((len(targets), 1), -1), boxes.new_zeros(len(targets), 1, 4)
+        return cls(boxes, labels.clamp(min=0), labels >= 0)
 
 
 @torch.no_grad()
 def assign(
-    scores_AK: Tensor, boxes_A4: Tensor, points_2A: Tensor, target: Mapping[str, Tensor], *, topk: int
+    scores_BAK: Tensor, boxes_BA4: Tensor, points_2A: Tensor, targets: PaddedTargets, *, topk: int
 ) -> Assignment:
-    """Give the objects of one image their points.
+    """Give the objects of each image their points.
 
     Args:
-        scores_AK: scores from 0 to 1.
-        boxes_A4: predicted boxes in pixels.
+        scores_BAK: scores from 0 to 1.
+        boxes_BA4: predicted boxes in pixels.
         points_2A: x and y of the points in pixels.
-        target: `boxes` (N x 4, pixels) and `labels` (int64 N).
+        targets: the objects.
         topk: the largest number of points of an object.
     """
-    boxes_N4, labels_N = target["boxes"], target["labels"]
-    if not len(labels_N):
-        none = torch.zeros(0, dtype=torch.int64, device=boxes_A4.device)
-        return Assignment(none, none, boxes_A4.new_zeros(0))
-    iou_NA = box_iou(boxes_N4, boxes_A4)
-    alignment_NA = scores_AK[:, labels_N].T ** ALPHA * iou_NA**BETA
+    present_BN1 = targets.present[..., None]
+    iou_BNA = box_iou(targets.boxes, boxes_BA4)
+    wanted_BNA = scores_BAK.transpose(1, 2).gather(
+        1, targets.labels[..., None].expand(-1, -1, scores_BAK.shape[1])
+    )
+    alignment_BNA = wanted_BNA**ALPHA * iou_BNA**BETA
     x, y = points_2A
-    inside_NA = (x > boxes_N4[:, :1]) & (y > boxes_N4[:, 1:2]) & (x < boxes_N4[:, 2:3]) & (y < boxes_N4[:, 3:4])
-    centres_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
-    distance_NA = torch.cdist(centres_N2, points_2A.T)
+    left, top, right, bottom = targets.boxes[..., None].unbind(2)
+    inside_BNA = (x > left) & (y > top) & (x < right) & (y < bottom)
+    centres_BN2 = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    distance_BNA = torch.cdist(centres_BN2, points_2A.T.expand(len(centres_BN2), -1, -1))
     # an object that is smaller than a cell may have no point inside: it takes the nearest one
-    nearest_N = distance_NA.argmin(1)
-    inside_NA[torch.arange(len(labels_N), device=x.device), nearest_N] = True
+    inside_BNA.scatter_(2, distance_BNA.argmin(2, keepdim=True), True)
+    inside_BNA &= present_BN1
     # nearer points first where the boxes do not overlap yet: at the start of a training all products are 0
-    ranking_NA = torch.where(inside_NA, alignment_NA + 1e-12 / (1 + distance_NA), -1.0)
-    best_N = ranking_NA.topk(min(topk, ranking_NA.shape[1]), dim=1).indices
-    chosen_NA = torch.zeros_like(inside_NA).scatter_(1, best_N, True) & inside_NA
+    ranking_BNA = torch.where(inside_BNA, alignment_BNA + 1e-12 / (1 + distance_BNA), -1.0)
+    best_BN = ranking_BNA.topk(min(topk, ranking_BNA.shape[2]), dim=2).indices
+    chosen_BNA = torch.zeros_like(inside_BNA).scatter_(2, best_BN, True) & inside_BNA
     # a point that several objects chose learns the one it overlaps most
-    contested_A = chosen_NA.sum(0) > 1
-    winner_A = torch.where(chosen_NA, iou_NA, -1.0).argmax(0)
-    mine_NA = F.one_hot(winner_A, len(labels_N)).T.bool()
-    chosen_NA &= mine_NA | ~contested_A
-    objects, points = chosen_NA.nonzero(as_tuple=True)
-    alignment_NA = alignment_NA * chosen_NA
-    largest_N = alignment_NA.amax(1).clamp(min=1e-12)
-    best_iou_N = (iou_NA * chosen_NA).amax(1)
-    quality = alignment_NA[objects, points] / largest_N[objects] * best_iou_N[objects]
-    return Assignment(points, objects, quality)
+    objects_BA = torch.where(chosen_BNA, iou_BNA, -1.0).argmax(1)
+    learns_BA = chosen_BNA.any(1)
+    chosen_BNA &= torch.zeros_like(chosen_BNA).scatter_(1, objects_BA[:, None], True)
+    alignment_BNA = alignment_BNA * chosen_BNA
+    largest_BN1 = alignment_BNA.amax(2, keepdim=True).clamp(min=1e-12)
+    best_iou_BN1 = (iou_BNA * chosen_BNA).amax(2, keepdim=True)
+    quality_BA = (alignment_BNA / largest_BN1 * best_iou_BN1).sum(1)
+    return Assignment(learns_BA, torch.where(learns_BA, objects_BA, 0), quality_BA)
 
 
-def head_loss(
-    raw: RawDetections, points_2A: Tensor, targets: Sequence[Mapping[str, Tensor]], *, topk: int
-) -> dict[str, Tensor]:
+def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, topk: int) -> dict[str, Tensor]:
     """Losses of one head over a batch: `classes` and `boxes`, scalars.
 
     The class loss is binary cross entropy against the assignment's quality (TOOD, equation 5, without the focal
     factor), the box loss complete IoU weighted by quality. Both are divided by the sum of the qualities.
     """
     logits_BAK, boxes_BA4 = raw.logits.float(), raw.boxes.float()
-    goal_BAK = torch.zeros_like(logits_BAK)
-    predicted, wanted, weights = [], [], []
-    for index, target in enumerate(targets):
-        found = assign(
-            logits_BAK[index].detach().sigmoid(), boxes_BA4[index].detach(), points_2A, target, topk=topk
-        )
-        goal_BAK[index, found.points, target["labels"][found.objects]] = found.quality
-        predicted.append(boxes_BA4[index, found.points])
-        wanted.append(target["boxes"][found.objects])
-        weights.append(found.quality)
-    weight_P = torch.cat(weights)
-    total = weight_P.sum().clamp(min=1.0)
-    overlap_P = complete_box_iou_loss(torch.cat(predicted), torch.cat(wanted))
+    found = assign(logits_BAK.detach().sigmoid(), boxes_BA4.detach(), points_2A, targets, topk=topk)
+    labels_BA = targets.labels.gather(1, found.objects)
+    goal_BAK = torch.zeros_like(logits_BAK).scatter_(2, labels_BA[..., None], found.quality[..., None])
+    wanted_BA4 = targets.boxes.gather(1, found.objects[..., None].expand(-1, -1, 4))
+    total = found.quality.sum().clamp(min=1.0)
+    overlap_P = complete_box_iou_loss(boxes_BA4[found.learns], wanted_BA4[found.learns])
     return {
         "classes": F.binary_cross_entropy_with_logits(logits_BAK, goal_BAK, reduction="sum") / total,
-        "boxes": (overlap_P * weight_P).sum() / total,
+        "boxes": (overlap_P * found.quality[found.learns]).sum() / total,
     }
 
 
@@ -118,8 +130,9 @@ def light_loss(
         points_2A: of `LightDetector.points`.
         targets: for each image `boxes` (float N x 4, pixels of the input) and `labels` (int64 N); N may be 0.
     """
-    many = head_loss(outputs[0], points_2A, targets, topk=TOPK)
-    one = head_loss(outputs[1], points_2A, targets, topk=1)
+    padded = PaddedTargets.stack(targets)
+    many = head_loss(outputs[0], points_2A, padded, topk=TOPK)
+    one = head_loss(outputs[1], points_2A, padded, topk=1)
     loss = sum(CLASS_WEIGHT * part["classes"] + BOX_WEIGHT * part["boxes"] for part in (many, one))
     assert isinstance(loss, Tensor)
     parts = {
