@@ -208,7 +208,8 @@ def test_train_by_the_task_s_default_recipe(capsys: pytest.CaptureFixture[str], 
     assert "mIoU" in capsys.readouterr().out
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["task"] == "segment"
-    assert config["recipe_name"] == "segmentation"
+    assert config["recipe_name"] == "segmentation-light"
+    assert config["recipe"]["network"] == "light"
     assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--json"]) == 0
     assert "miou" in json.loads(capsys.readouterr().out)["metrics"]
 
@@ -221,6 +222,9 @@ def test_train_by_the_task_s_default_recipe(capsys: pytest.CaptureFixture[str], 
         (["--task", "detect", "--set", "mixup_alpha=0.2"], "a recipe for detect has no field 'mixup_alpha'"),
         (["--task", "detect", "--set", "masc=true"], "did you mean masks"),
         (["--task", "segment", "--val-split", "0.1"], "--val-split is for classification"),
+        (["--detector", "lite"], "unknown detector 'lite'; did you mean light"),
+        (["--task", "segment", "--detector", "light"], "--detector is for --task detect; leave it out"),
+        (["--segmenter", "light", "--recipe", "coco-1x"], "--task is segment, the recipe coco-1x is for detect"),
     ],
 )
 def test_bad_options_are_one_clear_line(

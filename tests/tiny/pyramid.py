@@ -17,6 +17,7 @@ from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
+from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.detection.training import detection_job
@@ -104,7 +105,24 @@ def light(data: Path, folder: Path, *, memorise: bool = False, fields: Any = Non
     )
 
 
-JOBS = {"detect": detection, "light": light, "segment": segmentation}
+def light_segmentation(
+    data: Path, folder: Path, *, memorise: bool = False, fields: Any = None, **options: Any
+) -> TrainJob:
+    """A light segmenter; see `detection`."""
+    common = {name: value for name, value in COMMON.items() if name not in ("fpn_channels", "max_size")}
+    network = {"network": "light", "light": {"channels": 32, "dropout": 0.0}}
+    augment = {"resize": (1.0, 1.0), "photometric": False}
+    recipe = SegmentationRecipe.from_plain({"lr": 4e-3, **common, **network, **augment, **(fields or {})})
+    split = load_semantic(data, workers=1)
+    torch.manual_seed(0)
+    return segmentation_job(
+        replace(split, val=split.train) if memorise else split,
+        run_settings(recipe, folder, **options),
+        model=LightSegmenter(recipe.light_config(backbone_config(), num_classes=3)),
+    )
+
+
+JOBS = {"detect": detection, "light": light, "segment": segmentation, "light-segment": light_segmentation}
 
 
 def main() -> None:

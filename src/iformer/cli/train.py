@@ -60,6 +60,14 @@ def train(
         str | None,
         typer.Option(help=f"The task: {', '.join(TASKS)}.", show_default="the recipe's, or classify"),
     ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(help=f"Kind of detector: {', '.join(TASKS['detect'].kinds)}.", show_default="the recipe's"),
+    ] = None,
+    segmenter: Annotated[
+        str | None,
+        typer.Option(help=f"Kind of segmenter: {', '.join(TASKS['segment'].kinds)}.", show_default="the recipe's"),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")
     ] = False,
@@ -102,6 +110,7 @@ def train(
         recipe=recipe,
         task=task,
         overrides=merge_overrides(set_ or [], given),
+        kinds={"detector": detector, "segmenter": segmenter},
         val_split=val_split,
         strict=strict_data,
         resume=resume,

@@ -247,6 +247,8 @@ def _typed_value(value: Any, hint: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         inner = [arg for arg in args if arg is not type(None)]
         return value if value is None or len(inner) > 1 else _typed_value(value, inner[0], path)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _typed_value(item, args[1], f"{path}[{key}]") for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_plain(typing.cast(type[Any], hint), value, path)
     if origin is tuple and isinstance(value, list | tuple):

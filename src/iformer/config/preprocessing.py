@@ -13,14 +13,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Side = Annotated[int, Range(1, MAX_INPUT_SIZE)]
 PixelValue = Annotated[float, Range(-1e9, 1e9)]
+Byte = Annotated[int, Range(0, 255)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Config):
     """Resize, centre crop, scale to 0..1, then `(x - mean) / std` per channel.
 
-    The shorter side is resized to `size / crop_pct`, then the centre `size` is cut out. The defaults are those of
-    the released ImageNet weights.
+    The shorter side is resized to `size / crop_pct`, then the centre `size` is cut out; with `letterbox` the whole
+    image is shown instead. The defaults are those of the released ImageNet weights.
     """
 
     size: tuple[Side, Side] = (224, 224)
@@ -32,6 +33,9 @@ class Preprocessing(Config):
     value_range: tuple[PixelValue, PixelValue] | None = None
     """Values of black and white in images of more than 8 bits, such as [0, 4095] for 12-bit data in 16-bit
     files. None: see `iformer.data.images.read_image`."""
+    letterbox: tuple[Byte, Byte, Byte] | None = None
+    """A colour (red, green, blue): the image is resized by one factor so that it just fits into `size`, placed at
+    the top left, and the rest has this colour (`iformer.models.letterbox`). None: resize and centre crop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +44,7 @@ class Preprocessing(Config):
         rising = self.value_range is None or self.value_range[0] < self.value_range[1]
         check(rising, self, "value_range", "two rising numbers, or null")
         check(len(self.std) == len(self.mean), self, "std", f"{len(self.mean)} numbers, one for each of mean")
+        check(self.letterbox is None or len(self.mean) == 3, self, "letterbox", "null unless mean has 3 values")
 
     def with_channels(self, channels: int) -> Preprocessing:
         """Return the same for images with another number of channels, if `mean` and `std` are those of RGB.

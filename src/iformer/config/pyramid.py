@@ -1,9 +1,13 @@
-"""What detectors and segmenters share: a backbone, a feature pyramid, and images resized but never cropped."""
+"""What detectors and segmenters share: a backbone, a feature pyramid, and images resized but never cropped.
+
+`PyramidConfig` is for torchvision's feature pyramid and images of any sizes, `LightConfig` for the light pyramid
+and an input of a fixed size, into which images are letterboxed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from iformer.config.checking import Config, Range, check
 from iformer.config.network import Channels, NetworkConfig, Pixels
@@ -51,4 +55,57 @@ class PyramidConfig(PyramidOptions):
             mean=self.mean,
             std=self.std,
             value_range=self.value_range,
+        )
+
+
+Side = Annotated[int, Range(32, 4096, step=32)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightOptions(Config):
+    """The options of a light pyramid that a recipe may set."""
+
+    value_range: tuple[PixelValue, PixelValue] | None = None
+    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: by their bits."""
+    channels: Annotated[int, Range(8, 1024)] = 96
+    """Channels of the neck and of the heads."""
+    kernel_size: Literal[3, 5, 7] = 5
+    """Side of the depthwise kernels of neck and heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightConfig(LightOptions):
+    """A backbone with a light pyramid. Its input has a fixed size, into which images are letterboxed."""
+
+    backbone: NetworkConfig
+    num_classes: Annotated[int, Range(1, 100_000)]
+    """Number of classes, without the background."""
+    input_size: tuple[Side, Side] = (320, 320)
+    """Height and width of the network's input in pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.backbone.num_classes == 0, self, "backbone", "a network with 0 classes: feature maps only")
+        check(self.backbone.in_chans == 3, self, "backbone", "a network for images with 3 channels")
+        assert self.preprocessing  # building it checks mean and std
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """Colour, 0 to 255, of the input where no image lies: the mean, which normalisation makes 0."""
+        red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
+        return red, green, blue
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The same as metadata of a checkpoint: `size` is the input's height and width, nothing is cropped."""
+        return Preprocessing(
+            size=self.input_size,
+            crop_pct=1.0,
+            interpolation="bilinear",
+            mean=self.mean,
+            std=self.std,
+            value_range=self.value_range,
+            letterbox=self.fill,
         )

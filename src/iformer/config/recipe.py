@@ -231,10 +231,13 @@ class Recipe(Config):
     def _fields_of(cls, plain: Mapping[str, Any]) -> list[tuple[tuple[str, str], Any]]:
         """Each field of a mapping as ((section, name), value); the section is empty at the top level."""
         sections = cls.sections()
-        short = {name: ("", name) for name in field_types(cls) if name not in sections}
-        full = {f"{section}.{name}": (section, name) for section, names in sections.items() for name in names}
-        short |= {name: home for home in full.values() if home not in RENAMED.values() for name in home[1:]}
-        homes = short | full | {old: home for old, home in RENAMED.items() if home[0] in sections}
+        homes = {name: [("", name)] for name in field_types(cls) if name not in sections}
+        full = {f"{section}.{name}": [(section, name)] for section, names in sections.items() for name in names}
+        for (home,) in full.values():
+            if home not in RENAMED.values():  # a short name stands for the fields of that name in all sections
+                homes.setdefault(home[1], []).append(home)
+        short = set(homes)
+        homes |= full | {old: [home] for old, home in RENAMED.items() if home[0] in sections}
         found: list[tuple[tuple[str, str], Any]] = []
         for name, value in plain.items():
             if name in sections and (isinstance(value, Mapping) or name not in homes):
@@ -245,10 +248,10 @@ class Recipe(Config):
                         raise unknown_field(f"{cls.label}.{name}", inner, sections[name])
                 found += [((name, inner), inner_value) for inner, inner_value in value.items()]
             elif name in homes:
-                found.append((homes[name], value))
+                found += [(home, value) for home in homes[name]]
             elif name not in ONCE_SHARED or value != ONCE_SHARED[name]:
                 task = getattr(cls, "task", "")  # the field's default
-                known = full if "." in str(name) else {*short, *sections}
+                known = full if "." in str(name) else short | sections.keys()
                 raise unknown_field(f"a recipe for {task}", name, known)
         return found
 

@@ -1,4 +1,4 @@
-"""What a segmenter is: Semantic FPN. No torch here."""
+"""What a segmenter is: Semantic FPN, or a light one for phones. No torch here."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Annotated
 
 from iformer.config.checking import Range, ShareBelowOne, check
 from iformer.config.network import Pixels
-from iformer.config.pyramid import PyramidConfig, PyramidOptions
+from iformer.config.preprocessing import Byte
+from iformer.config.pyramid import LightConfig, LightOptions, PyramidConfig, PyramidOptions
 
 IGNORED = 255
 """The value in a mask of pixels without a class. They are neither trained on nor counted."""
 
-Byte = Annotated[int, Range(0, 255)]
+Palette = tuple[tuple[Byte, Byte, Byte], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,48 @@ class SegmenterConfig(PyramidConfig, SegmenterOptions):
 
     size: Pixels = 512
     max_size: Pixels = 2048
-    palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
+    palette: Palette = ()
     """A colour (red, green, blue) for each class. Empty: `default_palette`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.num_classes < IGNORED, self, "num_classes", f"less than {IGNORED}, which marks ignored pixels")
-        colours = f"a colour for each of {self.num_classes} classes, or none"
-        check(len(self.palette) in (0, self.num_classes), self, "palette", colours)
+        _check_classes(self)
 
     @property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
         """The palette, or the default one."""
         return self.palette or default_palette(self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightSegmenterOptions(LightOptions):
+    """The options of the light segmenter that a recipe may set."""
+
+    dropout: ShareBelowOne = 0.1
+    """Probability that a whole channel is dropped before the last convolution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightSegmenterConfig(LightConfig, LightSegmenterOptions):
+    """A whole light segmenter."""
+
+    palette: Palette = ()
+    """A colour (red, green, blue) for each class. Empty: `default_palette`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_classes(self)
+
+    @property
+    def colours(self) -> tuple[tuple[int, int, int], ...]:
+        """The palette, or the default one."""
+        return self.palette or default_palette(self.num_classes)
+
+
+def _check_classes(config: SegmenterConfig | LightSegmenterConfig) -> None:
+    check(config.num_classes < IGNORED, config, "num_classes", f"less than {IGNORED}, which marks ignored pixels")
+    colours = f"a colour for each of {config.num_classes} classes, or none"
+    check(len(config.palette) in (0, config.num_classes), config, "palette", colours)
 
 
 def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:

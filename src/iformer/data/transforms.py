@@ -11,6 +11,7 @@ import bisect
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ _TINY = 32
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Return the evaluation transform: resize the shorter side to `floor(size / crop_pct)`, crop the centre.
 
+    With `preprocessing.letterbox` it is `iformer.models.letterbox.letterbox` instead. The rest is about crops.
+
     It is timm's. If the input's height and width differ, the image is resized, keeping its aspect ratio, to just
     cover both. Smaller images are enlarged. Extremely long images are cropped before they are resized.
 
@@ -51,6 +54,8 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     Raises:
         ConfigError: the preprocessing has more than 4 channels.
     """
+    if preprocessing.letterbox is not None:
+        return _Letterbox(preprocessing.size, preprocessing.letterbox)
     from torchvision import transforms
 
     steps = [_LimitAspect(preprocessing), _resize_and_crop(preprocessing), _ToTensor(_channels(preprocessing))]
@@ -199,6 +204,19 @@ def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
 def _random_quarter_turn(image: Image.Image) -> Image.Image:
     turn = random.choice(_QUARTER_TURNS)
     return image if turn is None else image.transpose(turn)
+
+
+@dataclass(frozen=True)
+class _Letterbox:
+    size: tuple[int, int]
+    fill: tuple[int, int, int]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        from iformer.models.letterbox import letterbox
+
+        return letterbox(pil_to_tensor(_to_rgb(image)), self.size, fill=self.fill).image
 
 
 class _LimitAspect:

@@ -61,12 +61,20 @@ class ArtifactInfo(Config):
     preprocessing: Preprocessing
     """How an image becomes the input: the caller resizes and crops, `normalized_by` normalises."""
     output_name: Text
-    output: Literal["logits"] = "logits"
-    """One logit per class, batch x classes; softmax gives probabilities."""
+    """Name of the first output in the artifact."""
+    output: Text = "logits"
+    """What the first output is. Classifiers: `logits`, batch x classes; softmax gives probabilities.
+    `docs/reference/artifact.md` has those of detectors and segmenters."""
+    more_outputs: dict[str, Text] = field(default_factory=dict)
+    """The other outputs, each with its name in the artifact."""
+    output_shapes: dict[str, tuple[Annotated[int, Range(1, 10**9)], ...]] = field(default_factory=dict)
+    """Shape of every output for one image, without the batch. Empty in records of early versions."""
+    postprocess: dict[str, Any] | None = None
+    """How the outputs become an answer, by the task: thresholds, limits, colours. None: they are the answer."""
     task: Text = "classify"
     num_classes: Annotated[int, Range(1, 1_000_000)]
     class_names: tuple[str, ...] = ()
-    """One name per class, in the order of the logits; empty if unknown."""
+    """One name per class, in the order of the outputs; empty if unknown."""
     weights_sha256: _Sha256
     """`weights_hash` of the network before folding."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +101,8 @@ class ArtifactInfo(Config):
         names = len(self.class_names)
         check(names in (0, self.num_classes), self, "class_names", expected)
         check(len(set(self.class_names)) == names, self, "class_names", expected)
+        same = not self.output_shapes or self.output_shapes.keys() == self.outputs.keys()
+        check(same, self, "output_shapes", f"a shape for each of {', '.join(self.outputs)}")
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:
@@ -106,7 +116,12 @@ class ArtifactInfo(Config):
     @property
     def outputs(self) -> dict[str, str]:
         """Outputs by name, with the name that each has in the artifact."""
-        return {self.output: self.output_name}
+        return {self.output: self.output_name} | self.more_outputs
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each output for one image."""
+        return self.output_shapes or {self.output: (self.num_classes,)}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from iformer.deploy.artifact import (
     weights_hash,
     write_record,
 )
-from iformer.deploy.exportable import Exportable
+from iformer.deploy.exportable import Exportable, named
 from iformer.deploy.parity import FP16_TOLERANCE, FP32_TOLERANCE, compare
 from iformer.deploy.quantize import (
     Quantization,
@@ -189,7 +189,10 @@ def convert(
             raise UserError(f"the conversion for {row.title} failed: {reason[:300]}") from error
     if not file.exists():
         raise UserError(f"the conversion for {row.title} wrote nothing")
-    (output,) = spec.outputs
+    names = {name: row.output_name.format(name=name, index=index) for index, name in enumerate(spec.outputs)}
+    with torch.inference_mode():
+        outputs = named(spec.outputs, spec.network(torch.zeros(1, spec.channels, *spec.preprocessing.size)))
+    first = spec.outputs[0]
     info = ArtifactInfo(
         runtime=row.name,
         file=file.name,
@@ -202,7 +205,11 @@ def convert(
         normalized_by="caller" if spec.raw else "graph",
         batch=spec.batch,
         preprocessing=spec.preprocessing,
-        output_name=row.output_name.format(name=output, index=0),
+        output_name=names[first],
+        output=first,
+        more_outputs={name: inside for name, inside in names.items() if name != first},
+        output_shapes={name: tuple(value.shape[1:]) for name, value in outputs.items()},
+        postprocess=None if spec.postprocess is None else dict(spec.postprocess),
         task=spec.task,
         num_classes=spec.num_classes,
         class_names=spec.class_names,

@@ -61,8 +61,16 @@ class Exportable(Protocol):
     def class_logits(self) -> str | None:
         """The output of shape B x K with one logit per class; None if the task has none."""
 
-    def folded(self) -> nn.Module:
-        """Return a folded copy of the network; `model` stays as it is."""
+    @property
+    def postprocess(self) -> dict[str, Any] | None:
+        """How the outputs become an answer, as plain values for the record; None if the outputs are the answer."""
+
+    def folded(self, size: tuple[int, int]) -> nn.Module:
+        """Return a folded copy of the network for inputs of a height and width; `model` stays as it is.
+
+        Raises:
+            UserError: the network does not take inputs of this size.
+        """
 
     def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
         """Compare outputs by what they mean, such as the predicted class.

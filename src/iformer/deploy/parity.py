@@ -136,6 +136,10 @@ def _record_failures(network: Exportable, runner: ArtifactRunner) -> list[str]:
         failures.append("its mean and std are not the network's")
     if theirs.value_range != ours.value_range:
         failures.append("its value_range is not the network's")
+    if theirs.letterbox != ours.letterbox:
+        failures.append("its letterbox is not the network's")
+    if info.postprocess != network.postprocess:
+        failures.append("its postprocessing is not the network's")
     if info.weights_sha256 != weights_hash(network.model):
         failures.append("it was made from other weights")
     return failures

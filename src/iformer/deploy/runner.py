@@ -94,9 +94,10 @@ class ArtifactRunner(ABC):
         except Exception as error:  # a record that does not describe the artifact, such as wrong names or layouts
             raise self._unusable("run", error) from None
         outputs = named(list(self.info.outputs), values)
-        if outputs["logits"].shape != (len(fed), self.info.num_classes):
-            shape = " x ".join(map(str, outputs["logits"].shape))
-            raise UserError(f"{self.path}: logits are {shape}, but its record has {self.info.num_classes} classes")
+        for name, shape in self.info.shapes.items():
+            if outputs[name].shape != (len(fed), *shape):
+                found, expected = (" x ".join(map(str, s)) for s in (outputs[name].shape, (len(fed), *shape)))
+                raise UserError(f"{self.path}: {name} are {found}, by its record they are {expected}")
         return outputs
 
     def _unusable(self, what: str, error: Exception) -> UserError:
@@ -106,7 +107,7 @@ class ArtifactRunner(ABC):
 
     def _check_embedded(self, found: Mapping[str, str]) -> None:
         info, found = self.info, found if isinstance(found, Mapping) else {}
-        expected = embedded(info.class_names, info.preprocessing)
+        expected = embedded(info.class_names, info.preprocessing, info.postprocess)
         if "checksum" in found:
             if found["checksum"] != embedded_hash(found):
                 raise UserError(f"{self.path}: the metadata inside the file does not fit its checksum")

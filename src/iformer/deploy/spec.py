@@ -22,8 +22,11 @@ from iformer.deploy.exportable import Exportable, Forward
 
 Layout = Literal["NHWC", "NCHW"]
 
-EMBEDDED = ("class_names", "preprocessing", "network", "task", "precision", "normalized_by", "checksum")
-"""Keys of the metadata inside an artifact. Those of early versions have the first three."""
+EMBEDDED = (
+    "class_names", "preprocessing", "network", "task", "precision", "normalized_by", "postprocess", "checksum",
+)  # fmt: skip
+"""Keys of the metadata inside an artifact. Those of early versions have the first three; `postprocess` is that of
+detectors and segmenters."""
 
 INPUT = "image"
 """Name of the input in formats that have names."""
@@ -68,6 +71,8 @@ class ExportSpec:
     """Channels of an image: 3 for RGB."""
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    postprocess: Mapping[str, Any] | None = None
+    """See `Exportable.postprocess`."""
     batch: int | None
     """Images per call; None means any number."""
     raw: bool
@@ -103,7 +108,7 @@ class ExportSpec:
 
     def embedded(self) -> dict[str, str]:
         """Return the metadata stored inside the artifact, in formats that can hold it."""
-        found = embedded(self.class_names, self.preprocessing)
+        found = embedded(self.class_names, self.preprocessing, self.postprocess)
         found |= {"network": self.name, "task": self.task, "precision": self.precision}
         found |= {"normalized_by": "caller" if self.raw else "graph"}
         return found | {"checksum": embedded_hash(found)}
@@ -150,15 +155,17 @@ def make_spec(
     calibration: Calibration | None = None,
 ) -> ExportSpec:
     """Fold a network and return its spec; `preprocessing` is the network's by default."""
+    preprocessing = preprocessing or network.metadata.preprocessing
     return ExportSpec(
-        network=folded_for_export(network),
+        network=folded_for_export(network, preprocessing.size),
         name=network.name,
         task=network.metadata.task,
         outputs=network.outputs,
         class_logits=network.class_logits,
         num_classes=network.num_classes,
         channels=network.channels,
-        preprocessing=preprocessing or network.metadata.preprocessing,
+        preprocessing=preprocessing,
+        postprocess=network.postprocess,
         class_names=network.metadata.class_names,
         batch=batch,
         raw=raw,
@@ -167,29 +174,39 @@ def make_spec(
     )
 
 
-def folded_for_export(network: Exportable) -> nn.Module:
-    """Return a folded copy on the CPU with contiguous weights; some converters misread other strides."""
-    folded = copy.deepcopy(network.folded()).cpu()
+def folded_for_export(network: Exportable, size: tuple[int, int] | None = None) -> nn.Module:
+    """Return a folded copy on the CPU for inputs of `size`, the network's by default.
+
+    Weights and buffers are contiguous and share no memory: some converters misread other strides, and litert-torch
+    takes buffers of one memory for one constant.
+    """
+    folded = copy.deepcopy(network.folded(size or network.metadata.preprocessing.size)).cpu()
     for module in folded.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(parameter.detach().contiguous(), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.detach().clone(memory_format=torch.contiguous_format))
     return folded.eval()
 
 
-def embedded(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, str]:
-    """Return class names and preprocessing as strings, for formats with string metadata."""
+def embedded(
+    class_names: tuple[str, ...], preprocessing: Preprocessing, postprocess: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Return class names, preprocessing and postprocessing as strings, for formats with string metadata."""
     plain = to_plain(preprocessing)
-    if preprocessing.value_range is None:  # artifacts of early versions have no such field
-        del plain["value_range"]
-    return {
+    for name in ("value_range", "letterbox"):  # artifacts of early versions have no such fields
+        if plain[name] is None:
+            del plain[name]
+    strings = {
         "class_names": json.dumps(list(class_names), ensure_ascii=False),
         "preprocessing": json.dumps(plain),
     }
+    return strings if postprocess is None else strings | {"postprocess": json.dumps(postprocess)}
 
 
 def embedded_hash(found: Mapping[str, str]) -> str:
     """Return the sha256 in hex of the metadata of `EMBEDDED`, as JSON; a format may have further keys."""
-    plain = {name: found.get(name) for name in EMBEDDED if name != "checksum"}
+    plain = {name: found[name] for name in EMBEDDED if name in found and name != "checksum"}
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 

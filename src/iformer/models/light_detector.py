@@ -13,18 +13,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.config.metadata import Metadata
 from iformer.models.backbone import Backbone
+from iformer.models.detections import SelectionRule, detect_letterboxed
 from iformer.models.folding import fold
-from iformer.models.letterbox import letterbox
 from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
 
 _PRIOR = 0.01
@@ -78,6 +77,12 @@ class LightHead(nn.Module):
             for _ in config.strides
         )
 
+    def fix_points(self, size: tuple[int, int]) -> None:
+        """Keep the points as constants, for inputs of one height and width; some runtimes cannot compute them."""
+        for stride in self.strides:
+            points = level_points(size[0] // stride, size[1] // stride, stride, device=torch.device("cpu"))
+            self.register_buffer(f"points{stride}", points, persistent=False)
+
     def forward(self, maps: Sequence[Tensor]) -> RawDetections:
         """Maps B x C x H/s x W/s, finest first, to logits and boxes of every point."""
         logits, boxes = [], []
@@ -86,7 +91,9 @@ class LightHead(nn.Module):
             logits.append(classes.flatten(2))
             # in fp32: 8 bits of a bf16 distance would be off by pixels
             reach = log_distances.float().clamp(max=_MAX_LOG_DISTANCE).exp().flatten(2) * stride
-            points = level_points(x.shape[2], x.shape[3], stride, device=x.device, dtype=reach.dtype)
+            points = getattr(self, f"points{stride}", None)
+            if points is None:
+                points = level_points(x.shape[2], x.shape[3], stride, device=x.device, dtype=reach.dtype)
             boxes.append(torch.cat([points - reach[:, :2], points + reach[:, 2:]], 1))
         return RawDetections(torch.cat(logits, 2).transpose(1, 2), torch.cat(boxes, 2).transpose(1, 2))
 
@@ -115,7 +122,12 @@ class LightDetector(nn.Module):
             In training mode the `RawDetections` of the one-to-many and of the one-to-one head. In eval mode a
             tuple of boxes, B x A x 4 in pixels of the input, and scores, B x A x K from 0 to 1.
         """
-        maps = self._maps(images)
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
+        return self.from_normalized((images - mean) / std)
+
+    def from_normalized(self, images: Tensor) -> Any:
+        """Return what `forward` returns, for images that are normalised already."""
+        maps = self.pyramid(images)
         if self.training:
             assert self.one_to_many is not None
             # the one-to-one head learns from the features and does not shape them (YOLOv10)
@@ -123,30 +135,32 @@ class LightDetector(nn.Module):
         found = self.one_to_one(maps)
         return found.boxes, found.logits.sigmoid()
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
-        maps: list[Tensor] = self.pyramid((images - mean) / std)
-        return maps
+    def fold(self, size: tuple[int, int] | None = None) -> LightDetector:
+        """Return a folded copy in eval mode: norms merged into convolutions, the one-to-many head left out.
 
-    def fold(self) -> LightDetector:
-        """Return a folded copy in eval mode: norms merged into convolutions, the one-to-many head left out."""
+        Args:
+            size: height and width of its inputs; None: any.
+        """
         folded = copy.deepcopy(self).eval().requires_grad_(False)
         folded.pyramid.body = fold(folded.pyramid.body)
         folded.one_to_many = None
         fold_norms(folded.pyramid.neck)
         fold_norms(folded.one_to_one)
+        if size is not None:
+            folded.one_to_one.fix_points(size)
         return folded
-
-    @property
-    def fill(self) -> tuple[int, ...]:
-        """Colour, 0 to 255, of the input where no image lies: the mean, which normalisation makes 0."""
-        return tuple(round(255 * value) for value in self.config.mean)
 
     def points(self, device: torch.device | str = "cpu") -> Tensor:
         """Centres of the cells in the order of the outputs, 2 x A: x and y in pixels of the input."""
         height, width = self.config.input_size
         device = torch.device(device)
         return torch.cat([level_points(height // s, width // s, s, device=device) for s in self.config.strides], 1)
+
+    @property
+    def rule(self) -> SelectionRule:
+        """How detections are selected from the outputs."""
+        config = self.config
+        return SelectionRule(score_threshold=config.score_threshold, detections=config.detections)
 
     @torch.inference_mode()
     def detect(
@@ -160,36 +174,20 @@ class LightDetector(nn.Module):
             one_to_many: use the one-to-many head, with non-maximum suppression at `config.nms_iou`.
 
         Returns:
-            For each image `boxes` (N x 4: left, top, right, bottom in its pixels), `scores` (N, falling) and
-            `labels` (int64 N, from 0), N at most `config.detections`.
+            See `iformer.models.detections.detect_letterboxed`.
         """
-        boxed = [letterbox(image, self.config.input_size, fill=self.fill) for image in images]
-        device = next(self.parameters()).device
-        batch = torch.stack([item.image for item in boxed]).to(device).float().div_(255)
+        config, rule, head = self.config, self.rule, self.one_to_one
         if one_to_many:
             assert self.one_to_many is not None
-            raw = self.one_to_many(self._maps(batch))
-            boxes, scores = raw.boxes, raw.logits.sigmoid()
-        else:
-            boxes, scores = self(batch)
-        return [
-            self._select(item.restore(image_boxes.float()), image_scores.float(), min_score, nms=one_to_many)
-            for item, image_boxes, image_scores in zip(boxed, boxes, scores, strict=True)
-        ]
+            head, rule = self.one_to_many, replace(rule, nms_iou=config.nms_iou)
+        device = next(self.parameters()).device
 
-    def _select(self, boxes_A4: Tensor, scores_AK: Tensor, min_score: float, *, nms: bool) -> dict[str, Tensor]:
-        """The best (point, class) pairs of one image above the score threshold."""
-        config = self.config
-        flat = scores_AK.flatten()
-        count = min(flat.numel(), 10 * config.detections if nms else config.detections)
-        scores, order = flat.topk(count)
-        keep = (scores > config.score_threshold) & (scores >= min_score)
-        scores, order = scores[keep], order[keep]
-        boxes, labels = boxes_A4[order // scores_AK.shape[1]], order % scores_AK.shape[1]
-        if nms:
-            kept = batched_nms(boxes, scores, labels, config.nms_iou)[: config.detections]
-            boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        return {"boxes": boxes, "scores": scores, "labels": labels}
+        def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+            mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.mean, config.std))
+            found = head(self.pyramid((images_BCHW.to(device).float().div_(255) - mean) / std))
+            return found.boxes, found.logits.sigmoid()
+
+        return detect_letterboxed(forward, images, config.input_size, config.fill, rule, min_score=min_score)
 
 
 def level_points(

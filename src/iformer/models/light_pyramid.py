@@ -9,6 +9,7 @@ Shape letters: B batch, C channels of the pyramid, H and W the image's sides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,20 +75,27 @@ class LightNeck(nn.Module):
 
 
 class LightPyramid(FreezableBackbone):
-    """The backbone's maps at strides 8, 16 and 32, through a `LightNeck`.
+    """The backbone's maps from stride `finest` to 32, through a `LightNeck`.
 
-    Shape: B x 3 x H x W to maps B x C x H/s x W/s, s = 8, 16, 32, and with `extra_level` 64.
+    Shape: B x 3 x H x W to maps B x C x H/s x W/s, s = finest, …, 32, and with `extra_level` 64.
     """
 
     def __init__(
-        self, backbone: Backbone, channels: int, *, kernel_size: int = 5, extra_level: bool = False
+        self,
+        backbone: Backbone,
+        channels: int,
+        *,
+        kernel_size: int = 5,
+        extra_level: bool = False,
+        finest: Literal[4, 8] = 8,
     ) -> None:
         super().__init__(backbone)
-        widths = backbone.config.channels[1:]
+        self._skipped = 0 if finest == 4 else 1
+        widths = backbone.config.channels[self._skipped :]
         self.neck = LightNeck(widths, channels, kernel_size=kernel_size, extra_level=extra_level)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.neck(self.body(x)[1:])
+        return self.neck(self.body(x)[self._skipped :])
 
 
 def fold_norms(module: nn.Module) -> None:

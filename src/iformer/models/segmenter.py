@@ -5,13 +5,15 @@ Shape letters: B batch, C channels, K classes, H and W the image's sides.
 
 from __future__ import annotations
 
-import torch
+import copy
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iformer.config.metadata import Metadata
 from iformer.config.segmenter import SegmenterConfig
 from iformer.models.backbone import Backbone
+from iformer.models.folding import fold
 from iformer.models.pyramid import Pyramid
 
 _GROUPS = 32
@@ -30,9 +32,20 @@ class Segmenter(nn.Module):
             config.fpn_channels, config.head_channels, config.num_classes, dropout=config.dropout
         )
 
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        """Map normalised images, B x 3 x H x W, to logits at a quarter of their size, B x K x H/4 x W/4."""
+        logits: Tensor = self.head(list(self.pyramid(images).values()))
+        return logits
+
+    def fold(self) -> Segmenter:
+        """Return a copy in eval mode with a folded backbone; the group norms of the head stay."""
+        folded = copy.deepcopy(self).eval().requires_grad_(False)
+        folded.pyramid.body = fold(folded.pyramid.body)
+        return folded
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, B x 3 x H x W, to logits of the same size, B x K x H x W."""
-        logits = self.head(list(self.pyramid(images).values()))
+        logits = self.coarse_logits(images)
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -56,7 +69,7 @@ class SemanticHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map four maps, B x C x H/s x W/s for s = 4, 8, 16, 32, to B x K x H/4 x W/4."""
-        results = []
+        total: Tensor | None = None
         for level, (branch, x) in enumerate(zip(self.branches, maps, strict=True)):
             assert isinstance(branch, nn.ModuleList)
             for number, step in enumerate(branch):
@@ -66,8 +79,8 @@ class SemanticHead(nn.Module):
                     x = F.interpolate(
                         x, size=maps[level - 1 - number].shape[2:], mode="bilinear", align_corners=False
                     )
-            results.append(x)
-        logits: Tensor = self.classify(self.dropout(torch.stack(results).sum(0)))
+            total = x if total is None else total + x  # ncnn cannot sum a stack
+        logits: Tensor = self.classify(self.dropout(total))
         return logits
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.segmenter import SegmenterConfig
+from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
+from iformer.data.conversion import ValueRange
 from iformer.data.images import read_image
 from iformer.data.video import VideoReader, VideoWriter, has_video_extension
-from iformer.device import resolve_device
 from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.detector import Detector
 from iformer.models.factory import create_model
 from iformer.models.light_detector import LightDetector
+from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.header import backbone_config
@@ -38,7 +38,7 @@ _DEFAULT_SIZE = "iformer_t"
 _STRUCTURE = (
     "fpn_channels", "box_head_channels", "mask_head_channels", "mask_head_depth",  # detectors
     "head_channels",  # segmenters
-    "channels", "kernel_size", "head_depth", "extra_level",  # light detectors
+    "channels", "kernel_size", "head_depth", "extra_level",  # light detectors and segmenters
 )  # fmt: skip
 """The fields of a network's config on which its weights depend, besides the classes and the backbone."""
 
@@ -87,7 +87,7 @@ def structure(weights: Weights) -> dict[str, Any]:
 
 
 def fine_tune(
-    network: Detector | LightDetector | Segmenter, weights: Weights, class_names: tuple[str, ...]
+    network: Detector | LightDetector | Segmenter | LightSegmenter, weights: Weights, class_names: tuple[str, ...]
 ) -> str:
     """Copy trained weights into a network; layers whose shape depends on the classes stay new if those differ.
 
@@ -98,7 +98,7 @@ def fine_tune(
         WeightsError: weights do not fit; the message names the first one.
     """
     config = replace(network.config, num_classes=network.config.num_classes + 1)
-    if isinstance(config, SegmenterConfig):
+    if isinstance(config, SegmenterConfig | LightSegmenterConfig):
         config = replace(config, palette=())
     with torch.device("meta"):
         other = type(network)(config).state_dict()  # type: ignore[arg-type]
@@ -128,13 +128,12 @@ def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:
     return image.to(device, non_blocking=True).float().div_(255)
 
 
-def check_classes(metadata: Metadata, class_names: tuple[str, ...]) -> None:
-    """Check that a data set has the classes that a network was trained on, in the same order.
+def check_classes(known: tuple[str, ...], class_names: tuple[str, ...]) -> None:
+    """Check that a data set has the classes that a network was trained on (`known`), in the same order.
 
     Raises:
         DataError: it has not; the message names the first difference.
     """
-    known = metadata.class_names
     if known and known != class_names:
         different = [
             f"class {index} is {theirs}, the network's is {ours}"
@@ -151,15 +150,18 @@ class PyramidPredictor(ABC):
     Subclasses implement `answer`, `draw` and `record`; an answer is of any type.
     """
 
-    def __init__(self, network: Detector | LightDetector | Segmenter, *, device: torch.device | str) -> None:
-        """Move the network, in eval mode, to a device."""
-        self.device = resolve_device(device)
-        self.name = network.config.backbone.name
-        self.value_range = network.config.preprocessing.value_range
-        self.class_names = network.metadata.class_names or tuple(
-            f"class {index}" for index in range(network.config.num_classes)
-        )
-        network.to(self.device).eval()
+    def __init__(
+        self,
+        name: str,
+        class_names: tuple[str, ...],
+        num_classes: int,
+        *,
+        value_range: ValueRange | None,
+        device: torch.device,
+    ) -> None:
+        """Describe the network: its name, its classes (names empty if unknown), and where it runs."""
+        self.name, self.device, self.value_range = name, device, value_range
+        self.class_names = class_names or tuple(f"class {index}" for index in range(num_classes))
 
     @abstractmethod
     def answer(self, image: Image.Image) -> Any:

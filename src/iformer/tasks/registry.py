@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,16 @@ from iformer.config.checking import shown
 from iformer.config.recipe import Recipe
 from iformer.config.variants import DISTILLED_SUFFIX
 from iformer.errors import UnknownNameError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkKind:
+    """One kind of a task's networks."""
+
+    recipe: str
+    """Name of the recipe that is used if none is given."""
+    fields: Mapping[str, Any]
+    """The fields of a recipe that choose this kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,10 @@ class TaskRow:
     """Plural noun for networks of the task, in messages."""
     data: str
     """Data that `--data` accepts, for help and error messages."""
+    option: str = ""
+    """Name of the option of `train` that chooses the kind of network; empty if there is one kind."""
+    kinds: Mapping[str, NetworkKind] = field(default_factory=dict)
+    """Values of that option."""
 
     def module(self, name: str) -> ModuleType:
         """Import a module of the folder.
@@ -71,21 +85,34 @@ TASKS = {
             name="detect",
             package="detection",
             recipe="DetectionRecipe",
-            default_recipe="detection",
+            default_recipe="detection-light",
             metric="box_ap",
             metric_label="box AP",
             networks="detectors",
             data="a folder with images and COCO annotations",
+            option="detector",
+            kinds={
+                "light": NetworkKind(recipe="detection-light", fields={"network": "light"}),
+                "mask-rcnn": NetworkKind(recipe="detection", fields={"network": "rcnn", "detector.masks": True}),
+                "faster-rcnn": NetworkKind(
+                    recipe="detection", fields={"network": "rcnn", "detector.masks": False}
+                ),
+            },
         ),
         TaskRow(
             name="segment",
             package="segmentation",
             recipe="SegmentationRecipe",
-            default_recipe="segmentation",
+            default_recipe="segmentation-light",
             metric="miou",
             metric_label="mIoU",
             networks="segmenters",
             data="a folder with images and masks",
+            option="segmenter",
+            kinds={
+                "light": NetworkKind(recipe="segmentation-light", fields={"network": "light"}),
+                "semantic-fpn": NetworkKind(recipe="segmentation", fields={"network": "semantic-fpn"}),
+            },
         ),
     )
 }

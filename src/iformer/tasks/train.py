@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from iformer.config.checking import Config, Share, Text
 from iformer.config.recipe import Recipe
 from iformer.config.variants import list_models
-from iformer.errors import ConfigError, UserError
+from iformer.errors import ConfigError, UnknownNameError, UserError
 from iformer.tasks.interface import TrainModule, Warn
-from iformer.tasks.registry import find_task, load_recipe
+from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
 
@@ -77,6 +77,7 @@ def training_job(
     recipe: str | None = None,
     task: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, str | None] | None = None,
     val_split: float | None = None,
     strict: bool = False,
     resume: bool = False,
@@ -97,6 +98,8 @@ def training_job(
         recipe: name or file of a recipe. None: the task's default.
         task: a name of `iformer.tasks.registry.TASKS`. None: the recipe's.
         overrides: fields that replace the recipe's.
+        kinds: the kind of network by the option that chooses it, such as `{"detector": "light"}`. It also chooses
+            the recipe, if none is named.
 
     Raises:
         UserError: anything of it does not exist, does not fit or cannot be read.
@@ -104,7 +107,14 @@ def training_job(
     if is_main_process():  # the other processes may get here when this one has begun to write
         RunFolder(folder).check(resume=resume, overwrite=overwrite)
     before = StoredRun.read(folder) if resume else None
-    name, fields = _recipe(task, recipe, overrides or {}, before, model=model)
+    kind = None
+    for option, value in (kinds or {}).items():
+        if value is not None:
+            task, kind = _kind(option, value, task)
+            overrides = {**kind.fields, **(overrides or {})}
+    name, fields = _recipe(
+        task, recipe or (kind.recipe if kind and not before else None), overrides or {}, before, model=model
+    )
     row = find_task(fields.task)
     if before is not None and recipe is None:
         fields = _located(fields, before, folder, overrides or {})
@@ -126,6 +136,16 @@ def training_job(
     module: TrainModule = row.module("training")
     model = model or (before.locate(before.model, folder) if before else "iformer_t")
     return module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
+
+
+def _kind(option: str, value: str, task: str | None) -> tuple[str, NetworkKind]:
+    """Return the task of an option that chooses a kind of network, and that kind."""
+    row = next(row for row in TASKS.values() if row.option == option)
+    if task not in (None, row.name):
+        raise UserError(f"--{option} is for --task {row.name}; leave it out")
+    if value not in row.kinds:
+        raise UnknownNameError(option, value, row.kinds)
+    return row.name, row.kinds[value]
 
 
 def _located(fields: Recipe, before: StoredRun, folder: Path, overrides: Mapping[str, Any]) -> Recipe:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from iformer.config.segmenter import IGNORED
+from iformer.tasks.segmentation.inference import sliding_logits
 from iformer.tasks.segmentation.loss import Segmentation
 from iformer.tasks.segmentation.metric import SegmentationMetric
-from iformer.tasks.segmentation.predict import sliding_logits
 
 
 def test_figures_are_those_of_a_calculation_by_hand() -> None:

@@ -5,7 +5,7 @@ A checkpoint is a `.safetensors` file with these strings in its header:
     format        "iformer-1"
     network       JSON of a classifier's `NetworkConfig`, or
     task_network  JSON of a `DetectorConfig` or `SegmenterConfig`, or
-    light_network JSON of a `LightDetectorConfig`
+    light_network JSON of a `LightDetectorConfig` or `LightSegmenterConfig`
     metadata      JSON of `Metadata`; its `task` and the key above say which row of `NETWORKS` the network is
 """
 
@@ -24,7 +24,7 @@ from iformer.config.detector import DetectorConfig
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
-from iformer.config.segmenter import SegmenterConfig
+from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.errors import ConfigError, WeightsError, one_line, printable
 
 FORMAT = "iformer-1"
@@ -33,7 +33,7 @@ _MAX_CONFIG, _MAX_METADATA = 200_000, 6_000_000
 """Characters of JSON in a header: a config has 10,000 at most, metadata of 20,000 classes 3 million."""
 _MAX_DEPTH = 32
 
-Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig
+Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig | LightSegmenterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class NetworkRow:
 
     task: str
     title: str
-    config: type[NetworkConfig] | type[DetectorConfig] | type[LightDetectorConfig] | type[SegmenterConfig]
+    config: type[Config]
     module: str
     """The module of the network's class, imported on use: torchvision's detectors take seconds to import."""
     name: str
@@ -92,6 +92,15 @@ NETWORKS = [
         module="iformer.models.segmenter",
         name="Segmenter",
         key="task_network",
+        backbone="pyramid.body.",
+    ),
+    NetworkRow(
+        task="segment",
+        title="a segmenter",
+        config=LightSegmenterConfig,
+        module="iformer.models.light_segmenter",
+        name="LightSegmenter",
+        key="light_network",
         backbone="pyramid.body.",
     ),
 ]

@@ -29,6 +29,7 @@ class ExportableClassifier:
 
     outputs = (LOGITS,)
     class_logits = LOGITS
+    postprocess = None
 
     def __init__(self, model: Classifier) -> None:
         """Wrap a classifier in eval mode.
@@ -46,8 +47,8 @@ class ExportableClassifier:
         self.channels = model.config.in_chans
         self.num_classes = model.num_classes
 
-    def folded(self) -> Classifier:
-        """Return a folded copy."""
+    def folded(self, size: tuple[int, int]) -> Classifier:
+        """Return a folded copy, which takes any size."""
         return fold(self.model)
 
     def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:

@@ -12,10 +12,12 @@ import torch
 from iformer.data.detection import DetectionSet
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.coco import load_detection
+from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, DataError, UserError
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.detection.inference import object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import check_classes
@@ -57,14 +59,14 @@ class DetectionEvaluation(Evaluation):
 
 
 def evaluate(
-    network: Detector | LightDetector,
+    subject: Detector | LightDetector | ArtifactRunner,
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> DetectionEvaluation:
-    """Evaluate a detector, in eval mode, on every image of a loader over `DetectionImages`.
+    """Evaluate a detector, in eval mode, or an artifact on every image of a loader over `DetectionImages`.
 
     With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
     result over all images.
@@ -78,18 +80,15 @@ def evaluate(
     dataset = loader.dataset
     assert isinstance(dataset, DetectionImages)
     image_set = dataset.image_set
-    if network.config.num_classes != len(image_set.class_names):
+    detector = object_detector(subject)
+    if detector.num_classes != len(image_set.class_names):
         raise ConfigError(
-            f"the network has {network.config.num_classes} classes, {image_set.name} has "
-            f"{len(image_set.class_names)}"
+            f"the network has {detector.num_classes} classes, {image_set.name} has {len(image_set.class_names)}"
         )
-    metric = DetectionMetric(
-        image_set.ground_truth(),
-        masks=isinstance(network, Detector) and network.config.masks and image_set.has_masks,
-    )
+    metric = DetectionMetric(image_set.ground_truth(), masks=detector.has_masks and image_set.has_masks)
     for batch in loader.epoch():
         with torch.inference_mode(), autocast(precision, device):
-            found = network.detect(batch["images"])
+            found = detector.detect(batch["images"])
         ids = [image_set.samples[index].image_id for index in batch["indices"].tolist()]
         metric.update(found, {"image_ids": ids})
         if progress is not None:
@@ -99,7 +98,7 @@ def evaluate(
 
 
 def evaluate_set(
-    network: Detector | LightDetector,
+    subject: Detector | LightDetector | ArtifactRunner,
     image_set: DetectionSet,
     *,
     batch_size: int = 4,
@@ -108,21 +107,22 @@ def evaluate_set(
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> DetectionEvaluation:
-    """Evaluate a detector on an image set, on one process.
+    """Evaluate a detector or an artifact on an image set, on one process.
 
     Raises:
         DataError: an image cannot be read, or the classes or their order differ from the network's.
     """
-    check_classes(network.metadata, image_set.class_names)
-    dataset = DetectionImages(image_set, masks=False, value_range=network.config.preprocessing.value_range)
+    detector = object_detector(subject)
+    check_classes(detector.class_names, image_set.class_names)
+    dataset = DetectionImages(image_set, masks=False, value_range=detector.value_range)
     with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
-        return evaluate(network, loader, device=device, precision=precision, progress=progress)
+        return evaluate(subject, loader, device=device, precision=precision, progress=progress)
 
 
 def evaluate_data(
-    network: Detector | LightDetector, data: str, options: EvaluateOptions
+    subject: Detector | LightDetector | ArtifactRunner, data: str, options: EvaluateOptions
 ) -> tuple[DetectionEvaluation, Sequence[str]]:
-    """Evaluate a detector on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
+    """Evaluate a detector or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
     splits = load_detection(data, strict=options.strict, for_training=False)
@@ -132,7 +132,7 @@ def evaluate_data(
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
-            network.to(options.device),
+            subject if isinstance(subject, ArtifactRunner) else subject.to(options.device),
             image_set,
             batch_size=options.batch_size or 4,
             workers=options.workers,

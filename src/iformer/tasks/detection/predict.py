@@ -13,9 +13,12 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.config.segmenter import default_palette
+from iformer.deploy.runner import ArtifactRunner
+from iformer.device import resolve_device
 from iformer.files import write_text
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
+from iformer.tasks.detection.inference import object_detector
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import blend, draw_label, label_font
@@ -32,17 +35,27 @@ class DetectionPredictor(PyramidPredictor):
     """A detector ready to answer. An answer is a dict as `Detector.detect` returns it, on the CPU."""
 
     def __init__(
-        self, network: Detector | LightDetector, *, device: torch.device | str = "cpu", min_score: float = 0.5
+        self,
+        subject: Detector | LightDetector | ArtifactRunner,
+        *,
+        device: torch.device | str = "cpu",
+        min_score: float = 0.5,
     ) -> None:
-        """Prepare a network; detections with a score below `min_score` are dropped."""
-        super().__init__(network, device=device)
-        self.network, self.min_score = network, min_score
+        """Prepare a network or an artifact; detections with a score below `min_score` are dropped."""
+        on = resolve_device(device)
+        if not isinstance(subject, ArtifactRunner):
+            subject.to(on).eval()
+        self._detector = found = object_detector(subject)
+        super().__init__(
+            found.name, found.class_names, found.num_classes, value_range=found.value_range, device=on
+        )
+        self.min_score = min_score
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
     @torch.inference_mode()
     def answer(self, image: Image.Image) -> dict[str, Any]:
-        found = self.network.detect([pil_to_tensor(image)], min_score=self.min_score)[0]
+        found = self._detector.detect([pil_to_tensor(image)], min_score=self.min_score)[0]
         return {name: value.cpu() for name, value in found.items()}
 
     def draw(self, image: Image.Image, answer: Mapping[str, Any]) -> Image.Image:
@@ -83,10 +96,12 @@ class DetectionPredictor(PyramidPredictor):
         return super().finish(out)
 
 
-def open_predictor(network: Detector | LightDetector, options: PredictOptions) -> DetectionPredictor:
+def open_predictor(
+    subject: Detector | LightDetector | ArtifactRunner, options: PredictOptions
+) -> DetectionPredictor:
     """Build the predictor of the verb `predict`."""
     min_score = 0.5 if options.min_score is None else options.min_score
-    return DetectionPredictor(network, device=options.device, min_score=min_score)
+    return DetectionPredictor(subject, device=options.device, min_score=min_score)
 
 
 def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: Sequence[str]) -> Image.Image:

@@ -78,10 +78,10 @@ def detection_job(
     else:
         weights = trained_weights(model, recipe)
         if weights is not None and isinstance(weights.config, LightDetectorConfig) != (recipe.network == "light"):
-            fitting = "detection" if recipe.network == "light" else "detection-light"
+            fitting = "mask-rcnn" if recipe.network == "light" else "light"
             raise UserError(
                 f"{weights.source} holds {weights.row.title}, the recipe {settings.recipe_name} is for another "
-                f"kind of detector; give one such as --recipe {fitting}"
+                f"kind of detector; give --detector {fitting}"
             )
         backbone = starting_backbone(model, recipe, settings, weights)
         features = backbone.config.with_options(num_classes=0)
@@ -126,7 +126,7 @@ class DetectionWorkload(Workload):
         network, images = self.job.model, self.job.data.train
         value_range = self.job.preprocessing.value_range
         if isinstance(network, LightDetector):
-            return DetectionCanvases(images, self.recipe, fill=network.fill, value_range=value_range)
+            return DetectionCanvases(images, self.recipe, fill=network.config.fill, value_range=value_range)
         assert isinstance(network, Detector)
         return DetectionImages(images, self.recipe, masks=network.config.masks, value_range=value_range)
 

@@ -8,7 +8,12 @@ from typing import Any, Literal
 from iformer.config.augmentation import Factor
 from iformer.config.checking import Config, Share, check
 from iformer.config.network import NetworkConfig, Pixels
-from iformer.config.segmenter import SegmenterConfig, SegmenterOptions
+from iformer.config.segmenter import (
+    LightSegmenterConfig,
+    LightSegmenterOptions,
+    SegmenterConfig,
+    SegmenterOptions,
+)
 from iformer.tasks.pyramid_recipe import PyramidRecipe
 
 
@@ -30,7 +35,7 @@ class SegmentationAugment(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationRecipe(PyramidRecipe):
-    """Settings of the training of a Semantic FPN."""
+    """Settings of the training of a segmenter."""
 
     task: Literal["segment"] = "segment"
     size: Pixels = 512
@@ -39,9 +44,25 @@ class SegmentationRecipe(PyramidRecipe):
     augment: SegmentationAugment = SegmentationAugment()
     """Random changes of the training images."""
     segmenter: SegmenterOptions = SegmenterOptions()
-    """Options of the network."""
+    """Options of Semantic FPN."""
+    network: Literal["semantic-fpn", "light"] = "semantic-fpn"
+    """semantic-fpn: the paper's, for images of any sizes. light: a segmenter for phones, whose input is a square
+    of `size` pixels."""
+    light: LightSegmenterOptions = LightSegmenterOptions()
+    """Options of the light segmenter."""
     sliding: bool = False
     """Evaluate in windows of `size` x `size` that overlap by a third, instead of whole images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network == "light":
+            check(self.size % 32 == 0, self, "size", "a multiple of 32 for the light segmenter")
+            check(not self.sliding, self, "sliding", "false for the light segmenter, which sees whole images")
+
+    def light_config(self, backbone: NetworkConfig, **fields: Any) -> LightSegmenterConfig:
+        """Return the config of the light segmenter that the recipe trains; see `segmenter_config`."""
+        size = (self.size, self.size)
+        return LightSegmenterConfig(backbone=backbone, input_size=size, **vars(self.light), **fields)
 
     def segmenter_config(self, backbone: NetworkConfig, **fields: Any) -> SegmenterConfig:
         """Return the config of the segmenter that the recipe trains; `fields` are those that it does not have."""

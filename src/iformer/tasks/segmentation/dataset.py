@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from iformer.config.preprocessing import Preprocessing
 from iformer.config.segmenter import IGNORED
 from iformer.data.conversion import ValueRange
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
 from iformer.data.segmentation import SemanticSet, read_mask
+from iformer.data.transforms import Transform, eval_transform
 from iformer.tasks.segmentation.config import SegmentationRecipe
 
 _MAX_CLASS_SHARE = 0.75
@@ -42,6 +45,7 @@ class SemanticImages:
         max_size: int,
         fill: tuple[float, float, float],
         value_range: ValueRange | None = None,
+        transform: Transform | None = None,
     ) -> None:
         """Describe the images.
 
@@ -53,9 +57,11 @@ class SemanticImages:
             max_size: limit of the longer side.
             fill: colour (0 to 1) of the part of a crop that lies outside the image.
             value_range: see `iformer.data.images.read_image`.
+            transform: resizes an image for evaluation; None: to `fitted`.
         """
         self.image_set, self.value_range = image_set, value_range
         self.recipe, self.size, self.max_size = recipe, size, max_size
+        self._transform = transform or _Fitted(size, max_size)
         self._fill = tuple(round(255 * value) for value in fill)
         photometric = recipe is not None and recipe.augment.photometric
         self._distort = v2.RandomPhotometricDistort() if photometric else None
@@ -85,8 +91,7 @@ class SemanticImages:
         image = read_image(sample.path, value_range=self.value_range)
         mask_HW = read_mask(sample.mask, zero_is_ignored=self.image_set.zero_is_ignored)
         if self.recipe is None:
-            image = image.resize(fitted(image.size, self.size, self.max_size), Image.Resampling.BILINEAR)
-            return pil_to_tensor(image), torch.from_numpy(mask_HW).long()
+            return self._transform(image), torch.from_numpy(mask_HW).long()
         with seeded(self.recipe.seed, epoch, index):
             return self._augmented(image, mask_HW, self.recipe)
 
@@ -116,6 +121,25 @@ class SemanticImages:
         if random.random() < recipe.augment.hflip:
             pixels_CHW, target_HW = pixels_CHW.flip(2), target_HW.flip(1)
         return pixels_CHW, target_HW
+
+
+def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """Return how an image becomes the pixels that a segmenter sees: letterboxed, or resized as a whole.
+
+    Without a letterbox, `preprocessing.size` is the limit of the shorter and of the longer side; see `fitted`.
+    """
+    return _Fitted(*preprocessing.size) if preprocessing.letterbox is None else eval_transform(preprocessing)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    shorter: int
+    longest: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        size = fitted(image.size, self.shorter, self.longest)
+        pixels: Tensor = pil_to_tensor(image.resize(size, Image.Resampling.BILINEAR))
+        return pixels
 
 
 def fitted(size: tuple[int, int], shorter: int, longest: int) -> tuple[int, int]:

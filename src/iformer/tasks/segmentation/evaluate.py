@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from iformer.config.segmenter import SegmenterConfig
+from iformer.config.preprocessing import Preprocessing
 from iformer.data.loader import Loader, build_loader
 from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.masks import load_semantic
-from iformer.data.transforms import Normalize
 from iformer.errors import DataError, UserError
-from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import check_classes
-from iformer.tasks.segmentation.dataset import SemanticImages
+from iformer.tasks.segmentation.dataset import SemanticImages, evaluation_transform
+from iformer.tasks.segmentation.inference import pixel_classifier
 from iformer.tasks.segmentation.metric import SegmentationMetric
-from iformer.tasks.segmentation.predict import segment
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -46,7 +45,7 @@ class SegmentationEvaluation(Evaluation):
 
 
 def evaluate(
-    network: Segmenter,
+    subject: Any,
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
@@ -54,13 +53,15 @@ def evaluate(
     sliding: bool = False,
     progress: Progress | None = None,
 ) -> SegmentationEvaluation:
-    """Evaluate a segmenter, in eval mode, on every image of a loader over `SemanticImages`.
+    """Evaluate a segmenter, in eval mode and on `device`, or an artifact, on every image of a loader.
 
     With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
     result over all images.
 
     Args:
-        sliding: use overlapping windows of the network's size instead of whole images.
+        subject: see `iformer.tasks.segmentation.inference.pixel_classifier`.
+        loader: over `evaluation_images`.
+        sliding: use overlapping windows of the network's size instead of whole images; Semantic FPN only.
 
     Raises:
         DataError: an image cannot be read.
@@ -70,13 +71,11 @@ def evaluate(
     dataset = loader.dataset
     assert isinstance(dataset, SemanticImages)
     metric = SegmentationMetric(dataset.image_set.class_names)
-    normalize = Normalize(network.config.preprocessing).to(device)
-    window = network.config.size if sliding else None
+    segmenter = pixel_classifier(subject, device=device, sliding=sliding)
     for batch in loader.epoch():
         for image, mask_HW in zip(batch["images"], batch["masks"], strict=True):
             with torch.inference_mode(), autocast(precision, device):
-                normalized = normalize(image[None].to(device))
-                classes_HW = segment(network, normalized, tuple(mask_HW.shape), window=window)
+                classes_HW = segmenter.classes(image, tuple(mask_HW.shape))
             metric.update(classes_HW[None].cpu(), {"masks": mask_HW[None]})
         if progress is not None:
             progress(len(batch["images"]))
@@ -84,7 +83,7 @@ def evaluate(
 
 
 def evaluate_set(
-    network: Segmenter,
+    subject: Any,
     image_set: SemanticSet,
     *,
     workers: int | None = None,
@@ -93,16 +92,21 @@ def evaluate_set(
     sliding: bool = False,
     progress: Progress | None = None,
 ) -> SegmentationEvaluation:
-    """Evaluate a segmenter on an image set, on one process.
+    """Evaluate a segmenter or an artifact on an image set, on one process; see `evaluate`.
 
     Raises:
         DataError: an image cannot be read, or the classes or their order differ from the network's.
     """
-    check_classes(network.metadata, image_set.class_names)
-    dataset = evaluation_images(image_set, network.config)
+    segmenter = pixel_classifier(subject, device=torch.device(device), sliding=sliding)
+    check_classes(segmenter.class_names, image_set.class_names)
+    if segmenter.num_classes != len(image_set.class_names):
+        raise DataError(
+            f"the network has {segmenter.num_classes} classes, {image_set.name} has {len(image_set.class_names)}"
+        )
+    dataset = evaluation_images(image_set, segmenter.preprocessing)
     with build_loader(dataset, batch_size=1, train=False, workers=workers) as loader:
         return evaluate(
-            network,
+            subject,
             loader,
             device=device,
             precision=precision,
@@ -111,21 +115,22 @@ def evaluate_set(
         )
 
 
-def evaluation_images(image_set: SemanticSet, config: SegmenterConfig) -> SemanticImages:
-    """Return whole images, resized for a network, with masks of the original size."""
+def evaluation_images(image_set: SemanticSet, preprocessing: Preprocessing) -> SemanticImages:
+    """Return images as a segmenter sees them (`evaluation_transform`), with masks of the original size."""
     return SemanticImages(
         image_set,
-        size=config.size,
-        max_size=config.max_size,
-        fill=config.mean,
-        value_range=config.value_range,
+        size=preprocessing.size[0],
+        max_size=preprocessing.size[1],
+        fill=preprocessing.mean,  # type: ignore[arg-type]
+        value_range=preprocessing.value_range,
+        transform=evaluation_transform(preprocessing),
     )
 
 
 def evaluate_data(
-    network: Segmenter, data: str, options: EvaluateOptions
+    subject: Any, data: str, options: EvaluateOptions
 ) -> tuple[SegmentationEvaluation, Sequence[str]]:
-    """Evaluate a segmenter on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
+    """Evaluate a segmenter or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
     splits = load_semantic(data, strict=options.strict, for_training=False)
@@ -135,7 +140,7 @@ def evaluate_data(
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
-            network.to(options.device),
+            subject.to(options.device) if isinstance(subject, nn.Module) else subject,
             image_set,
             workers=options.workers,
             device=options.device,

@@ -1,29 +1,27 @@
 """Segment images and videos: a class for each pixel, as pictures and index masks.
 
-Shape letters: B batch, C channels, K classes, H and W an image's sides, h and w the resized image's.
+Shape letters: C channels, H and W an image's sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torch import nn
 
-from iformer.config.network import MIN_INPUT_SIZE
 from iformer.config.segmenter import IGNORED
-from iformer.data.transforms import Normalize
-from iformer.models.segmenter import Segmenter
+from iformer.device import resolve_device
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import Colour, blend, draw_label, label_font, save_png
 from iformer.tasks.pyramid import PyramidPredictor
-from iformer.tasks.segmentation.dataset import fitted
+from iformer.tasks.segmentation.dataset import evaluation_transform
+from iformer.tasks.segmentation.inference import pixel_classifier
 
 VIDEOS = True
 TAKES = frozenset({"sliding"})
@@ -39,24 +37,26 @@ ClassMap = npt.NDArray[np.uint8]
 class SegmentationPredictor(PyramidPredictor):
     """A segmenter ready to answer. An answer is a `ClassMap`."""
 
-    def __init__(self, network: Segmenter, *, device: torch.device | str = "cpu", sliding: bool = False) -> None:
-        """Prepare a network; `sliding` uses overlapping windows of its size instead of whole images."""
-        super().__init__(network, device=device)
-        self.network = network
-        self._window = network.config.size if sliding else None
-        self._normalize = Normalize(network.config.preprocessing).to(self.device)
+    def __init__(self, subject: Any, *, device: torch.device | str = "cpu", sliding: bool = False) -> None:
+        """Prepare a segmenter; see `iformer.tasks.segmentation.inference.pixel_classifier`."""
+        on = resolve_device(device)
+        if isinstance(subject, nn.Module):
+            subject.to(on).eval()
+        self._segmenter = pixel_classifier(subject, device=on, sliding=sliding)
+        names, count = self._segmenter.class_names, self._segmenter.num_classes
+        super().__init__(
+            self._segmenter.name, names, count, value_range=self._segmenter.preprocessing.value_range, device=on
+        )
+        self._transform = evaluation_transform(self._segmenter.preprocessing)
 
     @torch.inference_mode()
     def answer(self, image: Image.Image) -> ClassMap:
-        config = self.network.config
-        resized = image.resize(fitted(image.size, config.size, config.max_size), Image.Resampling.BILINEAR)
-        normalized = self._normalize(pil_to_tensor(resized)[None].to(self.device))
-        classes_HW = segment(self.network, normalized, (image.height, image.width), window=self._window)
+        classes_HW = self._segmenter.classes(self._transform(image), (image.height, image.width))
         classes: ClassMap = classes_HW.to(torch.uint8).cpu().numpy()
         return classes
 
     def draw(self, image: Image.Image, answer: ClassMap) -> Image.Image:
-        return draw_classes(image, answer, self.class_names, self.network.config.colours)
+        return draw_classes(image, answer, self.class_names, self._segmenter.colours)
 
     def record(self, answer: ClassMap) -> Record:
         counts = np.bincount(answer.ravel())
@@ -75,66 +75,13 @@ class SegmentationPredictor(PyramidPredictor):
         if out is None:
             return {}
         (out / "masks").mkdir(exist_ok=True)
-        mask = index_png(answer, self.network.config.colours)
+        mask = index_png(answer, self._segmenter.colours)
         return {"mask": str(save_png(mask, out / "masks" / f"{name}.png"))}
 
 
-def open_predictor(network: Segmenter, options: PredictOptions) -> SegmentationPredictor:
+def open_predictor(subject: Any, options: PredictOptions) -> SegmentationPredictor:
     """Build the predictor of the verb `predict`."""
-    return SegmentationPredictor(network, device=options.device, sliding=bool(options.sliding))
-
-
-def segment(model: nn.Module, image: Tensor, size: tuple[int, ...], *, window: int | None = None) -> Tensor:
-    """Return the classes of one normalised image (1 x 3 x h x w) at another size (H, W): int64 H x W.
-
-    Args:
-        model: images to logits, B x K x H x W.
-        window: side of the windows of `sliding_logits`; None: the whole image at once.
-    """
-    height, width = image.shape[2:]
-    # the backbone needs a minimum of pixels, which a thin image has not
-    padded = F.pad(image, (0, max(0, MIN_INPUT_SIZE - width), 0, max(0, MIN_INPUT_SIZE - height)))
-    logits = model(padded) if window is None else sliding_logits(model, padded, window=window)
-    logits = logits[:, :, :height, :width].float()
-    if logits.shape[2:] != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits[0].argmax(0)
-
-
-def sliding_logits(
-    network: Callable[[Tensor], Tensor], images: Tensor, *, window: int, overlap: float = 1 / 3
-) -> Tensor:
-    """Compute the logits of large images in overlapping windows, and average them where windows overlap.
-
-    Args:
-        network: B x 3 x h x w to logits B x K x h x w.
-        images: B x 3 x H x W, normalised.
-        window: side of the windows, in pixels; a shorter side of the image is used whole.
-        overlap: smallest share of a window that it has in common with the next one.
-
-    Returns:
-        B x K x H x W.
-    """
-    height, width = images.shape[2:]
-    step = max(1, round(window * (1 - overlap)))
-    total: Tensor | None = None
-    count = images.new_zeros((1, 1, height, width))
-    for top in _starts(height, window, step):
-        for left in _starts(width, window, step):
-            rows, columns = slice(top, top + window), slice(left, left + window)
-            logits = network(images[:, :, rows, columns])
-            if total is None:
-                total = logits.new_zeros((len(images), logits.shape[1], height, width))
-            total[:, :, rows, columns] += logits
-            count[:, :, rows, columns] += 1
-    assert total is not None
-    return total / count
-
-
-def _starts(length: int, window: int, step: int) -> list[int]:
-    """Return where windows begin so that they cover a side; the last one ends at its end."""
-    last = max(0, length - window)
-    return [*range(0, last, step), last]
+    return SegmentationPredictor(subject, device=options.device, sliding=bool(options.sliding))
 
 
 def draw_classes(

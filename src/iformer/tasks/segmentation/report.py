@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iformer.models.segmenter import Segmenter
 from iformer.models.weights.resolve import load
 from iformer.tasks.pyramid import draw_examples
 from iformer.tasks.report import final_weights, write_task_report
@@ -29,7 +28,6 @@ def write_report(result: TrainResult) -> Path:
         f"{final_weights(result)}."
     )
     network = load(RunFolder(result.folder).last)
-    assert isinstance(network, Segmenter)
     examples = draw_examples(
         SegmentationPredictor(network),
         [sample.path for sample in evaluation.image_set.samples],

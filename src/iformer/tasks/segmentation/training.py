@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from iformer.config.segmenter import LightSegmenterConfig
 from iformer.data.segmentation import SemanticSplits
 from iformer.data.sources.masks import load_semantic
 from iformer.data.transforms import Normalize
 from iformer.errors import UserError
+from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import Warn
 from iformer.tasks.pyramid import fine_tune, normalisation, starting_backbone, structure, trained_weights
@@ -39,11 +41,11 @@ def segmentation_job(
     data: SemanticSplits,
     settings: RunSettings,
     *,
-    model: str | Segmenter = "iformer_t",
+    model: str | Segmenter | LightSegmenter = "iformer_t",
     model_name: str | None = None,
     warn: Warn = lambda lines: None,
 ) -> TrainJob:
-    """A run that trains a Semantic FPN.
+    """A run that trains the network of `recipe.network`: a Semantic FPN or a light segmenter.
 
     Args:
         data: training and validation images.
@@ -60,12 +62,20 @@ def segmentation_job(
     recipe = settings.recipe
     assert isinstance(recipe, SegmentationRecipe)
     torch.manual_seed(recipe.seed)
-    if isinstance(model, Segmenter):
+    network: Segmenter | LightSegmenter
+    if isinstance(model, Segmenter | LightSegmenter):
         network, model_name = model, model_name or model.config.backbone.name
     else:
         weights = trained_weights(model, recipe)
+        if weights is not None and isinstance(weights.config, LightSegmenterConfig) != (recipe.network == "light"):
+            fitting = "semantic-fpn" if recipe.network == "light" else "light"
+            raise UserError(
+                f"{weights.source} holds {weights.row.title}, the recipe {settings.recipe_name} is for another "
+                f"kind of segmenter; give --segmenter {fitting}"
+            )
         backbone = starting_backbone(model, recipe, settings, weights)
-        config = recipe.segmenter_config(
+        make = recipe.light_config if recipe.network == "light" else recipe.segmenter_config
+        config = make(
             backbone.config.with_options(num_classes=0),
             num_classes=len(data.train.class_names),
             palette=data.train.palette,
@@ -73,7 +83,12 @@ def segmentation_job(
         )
         if weights is not None:
             config = replace(config, **structure(weights))
-        network, model_name = Segmenter(config, backbone), model_name or model
+        model_name = model_name or model
+        network = (
+            LightSegmenter(config, backbone)
+            if isinstance(config, LightSegmenterConfig)
+            else Segmenter(config, backbone)
+        )
         if weights is not None:
             warn([fine_tune(network, weights, data.train.class_names)])
     network.pyramid.freeze(recipe.freeze)
@@ -93,7 +108,7 @@ class SegmentationWorkload(Workload):
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, SegmentationRecipe)
-        assert isinstance(job.model, Segmenter)
+        assert isinstance(job.model, Segmenter | LightSegmenter)
         super().__init__(job.recipe, context)
         self.job, self.recipe = job, job.recipe
         self._config = job.model.config
@@ -102,17 +117,18 @@ class SegmentationWorkload(Workload):
 
     def train_dataset(self) -> SemanticImages:
         config = self._config
+        size, max_size = config.preprocessing.size
         return SemanticImages(
             self.job.data.train,
             self.recipe,
-            size=config.size,
-            max_size=config.max_size,
+            size=size,
+            max_size=max_size,
             fill=config.mean,
             value_range=config.value_range,
         )
 
     def val_dataset(self) -> SemanticImages:
-        return evaluation_images(self.job.data.val, self._config)
+        return evaluation_images(self.job.data.val, self._config.preprocessing)
 
     def prepare(self, batch: Batch) -> Batch:
         on_device = {name: value.to(self.context.device, non_blocking=True) for name, value in batch.items()}
@@ -120,7 +136,7 @@ class SegmentationWorkload(Workload):
         return {**on_device, "images": images}
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> SegmentationEvaluation:
-        assert isinstance(network, Segmenter)
+        assert isinstance(network, Segmenter | LightSegmenter)
         return evaluate(
             network,
             self.val_loader(),

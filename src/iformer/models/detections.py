@@ -1,0 +1,85 @@
+"""From boxes and scores of every point to detections, the same for networks and artifacts.
+
+Shape letters: B batch, A points, K classes, N detections of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from iformer.config.checking import Config, Range, ShareBelowOne
+from iformer.models.letterbox import letterbox
+
+_CANDIDATES = 10
+"""With non-maximum suppression: candidates for one detection that is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRule(Config):
+    """Which (point, class) pairs of an image become detections."""
+
+    score_threshold: ShareBelowOne
+    """Pairs whose score is not above it are dropped."""
+    detections: Annotated[int, Range(1, 100_000)]
+    """Most detections of an image."""
+    nms_iou: Annotated[float, Range(0, 1, above=True)] | None = None
+    """Overlap above which non-maximum suppression, class by class, drops the box with the lower score. None: there
+    is no suppression."""
+
+    def select(self, boxes_A4: Tensor, scores_AK: Tensor, *, min_score: float = 0.0) -> dict[str, Tensor]:
+        """Return `boxes` (N x 4), `scores` (N, falling) and `labels` (int64 N) of one image.
+
+        Args:
+            boxes_A4: left, top, right, bottom of every point.
+            scores_AK: scores of every point, from 0 to 1.
+            min_score: detections with a lower score are dropped too.
+        """
+        flat = scores_AK.flatten()
+        count = self.detections * (_CANDIDATES if self.nms_iou is not None else 1)
+        scores, order = flat.topk(min(flat.numel(), count))
+        keep = (scores > self.score_threshold) & (scores >= min_score)
+        scores, order = scores[keep], order[keep]
+        boxes, labels = boxes_A4[order // scores_AK.shape[1]], order % scores_AK.shape[1]
+        if self.nms_iou is not None:
+            kept = batched_nms(boxes, scores, labels, self.nms_iou)[: self.detections]
+            boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+        return {"boxes": boxes, "scores": scores, "labels": labels}
+
+
+@torch.inference_mode()
+def detect_letterboxed(
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]],
+    images: Sequence[Tensor],
+    size: tuple[int, int],
+    fill: tuple[int, int, int],
+    rule: SelectionRule,
+    *,
+    min_score: float = 0.0,
+) -> list[dict[str, Tensor]]:
+    """Return the objects on images of any sizes.
+
+    Args:
+        forward: letterboxed images, uint8 B x 3 x H x W, to boxes, B x A x 4 in their pixels, and scores,
+            B x A x K.
+        images: uint8 3 x h x w, RGB, each of its own size.
+        size: height and width (H, W) of the letterbox.
+        fill: its colour.
+        rule: which detections are kept.
+        min_score: detections with a lower score are dropped too.
+
+    Returns:
+        For each image `boxes` (N x 4: left, top, right, bottom in its pixels), `scores` (N, falling) and `labels`
+        (int64 N, from 0).
+    """
+    boxed = [letterbox(image, size, fill=fill) for image in images]
+    boxes, scores = forward(torch.stack([item.image for item in boxed]))
+    return [
+        rule.select(item.restore(image_boxes.float()), image_scores.float(), min_score=min_score)
+        for item, image_boxes, image_scores in zip(boxed, boxes, scores, strict=True)
+    ]

@@ -1,0 +1,205 @@
+"""From an image to a class for each pixel, by a Semantic FPN, a light segmenter or an artifact of either.
+
+A Semantic FPN sees whole images of any sizes. The others see letterboxed images of a fixed size.
+
+Shape letters: B batch, K classes, H and W an image's sides, h and w those of the network's input.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iformer.config.checking import Config, check
+from iformer.config.network import MIN_INPUT_SIZE
+from iformer.config.preprocessing import Preprocessing
+from iformer.config.segmenter import LightSegmenterConfig, Palette, SegmenterConfig
+from iformer.data.transforms import Normalize
+from iformer.deploy.runner import ArtifactRunner
+from iformer.errors import ConfigError, UserError
+from iformer.models.letterbox import content_size
+from iformer.models.light_segmenter import LightSegmenter
+from iformer.models.segmenter import Segmenter
+
+Colours = tuple[tuple[int, int, int], ...]
+
+
+LOGITS = "logits"
+"""The output of artifacts: B x K x h/s x w/s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationDisplay(Config):
+    """The field `postprocess` of an artifact's record."""
+
+    palette: Palette
+    """A colour (red, green, blue) for each class."""
+
+
+class PixelClassifier(ABC):
+    """A segmenter ready to answer."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """One name per class; empty if unknown."""
+    num_classes: int
+    colours: Colours
+    """A colour (red, green, blue) for each class."""
+    preprocessing: Preprocessing
+
+    @abstractmethod
+    def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return the class of each pixel, int64 H x W.
+
+        Args:
+            pixels: one image, uint8 3 x h x w, from `iformer.tasks.segmentation.dataset.evaluation_transform`.
+            size: height and width (H, W) of the result.
+        """
+
+    def _describe(self, config: SegmenterConfig | LightSegmenterConfig, class_names: tuple[str, ...]) -> None:
+        self.name = config.backbone.name
+        self.class_names, self.num_classes = class_names, config.num_classes
+        self.colours, self.preprocessing = config.colours, config.preprocessing
+
+
+class WholeImages(PixelClassifier):
+    """A Semantic FPN."""
+
+    def __init__(self, network: Segmenter, *, device: torch.device, sliding: bool) -> None:
+        """`network` is on `device`; `sliding` uses overlapping windows of its size instead of whole images."""
+        self._describe(network.config, network.metadata.class_names)
+        self._network, self._device = network, device
+        self._window = network.config.size if sliding else None
+        self._normalize = Normalize(network.config.preprocessing).to(device)
+
+    def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+        normalized = self._normalize(pixels[None].to(self._device))
+        return segment(self._network, normalized, size, window=self._window)
+
+
+class Letterboxes(PixelClassifier):
+    """A network with an input of a fixed size: `forward` maps uint8 B x 3 x h x w to logits B x K x h/s x w/s."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self._forward = forward
+
+    @classmethod
+    def of_network(cls, network: LightSegmenter, *, device: torch.device) -> Letterboxes:
+        """Wrap a light segmenter that is on `device`."""
+        normalize = Normalize(network.config.preprocessing).to(device)
+        built = cls(lambda pixels: network.coarse_logits(normalize(pixels.to(device))))
+        built._describe(network.config, network.metadata.class_names)
+        return built
+
+    @classmethod
+    def of_artifact(cls, runner: ArtifactRunner) -> Letterboxes:
+        """Wrap an artifact.
+
+        Raises:
+            UserError: the record does not describe a segmenter.
+        """
+        info = runner.info
+        try:
+            shown = SegmentationDisplay.from_plain(info.postprocess or {})
+            check(len(shown.palette) == info.num_classes, shown, "palette", f"{info.num_classes} colours")
+        except ConfigError as error:
+            raise UserError(f"{runner.path}: its record has no colours for classes: {error}") from None
+        if info.preprocessing.letterbox is None or info.shapes.get(LOGITS, ())[:1] != (info.num_classes,):
+            raise UserError(f"{runner.path}: its record does not describe a segmenter's outputs")
+        built = cls(lambda pixels: runner(pixels)[LOGITS])
+        built.name, built.class_names, built.num_classes = info.network, info.class_names, info.num_classes
+        built.colours, built.preprocessing = shown.palette, info.preprocessing
+        return built
+
+    def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+        return letterboxed_classes(self._forward(pixels[None]), self.preprocessing.size, size)
+
+
+def pixel_classifier(subject: Any, *, device: torch.device, sliding: bool = False) -> PixelClassifier:
+    """Prepare a segmenter on `device`, in eval mode, or an artifact.
+
+    Raises:
+        UserError: `sliding` is asked of a network with an input of a fixed size, or an artifact's record does not
+            describe a segmenter.
+    """
+    if isinstance(subject, Segmenter):
+        return WholeImages(subject, device=device, sliding=sliding)
+    if sliding:
+        raise UserError("--sliding is for Semantic FPN, which takes images of any sizes; leave it out")
+    if isinstance(subject, ArtifactRunner):
+        return Letterboxes.of_artifact(subject)
+    assert isinstance(subject, LightSegmenter)
+    return Letterboxes.of_network(subject, device=device)
+
+
+def letterboxed_classes(logits: Tensor, input_size: tuple[int, int], size: tuple[int, ...]) -> Tensor:
+    """Return the classes of one letterboxed image at its own size (H, W): int64 H x W.
+
+    Args:
+        logits: 1 x K x h/s x w/s, for any s.
+        input_size: height and width (h, w) of the network's input.
+        size: height and width of the image before it was letterboxed.
+    """
+    height, width = content_size((size[0], size[1]), input_size)
+    at_input = F.interpolate(logits.float(), size=input_size, mode="bilinear", align_corners=False)
+    content = at_input[:, :, :height, :width]
+    return F.interpolate(content, size=tuple(size), mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def segment(model: nn.Module, image: Tensor, size: tuple[int, ...], *, window: int | None = None) -> Tensor:
+    """Return the classes of one normalised image (1 x 3 x h x w) at another size (H, W): int64 H x W.
+
+    Args:
+        model: images to logits, B x K x H x W.
+        window: side of the windows of `sliding_logits`; None: the whole image at once.
+    """
+    height, width = image.shape[2:]
+    # the backbone needs a minimum of pixels, which a thin image has not
+    padded = F.pad(image, (0, max(0, MIN_INPUT_SIZE - width), 0, max(0, MIN_INPUT_SIZE - height)))
+    logits = model(padded) if window is None else sliding_logits(model, padded, window=window)
+    logits = logits[:, :, :height, :width].float()
+    if logits.shape[2:] != size:
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits[0].argmax(0)
+
+
+def sliding_logits(
+    network: Callable[[Tensor], Tensor], images: Tensor, *, window: int, overlap: float = 1 / 3
+) -> Tensor:
+    """Compute the logits of large images in overlapping windows, and average them where windows overlap.
+
+    Args:
+        network: B x 3 x h x w to logits B x K x h x w.
+        images: B x 3 x H x W, normalised.
+        window: side of the windows, in pixels; a shorter side of the image is used whole.
+        overlap: smallest share of a window that it has in common with the next one.
+
+    Returns:
+        B x K x H x W.
+    """
+    height, width = images.shape[2:]
+    step = max(1, round(window * (1 - overlap)))
+    total: Tensor | None = None
+    count = images.new_zeros((1, 1, height, width))
+    for top in _starts(height, window, step):
+        for left in _starts(width, window, step):
+            rows, columns = slice(top, top + window), slice(left, left + window)
+            logits = network(images[:, :, rows, columns])
+            if total is None:
+                total = logits.new_zeros((len(images), logits.shape[1], height, width))
+            total[:, :, rows, columns] += logits
+            count[:, :, rows, columns] += 1
+    assert total is not None
+    return total / count
+
+
+def _starts(length: int, window: int, step: int) -> list[int]:
+    """Return where windows begin so that they cover a side; the last one ends at its end."""
+    last = max(0, length - window)
+    return [*range(0, last, step), last]

@@ -1,0 +1,121 @@
+"""The light segmenter: its cost, its fold, its letterbox, and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from iformer.config.segmenter import LightSegmenterConfig
+from iformer.config.variants import network_config
+from iformer.errors import ConfigError, UserError
+from iformer.models.complexity import count_macs
+from iformer.models.letterbox import letterbox
+from iformer.models.light_segmenter import LightSegmenter
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.resolve import load
+from iformer.tasks.segmentation.config import SegmentationRecipe
+from iformer.tasks.segmentation.inference import letterboxed_classes
+from iformer.tasks.segmentation.predict import SegmentationPredictor
+from iformer.training.loop import train
+from tiny.networks import randomize
+from tiny.pyramid import backbone_config, light_segmentation
+
+
+def network(**fields: object) -> LightSegmenter:
+    config = LightSegmenterConfig(
+        backbone=backbone_config(), num_classes=3, channels=16, **{"input_size": (64, 96), **fields}
+    )  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    return LightSegmenter(config)
+
+
+def test_iformer_t_at_512_takes_at_most_5_gmacs() -> None:
+    backbone = network_config("iformer_t").with_options(num_classes=0)
+    with torch.device("meta"):
+        model = LightSegmenter(LightSegmenterConfig(backbone=backbone, num_classes=150, input_size=(512, 512)))
+    assert count_macs(model, (512, 512)) <= 5e9
+
+
+def test_logits_have_the_image_s_size() -> None:
+    model = network().eval()
+    for size in ((64, 96), (50, 77)):
+        assert model(torch.rand(2, 3, *size)).shape == (2, 3, *size)
+    assert model.coarse_logits(torch.rand(2, 3, 64, 96)).shape == (2, 3, 16, 24)
+
+
+@torch.no_grad()
+def test_folding_changes_nothing() -> None:
+    model = network().eval()
+    randomize(model)
+    images = torch.randn(2, 3, 64, 96)
+    folded = model.fold()
+    assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    expected = model(images)
+    assert torch.allclose(folded(images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)], "the network itself is unchanged"
+
+
+def test_a_checkpoint_is_the_network(tmp_path: Path) -> None:
+    model = network(palette=((1, 2, 3), (4, 5, 6), (7, 8, 9))).eval()
+    save(model, tmp_path / "light.safetensors", class_names=("a", "b", "c"))
+    loaded = load(tmp_path / "light.safetensors")
+    assert type(loaded) is LightSegmenter
+    assert loaded.config == model.config
+    images = torch.rand(1, 3, 64, 96)
+    assert torch.equal(loaded(images), model(images))
+    maps = load(tmp_path / "light.safetensors", features_only=True)(images)
+    assert all(map(torch.equal, maps, model.pyramid.body(images)))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (60, 30), (33, 200), (128, 192)])
+def test_classes_lie_where_the_image_has_them(size: tuple[int, int]) -> None:
+    """A network that answers by the colours of its input, which is white inside a rectangle."""
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    rows, columns = slice(size[0] // 4, size[0] // 2), slice(size[1] // 3, 2 * size[1] // 3)
+    image[:, rows, columns] = 255
+    placed = letterbox(image, (64, 96), fill=(127, 127, 127))
+    white = placed.image[None, :1] / 255
+    logits = F.avg_pool2d(torch.cat([1 - white, white], 1), 4)
+    classes = letterboxed_classes(logits, (64, 96), size)
+    expected = (image[0] > 127).long()
+    assert classes.shape == expected.shape
+    assert (classes == expected).float().mean() > 0.85
+    inner = classes[rows, columns]
+    assert inner[inner.shape[0] // 2, inner.shape[1] // 2] == 1
+
+
+@pytest.mark.parametrize("size", [(40, 200), (300, 30), (1, 1)])
+def test_images_of_any_sizes(size: tuple[int, int]) -> None:
+    from PIL import Image
+
+    answer = SegmentationPredictor(network()).answer(Image.new("RGB", (size[1], size[0])))
+    assert answer.shape == size
+
+
+def test_windows_are_for_semantic_fpn() -> None:
+    with pytest.raises(UserError, match="--sliding is for Semantic FPN"):
+        SegmentationPredictor(network(), sliding=True)
+
+
+def test_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
+    fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": None, "lr": 6e-3}
+    result = train(light_segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
+    assert result.metrics["miou"] > 95
+    assert (tmp_path / "run" / "report.md").read_text().count("predictions.png") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"network": "light", "size": 100}, r"recipe\.size is 100"),
+        ({"network": "light", "sliding": True}, r"recipe\.sliding"),
+        ({"network": "lighter"}, r"recipe\.network is 'lighter'"),
+        ({"light": {"kernel_size": 4}}, r"recipe\.light\.kernel_size"),
+    ],
+)
+def test_recipes_that_cannot_work(fields: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        SegmentationRecipe.from_plain({"task": "segment", "epochs": 1, "lr": 0.1, **fields})
