@@ -29,6 +29,7 @@ VERBS = {
     "train": "train",
     "eval": "evaluate",
     "predict": "predict",
+    "demo": "demo",
     "export": "export",
     "bench": "bench",
     "convert": "convert",

@@ -88,7 +88,7 @@ def compare(
     """
     info = runner.info
     failures = _record_failures(network, runner)
-    generated = _generated(info.preprocessing)
+    generated = generated_images(info.preprocessing)
     device = next(network.model.parameters()).device
     # the network's own mean and std, so that wrong ones in the artifact show
     normalize = Normalize(network.metadata.preprocessing).to(device)
@@ -158,7 +158,7 @@ def _pixels(sources: Iterable[bytes | Tensor | Path], preprocessing: Preprocessi
             yield eval_transform(preprocessing)(read_input(source, preprocessing))
 
 
-def _generated(preprocessing: Preprocessing) -> Sequence[bytes | Tensor]:
+def generated_images(preprocessing: Preprocessing) -> Sequence[bytes | Tensor]:
     """Return coloured ramps and blobs, always the same: PNG files of twice the network's size.
 
     No image file has more than 4 channels; for such networks they are uint8 tensors of the network's size.

@@ -1,0 +1,94 @@
+"""`iformer demo`: a page that runs a network in the browser of this machine or of a phone."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iformer.cli.output import DebugOption, JsonOption, note, print_json_line, say
+
+AssetsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|cdn",
+        help="Where the browser's runtimes come from: the folder of an npm installation, or cdn to download them "
+        "once. [default: what was downloaded before]",
+    ),
+]
+LanOption = Annotated[
+    bool, typer.Option("--lan", help="Let the devices of the local network open the page, over https.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(metavar="IP", help="With --lan: this machine's address. [default: that of the default route]"),
+]
+PortOption = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="[default: 8765, or any free port if that is in use]")
+]
+PicturesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Photographs on which the browser's answers are compared with this machine's, at most 3: a file, "
+        "folder or glob; can be repeated. [default: generated patterns]"
+    ),
+]
+
+
+def demo(
+    network: Annotated[
+        str,
+        typer.Argument(metavar="PATH|NAME", help="A checkpoint, an ONNX or LiteRT artifact, or a name."),
+    ],
+    on: Annotated[
+        str, typer.Option(help="Runtimes to export a network to, separated by commas: onnx, litert.")
+    ] = "onnx",
+    lan: LanOption = False,
+    address: AddressOption = None,
+    port: PortOption = None,
+    assets: AssetsOption = None,
+    images: PicturesOption = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Licence of the network, which the page shows.")
+    ] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Serve a page that runs a network on the camera or a photograph, in the browser that opens it.
+
+    Without --lan only this machine can open it. The address is valid once; a new one is printed when it was used.
+    """
+    from iformer.web.demo import open_demo, qr_code, serve
+
+    with tempfile.TemporaryDirectory(prefix="iformer-demo-") as folder:
+        server = open_demo(
+            network,
+            on=on,
+            folder=Path(folder),
+            lan=lan,
+            address=address,
+            port=port,
+            assets=assets,
+            images=images,
+            licence=licence,
+            report=note,
+        )
+
+        def show_address(*, again: bool = False) -> None:
+            page = server.new_address()
+            if json:
+                print_json_line({"address": page})
+                return
+            if again:
+                note("a browser has opened the page; the address for another one:")
+            say(page)
+            if lan:
+                say(qr_code(page))
+
+        server.on_session = lambda: show_address(again=True)
+        show_address()
+        if lan and not json:
+            note("The browser warns of the certificate, which was made for this run: continue all the same.")
+        serve(server, note)

@@ -1,0 +1,138 @@
+"""The browser's runtimes, onnxruntime-web and LiteRT.js: where they come from, and their pinned hashes.
+
+They come from an npm installation or, if the user asks for it, from a CDN. Only files with
+the hashes of `packages.json`, which were tested, are served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from iformer.errors import UserError
+from iformer.files import write_bytes
+
+CDN = "cdn"
+"""The value of `--assets` that downloads from `_CDN_URL`."""
+
+_CDN_URL = "https://cdn.jsdelivr.net/npm"
+_CDN_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """An npm package with the files that the page loads."""
+
+    name: str
+    version: str
+    licence: str
+    files: dict[str, str]
+    """SHA-256 by path in the package."""
+
+
+def _pinned() -> dict[str, tuple[Package, ...]]:
+    table = json.loads((Path(str(resources.files("iformer.web"))) / "packages.json").read_text(encoding="utf-8"))
+    return {runtime: tuple(Package(**row) for row in rows) for runtime, rows in table.items()}
+
+
+PACKAGES = _pinned()
+"""The packages of each runtime that the page has."""
+
+_BARE_IMPORT = (b'from "@litertjs/wasm-utils"', b'from "./bundle.js"')
+"""Workers have no import maps, so the one import by package name gets a path."""
+
+
+def runtime_folder(runtime: str) -> str:
+    """Return the folder of a runtime below the page; it contains the version."""
+    package = PACKAGES[runtime][0]
+    return f"runtimes/{runtime}-{package.version}/"
+
+
+def load_assets(runtime: str, source: str | None) -> dict[str, bytes]:
+    """Return the files of a runtime by their names in `runtime_folder`.
+
+    Args:
+        runtime: a key of `PACKAGES`.
+        source: the folder of an npm installation, `cdn`, or None for what was downloaded before.
+
+    Raises:
+        UserError: a file is missing or not the one that was tested, or the download failed.
+    """
+    found = {}
+    for package in PACKAGES[runtime]:
+        for path, sha256 in package.files.items():
+            content = _read(package, path, sha256, source)
+            found[path.rpartition("/")[2]] = content.replace(*_BARE_IMPORT) if path == "dist/index.js" else content
+    return found
+
+
+def licences(runtimes: list[str]) -> str:
+    """Return what the runtimes are, as text for the folder of a static page."""
+    packages = [package for runtime in runtimes for package in PACKAGES[runtime]]
+    return "".join(f"{package.name} {package.version}: {package.licence}\n" for package in packages)
+
+
+def install_command() -> str:
+    """Return the command that installs every package."""
+    names = [f"{package.name}@{package.version}" for packages in PACKAGES.values() for package in packages]
+    return f"npm install {' '.join(names)}"
+
+
+def _read(package: Package, path: str, sha256: str, source: str | None) -> bytes:
+    stored = _cache() / sha256
+    if source in (None, CDN):
+        if stored.is_file() and _hash(content := stored.read_bytes()) == sha256:
+            return content
+        if source is None:
+            raise UserError(
+                f"{package.name} is missing; run: {install_command()}, and give the folder by --assets FOLDER; "
+                f"or give --assets {CDN} to download it from {_CDN_URL}"
+            )
+        content = _download(f"{_CDN_URL}/{package.name}@{package.version}/{path}")
+        _check(content, sha256, f"{_CDN_URL}/{package.name}")
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(stored, content)
+        return content
+    assert source is not None
+    file = _installed(Path(source), package) / path
+    try:
+        content = file.read_bytes()
+    except OSError:
+        raise UserError(
+            f"{file} is missing; --assets takes a folder where this was run: {install_command()}"
+        ) from None
+    _check(content, sha256, f"{file} (needed: {package.name} {package.version})")
+    return content
+
+
+def _installed(folder: Path, package: Package) -> Path:
+    inside = folder if folder.name == "node_modules" else folder / "node_modules"
+    return inside / package.name
+
+
+def _check(content: bytes, sha256: str, name: str) -> None:
+    if _hash(content) != sha256:
+        raise UserError(f"{name} is not the file that was tested: its sha256 differs; install that version again")
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=_CDN_SECONDS) as response:
+            content: bytes = response.read(1 << 26)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise UserError(f"{url} cannot be downloaded: {getattr(error, 'reason', error)}") from None
+    return content
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iformer" / "web"

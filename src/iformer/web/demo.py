@@ -1,0 +1,138 @@
+"""The demo: the page on this machine, or for the phones of the local network."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from iformer.data.stream import find_images
+from iformer.dependencies import require
+from iformer.deploy.artifact import read_record
+from iformer.errors import UnknownNameError, UserError
+from iformer.web.assets import PACKAGES, load_assets
+from iformer.web.certificate import check_address, local_address, make_tls
+from iformer.web.manifest import (
+    network_licence,
+    page_files,
+    prepare_artifacts,
+    read_page_artifact,
+    reference_pictures,
+)
+from iformer.web.server import DEFAULT_PORT, PageServer, Resource
+
+
+def open_demo(
+    name: str,
+    *,
+    on: str,
+    folder: Path,
+    lan: bool = False,
+    address: str | None = None,
+    port: int | None = None,
+    assets: str | None = None,
+    images: Sequence[str] | None = None,
+    licence: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> PageServer:
+    """Prepare a network for the page and return the server, which listens and does not answer yet.
+
+    Args:
+        name: a checkpoint, an artifact or the name of a network.
+        on: runtimes to export a network to, separated by commas.
+        folder: where exports are written; it has to stay while the server runs.
+        lan: see `open_server`; so are `address` and `port`.
+        assets: see `iformer.web.assets.load_assets`.
+        images: files, folders and globs of photographs for the comparison; None means generated patterns.
+        licence: licence of the network; None means what its provenance says.
+        report: called with lines about what takes time.
+
+    Raises:
+        UserError: the network or an option cannot be used.
+    """
+    runtimes = page_runtimes(on)
+    for runtime in runtimes:
+        load_assets(runtime, assets)  # report what is missing before any work is done
+    if lan:
+        qr_code("")
+    photographs = find_images(images) if images else []
+    report(f"preparing {name} for the browser")
+    paths = prepare_artifacts(name, runtimes, folder)
+    pictures = reference_pictures(photographs, read_record(paths[0]).preprocessing)
+    artifacts = [read_page_artifact(path, pictures) for path in paths]
+    info = artifacts[0].info
+    files = page_files(
+        artifacts, pictures, title=Path(name).stem, licence=network_licence(info, licence), assets=assets
+    )
+    return open_server(files, lan=lan, address=address, port=port)
+
+
+def page_runtimes(text: str) -> list[str]:
+    """Return the runtimes of the page that are named in a text, separated by commas.
+
+    Raises:
+        UnknownNameError: the page has no such runtime.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in PACKAGES:
+            raise UnknownNameError("runtime of browsers", name, PACKAGES)
+    return names
+
+
+def open_server(
+    files: Mapping[str, Resource],
+    *,
+    lan: bool,
+    address: str | None = None,
+    port: int | None = None,
+    on_message: Callable[[object], str | None] | None = None,
+    on_session: Callable[[], None] | None = None,
+) -> PageServer:
+    """Return a server for the page: on the loopback address, or with `lan` over https in the local network.
+
+    Args:
+        files: see `iformer.web.manifest.page_files`.
+        lan: let other devices of the network open the page.
+        address: this machine's address in the network; that of the default route by default.
+        port: port to listen on; by default 8765, or any free one if that is in use.
+        on_message: see `PageServer`.
+        on_session: see `PageServer`.
+
+    Raises:
+        MissingDependencyError: trustme is not installed.
+        UserError: there is no network, or the address or port cannot be used.
+    """
+    if address is not None and not lan:
+        raise UserError("--address is for --lan; without it only this machine can open the page")
+    host, tls = "127.0.0.1", None
+    if lan:
+        host = local_address() if address is None else check_address(address)
+        tls = make_tls(host)
+    options = {"host": host, "tls": tls, "on_message": on_message, "on_session": on_session}
+    paths = {f"/{path}": resource for path, resource in files.items()}
+    if port is None:
+        with suppress(UserError):
+            return PageServer(paths, port=DEFAULT_PORT, **options)  # type: ignore[arg-type]
+    return PageServer(paths, port=port or 0, **options)  # type: ignore[arg-type]
+
+
+def qr_code(text: str) -> str:
+    """Return a QR code for a terminal, drawn with block characters.
+
+    Raises:
+        MissingDependencyError: segno is not installed.
+    """
+    drawn = io.StringIO()
+    require("segno", extra="web").make(text, error="l", micro=False).terminal(out=drawn, compact=True, border=2)
+    return drawn.getvalue()
+
+
+def serve(server: PageServer, report: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C."""
+    with server:
+        report("Ctrl-C ends it")
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()

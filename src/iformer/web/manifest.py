@@ -1,0 +1,220 @@
+"""The files of the page, the same for the server and for a static host, and its manifest of networks."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.images import read_image
+from iformer.data.transforms import eval_transform
+from iformer.deploy.artifact import ArtifactInfo, artifact_bytes, read_record
+from iformer.deploy.export import export_artifact
+from iformer.deploy.exportable import Outputs
+from iformer.deploy.parity import generated_images
+from iformer.deploy.quiet import quiet
+from iformer.deploy.runner import open_artifact
+from iformer.deploy.runtimes.registry import QUANTIZED, RUNTIMES, find_runtime
+from iformer.errors import UserError, printable
+from iformer.models.weights.resolve import Artifact, load, resolve
+from iformer.tasks.export import exportable
+from iformer.web.assets import PACKAGES, load_assets, runtime_folder
+from iformer.web.server import CONTENT_SECURITY_POLICY, Resource
+
+TOLERANCE = 1e-4
+"""Allowed error of an fp32 output in a browser, as a share of the output's largest value."""
+
+REFERENCE_PICTURES = 3
+_LONGEST_SIDE = 1024
+
+_ELPV_LICENCE = "CC BY-NC-SA 4.0, that of the ELPV photographs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageArtifact:
+    """An artifact for the page, with the answers that prove a browser right."""
+
+    label: str
+    path: Path
+    info: ArtifactInfo
+    outputs: tuple[Outputs, ...]
+    """The artifact's outputs on each reference picture, computed here in its own runtime."""
+
+    @property
+    def tolerance(self) -> float | None:
+        """Allowed error of an output; None for a quantized artifact, whose first class has to be the same."""
+        return None if self.info.precision in QUANTIZED else TOLERANCE
+
+
+def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path) -> list[Path]:
+    """Return artifacts that run in a browser: the one that is named, or exports of a network.
+
+    Args:
+        name: an artifact, or any name of a network.
+        runtimes: the runtimes to export a network to.
+        folder: where exports are written.
+
+    Raises:
+        UserError: the name is unknown, the runtime does not run in browsers, or the network cannot be exported.
+    """
+    found = resolve(name)
+    if isinstance(found, Artifact):
+        return [found.path]
+    network = exportable(load(found))
+    paths = []
+    for runtime in runtimes:
+        paths.append(folder / f"network{find_runtime(runtime).suffix}")
+        export_artifact(network, paths[-1], runtime)
+    return paths
+
+
+def read_page_artifact(path: Path, pictures: Sequence[bytes], *, label: str | None = None) -> PageArtifact:
+    """Read an artifact and compute its answers to the reference pictures.
+
+    Raises:
+        UserError: it does not run in a browser, or not here.
+    """
+    info = read_record(path)
+    if info.runtime not in PACKAGES:
+        titles = " and ".join(RUNTIMES[name].title for name in PACKAGES)
+        raise UserError(f"{path} is for {find_runtime(info.runtime).title}; browsers run artifacts of {titles}")
+    if info.batch not in (None, 1):
+        raise UserError(f"{path} takes {info.batch} images in one call; the page gives one, export with --batch 1")
+    if len(info.preprocessing.mean) not in (1, 3):
+        raise UserError(f"{path} takes {len(info.preprocessing.mean)} channels; pictures have 1 or 3")
+    with quiet():
+        runner = open_artifact(path, threads=1)
+        transform = eval_transform(info.preprocessing)
+        images = [transform(read_image(picture)) for picture in pictures]
+        outputs = tuple(runner(image[None]) for image in images)
+    return PageArtifact(label=label or path.name, path=path, info=info, outputs=outputs)
+
+
+def reference_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> list[bytes]:
+    """Return PNG files of the first photographs, at most 1024 pixels long, or of generated colour patterns.
+
+    Raises:
+        DataError: a photograph cannot be read.
+    """
+    if not paths:
+        return [picture for picture in generated_images(preprocessing) if isinstance(picture, bytes)]
+    encoded = []
+    for path in paths[:REFERENCE_PICTURES]:
+        image = read_image(path)
+        image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+        encoded.append(file.getvalue())
+    return encoded
+
+
+def network_licence(info: ArtifactInfo, given: str | None) -> str:
+    """Return the licence of an artifact's weights, as far as it is known."""
+    data = info.provenance.get("data")
+    if given:
+        return given
+    if isinstance(data, dict) and data.get("name") == "elpv":
+        return _ELPV_LICENCE
+    return "not stated"
+
+
+def page_files(
+    artifacts: Sequence[PageArtifact],
+    pictures: Sequence[bytes],
+    *,
+    title: str,
+    licence: str,
+    assets: str | None,
+    bench: dict[str, Any] | None = None,
+) -> dict[str, Resource]:
+    """Return every file of the page by its path, `""` being the page itself.
+
+    Args:
+        artifacts: the networks that the page runs.
+        pictures: the reference pictures.
+        title: the page's title.
+        licence: the licence of the networks.
+        assets: see `iformer.web.assets.load_assets`.
+        bench: settings of a benchmark; None for the demo.
+
+    Raises:
+        UserError: the runtimes are missing or not those that were tested.
+    """
+    files = _own_files()
+    runtimes = sorted({artifact.info.runtime for artifact in artifacts})
+    for runtime in runtimes:
+        for name, content in load_assets(runtime, assets).items():
+            files[runtime_folder(runtime) + name] = Resource(content=content, public=True, lasting=True)
+    for index, picture in enumerate(pictures):
+        files[_picture_file(index)] = Resource(content=picture)
+    for index, artifact in enumerate(artifacts):
+        files[_network_file(index, artifact)] = Resource(content=artifact.path)
+    manifest = {
+        "format": "iformer-page-1",
+        "title": printable(title, limit=100),
+        "licence": printable(licence, limit=300),
+        "runtimes": {runtime: {"path": runtime_folder(runtime)} for runtime in runtimes},
+        "artifacts": [_described(index, artifact, len(pictures)) for index, artifact in enumerate(artifacts)],
+        "bench": bench,
+    }
+    files["networks.json"] = Resource(content=json.dumps(manifest, allow_nan=False).encode())
+    return files
+
+
+def _own_files() -> dict[str, Resource]:
+    files = {}
+    for file in sorted(Path(str(resources.files("iformer.web"))).joinpath("page").iterdir()):
+        content = file.read_bytes()
+        if file.name == "index.html":
+            content = content.replace(b"{policy}", CONTENT_SECURITY_POLICY.encode())
+        files["" if file.name == "index.html" else file.name] = Resource(content=content, public=True)
+    return files
+
+
+def _described(index: int, artifact: PageArtifact, pictures: int) -> dict[str, Any]:
+    info = artifact.info
+    preprocessing = info.preprocessing.to_plain()
+    return {
+        "label": printable(artifact.label, limit=100),
+        "network": printable(info.network, limit=100),
+        "file": _network_file(index, artifact),
+        "bytes": artifact_bytes(artifact.path),
+        "sha256": info.sha256,
+        "runtime": info.runtime,
+        "precision": info.precision,
+        "task": info.task,
+        "num_classes": info.num_classes,
+        "class_names": [printable(name, limit=200) for name in info.class_names],
+        "input": {
+            "name": info.input_name,
+            "dtype": info.input_dtype,
+            "layout": info.input_layout,
+            "normalized_by": info.normalized_by,
+        },
+        "outputs": info.outputs,
+        "preprocessing": {key: preprocessing[key] for key in ("size", "crop_pct", "interpolation", "mean", "std")},
+        "check": {
+            "photographs": [_picture_file(number) for number in range(pictures)],
+            "outputs": [_plain(outputs) for outputs in artifact.outputs],
+            "tolerance": artifact.tolerance,
+        },
+    }
+
+
+def _plain(outputs: Outputs) -> dict[str, list[float]]:
+    return {name: output.to(torch.float32).flatten().tolist() for name, output in outputs.items()}
+
+
+def _network_file(index: int, artifact: PageArtifact) -> str:
+    return f"networks/{index}{find_runtime(artifact.info.runtime).suffix}"
+
+
+def _picture_file(index: int) -> str:
+    return f"pictures/{index}.png"
