@@ -115,7 +115,7 @@ export class Demo {
       this.state("Comparing its answers with the computer's");
       const error = await verify(this.connection, engine);
       if (generation !== this.generation) return engine.close();
-      setText(element("equality"), error === 0 ? "exact" : `± ${error.toExponential(0)}`);
+      setText(element("equality"), error === 0 ? "exact" : error.toExponential(0));
       this.engine = engine;
     } catch (failure) {
       engine.close();

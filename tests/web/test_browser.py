@@ -1,0 +1,223 @@
+"""The page in headless Chromium: it classifies, proves its answers, and refuses what is wrong."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.images import read_image
+from iformer.data.transforms import eval_transform
+from iformer.deploy.runner import open_artifact
+from iformer.web.demo import open_demo
+from iformer.web.server import Resource
+
+pytestmark = pytest.mark.sweep
+
+PHONE = {"width": 390, "height": 844}
+SETTLED = "body[data-state=ready], body[data-state=refused], body[data-state=failed]"
+
+
+@contextmanager
+def opened(browser: Any, address: str, **options: Any) -> Iterator[Any]:
+    """The page, after it loaded its network or failed; an error in its scripts fails the test."""
+    context = browser.new_context(viewport=PHONE, **options)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.locator(SETTLED).wait_for(timeout=120_000)
+    yield page
+    context.close()
+    assert errors == []
+
+
+def state(page: Any) -> str:
+    found: str = page.get_attribute("body", "data-state")
+    return found
+
+
+def choose(page: Any, backend: str) -> str:
+    """Choose a backend and return the state after it loaded."""
+    page.select_option("#backend", backend)
+    page.locator(SETTLED).wait_for(timeout=120_000)
+    return state(page)
+
+
+@pytest.fixture
+def demo(assets: str, tmp_path: Path) -> Callable[..., Any]:
+    return functools.partial(open_demo, on="onnx", folder=tmp_path, assets=assets)
+
+
+def answer(page: Any) -> list[tuple[str, float]]:
+    page.locator("#answer .class").first.wait_for()
+    items = page.locator("#answer .class").all()
+    return [
+        (item.locator(".name").inner_text(), float(item.locator(".share").inner_text()[:-1])) for item in items
+    ]
+
+
+def expected(artifact: Path, picture: Path) -> list[tuple[str, float]]:
+    runner = open_artifact(artifact)
+    image = eval_transform(runner.info.preprocessing)(read_image(picture))
+    shares = 100 * runner(image[None])["logits"].softmax(1)[0]
+    return sorted(zip(runner.info.class_names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
+
+
+@pytest.mark.parametrize("kind", ["onnx", "litert"])
+def test_a_photograph_and_the_camera(
+    kind: str, demo: Any, browser: Any, photographs: list[Path], request: pytest.FixtureRequest
+) -> None:
+    artifact = request.getfixturevalue(f"tiny_{kind}")
+    server = demo(str(artifact))
+    with server, opened(browser, server.new_address()) as page:
+        assert state(page) == "ready", page.inner_text("#problem")
+        assert page.url.endswith(f":{server.port}/")  # the token is out of the address bar
+        for photograph in photographs[:2]:
+            page.set_input_files("#file", photograph)
+            page.wait_for_timeout(500)
+            shown, computed = answer(page), expected(artifact, photograph)
+            assert [name for name, _ in shown] == [name for name, _ in computed]
+            for (_, share), (_, wanted) in zip(shown, computed, strict=True):
+                assert share == pytest.approx(wanted, abs=0.11)
+        assert page.inner_text("#spoken").startswith(shown[0][0])
+        page.click("#camera")
+        page.locator("#video").wait_for()
+        page.locator("#rate", has_text=re.compile("[0-9]")).wait_for()
+        assert page.inner_text("#camera") == "Stop"
+        page.click("#camera")
+        assert not page.is_visible("#video")
+        page.reload()  # the session lasts as long as the tab
+        page.locator(SETTLED).wait_for()
+        assert state(page) == "ready"
+
+
+def test_backends_agree_or_say_why_not(demo: Any, browser: Any, tiny_litert: Path) -> None:
+    server = demo(str(tiny_litert))
+    with server, opened(browser, server.new_address()) as page:
+        assert "computed by the processor" in page.inner_text("#notices")  # SwiftShader
+        assert "LiteRT WebGPU (software)" in page.inner_text("#backend")
+        assert choose(page, "0 litert-webgpu") == "ready", page.inner_text("#problem")
+        assert choose(page, "0 litert-wasm") == "ready", page.inner_text("#problem")
+
+
+def test_an_address_is_valid_once(demo: Any, browser: Any, tiny_onnx: Path) -> None:
+    server = demo(str(tiny_onnx))
+    with server:
+        address = server.new_address()
+        with opened(browser, address) as page:
+            assert state(page) == "ready"
+        with opened(browser, address) as page:
+            assert state(page) == "failed"
+            assert "This address was used before" in page.inner_text("#problem")
+
+
+def test_a_changed_weight_is_refused(demo: Any, browser: Any, tiny_onnx: Path, tmp_path: Path) -> None:
+    """By its hash, and by its answers if the hash was changed too."""
+    server = demo(str(tiny_onnx))
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(tiny_onnx)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] += 1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    content = model.SerializeToString()
+    server.resources["/networks/0.onnx"] = Resource(content=content)
+    with server:
+        with opened(browser, server.new_address()) as page:
+            assert state(page) == "refused"
+            assert "its SHA-256 differs" in page.inner_text("#problem")
+        manifest = json.loads(server.resources["/networks.json"].content)
+        manifest["artifacts"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+        server.resources["/networks.json"] = Resource(content=json.dumps(manifest).encode())
+        with opened(browser, server.new_address()) as page:
+            assert state(page) == "refused"
+            assert "the answers are not those of the computer" in page.inner_text("#problem")
+            assert page.is_disabled("#camera")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 160)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_pixels_are_those_of_the_evaluation_transform(
+    size: tuple[int, int], interpolation: str, demo: Any, browser: Any, tiny_onnx: Path
+) -> None:
+    preprocessing = Preprocessing(size=size, crop_pct=0.9, interpolation=interpolation)  # type: ignore[arg-type]
+    script = """async ([pixels, width, height, preprocessing]) => {
+        const { placement, resample } = await import("/preprocess.js");
+        const place = placement(preprocessing, width, height);
+        return Array.from(resample(Uint8ClampedArray.from(pixels), width, place, preprocessing.interpolation));
+    }"""
+    generator = np.random.default_rng(0)
+    server = demo(str(tiny_onnx))
+    with server, opened(browser, server.new_address()) as page:
+        for width, height in ((90, 70), (64, 64), (33, 201), (20, 20), (300, 4)):
+            rgb = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            rgba = np.concatenate([rgb, np.full((height, width, 1), 255, np.uint8)], axis=2)
+            found = page.evaluate(script, [rgba.flatten().tolist(), width, height, preprocessing.to_plain()])
+            wanted = eval_transform(preprocessing)(Image.fromarray(rgb)).permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(np.array(found, np.uint8).reshape(wanted.shape), wanted)
+
+
+def test_no_request_leaves_the_server(demo: Any, browser: Any, tiny_onnx: Path) -> None:
+    server = demo(str(tiny_onnx))
+    context = browser.new_context(viewport=PHONE)
+    requests: list[str] = []
+    context.on("request", lambda request: requests.append(request.url))
+    with server:
+        page = context.new_page()
+        page.goto(server.new_address())
+        page.locator(SETTLED).wait_for()
+        page.click("#camera")
+        page.locator("#answer .class").first.wait_for()
+    context.close()
+    origin = f"http://127.0.0.1:{server.port}/"
+    assert len(requests) > 10
+    assert [url for url in requests if not url.startswith((origin, f"blob:{origin}"))] == []
+
+
+def test_what_is_missing_is_said(demo: Any, browser: Any, tiny_onnx: Path) -> None:
+    server = demo(str(tiny_onnx))
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script(
+        """
+        delete Navigator.prototype.gpu;
+        navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException("no", "NotAllowedError"));
+        """
+    )
+    with server:
+        page = context.new_page()
+        page.goto(server.new_address())
+        page.locator(SETTLED).wait_for()
+        assert "This browser has no WebGPU." in page.inner_text("#notices")
+        page.click("#camera")
+        page.locator("#problem:not([hidden])").wait_for()
+        assert "The camera is blocked for this page." in page.inner_text("#problem")
+    context.close()
+
+
+def test_by_keyboard(demo: Any, browser: Any, tiny_onnx: Path) -> None:
+    server = demo(str(tiny_onnx))
+    with server, opened(browser, server.new_address()) as page:
+        reached = []
+        for _ in range(5):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        assert reached == ["camera", "choose", "backend", "threads", "SUMMARY"]
+        page.focus("#camera")
+        page.keyboard.press("Enter")
+        page.locator("#answer .class").first.wait_for()
+        names = page.evaluate(
+            "[...document.querySelectorAll('button, select, [role]')].map((e) => e.innerText || e.ariaLabel || "
+            "e.closest('label')?.innerText || e.id)"
+        )
+        assert all(names)
