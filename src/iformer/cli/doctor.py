@@ -42,6 +42,7 @@ PARTS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "data": ((("datasets", "datasets"),), "train --data hfds/NAME (Hugging Face)"),
     **{row.name: (row.needs("int8"), f"export --to {row.name}") for row in RUNTIMES.values()},
     "bench": ((("matplotlib", "matplotlib"), ("psutil", "psutil")), "bench, figures of the paper"),
+    "web": ((("segno", "segno"), ("trustme", "trustme")), "demo --lan"),
 }
 """Extras: their packages (name to import, name to install), and what they are for."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.images import read_image
+from iformer.data.images import read_image, read_input
 from iformer.data.transforms import eval_transform
 from iformer.deploy.artifact import ArtifactInfo, artifact_bytes, read_record
 from iformer.deploy.export import export_artifact
@@ -85,14 +85,14 @@ def read_page_artifact(path: Path, pictures: Sequence[bytes], *, label: str | No
     if info.runtime not in PACKAGES:
         titles = " and ".join(RUNTIMES[name].title for name in PACKAGES)
         raise UserError(f"{path} is for {find_runtime(info.runtime).title}; browsers run artifacts of {titles}")
+    if len(info.preprocessing.mean) not in (1, 3):
+        raise UserError(f"{path} takes {len(info.preprocessing.mean)} channels; a camera's pictures have 1 or 3")
     if info.batch not in (None, 1):
         raise UserError(f"{path} takes {info.batch} images in one call; the page gives one, export with --batch 1")
-    if len(info.preprocessing.mean) not in (1, 3):
-        raise UserError(f"{path} takes {len(info.preprocessing.mean)} channels; pictures have 1 or 3")
     with quiet():
         runner = open_artifact(path, threads=1)
         transform = eval_transform(info.preprocessing)
-        images = [transform(read_image(picture)) for picture in pictures]
+        images = [transform(read_input(picture, info.preprocessing)) for picture in pictures]
         outputs = tuple(runner(image[None]) for image in images)
     return PageArtifact(label=label or path.name, path=path, info=info, outputs=outputs)
 

@@ -2,6 +2,11 @@
 
 export async function open({ artifact, backend, threads, runtime, bytes }) {
   const { loadLiteRt, loadAndCompile, Tensor } = await import(`${runtime}index.js`);
+  // in a worker, LiteRT would look for its parts beside the worker's own script
+  self.Module = {
+    locateFile: (file) => runtime + file,
+    mainScriptUrlOrBlob: `${runtime}litert_wasm_threaded_internal.js`,
+  };
   await loadLiteRt(runtime, { threads: threads > 1 });
   const gpu = backend === "litert-webgpu";
   const model = await loadAndCompile(bytes, {
