@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from iformer.cli.arguments import output_folder
+from iformer.cli.recipe_options import recipe_options
+from iformer.config.reference import recipe_fields
+from iformer.tasks.classification.config import ClassificationRecipe
 
 
 def test_looking_whether_a_folder_can_be_written_touches_no_file_in_it(tmp_path: Path) -> None:
@@ -14,3 +18,17 @@ def test_looking_whether_a_folder_can_be_written_touches_no_file_in_it(tmp_path:
     assert mine.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [mine]
     assert list(output_folder(tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_generated_options_have_plain_types() -> None:
+    """Older releases of typer refuse an annotation within an annotation, and all verbs with it."""
+    names = [row.name for row in recipe_fields(ClassificationRecipe)]
+
+    @recipe_options(ClassificationRecipe, {f"o{number}": name for number, name in enumerate(names)})
+    def verb(**fields: object) -> None: ...
+
+    hints = {name: get_args(hint)[0] for name, hint in verb.__annotations__.items()}
+    assert len(hints) == len(names)
+    scalars = {name: hint for name, hint in hints.items() if "tuple" not in str(hint)}
+    assert len(scalars) > 40
+    assert [name for name, hint in scalars.items() if "Annotated" in str(hint)] == []

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import operator
 import re
 import reprlib
 import types
@@ -209,8 +210,12 @@ def is_config(hint: Any) -> bool:
 
 
 def without_range(hint: Any) -> Any:
-    """Return the type of an annotation without its ranges."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    """Return the type of an annotation without its ranges, also within a union."""
+    if typing.get_origin(hint) is Annotated:
+        return typing.get_args(hint)[0]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, map(without_range, typing.get_args(hint)))
+    return hint
 
 
 def shown(value: Any) -> str:

@@ -40,8 +40,9 @@ def feature_map(x_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
     return x_BLC.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-_MANY_TOKENS = 1024
-"""Number of keys from which on GPUs use the fused kernel. The scores of 4,096 tokens take 32 MiB."""
+_MANY_TOKENS = 196
+"""Number of keys from which on GPUs use the fused kernel: the smallest at which it was measured
+(`docs/benchmarks/gpu.md`)."""
 
 
 def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor, windows: Windows | None = None) -> Tensor:
