@@ -6,8 +6,10 @@ import functools
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from iformer.data.transforms import eval_transform
 from iformer.deploy.runner import open_artifact
 from iformer.web.demo import open_demo
 from iformer.web.server import Resource
+from iformer.web.static import write_page
 
 pytestmark = pytest.mark.sweep
 
@@ -183,6 +186,29 @@ def test_no_request_leaves_the_server(demo: Any, browser: Any, tiny_onnx: Path) 
     origin = f"http://127.0.0.1:{server.port}/"
     assert len(requests) > 10
     assert [url for url in requests if not url.startswith((origin, f"blob:{origin}"))] == []
+
+
+def test_the_folder_works_from_a_plain_file_server(
+    assets: str, browser: Any, tiny_onnx: Path, tmp_path: Path, photographs: list[Path]
+) -> None:
+    folder = write_page(str(tiny_onnx), tmp_path / "page", assets=assets, licence="CC0")
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=tmp_path)) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        with opened(browser, f"http://127.0.0.1:{host.server_port}/page/") as page:
+            assert state(page) == "ready", page.inner_text("#problem")
+            assert "sends no COOP and COEP headers" in page.inner_text("#notices")
+            page.set_input_files("#file", photographs[0])
+            assert [name for name, _ in answer(page)] == [name for name, _ in expected(tiny_onnx, photographs[0])]
+            page.click("summary")
+            assert "CC0" in page.inner_text("#facts")
+        network = folder / "networks/0.onnx"
+        content = bytearray(network.read_bytes())
+        content[len(content) // 2] ^= 1
+        network.write_bytes(content)
+        with opened(browser, f"http://127.0.0.1:{host.server_port}/page/") as page:
+            assert state(page) == "refused"
+        host.shutdown()
 
 
 def test_what_is_missing_is_said(demo: Any, browser: Any, tiny_onnx: Path) -> None:

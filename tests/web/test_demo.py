@@ -154,3 +154,39 @@ def test_the_code_for_the_phone_is_drawn_with_blocks() -> None:
     drawn = demo.qr_code("https://192.168.1.20:8765/#token")
     assert set(drawn) <= set("█▀▄ \xa0\n")
     assert len(drawn.splitlines()) > 10
+
+
+def test_the_page_as_a_folder(
+    tiny_onnx: Path, npm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "site/page"
+    command = ["export", str(tiny_onnx), "--to", "web", "--out", str(out), "--assets", str(npm), "--json"]
+    assert main([*command, "--licence", "CC0"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"page": str(out)}
+    first = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {"index.html", "main.js", "networks.json", "licences.txt"} <= first.keys()
+    (version,) = (out / "runtimes").iterdir()
+    assert (version / "index.js").read_bytes() == b'import { x } from "./bundle.js";'
+    assert read_record(out / "networks/0.onnx").class_names == read_record(tiny_onnx).class_names
+    licences = first["licences.txt"].decode()
+    assert "The network: CC0\nstand-in 1.0: MIT\n" in licences
+    assert "Microsoft Corporation" in licences
+    assert "Apache License" in licences
+    assert main(command) == 0  # a page is replaced
+    assert "The network: not stated" in (out / "licences.txt").read_text()
+    capsys.readouterr()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").write_text("work")
+    for extra, expected in (
+        (["--out", str(tmp_path / "other")], "is not a page of iformer"),
+        (["--out", str(tiny_onnx)], "is not a page of iformer"),
+        (["--out", str(tmp_path / "new"), "--size", "64"], "takes no options of a conversion"),
+        (["--out", str(tmp_path / "new"), "--raw"], "takes no options of a conversion"),
+    ):
+        assert main([*command, *extra]) == 1
+        assert expected in capsys.readouterr().err
+    assert main(["export", "elpv", "--to", "web"]) == 1
+    assert "--to web needs --out FOLDER" in capsys.readouterr().err
+    assert (tmp_path / "other/thesis.tex").read_text() == "work"
+    assert not list(tmp_path.rglob(".iformer-*"))
+    assert not (tmp_path / "new").exists()

@@ -37,6 +37,7 @@ def test_every_demo_of_the_tutorial(number: int, assets: str, browser: Any, tmp_
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
         env=os.environ | {"PYTHONIOENCODING": "utf-8"},
     )
     assert process.stdout is not None

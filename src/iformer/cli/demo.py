@@ -8,16 +8,9 @@ from typing import Annotated
 
 import typer
 
+from iformer.cli.arguments import AssetsOption, LicenceOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json_line, say
 
-AssetsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FOLDER|cdn",
-        help="Where the browser's runtimes come from: the folder of an npm installation, or cdn to download them "
-        "once. [default: what was downloaded before]",
-    ),
-]
 LanOption = Annotated[
     bool, typer.Option("--lan", help="Let the devices of the local network open the page, over https.")
 ]
@@ -50,9 +43,7 @@ def demo(
     port: PortOption = None,
     assets: AssetsOption = None,
     images: PicturesOption = None,
-    licence: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Licence of the network, which the page shows.")
-    ] = None,
+    licence: LicenceOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

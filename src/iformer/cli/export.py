@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import AttentionOption, DeviceOption, EntryOption, WindowsOption, parse_size
+from iformer.cli.arguments import (
+    AssetsOption,
+    AttentionOption,
+    DeviceOption,
+    EntryOption,
+    LicenceOption,
+    WindowsOption,
+    parse_size,
+)
 from iformer.cli.output import (
     FAILED,
     DebugOption,
@@ -17,6 +25,7 @@ from iformer.cli.output import (
     describe_error,
     note,
     print_json_line,
+    say,
 )
 from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, QUANTIZED, RUNTIMES, find_runtime
 from iformer.device import resolve_device
@@ -36,7 +45,11 @@ def export(
         str, typer.Argument(metavar="PATH|NAME", help="A checkpoint file, a shipped network or a released one.")
     ],
     to: Annotated[
-        str, typer.Option(help=f"Runtimes, separated by commas: {', '.join(RUNTIMES)}; or all.")
+        str,
+        typer.Option(
+            help=f"Runtimes, separated by commas: {', '.join(RUNTIMES)}; or all. Or web: a folder with a page "
+            "that runs the network, or an ONNX or LiteRT artifact, in the browser."
+        ),
     ] = "onnx",
     out: Annotated[
         Path | None,
@@ -94,6 +107,8 @@ def export(
     attention: AttentionOption = None,
     windows: WindowsOption = None,
     device: DeviceOption = "cpu",
+    assets: AssetsOption = None,
+    licence: LicenceOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -102,6 +117,12 @@ def export(
     The network is folded and converted. The artifact is loaded in its runtime and compared with the network, which
     runs on --device.
     """
+    if to == "web":
+        own = (size, batch, precision, calibration, entry, attention, windows, raw or None)
+        _export_page(weights, out, images, assets, licence, json=json, plain=all(option is None for option in own))
+        return
+    if assets is not None or licence is not None:
+        raise UserError("--assets and --licence are for --to web")
     runtimes = _runtimes(to)
     _check_calibration(precision, calibration)
     if not math.isfinite(max_drop):
@@ -167,6 +188,31 @@ def export(
     if failed:
         note(f"{failed} of {len(runtimes)} exports failed")
         raise typer.Exit(FAILED)
+
+
+def _export_page(
+    name: str,
+    out: Path | None,
+    images: list[str] | None,
+    assets: str | None,
+    licence: str | None,
+    *,
+    json: bool,
+    plain: bool,
+) -> None:
+    from iformer.web.static import write_page
+
+    if out is None:
+        raise UserError("--to web needs --out FOLDER")
+    if not plain:
+        raise UserError(
+            "--to web takes no options of a conversion; export to onnx or litert with them and give that artifact"
+        )
+    folder = write_page(name, out, assets=assets, images=images, licence=licence, report=note)
+    if json:
+        print_json_line({"page": folder})
+    else:
+        say(f"{folder}: serve it with any web server, for example: python -m http.server --directory {folder}")
 
 
 def _check_calibration(precision: str | None, calibration: str | None) -> None:

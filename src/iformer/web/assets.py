@@ -72,12 +72,6 @@ def load_assets(runtime: str, source: str | None) -> dict[str, bytes]:
     return found
 
 
-def licences(runtimes: list[str]) -> str:
-    """Return what the runtimes are, as text for the folder of a static page."""
-    packages = [package for runtime in runtimes for package in PACKAGES[runtime]]
-    return "".join(f"{package.name} {package.version}: {package.licence}\n" for package in packages)
-
-
 def install_command() -> str:
     """Return the command that installs every package."""
     names = [f"{package.name}@{package.version}" for packages in PACKAGES.values() for package in packages]

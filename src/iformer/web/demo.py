@@ -15,6 +15,7 @@ from iformer.errors import UnknownNameError, UserError
 from iformer.web.assets import PACKAGES, load_assets
 from iformer.web.certificate import check_address, local_address, make_tls
 from iformer.web.manifest import (
+    PageArtifact,
     network_licence,
     page_files,
     prepare_artifacts,
@@ -52,21 +53,30 @@ def open_demo(
     Raises:
         UserError: the network or an option cannot be used.
     """
-    runtimes = page_runtimes(on)
+    if lan:
+        qr_code("")  # report what is missing before any work is done
+    artifacts, pictures = prepare_page(name, page_runtimes(on), folder, assets, images, report)
+    terms = network_licence(artifacts[0].info, licence)
+    files = page_files(artifacts, pictures, title=Path(name).stem, licence=terms, assets=assets)
+    return open_server(files, lan=lan, address=address, port=port)
+
+
+def prepare_page(
+    name: str,
+    runtimes: Sequence[str],
+    folder: Path,
+    assets: str | None,
+    images: Sequence[str] | None,
+    report: Callable[[str], None],
+) -> tuple[list[PageArtifact], list[bytes]]:
+    """Return the artifacts of a network for the page, and the reference pictures; see `open_demo`."""
     for runtime in runtimes:
         load_assets(runtime, assets)  # report what is missing before any work is done
-    if lan:
-        qr_code("")
     photographs = find_images(images) if images else []
     report(f"preparing {name} for the browser")
     paths = prepare_artifacts(name, runtimes, folder)
     pictures = reference_pictures(photographs, read_record(paths[0]).preprocessing)
-    artifacts = [read_page_artifact(path, pictures) for path in paths]
-    info = artifacts[0].info
-    files = page_files(
-        artifacts, pictures, title=Path(name).stem, licence=network_licence(info, licence), assets=assets
-    )
-    return open_server(files, lan=lan, address=address, port=port)
+    return [read_page_artifact(path, pictures) for path in paths], pictures
 
 
 def page_runtimes(text: str) -> list[str]:

@@ -31,6 +31,9 @@ from iformer.web.server import CONTENT_SECURITY_POLICY, Resource
 TOLERANCE = 1e-4
 """Allowed error of an fp32 output in a browser, as a share of the output's largest value."""
 
+PAGE_FORMAT = "iformer-page-1"
+"""The value of `format` in the manifest, `networks.json`."""
+
 REFERENCE_PICTURES = 3
 _LONGEST_SIDE = 1024
 
@@ -157,7 +160,7 @@ def page_files(
     for index, artifact in enumerate(artifacts):
         files[_network_file(index, artifact)] = Resource(content=artifact.path)
     manifest = {
-        "format": "iformer-page-1",
+        "format": PAGE_FORMAT,
         "title": printable(title, limit=100),
         "licence": printable(licence, limit=300),
         "runtimes": {runtime: {"path": runtime_folder(runtime)} for runtime in runtimes},
