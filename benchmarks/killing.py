@@ -373,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
     root = Path(tempfile.mkdtemp(prefix="iformer-killing-"))
     draw = random.Random(options.seed)
     figures: dict[str, Any] = {}

@@ -69,6 +69,11 @@ class DetectionSet:
         counts = Counter(i.label for sample in self.samples for i in sample.instances if not i.crowd)
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
+    @property
+    def most_objects(self) -> int:
+        """Largest number of objects of an image, crowds aside."""
+        return max((sum(not i.crowd for i in sample.instances) for sample in self.samples), default=0)
+
     def ground_truth(self) -> dict[str, Any]:
         """Return the set in COCO's annotation format, for its metrics."""
         annotations: list[dict[str, Any]] = []

@@ -115,9 +115,7 @@ def open_image(source: ImageSource) -> Iterator[ImageFile.ImageFile]:
     except Image.DecompressionBombError:
         raise DataError(f"{name}: has more pixels than the limit of {MAX_PIXELS:,}; not decoded") from None
     except UnidentifiedImageError:
-        if _is_heic(source):
-            raise DataError(f"{name}: a HEIC image; pip install 'iformer[heic]' reads it") from None
-        raise DataError(f"{name}: not an image, or of a format that is not supported") from None
+        raise DataError(f"{name}: {_unknown_format(source)}") from None
     except PermissionError:
         raise DataError(f"{name}: no permission to read it") from None
     except MemoryError:
@@ -284,19 +282,21 @@ def _file_size(path: str) -> int:
     return status.st_size
 
 
-def _is_heic(source: ImageSource) -> bool:
-    """Return whether a file of an unknown format is a HEIC image whose reader is not installed."""
-    if "HEIF" in _known_formats():
-        return False
-    try:
+def _unknown_format(source: ImageSource) -> str:
+    """Return what a file is that no reader knows, and what to do, if that can be told."""
+    start = b""
+    with contextlib.suppress(OSError, DataError):
         if isinstance(source, str | os.PathLike):
             with open(source, "rb") as file:
                 start = file.read(12)
         else:
             start = (source if isinstance(source, bytes) else source.read())[:12]
-    except (OSError, DataError):
-        return False
-    return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
+    if start[4:8] == b"ftyp" and start[8:12] not in (b"avif", b"avis"):
+        if start[8:12] not in _HEIC_BRANDS:
+            return "a video, not an image; detectors and segmenters take videos"
+        if "HEIF" not in _known_formats():
+            return "a HEIC image; pip install 'iformer[heic]' reads it"
+    return "not an image, or of a format that is not supported"
 
 
 @functools.cache

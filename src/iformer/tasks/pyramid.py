@@ -16,6 +16,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
 from iformer.data.images import read_image
+from iformer.data.sources.layout import writable
 from iformer.data.video import VideoReader, VideoWriter, has_video_extension
 from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.backbone import Backbone
@@ -134,6 +135,8 @@ def check_classes(known: tuple[str, ...], class_names: tuple[str, ...]) -> None:
     Raises:
         DataError: it has not; the message names the first difference.
     """
+    known = tuple(map(writable, known))
+    class_names = tuple(map(writable, class_names))
     if known and known != class_names:
         different = [
             f"class {index} is {theirs}, the network's is {ours}"

@@ -19,6 +19,7 @@ from iformer.data.sources import elpv as elpv_source
 from iformer.data.sources import load_data
 from iformer.data.sources.checks import CheckedImages, check_images
 from iformer.data.sources.folders import load_folder
+from iformer.data.sources.layout import writable
 from iformer.data.sources.splitting import split_stratified
 from iformer.errors import ConfigError, DataError
 
@@ -406,6 +407,23 @@ def test_class_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "x").rmdir()
     data = load_data(tmp_path)
     assert data.train.class_names == ("cat", r"chien_\xe9t\xe9", r"two\nlines")
+
+
+def test_a_class_name_is_the_same_in_every_locale() -> None:
+    assert writable("犬".encode().decode("ascii", "surrogateescape")) == "犬"  # as LC_ALL=C lists a folder
+    assert writable("犬") == "犬"
+    assert writable("chien_\udce9t\udce9") == r"chien_\xe9t\xe9"
+
+
+def test_twelve_bits_among_sixteen_are_noted(tmp_path: Path) -> None:
+    for number, most in enumerate((4096, 2**16, 2**16, 4096, 2**16, 2**16)):
+        values = np.random.default_rng(number).integers(0, most, (20, 20)).astype(np.uint16)
+        path = tmp_path / ("a", "b")[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(values).save(path)
+    (warning,) = load_data(tmp_path).warnings
+    assert "2 of 6 16-bit images with values up to 4,0" in warning
+    assert "scale them to 16 bits" in warning
 
 
 def test_twelve_bits_in_sixteen_are_noted(tmp_path: Path) -> None:

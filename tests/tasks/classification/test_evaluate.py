@@ -106,6 +106,12 @@ def test_labels_are_mapped_to_the_network_s_order(images: Path) -> None:
         assert image_set.class_names[before.label] == mapped.class_names[after.label]
 
 
+def test_names_that_are_not_utf_8_are_those_of_early_checkpoints(images: Path) -> None:
+    image_set = replace(load_data(str(images), workers=1).val, class_names=("blue", r"vert_\xe9", "red"))
+    mapped = with_class_order(image_set, ("red", "blue", "vert_\udce9"))
+    assert mapped.labels.tolist() == [(1, 2, 0)[label] for label in image_set.labels]
+
+
 def test_other_classes_are_an_error_that_names_them(images: Path) -> None:
     image_set = load_data(str(images), workers=1).val
     with pytest.raises(DataError, match=r"only the network knows: cyan; only the data has: green"):

@@ -17,6 +17,9 @@ from iformer.errors import DataError, counted, listed
 _FULL_RANGE = 2**14
 """16-bit images whose values all stay below this look nearly black."""
 
+_SHARE_OF_DARK = 0.1
+"""Fewer of them among 16-bit images of the full range are dark pictures."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedImages:
@@ -94,10 +97,16 @@ def refuse_warnings(warnings: Sequence[str], *, strict: bool) -> None:
 
 def _note_on_range(highest: npt.NDArray[np.int32]) -> tuple[str, ...]:
     wide = highest[highest >= 0]
-    most = int(wide.max(initial=0))
-    if not 0 < most < _FULL_RANGE:
+    dark = wide[(wide > 0) & (wide < _FULL_RANGE)]
+    if len(dark) < max(1, _SHARE_OF_DARK * len(wide)):
         return ()
+    most = int(dark.max())
     bits = most.bit_length()
+    if len(dark) < len(wide):
+        return (
+            f"{len(dark):,} of {counted(len(wide), '16-bit image')} with values up to {most:,} of 65,535 "
+            f"({bits}-bit data?), which is nearly black beside the others; scale them to 16 bits",
+        )
     return (
         f"{counted(len(wide), '16-bit image')} with values up to {most:,} of 65,535 ({bits}-bit data?), which is "
         f"nearly black; the setting value_range: [0, {2**bits - 1}] makes the highest value white",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -91,7 +92,12 @@ def display_name(root: Path, split: str) -> str:
 
 
 def writable(name: str) -> str:
-    """Escape bytes that are not UTF-8, control characters and line separators, so that the name can be written."""
+    """Escape bytes that are not UTF-8, control characters and line separators, so that the name can be written.
+
+    A name is the same in every locale: where Python takes file names for ASCII, it gives UTF-8 as surrogates.
+    """
+    with contextlib.suppress(UnicodeError):
+        name = name.encode("utf-8", "surrogateescape").decode()
     return "".join(
         f"\\x{ord(letter) - 0xDC00:02x}" if 0xDC80 <= ord(letter) <= 0xDCFF
         else letter.encode("unicode_escape").decode()

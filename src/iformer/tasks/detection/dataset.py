@@ -25,6 +25,17 @@ from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
 
 
+def too_many_objects(image_set: DetectionSet, detections: int) -> list[str]:
+    """Return a note if images have more objects than a network with this `detections` reports."""
+    most = image_set.most_objects
+    if most <= detections:
+        return []
+    return [
+        f"{image_set.name}: an image has {most:,} objects, the network reports up to {detections:,}, which "
+        f"limits its AP; train with --set detections={most}"
+    ]
+
+
 class DetectionImages:
     """The images of a `DetectionSet` at their own sizes; the network resizes them."""
 

@@ -16,7 +16,7 @@ from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, DataError, UserError
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
-from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.detection.dataset import DetectionImages, too_many_objects
 from iformer.tasks.detection.inference import object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
@@ -140,4 +140,5 @@ def evaluate_data(
             precision=options.precision,
             progress=view.advance,
         )
-    return replace(evaluation, split=options.split or "val"), splits.warnings
+    notes = [*splits.warnings, *too_many_objects(image_set, network.config.detections)]
+    return replace(evaluation, split=options.split or "val"), notes

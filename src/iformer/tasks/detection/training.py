@@ -16,7 +16,7 @@ from iformer.errors import DataError, UserError
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.config import DetectionRecipe
-from iformer.tasks.detection.dataset import DetectionCanvases, DetectionImages
+from iformer.tasks.detection.dataset import DetectionCanvases, DetectionImages, too_many_objects
 from iformer.tasks.detection.evaluate import DetectionEvaluation, evaluate
 from iformer.tasks.detection.loss import Detection, LightDetection
 from iformer.tasks.interface import Warn
@@ -100,6 +100,7 @@ def detection_job(
     for split in (data.train, data.val):
         if isinstance(network, Detector) and network.config.masks and not split.has_masks:
             raise DataError(f"{split.name}: some objects have no mask; --set masks=false trains on boxes alone")
+    warn(too_many_objects(data.val, network.config.detections))
     network.pyramid.freeze(recipe.freeze)
     return TrainJob(
         **vars(settings),
