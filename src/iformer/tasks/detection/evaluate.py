@@ -140,5 +140,5 @@ def evaluate_data(
             precision=options.precision,
             progress=view.advance,
         )
-    notes = [*splits.warnings, *too_many_objects(image_set, network.config.detections)]
+    notes = [*splits.warnings, *too_many_objects(image_set, object_detector(subject).detections)]
     return replace(evaluation, split=options.split or "val"), notes

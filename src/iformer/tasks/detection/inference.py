@@ -30,6 +30,8 @@ class ObjectDetector(ABC):
     value_range: ValueRange | None
     """See `iformer.data.images.read_image`."""
     has_masks = False
+    detections: int
+    """Most detections of an image."""
 
     @abstractmethod
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
@@ -45,6 +47,7 @@ class NetworkDetector(ObjectDetector):
         self.name, self.num_classes = config.backbone.name, config.num_classes
         self.class_names, self.value_range = network.metadata.class_names, config.value_range
         self.has_masks = isinstance(config, DetectorConfig) and config.masks
+        self.detections = config.detections
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
         return self._network.detect(images, min_score=min_score)
@@ -71,6 +74,7 @@ class ArtifactDetector(ObjectDetector):
         self._fill = info.preprocessing.letterbox
         self.name, self.num_classes, self.class_names = info.network, info.num_classes, info.class_names
         self.value_range = info.preprocessing.value_range
+        self.detections = self.rule.detections
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
         size = self._runner.info.preprocessing.size
