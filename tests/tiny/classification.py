@@ -20,7 +20,7 @@ from iformer.models.factory import build
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings, TrainJob
-from tiny.programs import run_on_two_processes
+from tiny.programs import run_on_two_processes, torchrun_on_two_processes
 
 CLASSES = ("blue", "green", "red")
 TRAIN_IMAGES = 16
@@ -128,9 +128,10 @@ def tiny_job(
     return classification_job(load_data(str(data), workers=1), settings, model=network, model_name="tiny")
 
 
-def launch(images: Path, out: Path, fields: dict[str, Any], *options: str) -> None:
+def launch(images: Path, out: Path, fields: dict[str, Any], *options: str, torchrun: bool = False) -> None:
     """Run this program on two gloo processes."""
-    run_on_two_processes("tiny.classification", str(images), str(out), json.dumps(fields), *options)
+    run = torchrun_on_two_processes if torchrun else run_on_two_processes
+    run("tiny.classification", str(images), str(out), json.dumps(fields), *options)
 
 
 def step_losses(folder: Path) -> list[float]:

@@ -19,7 +19,7 @@ from tiny.classification import PLAIN, SYNCHRONISED, Linear, launch, step_losses
 def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -> None:
     # 12 validation images in steps of 10: one process gets one image more than the other in the last step
     fields = {**PLAIN, "epochs": 2, "eval_batch_size": 10, "log_every": 1, "checkpoint_steps": 5}
-    launch(images, tmp_path / "two", fields, "--linear")
+    launch(images, tmp_path / "two", fields, "--linear", torchrun=True)
     single = tiny_job(images, tmp_path / "one", recipe=tiny_recipe(**fields))
     result = train(replace(single, model=Linear()))
     one, two = (load_file(tmp_path / name / "resume.safetensors") for name in ("one", "two"))

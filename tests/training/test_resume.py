@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,14 @@ from iformer.training.loop import train
 from iformer.training.records.logs import read_history
 from iformer.training.state import TrainState, read_state, saved_step
 from tiny.classification import make_images, tiny_job, tiny_recipe
-from tiny.programs import start
+from tiny.programs import Forked
 
 FIELDS: dict[str, Any] = {"epochs": 4, "eval_every": 2, "size_schedule": [[0, 32], [2, 40]], "size": 48}
 STEPS = 24
 TIMES = ("seconds", "images_per_second", "data_wait")
 
 
-def kill_when_saved(process: subprocess.Popen[bytes], out: Path, *, step: int) -> None:
+def kill_when_saved(process: Forked, out: Path, *, step: int) -> None:
     """SIGKILL as soon as a state of `step` or later is there."""
     while process.poll() is None:
         if (saved_step(out / "resume.safetensors") or 0) >= step:
@@ -74,7 +73,7 @@ def test_run_killed_inside_an_epoch_ends_with_the_same_weights(
 ) -> None:
     out = tmp_path / "killed"
     # with workers and more checkpoints: neither may change a bit
-    process = start(
+    process = Forked(
         "tiny.classification", str(images), str(out), json.dumps({**FIELDS, "workers": 2, "checkpoint_steps": 1})
     )
     kill_when_saved(process, out, step=15)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from iformer.training.loop import train
 from iformer.training.signals import SIGNALS, SignalHandler
 from iformer.training.state import saved_step
 from tiny.classification import tiny_job, tiny_recipe
-from tiny.programs import start
+from tiny.programs import Forked, ranks, start
+
+Program = subprocess.Popen[bytes] | Forked
 
 FIELDS = {"epochs": 3, "checkpoint_minutes": 1000.0}
 
@@ -56,18 +59,10 @@ def test_signal_saves_between_two_steps(
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-def two_ranks(images: Path, out: Path, fields: dict[str, object]) -> list[subprocess.Popen[bytes]]:
-    """Both ranks of a run, started by hand, that has made six steps."""
-    processes = []
-    for rank in range(2):
-        variables = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(29000 + os.getpid() % 1000),
-        }
-        processes.append(start("tiny.classification", str(images), str(out), json.dumps(fields), **variables))
+def two_ranks(images: Path, out: Path, fields: dict[str, object]) -> list[Forked]:
+    """Both ranks of a run that has made six steps."""
+    arguments = (str(images), str(out), json.dumps(fields))
+    processes = [Forked("tiny.classification", *arguments, **variables) for variables in ranks()]
     state = out / "resume.safetensors"
     while all(process.poll() is None for process in processes) and (saved_step(state) or 0) < 6:
         time.sleep(0.05)
@@ -109,20 +104,20 @@ def test_a_run_alone_needs_no_agreement() -> None:
         assert signals.poll() == (True, False)
 
 
-def started(images: Path, out: Path, **fields: object) -> subprocess.Popen[bytes]:
+def started(program: Callable[..., Program], images: Path, out: Path) -> Program:
     """A run with two workers that has saved a state."""
-    values = json.dumps({"epochs": 500, "workers": 2, "checkpoint_steps": 1, "eval_every": 500, **fields})
-    process = start("tiny.classification", str(images), str(out), values)
+    fields = {"epochs": 500, "workers": 2, "checkpoint_steps": 1, "eval_every": 500}
+    process = program("tiny.classification", str(images), str(out), json.dumps(fields))
     while process.poll() is None and saved_step(out / "resume.safetensors") is None:
         time.sleep(0.05)
     return process
 
 
-def children(process: subprocess.Popen[bytes]) -> list[int]:
+def children(process: Program) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def last_line(process: subprocess.Popen[bytes]) -> str:
+def last_line(process: Program) -> str:
     """The last line on stderr of a process that has to end by itself within 30 seconds."""
     errors = process.communicate(timeout=30)[1].decode()
     assert "Traceback" not in errors
@@ -131,7 +126,7 @@ def last_line(process: subprocess.Popen[bytes]) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 def test_a_killed_worker_is_one_line(images: Path, tmp_path: Path) -> None:
-    process = started(images, tmp_path / "run")
+    process = started(Forked, images, tmp_path / "run")
     os.kill(children(process)[0], signal.SIGKILL)
     assert "a process that loads images was killed" in last_line(process)
     assert process.returncode == FAILED
@@ -140,7 +135,7 @@ def test_a_killed_worker_is_one_line(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 def test_two_quick_interrupts_leave_no_process_and_no_file(images: Path, tmp_path: Path) -> None:
-    process = started(images, tmp_path / "run")
+    process = started(start, images, tmp_path / "run")  # a new Python: its shutdown is interrupted too
     workers = children(process)
     for _ in range(2):
         os.killpg(process.pid, signal.SIGINT)

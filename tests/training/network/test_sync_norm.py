@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from iformer.training.network.sync_norm import synchronise_norms
+from tiny.programs import Forked
 
 SHAPES = {"2d": (6, 5, 4, 3), "1d": (6, 5)}
 
@@ -53,9 +53,10 @@ def run(rank: int, folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux" or not distributed.is_gloo_available(), reason="needs gloo")
 def test_two_processes_with_unequal_shares_normalise_as_one(tmp_path: Path) -> None:
-    # not forked: a process whose autograd threads have run cannot be
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    # not forked from this process: one whose autograd threads have run cannot be
+    processes = [Forked(__file__, str(rank), str(tmp_path)) for rank in range(2)]
+    errors = [process.communicate(timeout=240)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for kind in SHAPES:
         model = make_norm(kind)
