@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,9 @@ from tiny.shapes import make_shapes
 
 torch.set_num_threads(1)  # one core for each worker of pytest-xdist, and the same sums on every machine
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # a shell's background jobs ignore SIGINT, and so would the programs that tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MAX_WORKERS = 8
 """Each takes up to 2 GiB of memory."""

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.tasks.export import exportable
 from tiny.networks import labelled_classifier
+from tiny.programs import Forked
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -183,45 +182,44 @@ def test_weights_outside_an_onnx_file_are_refused(artifact: Path, monkeypatch: p
 # ------------------------------------------------------------------------------------------------ several exports
 
 
+def wait_for(ready: Path, process: Forked) -> None:
+    """Wait until a program has created its file `ready`."""
+    deadline = time.monotonic() + 200
+    while not ready.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_folders_of_killed_exports_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:
-    program = (
+    program, ready, folder = tmp_path / "program.py", tmp_path / "ready", tmp_path / "folder"
+    folder.mkdir()
+    program.write_text(
         "import sys, time; from pathlib import Path; from iformer.deploy.artifact import staged\n"
-        "with staged(Path(sys.argv[1]) / 'a.onnx') as path: print('ready', flush=True); time.sleep(60)"
+        "with staged(Path(sys.argv[1]) / 'a.onnx') as path: Path(sys.argv[2]).touch(); time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    with staged(tmp_path / "b.onnx") as path:
+    process = Forked(str(program), str(folder), str(ready))
+    wait_for(ready, process)
+    with staged(folder / "b.onnx") as path:
         path.write_text("b")
         record_path(path).write_text("{}")
-    assert len(list(tmp_path.glob(".iformer-export-*"))) == 1, "the running export's folder"
+    assert len(list(folder.glob(".iformer-export-*"))) == 1, "the running export's folder"
     process.kill()
-    process.wait()
-    with staged(tmp_path / "c.onnx") as path:
+    process.communicate()
+    with staged(folder / "c.onnx") as path:
         path.write_text("c")
         record_path(path).write_text("{}")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.onnx", "b.onnx.json", "c.onnx", "c.onnx.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["b.onnx", "b.onnx.json", "c.onnx", "c.onnx.json"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_during_an_export_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    program = (
-        "import sys, time; import iformer.cli.export as verb; from pathlib import Path\n"
-        "from iformer.deploy import export; from iformer.deploy.runtimes import onnx\n"
-        "onnx.write = lambda spec, path: (path.write_text('half'), Path(sys.argv[1]).touch(), time.sleep(60))\n"
-        "from iformer.cli.main import main; sys.exit(main(sys.argv[2:]))"
-    )
     ready, out = tmp_path / "ready", tmp_path / "new" / "a.onnx"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(ready), "export", "elpv", "--out", str(out)], stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 200
-    while not ready.exists():
-        assert process.poll() is None, process.stderr
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    process = Forked("tiny.unfinished_export", str(ready), "export", "elpv", "--out", str(out))
+    wait_for(ready, process)
     process.send_signal(number)
-    assert process.wait(60) == code
+    process.communicate(60)
+    assert process.returncode == code
     assert [file.name for file in tmp_path.iterdir()] == ["ready"]
 
 

@@ -24,6 +24,7 @@ PRELOADED = [
     "iformer.tasks.detection.evaluate",
     "iformer.tasks.segmentation.evaluate",
     "iformer.tasks.classification.evaluate",
+    "iformer.deploy.export",
     "iformer.training.loop",
     "timm.data",
     "tiny.classification",
