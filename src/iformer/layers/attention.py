@@ -17,6 +17,7 @@ from iformer.config.network import AttentionConfig
 from iformer.layers.capture import is_capturing
 from iformer.layers.conv_norm import ConvNorm, concatenate, fold_conv, frozen, pointwise
 from iformer.layers.ffn import FFN
+from iformer.layers.folded_conv import FoldedConv
 from iformer.layers.norm import LayerNorm2d
 from iformer.layers.operator import AttentionOperator
 from iformer.layers.position import PositionEncoding
@@ -154,7 +155,7 @@ class FoldedSHMA(nn.Module):
         *,
         norm: nn.Module,
         qkvg: nn.Conv2d,
-        proj: nn.Conv2d,
+        proj: FoldedConv,
         modulation: Modulation,
         activation: Activation,
     ) -> None:
@@ -172,10 +173,10 @@ class FoldedSHMA(nn.Module):
         qkvg_BLE = tokens(self.qkvg(self.norm(x)))
         q_BLD, k_BLD, v_BLC, gate_BLC = torch.split(qkvg_BLE, self.split_sizes, dim=2)
         y_BLC = modulated_attention(q_BLD, k_BLD, v_BLC, gate_BLC, self.modulation, self.activation, windows)
-        return x + self.proj(feature_map(y_BLC, x))
+        return self.proj.add_to(x, feature_map(y_BLC, x))
 
 
-def fold_query(q: nn.Module, scale: float) -> nn.Conv2d:
+def fold_query(q: nn.Module, scale: float) -> FoldedConv:
     """Return a convolution that computes `scale * q(x)` in eval mode."""
     bias = q.norm.bias if isinstance(q, ConvNorm) else q.bias
     assert isinstance(bias, Tensor)

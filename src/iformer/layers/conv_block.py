@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Self
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iformer.layers.conv_norm import Norm, conv_norm, fold_conv, fold_part, pointwise
 from iformer.layers.expanded import build_expanded, fold_expanded
+from iformer.layers.folded_conv import conv_gelu
 from iformer.layers.residual import ResidualAdd
 
 
@@ -59,8 +59,8 @@ class ConvBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.expanded(F.gelu(self.expand(self.depthwise(x))))
-        return self.residual(x, self.project(hidden))
+        hidden = self.expanded(conv_gelu(self.expand, self.depthwise(x)))
+        return self.residual.add_conv(x, self.project, hidden)
 
     def fold(self) -> ConvBlock:
         """Return the same function in eval mode, with batch norms and layer scale inside the convolutions."""

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from iformer.layers.folded_conv import FoldedConv
 from iformer.layers.norm import LayerNorm2d
-from iformer.layers.pointwise import PointwiseConv
 
 Norm = Literal["batch", "layer"]
 
@@ -39,7 +39,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
 
-    def fold(self, gain: Tensor | None = None) -> nn.Conv2d:
+    def fold(self, gain: Tensor | None = None) -> FoldedConv:
         """Return one convolution with bias that computes `gain * self(x)` in eval mode.
 
         Args:
@@ -116,7 +116,7 @@ def frozen(norm: nn.Module) -> nn.Module:
     return copy.deepcopy(norm).eval().requires_grad_(False)
 
 
-def fold_conv(conv: nn.Module, gain: Tensor | None = None) -> nn.Conv2d:
+def fold_conv(conv: nn.Module, gain: Tensor | None = None) -> FoldedConv:
     """Return one convolution that computes `gain * conv(x)` in eval mode.
 
     Args:
@@ -146,11 +146,10 @@ def _running(statistic: Tensor | None) -> Tensor:
     return statistic.double()
 
 
-def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> nn.Conv2d:
+def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> FoldedConv:
     """Return a convolution with a weight (O x I/groups x K x K) and bias (O), and stride and padding of `like`."""
     out_channels, in_per_group, kernel_size, _ = weight.shape
-    is_pointwise = kernel_size == 1 and like.groups == 1 and like.stride == (1, 1)
-    conv = (PointwiseConv if is_pointwise else nn.Conv2d)(
+    conv = FoldedConv(
         in_per_group * like.groups,
         out_channels,
         kernel_size,
@@ -166,7 +165,7 @@ def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def concatenate(convs: list[nn.Conv2d]) -> nn.Conv2d:
+def concatenate(convs: list[FoldedConv]) -> FoldedConv:
     """Return one convolution with the output channels of `convs`, in order; they share input and shape."""
     weight = torch.cat([conv.weight for conv in convs])
     bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iformer.layers.conv_norm import Norm, conv_norm, fold_part
+from iformer.layers.folded_conv import conv_gelu
 
 
 class ExpandedDepthwise(nn.Module):
@@ -19,7 +19,7 @@ class ExpandedDepthwise(nn.Module):
         self.depthwise = depthwise
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.depthwise(x))
+        return conv_gelu(self.depthwise, x)
 
 
 def build_expanded(channels: int, kernel_size: int | None, *, norm: Norm = "batch") -> nn.Module:

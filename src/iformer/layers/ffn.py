@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Self
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iformer.layers.conv_norm import ConvNorm, fold_conv
 from iformer.layers.expanded import build_expanded, fold_expanded
+from iformer.layers.folded_conv import conv_gelu
 from iformer.layers.residual import ResidualAdd
 
 
@@ -46,7 +46,7 @@ class FFN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.residual(x, self.project(self.expanded(F.gelu(self.expand(x)))))
+        return self.residual.add_conv(x, self.project, self.expanded(conv_gelu(self.expand, x)))
 
     def fold(self) -> FFN:
         """Return the same function in eval mode, with norms and layer scale inside the convolutions."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from iformer.config.network import AttentionConfig
 from iformer.layers.attention import feature_map, fold_query, tokens
 from iformer.layers.conv_norm import ConvNorm, concatenate
+from iformer.layers.folded_conv import FoldedConv
 from iformer.layers.operator import AttentionOperator
 from iformer.layers.residual import ResidualAdd
 
@@ -60,7 +61,7 @@ class MHA(AttentionOperator):
 class FoldedMHA(nn.Module):
     """MHA for inference: one 1x1 convolution computes q (scaled), k and v of all heads."""
 
-    def __init__(self, *, qkv: nn.Conv2d, proj: nn.Conv2d, heads: int) -> None:
+    def __init__(self, *, qkv: nn.Conv2d, proj: FoldedConv, heads: int) -> None:
         super().__init__()
         self.qkv = qkv
         self.proj = proj
@@ -70,4 +71,4 @@ class FoldedMHA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q_BLC, k_BLC, v_BLC = torch.split(tokens(self.qkv(x)), self.split_sizes, dim=2)
-        return x + self.proj(feature_map(attend_heads(q_BLC, k_BLC, v_BLC, self.heads), x))
+        return self.proj.add_to(x, feature_map(attend_heads(q_BLC, k_BLC, v_BLC, self.heads), x))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from iformer.layers.folded_conv import FoldedConv
+
 
 class ResidualAdd(nn.Module):
     """`x + drop_path(gamma * branch)`, where gamma (layer scale, shape C) and drop_path are optional.
@@ -26,6 +28,10 @@ class ResidualAdd(nn.Module):
         if self.gamma is not None:
             branch = branch * self.gamma[:, None, None]
         return x + self.drop_path(branch)
+
+    def add_conv(self, x: Tensor, conv: nn.Module, hidden: Tensor) -> Tensor:
+        """Return `self(x, conv(hidden))`; a folded convolution adds x itself."""
+        return conv.add_to(x, hidden) if isinstance(conv, FoldedConv) else self(x, conv(hidden))
 
     def fold(self) -> ResidualAdd:
         """Return the plain sum: gamma goes into the convolution before it, stochastic depth is for training."""

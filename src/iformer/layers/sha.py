@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from iformer.config.network import AttentionConfig
 from iformer.layers.attention import attend, feature_map, fold_query, tokens
 from iformer.layers.conv_norm import ConvNorm, concatenate
+from iformer.layers.folded_conv import FoldedConv
 from iformer.layers.operator import AttentionOperator
 from iformer.layers.residual import ResidualAdd
 
@@ -43,7 +44,7 @@ class SHA(AttentionOperator):
 class FoldedSHA(nn.Module):
     """SHA for inference: one 1x1 convolution computes q (scaled), k and v."""
 
-    def __init__(self, *, qkv: nn.Conv2d, proj: nn.Conv2d) -> None:
+    def __init__(self, *, qkv: nn.Conv2d, proj: FoldedConv) -> None:
         super().__init__()
         self.qkv = qkv
         self.proj = proj
@@ -52,4 +53,4 @@ class FoldedSHA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q_BLD, k_BLD, v_BLC = torch.split(tokens(self.qkv(x)), self.split_sizes, dim=2)
-        return x + self.proj(feature_map(attend(q_BLD, k_BLD, v_BLC), x))
+        return self.proj.add_to(x, feature_map(attend(q_BLD, k_BLD, v_BLC), x))

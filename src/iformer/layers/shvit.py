@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from iformer.config.network import AttentionConfig
 from iformer.layers.attention import attend, feature_map, tokens
 from iformer.layers.conv_norm import ConvNorm
+from iformer.layers.folded_conv import FoldedConv
 from iformer.layers.operator import AttentionOperator
 from iformer.layers.residual import ResidualAdd
 
@@ -56,7 +57,7 @@ class SHViTAttention(AttentionOperator):
 class FoldedSHViTAttention(nn.Module):
     """`SHViTAttention` for inference; q is computed scaled."""
 
-    def __init__(self, *, qkv: nn.Conv2d, proj: nn.Conv2d, head_dim: int, channel_sizes: list[int]) -> None:
+    def __init__(self, *, qkv: nn.Conv2d, proj: FoldedConv, head_dim: int, channel_sizes: list[int]) -> None:
         super().__init__()
         self.qkv = qkv
         self.proj = proj
@@ -67,7 +68,7 @@ class FoldedSHViTAttention(nn.Module):
         attended, passed = torch.split(x, self.channel_sizes, dim=1)
         q_BLD, k_BLD, v_BLS = torch.split(tokens(self.qkv(attended)), _split_sizes(self.qkv, self.head_dim), dim=2)
         y = feature_map(attend(q_BLD, k_BLD, v_BLS), x)
-        return x + self.proj(_with_passed(y, passed, self.proj))
+        return self.proj.add_to(x, _with_passed(y, passed, self.proj))
 
 
 def _split_sizes(qkv: nn.Conv2d, head_dim: int) -> list[int]:

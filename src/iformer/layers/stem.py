@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Self
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iformer.layers.conv_norm import Norm, conv_norm, fold_part
+from iformer.layers.folded_conv import conv_gelu
 
 
 class Stem(nn.Module):
@@ -32,7 +32,8 @@ class Stem(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        y: Tensor = self.conv3(conv_gelu(self.conv2, conv_gelu(self.conv1, x)))
+        return y
 
     def fold(self) -> Stem:
         """Return the same function in eval mode, with batch norms inside the convolutions."""
