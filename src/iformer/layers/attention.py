@@ -64,7 +64,8 @@ def _attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
 def _has_fused_kernel(k_BLD: Tensor) -> bool:
     """Whether the kernel that does not store the scores serves: inference of many tokens on a GPU."""
     return (
-        not is_capturing()
+        isinstance(k_BLD, Tensor)  # and not the proxy of a symbolic trace
+        and not is_capturing()
         and k_BLD.device.type == "cuda"
         and k_BLD.dtype in (torch.bfloat16, torch.float16)
         and k_BLD.shape[1] >= _MANY_TOKENS
