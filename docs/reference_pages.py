@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 from iformer.config.reference import recipe_fields
 from iformer.tables import Markdown, markdown_table
 
-PACKAGES = ("config", "layers", "models", "data", "training", "tasks", "deploy", "bench", "web")
+PACKAGES = ("config", "layers", "models", "data", "training", "tasks", "deploy", "bench", "web", "api")
 """Packages of `iformer` with an API page each, in the order in which data goes through them."""
 
 

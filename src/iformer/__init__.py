@@ -9,21 +9,43 @@ from typing import TYPE_CHECKING, Any
 from iformer._version import __version__
 
 if TYPE_CHECKING:
+    from iformer.api.evaluate import evaluate
+    from iformer.api.export import export
+    from iformer.api.predict import predict
+    from iformer.api.train import train
     from iformer.config.variants import list_models
+    from iformer.errors import UserError
     from iformer.models.factory import create_model
     from iformer.models.folding import fold
     from iformer.models.weights.checkpoint import save
     from iformer.models.weights.resolve import load
 
-__all__ = ["__version__", "create_model", "fold", "list_models", "load", "load_dense", "save"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "export",
+    "fold",
+    "list_models",
+    "load",
+    "predict",
+    "save",
+    "train",
+]
 
 # Imported on first use: `iformer --help` should not wait for torch.
 _HOMES = {
+    "UserError": "iformer.errors",
     "create_model": "iformer.models.factory",
+    "evaluate": "iformer.api.evaluate",
+    "export": "iformer.api.export",
     "fold": "iformer.models.folding",
     "list_models": "iformer.config.variants",
     "load": "iformer.models.weights.resolve",
+    "predict": "iformer.api.predict",
     "save": "iformer.models.weights.checkpoint",
+    "train": "iformer.api.train",
 }
 
 
@@ -39,3 +61,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'iformer' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

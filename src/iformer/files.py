@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -80,3 +81,14 @@ def _reason(path: Path, error: OSError) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     return error.strerror or str(error)
+
+
+def output_folder(path: Path) -> Path:
+    """Make a folder for results and check that files can be written there, before any work is done.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written there.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+        return path

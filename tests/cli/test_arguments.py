@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from iformer.cli.arguments import output_folder
 from iformer.cli.recipe_options import recipe_options
 from iformer.config.reference import recipe_fields
+from iformer.files import output_folder
 from iformer.tasks.classification.config import ClassificationRecipe
 
 

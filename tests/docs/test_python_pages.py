@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tiny.pages import Block, blocks
+import iformer
+from iformer.config.variants import VARIANTS
+from tiny.classification import make_images
+from tiny.networks import tiny_variant
+from tiny.pages import ROOT, Block, blocks, code
 
 OPTIONAL = {"segmentation_models_pytorch": "segmentation-models-pytorch", "transformers": "transformers"}
 
@@ -29,3 +36,31 @@ def test_other_libraries(block: Block) -> None:
         if name in block.code and importlib.util.find_spec(name) is None:
             pytest.skip(f"{OPTIONAL[name]} is not installed")
     exec(compile(block.code, "docs/how-to/other-libraries.md", "exec"), {"__name__": "snippet"})
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder: `photos` and the pictures of the docs; `train` and `export` take tiny settings."""
+    make_images(tmp_path / "photos", 8)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
+    monkeypatch.chdir(tmp_path)
+    small = {"model": "iformer_tiny", "weights": "none", "epochs": 1, "size": 32, "workers": 0, "device": "cpu"}
+    shorten(monkeypatch, "train", small)
+    shorten(monkeypatch, "export", {"calibration_images": 4, "max_drop": 100.0})
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]) -> None:
+    """Replace a public function by itself with other options."""
+    function: Callable[..., Any] = getattr(iformer, name)
+    monkeypatch.setattr(
+        iformer, name, lambda *args, **given: function(*args, **{**given, **options}), raising=False
+    )
+
+
+@pytest.mark.parametrize("label", ["train", "predict", pytest.param("flow", marks=pytest.mark.sweep)])
+def test_from_python(label: str, photos: None, capsys: pytest.CaptureFixture[str]) -> None:
+    text = code("how-to/python.md", label)
+    assert label != "flow" or len(text.strip().splitlines()) - 1 <= 8
+    exec(compile(text, "docs/how-to/python.md", "exec"), {"__name__": "snippet"})
+    assert capsys.readouterr().out

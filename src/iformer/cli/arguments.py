@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -88,14 +86,3 @@ def parse_size(text: str) -> tuple[int, int]:
     if max(sides) > MAX_INPUT_SIZE:
         raise UserError(f"--size is '{text}'; the networks take sides of {MAX_INPUT_SIZE} pixels or less")
     return sides[0], sides[-1]
-
-
-def output_folder(path: Path) -> Path:
-    """Make a folder for results and check that files can be written there, before any work is done.
-
-    Raises:
-        OSError: it cannot be made, or nothing can be written there.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-        return path

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, EntryOption, output_folder, parse_size
+from iformer.cli.arguments import DeviceOption, EntryOption, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
-from iformer.files import write_text
+from iformer.files import output_folder, write_text
 from iformer.tables import csv_text, terminal_table
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, EntryOption, output_folder
+from iformer.cli.arguments import DeviceOption, EntryOption
 from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
-from iformer.device import resolve_device
 from iformer.tables import terminal_table
 
 Split = Literal["val", "train", "all"]
@@ -61,29 +60,25 @@ def evaluate(
     """
     import json as json_module
 
-    from iformer.cli.subject import open_subject
-    from iformer.files import write_text
-    from iformer.tasks.interface import EvaluateModule, EvaluateOptions, check_options
-    from iformer.training.network.precision import resolve_precision
+    from iformer.api.evaluate import evaluate as measure
+    from iformer.files import output_folder, write_text
 
     if out is not None:
         output_folder(out)
-    subject, row = open_subject(checkpoint, device=device, precision=precision, entry=entry)
-    on = resolve_device(device)
-    options = EvaluateOptions(
+    evaluation = measure(
+        checkpoint,
+        data,
         split=split,
-        device=on,
-        precision=resolve_precision(precision, on),
-        workers=workers,
-        strict=strict_data,
         val_split=val_split,
         batch_size=batch_size,
-        sliding=sliding or None,
+        precision=precision,
+        device=device,
+        workers=workers,
+        strict=strict_data,
+        sliding=sliding,
+        entry=entry,
+        warn=note_warnings,
     )
-    module: EvaluateModule = row.module("evaluate")
-    check_options(options, module.TAKES, row.networks)
-    evaluation, notes = module.evaluate_data(subject, data, options)
-    note_warnings(notes)
     record = {"checkpoint": checkpoint, "data": data, "split": evaluation.split, "metrics": evaluation.metrics}
     if out is not None:
         write_text(out / "metrics.json", json_module.dumps(record, indent=2))

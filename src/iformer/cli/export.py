@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,8 +26,7 @@ from iformer.cli.output import (
     print_json_line,
     say,
 )
-from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, QUANTIZED, RUNTIMES, find_runtime
-from iformer.device import resolve_device
+from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, RUNTIMES, find_runtime
 from iformer.errors import UserError
 from iformer.tables import terminal_table
 
@@ -123,68 +121,43 @@ def export(
         return
     if assets is not None or licence is not None:
         raise UserError("--assets and --licence are for --to web")
-    runtimes = _runtimes(to)
-    _check_calibration(precision, calibration)
-    if not math.isfinite(max_drop):
-        raise UserError(f"--max-drop is {max_drop}; expected percentage points such as {MAX_DROP:g}")
+    names = list(RUNTIMES) if to == "all" else [name.strip() for name in to.split(",")]
+    runtimes = [find_runtime(name) for name in dict.fromkeys(names)]
     pixels = None if size is None else parse_size(size)
     count = _batch(batch)
-    from iformer.cli.output import note_warnings
-    from iformer.data.stream import find_images
-    from iformer.deploy.artifact import record_path
-    from iformer.deploy.export import export_artifact, resolve_options
-    from iformer.deploy.quiet import quiet
-    from iformer.models.weights.resolve import load_classifier
-    from iformer.tasks.export import export_module, exportable
+    from iformer.api.export import ExportedArtifact, export_each
 
-    on = resolve_device(device)
-    for runtime in runtimes:  # report what cannot work before any work is done
-        resolve_options(runtime, batch=count, precision=precision)
-        with quiet():
-            runtime.require(precision)
-    photographs = find_images(images) if images else []
-    paths = _paths(out, runtimes, _name(weights), precision)
-    model = load_classifier(weights, entry=entry, attention=attention, windows=windows)
-    network = exportable(model)
-    if not photographs:
-        note("comparing on generated patterns only; --images FOLDER adds your photographs")
-    quantization = None
-    if calibration is not None:
-        quantization, warnings = export_module(model.metadata.task).quantization(
-            model,
-            calibration,
-            size=pixels,
-            images=calibration_images,
-            max_drop=max_drop,
-            accuracy_control=accuracy_control,
-            report=note,
-        )
-        note_warnings(warnings)
-    model.to(on)
     failed = 0
-    for runtime, path in zip(runtimes, paths, strict=True):
-        try:
-            info = export_artifact(
-                network,
-                path,
-                runtime.name,
-                size=pixels,
-                batch=count,
-                precision=precision,
-                raw=raw,
-                images=photographs,
-                quantization=quantization,
-            )
-        except (UserError, OSError) as error:
-            if len(runtimes) == 1:
-                raise
-            note(describe_error(error))
-            failed += 1
+    for outcome in export_each(
+        weights,
+        [runtime.name for runtime in runtimes],
+        out=out,
+        size=pixels,
+        batch=count,
+        precision=precision,
+        raw=raw,
+        images=images,
+        calibration=calibration,
+        max_drop=max_drop,
+        calibration_images=calibration_images,
+        accuracy_control=accuracy_control,
+        attention=attention,
+        windows=windows,
+        entry=entry,
+        device=device,
+        report=note,
+    ):
+        if isinstance(outcome, ExportedArtifact):
+            if json:
+                plain = outcome.info.to_plain()
+                print_json_line({"artifact": outcome.path, "record": outcome.record, **plain})
+            else:
+                _print(outcome.info, outcome.path, outcome.runtime)
             continue
-        if json:
-            print_json_line({"artifact": path, "record": record_path(path), **info.to_plain()})
-        else:
-            _print(info, path, runtime)
+        if len(runtimes) == 1:
+            raise outcome
+        note(describe_error(outcome))
+        failed += 1
     if failed:
         note(f"{failed} of {len(runtimes)} exports failed")
         raise typer.Exit(FAILED)
@@ -215,21 +188,6 @@ def _export_page(
         say(f"{folder}: serve it with any web server, for example: python -m http.server --directory {folder}")
 
 
-def _check_calibration(precision: str | None, calibration: str | None) -> None:
-    if precision in QUANTIZED and calibration is None:
-        raise UserError(
-            f"--precision {precision} needs --calibration DATA, labelled images to calibrate and judge with"
-        )
-    if calibration is not None and precision not in QUANTIZED:
-        raise UserError(f"--calibration is for --precision {' and '.join(QUANTIZED)}")
-
-
-def _runtimes(text: str) -> list[Runtime]:
-    if text == "all":
-        return list(RUNTIMES.values())
-    return [find_runtime(name) for name in dict.fromkeys(name.strip() for name in text.split(","))]
-
-
 def _batch(text: str | None) -> BatchSize | None:
     if text is None:
         return None
@@ -238,27 +196,6 @@ def _batch(text: str | None) -> BatchSize | None:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise UserError(f"--batch is '{text[:100]}'; expected dynamic or a whole number of 1 or more")
     return int(text)
-
-
-def _paths(out: Path | None, runtimes: list[Runtime], name: str, precision: str | None) -> list[Path]:
-    """Return one path per runtime. `out` is an artifact if it ends like one, else a folder."""
-    from iformer.deploy.artifact import is_artifact
-
-    if precision in QUANTIZED:
-        name += f"_{precision}"
-    folder = out or Path()
-    if out is not None and len(runtimes) == 1 and (is_artifact(out) or not out.is_dir()):
-        if out.suffix == runtimes[0].suffix:
-            return [out]
-        if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or out.is_file():
-            raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
-    return [folder / f"{name}{runtime.suffix}" for runtime in runtimes]
-
-
-def _name(weights: str) -> str:
-    """Return the last part of a path or of a name on the hub."""
-    path = Path(weights)
-    return path.stem if path.is_file() else path.name or path.resolve().name
 
 
 def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iformer.cli.arguments import output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, print_json, say
 from iformer.errors import UserError
+from iformer.files import output_folder
 from iformer.tables import terminal_table
 
 if TYPE_CHECKING:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, EntryOption, output_folder
-from iformer.cli.output import FAILED, DebugOption, JsonOption, note, print_json_line, say
-from iformer.device import resolve_device
+from iformer.cli.arguments import DeviceOption, EntryOption
+from iformer.cli.output import FAILED, DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.errors import WeightsError, printable
-from iformer.files import write_text
 
 DEFAULT_NETWORK = "iformer_m"
 DEFAULT_FOLDER = Path("predictions")
@@ -20,7 +18,11 @@ DEFAULT_FOLDER = Path("predictions")
 
 def predict(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES...", help="Image files, folders, or glob patterns in quotes.")
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Image files, folders, glob patterns in quotes, URLs, or - for an image on standard input.",
+        ),
     ],
     weights: Annotated[
         str | None,
@@ -67,76 +69,63 @@ def predict(
 ) -> None:
     """Classify, detect or segment images and videos.
 
-    Takes files, folders and globs; writes JSON lines and pictures. Detectors draw boxes, names and masks,
+    Takes files, folders, globs and URLs; writes JSON lines and pictures. Detectors draw boxes, names and masks,
     segmenters classes; both also take videos.
     """
-    import json as json_module
+    from iformer.api.predict import predict as run
 
-    from iformer.cli.subject import open_subject
-    from iformer.data.stream import find_images
-    from iformer.tasks.interface import PredictModule, PredictOptions, Record, check_options
-
-    paths = find_images(images, videos=True)
     folder = out or (None if json and not explain else DEFAULT_FOLDER)
-    if folder is not None:
-        written_here = output_folder(folder).resolve()
-        # the pictures of an earlier run below a folder such as "." are not input
-        paths = [path for path in paths if written_here not in path.resolve().parents] or paths
-    if weights is None and entry is None:
-        subject, row = _default_network()
-    else:
-        subject, row = open_subject(weights or DEFAULT_NETWORK, device=device, entry=entry)
-    options = PredictOptions(
-        device=resolve_device(device if hasattr(subject, "parameters") else "cpu"),
-        title=weights or DEFAULT_NETWORK,
-        top_k=top_k,
-        batch_size=batch_size,
-        workers=workers,
-        explain=explain or None,
-        min_score=min_score,
-        sliding=sliding or None,
-    )
-    module: PredictModule = row.module("predict")
-    if not module.VIDEOS:
-        wanted = set(find_images(images))
-        paths = [path for path in paths if path in wanted]
-    check_options(options, module.TAKES, row.networks)
-    predictor = module.open_predictor(subject, options)
-    width = min(48, max(len(printable(path.name)) for path in paths))
-    records: list[Record] = []
-    failed = 0
+    try:
+        predictions = run(
+            DEFAULT_NETWORK if weights is None else weights,
+            images,
+            out=folder,
+            top_k=top_k,
+            batch_size=batch_size,
+            workers=workers,
+            explain=explain,
+            min_score=min_score,
+            sliding=sliding,
+            device=device,
+            entry=entry,
+            warn=note_warnings,
+        )
+    except WeightsError as error:
+        if weights is not None:
+            raise
+        raise WeightsError(f"{error}{_offline_hint()}") from error
+    width = min(48, max(len(printable(_short(item.source))) for item in predictions.inputs))
+    answered = failed = 0
     start = time.perf_counter()
-    for record in predictor.predict(paths, folder):
-        records.append(record)
-        if "error" in record:
+    for prediction in predictions:
+        if prediction.error is not None:
             failed += 1
-            note(f"error: {printable(record['file'])}: {record['error']}")
+            note(f"error: {printable(prediction.source)}: {prediction.error}")
+        else:
+            answered += 1
         if json:
-            print_json_line(record)
-        elif "error" not in record and "frame" not in record:
-            say(f"{printable(Path(record['file']).name):<{width}}  {predictor.words(record)}")
+            print_json_line(prediction.record)
+        elif prediction.error is None and prediction.frame is None:
+            say(f"{printable(_short(prediction.source)):<{width}}  {prediction.words}")
     seconds = time.perf_counter() - start
-    answered = len(records) - failed
     note(
         f"{answered} image{'s' if answered != 1 else ''} in {seconds:.1f} s ({answered / seconds:.1f} images/s) "
-        f"by {predictor.name} on {predictor.device}" + (f"; {failed} could not be read" if failed else "")
+        f"by {predictions.predictor.name} on {predictions.predictor.device}"
+        + (f"; {failed} could not be read" if failed else "")
     )
-    if folder is not None:
-        lines = [json_module.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        write_text(folder / "predictions.jsonl", "".join(lines))
-        for line in predictor.finish(folder):
-            note(line)
+    for line in predictions.written:
+        note(line)
     if failed:
         raise typer.Exit(FAILED)
 
 
-def _default_network() -> tuple[Any, Any]:
-    from iformer.cli.subject import open_subject
+def _short(source: str) -> str:
+    """Return the last part of a path or URL."""
+    return Path(source).name or source
+
+
+def _offline_hint() -> str:
     from iformer.config.variants import shipped_checkpoints
 
-    try:
-        return open_subject(DEFAULT_NETWORK, device="auto")
-    except WeightsError as error:
-        shipped = ", ".join(f"--weights {name}" for name in shipped_checkpoints())
-        hint = f"; without a connection: {shipped} (comes with iformer)" if shipped else ""
-        raise WeightsError(f"{error}{hint}") from error
+    shipped = ", ".join(f"--weights {name}" for name in shipped_checkpoints())
+    return f"; without a connection: {shipped} (comes with iformer)" if shipped else ""

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import output_folder
 from iformer.cli.output import DebugOption, JsonOption, console, print_json
 from iformer.errors import MissingDependencyError, UserError
-from iformer.files import write_text
+from iformer.files import output_folder, write_text
 from iformer.tables import markdown_table
 
 if TYPE_CHECKING:

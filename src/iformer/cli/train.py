@@ -98,14 +98,15 @@ def train(
 
     Prints the path of the report.
     """
+    from iformer.api.train import prepare
     from iformer.config.recipe_files import merge_overrides
-    from iformer.tasks.train import is_main_process, training_job
+    from iformer.tasks.train import is_main_process
 
     given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
     is_main = is_main_process()
-    job = training_job(
-        out,
-        data=data,
+    job = prepare(
+        data,
+        out=out,
         model=model,
         recipe=recipe,
         task=task,
@@ -117,7 +118,7 @@ def train(
         overwrite=overwrite,
         device=device,
         tensorboard=tensorboard,
-        warn=note_warnings if is_main else lambda warnings: None,
+        warn=note_warnings,
     )
     if dry_run:
         from iformer.training.dry_run import dry_run as measure

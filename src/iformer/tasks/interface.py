@@ -105,6 +105,9 @@ class TaskPredictor(Protocol):
     def words(self, record: Record) -> str:
         """Return a record without an error in words."""
 
+    def masks(self) -> Callable[[], Any]:
+        """Return a function that makes the masks of the latest record's image: a NumPy array, or None."""
+
     def finish(self, out: Path) -> list[str]:
         """Write what belongs to all images together, and return lines that say what was written."""
 

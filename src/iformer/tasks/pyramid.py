@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,8 @@ class PyramidPredictor(ABC):
         """Describe the network: its name, its classes (names empty if unknown), and where it runs."""
         self.name, self.device, self.value_range = name, device, value_range
         self.class_names = class_names or tuple(f"class {index}" for index in range(num_classes))
+        self.latest: Any = None
+        """The answer of the latest record."""
 
     @abstractmethod
     def answer(self, image: Image.Image) -> Any:
@@ -181,6 +183,10 @@ class PyramidPredictor(ABC):
     @abstractmethod
     def words(self, record: Record) -> str:
         """Return a record in words."""
+
+    @abstractmethod
+    def masks(self) -> Callable[[], Any]:
+        """See `iformer.tasks.interface.TaskPredictor`."""
 
     def write(self, path: Path, image: Image.Image, answer: Any, out: Path | None, name: str) -> Record:
         """Write what belongs to one image beside its picture, and return further entries of its record."""
@@ -221,7 +227,7 @@ class PyramidPredictor(ABC):
 
     def _image(self, path: Path, out: Path | None, names: _Names) -> Record:
         image = read_image(path, value_range=self.value_range)
-        answer = self.answer(image)
+        answer = self.latest = self.answer(image)
         record: Record = {"file": str(path), **self.record(answer)}
         name = names.unique(path)
         if out is not None:
@@ -242,7 +248,7 @@ class PyramidPredictor(ABC):
 
     def _frames(self, reader: VideoReader, writer: VideoWriter | None, view: ProgressView) -> Iterator[Record]:
         for number, (image, seconds) in enumerate(reader):
-            answer = self.answer(image)
+            answer = self.latest = self.answer(image)
             if writer is not None:
                 writer.write(self.draw(image, answer), seconds)
             view.advance(1, f"frame {number + 1}")

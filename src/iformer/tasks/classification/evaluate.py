@@ -45,7 +45,7 @@ Progress = Callable[[int], None]
 """Called after each batch with its number of images."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ClassificationEvaluation(Evaluation):
     """Predictions on every image of a set, and their metrics.
 
@@ -67,6 +67,21 @@ class ClassificationEvaluation(Evaluation):
     """N x K softmax outputs; column k belongs to `image_set.class_names[k]`."""
 
     columns: ClassVar = {"precision": "precision %", "recall": "recall %", "f1": "F1 %", "support": "images"}
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in percent."""
+        return float(self.metrics["top1"])
+
+    @property
+    def top5(self) -> float | None:
+        """Top-5 accuracy in percent; None with fewer than 6 classes."""
+        return self.metrics.get("top5")
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy."""
+        return float(self.metrics["loss"])
 
     @property
     def headline(self) -> str:

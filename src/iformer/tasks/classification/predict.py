@@ -202,6 +202,10 @@ class ClassificationPredictor:
     def words(self, record: Record) -> str:
         return "   ".join(f"{item['name']} {100 * item['probability']:.1f} %" for item in record["classes"])
 
+    def masks(self) -> Callable[[], None]:
+        """Return a function that returns None: a classifier has no masks."""
+        return lambda: None
+
     def finish(self, out: Path) -> list[str]:
         """Write the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""
         if not self._drawn:

@@ -32,7 +32,7 @@ Progress = Callable[[int], None]
 """Called after each batch with its number of images."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DetectionEvaluation(Evaluation):
     """Detections on every image of a set, and COCO's metrics.
 
@@ -45,6 +45,16 @@ class DetectionEvaluation(Evaluation):
     image_set: DetectionSet
     results: list[dict[str, Any]]
     """All detections in COCO's result format."""
+
+    @property
+    def box_ap(self) -> float:
+        """Box AP in percent."""
+        return float(self.metrics["box_ap"])
+
+    @property
+    def mask_ap(self) -> float | None:
+        """Mask AP in percent; None for networks without masks."""
+        return self.metrics.get("mask_ap")
 
     @property
     def columns(self) -> dict[str, str]:  # type: ignore[override]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -69,6 +70,11 @@ class DetectionPredictor(PyramidPredictor):
                 for r in results
             ]
         }
+
+    def masks(self) -> Callable[[], npt.NDArray[np.bool_] | None]:
+        """Return a function that makes bool N x H x W in the record's order, or None without masks or objects."""
+        pasted: Sequence[torch.Tensor] = self.latest.get("masks", ())
+        return lambda: np.stack([(mask[0] > 0.5).numpy() for mask in pasted]) if len(pasted) else None
 
     def words(self, record: Record) -> str:
         found = [f"{item['name']} {100 * item['score']:.0f} %" for item in record["detections"]]

@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 """Called after each batch with its number of images."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SegmentationEvaluation(Evaluation):
     """Metrics of a segmenter on every image of a set.
 
@@ -42,6 +42,11 @@ class SegmentationEvaluation(Evaluation):
     image_set: SemanticSet
 
     columns: ClassVar = {"iou": "IoU %", "accuracy": "accuracy %", "support": "pixels"}
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU in percent."""
+        return float(self.metrics["miou"])
 
 
 def evaluate(

@@ -5,7 +5,7 @@ Shape letters: C channels, H and W an image's sides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ class SegmentationPredictor(PyramidPredictor):
                 {"name": self.class_names[k], "share": round(int(counts[k]) / answer.size, 4)} for k in order
             ]
         }
+
+    def masks(self) -> Callable[[], ClassMap]:
+        """Return a function that returns the class of each pixel."""
+        classes: ClassMap = self.latest
+        return lambda: classes
 
     def words(self, record: Record) -> str:
         return "   ".join(f"{item['name']} {100 * item['share']:.1f} %" for item in record["classes"][:8])

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-import iformer
+from iformer import _version
 from iformer._version import __version__
 from iformer.config.checking import plain_defaults
 from iformer.config.network import NetworkConfig
@@ -143,7 +143,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    package = Path(iformer.__file__).parent
+    package = Path(_version.__file__).parent
     try:
         git = ["git", "-C", str(package)]
         root = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, timeout=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, ClassVar
 
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
+from iformer.training.records.run_folder import RunFolder
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """Metrics of a network on an image set; each task derives a class with its own metrics."""
 
@@ -28,6 +30,9 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """The metrics that are one number each, such as top1, loss and images."""
         return {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.headline}, split {self.split})"
 
     @property
     def headline(self) -> str:
@@ -49,9 +54,9 @@ class Evaluation:
         return {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """A finished training run."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainResult(os.PathLike[str]):
+    """A finished training run. It stands for its run folder where a name is taken, such as in `iformer.load`."""
 
     folder: Path
     """The run folder; see `iformer.training.records.run_folder` for the files in it."""
@@ -91,6 +96,17 @@ class TrainResult:
     def metrics(self) -> dict[str, Any]:
         """Metrics of `evaluation`."""
         return self.evaluation.metrics
+
+    @property
+    def paths(self) -> RunFolder:
+        """The files of the run: `paths.last`, `paths.best`, `paths.report`, `paths.metrics`, `paths.log`, ..."""
+        return RunFolder(self.folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"TrainResult({self.model_name} on {self.data_name}: {self.evaluation.headline}; {self.folder})"
 
 
 def _cell(value: float | None) -> str:

@@ -1,0 +1,1 @@
+"""Train, evaluate, predict and export from Python: the functions behind the verbs of the command line."""

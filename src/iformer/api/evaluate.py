@@ -1,0 +1,71 @@
+"""`iformer.evaluate`: measure a network or an exported artifact on annotated images."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from iformer.api.train import python_warnings
+from iformer.tasks.interface import EvaluateModule, EvaluateOptions, Split, Warn, check_options
+from iformer.tasks.subject import open_subject
+from iformer.training.network.precision import resolve_precision
+from iformer.training.records.results import Evaluation
+
+
+def evaluate(
+    model: Any,
+    data: str | os.PathLike[str],
+    *,
+    split: Split | None = None,
+    val_split: float | None = None,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    device: str | torch.device = "auto",
+    workers: int | None = None,
+    strict: bool = False,
+    sliding: bool = False,
+    entry: str | None = None,
+    warn: Warn | None = None,
+) -> Evaluation:
+    """Compute accuracy, AP or mIoU on a data set; the same as the verb `eval`.
+
+    Args:
+        model: a network of this package, or any name that `iformer.load` takes, or an exported artifact.
+        data: the data set, as for `iformer.train`.
+        split: "val", "train" or "all". None: "val"; for classifiers "all", if the data is not split and not that
+            of the training.
+        val_split: classifiers: share of each class for validation, if the data is not split.
+        batch_size: images in one call.
+        precision: "fp32", "bf16", "fp16" or "auto".
+        device: "auto" leaves a network that is given where it is, and opens names on the best device.
+        workers: processes that load images.
+        strict: an image that cannot be read is an error instead of being skipped.
+        sliding: segmenters: overlapping windows instead of the whole image.
+        entry: which weights of a training script's file to take.
+        warn: called with notes about the result, one line each. None: each line is a Python warning.
+
+    Returns:
+        The metrics, also as attributes: `top1`, `top5` and `loss`; `box_ap` and `mask_ap`; `miou`.
+
+    Raises:
+        UserError: the model or the data cannot be opened, or do not fit each other.
+    """
+    subject = open_subject(model, device=device, precision=precision, entry=entry)
+    options = EvaluateOptions(
+        split=split,
+        device=subject.device,
+        precision=resolve_precision(precision, subject.device),
+        workers=workers,
+        strict=strict,
+        val_split=val_split,
+        batch_size=batch_size,
+        sliding=sliding or None,
+    )
+    module: EvaluateModule = subject.row.module("evaluate")
+    check_options(options, module.TAKES, subject.row.networks)
+    with subject.in_eval_mode():
+        evaluation, notes = module.evaluate_data(subject.model, os.fspath(data), options)
+    (warn or python_warnings)([*subject.notes, *notes])
+    return evaluation

@@ -1,0 +1,243 @@
+"""`iformer.export`: a network to a checked artifact for one runtime or several."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import nn
+
+from iformer.data.stream import find_images
+from iformer.deploy.artifact import ArtifactInfo, is_artifact, record_path
+from iformer.deploy.export import BatchSize, export_artifact, resolve_options
+from iformer.deploy.quiet import quiet
+from iformer.deploy.runtimes.registry import (
+    CALIBRATION_IMAGES,
+    MAX_DROP,
+    QUANTIZED,
+    RUNTIMES,
+    Runtime,
+    find_runtime,
+)
+from iformer.device import resolve_device
+from iformer.errors import UserError
+from iformer.models.weights.resolve import load_classifier
+from iformer.tasks.export import export_module, exportable
+
+Report = Callable[[str], None]
+"""Takes a line about the progress of a quantization or a warning about its data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedArtifact(os.PathLike[str]):
+    """An artifact that was exported and checked. It stands for its path where a name is taken."""
+
+    path: Path
+    info: ArtifactInfo = field(repr=False)
+    """The whole record: input, outputs, status, parity, accuracy, quantization."""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def record(self) -> Path:
+        """The JSON file beside the artifact that describes it."""
+        return record_path(self.path)
+
+    @property
+    def runtime(self) -> Runtime:
+        """The row of its runtime."""
+        return find_runtime(self.info.runtime)
+
+    @property
+    def parity(self) -> dict[str, Any] | None:
+        """How far its outputs are from the network's; None if not compared."""
+        return self.info.parity
+
+    @property
+    def accuracy(self) -> dict[str, Any] | None:
+        """Metrics of a quantized artifact and of the network on the validation images; None if not measured."""
+        return self.info.accuracy
+
+
+@overload
+def export(model: Any, to: str = "onnx", **options: Any) -> ExportedArtifact: ...
+@overload
+def export(model: Any, to: Sequence[str], **options: Any) -> list[ExportedArtifact]: ...
+def export(
+    model: Any, to: str | Sequence[str] = "onnx", **options: Any
+) -> ExportedArtifact | list[ExportedArtifact]:
+    """Export a network, load each artifact in its own runtime, and check that it agrees with the network.
+
+    The same as the verb `export`. If an artifact does not agree, nothing is written.
+
+    Args:
+        model: a classifier of this package, or any name that `iformer.load` takes.
+        to: a runtime: "onnx", "coreml", "executorch", "litert", "openvino" or "ncnn"; or several in a list.
+        options: see `export_each`.
+
+    Returns:
+        The artifact, or a list of them if `to` is one.
+
+    Raises:
+        UserError: an option is not for the runtime, a package is missing, or an artifact does not agree.
+    """
+    names = [to] if isinstance(to, str) else list(to)
+    exported = []
+    for outcome in export_each(model, names, **options):
+        if isinstance(outcome, Exception):
+            raise outcome
+        exported.append(outcome)
+    return exported[0] if isinstance(to, str) else exported
+
+
+def export_each(
+    model: Any,
+    to: Sequence[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    batch: BatchSize | None = None,
+    precision: str | None = None,
+    raw: bool = False,
+    images: Any = None,
+    calibration: str | os.PathLike[str] | None = None,
+    max_drop: float = MAX_DROP,
+    calibration_images: int = CALIBRATION_IMAGES,
+    accuracy_control: bool = False,
+    attention: str | None = None,
+    windows: str | None = None,
+    entry: str | None = None,
+    device: str | torch.device = "cpu",
+    report: Report = lambda line: None,
+) -> Iterator[ExportedArtifact | Exception]:
+    """Export a network to several runtimes, one after the other.
+
+    Args:
+        model: a classifier of this package, or any name that `iformer.load` takes.
+        to: names of runtimes.
+        out: the artifact, or a folder for the artifacts; with several runtimes always a folder. None: the
+            network's name and the runtime's ending, in the current folder.
+        size: side, or height and width, of the input in pixels. None: the network's.
+        batch: "dynamic", or a fixed number of images in each call. None: dynamic if the runtime supports it,
+            else 1.
+        precision: "fp32", "fp16", "int8" or "palette6". None: fp32; for Core ML fp16.
+        raw: export without normalisation: float32 input, N x C x H x W.
+        images: photographs for the comparison: files, folders or patterns.
+        calibration: labelled images for int8 and palette6. Training images calibrate the artifact, validation
+            images measure its accuracy.
+        max_drop: points of top-1 that int8 may lose before layers return to higher precision.
+        calibration_images: images for the calibration, at most.
+        accuracy_control: OpenVINO: NNCF chooses the operations in higher precision by the metric; slow.
+        attention: attention design for large images; None: the network's own.
+        windows: settings of the attention's windows, with `attention`.
+        entry: which weights of a training script's file to take.
+        device: computes the network's side of the comparison.
+        report: called with each line about the progress.
+
+    Yields:
+        The artifact, or the error of a runtime that could not export; the next runtimes are still tried.
+
+    Raises:
+        UserError: what cannot work for any runtime, before any work is done.
+    """
+    runtimes = [find_runtime(name) for name in dict.fromkeys(to)]
+    _check(precision, calibration, max_drop)
+    on = resolve_device(device)
+    for runtime in runtimes:  # report what cannot work before any work is done
+        resolve_options(runtime, batch=batch, precision=precision)
+        with quiet():
+            runtime.require(precision)
+    sources = [images] if isinstance(images, str | os.PathLike) else images
+    photographs = find_images(sources) if sources else []
+    config: Any = getattr(model, "config", None)
+    name = config.name if isinstance(model, nn.Module) else artifact_name(os.fspath(model))
+    paths = artifact_paths(None if out is None else Path(out), runtimes, name, precision)
+    network = model
+    if not isinstance(model, nn.Module):
+        network = load_classifier(model, entry=entry, attention=attention, windows=windows)
+    elif attention is not None or windows is not None or entry is not None:
+        raise UserError("attention, windows and entry are for names; give them to iformer.load")
+    pixels = (size, size) if isinstance(size, int) else size
+    with _ready(network, on):
+        prepared = exportable(network)
+        if not photographs:
+            report("comparing on generated patterns only; give images (--images FOLDER) to compare on photographs")
+        quantization = None
+        if calibration is not None:
+            quantization, warnings = export_module(network.metadata.task).quantization(
+                network,
+                os.fspath(calibration),
+                size=pixels,
+                images=calibration_images,
+                max_drop=max_drop,
+                accuracy_control=accuracy_control,
+                report=report,
+            )
+            for line in warnings:
+                report(f"note: {line}")
+        for runtime, path in zip(runtimes, paths, strict=True):
+            try:
+                info = export_artifact(
+                    prepared,
+                    path,
+                    runtime.name,
+                    size=pixels,
+                    batch=batch,
+                    precision=precision,
+                    raw=raw,
+                    images=photographs,
+                    quantization=quantization,
+                )
+            except (UserError, OSError) as error:
+                yield error
+            else:
+                yield ExportedArtifact(path=path, info=info)
+
+
+@contextmanager
+def _ready(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put a network in eval mode on a device, and back afterwards."""
+    training = network.training
+    before = next((parameter.device for parameter in network.parameters()), device)
+    network.eval().to(device)
+    try:
+        yield
+    finally:
+        network.train(training).to(before)
+
+
+def _check(precision: str | None, calibration: Any, max_drop: float) -> None:
+    if precision in QUANTIZED and calibration is None:
+        raise UserError(
+            f"--precision {precision} needs --calibration DATA, labelled images to calibrate and judge with"
+        )
+    if calibration is not None and precision not in QUANTIZED:
+        raise UserError(f"--calibration is for --precision {' and '.join(QUANTIZED)}")
+    if not math.isfinite(max_drop):
+        raise UserError(f"--max-drop is {max_drop}; expected percentage points such as {MAX_DROP:g}")
+
+
+def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, precision: str | None) -> list[Path]:
+    """Return one path for each runtime. `out` is an artifact if it ends like one, else a folder."""
+    if precision in QUANTIZED:
+        name += f"_{precision}"
+    folder = out or Path()
+    if out is not None and len(runtimes) == 1 and (is_artifact(out) or not out.is_dir()):
+        if out.suffix == runtimes[0].suffix:
+            return [out]
+        if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or out.is_file():
+            raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
+    return [folder / f"{name}{runtime.suffix}" for runtime in runtimes]
+
+
+def artifact_name(weights: str) -> str:
+    """Return the last part of a path or of a name on the hub."""
+    path = Path(weights)
+    return path.stem if path.is_file() else path.name or path.resolve().name

@@ -1,0 +1,157 @@
+"""What predictions can be asked for: files, folders, globs, URLs, standard input, and images in memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from iformer.data.stream import find_images
+from iformer.errors import DataError, one_line
+
+STANDARD_INPUT = "-"
+MAX_DOWNLOAD_BYTES = 512 * 2**20
+"""Largest image or video that is fetched from a URL or read from standard input."""
+_TIMEOUT_SECONDS = 30
+_URL = re.compile(r"https?://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One image or video file, or the reason why there is none."""
+
+    source: str
+    """What was given, for records and messages: a path, a URL, or the number of an image in memory."""
+    path: Path | None = None
+    error: str = ""
+    """One line; empty if there is a file."""
+    is_given: bool = True
+    """Whether the file itself was given; False: it was found in a folder or by a pattern."""
+    is_stored: bool = False
+    """Whether the file was written here, for an image in memory or from a URL."""
+
+
+def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
+    """Find the files that the sources mean, images and videos, in their order, each file once.
+
+    Args:
+        sources: one source or an iterable of them. A source is a file, folder or pattern, an http(s) URL, "-" for
+            standard input, a PIL image, a NumPy array (H x W, H x W x C, N x H x W x C) or a tensor (C x H x W,
+            N x C x H x W), uint8 or float from 0 to 1.
+        folder: returns a folder for images that are not files; called only if there are any.
+
+    Returns:
+        One input for each file. A file that is missing or cannot be fetched is an input with an `error`.
+
+    Raises:
+        DataError: nothing was found, or an image in memory has a form that is not supported.
+    """
+    numbers = count(1)
+    found: dict[Path | str, Input] = {}
+    for source in _flat(sources):
+        for item in _inputs(source, folder, numbers):
+            found.setdefault(item.path or item.source, item)
+    inputs = list(found.values())
+    if not any(item.path for item in inputs):
+        reason = (
+            f"{inputs[0].source}: {inputs[0].error}" if inputs else "no image was given; give files or folders"
+        )
+        raise DataError(reason)
+    return inputs
+
+
+def _flat(sources: Any) -> Iterator[Any]:
+    if isinstance(sources, str | os.PathLike | Image.Image):
+        yield sources
+    elif isinstance(sources, np.ndarray | Tensor):
+        yield from sources if sources.ndim == 4 else [sources]
+    elif isinstance(sources, Iterable):
+        for source in sources:
+            yield from _flat(source)
+    else:
+        raise DataError(f"{type(sources).__name__} is no image; give files, URLs, PIL images, arrays or tensors")
+
+
+def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> Iterator[Input]:
+    if isinstance(source, str) and (_URL.match(source) or source == STANDARD_INPUT):
+        yield _fetched(source, folder)
+    elif isinstance(source, str | os.PathLike):
+        text = os.path.expanduser(os.fspath(source))
+        is_given = os.path.lexists(text) and not os.path.isdir(text)
+        try:
+            for path in find_images([text], videos=True):
+                yield Input(source=str(path), path=path, is_given=is_given)
+        except DataError as error:
+            yield Input(source=text, error=str(error).removeprefix(f"{text}: "))
+    else:
+        number = next(numbers)
+        image = source if isinstance(source, Image.Image) else _from_array(source)
+        yield Input(source=f"image {number}", path=_stored(image, folder(), number), is_stored=True)
+
+
+def _fetched(source: str, folder: Callable[[], Path]) -> Input:
+    """Store what a URL or standard input holds."""
+    name = Path(source.partition("?")[0].partition("#")[0]).name if source != STANDARD_INPUT else "stdin"
+    try:
+        if source == STANDARD_INPUT:
+            contents = sys.stdin.buffer.read(MAX_DOWNLOAD_BYTES + 1)
+        else:
+            with urllib.request.urlopen(source, timeout=_TIMEOUT_SECONDS) as response:
+                contents = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except (OSError, ValueError) as error:
+        return Input(source=source, error=f"cannot be fetched ({one_line(error)})")
+    if len(contents) > MAX_DOWNLOAD_BYTES:
+        return Input(source=source, error=f"has more than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
+    path = _free_name(folder(), re.sub(r"[^\w.-]", "_", name)[-100:] or "download")
+    path.write_bytes(contents)
+    return Input(source=source, path=path, is_stored=True)
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    stem, suffix = Path(name).stem, Path(name).suffix
+    names = (name if number == 1 else f"{stem}-{number}{suffix}" for number in count(1))
+    return next(folder / each for each in names if not (folder / each).exists())
+
+
+def _stored(image: Image.Image, folder: Path, number: int) -> Path:
+    as_png = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+    path = folder / f"image-{number}{'.png' if as_png else '.tif'}"
+    options: dict[str, Any] = {"compress_level": 1} if as_png else {}
+    image.save(path, **options)
+    return path
+
+
+def _from_array(source: Any) -> Image.Image:
+    """Return an array (H x W or H x W x C) or a tensor (H x W or C x H x W) as an image."""
+    if isinstance(source, Tensor):
+        tensor = source.detach().cpu()
+        array = (tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor).numpy()
+        form = "C x H x W"
+    else:
+        array, form = np.asarray(source), "H x W x C"
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        shape = tuple(source.shape)
+        raise DataError(f"an image in memory has shape {shape}; expected H x W, or {form} with C of 1, 3 or 4")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise DataError(
+                "an image of floating-point numbers has values outside 0 to 1; give uint8, or scale it"
+            )
+        array = np.round(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8 and not (array.dtype == np.uint16 and array.ndim == 2):
+        raise DataError(
+            f"an image in memory has values of type {array.dtype}; expected uint8, or float from 0 to 1"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))

@@ -1,0 +1,239 @@
+"""`iformer.predict`: say what is on images and videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from iformer.api.inputs import Input, collect_inputs
+from iformer.api.train import python_warnings
+from iformer.data.stream import find_images
+from iformer.data.video import has_video_extension
+from iformer.files import output_folder, write_text
+from iformer.tasks.interface import PredictModule, PredictOptions, Record, TaskPredictor, Warn, check_options
+from iformer.tasks.subject import open_subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One thing that a network says about an image: a class, or an object."""
+
+    name: str
+    """Name of the class."""
+    score: float
+    """0 to 1: the probability of the class, the score of the object, or the share of the image's pixels."""
+    box: tuple[float, float, float, float] | None = None
+    """Detectors: left, top, width and height, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one image or video frame."""
+
+    source: str
+    """What was given: a path, a URL, or "image 3" for the third image in memory."""
+    path: Path | None
+    """The image file; None for an image in memory or from a URL that was not kept."""
+    answers: tuple[Answer, ...] = ()
+    """Classifiers: the top classes. Detectors: the objects. Segmenters: the classes of the pixels. The highest
+    score comes first."""
+    error: str | None = None
+    """Why the image could not be read; None: it could."""
+    record: Record = field(repr=False)
+    """The line of `predictions.jsonl`."""
+    make_masks: Callable[[], npt.NDArray[Any] | None] = field(default=lambda: None, repr=False, compare=False)
+    """Makes `masks`."""
+    words: str = field(default="", repr=False)
+    """The answer in words."""
+
+    @property
+    def name(self) -> str | None:
+        """Name of the first answer; None without one."""
+        return self.answers[0].name if self.answers else None
+
+    @property
+    def score(self) -> float | None:
+        """Score of the first answer; None without one."""
+        return self.answers[0].score if self.answers else None
+
+    @property
+    def masks(self) -> npt.NDArray[Any] | None:
+        """Masks, made at each access: they are large.
+
+        Segmenters: class of each pixel, uint8 H x W. Detectors with masks: bool N x H x W, in the order of
+        `answers`. None without any.
+        """
+        return self.make_masks()
+
+    @property
+    def frame(self) -> int | None:
+        """Number of the frame of a video, from 0; None for images."""
+        return self.record.get("frame")
+
+
+class Predictions(Iterator[Prediction]):
+    """The predictions of one call, computed while they are iterated over."""
+
+    def __init__(self, inputs: list[Input], predictor: TaskPredictor, out: Path | None, stack: ExitStack) -> None:
+        """`stack` is closed after the last prediction, or by `close`."""
+        self.inputs, self.predictor, self.out = inputs, predictor, out
+        self.written: list[str] = []
+        """After the last prediction: lines that say which files are in `out`."""
+        self._stack = stack
+        self._records: list[Record] = []
+        self._running = self._run()
+
+    def __next__(self) -> Prediction:
+        return next(self._running)
+
+    def close(self) -> None:
+        """Stop before the last prediction; nothing more is written."""
+        self._running.close()
+        self._stack.close()
+
+    def __del__(self) -> None:
+        self._stack.close()
+
+    def _run(self) -> Generator[Prediction]:
+        by_path = {item.path: item for item in self.inputs if item.path is not None}
+        with self._stack:
+            for item in self.inputs:
+                if item.path is None:
+                    yield self._kept(item, {"file": item.source, "error": item.error})
+            for record in self.predictor.predict(list(by_path), self.out):
+                item = by_path[Path(record["file"])]
+                yield self._kept(item, {**record, "file": item.source})
+            if self.out is not None:
+                lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self._records]
+                write_text(self.out / "predictions.jsonl", "".join(lines))
+                self.written += self.predictor.finish(self.out)
+
+    def _kept(self, item: Input, record: Record) -> Prediction:
+        if self.out is not None:
+            self._records.append(record)
+        failed = "error" in record
+        return Prediction(
+            source=item.source,
+            path=item.path if not item.is_stored or self.out is not None else None,
+            answers=() if failed else tuple(_answers(record)),
+            error=record.get("error"),
+            record=record,
+            make_masks=self.predictor.masks() if not failed else (lambda: None),
+            words="" if failed else self.predictor.words(record),
+        )
+
+
+def predict(
+    model: Any,
+    images: Any,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    top_k: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    explain: bool = False,
+    min_score: float | None = None,
+    sliding: bool = False,
+    device: str | torch.device = "auto",
+    entry: str | None = None,
+    warn: Warn | None = None,
+) -> Predictions:
+    """Classify images, find objects or label pixels; the same as the verb `predict`.
+
+    Args:
+        model: a network of this package, or any name that `iformer.load` takes, or an exported artifact.
+        images: one source or an iterable of them: files, folders, patterns, URLs, "-" (standard input), PIL
+            images, NumPy arrays (H x W or H x W x C) and tensors (C x H x W), uint8 or float from 0 to 1.
+            Detectors and segmenters take videos too.
+        out: folder for pictures and `predictions.jsonl`; images in memory and from URLs are kept in its `inputs`.
+            None: nothing is written.
+        top_k: classifiers: classes in an answer. None: 5.
+        batch_size: classifiers: images in one call. None: 32.
+        workers: classifiers: threads that decode.
+        explain: classifiers: also draw where the network looks, with `out`.
+        min_score: detectors: the lowest score that is reported. None: 0.5.
+        sliding: segmenters: overlapping windows instead of the whole image.
+        device: "auto" leaves a network that is given where it is, and opens names on the best device.
+        entry: which weights of a training script's file to take.
+        warn: called with notes about the model, one line each. None: each line is a Python warning.
+
+    Returns:
+        An iterator over one `Prediction` for each image and frame. An image that cannot be read gives one with an
+        `error`, and the others go on.
+
+    Raises:
+        UserError: the model cannot be opened, an option is not for its task, or no image was found.
+    """
+    with ExitStack() as stack:
+        folder = None if out is None else output_folder(Path(out))
+
+        def storage() -> Path:
+            if folder is None:
+                return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iformer-")))
+            (folder / "inputs").mkdir(exist_ok=True)
+            return folder / "inputs"
+
+        inputs = collect_inputs(images, _once(storage))
+        if folder is not None:
+            inputs = _without_outputs(inputs, folder)
+        subject = open_subject(model, device=device, entry=entry)
+        options = PredictOptions(
+            device=subject.device,
+            title=subject.title,
+            top_k=top_k,
+            batch_size=batch_size,
+            workers=workers,
+            explain=explain or None,
+            min_score=min_score,
+            sliding=sliding or None,
+        )
+        module: PredictModule = subject.row.module("predict")
+        if not module.VIDEOS:
+            inputs = _without_videos(inputs, images)
+        (warn or python_warnings)(subject.notes)
+        check_options(options, module.TAKES, subject.row.networks)
+        stack.enter_context(subject.in_eval_mode())
+        return Predictions(inputs, module.open_predictor(subject.model, options), folder, stack.pop_all())
+    raise AssertionError
+
+
+def _once(make: Any) -> Any:
+    made: list[Path] = []
+
+    def folder() -> Path:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return folder
+
+
+def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
+    """Leave out the pictures of an earlier run below a folder such as "."."""
+    here = folder.resolve()
+    kept = [
+        item for item in inputs if item.is_stored or item.path is None or here not in item.path.resolve().parents
+    ]
+    return kept or inputs
+
+
+def _without_videos(inputs: list[Input], images: Any) -> list[Input]:
+    kept = [i for i in inputs if i.is_given or i.path is None or not has_video_extension(i.path)]
+    if not any(item.path for item in kept):
+        find_images([images] if isinstance(images, str | os.PathLike) else images)  # says what is missing
+    return kept
+
+
+def _answers(record: Record) -> Iterator[Answer]:
+    for item in record["detections"] if "detections" in record else record["classes"]:
+        score = next(item[key] for key in ("probability", "score", "share") if key in item)
+        yield Answer(name=item["name"], score=score, box=tuple(item["box"]) if "box" in item else None)

@@ -1,0 +1,113 @@
+"""Open what is evaluated or asked for predictions: a network or an exported artifact, with its task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from iformer.deploy.runtimes.registry import RUNTIMES
+from iformer.device import resolve_device
+from iformer.errors import UserError
+from iformer.tasks.registry import TaskRow, find_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network or an artifact that is ready to answer."""
+
+    model: Any
+    """A network in eval mode, or an `iformer.deploy.runner.ArtifactRunner`."""
+    row: TaskRow
+    device: torch.device
+    title: str
+    """What to call it in pictures and messages."""
+    notes: tuple[str, ...] = ()
+    """What its user should know, one line each."""
+
+    @contextmanager
+    def in_eval_mode(self) -> Iterator[None]:
+        """Put a network in eval mode, and back into the mode that it had."""
+        training = isinstance(self.model, nn.Module) and self.model.training
+        if training:
+            self.model.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.model.train()
+
+
+def open_subject(
+    subject: str | os.PathLike[str] | nn.Module | Any,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    entry: str | None = None,
+) -> Subject:
+    """Open a network or an artifact.
+
+    Args:
+        subject: any name that `iformer.models.weights.resolve` knows, a network of this package, or an open
+            artifact. A network is used as it is.
+        device: where a network runs; "auto" leaves a network that is given where it is. Artifacts run on the CPU.
+        precision: of a network.
+        entry: which state dict of a training script's file to take.
+
+    Raises:
+        UserError: it cannot be opened, or is an artifact and `device` or `precision` are for a network.
+    """
+    from iformer.deploy.artifact import is_artifact, read_record, record_path
+    from iformer.deploy.runner import ArtifactRunner, open_artifact
+    from iformer.models.weights.header import row_of
+    from iformer.models.weights.resolve import Artifact, load, load_classifier, resolve, resolve_weights
+
+    if isinstance(subject, nn.Module):
+        if row_of(getattr(subject, "config", None)) is None:
+            raise UserError(f"{type(subject).__name__} is not a network of this package; give one, or a name")
+        network: Any = subject
+        used = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+        on = used if device == "auto" else resolve_device(device)
+        task = network.metadata.task
+        return Subject(model=network, row=find_task(task), device=on, title=_network_name(network))
+    runner: ArtifactRunner | None = subject if isinstance(subject, ArtifactRunner) else None
+    artifact: Artifact | None = None
+    if runner is None:
+        path = Path(subject)
+        if path.exists() and path.suffix in {row.suffix for row in RUNTIMES.values()} and not is_artifact(path):
+            read_record(path)  # raises: an artifact needs its record
+        found = resolve(subject, entry=entry)
+        artifact = found if isinstance(found, Artifact) else None
+        if artifact is None:
+            weights = resolve_weights(found)
+            network = load_classifier(weights) if weights.task == "classify" else load(weights)
+            row = find_task(weights.task)
+            return Subject(model=network, row=row, device=resolve_device(device), title=os.fspath(subject))
+    if precision != "fp32":
+        raise UserError(f"--precision is {precision}; an artifact runs as it was exported, leave it out")
+    if str(device) not in ("auto", "cpu"):
+        raise UserError(f"--device is '{device}'; an artifact runs on the CPU, in its own runtime")
+    if artifact is not None:
+        from iformer.deploy.quiet import quiet
+
+        with quiet():
+            runner = open_artifact(artifact.path)
+    assert runner is not None
+    notes = []
+    if not runner.info.record_sha256:
+        notes = [f"{record_path(runner.path)} has no checksum, as in early versions: an edit would not show"]
+    title = runner.info.file if isinstance(subject, ArtifactRunner) else os.fspath(subject)
+    row = find_task(runner.info.task)
+    return Subject(model=runner, row=row, device=torch.device("cpu"), title=title, notes=tuple(notes))
+
+
+def _network_name(network: Any) -> str:
+    config = network.config
+    name: str = getattr(config, "name", "") or config.backbone.name
+    return name

@@ -1,0 +1,251 @@
+"""`iformer.train`, `evaluate`, `predict` and `export`: one flow for each task, and every kind of input."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import iformer
+from iformer.config.network import NetworkConfig
+from iformer.config.variants import VARIANTS
+from iformer.errors import ConfigError, DataError, UserError
+from iformer.models.classifier import Classifier
+from iformer.models.segmenter import Segmenter
+from iformer.tasks.classification.evaluate import ClassificationEvaluation
+from iformer.training.records.run_folder import RunFolder
+from tiny.networks import CLASS_NAMES, labelled_classifier, tiny_variant
+
+SMALL: dict[str, Any] = {
+    "model": "iformer_tiny",
+    "weights": "none",
+    "epochs": 1,
+    "size": 64,
+    "workers": 0,
+    "device": "cpu",
+    "tensorboard": False,
+}
+
+
+@pytest.fixture
+def model() -> Classifier:
+    return labelled_classifier()
+
+
+@pytest.fixture
+def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
+
+
+def test_every_public_name_is_listed_and_exists() -> None:
+    names = {"train", "evaluate", "predict", "export", "load", "save", "create_model", "fold", "list_models"}
+    assert names <= set(dir(iformer))
+    assert set(iformer.__all__) <= set(dir(iformer))
+    for name in iformer.__all__:
+        assert getattr(iformer, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        iformer.trian  # noqa: B018
+
+
+def test_train_evaluate_and_predict(images: Path, tmp_path: Path, tiny_size: None) -> None:
+    run = iformer.train(images, out=tmp_path / "run", batch_size=16, augment={"hflip": 0.0}, **SMALL)
+    assert run.recipe.augment.hflip == 0.0  # type: ignore[attr-defined]
+    assert run.metrics["images"] == 12
+    assert [record["epoch"] for record in run.history] == [1]
+    assert isinstance(run.paths, RunFolder)
+    for path in (run.paths.last, run.paths.best, run.paths.report, run.paths.metrics, run.paths.log):
+        assert path.is_file()
+    assert f"{run.metrics['top1']:.2f} %" in repr(run)
+    network = iformer.load(run)  # the result stands for its folder
+    measured = iformer.evaluate(network, str(images), workers=0)
+    assert isinstance(measured, ClassificationEvaluation)
+    assert measured.top1 == run.metrics["top1"]
+    assert measured.top5 is None
+    answers = list(iformer.predict(run, images / "val" / "red"))
+    assert [answer.path for answer in answers] == [images / "val" / "red" / f"{n}.png" for n in range(4)]
+
+
+@pytest.mark.sweep
+def test_export_gives_a_checked_artifact_that_answers_alike(
+    model: Classifier, images: Path, tmp_path: Path
+) -> None:
+    artifact = iformer.export(model, to="onnx", out=tmp_path, images=[images / "val" / "red"])
+    assert artifact.path == tmp_path / "tiny.onnx"
+    assert artifact.parity is not None
+    assert artifact.parity["top1_agreement"] == 1
+    assert artifact.record.is_file()
+    names = [answer.name for answer in iformer.predict(model, images / "val" / "red")]
+    assert [answer.name for answer in iformer.predict(artifact, images / "val" / "red")] == names
+    several = iformer.export(model, to=["onnx"], out=tmp_path / "several")
+    assert [each.path for each in several] == [tmp_path / "several/tiny.onnx"]
+    assert isinstance(several[0].info.to_plain(), dict)
+
+
+def as_is(image: Image.Image, path: Path) -> Any:
+    image.save(path)
+    return path
+
+
+KINDS = {
+    "path": as_is,
+    "text": lambda image, path: str(as_is(image, path)),
+    "pil": lambda image, path: image,
+    "array": lambda image, path: np.asarray(image),
+    "float array": lambda image, path: np.asarray(image) / 255,
+    "tensor": lambda image, path: torch.from_numpy(np.array(image)).permute(2, 0, 1),
+    "float tensor": lambda image, path: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255,
+    "batch of arrays": lambda image, path: np.asarray(image)[None],
+    "generator": lambda image, path: (each for each in [image]),
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_of_image_gives_the_same_answer(kind: str, model: Classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    model.train()
+    (expected,) = iformer.predict(model, as_is(image, tmp_path / "expected.png"))
+    (answer,) = iformer.predict(model, KINDS[kind](image, tmp_path / "given.png"))
+    assert answer.answers == expected.answers
+    assert answer.name in CLASS_NAMES
+    assert answer.score == answer.answers[0].score == max(each.score for each in answer.answers)
+    assert model.training  # as it was given
+    in_memory = kind not in ("path", "text")
+    assert (answer.path is None) == in_memory
+    assert answer.source == ("image 1" if in_memory else str(tmp_path / "given.png"))
+
+
+def test_gray_images_and_images_that_are_none(model: Classifier) -> None:
+    gray = np.full((64, 64), 100, np.uint8)
+    first, second = iformer.predict(model, [gray, np.repeat(gray[..., None], 3, axis=2)])
+    assert first.answers == second.answers
+    for wrong, message in (
+        (np.zeros((3, 64, 64), np.uint8), r"shape \(3, 64, 64\); expected H x W, or H x W x C"),
+        (torch.zeros(64, 64, 3), "expected H x W, or C x H x W"),
+        (np.full((8, 8), 2.0), "outside 0 to 1"),
+        (np.zeros((8, 8), np.int64), "values of type int64"),
+        (3, "int is no image"),
+        ([], "no image was given"),
+    ):
+        with pytest.raises(DataError, match=message):
+            iformer.predict(model, wrong)
+
+
+def test_a_missing_file_does_not_stop_the_others(
+    model: Classifier, photographs: list[Path], tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing.png"
+    predictions = iformer.predict(model, [missing, photographs[0]], out=tmp_path / "out")
+    lost, found = predictions
+    assert (lost.error, lost.name, lost.score) == ("no such file or folder", None, None)
+    assert found.name is not None
+    assert (tmp_path / "out/predictions.jsonl").read_text().count("\n") == 2
+    assert any("predict.png" in line for line in predictions.written)
+    with pytest.raises(DataError, match=r"missing.png: no such file or folder"):
+        iformer.predict(model, missing)
+
+
+@pytest.fixture
+def server(photographs: list[Path]) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path.startswith("/photo")
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write(photographs[0].read_bytes())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+def test_urls_and_standard_input(
+    model: Classifier, photographs: list[Path], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = io.BytesIO(photographs[0].read_bytes())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=contents))
+    sources = [photographs[0], f"{server}/photo.jpg?size=1", f"{server}/none.jpg", "-"]
+    answers = {answer.source: answer for answer in iformer.predict(model, sources, out=tmp_path / "out")}
+    assert list(answers) == [f"{server}/none.jpg", str(photographs[0]), f"{server}/photo.jpg?size=1", "-"]
+    assert "cannot be fetched" in str(answers[f"{server}/none.jpg"].error)
+    first = answers[str(photographs[0])].answers
+    assert answers["-"].answers == answers[f"{server}/photo.jpg?size=1"].answers == first
+    assert answers[f"{server}/photo.jpg?size=1"].path == tmp_path / "out/inputs/photo.jpg"
+
+
+def test_mistakes_are_one_line(model: Classifier, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean epochs"):
+        iformer.train(images, out=tmp_path / "run", epochss=3)
+    with pytest.raises(UserError, match="Linear is not a network of this package"):
+        iformer.evaluate(torch.nn.Linear(2, 2), images)
+    with pytest.raises(UserError, match=r"--precision int8 needs --calibration"):
+        iformer.export(model, to="onnx", precision="int8")
+    with pytest.raises(UserError, match=r"give them to iformer\.load"):
+        iformer.export(model, to="onnx", attention="hybrid")
+    with pytest.raises(UserError, match="--min-score is not for classifiers"):
+        iformer.predict(model, np.zeros((64, 64, 3), np.uint8), min_score=0.5)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_detection_and_segmentation(shapes_data: Path, tmp_path: Path, tiny_size: None, task: str) -> None:
+    fields = {
+        "max_size": 96,
+        "fpn_channels": 16,
+        "batch_size": 4,
+        **({"proposals": 16} if task == "detect" else {}),
+    }
+    run = iformer.train(shapes_data, out=tmp_path / "run", task=task, settings=fields, **SMALL)
+    measured: Any = iformer.evaluate(run, shapes_data, workers=0)
+    name = {"detect": "box_ap", "segment": "miou"}[task]
+    assert getattr(measured, name) == measured.metrics[name]
+    files = sorted((shapes_data / "images/val").iterdir())[:2]
+    options = {"min_score": 0.001} if task == "detect" else {}
+    for answer in iformer.predict(run, files, **options):  # type: ignore[arg-type]
+        with Image.open(str(answer.path)) as image:
+            side = (image.height, image.width)
+        if task == "segment":
+            assert answer.masks is not None
+            assert answer.masks.shape == side
+            assert sum(each.score for each in answer.answers) == pytest.approx(1, abs=1e-3)
+        else:
+            assert all(each.box is not None for each in answer.answers)
+            assert (answer.masks is None) == (not answer.answers)
+            assert answer.masks is None or answer.masks.shape == (len(answer.answers), *side)
+    network = iformer.load(run)
+    assert isinstance(network, Segmenter) == (task == "segment")
+    with pytest.raises(UserError, match=r"cannot be exported|holds a"):
+        iformer.export(run, to="onnx", out=tmp_path)
+
+
+def test_masks_belong_to_their_image(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> None:
+    """A picture in two halves: the class map of a segmenter is that of `answer`."""
+    from iformer.config.segmenter import SegmenterConfig
+    from iformer.tasks.segmentation.predict import SegmentationPredictor
+
+    torch.manual_seed(0)
+    config = SegmenterConfig(
+        backbone=tiny_backbone_config, num_classes=3, size=64, max_size=96, fpn_channels=16, head_channels=32
+    )
+    network = Segmenter(config).eval()
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 80, 3), dtype=np.uint8))
+        for seed in range(2)
+    ]
+    expected = [SegmentationPredictor(network).answer(image) for image in images]
+    for answer, classes in zip(iformer.predict(network, images), expected, strict=True):
+        assert np.array_equal(answer.masks, classes)  # type: ignore[arg-type]
