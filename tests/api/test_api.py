@@ -209,6 +209,7 @@ def test_detection_and_segmentation(shapes_data: Path, tmp_path: Path, tiny_size
         "batch_size": 4,
         **({"proposals": 16} if task == "detect" else {}),
     }
+    recipe = {"detect": "detection", "segment": "segmentation"}[task]
     run = iformer.train(shapes_data, out=tmp_path / "run", recipe=recipe, settings=fields, **SMALL)
     measured: Any = iformer.evaluate(run, shapes_data, workers=0)
     name = {"detect": "box_ap", "segment": "miou"}[task]
