@@ -27,7 +27,8 @@ from iformer.deploy.runtimes.registry import (
 )
 from iformer.device import resolve_device
 from iformer.errors import UserError
-from iformer.models.weights.resolve import load_classifier
+from iformer.models.weights.header import backbone_config
+from iformer.models.weights.resolve import load, load_classifier, resolve_weights
 from iformer.tasks.export import export_module, exportable
 
 Report = Callable[[str], None]
@@ -78,7 +79,7 @@ def export(
     The same as the verb `export`. If an artifact does not agree, nothing is written.
 
     Args:
-        model: a classifier of this package, or any name that `iformer.load` takes.
+        model: a network of this package, or any name that `iformer.load` takes.
         to: a runtime: "onnx", "coreml", "executorch", "litert", "openvino" or "ncnn"; or several in a list.
         options: see `export_each`.
 
@@ -120,7 +121,7 @@ def export_each(
     """Export a network to several runtimes, one after the other.
 
     Args:
-        model: a classifier of this package, or any name that `iformer.load` takes.
+        model: a network of this package, or any name that `iformer.load` takes.
         to: names of runtimes.
         out: the artifact, or a folder for the artifacts; with several runtimes always a folder. None: the
             network's name and the runtime's ending, in the current folder.
@@ -132,7 +133,7 @@ def export_each(
         images: photographs for the comparison: files, folders or patterns.
         calibration: labelled images for int8 and palette6. Training images calibrate the artifact, validation
             images measure its accuracy.
-        max_drop: points of top-1 that int8 may lose before layers return to higher precision.
+        max_drop: points of the metric (top-1, box AP, mIoU) that int8 may lose before layers return to higher precision.
         calibration_images: images for the calibration, at most.
         accuracy_control: OpenVINO: NNCF chooses the operations in higher precision by the metric; slow.
         attention: attention design for large images; None: the network's own.
@@ -157,11 +158,13 @@ def export_each(
     sources = [images] if isinstance(images, str | os.PathLike) else images
     photographs = find_images(sources) if sources else []
     config: Any = getattr(model, "config", None)
-    name = config.name if isinstance(model, nn.Module) else artifact_name(os.fspath(model))
+    name = backbone_config(config).name if isinstance(model, nn.Module) else artifact_name(os.fspath(model))
     paths = artifact_paths(None if out is None else Path(out), runtimes, name, precision)
     network = model
     if not isinstance(model, nn.Module):
-        network = load_classifier(model, entry=entry, attention=attention, windows=windows)
+        weights = resolve_weights(model, entry=entry)
+        open_network = load_classifier if weights.task == "classify" else load
+        network = open_network(weights, attention=attention, windows=windows)
     elif attention is not None or windows is not None or entry is not None:
         raise UserError("attention, windows and entry are for names; give them to iformer.load")
     pixels = (size, size) if isinstance(size, int) else size

@@ -46,6 +46,8 @@ class Latency:
     """10^9 multiply-accumulates per image; None if unknown."""
     gflops: float | None
     """10^9 operations per second, two per multiply-accumulate, at the median."""
+    postprocess: bool = False
+    """Whether the time includes what makes the outputs of a detector or segmenter an answer."""
     matrix_product_share: float | None = None
     """`gflops` as a share of what the same runtime reaches on a matrix product in the same run."""
     units: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -100,7 +102,7 @@ def measure(
         workers = {}
         for subject in subjects:
             workers[subject.label] = stack.enter_context(
-                Worker(subject.artifact, threads=threads, batch=subject.batch)
+                Worker(subject.artifact, threads=threads, batch=subject.batch, postprocess=subject.postprocess)
             )
             report(f"{subject.label} loaded")
         samples: dict[str, list[float]] = {label: [] for label in workers}
@@ -137,7 +139,7 @@ def rows(
     gflops = {
         subject.label: 2 * subject.batch * subject.gmacs / timings.median(subject.label)
         for subject in subjects
-        if subject.gmacs is not None
+        if subject.gmacs is not None and not subject.postprocess
     }
     peak = gflops.get(MATRIX_PRODUCT)
     return [
@@ -158,6 +160,7 @@ def rows(
             file_mb=subject.file_mb,
             gmacs=subject.gmacs,
             gflops=gflops.get(subject.label),
+            postprocess=subject.postprocess,
             matrix_product_share=gflops[subject.label] / peak if peak and subject.label in gflops else None,
             units=(units or {}).get(subject.label, {}),
         )

@@ -7,7 +7,8 @@ any rewrite of the graph; an existing artifact is timed as it is.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ from iformer.deploy.spec import ExportSpec
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs
 from iformer.models.factory import create_model
-from iformer.models.weights.resolve import Artifact, Size, load_classifier, resolve
+from iformer.models.weights.checkpoint import Weights
+from iformer.models.weights.resolve import Artifact, Size, load, load_classifier, resolve
 from iformer.tasks.export import exportable
 
 MATRIX_PRODUCT = "matrix product"
 """Label of the subject that shows the peak rate of a runtime on this machine."""
 
 _PRODUCT_CHANNELS, _PRODUCT_SIDE = 1024, 32
+
+DENSE_SIZES = ((320, 320), (416, 416), (512, 512), (640, 640))
+"""Heights and widths at which detectors and segmenters are timed unless sizes are given."""
 
 TIMM_PREFIX = "timm/"
 """Prefix of the names of timm's networks."""
@@ -51,6 +56,35 @@ class Subject:
     gmacs: float | None
     """10^9 multiply-accumulates per image; None if unknown."""
     file_mb: float
+    postprocess: bool = False
+    """Whether what makes the outputs an answer is timed too."""
+
+
+def prepare_all(
+    name: str, runtime: Runtime, folder: Path, *, sizes: Sequence[tuple[int, int]], label: str, **options: Any
+) -> list[Subject]:
+    """Prepare a network at several sizes; see `prepare` for the arguments.
+
+    Detectors and segmenters are timed twice at each size: their outputs alone, and with postprocessing.
+
+    Args:
+        sizes: heights and widths; empty: `DENSE_SIZES` for detectors and segmenters, else the network's own.
+            An artifact has its own.
+    """
+    found = resolve(name, entry=options.get("entry")) if not name.startswith(TIMM_PREFIX) else None
+    if isinstance(found, Artifact):
+        sizes = ()
+    elif not sizes and isinstance(found, Weights) and found.task != "classify":
+        sizes = DENSE_SIZES
+    subjects = []
+    wanted: Sequence[tuple[int, int] | None] = sizes or [None]
+    for size in wanted:
+        title = label if size is None or len(sizes) == 1 else f"{label} at {size[0]} x {size[1]}"
+        subject = prepare(name, runtime, folder, size=size, label=title, **options)
+        subjects.append(subject)
+        if read_record(subject.artifact).postprocess is not None:
+            subjects.append(replace(subject, label=f"{title}, postprocessed", postprocess=True))
+    return subjects
 
 
 def prepare(
@@ -86,9 +120,13 @@ def prepare(
     if isinstance(found, Artifact):
         return _artifact(found.path, runtime, batch, label)
     # sizes get random weights, on which latency does not depend, instead of a download
-    model = create_model(found).eval() if isinstance(found, Size) else load_classifier(found)
-    info = export_artifact(exportable(model), path, runtime.name, size=size, batch=batch, raw=True)
-    macs = count_macs(model, info.preprocessing.size, in_chans=model.config.in_chans)
+    if isinstance(found, Size):
+        model: Any = create_model(found).eval()
+    else:
+        model = load_classifier(found) if found.task == "classify" else load(found)
+    network = exportable(model)
+    info = export_artifact(network, path, runtime.name, size=size, batch=batch, raw=True)
+    macs = count_macs(network.model, info.preprocessing.size, in_chans=network.channels)
     return _subject(label or Path(name).stem, path, macs, batch)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,17 @@ _PATIENCE = 600.0
 class Worker:
     """An artifact in its own process; a context manager that ends the process."""
 
-    def __init__(self, artifact: Path, *, threads: int, batch: int = 1) -> None:
-        """Start the process and load the artifact.
+    def __init__(self, artifact: Path, *, threads: int, batch: int = 1, postprocess: bool = False) -> None:
+        """Start the process and load the artifact; `postprocess` also times what makes its outputs an answer.
 
         Raises:
             UserError: the artifact cannot be loaded or run here.
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, artifact, threads, batch), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, artifact, threads, batch, postprocess), daemon=True
+        )
         self._artifact = artifact
         self._process.start()
         theirs.close()
@@ -76,16 +79,18 @@ class Worker:
         return answer
 
 
-def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> None:
+def _serve(connection: Connection, artifact: Path, threads: int, batch: int, postprocess: bool) -> None:
     import signal
 
     import torch
 
     from iformer.dependencies import require
     from iformer.deploy.artifact import read_record
+    from iformer.deploy.exportable import named
     from iformer.deploy.quiet import quiet
     from iformer.deploy.runner import open_artifact
     from iformer.deploy.runtimes.registry import find_runtime
+    from iformer.tasks.registry import find_task
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     torch.set_num_threads(threads)
@@ -109,7 +114,16 @@ def _serve(connection: Connection, artifact: Path, threads: int, batch: int) -> 
     except UserError as error:
         connection.send(error)
         return
-    run, fed = runner.run, runner.prepare(images)
+    run: Callable[[torch.Tensor], Any] = runner.run
+    fed = runner.prepare(images)
+    if postprocess:
+        answer = find_task(info.task).module("inference").postprocessor(info)
+        names = list(info.outputs)
+
+        @torch.inference_mode()
+        def run(fed: torch.Tensor) -> Any:
+            return answer(named(names, [torch.as_tensor(value) for value in runner.run(fed)]))
+
     while True:
         try:
             order = connection.recv()

@@ -41,7 +41,10 @@ def bench(
     ] = False,
     size: Annotated[
         str | None,
-        typer.Option(help="Input size in pixels: 224, or height x width. [default: the network's]"),
+        typer.Option(
+            help="Input sizes in pixels, separated by commas: 224, or height x width. [default: the network's; "
+            "detectors and segmenters 320, 416, 512, 640]"
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
@@ -74,7 +77,7 @@ def bench(
     with normalised input, timm's networks after fuse(). The runtimes run on the CPU.
     """
     runtimes = [find_runtime(name) for name in dict.fromkeys(name.strip() for name in on.split(","))]
-    pixels = None if size is None else parse_size(size)
+    sizes = [] if size is None else [parse_size(one) for one in dict.fromkeys(size.split(","))]
     if not models and not peers:
         raise UserError("nothing to time; name networks or artifacts, or give --peers")
     if device not in ("auto", "cpu"):
@@ -98,8 +101,9 @@ def bench(
     measured: dict[str, list[Latency]] = {}
     with tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
         for runtime in runtimes:
-            subjects = _subjects(models or [], peers, runtime, Path(folder), pixels, batch, entry)
+            subjects = _subjects(models or [], peers, runtime, Path(folder), sizes, batch, entry)
             if runtime.name == "coreml":
+                subjects = [subject for subject in subjects if not subject.postprocess]
                 measured[runtime.name] = measure_core_ml(
                     subjects, iphone=iphone, team=team, rounds=rounds, calls=calls, report=note
                 )
@@ -127,19 +131,20 @@ def _subjects(
     peers: bool,
     runtime: Runtime,
     folder: Path,
-    size: tuple[int, int] | None,
+    sizes: list[tuple[int, int]],
     batch: int,
     entry: str | None,
 ) -> list[Subject]:
-    from iformer.bench.subjects import prepare
+    from iformer.bench.subjects import prepare, prepare_all
     from iformer_paper.pareto import published
 
     stems = [Path(name).stem for name in models]
     # a name that does not tell two networks apart, such as best, is replaced by the whole path
     labels = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, models, strict=True)]
     subjects = [
-        prepare(name, runtime, folder, size=size, batch=batch, label=label, entry=entry)
+        subject
         for name, label in zip(models, labels, strict=True)
+        for subject in prepare_all(name, runtime, folder, sizes=sizes, batch=batch, label=label, entry=entry)
     ]
     for row in published() if peers else ():
         try:

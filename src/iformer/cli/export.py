@@ -83,13 +83,17 @@ def export(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="For int8 and palette6: labelled images, a folder with one sub-folder per class or elpv. "
-            "Training images calibrate the artifact, validation images measure its accuracy.",
+            help="For int8 and palette6: labelled images, as --data of train takes them. Training images "
+            "calibrate the artifact, validation images measure its accuracy.",
         ),
     ] = None,
     max_drop: Annotated[
         float,
-        typer.Option(min=0.0, help="Points of top-1 that int8 may lose before layers return to higher precision."),
+        typer.Option(
+            min=0.0,
+            help="Points of the metric (top-1, box AP, mIoU) that int8 may lose before layers return to higher "
+            "precision.",
+        ),
     ] = MAX_DROP,
     calibration_images: Annotated[
         int, typer.Option(min=1, help="Number of images for the calibration.")
@@ -221,6 +225,13 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
     if "top1_agreement" in parity:
         agreement = f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} clear images"
         rows.append(["same first class", agreement])
+    if "compared_detections" in parity:
+        agreement = f"{parity['compared_detections'] - parity['unmatched_detections']} of "
+        agreement += f"{parity['compared_detections']}, IoU {parity['min_iou']:.4f} or more"
+        rows.append(["same detections", agreement])
+    if "point_agreement" in parity:
+        agreement = f"{100 * parity['point_agreement']:.1f} % of {parity['clear_points']:,} clear points"
+        rows.append(["same class", agreement])
     if info.accuracy is not None and info.quantization is not None:
         metric, kept = info.accuracy["metric"], info.quantization["kept"]
         own, now = info.accuracy["network"][metric], info.accuracy["metrics"][metric]

@@ -122,18 +122,18 @@ class LightDetector(nn.Module):
             In training mode the `RawDetections` of the one-to-many and of the one-to-one head. In eval mode a
             tuple of boxes, B x A x 4 in pixels of the input, and scores, B x A x K from 0 to 1.
         """
-        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
-        return self.from_normalized((images - mean) / std)
-
-    def from_normalized(self, images: Tensor) -> Any:
-        """Return what `forward` returns, for images that are normalised already."""
-        maps = self.pyramid(images)
+        maps = self._maps(images)
         if self.training:
             assert self.one_to_many is not None
             # the one-to-one head learns from the features and does not shape them (YOLOv10)
             return self.one_to_many(maps), self.one_to_one([x.detach() for x in maps])
         found = self.one_to_one(maps)
         return found.boxes, found.logits.sigmoid()
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
+        maps: list[Tensor] = self.pyramid((images - mean) / std)
+        return maps
 
     def fold(self, size: tuple[int, int] | None = None) -> LightDetector:
         """Return a folded copy in eval mode: norms merged into convolutions, the one-to-many head left out.
@@ -183,8 +183,7 @@ class LightDetector(nn.Module):
         device = next(self.parameters()).device
 
         def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-            mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.mean, config.std))
-            found = head(self.pyramid((images_BCHW.to(device).float().div_(255) - mean) / std))
+            found = head(self._maps(images_BCHW.to(device).float().div_(255)))
             return found.boxes, found.logits.sigmoid()
 
         return detect_letterboxed(forward, images, config.input_size, config.fill, rule, min_score=min_score)

@@ -147,6 +147,16 @@ def check_classes(known: tuple[str, ...], class_names: tuple[str, ...]) -> None:
         raise DataError(f"the classes of the data are not those of the network: {(different or [counts])[0]}")
 
 
+def check_side(size: tuple[int, int], multiple: int) -> None:
+    """Check the height and width of an artifact's input.
+
+    Raises:
+        UserError: a side is no multiple of `multiple`.
+    """
+    if any(side % multiple for side in size):
+        raise UserError(f"size is {size[0]} x {size[1]}; the network takes sides that are multiples of {multiple}")
+
+
 class PyramidPredictor(ABC):
     """A detector or segmenter that answers for images and videos, one image or frame at a time.
 

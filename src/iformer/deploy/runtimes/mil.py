@@ -140,28 +140,78 @@ def _cast(a: dict[str, Any]) -> Any:
     return a["x"].float()
 
 
+def _axes(a: dict[str, Any]) -> list[int]:
+    return _ints(a["axes"]) if a.get("axes") is not None else list(range(a["x"].ndim))
+
+
 def _reduce_mean(a: dict[str, Any]) -> Any:
-    return a["x"].mean(_ints(a["axes"]), keepdim=bool(a.get("keep_dims")))
+    return a["x"].mean(_axes(a), keepdim=bool(a.get("keep_dims")))
+
+
+def _reduce_sum(a: dict[str, Any]) -> Any:
+    return a["x"].sum(_axes(a), keepdim=bool(a.get("keep_dims")))
+
+
+def _clip(a: dict[str, Any]) -> Any:
+    return a["x"].clamp(float(a["alpha"]), float(a["beta"]))
+
+
+def _upsample_nearest(a: dict[str, Any]) -> Any:
+    factors = [1.0 if a.get(name) is None else float(a[name]) for name in _FACTORS]
+    if any(factor != round(factor) for factor in factors):  # how a fraction is rounded is not documented
+        raise UserError("Core ML's nearest-neighbour upsampling by a fraction cannot be checked on this system")
+    return a["x"].repeat_interleave(int(factors[0]), -2).repeat_interleave(int(factors[1]), -1)
+
+
+def _upsample_bilinear(a: dict[str, Any]) -> Any:
+    factors = [1.0 if a.get(name) is None else float(a[name]) for name in _FACTORS]
+    size = [int(side * factor + 1e-4) for side, factor in zip(a["x"].shape[-2:], factors, strict=True)]
+    corners = True if a.get("align_corners") is None else bool(a["align_corners"])
+    return F.interpolate(a["x"], size=size, mode="bilinear", align_corners=corners)
+
+
+def _resize_bilinear(a: dict[str, Any]) -> Any:
+    mode = a.get("sampling_mode") or "DEFAULT"
+    if mode not in ("STRICT_ALIGN_CORNERS", "UNALIGN_CORNERS"):
+        raise UserError(f"Core ML's resizing '{mode}' cannot be checked on this system")
+    size = [int(a["target_size_height"]), int(a["target_size_width"])]
+    return F.interpolate(a["x"], size=size, mode="bilinear", align_corners=mode == "STRICT_ALIGN_CORNERS")
+
+
+_FACTORS = ("scale_factor_height", "scale_factor_width")
 
 
 _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "add": lambda a: a["x"] + a["y"],
     "batch_norm": _batch_norm,
     "cast": _cast,
+    "clip": _clip,
     "concat": lambda a: torch.cat(a["values"], dim=int(a["axis"])),
     "conv": _conv,
+    "exp": lambda a: a["x"].exp(),
     "gelu": _gelu,
     "linear": lambda a: F.linear(a["x"], a["weight"], a.get("bias")),
     "matmul": _matmul,
+    "maximum": lambda a: torch.maximum(a["x"], torch.as_tensor(a["y"], dtype=torch.float32)),
+    "minimum": lambda a: torch.minimum(a["x"], torch.as_tensor(a["y"], dtype=torch.float32)),
     "mul": lambda a: a["x"] * a["y"],
     "pad": _pad,
+    "real_div": lambda a: a["x"] / a["y"],
     "reduce_mean": _reduce_mean,
+    "reduce_sum": _reduce_sum,
+    "relu": lambda a: a["x"].relu(),
     "reshape": _reshape,
+    "resize_bilinear": _resize_bilinear,
     "sigmoid": lambda a: a["x"].sigmoid(),
     "slice_by_index": _slice_by_index,
     "softmax": lambda a: a["x"].softmax(int(a["axis"])),
     "split": _split,
+    "sqrt": lambda a: a["x"].sqrt(),
+    "square": lambda a: a["x"].square(),
+    "stack": lambda a: torch.stack(a["values"], dim=int(a["axis"])),
     "sub": lambda a: a["x"] - a["y"],
     "tile": lambda a: a["x"].repeat(_ints(a["reps"])),
     "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
+    "upsample_bilinear": _upsample_bilinear,
+    "upsample_nearest_neighbor": _upsample_nearest,
 }

@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from iformer.data.detection import DetectionSet
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.coco import load_detection
-from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, DataError, UserError
-from iformer.models.detector import Detector
-from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.dataset import DetectionImages, too_many_objects
-from iformer.tasks.detection.inference import object_detector
+from iformer.tasks.detection.inference import Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import check_classes
@@ -69,7 +67,7 @@ class DetectionEvaluation(Evaluation):
 
 
 def evaluate(
-    subject: Detector | LightDetector | ArtifactRunner,
+    subject: Subject,
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
@@ -108,7 +106,7 @@ def evaluate(
 
 
 def evaluate_set(
-    subject: Detector | LightDetector | ArtifactRunner,
+    subject: Subject,
     image_set: DetectionSet,
     *,
     batch_size: int = 4,
@@ -130,7 +128,7 @@ def evaluate_set(
 
 
 def evaluate_data(
-    subject: Detector | LightDetector | ArtifactRunner, data: str, options: EvaluateOptions
+    subject: Subject, data: str, options: EvaluateOptions
 ) -> tuple[DetectionEvaluation, Sequence[str]]:
     """Evaluate a detector or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
@@ -142,7 +140,7 @@ def evaluate_data(
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
-            subject if isinstance(subject, ArtifactRunner) else subject.to(options.device),
+            subject.to(options.device) if isinstance(subject, nn.Module) else subject,
             image_set,
             batch_size=options.batch_size or 4,
             workers=options.workers,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from iformer.config.detector import DetectorConfig
 from iformer.data.conversion import ValueRange
+from iformer.deploy.artifact import ArtifactInfo
+from iformer.deploy.exportable import Forward, Outputs
 from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, UserError
 from iformer.models.detections import SelectionRule, detect_letterboxed
@@ -53,11 +55,30 @@ class NetworkDetector(ObjectDetector):
         return self._network.detect(images, min_score=min_score)
 
 
-class ArtifactDetector(ObjectDetector):
-    """An artifact of a light detector."""
+class LetterboxDetector(ObjectDetector):
+    """Anything that maps letterboxed images to the outputs of a light detector, such as an artifact."""
 
-    def __init__(self, runner: ArtifactRunner) -> None:
-        """Read the record.
+    def __init__(
+        self,
+        forward: Forward,
+        rule: SelectionRule,
+        *,
+        size: tuple[int, int],
+        fill: tuple[int, int, int],
+        num_classes: int,
+        name: str = "",
+        class_names: tuple[str, ...] = (),
+        value_range: ValueRange | None = None,
+    ) -> None:
+        """`forward` maps uint8 B x 3 x H x W of `size` to the outputs; see `detect_letterboxed` for the rest."""
+        self._forward, self._rule, self._size, self._fill = forward, rule, size, fill
+        self.detections = rule.detections
+        self.name, self.num_classes, self.class_names = name, num_classes, class_names
+        self.value_range = value_range
+
+    @classmethod
+    def of_artifact(cls, runner: ArtifactRunner) -> LetterboxDetector:
+        """Read the record of an artifact.
 
         Raises:
             UserError: the record does not describe a detector.
@@ -65,31 +86,52 @@ class ArtifactDetector(ObjectDetector):
         info = runner.info
         expected = (*info.shapes.get(BOXES, ())[:1], info.num_classes)
         try:
-            self.rule = SelectionRule.from_plain(info.postprocess or {})
+            rule = SelectionRule.from_plain(info.postprocess or {})
         except ConfigError as error:
             raise UserError(f"{runner.path}: its record has no rule for detections: {error}") from None
         if info.preprocessing.letterbox is None or info.shapes.get(SCORES) != expected:
             raise UserError(f"{runner.path}: its record does not describe a detector's outputs")
-        self._runner = runner
-        self._fill = info.preprocessing.letterbox
-        self.name, self.num_classes, self.class_names = info.network, info.num_classes, info.class_names
-        self.value_range = info.preprocessing.value_range
-        self.detections = self.rule.detections
+        return cls(
+            runner,
+            rule,
+            size=info.preprocessing.size,
+            fill=info.preprocessing.letterbox,
+            num_classes=info.num_classes,
+            name=info.network,
+            class_names=info.class_names,
+            value_range=info.preprocessing.value_range,
+        )
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
-        size = self._runner.info.preprocessing.size
-        return detect_letterboxed(self.forward, images, size, self._fill, self.rule, min_score=min_score)
+        def forward(letterboxed: Tensor) -> tuple[Tensor, Tensor]:
+            outputs = self._forward(letterboxed)
+            return outputs[BOXES], outputs[SCORES]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the artifact on letterboxed images, uint8 B x 3 x H x W: boxes and scores."""
-        outputs = self._runner(images)
-        return outputs[BOXES], outputs[SCORES]
+        return detect_letterboxed(forward, images, self._size, self._fill, self._rule, min_score=min_score)
 
 
-def object_detector(subject: Detector | LightDetector | ArtifactRunner) -> ObjectDetector:
+Subject = Detector | LightDetector | ArtifactRunner | ObjectDetector
+"""What can be evaluated and asked: a network in eval mode, an artifact, or what `object_detector` made of it."""
+
+
+def object_detector(subject: Subject) -> ObjectDetector:
     """Prepare a network in eval mode, or an artifact.
 
     Raises:
         UserError: the artifact's record does not describe a detector.
     """
-    return ArtifactDetector(subject) if isinstance(subject, ArtifactRunner) else NetworkDetector(subject)
+    if isinstance(subject, ObjectDetector):
+        return subject
+    return (
+        LetterboxDetector.of_artifact(subject) if isinstance(subject, ArtifactRunner) else NetworkDetector(subject)
+    )
+
+
+def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
+    """Return the part of `detect` behind an artifact, for images of the input's size; a benchmark times it."""
+    rule = SelectionRule.from_plain(info.postprocess or {})
+
+    def detections(outputs: Outputs) -> list[dict[str, Tensor]]:
+        return [rule.select(*image) for image in zip(outputs[BOXES], outputs[SCORES], strict=True)]
+
+    return detections

@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
+from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.config.segmenter import default_palette
-from iformer.deploy.runner import ArtifactRunner
 from iformer.device import resolve_device
 from iformer.files import write_text
-from iformer.models.detector import Detector
-from iformer.models.light_detector import LightDetector
-from iformer.tasks.detection.inference import object_detector
+from iformer.tasks.detection.inference import Subject, object_detector
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import blend, draw_label, label_font
@@ -37,14 +35,14 @@ class DetectionPredictor(PyramidPredictor):
 
     def __init__(
         self,
-        subject: Detector | LightDetector | ArtifactRunner,
+        subject: Subject,
         *,
         device: torch.device | str = "cpu",
         min_score: float = 0.5,
     ) -> None:
         """Prepare a network or an artifact; detections with a score below `min_score` are dropped."""
         on = resolve_device(device)
-        if not isinstance(subject, ArtifactRunner):
+        if isinstance(subject, nn.Module):
             subject.to(on).eval()
         self._detector = found = object_detector(subject)
         super().__init__(
@@ -102,9 +100,7 @@ class DetectionPredictor(PyramidPredictor):
         return super().finish(out)
 
 
-def open_predictor(
-    subject: Detector | LightDetector | ArtifactRunner, options: PredictOptions
-) -> DetectionPredictor:
+def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredictor:
     """Build the predictor of the verb `predict`."""
     min_score = 0.5 if options.min_score is None else options.min_score
     return DetectionPredictor(subject, device=options.device, min_score=min_score)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from iformer.errors import DataError, UserError
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import check_classes
 from iformer.tasks.segmentation.dataset import SemanticImages, evaluation_transform
-from iformer.tasks.segmentation.inference import pixel_classifier
+from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 from iformer.tasks.segmentation.metric import SegmentationMetric
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
@@ -50,7 +50,7 @@ class SegmentationEvaluation(Evaluation):
 
 
 def evaluate(
-    subject: Any,
+    subject: Subject,
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def evaluate_set(
-    subject: Any,
+    subject: Subject,
     image_set: SemanticSet,
     *,
     workers: int | None = None,
@@ -133,7 +133,7 @@ def evaluation_images(image_set: SemanticSet, preprocessing: Preprocessing) -> S
 
 
 def evaluate_data(
-    subject: Any, data: str, options: EvaluateOptions
+    subject: Subject, data: str, options: EvaluateOptions
 ) -> tuple[SegmentationEvaluation, Sequence[str]]:
     """Evaluate a segmenter or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":

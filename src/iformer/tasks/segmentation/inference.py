@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from iformer.config.checking import Config, check
 from iformer.config.network import MIN_INPUT_SIZE
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.segmenter import LightSegmenterConfig, Palette, SegmenterConfig
+from iformer.config.segmenter import Palette
 from iformer.data.transforms import Normalize
+from iformer.deploy.artifact import ArtifactInfo
+from iformer.deploy.exportable import Forward, Outputs
 from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, UserError
 from iformer.models.letterbox import content_size
@@ -45,13 +47,16 @@ class SegmentationDisplay(Config):
 class PixelClassifier(ABC):
     """A segmenter ready to answer."""
 
-    name: str
-    class_names: tuple[str, ...]
-    """One name per class; empty if unknown."""
-    num_classes: int
-    colours: Colours
-    """A colour (red, green, blue) for each class."""
-    preprocessing: Preprocessing
+    def __init__(
+        self, name: str, class_names: tuple[str, ...], colours: Colours, preprocessing: Preprocessing
+    ) -> None:
+        """Describe it; `class_names` is empty if they are unknown, `colours` has one for each class."""
+        self.name, self.class_names, self.colours, self.preprocessing = name, class_names, colours, preprocessing
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.colours)
 
     @abstractmethod
     def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -62,21 +67,17 @@ class PixelClassifier(ABC):
             size: height and width (H, W) of the result.
         """
 
-    def _describe(self, config: SegmenterConfig | LightSegmenterConfig, class_names: tuple[str, ...]) -> None:
-        self.name = config.backbone.name
-        self.class_names, self.num_classes = class_names, config.num_classes
-        self.colours, self.preprocessing = config.colours, config.preprocessing
-
 
 class WholeImages(PixelClassifier):
     """A Semantic FPN."""
 
     def __init__(self, network: Segmenter, *, device: torch.device, sliding: bool) -> None:
         """`network` is on `device`; `sliding` uses overlapping windows of its size instead of whole images."""
-        self._describe(network.config, network.metadata.class_names)
+        config = network.config
+        super().__init__(config.backbone.name, network.metadata.class_names, config.colours, config.preprocessing)
         self._network, self._device = network, device
-        self._window = network.config.size if sliding else None
-        self._normalize = Normalize(network.config.preprocessing).to(device)
+        self._window = config.size if sliding else None
+        self._normalize = Normalize(config.preprocessing).to(device)
 
     def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
         normalized = self._normalize(pixels[None].to(self._device))
@@ -84,18 +85,31 @@ class WholeImages(PixelClassifier):
 
 
 class Letterboxes(PixelClassifier):
-    """A network with an input of a fixed size: `forward` maps uint8 B x 3 x h x w to logits B x K x h/s x w/s."""
+    """A network with an input of a fixed size, or an artifact."""
 
-    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        name: str,
+        class_names: tuple[str, ...],
+        colours: Colours,
+        preprocessing: Preprocessing,
+    ) -> None:
+        """`forward` maps uint8 B x 3 x h x w to `logits`, B x K x h/s x w/s."""
+        super().__init__(name, class_names, colours, preprocessing)
         self._forward = forward
 
     @classmethod
     def of_network(cls, network: LightSegmenter, *, device: torch.device) -> Letterboxes:
         """Wrap a light segmenter that is on `device`."""
-        normalize = Normalize(network.config.preprocessing).to(device)
-        built = cls(lambda pixels: network.coarse_logits(normalize(pixels.to(device))))
-        built._describe(network.config, network.metadata.class_names)
-        return built
+        config = network.config
+        normalize = Normalize(config.preprocessing).to(device)
+
+        def forward(pixels: Tensor) -> dict[str, Tensor]:
+            return {LOGITS: network.coarse_logits(normalize(pixels.to(device)))}
+
+        names = network.metadata.class_names
+        return cls(forward, config.backbone.name, names, config.colours, config.preprocessing)
 
     @classmethod
     def of_artifact(cls, runner: ArtifactRunner) -> Letterboxes:
@@ -112,29 +126,31 @@ class Letterboxes(PixelClassifier):
             raise UserError(f"{runner.path}: its record has no colours for classes: {error}") from None
         if info.preprocessing.letterbox is None or info.shapes.get(LOGITS, ())[:1] != (info.num_classes,):
             raise UserError(f"{runner.path}: its record does not describe a segmenter's outputs")
-        built = cls(lambda pixels: runner(pixels)[LOGITS])
-        built.name, built.class_names, built.num_classes = info.network, info.class_names, info.num_classes
-        built.colours, built.preprocessing = shown.palette, info.preprocessing
-        return built
+        return cls(runner, info.network, info.class_names, shown.palette, info.preprocessing)
 
     def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-        return letterboxed_classes(self._forward(pixels[None]), self.preprocessing.size, size)
+        return letterboxed_classes(self._forward(pixels[None])[LOGITS], self.preprocessing.size, size)
 
 
-def pixel_classifier(subject: Any, *, device: torch.device, sliding: bool = False) -> PixelClassifier:
+Subject = Segmenter | LightSegmenter | ArtifactRunner | PixelClassifier
+"""What can be evaluated and asked: a network in eval mode, an artifact, or what `pixel_classifier` made of it."""
+
+
+def pixel_classifier(subject: Subject, *, device: torch.device, sliding: bool = False) -> PixelClassifier:
     """Prepare a segmenter on `device`, in eval mode, or an artifact.
 
     Raises:
         UserError: `sliding` is asked of a network with an input of a fixed size, or an artifact's record does not
             describe a segmenter.
     """
+    if isinstance(subject, PixelClassifier):
+        return subject
     if isinstance(subject, Segmenter):
         return WholeImages(subject, device=device, sliding=sliding)
     if sliding:
         raise UserError("--sliding is for Semantic FPN, which takes images of any sizes; leave it out")
     if isinstance(subject, ArtifactRunner):
         return Letterboxes.of_artifact(subject)
-    assert isinstance(subject, LightSegmenter)
     return Letterboxes.of_network(subject, device=device)
 
 
@@ -150,6 +166,16 @@ def letterboxed_classes(logits: Tensor, input_size: tuple[int, int], size: tuple
     at_input = F.interpolate(logits.float(), size=input_size, mode="bilinear", align_corners=False)
     content = at_input[:, :, :height, :width]
     return F.interpolate(content, size=tuple(size), mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
+    """Return the part of `classes` behind an artifact, for images of the input's size; a benchmark times it."""
+    size = info.preprocessing.size
+
+    def classes(outputs: Outputs) -> list[Tensor]:
+        return [letterboxed_classes(image[None], size, size) for image in outputs[LOGITS]]
+
+    return classes
 
 
 def segment(model: nn.Module, image: Tensor, size: tuple[int, ...], *, window: int | None = None) -> Tensor:

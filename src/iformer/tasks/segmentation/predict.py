@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import Colour, blend, draw_label, label_font, save_png
 from iformer.tasks.pyramid import PyramidPredictor
 from iformer.tasks.segmentation.dataset import evaluation_transform
-from iformer.tasks.segmentation.inference import pixel_classifier
+from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 
 VIDEOS = True
 TAKES = frozenset({"sliding"})
@@ -37,7 +36,7 @@ ClassMap = npt.NDArray[np.uint8]
 class SegmentationPredictor(PyramidPredictor):
     """A segmenter ready to answer. An answer is a `ClassMap`."""
 
-    def __init__(self, subject: Any, *, device: torch.device | str = "cpu", sliding: bool = False) -> None:
+    def __init__(self, subject: Subject, *, device: torch.device | str = "cpu", sliding: bool = False) -> None:
         """Prepare a segmenter; see `iformer.tasks.segmentation.inference.pixel_classifier`."""
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
@@ -84,7 +83,7 @@ class SegmentationPredictor(PyramidPredictor):
         return {"mask": str(save_png(mask, out / "masks" / f"{name}.png"))}
 
 
-def open_predictor(subject: Any, options: PredictOptions) -> SegmentationPredictor:
+def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPredictor:
     """Build the predictor of the verb `predict`."""
     return SegmentationPredictor(subject, device=options.device, sliding=bool(options.sliding))
 

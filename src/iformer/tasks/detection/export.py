@@ -1,0 +1,189 @@
+"""What export needs to know about a detector: its outputs, the comparison of detections, and the INT8 metric.
+
+Shape letters: B batch, A points, K classes, N detections of an image, H and W the sides of the input.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from iformer.config.metadata import Metadata
+from iformer.data.loader import build_loader
+from iformer.data.sources.coco import load_detection
+from iformer.deploy.exportable import Agreement, Forward, Outputs
+from iformer.deploy.quantize import Quantization
+from iformer.errors import DataError, UserError
+from iformer.models.detector import Detector
+from iformer.models.light_detector import LightDetector
+from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.detection.evaluate import evaluate
+from iformer.tasks.detection.inference import BOXES, SCORES, LetterboxDetector
+from iformer.tasks.pyramid import check_classes, check_side
+from iformer.tasks.registry import find_task
+
+_IOU_ERROR = 10
+"""Matched boxes have an overlap of at least 1 - 10 times the tolerance: 0.99 in fp32."""
+
+
+class DenseDetector(nn.Module):
+    """A light detector for normalised images, B x 3 x H x W: boxes, B x A x 4, and scores, B x A x K."""
+
+    def __init__(self, detector: LightDetector) -> None:
+        super().__init__()
+        self.pyramid, self.one_to_one = detector.pyramid, detector.one_to_one
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.one_to_one(self.pyramid(images))
+        return found.boxes, found.logits.sigmoid()
+
+
+class ExportableDetector:
+    """A light detector as `iformer.deploy.exportable.Exportable`."""
+
+    outputs = (BOXES, SCORES)
+    class_logits = None
+    channels = 3
+
+    def __init__(self, model: Detector | LightDetector) -> None:
+        """Wrap a light detector in eval mode.
+
+        Raises:
+            UserError: the network is a Mask R-CNN or Faster R-CNN.
+        """
+        if not isinstance(model, LightDetector):
+            raise UserError(
+                "Mask R-CNN and Faster R-CNN cannot be exported: the number of their outputs depends on the "
+                "image; train a light detector (--detector light)"
+            )
+        self._detector, self.model = model, DenseDetector(model)
+        self.name = model.config.backbone.name
+        self.metadata: Metadata = replace(model.metadata, preprocessing=model.config.preprocessing)
+        self.num_classes = model.config.num_classes
+        self._rule = model.rule
+
+    @property
+    def postprocess(self) -> dict[str, Any]:
+        """The fields of the `SelectionRule`."""
+        return self._rule.to_plain()
+
+    def folded(self, size: tuple[int, int]) -> DenseDetector:
+        """Return a folded copy for inputs of one size.
+
+        Raises:
+            UserError: a side is no multiple of the coarsest stride.
+        """
+        check_side(size, self._detector.config.strides[-1])
+        return DenseDetector(self._detector.fold(size)).eval()
+
+    def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
+        """Compare the selected detections of each image as sets.
+
+        Every detection of one side must have one of the same class on the other, with nearly the same box and a
+        score that differs by `tolerance` at most. Detections so near to the limits of the selection that errors of
+        `tolerance` may drop them need none.
+        """
+        both = [
+            [self._selected(outputs, index, tolerance) for index in range(len(expected[BOXES]))]
+            for outputs in (expected, actual)
+        ]
+        missing = compared = 0
+        least_iou, largest_error = 1.0, 0.0
+        for ours, theirs in zip(*both, strict=True):
+            for one, other in ((ours, theirs), (theirs, ours)):
+                clear = {name: value[one["clear"]] for name, value in one.items()}
+                overlap, error = _matched(clear, other, tolerance)
+                unmatched = overlap < 1 - _IOU_ERROR * tolerance
+                missing += int(unmatched.sum())
+                compared += len(overlap)
+                if (~unmatched).any():
+                    least_iou = min(least_iou, float(overlap[~unmatched].min()))
+                    largest_error = max(largest_error, float(error[~unmatched].max()))
+        failures = (
+            [f"{missing} of {compared} detections have no counterpart of the same class, box and score"]
+            if missing
+            else []
+        )
+        return Agreement(
+            metrics={
+                "compared_detections": compared,
+                "unmatched_detections": missing,
+                "min_iou": least_iou,
+                "max_score_error": largest_error,
+            },
+            failures=tuple(failures),
+        )
+
+    def _selected(self, outputs: Outputs, index: int, tolerance: float) -> dict[str, Tensor]:
+        """Return the detections of one image and some below the limits; `clear` says which are above them."""
+        rule, margin = self._rule, 2 * tolerance
+        wider = replace(rule, detections=2 * rule.detections, score_threshold=0.0)
+        found = wider.select(outputs[BOXES][index], outputs[SCORES][index])
+        scores = found["scores"]
+        first_left_out = scores[rule.detections] if len(scores) > rule.detections else scores.new_zeros(())
+        limit = max(rule.score_threshold, float(first_left_out))
+        return {**found, "clear": scores > limit + margin}
+
+
+exportable = ExportableDetector
+
+
+def _matched(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> tuple[Tensor, Tensor]:
+    """For each detection of `one`: the best overlap with a fitting one of `other`, and that one's score error."""
+    if not len(one["scores"]) or not len(other["scores"]):
+        return torch.zeros(len(one["scores"])), torch.ones(len(one["scores"]))
+    error_NM = (one["scores"][:, None] - other["scores"]).abs()
+    fits_NM = (one["labels"][:, None] == other["labels"]) & (error_NM <= tolerance)
+    overlap_NM = torch.where(fits_NM, box_iou(one["boxes"], other["boxes"]), -1.0)
+    best_N, index_N = overlap_NM.max(1)
+    return best_N, error_NM.gather(1, index_N[:, None])[:, 0]
+
+
+def quantization(
+    model: LightDetector,
+    data: str,
+    *,
+    size: tuple[int, int] | None = None,
+    images: int,
+    max_drop: float,
+    accuracy_control: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Quantization, list[str]]:
+    """Prepare a quantized export: calibrate on training images, measure box AP on validation images.
+
+    The arguments and the result are those of `iformer.tasks.classification.export.quantization`.
+    """
+    preprocessing = model.config.preprocessing
+    size = size or preprocessing.size
+    splits = load_detection(data)
+    for part in (splits.train, splits.val):
+        if not len(part):
+            raise DataError(f"{data}: no images in {part.name}; INT8 needs images to calibrate and to validate")
+    check_classes(model.metadata.class_names, splits.val.class_names)
+    dataset = DetectionImages(splits.val, masks=False, value_range=preprocessing.value_range)
+
+    def measure(forward: Forward) -> dict[str, Any]:
+        detector = LetterboxDetector(
+            forward, model.rule, size=size, fill=model.config.fill, num_classes=model.config.num_classes
+        )
+        with build_loader(dataset, batch_size=4, train=False, workers=0) as loader:
+            return evaluate(detector, loader).metrics
+
+    samples = splits.train.samples
+    chosen = random.Random(0).sample(range(len(samples)), min(images, len(samples)))
+    options = Quantization(
+        images=[samples[index].path for index in chosen],
+        measure=measure,
+        metric=find_task("detect").metric,
+        max_drop=max_drop,
+        accuracy_control=accuracy_control,
+        data=f"{data} (validation)",
+        report=report,
+    )
+    return options, list(splits.warnings)

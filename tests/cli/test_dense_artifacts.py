@@ -1,0 +1,133 @@
+"""Detectors and segmenters by the verbs: an artifact answers as its checkpoint does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iformer.cli.main import main
+from tiny.dense import SIZE, save_all
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, shapes_data: Path) -> Path:
+    """Checkpoints of the tiny networks, and ONNX artifacts of the light ones."""
+    folder = tmp_path_factory.mktemp("dense")
+    photographs = str(shapes_data / "images" / "val")
+    for kind, path in save_all(folder).items():
+        if kind != "semantic-fpn":
+            command = ["export", str(path), "--out", str(folder / f"{kind}.onnx"), "--images", photographs]
+            assert main(command) == 0
+    return folder
+
+
+def evaluated(subject: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["eval", str(subject), "--data", str(data), "--workers", "0", "--json"]) == 0
+    record: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return record["metrics"]
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_eval_gives_the_checkpoint_s_metrics(
+    capsys: pytest.CaptureFixture[str], folder: Path, shapes_data: Path, kind: str
+) -> None:
+    metrics = [evaluated(folder / f"{kind}{suffix}", shapes_data, capsys) for suffix in (".safetensors", ".onnx")]
+    assert metrics[0].keys() == metrics[1].keys()
+    for name in ("box_ap", "box_ap50", "box_ap_large") if kind == "detector" else ("miou", "pixel_accuracy"):
+        assert metrics[1][name] == pytest.approx(metrics[0][name], abs=0.05)
+    assert metrics[0]["per_class"].keys() == metrics[1]["per_class"].keys()
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_predict_gives_the_checkpoint_s_answers(
+    capsys: pytest.CaptureFixture[str], folder: Path, photographs: list[Path], tmp_path: Path, kind: str
+) -> None:
+    answers = []
+    options = ["--min-score", "0.3"] if kind == "detector" else []
+    for suffix in (".safetensors", ".onnx"):
+        out = tmp_path / suffix[1:]
+        command = ["predict", *map(str, photographs[:3]), "--weights", str(folder / f"{kind}{suffix}")]
+        assert main([*command, *options, "--out", str(out), "--json"]) == 0
+        answers.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert len(answers[0]) == len(answers[1]) == 3
+    for ours, theirs in zip(*answers, strict=True):
+        if kind == "detector":
+            assert len(ours["detections"]) == len(theirs["detections"]) > 0
+            for one, other in zip(ours["detections"], theirs["detections"], strict=True):
+                assert one["name"] == other["name"]
+                assert one["score"] == pytest.approx(other["score"], abs=1e-3)
+                assert one["box"] == pytest.approx(other["box"], abs=0.05)
+        masks = [np.asarray(Image.open(record["picture"]).convert("RGB"), np.int16) for record in (ours, theirs)]
+        assert masks[0].shape == masks[1].shape
+        assert (np.abs(masks[0] - masks[1]).max(2) > 2).mean() < 0.01
+
+
+def test_an_artifact_says_what_it_does_not_take(
+    capsys: pytest.CaptureFixture[str], folder: Path, shapes_data: Path, tmp_path: Path
+) -> None:
+    artifact = folder / "segmenter.onnx"
+    for command in (
+        ["eval", str(artifact), "--data", str(shapes_data), "--sliding"],
+        ["predict", str(shapes_data), "--weights", str(artifact), "--sliding", "--out", str(tmp_path / "out")],
+    ):
+        assert main(command) == 1
+        assert "--sliding is for Semantic FPN" in capsys.readouterr().err
+
+
+def test_a_record_of_another_task_is_one_line(
+    capsys: pytest.CaptureFixture[str], folder: Path, shapes_data: Path, tmp_path: Path
+) -> None:
+    """A record without a checksum, as of early versions, that says nothing of detections."""
+    import shutil
+
+    for name in ("detector.onnx", "detector.onnx.json"):
+        shutil.copy(folder / name, tmp_path)
+    path = tmp_path / "detector.onnx.json"
+    original = json.loads(path.read_text())
+    for fields, words in (
+        ({"postprocess": {"detections": 0}}, "has no rule for detections"),
+        ({"task": "segment"}, "has no colours for classes"),
+    ):
+        record = {**original, **fields, "record_sha256": ""}
+        path.write_text(json.dumps(record))
+        assert main(["eval", str(tmp_path / "detector.onnx"), "--data", str(shapes_data)]) == 1
+        error = capsys.readouterr().err
+        assert "differ" in error or words in error
+
+
+@pytest.mark.parametrize("size", ["64x100", "100"])
+def test_export_refuses_other_sizes(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, size: str
+) -> None:
+    command = ["export", str(folder / "detector.safetensors"), "--size", size, "--out", str(tmp_path / "a.onnx")]
+    assert main(command) == 1
+    assert "the network takes sides that are multiples of 32" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.sweep
+def test_bench_says_what_is_postprocessed(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("psutil")
+    names = [str(folder / "detector.safetensors"), str(folder / "segmenter.onnx")]
+    command = ["bench", *names, "--size", "64,64x96", "--rounds", "1", "--calls", "1", "--warmup", "0"]
+    assert main([*command, "--out", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["figures"]["onnx"]
+    assert [(row["label"], row["size"], row["postprocess"]) for row in rows] == [
+        ("detector at 64 x 64", [64, 64], False),
+        ("detector at 64 x 64, postprocessed", [64, 64], True),
+        ("detector at 64 x 96", [64, 96], False),
+        ("detector at 64 x 96, postprocessed", [64, 96], True),
+        ("segmenter", list(SIZE), False),
+        ("segmenter, postprocessed", list(SIZE), True),
+        ("matrix product", [32, 32], False),
+    ]

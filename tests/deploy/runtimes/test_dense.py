@@ -1,0 +1,269 @@
+"""Detectors and segmenters through every runtime: the artifact is the network, and what is not is found out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from iformer.deploy.artifact import (
+    ArtifactInfo,
+    artifact_hash,
+    is_artifact,
+    read_record,
+    record_path,
+    write_record,
+)
+from iformer.deploy.export import export_artifact
+from iformer.deploy.parity import compare
+from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
+from iformer.deploy.spec import folded_for_export
+from iformer.errors import MissingDependencyError, UserError
+from iformer.models.light_detector import LightHead
+from iformer.tasks.detection.export import ExportableDetector
+from iformer.tasks.export import exportable
+from iformer.tasks.segmentation.export import ExportableSegmenter
+from tiny.dense import BUILDERS, SIZE, light_detector, light_segmenter
+
+FAST = {("detector", "onnx"), ("detector", "openvino"), ("detector", "ncnn"), ("segmenter", "onnx")}
+"""The exports of the fast suite; each costs seconds. The others are in the sweep."""
+PAIRS = [
+    pytest.param((kind, name), marks=() if (kind, name) in FAST else pytest.mark.sweep, id=f"{kind}-{name}")
+    for kind in BUILDERS
+    for name in RUNTIMES
+]
+each_artifact = pytest.mark.parametrize("artifact", PAIRS, indirect=True)
+each_detector = pytest.mark.parametrize("artifact", [p for p in PAIRS if "detector-" in str(p.id)], indirect=True)
+
+
+def need(name: str) -> None:
+    """Skip where a runtime is not installed."""
+    try:
+        RUNTIMES[name].require()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for one export of each kind, which the tests of all processes copy."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported-dense"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def artifact(request: pytest.FixtureRequest, photographs: list[Path], tmp_path: Path, exported: Path) -> Path:
+    """A fresh copy of a tiny network's fp32 artifact."""
+    kind, name = request.param
+    need(name)
+    path = exported / f"{kind}{find_runtime(name).suffix}"
+    with FileLock(exported / f"{path.name}.lock"):
+        if not is_artifact(path):
+            export_artifact(
+                exportable(BUILDERS[kind]()), path, name, size=SIZE, precision="fp32", images=photographs
+            )
+    copied = tmp_path / "copy" / path.name
+    copied.parent.mkdir()
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, copied)
+    shutil.copy(record_path(path), copied.parent)
+    return copied
+
+
+def check(path: Path, images: list[Path] | None = None) -> tuple[str, ...]:
+    """What the parity check has to say against an artifact."""
+    runner = RUNTIMES[read_record(path).runtime].module().RUNNER.for_check(path)
+    return compare(exportable(BUILDERS[path.stem]()), runner, images or ()).failures
+
+
+def reseal(path: Path, change: Callable[[ArtifactInfo], ArtifactInfo] = lambda info: info) -> None:
+    """Change the record, and make it fit the file again."""
+    info = ArtifactInfo.from_plain(json.loads(record_path(path).read_text()))
+    write_record(replace(change(info), sha256=artifact_hash(path)), path)
+
+
+def patch(path: Path, exchanges: list[tuple[bytes, bytes]]) -> int:
+    """Replace bytes by others of the same length wherever they are, and make the record fit again."""
+    found = 0
+    for file in [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]:
+        content = file.read_bytes()
+        for old, new in exchanges:
+            assert len(old) == len(new)
+            if old != new and old in content:
+                found += 1
+                content = content.replace(old, new)
+        file.write_bytes(content)
+    reseal(path)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ it is the network
+
+
+@each_artifact
+def test_the_artifact_is_the_network(artifact: Path, photographs: list[Path]) -> None:
+    info, network = read_record(artifact), BUILDERS[artifact.stem]()
+    parity = info.parity
+    assert parity is not None
+    assert parity["images"] == len(photographs) + parity["generated_images"]
+    assert parity["max_relative_error"] < 1e-4
+    assert parity["failures"] == []
+    assert info.class_names == network.metadata.class_names
+    assert info.preprocessing.size == SIZE
+    assert info.preprocessing.letterbox == (124, 116, 104)
+    points = sum((SIZE[0] // stride) * (SIZE[1] // stride) for stride in (8, 16, 32))
+    if artifact.stem == "detector":
+        assert info.task == "detect"
+        assert info.shapes == {"boxes": (points, 4), "scores": (points, 2)}
+        assert info.postprocess == {"score_threshold": 0.001, "detections": 100, "nms_iou": None}
+        assert parity["compared_detections"] > 300
+        assert parity["unmatched_detections"] == 0
+        assert parity["min_iou"] > 0.999
+    else:
+        assert info.task == "segment"
+        assert info.shapes == {"logits": (3, SIZE[0] // 4, SIZE[1] // 4)}
+        assert info.postprocess == {"palette": [list(colour) for colour in network.config.colours]}
+        assert parity["clear_points"] > 1000
+        assert parity["point_agreement"] == 1.0
+
+
+def test_sides_are_multiples_of_the_coarsest_stride(tmp_path: Path) -> None:
+    need("onnx")
+    for network in (light_detector(), light_segmenter()):
+        with pytest.raises(UserError, match="size is 64 x 100; the network takes sides that are multiples of 32"):
+            export_artifact(exportable(network), tmp_path / "a.onnx", "onnx", size=(64, 100))
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------- tampering
+
+
+@each_detector
+def test_a_swapped_class_name_is_caught(artifact: Path) -> None:
+    """Inside the file, where the format has them, and in the record."""
+    info = read_record(artifact)
+    reseal(artifact, lambda info: replace(info, class_names=("square", "disc")))
+    if info.runtime == "ncnn":  # its files hold no names; the record is compared with the network
+        assert "its class names are not the network's" in check(artifact)
+        return
+    with pytest.raises(UserError):
+        check(artifact)
+    reseal(artifact, lambda _: info)
+    assert patch(artifact, [(b"disc", b"xyzw"), (b"square", b"disc__"), (b"xyzw", b"squa")])
+    with pytest.raises(UserError):
+        check(artifact)
+
+
+@each_artifact
+@pytest.mark.parametrize("letterbox", [(0, 0, 0), None])
+def test_another_letterbox_is_caught(artifact: Path, letterbox: Any) -> None:
+    info = read_record(artifact)
+    other = replace(info.preprocessing, letterbox=letterbox)
+    reseal(artifact, lambda info: replace(info, preprocessing=other))
+    if info.runtime == "ncnn":
+        assert "its letterbox is not the network's" in check(artifact)
+    else:
+        with pytest.raises(UserError, match="preprocessing inside the file and in its record differ"):
+            check(artifact)
+
+
+@each_artifact
+def test_other_thresholds_and_colours_are_caught(artifact: Path) -> None:
+    info = read_record(artifact)
+    changed = {"score_threshold": 0.9, "detections": 100, "nms_iou": None}
+    if info.task == "segment":
+        changed = {"palette": [[1, 2, 3]] * 3}
+    reseal(artifact, lambda info: replace(info, postprocess=changed))
+    if info.runtime == "ncnn":
+        assert "its postprocessing is not the network's" in check(artifact)
+    else:
+        with pytest.raises(UserError, match="postprocess inside the file and in its record differ"):
+            check(artifact)
+
+
+@each_artifact
+def test_red_for_blue_is_caught(artifact: Path) -> None:
+    network = folded_for_export(exportable(BUILDERS[artifact.stem]()), SIZE)
+    weight = next(value for name, value in network.named_parameters() if name.endswith("stem.conv1.weight")).data
+
+    def stored(value: Tensor, order: tuple[int, ...]) -> bytes:
+        return np.ascontiguousarray(value.numpy().transpose(order)).tobytes()
+
+    orders = list(permutations(range(4)))
+    assert patch(artifact, [(stored(weight, order), stored(weight.flip(1), order)) for order in orders])
+    assert any("differ by" in failure for failure in check(artifact))
+
+
+def test_wrong_points_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault of a converter that takes the constants of one level for those of all: scores are right."""
+    need("onnx")
+    fix = LightHead.fix_points
+
+    def wrong(self: LightHead, size: tuple[int, int]) -> None:
+        fix(self, size)
+        self.points8 += 8
+
+    monkeypatch.setattr(LightHead, "fix_points", wrong)
+    with pytest.raises(UserError, match="does not agree with the network: boxes differ"):
+        export_artifact(exportable(light_detector()), tmp_path / "a.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------- the comparison of answers
+
+
+def detections(boxes: list[list[float]], scores: list[list[float]]) -> dict[str, Tensor]:
+    return {"boxes": torch.tensor([boxes]), "scores": torch.tensor([scores])}
+
+
+BOXES = [[0.0, 0, 20, 20], [30.0, 30, 60, 50], [5.0, 5, 9, 9]]
+SCORES = [[0.9, 0.1], [0.2, 0.8], [0.4, 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "unmatched"),
+    [
+        (BOXES, SCORES, 0),
+        ([BOXES[1], BOXES[0], BOXES[2]], [SCORES[1], SCORES[0], SCORES[2]], 0),  # another order
+        (BOXES, [[0.9004, 0.1], *SCORES[1:]], 0),
+        (BOXES, [[0.902, 0.1], *SCORES[1:]], 2),
+        (BOXES, [[0.1, 0.9], *SCORES[1:]], 4),  # another class
+        ([[0.0, 0, 20, 20.1], *BOXES[1:]], SCORES, 0),
+        ([*BOXES[:2], [5.0, 5, 9, 9.1]], SCORES, 4),  # the same shift of a small box
+    ],
+)
+def test_sets_of_detections(boxes: Any, scores: Any, unmatched: int) -> None:
+    network = ExportableDetector(light_detector())
+    found = network.agreement(detections(BOXES, SCORES), detections(boxes, scores), tolerance=1e-3)
+    assert found.metrics["unmatched_detections"] == unmatched
+    assert found.metrics["compared_detections"] == 12
+    assert bool(found.failures) == bool(unmatched)
+
+
+def test_detections_at_the_limit_need_no_counterpart() -> None:
+    network = ExportableDetector(light_detector())
+    one, other = (detections([BOXES[0]], [[0.9, score]]) for score in (0.0011, 0.0009))
+    found = network.agreement(one, other, tolerance=1e-3)
+    assert (found.metrics["compared_detections"], found.failures) == (2, ())
+
+
+def test_classes_of_points() -> None:
+    network = ExportableSegmenter(light_segmenter())
+    logits = torch.tensor([[2.0, 1.0], [1.0, 1.0005], [0.0, 0.0]]).view(1, 3, 1, 2)
+    same = network.agreement({"logits": logits}, {"logits": logits + 1e-4}, tolerance=1e-3)
+    assert (same.failures, same.metrics["clear_points"]) == ((), 1)
+    swapped = network.agreement({"logits": logits}, {"logits": logits[:, [1, 0, 2]]}, tolerance=1e-3)
+    assert swapped.metrics["point_agreement"] == 0
+    assert swapped.failures
