@@ -246,3 +246,23 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         rows.append(["rearranged", f"{info.graph['reshapes']} reshapes, {info.graph['transposes']} transposes"])
     title = f"{info.network} for {runtime.title}, {info.precision}"
     console().print(terminal_table(title, ["", ""], rows, left=2))
+    if info.accuracy is not None and "per_class" in info.accuracy["metrics"]:
+        console().print(_class_table(info.accuracy))
+
+
+def _class_table(accuracy: dict[str, Any]) -> Any:
+    """Return a table of the network's and the artifact's score for each class, the largest loss first."""
+    own, now = accuracy["network"]["per_class"], accuracy["metrics"]["per_class"]
+    score = next(iter(next(iter(own.values()))))
+
+    def drop(name: str) -> float:
+        return (own[name][score] or 0.0) - (now[name][score] or 0.0)
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    rows = [
+        [name, shown(own[name][score]), shown(now[name][score]), f"{drop(name):+.2f}"]
+        for name in sorted(own, key=drop, reverse=True)
+    ]
+    return terminal_table("", ["class", f"{score}, network", "artifact", "lost"], rows)

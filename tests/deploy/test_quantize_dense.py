@@ -1,0 +1,96 @@
+"""INT8 of detectors and segmenters: judged by box AP and mIoU, on the images that the artifact gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iformer.data.sources.coco import load_detection
+from iformer.data.sources.masks import load_semantic
+from iformer.deploy.export import export_artifact
+from iformer.deploy.quantize import layers, network_forward, rank_by_sensitivity, read_calibration_images
+from iformer.deploy.runtimes.registry import RUNTIMES
+from iformer.deploy.spec import Calibration, make_spec
+from iformer.errors import DataError, MissingDependencyError
+from iformer.models.weights.resolve import load
+from iformer.tasks.detection.evaluate import evaluate_set as evaluate_detector
+from iformer.tasks.export import export_module, exportable
+from iformer.tasks.segmentation.evaluate import evaluate_set as evaluate_segmenter
+from iformer.training.loop import train
+from tiny.dense import BUILDERS, light_detector
+from tiny.pyramid import light, light_segmentation
+from tiny.shapes import make_shapes
+
+OPTIONS: dict[str, Any] = {"images": 6, "max_drop": 1.0}
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("detector", "box_ap"), ("segmenter", "miou")])
+def test_the_network_is_measured_as_by_eval(shapes_data: Path, kind: str, metric: str) -> None:
+    model: Any = BUILDERS[kind]()
+    task = model.metadata.task
+    options, _ = export_module(task).quantization(model, str(shapes_data), **OPTIONS)
+    assert options.metric == metric
+    images = sorted((shapes_data / "images" / "train").iterdir())
+    assert len(set(options.images)) == 6
+    assert set(options.images) <= set(images), "no image of the validation calibrates"
+    measured = options.measure(network_forward(make_spec(exportable(model))))
+    if task == "detect":
+        expected = evaluate_detector(model, load_detection(shapes_data, workers=1).val, workers=0).metrics
+    else:
+        expected = evaluate_segmenter(model, load_semantic(shapes_data, workers=1).val, workers=0).metrics
+    assert measured[metric] == pytest.approx(expected[metric], abs=0.02)
+    assert measured["per_class"].keys() == expected["per_class"].keys()
+
+
+def test_boxes_do_not_drown_scores_in_the_ranking(photographs: list[Path]) -> None:
+    """A pixel is hundreds of times a score; layers that only scores depend on are ranked all the same."""
+    model = light_detector()
+    calibration = Calibration(images=read_calibration_images(photographs[:2], model.config.preprocessing))
+    spec = make_spec(exportable(model), precision="int8", calibration=calibration)
+    ranked = rank_by_sensitivity(spec)
+    assert {name for name, _ in ranked} == set(layers(spec.network))
+    first = [name for name, _ in ranked[: len(ranked) // 2]]
+    assert any(".classes." in name for name in first)
+    assert any(".distances." in name for name in first)
+
+
+def test_data_without_training_images_cannot_calibrate(tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data", train=1, val=2, empty=0)
+    (data / "annotations" / "instances_train.json").unlink()
+    with pytest.raises(DataError):
+        export_module("detect").quantization(light_detector(), str(data), **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def memorised(tmp_path_factory: pytest.TempPathFactory, shapes_data: Path) -> dict[str, Any]:
+    """A detector and a segmenter that know eight images by heart."""
+    folder = tmp_path_factory.mktemp("memorised")
+    fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
+    for name, make in (("detect", light), ("segment", light_segmentation)):
+        train(make(shapes_data, folder / name, memorise=True, fields=fields))
+    return {name: load(folder / name / "last.safetensors") for name in ("detect", "segment")}
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch", "litert"])
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_int8_loses_a_point_at_most(
+    memorised: dict[str, Any], shapes_data: Path, tmp_path: Path, task: str, name: str
+) -> None:
+    try:
+        RUNTIMES[name].require("int8")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    model = memorised[task]
+    options, _ = export_module(task).quantization(model, str(shapes_data), images=8, max_drop=1.0)
+    path = tmp_path / f"net{RUNTIMES[name].suffix}"
+    info = export_artifact(exportable(model), path, name, precision="int8", quantization=options)
+    assert info.accuracy is not None
+    assert info.quantization is not None
+    assert info.accuracy["drop"] <= 1.0
+    assert info.accuracy["network"][options.metric] > 20
+    assert len(info.quantization["kept"]) <= info.quantization["layers"] / 2
+    assert info.parity is not None
+    assert info.parity["max_relative_error"] > 1e-4, "it is not quantized"
