@@ -229,8 +229,9 @@ def test_detection_and_segmentation(shapes_data: Path, tmp_path: Path, tiny_size
             assert answer.masks is None or answer.masks.shape == (len(answer.answers), *side)
     network = iformer.load(run)
     assert isinstance(network, Segmenter) == (task == "segment")
-    with pytest.raises(UserError, match=r"cannot be exported|holds a"):
-        iformer.export(run, to="onnx", out=tmp_path)
+    if task == "detect":
+        with pytest.raises(UserError, match=r"Mask R-CNN and Faster R-CNN cannot be exported"):
+            iformer.export(run, to="onnx", out=tmp_path)
 
 
 def test_masks_belong_to_their_image(tiny_backbone_config: NetworkConfig, tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def export_each(
         images: photographs for the comparison: files, folders or patterns.
         calibration: labelled images for int8 and palette6. Training images calibrate the artifact, validation
             images measure its accuracy.
-        max_drop: points of the metric (top-1, box AP, mIoU) that int8 may lose before layers return to higher precision.
+        max_drop: points of the metric (top-1, box AP, mIoU) that int8 may lose before layers return to higher
+            precision.
         calibration_images: images for the calibration, at most.
         accuracy_control: OpenVINO: NNCF chooses the operations in higher precision by the metric; slow.
         attention: attention design for large images; None: the network's own.
