@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iformer.errors import UserError
-from iformer.web.server import HEADERS, MAX_BODY, MAX_CONNECTIONS_PER_CLIENT, PageServer, Resource
+from iformer.web.server import HEADERS, MAX_BODY, MAX_CONNECTIONS_PER_CLIENT, MAX_TOKEN_BODY, PageServer, Resource
 
 MESSAGES: list[Any] = []
 
@@ -98,7 +98,7 @@ def test_the_token_is_valid_once_and_opens_the_networks(server: PageServer) -> N
     assert ask(server, "GET", "/networks/0.onnx", **bearer(session))[0] == 200  # sessions outlive new addresses
 
 
-@pytest.mark.parametrize("token", ["", "x", "é", None, 5, ["x"], {"x": 1}, "x" * 100_000])
+@pytest.mark.parametrize("token", ["", "x", "é", None, 5, ["x"], {"x": 1}, "x" * 900])
 def test_wrong_tokens(server: PageServer, token: Any) -> None:
     server.new_address()
     assert ask(server, "POST", "/session", {"token": token})[0] == 403
@@ -150,6 +150,14 @@ def test_messages_are_bounded_and_need_a_session(server: PageServer) -> None:
     ):
         assert ask(server, "POST", "/message", body, **headers)[0] == expected, (body[:20], headers)
     assert len(MESSAGES) == 2
+
+
+def test_without_a_session_a_kilobyte_is_read(server: PageServer) -> None:
+    server.new_address()
+    assert ask(server, "POST", "/session", {"token": "x" * MAX_TOKEN_BODY})[0] == 413
+    with socket.create_connection((server.host, server.port), timeout=10) as client:
+        client.sendall(b"POST /message HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9000000\r\n\r\n")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 403")  # before any of it has arrived
 
 
 def test_a_body_of_a_gigabyte_is_refused_unread(server: PageServer) -> None:

@@ -27,8 +27,10 @@ from urllib.parse import urlsplit
 
 from iformer.errors import UserError
 
-MAX_BODY = 1 << 20
-"""Largest request in bytes; a larger one is refused before it is read."""
+MAX_BODY = 1 << 25
+"""Largest message of a session in bytes; a larger one is refused before it is read."""
+MAX_TOKEN_BODY = 1 << 10
+"""The same for a request without a session."""
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_PER_CLIENT = 24
 DEFAULT_PORT = 8765
@@ -241,20 +243,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Open a session or take a message."""
-        message = self._read_json()
-        if message is None or not self._is_allowed():
-            return
+        self.close_connection = True  # unless the body is read
         path = urlsplit(self.path).path
+        if not self._is_allowed():
+            return
         if path == "/session":
+            message = self._read_json(MAX_TOKEN_BODY)
             token = message.get("token") if isinstance(message, dict) else None
             session = self.page.open_session(token) if isinstance(token, str) else None
-            if session is None:
-                self._refuse(HTTPStatus.FORBIDDEN, "the address is wrong or was used before")
-            else:
+            if session is not None:
                 self._send(HTTPStatus.OK, json.dumps({"session": session}).encode())
+            elif message is not None:
+                self._refuse(HTTPStatus.FORBIDDEN, "the address is wrong or was used before")
         elif path != "/message":
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
-        elif self._has_session():
+        elif self._has_session() and (message := self._read_json(MAX_BODY)) is not None:
             wrong = self.page.receive(message)
             if wrong is None:
                 self._send(HTTPStatus.OK, b"{}")
@@ -305,15 +308,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(HTTPStatus.FORBIDDEN, "open the page by the address that the terminal shows")
         return False
 
-    def _read_json(self) -> Any:
+    def _read_json(self, limit: int) -> Any:
         """Return the body, or None after a refusal. A body that is not read ends the connection."""
         length = self.headers.get("Content-Length", "")
-        self.close_connection = True
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit() and len(length) < 20):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
             return None
-        if int(length) > MAX_BODY:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_BODY} bytes are taken")
+        if int(length) > limit:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {limit} bytes are taken")
             return None
         if self.headers.get_content_type() != "application/json":
             self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected application/json")

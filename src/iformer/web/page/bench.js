@@ -9,6 +9,8 @@ export async function runBenchmark(connection, manifest, device) {
   const { bench } = manifest;
   const lock = await navigator.wakeLock?.request("screen").catch(() => null);
   await send(connection, { kind: "device", device });
+  // the work is done in workers, so silence means that this page is gone
+  const alive = setInterval(() => send(connection, { kind: "alive" }).catch(() => {}), 5000);
   const rows = plan(manifest, device);
   const files = new Map();
   for (const row of rows) {
@@ -23,12 +25,12 @@ export async function runBenchmark(connection, manifest, device) {
       await turn(connection, row, bench);
     }
     element("bench-progress").value = (round + 1) / bench.rounds;
-    await send(connection, { kind: "progress", round: round + 1 });
   }
   for (const row of rows) {
     row.engine?.close();
     await send(connection, { kind: "samples", row: row.key, samples_ms: row.error ? [] : row.samples, error: row.error });
   }
+  clearInterval(alive);
   await send(connection, { kind: "done" });
   await lock?.release();
   document.body.dataset.state = "done";

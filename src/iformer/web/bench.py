@@ -1,0 +1,114 @@
+"""Latency in a browser, of a phone or of this machine, with proof that its answers are right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from iformer.errors import UserError
+from iformer.web.browser import find_browser, opened
+from iformer.web.demo import open_server
+from iformer.web.manifest import PageArtifact, page_files
+from iformer.web.report import Collector, Device, WebRow
+
+LIMIT_SECONDS = 90
+"""Seconds that a backend may take to load a network, or for one turn."""
+
+_START_SECONDS = 60
+_SILENCE_SECONDS = 60
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebResult:
+    """The rows of one device."""
+
+    device: Device
+    rows: tuple[WebRow, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the device and the rows for JSON."""
+        return {"device": self.device.to_plain(), "rows": [row.to_plain() for row in self.rows]}
+
+
+def measure_web(
+    artifacts: Sequence[PageArtifact],
+    pictures: Sequence[bytes],
+    *,
+    rounds: int = 20,
+    calls: int = 5,
+    warmup: int = 2,
+    threads: Sequence[int] = (1,),
+    browser: str | None = None,
+    lan: bool = False,
+    address: str | None = None,
+    port: int | None = None,
+    assets: str | None = None,
+    limit_seconds: float = LIMIT_SECONDS,
+    report: Callable[[str], None] = lambda line: None,
+    show_address: Callable[[str], None] = lambda address: None,
+) -> WebResult:
+    """Time artifacts in every backend of the browser that opens the page.
+
+    Each network in each backend has a worker of its own. They take turns in random order: `warmup` calls, then
+    `calls` calls whose median is one sample. A backend that fails or hangs ends its own row.
+
+    Args:
+        artifacts: networks with different labels.
+        pictures: reference pictures on which the answers are compared.
+        rounds: number of samples per row.
+        calls: number of timed calls per turn.
+        warmup: number of calls before them.
+        threads: numbers of threads of WebAssembly, as far as the device allows them; 1 is always measured.
+        browser: `auto` or a program, which is started without a window; None waits for a phone.
+        lan: see `iformer.web.demo.open_server`; so are `address` and `port`.
+        assets: see `iformer.web.assets.load_assets`.
+        limit_seconds: seconds that a backend may take for one step.
+        report: called with lines about the progress.
+        show_address: called with the page's address, if no browser is started.
+
+    Raises:
+        UserError: the browser or the runtimes are missing, or nobody measured anything.
+    """
+    program = None if browser is None else find_browser(browser)
+    files = page_files(
+        artifacts,
+        pictures,
+        title=f"{len(artifacts)} networks",
+        licence="",
+        assets=assets,
+        bench={
+            "rounds": rounds,
+            "calls": calls,
+            "warmup": warmup,
+            "threads": sorted(set(threads)),
+            "limit_seconds": limit_seconds,
+        },
+    )
+    collector = Collector(artifacts, threads=threads, report=report)
+    server = open_server(files, lan=lan, address=address, port=port, on_message=collector.receive)
+    with ExitStack() as stack:
+        stack.enter_context(server)
+        page = server.new_address()
+        process = None
+        if program is None:
+            show_address(page)
+        else:
+            process = stack.enter_context(opened(program, page))
+        start = time.monotonic()
+        while not collector.done.wait(_POLL_SECONDS):
+            now = time.monotonic()
+            if process is not None and process.poll() is not None:
+                report("the browser has ended")
+                break
+            if collector.device is not None and now - collector.heard > _SILENCE_SECONDS:
+                report(f"the page has said nothing for {_SILENCE_SECONDS} s; it was closed or has crashed")
+                break
+            if process is not None and collector.device is None and now - start > _START_SECONDS:
+                raise UserError(f"{program} did not open the page within {_START_SECONDS} s")
+    if collector.device is None:
+        raise UserError("no browser has measured anything")
+    return WebResult(device=collector.device, rows=tuple(collector.rows()))
