@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 
+from iformer.deploy.export import export_artifact
 from iformer.errors import UserError
+from iformer.tasks.export import exportable
 from iformer.web.assets import PACKAGES, load_assets
 from iformer.web.browser import FLAGS, find_browser, sandbox_flags
+from tiny.networks import labelled_classifier
 from tiny.pages import ROOT
 
 ARTIFACTS = ROOT / "tests/compatibility/data/artifacts"
-"""Exports of an earlier version: nothing has to be converted for these tests."""
+"""Exports of an earlier version: nothing has to be converted for most of these tests."""
 
 REQUIRED = os.environ.get("IFORMER_BROWSER_TESTS") == "required"
 
@@ -43,6 +46,15 @@ def tiny_litert() -> Path:
     """The same classifier for LiteRT. Read only."""
     pytest.importorskip("ai_edge_litert")
     return ARTIFACTS / "classify.tflite"
+
+
+@pytest.fixture(scope="session")
+def new_litert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny classifier as it is exported to LiteRT now, which WebGPU takes whole. Read only."""
+    pytest.importorskip("litert_torch")
+    path = tmp_path_factory.mktemp("litert") / "tiny.tflite"
+    export_artifact(exportable(labelled_classifier()), path, "litert")
+    return path
 
 
 @pytest.fixture(scope="session")

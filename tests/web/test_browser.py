@@ -105,8 +105,8 @@ def test_a_photograph_and_the_camera(
         assert state(page) == "ready"
 
 
-def test_backends_agree_or_say_why_not(demo: Any, browser: Any, tiny_litert: Path) -> None:
-    server = demo(str(tiny_litert))
+def test_backends_agree_or_say_why_not(demo: Any, browser: Any, new_litert: Path) -> None:
+    server = demo(str(new_litert))
     with server, opened(browser, server.new_address()) as page:
         assert "computed by the processor" in page.inner_text("#notices")  # SwiftShader
         assert "LiteRT WebGPU (software)" in page.inner_text("#backend")

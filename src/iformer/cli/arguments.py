@@ -59,18 +59,6 @@ EntryOption = Annotated[
     ),
 ]
 
-AssetsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FOLDER|cdn",
-        help="Where the browser's runtimes come from: the folder of an npm installation, or cdn to download them "
-        "once. [default: what was downloaded before]",
-    ),
-]
-LicenceOption = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Licence of the network, which the page in the browser shows.")
-]
-
 
 def parse_size(text: str) -> tuple[int, int]:
     """Parse `224` or `192x256` (height x width, in pixels) into (height, width).

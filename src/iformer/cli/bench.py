@@ -11,15 +11,28 @@ import typer
 
 from iformer.cli.arguments import DeviceOption, EntryOption, parse_size
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
+from iformer.cli.web_options import (
+    AddressOption,
+    AssetsOption,
+    LanOption,
+    PicturesOption,
+    PortOption,
+    show_page,
+)
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
 from iformer.files import output_folder, write_text
 from iformer.tables import csv_text, terminal_table
 
+WEB = {"web": "onnx", "web-litert": "litert"}
+"""Values of `--on` for browsers, and the runtimes of their artifacts."""
+
 if TYPE_CHECKING:
     from iformer.bench.latency import Latency
     from iformer.bench.subjects import Subject
     from iformer.deploy.runtimes.registry import Runtime
+    from iformer.web.bench import WebResult
+    from iformer.web.report import WebRow
 
 
 def bench(
@@ -33,7 +46,10 @@ def bench(
     ] = None,
     on: Annotated[
         str,
-        typer.Option(help=f"Runtimes, separated by commas: {', '.join(RUNTIMES)}."),
+        typer.Option(
+            help=f"Runtimes, separated by commas: {', '.join(RUNTIMES)}; {' and '.join(WEB)}: ONNX Runtime and "
+            "LiteRT in the browser of a phone, or of this machine with --browser."
+        ),
     ] = "onnx",
     peers: Annotated[
         bool,
@@ -47,7 +63,9 @@ def bench(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of the runtime; in a browser 1 is measured too.")
+    ] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Samples per network, taken in turns.")] = 20,
     calls: Annotated[int, typer.Option(min=1, help="Timed calls per sample, which is their median.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before them that are not timed.")] = 2,
@@ -66,6 +84,19 @@ def bench(
     team: Annotated[
         str | None, typer.Option(metavar="ID", help="Apple developer team that signs for --iphone.")
     ] = None,
+    browser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|PATH",
+            help="With --on web: measure in a Chromium-based browser of this machine, without a window. [default: "
+            "show an address for the phone]",
+        ),
+    ] = None,
+    lan: LanOption = False,
+    address: AddressOption = None,
+    port: PortOption = None,
+    assets: AssetsOption = None,
+    images: PicturesOption = None,
     entry: EntryOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -76,7 +107,9 @@ def bench(
     predict the latency on a phone; compare ratios. Networks are exported in fp32 (Core ML: fp16)
     with normalised input, timm's networks after fuse(). The runtimes run on the CPU.
     """
-    runtimes = [find_runtime(name) for name in dict.fromkeys(name.strip() for name in on.split(","))]
+    names = list(dict.fromkeys(name.strip() for name in on.split(",")))
+    runtimes = [find_runtime(name) for name in names if name not in WEB]
+    in_browser = [find_runtime(WEB[name]) for name in names if name in WEB]
     sizes = [] if size is None else [parse_size(one) for one in dict.fromkeys(size.split(","))]
     if not models and not peers:
         raise UserError("nothing to time; name networks or artifacts, or give --peers")
@@ -84,21 +117,27 @@ def bench(
         raise UserError(f"--device is '{device}'; the runtimes of bench run on the CPU")
     if iphone is not None and on != "coreml":
         raise UserError(f"--iphone needs --on coreml; got --on {on}")
+    if in_browser and batch != 1:
+        raise UserError(f"--batch is {batch}; in a browser a call takes one image")
+    if not in_browser and (browser, lan, address, port, assets, images) != (None, False, None, None, None, None):
+        raise UserError("--browser, --lan, --address, --port, --assets and --images are for --on web")
     import torch
 
     from iformer.bench.core_ml import measure_core_ml, require_mac
     from iformer.bench.latency import measure
     from iformer.bench.record import record, write_json
     from iformer.bench.subjects import prepare_matrix_product, require_runtime
+    from iformer.web.bench import measure_browser
 
     torch.set_num_threads(threads)
-    for runtime in runtimes:
+    for runtime in (*runtimes, *in_browser):
         require_runtime(runtime)
         if runtime.name == "coreml":
             require_mac()
     if out is not None:
         output_folder(out)
     measured: dict[str, list[Latency]] = {}
+    web: WebResult | None = None
     with tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
         for runtime in runtimes:
             subjects = _subjects(models or [], peers, runtime, Path(folder), sizes, batch, entry)
@@ -112,11 +151,37 @@ def bench(
             measured[runtime.name] = measure(
                 subjects, rounds=rounds, calls=calls, warmup=warmup, threads=threads, report=note
             )
-    result = record({name: [row.to_plain() for row in rows] for name, rows in measured.items()})
+        if in_browser:
+            web = measure_browser(
+                [
+                    subject
+                    for runtime in in_browser
+                    for subject in _subjects(models or [], peers, runtime, Path(folder), sizes, batch, entry)
+                    if not subject.postprocess
+                ],
+                images,
+                show_address=lambda page: show_page(page, lan=lan, write=note),
+                rounds=rounds,
+                calls=calls,
+                warmup=warmup,
+                threads=[threads],
+                browser=browser,
+                lan=lan,
+                address=address,
+                port=port,
+                assets=assets,
+                report=note,
+            )
+    figures: dict[str, Any] = {name: [row.to_plain() for row in rows] for name, rows in measured.items()}
+    if web is not None:
+        figures["web"] = web.to_plain()
+    result = record(figures)
     if out is not None:
         write_json(out / "bench.json", result)
-        _write_csv(out / "bench.csv", [row for rows in measured.values() for row in rows])
-        if peers and batch == 1:
+        plain = [row.to_plain() for rows in measured.values() for row in rows]
+        plain += [row.to_plain() | {"device": web.device.title} for row in web.rows] if web is not None else []
+        _write_csv(out / "bench.csv", plain)
+        if peers and batch == 1 and measured:
             note(f"picture: {_draw(measured, out / 'pareto.png', result['device'])}")
     if json:
         print_json(result)
@@ -124,6 +189,12 @@ def bench(
     for name, rows in measured.items():
         where = f"{RUNTIMES[name].title} on {result['device']}, batch {batch}"
         console().print(_table(where, rows))
+    if web is not None:
+        where = web.device.title if browser is None else f"this machine: {web.device.browser}, {result['device']}"
+        console().print(_web_table(f"In the browser on {where}", web.rows))
+        for row in web.rows:
+            if row.reason:
+                note(f"no latency of {row.label} in {row.where}: {row.reason}")
 
 
 def _subjects(
@@ -138,6 +209,7 @@ def _subjects(
     from iformer.bench.subjects import prepare, prepare_all
     from iformer_paper.pareto import published
 
+    models = [name for name in models if not _is_for_another(Path(name), runtime)]
     stems = [Path(name).stem for name in models]
     # a name that does not tell two networks apart, such as best, is replaced by the whole path
     labels = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, models, strict=True)]
@@ -155,6 +227,13 @@ def _subjects(
     return subjects
 
 
+def _is_for_another(path: Path, runtime: Runtime) -> bool:
+    """Whether a path is an artifact for another of the browser's runtimes, which `--on web` may be given too."""
+    from iformer.deploy.artifact import is_artifact, read_record
+
+    return is_artifact(path) and (found := read_record(path).runtime) != runtime.name and found in WEB.values()
+
+
 def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Path:
     from iformer_paper.pareto import draw_pareto
 
@@ -162,28 +241,44 @@ def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Pa
     return draw_pareto(times, path, machine=machine)
 
 
-def _write_csv(path: Path, rows: Sequence[Latency]) -> None:
-    plain = [row.to_plain() | {"size": f"{row.size[0]}x{row.size[1]}"} for row in rows]
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    plain = [row | {"size": f"{row['size'][0]}x{row['size'][1]}"} for row in rows]
     columns = list(dict.fromkeys(name for row in plain for name in row))
     write_text(path, csv_text(columns, ([row.get(name) for name in columns] for row in plain)))
 
 
-def _table(title: str, rows: Sequence[Latency]) -> Any:
-    def text(value: float | None, digits: int) -> str:
-        return "" if value is None else f"{value:.{digits}f}"
+def _text(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
+
+def _web_table(title: str, rows: Sequence[WebRow]) -> Any:
+    columns: dict[str, Callable[[WebRow], str]] = {
+        "network": lambda row: row.label,
+        "backend": lambda row: row.where,
+        "precision": lambda row: row.precision,
+        "ms": lambda row: _text(row.median_ms, 2),
+        "p10": lambda row: _text(row.p10_ms, 2),
+        "p90": lambda row: _text(row.p90_ms, 2),
+        "speed": lambda row: "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}x",
+        "first ms": lambda row: _text(row.first_ms, 0),
+        "error": lambda row: "" if row.max_relative_error is None else f"{row.max_relative_error:.0e}",
+    }
+    return terminal_table(title, list(columns), [[cell(row) for cell in columns.values()] for row in rows], left=3)
+
+
+def _table(title: str, rows: Sequence[Latency]) -> Any:
     columns: dict[str, Callable[[Latency], str]] = {
         "network": lambda row: row.label,
         "device": lambda row: row.device,
         "precision": lambda row: row.precision,
-        "ms": lambda row: text(row.median_ms, 2),
-        "p10": lambda row: text(row.p10_ms, 2),
-        "p90": lambda row: text(row.p90_ms, 2),
+        "ms": lambda row: _text(row.median_ms, 2),
+        "p10": lambda row: _text(row.p10_ms, 2),
+        "p90": lambda row: _text(row.p90_ms, 2),
         "speed": lambda row: f"{row.times_as_fast:.2f}x",
-        "GFLOP/s": lambda row: text(row.gflops, 0),
-        "share": lambda row: text(row.matrix_product_share, 2),
-        "load ms": lambda row: text(row.load_ms, 0),
-        "MB": lambda row: text(row.file_mb, 1),
+        "GFLOP/s": lambda row: _text(row.gflops, 0),
+        "share": lambda row: _text(row.matrix_product_share, 2),
+        "load ms": lambda row: _text(row.load_ms, 0),
+        "MB": lambda row: _text(row.file_mb, 1),
         "not on the Neural Engine": lambda row: ", ".join(
             f"{count} {kind}" for kind, count in row.elsewhere.items()
         ),

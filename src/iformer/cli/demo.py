@@ -8,26 +8,16 @@ from typing import Annotated
 
 import typer
 
-from iformer.cli.arguments import AssetsOption, LicenceOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json_line, say
-
-LanOption = Annotated[
-    bool, typer.Option("--lan", help="Let the devices of the local network open the page, over https.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(metavar="IP", help="With --lan: this machine's address. [default: that of the default route]"),
-]
-PortOption = Annotated[
-    int | None, typer.Option(min=1, max=65535, help="[default: 8765, or any free port if that is in use]")
-]
-PicturesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Photographs on which the browser's answers are compared with this machine's, at most 3: a file, "
-        "folder or glob; can be repeated. [default: generated patterns]"
-    ),
-]
+from iformer.cli.web_options import (
+    AddressOption,
+    AssetsOption,
+    LanOption,
+    LicenceOption,
+    PicturesOption,
+    PortOption,
+    show_page,
+)
 
 
 def demo(
@@ -51,7 +41,7 @@ def demo(
 
     Without --lan only this machine can open it. The address is valid once; a new one is printed when it was used.
     """
-    from iformer.web.demo import open_demo, qr_code, serve
+    from iformer.web.demo import open_demo, serve
 
     with tempfile.TemporaryDirectory(prefix="iformer-demo-") as folder:
         server = open_demo(
@@ -74,9 +64,7 @@ def demo(
                 return
             if again:
                 note("a browser has opened the page; the address for another one:")
-            say(page)
-            if lan:
-                say(qr_code(page))
+            show_page(page, lan=lan, write=say)
 
         server.on_session = lambda: show_address(again=True)
         show_address()

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iformer.cli.arguments import (
-    AssetsOption,
     AttentionOption,
     DeviceOption,
     EntryOption,
-    LicenceOption,
     WindowsOption,
     parse_size,
 )
@@ -26,6 +24,7 @@ from iformer.cli.output import (
     print_json_line,
     say,
 )
+from iformer.cli.web_options import AssetsOption, LicenceOption
 from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, RUNTIMES, find_runtime
 from iformer.errors import UserError
 from iformer.tables import terminal_table

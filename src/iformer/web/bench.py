@@ -8,10 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from iformer.bench.subjects import Subject
+from iformer.config.preprocessing import Preprocessing
+from iformer.data.stream import find_images
 from iformer.errors import UserError
 from iformer.web.browser import find_browser, opened
 from iformer.web.demo import open_server
-from iformer.web.manifest import PageArtifact, page_files
+from iformer.web.manifest import PageArtifact, page_files, read_page_artifact, reference_pictures
 from iformer.web.report import Collector, Device, WebRow
 
 LIMIT_SECONDS = 90
@@ -32,6 +35,17 @@ class WebResult:
     def to_plain(self) -> dict[str, Any]:
         """Return the device and the rows for JSON."""
         return {"device": self.device.to_plain(), "rows": [row.to_plain() for row in self.rows]}
+
+
+def measure_browser(subjects: Sequence[Subject], images: Sequence[str] | None, **options: Any) -> WebResult:
+    """`measure_web` for what a benchmark times, compared on photographs or, by default, on generated patterns.
+
+    Raises:
+        UserError: see `measure_web`; or a subject does not run in a browser, or a photograph cannot be read.
+    """
+    pictures = reference_pictures(find_images(images) if images else [], Preprocessing())
+    artifacts = [read_page_artifact(subject.artifact, pictures, label=subject.label) for subject in subjects]
+    return measure_web(artifacts, pictures, **options)
 
 
 def measure_web(

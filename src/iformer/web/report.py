@@ -13,7 +13,7 @@ import numpy as np
 from iformer.bench.timing import Timings
 from iformer.config.checking import Config, Length, Range
 from iformer.deploy.artifact import artifact_bytes
-from iformer.errors import UserError, printable
+from iformer.errors import UserError, counted, printable
 from iformer.web.manifest import PageArtifact
 
 BACKENDS = {
@@ -112,6 +112,11 @@ class WebRow:
     times_as_fast: float | None = None
     """Speed relative to the first network in the same backend: the median over rounds of the ratio."""
 
+    @property
+    def where(self) -> str:
+        """The backend with its number of threads."""
+        return self.backend if "WebGPU" in self.backend else f"{self.backend}, {counted(self.threads, 'thread')}"
+
     def to_plain(self) -> dict[str, Any]:
         """Return the fields for JSON."""
         return asdict(self) | {"size": list(self.size)}
@@ -209,7 +214,7 @@ class Collector:
             )
         self._rows[key] = row
         words = row.reason or f"answers as here, within {row.max_relative_error:.1g}"
-        self._report(f"{row.label}, {_where(row)}: {words}")
+        self._report(f"{row.label}, {row.where}: {words}")
 
     def _take_samples(self, samples: _Samples) -> None:
         if samples.row not in self._rows or samples.row in self._samples:
@@ -290,8 +295,3 @@ def _judged(artifact: PageArtifact, error: float, same: bool | None) -> str:
     if artifact.tolerance is not None and error > artifact.tolerance:
         return f"wrong: differs by {error:.2g} of the largest value; {artifact.tolerance:g} is allowed"
     return ""
-
-
-def _where(row: WebRow) -> str:
-    threads = f", {row.threads} thread{'' if row.threads == 1 else 's'}" if "WebGPU" not in row.backend else ""
-    return f"{row.backend}{threads}"

@@ -39,13 +39,12 @@ export async function runBenchmark(connection, manifest, device) {
 
 function plan(manifest, device) {
   const rows = [];
-  // processors first: a GPU's driver that crashes may take the page with it
-  for (const backend of BACKENDS.slice().sort((a, b) => a.gpu - b.gpu)) {
+  for (const backend of BACKENDS) {
     for (const [index, artifact] of manifest.artifacts.entries()) {
       if (artifact.runtime !== backend.runtime) continue;
       const usable = manifest.bench.threads.filter((count) => count <= device.threads);
-      for (const threads of backend.threads ? new Set([...usable, 1]) : [1]) {
-        const title = `${artifact.label}, ${backend.title}${backend.threads ? `, ${threads} threads` : ""}`;
+      for (const threads of backend.threads ? new Set([1, ...usable]) : [1]) {
+        const title = `${artifact.label}, ${backend.title}${backend.threads ? `, ${threads} ${threads === 1 ? "thread" : "threads"}` : ""}`;
         const item = element("bench-rows").appendChild(document.createElement("li"));
         item.appendChild(document.createElement("span")).textContent = title;
         const status = item.appendChild(document.createElement("span"));
@@ -57,7 +56,7 @@ function plan(manifest, device) {
       }
     }
   }
-  return rows.sort((a, b) => a.key.threads - b.key.threads || a.key.artifact - b.key.artifact);
+  return rows;
 }
 
 async function load(connection, row, files, seconds) {

@@ -1,10 +1,11 @@
 // Runs networks in workers, with a time limit on everything that a backend does.
 
+// Processors first: a GPU's driver that hangs may take the ones after it with it.
 export const BACKENDS = [
   { name: "wasm", title: "WebAssembly", runtime: "onnx", threads: true, gpu: false },
-  { name: "webgpu", title: "WebGPU", runtime: "onnx", threads: false, gpu: true },
   { name: "litert-wasm", title: "LiteRT WebAssembly", runtime: "litert", threads: true, gpu: false },
   { name: "litert-webgpu", title: "LiteRT WebGPU", runtime: "litert", threads: false, gpu: true },
+  { name: "webgpu", title: "WebGPU", runtime: "onnx", threads: false, gpu: true },
 ];
 
 const LOAD_SECONDS = 90;

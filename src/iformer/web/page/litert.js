@@ -7,8 +7,9 @@ export async function open({ artifact, backend, threads, runtime, bytes }) {
     locateFile: (file) => runtime + file,
     mainScriptUrlOrBlob: `${runtime}litert_wasm_threaded_internal.js`,
   };
-  await loadLiteRt(runtime, { threads: threads > 1 });
   const gpu = backend === "litert-webgpu";
+  // without JSPI a network that the GPU takes in parts fails with an internal error instead of a reason
+  await loadLiteRt(runtime, { threads: threads > 1, jspi: gpu && "Suspending" in WebAssembly });
   const model = await loadAndCompile(bytes, {
     accelerator: gpu ? "webgpu" : "wasm",
     cpuOptions: { numThreads: threads },
