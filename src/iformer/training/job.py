@@ -18,6 +18,7 @@ from iformer.models.weights.resolve import Size, resolve
 from iformer.training.distributed import RankContext
 from iformer.training.protocol import Task, TrainData, Workload
 from iformer.training.records.run_folder import RunFolder
+from iformer.training.state import stored_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,11 @@ class TrainJob(RunSettings):
     preprocessing: Preprocessing
     identity: dict[str, Any] = field(default_factory=dict)
     """Further plain values that a resumed run must share, such as the hash of a teacher's weights."""
+
+
+def resumed_network(settings: RunSettings) -> nn.Module | None:
+    """Return the network of the run that `settings` continue, if its state describes it; see `stored_network`."""
+    return stored_network(RunFolder(settings.folder)) if settings.continues else None
 
 
 def starting_network(name: str, *, weights: str, entry: str | None = None, **options: Any) -> Backbone:

@@ -1,7 +1,8 @@
 """The state of a training run: everything that a resumed run needs to end with the same weights, bit for bit.
 
 A state is one `.safetensors` file. Its tensors are the network, the EMA and the optimizer's moments; its header
-holds the progress, the identity and the loss scaler as JSON, and a checksum of header and tensors. Reading it runs
+holds the progress, the identity, the loss scaler and the network's config as JSON, and a checksum of header and
+tensors. Reading it runs
 no pickle. It holds no random state: all randomness is a function of the seed, the epoch or step, and the index of
 the image.
 """
@@ -12,7 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 
 from iformer.config.checking import Range, check_types, from_plain
 from iformer.config.recipe import Recipe
-from iformer.errors import UserError, WeightsError, one_line
+from iformer.errors import ConfigError, UserError, WeightsError, one_line
 from iformer.files import replacing
-from iformer.models.weights.checkpoint import stored_tensors
+from iformer.models.weights.checkpoint import expected_shapes, stored_tensors
+from iformer.models.weights.header import read_header, row_of, write_header
 from iformer.models.weights.safetensors_file import open_safetensors
 from iformer.training.distributed import RankContext
 from iformer.training.network.ema import ModelEma
@@ -126,6 +128,7 @@ class TrainState:
             "position": json.dumps(asdict(self.progress)),
             "identity": json.dumps(identity),
             "scaler": json.dumps(self.scaler.state_dict()),
+            **_described(self.model, source=str(path)),
         }
         contents = serialize(stored, {**header, "crc32": str(_checksum(header, stored))})
         with replacing(path) as file:
@@ -227,6 +230,44 @@ def read_newest_state(files: RunFolder) -> tuple[SavedState, str | None] | None:
     if damage is not None:
         raise WeightsError(f"{damage}; there is no other state, so start again with --overwrite") from None
     return None
+
+
+def stored_network(files: RunFolder) -> nn.Module | None:
+    """Build the network of a run, with random weights, as its state describes it.
+
+    With it, a resumed run does not need the file that it started from. None if no state describes its network:
+    states of early versions do not, and neither do states of other networks than ours.
+    """
+    for path in (files.state, files.state_before):
+        try:
+            with open_safetensors(path) as file:
+                header = {**(file.metadata() or {}), "format": ""}  # not that of a checkpoint
+                config, metadata = read_header(header, str(path))
+                shapes = {
+                    name.removeprefix("model/"): tuple(file.get_slice(name).get_shape())
+                    for name in file.keys()  # noqa: SIM118
+                    if name.startswith("model/")
+                }
+            if expected_shapes(config) != shapes:
+                continue
+        except (WeightsError, ConfigError):
+            continue
+        row = row_of(config, metadata.task)
+        assert row is not None
+        network: Any = row.network_class()(config)
+        network.metadata = metadata
+        return network  # type: ignore[no-any-return]
+    return None
+
+
+def _described(model: nn.Module, *, source: str) -> dict[str, str]:
+    """Return config and preprocessing of one of our networks for a header; nothing for other networks."""
+    known = getattr(model, "metadata", None)
+    row = row_of(getattr(model, "config", None), getattr(known, "task", ""))
+    if row is None or known is None:
+        return {}
+    metadata = replace(known, task=row.task, class_names=(), metrics={}, provenance={})
+    return write_header(model.config, metadata, source=source)  # type: ignore[arg-type]
 
 
 def last_good_step(files: RunFolder) -> int | None:

@@ -35,7 +35,7 @@ from iformer.tasks.classification.loss import Classification
 from iformer.tasks.classification.teacher import build_teacher
 from iformer.tasks.interface import Warn
 from iformer.training.distributed import RankContext
-from iformer.training.job import RunSettings, TrainJob, starting_network
+from iformer.training.job import RunSettings, TrainJob, resumed_network, starting_network
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch, Workload
 from iformer.training.records.results import TrainResult
@@ -46,7 +46,8 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
     val_split = DEFAULT_VAL_SPLIT if val_split is None else val_split
     data = load_data(settings.data_name, val_split=val_split, strict=strict)
     warn(data.warnings)
-    return classification_job(data, replace(settings, data_options={"val_split": val_split}), model=model)
+    settings = replace(settings, data_options={"val_split": val_split})
+    return classification_job(data, settings, model=resumed_network(settings) or model, model_name=model)
 
 
 def classification_job(

@@ -29,7 +29,7 @@ from iformer.tasks.pyramid import (
     trained_weights,
 )
 from iformer.training.distributed import RankContext
-from iformer.training.job import RunSettings, TrainJob
+from iformer.training.job import RunSettings, TrainJob, resumed_network
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch, Workload
 from iformer.training.records.results import TrainResult
@@ -41,7 +41,9 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
         raise UserError("--val-split is for classification; give the validation images in the data")
     data = load_detection(settings.data_name, strict=strict)
     warn(data.warnings)
-    return detection_job(data, settings, model=model, warn=warn)
+    before = resumed_network(settings)
+    network = before if isinstance(before, Detector | LightDetector) else model
+    return detection_job(data, settings, model=network, model_name=model, warn=warn)
 
 
 def detection_job(

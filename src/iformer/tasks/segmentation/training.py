@@ -22,7 +22,7 @@ from iformer.tasks.segmentation.dataset import SemanticImages
 from iformer.tasks.segmentation.evaluate import SegmentationEvaluation, evaluate, evaluation_images
 from iformer.tasks.segmentation.loss import Segmentation
 from iformer.training.distributed import RankContext
-from iformer.training.job import RunSettings, TrainJob
+from iformer.training.job import RunSettings, TrainJob, resumed_network
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch, Workload
 from iformer.training.records.results import TrainResult
@@ -34,7 +34,9 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
         raise UserError("--val-split is for classification; give the validation images in the data")
     data = load_semantic(settings.data_name, strict=strict)
     warn(data.warnings)
-    return segmentation_job(data, settings, model=model, warn=warn)
+    before = resumed_network(settings)
+    network = before if isinstance(before, Segmenter | LightSegmenter) else model
+    return segmentation_job(data, settings, model=network, model_name=model, warn=warn)
 
 
 def segmentation_job(
