@@ -36,15 +36,14 @@ def test_figure_2_holds_print_and_counts(tmp_path: Path) -> None:
     assert (last["top1_pct"], last["latency_ms"], round(last["gmacs"], 4)) == (80.4, 1.1, 1.6399)
 
 
-def test_figure_3_sets_trained_heads_beside_random_ones(tmp_path: Path) -> None:
-    pytest.importorskip("elpv_dataset")
+def test_figure_3_sets_trained_heads_beside_random_ones(images: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "mha.safetensors"
     network = build(TRAINED["MHA"].with_options(num_classes=2))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.fill_(1e-3)  # small activations, as random weights make them
     save(network, checkpoint)
-    trained = trained_heads(checkpoint, "elpv", images=2)
+    trained = trained_heads(checkpoint, str(images), images=2)
     drawn = draw_figure(3, tmp_path, trained=trained)
     layers = len(trained.before)
     assert layers == len(trained.after) == 5
