@@ -167,7 +167,19 @@ def test_entry_is_an_option_of_every_verb(
     assert measured["metrics"]["images"] == 12
     for option in ("--model", "--weights"):
         run = tmp_path / option.strip("-")
-        arguments = ["train", option, str(path), *chosen, "--data", str(photographs), "--out", str(run), *TRAIN]
+        size = ["--model", "iformer_tiny"] if option == "--weights" else []
+        arguments = [
+            "train",
+            option,
+            str(path),
+            *size,
+            *chosen,
+            "--data",
+            str(photographs),
+            "--out",
+            str(run),
+            *TRAIN,
+        ]
         assert main(arguments) == 0
         key = "stem.conv2.conv.weight"
         torch.testing.assert_close(load(run).state_dict()[key], average.state_dict()[key], atol=1e-9, rtol=0)

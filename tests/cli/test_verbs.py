@@ -23,7 +23,6 @@ from iformer.cli.main import VERBS, build_app, main
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import listed_counts
-from iformer.data.sources.checks import check_images
 from iformer.errors import UserError, WeightsError
 from iformer.models.classifier import Classifier
 from iformer.models.weights import resolve as shipped
@@ -515,13 +514,9 @@ def test_quickstart_leaves_an_earlier_one_alone(capsys: pytest.CaptureFixture[st
     assert "give --overwrite to replace it" in only_line(err)
 
 
-def test_quickstart_from_photographs_to_report(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quickstart_from_photographs_to_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for module in ("elpv_dataset", "onnxruntime", "accelerate"):
         pytest.importorskip(module)
-    # the 2,624 photographs are not all decoded first
-    monkeypatch.setattr("iformer.data.sources.elpv.check_images", lambda *_, **__: check_images([]))
     threads = torch.get_num_threads()
     folder = tmp_path / "q"
     code, out, _ = run(capsys, "quickstart", "--out", folder, "--epochs", "1", "--limit", "16", "--json")

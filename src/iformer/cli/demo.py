@@ -37,9 +37,10 @@ def demo(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Serve a page that runs a network on the camera or a photograph, in the browser that opens it.
+    """Run a network on a camera, in the browser.
 
-    Without --lan only this machine can open it. The address is valid once; a new one is printed when it was used.
+    Serves a page that runs the network on the camera or on a photograph. Without --lan only this machine can open
+    it. The address is valid once; a new one is printed when it was used.
     """
     from iformer.web.demo import open_demo, serve
 
