@@ -56,7 +56,7 @@ def test_an_index_is_kept_where_the_device_exists(accelerator: object) -> None:
         ("mps", 1, "cuda", "cpu, mps, mps:0"),
     ],
 )
-def test_a_device_that_is_not_there_is_one_line_that_lists_those_that_are(
+def test_an_unavailable_device_is_one_line_that_lists_the_available_ones(
     accelerator: object, kind: str | None, count: int, name: str, available: str
 ) -> None:
     accelerator(kind, count)

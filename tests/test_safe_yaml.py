@@ -1,4 +1,4 @@
-"""YAML from outside: plain data, or an error of one line, in bounded time and memory."""
+"""YAML of users: plain data or an error of one line, in bounded time and memory."""
 
 from __future__ import annotations
 

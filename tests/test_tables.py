@@ -1,4 +1,4 @@
-"""Tables for the terminal, Markdown and CSV: nothing from outside is markup, a control code or a formula."""
+"""Tables for the terminal, Markdown and CSV: no cell is markup, a control code or a formula."""
 
 from __future__ import annotations
 

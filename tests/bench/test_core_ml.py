@@ -1,4 +1,4 @@
-"""Core ML's times and units, with stand-ins for what only a Mac has: coremltools' benchmarker and its devices."""
+"""Latency and compute units of Core ML, with stand-ins for coremltools' benchmarker and its devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts timed in processes of their own."""
+"""Latency of artifacts, each in its own process."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
         prepare(str(four.artifact), ONNX, tmp_path)
 
 
-def test_what_cannot_be_timed(subject: Subject, tmp_path: Path) -> None:
+def test_invalid_subjects_are_refused(subject: Subject, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from iformer.deploy.artifact import artifact_hash, read_record
@@ -96,7 +96,7 @@ def test_what_cannot_be_timed(subject: Subject, tmp_path: Path) -> None:
         measure([replace(subject, artifact=broken)])
 
 
-def test_a_network_of_timms_is_exported_as_it_comes(tmp_path: Path) -> None:
+def test_networks_of_timm_are_exported_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     peer = prepare("timm/mobilenetv3_large_075", ONNX, tmp_path, label="MobileNetV3-Large 0.75x")
     assert (peer.label, peer.size) == ("MobileNetV3-Large 0.75x", (224, 224))

@@ -11,7 +11,7 @@ from iformer.files import output_folder
 from iformer.tasks.classification.config import ClassificationRecipe
 
 
-def test_looking_whether_a_folder_can_be_written_touches_no_file_in_it(tmp_path: Path) -> None:
+def test_checking_whether_a_folder_is_writable_changes_no_file(tmp_path: Path) -> None:
     mine = tmp_path / ".iformer-write-test"
     mine.write_text("mine")
     assert output_folder(tmp_path) == tmp_path

@@ -1,4 +1,4 @@
-"""`iformer convert` as it is typed."""
+"""`iformer convert` on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`export --precision int8` and `bench` on the command line: what is said before any work is done."""
+"""`export --precision int8` and `bench` on the command line: errors that are reported before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes, `--set` and a run's stored settings that nobody should write: each is one line, and nothing is made."""
+"""Invalid recipes, `--set` values and stored settings of a run: each is one line, and no files are left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed: escaped, whatever the terminal's encoding is; and how a process ends."""
+"""Output is escaped for every encoding of the terminal; exit codes of a process."""
 
 from __future__ import annotations
 

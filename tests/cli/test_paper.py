@@ -1,4 +1,4 @@
-"""`iformer paper`: the forms of a table, a figure, and wishes that cannot be."""
+"""`iformer paper`: the formats of a table, a figure, and invalid requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--resume` from another working directory than the one in which the run was started."""
+"""`--resume` from another working directory."""
 
 from __future__ import annotations
 

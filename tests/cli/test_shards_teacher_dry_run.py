@@ -1,4 +1,4 @@
-"""Shards, a teacher and the dry run, as a user calls them."""
+"""`iformer train` on the command line: shards, a teacher, and the dry run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_packed_images_are_described_and_verified(
     assert main(["convert", str(shards), str(tmp_path / "x"), "--to", "shards", "--half"]) == 2
 
 
-def test_teacher_is_one_option_and_a_resumed_run_needs_the_same_one(
+def test_teacher_option_and_resume_with_another_teacher(
     shards: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -88,7 +88,7 @@ def test_teacher_of_other_classes_stops_before_anything_is_written(
     assert not out.exists()
 
 
-def test_dry_run_says_what_the_run_would_take_and_writes_nothing(
+def test_dry_run_estimates_the_run_and_writes_nothing(
     images: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"

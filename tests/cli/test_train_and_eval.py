@@ -1,4 +1,4 @@
-"""`iformer train` and `iformer eval` as a user calls them."""
+"""`iformer train` and `iformer eval` on the command line."""
 
 from __future__ import annotations
 

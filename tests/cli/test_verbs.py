@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, one clear line an error, and the verbs that need no training."""
+"""The command line: help, exit codes, errors of one line, and the verbs that need no training."""
 
 from __future__ import annotations
 

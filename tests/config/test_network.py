@@ -78,7 +78,7 @@ def test_every_operator_and_option_is_drawn() -> None:
     }
 
 
-def test_a_description_from_before_the_ablations_is_the_released_network() -> None:
+def test_configs_of_older_versions_describe_the_released_network() -> None:
     """Checkpoints in circulation tell of the first fields only."""
     plain = network_config("iformer_m").to_plain()
     for name in ("stem", "stem_kernel_size", "downsample", "norm"):
@@ -218,7 +218,7 @@ def test_channels_that_the_operator_does_not_divide(options: dict[str, object], 
         StageConfig(channels=20, pattern=(("attention", 1),), attention=AttentionConfig(**options))
 
 
-def test_an_option_that_the_operator_does_not_read_is_no_silent_wish() -> None:
+def test_options_that_the_operator_does_not_read_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"AttentionConfig.modulation is 'output'; .*'sha' has no such option"):
         AttentionConfig(operator="sha", modulation="output")
 

@@ -1,4 +1,4 @@
-"""Recipes of detection and segmentation: the paper's schedules, and fields that are not theirs."""
+"""Recipes of detection and segmentation: the paper's schedules, and fields of other tasks."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_invalid_field_is_named(field: str, value: Any) -> None:
     field=st.sampled_from(FIELDS),
     value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([1])),
 )
-def test_any_value_gives_a_recipe_or_an_error_that_names_the_field(field: str, value: Any) -> None:
+def test_any_value_makes_a_recipe_or_an_error_that_names_the_field(field: str, value: Any) -> None:
     try:
         built = recipe(**{field: value})
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The table of a recipe's fields, which the help and the docs are made from."""
+"""The table of a recipe's fields, the source of the help and the docs."""
 
 from __future__ import annotations
 

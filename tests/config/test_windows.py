@@ -1,4 +1,4 @@
-"""The attention designs as configs: presets, options, and what is refused."""
+"""Configs of the attention designs: presets, options and errors."""
 
 from __future__ import annotations
 

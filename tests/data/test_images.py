@@ -1,4 +1,4 @@
-"""Every kind of image file that people have, good and bad."""
+"""Image files of every kind, valid and damaged."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_batches_do_not_depend_on_workers_cache_or_start(images: ImageSet) -> No
     assert not torch.equal(other[0, 0][0], plain[0, 0][0])
 
 
-def test_an_epoch_that_is_left_early_does_not_reach_into_the_next(images: ImageSet) -> None:
+def test_an_epoch_that_is_stopped_early_does_not_affect_the_next(images: ImageSet) -> None:
     dataset = ImageDataset(images, eval_transform(SMALL))
     with build_loader(dataset, batch_size=2, train=True, workers=2) as loader:
         expected = [batch["indices"].tolist() for batch in loader.epoch(1)]

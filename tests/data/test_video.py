@@ -1,4 +1,4 @@
-"""Videos: frames go in and come out, and a damaged file is one clear line."""
+"""Videos: reading, writing, and errors of one line for damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts and their records: hostile ones are one-line errors, and no export leaves a folder behind."""
+"""Artifacts and their records: invalid ones are errors of one line, and exports leave no folder."""
 
 from __future__ import annotations
 

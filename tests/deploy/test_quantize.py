@@ -1,4 +1,4 @@
-"""INT8: the ranking, the search for what has to go back, and what each runtime makes of it."""
+"""INT8: the ranking of layers, the search for layers in higher precision, and the artifacts of each runtime."""
 
 from __future__ import annotations
 

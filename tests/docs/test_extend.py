@@ -1,4 +1,4 @@
-"""The examples of "Extend" work as they stand on their pages."""
+"""The examples of "Extend" run as printed."""
 
 from __future__ import annotations
 

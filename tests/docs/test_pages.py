@@ -1,4 +1,4 @@
-"""What the pages name exists: modules, files, recipe fields, verbs; the paper's map is complete."""
+"""Names on the docs pages exist: modules, files, recipe fields, verbs. The paper's map is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example's data set: what is drawn is what is annotated, and the splits share no picture."""
+"""The example data set: annotations match the pixels, and the splits share no picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No changed file crashes, hangs or fools a reader: it is read, or refused in words, within bounds."""
+"""Changed files are read or refused with a readable error, in bounded time and memory."""
 
 from __future__ import annotations
 

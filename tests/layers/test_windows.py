@@ -1,4 +1,4 @@
-"""The attention designs: what windows compute, against the plainest way to write it."""
+"""Windowed attention compared with the simplest implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of the six sizes, against the specification and another counter."""
+"""Parameters and multiply-accumulates of the six sizes, compared with the specification and another counter."""
 
 from __future__ import annotations
 

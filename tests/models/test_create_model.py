@@ -1,4 +1,4 @@
-"""`create_model`: options, checkpoints by path, and weights that fit only when asked."""
+"""`create_model`: options, checkpoints by path, and weights that fit only in part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folding gives the same function, as a new network, with every item of the list folded."""
+"""Folding returns a new network that computes the same function; every foldable layer is folded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract tests: what every network, of any variant, has to do."""
+"""Contract tests of every network."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_every_parameter_gets_a_gradient(make_ablated_config, distillation, laye
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_distilled_head_gives_two_outputs_to_a_teachers_loss_and_their_mean_to_all_others() -> None:
+def test_distilled_head_returns_two_outputs_for_distillation_and_their_mean_otherwise() -> None:
     model = build(tiny_config(distillation=True))
     assert isinstance(model, Classifier)
     x = torch.randn(4, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""timm's iFormer is the oracle: the same weights give the same outputs and gradients."""
+"""Outputs and gradients equal those of timm's iFormer with the same weights."""
 
 from __future__ import annotations
 

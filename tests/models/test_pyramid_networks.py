@@ -1,4 +1,4 @@
-"""Detectors and segmenters: the same computation as the reference modules; checkpoints that restore it."""
+"""Detectors and segmenters: the same computation as the reference modules, and checkpoints."""
 
 from __future__ import annotations
 

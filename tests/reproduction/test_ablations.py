@@ -1,4 +1,4 @@
-"""The networks of the ladder and the ablation tables: counted, run, trained one step, folded."""
+"""The networks of the ladder and of the ablation tables: counts, forward pass, one training step, folding."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_ladder_ends_at_iformer_m() -> None:
     assert variant_name(LADDER[-1].network) == "iformer_m"
 
 
-def test_each_step_of_the_ladder_changes_what_it_says_and_no_more() -> None:
+def test_each_step_of_the_ladder_changes_only_what_it_names() -> None:
     changed = []
     for before, after in itertools.pairwise(LADDER):
         fields = {

@@ -1,4 +1,4 @@
-"""Each network of the paper's tables, as an ONNX file that agrees with it."""
+"""ONNX exports of the networks of the paper's tables agree with the networks."""
 
 from __future__ import annotations
 

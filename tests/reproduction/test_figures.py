@@ -1,4 +1,4 @@
-"""Figures: the file, and the values that are drawn."""
+"""Figures: the files and the drawn values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latencies of the paper's networks: every row of ours has one, and no other."""
+"""Latencies of the paper's networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-def test_each_row_of_ours_gets_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_row_of_our_networks_gets_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = tiny_config(name="small"), tiny_config(name="large")
     monkeypatch.setitem(ABLATIONS, 1, {"MHA Baseline": large, "SHA Baseline": small})
     table = with_latencies(paper_table(1), rounds=2)

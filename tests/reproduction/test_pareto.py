@@ -1,4 +1,4 @@
-"""Accuracy against latency: which networks, and what the picture says."""
+"""The picture of accuracy and latency: its networks and its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables as data and as shown: every count near the print, or with a reason."""
+"""Tables as data and as text: each count is near the printed one, or the difference is explained."""
 
 from __future__ import annotations
 

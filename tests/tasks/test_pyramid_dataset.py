@@ -1,4 +1,4 @@
-"""Training images of detection and segmentation: targets move with their pixels, and chance is seeded."""
+"""Training images of detection and segmentation: targets follow the pixels, and augmentation is seeded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_boxes_and_masks_flip_with_their_image(shapes_data: Path) -> None:
     assert other["targets"][7]["masks"].shape == (0, 96, 96)
 
 
-def test_an_image_s_changes_depend_on_seed_epoch_and_index_only(shapes_data: Path) -> None:
+def test_augmentation_depends_on_seed_epoch_and_index_only(shapes_data: Path) -> None:
     train = load_detection(shapes_data).train
 
     def image(seed: int, epoch: int) -> Tensor:

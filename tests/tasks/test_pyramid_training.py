@@ -1,4 +1,4 @@
-"""Detection and segmentation from images to a report: they learn, resume, and agree over processes."""
+"""Training of detection and segmentation: it learns, resumes, and agrees over processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes do what one does."""
+"""Training on two processes equals training on one."""
 
 from __future__ import annotations
 

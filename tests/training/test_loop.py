@@ -1,4 +1,4 @@
-"""Training from images to a report: what it writes, what it computes, and how it stops."""
+"""Training: files, losses, reports and the ways to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamW's groups, its state by name, and the learning rate of every step."""
+"""AdamW's parameter groups, its state by name, and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_norms_biases_and_layer_scales_are_not_decayed() -> None:
     assert all(any(name.endswith(kind) for name in parameters) for kind in kinds)
 
 
-def test_groups_are_those_of_timm_s_factory_for_its_own_network() -> None:
+def test_parameter_groups_equal_those_of_timm() -> None:
     """The recipe's network, ours and timm's, each with its own optimizer factory: how much decays and how."""
     import timm
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A run that was killed ends with the weights of the run that was not, bit for bit."""
+"""A killed and resumed run ends with the same weights as an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_finished_run_only_evaluates_again(images: Path, tmp_path: Path, undistu
     assert (undisturbed / "resume.safetensors").read_bytes() == before["resume.safetensors"]
 
 
-def test_run_with_a_state_cut_short_continues_from_the_one_before_and_says_so(
+def test_run_with_a_truncated_state_continues_from_the_previous_one_with_a_note(
     images: Path, tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(undisturbed, tmp_path / "run"))

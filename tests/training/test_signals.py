@@ -1,4 +1,4 @@
-"""A scheduler's signal: the run ends between two steps, saved, with the code that asks to be run again."""
+"""Signals of a scheduler: the run stops between two steps, saves, and exits with the code for requeueing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def two_ranks(images: Path, out: Path, fields: dict[str, object]) -> list[Forked
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-def test_one_of_two_processes_is_told_and_both_stop_at_the_same_step(images: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(images: Path, tmp_path: Path) -> None:
     """With worker processes, each of which gets the signal too, as from a scheduler that tells a whole group."""
     out = tmp_path / "run"
     fields = {"epochs": 500, "workers": 1, "eval_every": 500, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
@@ -146,7 +146,7 @@ def test_two_quick_interrupts_leave_no_process_and_no_file(images: Path, tmp_pat
     assert not list((tmp_path / "run").glob(".*"))
 
 
-def test_a_run_that_reaches_no_step_is_interrupted(
+def test_a_run_between_two_steps_is_interrupted_after_a_while(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In an evaluation that takes longer than the scheduler will wait."""

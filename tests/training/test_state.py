@@ -1,4 +1,4 @@
-"""The saved state of a run: complete, strict, and safe from half-written files."""
+"""The saved state of a run: complete, strict, and safe from unfinished files."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_state_with_impossible_progress_is_damaged(tmp_path: Path, position: str
         (Path.unlink, r"is missing \(the run was killed while it was written\)"),
     ],
 )
-def test_damaged_state_costs_what_was_done_since_the_one_before(
+def test_damaged_state_falls_back_to_the_previous_one(
     tmp_path: Path, damage: Callable[[Path], None], reason: str
 ) -> None:
     files = RunFolder(tmp_path / "run")
@@ -242,7 +242,7 @@ def test_damaged_state_costs_what_was_done_since_the_one_before(
     assert (warning or "").endswith("; continuing from the state before it, of step 3")
 
 
-def test_damaged_state_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+def test_damaged_state_does_not_replace_the_previous_one(tmp_path: Path) -> None:
     files = RunFolder(tmp_path / "run")
     write_states(files, 3, 5)
     cut_short(files.state)

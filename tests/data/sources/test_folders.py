@@ -1,4 +1,4 @@
-"""Finding images and labels, what is wrong with them, and splits."""
+"""Image folders: images, labels, errors, warnings and splits."""
 
 from __future__ import annotations
 

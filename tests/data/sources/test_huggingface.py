@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: read from a local folder, as the library lays it out."""
+"""Data sets of Hugging Face, read from a local folder in the layout of the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of images and masks: what is read, and what is an error before anything is trained."""
+"""Folders of images and masks: what is read, and what is an error before training."""
 
 from __future__ import annotations
 

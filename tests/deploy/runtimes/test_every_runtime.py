@@ -1,4 +1,4 @@
-"""Every runtime by the same tests: what is exported is the network, and what is not is found out."""
+"""The same tests for every runtime: the artifact computes the network, and errors in an artifact are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX export and the check of what was exported."""
+"""ONNX export, and the comparison of the artifact with the network."""
 
 from __future__ import annotations
 

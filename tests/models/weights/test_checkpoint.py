@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is what is read, and what cannot be read says why."""
+"""Checkpoints: weights and metadata are read as written; errors for files that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion between the three key formats, and pickles that must not run."""
+"""Conversion between the three key formats; pickles never run code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in the files of training scripts: nested, wrapped, averaged."""
+"""Weights in the files of training scripts: nested, wrapped or averaged."""
 
 from __future__ import annotations
 

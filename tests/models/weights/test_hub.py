@@ -1,4 +1,4 @@
-"""Released weights, fetched by huggingface_hub's real client from a stand-in of the hub on this machine."""
+"""Released weights, fetched by the real client of huggingface_hub from a local stand-in of the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeiT's losses: what each head learns, and what of it is the teacher's."""
+"""The losses of DeiT's distillation for each head."""
 
 from __future__ import annotations
 

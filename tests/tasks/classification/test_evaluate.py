@@ -1,4 +1,4 @@
-"""Evaluation: every image once, in the network's order of classes, for anything that gives logits."""
+"""Evaluation: each image once, in the network's order of classes, for networks and artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classification loss and metric against their definitions."""
+"""The loss and metric of classification compared with their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prediction engine, where the network looks, and the pictures."""
+"""Prediction, attention maps and the pictures."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_attention_map_is_the_mean_over_queries() -> None:
         recorder.take_maps()
 
 
-def test_networks_without_attention_or_folded_cannot_be_looked_into(model: Classifier) -> None:
+def test_networks_without_attention_and_folded_networks_have_no_attention_maps(model: Classifier) -> None:
     with pytest.raises(UserError, match="no attention to show: the network is folded or has no single-head"):
         AttentionRecorder(fold(model))
     from dataclasses import replace

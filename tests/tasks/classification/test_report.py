@@ -1,4 +1,4 @@
-"""The report of a run, made from synthetic results."""
+"""The report of a run, from synthetic results."""
 
 from __future__ import annotations
 

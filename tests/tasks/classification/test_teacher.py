@@ -1,4 +1,4 @@
-"""Teachers: their own preprocessing on the student's images, from names and files, and what is refused."""
+"""Teachers: names and files, their preprocessing, and errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def checkpoint(config: NetworkConfig, path: Path, class_names: tuple[str, ...] =
     return model.eval()
 
 
-def test_teacher_undoes_the_student_s_normalisation_for_its_own(tmp_path: Path) -> None:
+def test_teacher_replaces_the_normalisation_of_the_student(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = checkpoint(tiny_config(), tmp_path / "teacher.safetensors")
     teacher = build_teacher(str(tmp_path / "teacher.safetensors"), CLASSES, STUDENT)
@@ -141,7 +141,7 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
         build_teacher(str(path), (*CLASSES[:4], "f"), STUDENT)
 
 
-def test_what_is_no_teacher_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_teachers_are_errors_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="unknown teacher 'regnety_16'; did you mean"):
         build_teacher("regnety_16", CLASSES, STUDENT)
     with pytest.raises(WeightsError, match="does not exist"):

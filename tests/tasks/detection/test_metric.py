@@ -1,4 +1,4 @@
-"""COCO's metrics: those of the reference implementation, on any share of the images."""
+"""COCO's metrics equal those of the reference implementation, for any distribution of images over ranks."""
 
 from __future__ import annotations
 

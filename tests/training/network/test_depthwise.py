@@ -1,4 +1,4 @@
-"""The faster gradient of depthwise convolutions is the gradient."""
+"""The faster gradient of depthwise convolutions equals PyTorch's."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_other_places_stay() -> None:
     assert type(conv) is nn.Conv2d
 
 
-def test_without_gradients_and_captured_it_is_the_plain_convolution() -> None:
+def test_without_gradients_and_in_graphs_it_is_the_plain_convolution() -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(16, 16, 7, padding=3, groups=16)
     fast = copy.deepcopy(plain)

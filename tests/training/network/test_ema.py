@@ -1,4 +1,4 @@
-"""The running average of the weights."""
+"""The exponential moving average of the weights."""
 
 from __future__ import annotations
 

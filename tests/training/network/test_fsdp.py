@@ -1,4 +1,4 @@
-"""FSDP on two gloo processes: the losses of one process, and states that load sharded or not."""
+"""FSDP on two gloo processes: the losses of one process, and states that load sharded or whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny.classification import SYNCHRONISED, launch, step_losses, tiny_job, tin
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-def test_sharded_run_is_the_run_of_one_process_and_continues_there(many_images: Path, tmp_path: Path) -> None:
+def test_sharded_run_equals_the_run_of_one_process_and_continues_there(many_images: Path, tmp_path: Path) -> None:
     fields = SYNCHRONISED
     launch(many_images, tmp_path / "two", {**fields, "parallel": "fsdp"}, "--plain")
     train(tiny_job(many_images, tmp_path / "one", recipe=tiny_recipe(**fields), drop_path_rate=0.0))

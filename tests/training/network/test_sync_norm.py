@@ -1,4 +1,4 @@
-"""Batch norm over two processes is batch norm over their images together."""
+"""Batch norm over two processes equals batch norm over all their images."""
 
 from __future__ import annotations
 

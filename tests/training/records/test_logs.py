@@ -1,4 +1,4 @@
-"""The log of a run, and what is said on the way."""
+"""The log of a run and its messages."""
 
 from __future__ import annotations
 

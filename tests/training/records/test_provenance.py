@@ -1,4 +1,4 @@
-"""Where a network comes from, as its checkpoint says."""
+"""The provenance in a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a run folder may be used, and what stays in it."""
+"""When a run folder can be used, and which files stay in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar shards: packed, verified, read at random; what is damaged is found and named."""
+"""Tar shards: packing, verification, random access, and errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_verify_finds_what_changed(shards: Path) -> None:
         verify(shards)
 
 
-def test_shard_that_is_cut_short_or_gone_is_named_before_anything_is_read(shards: Path) -> None:
+def test_truncated_and_missing_shards_are_named_before_reading(shards: Path) -> None:
     last = sorted(shards.glob("train-*.tar"))[-1]
     contents = last.read_bytes()
     last.write_bytes(contents[:1000])
@@ -217,7 +217,7 @@ def test_info_file_counts_what_is_in_the_shards(packed: Path) -> None:
     assert info["splits"]["validation"]["num_samples"] == 6
 
 
-def test_epoch_goes_on_behind_the_last_image_on_another_number_of_ranks(packed: Path) -> None:
+def test_an_epoch_continues_on_another_number_of_ranks(packed: Path) -> None:
     """Two ranks make the first two steps of a shuffled epoch, then one alone makes the rest of it."""
     data = load_data(packed).train
     dataset = ImageDataset(data, eval_transform(Preprocessing(size=(32, 32))))

@@ -1,4 +1,4 @@
-"""Shards at a URL: the same images as from a folder, and one clear line where something is wrong."""
+"""Shards at a URL: the same images as from a folder, and errors of one line."""
 
 from __future__ import annotations
 
