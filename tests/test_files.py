@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from iformer.errors import OutputError
-from iformer.files import replacing, write_text
+from iformer.files import json_text, replacing, write_bytes, write_text
+from iformer.models.weights.safetensors_file import open_safetensors
 
 
 def test_replacing_shows_nothing_until_all_is_written(tmp_path: Path) -> None:
@@ -40,3 +47,41 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, place: str, rea
         write_text(tmp_path / place, "new")
     assert (tmp_path / "plain").read_text() == "old"
     assert [left.name for left in tmp_path.iterdir()] == ["plain"]
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    value = {"a": float("nan"), "b": [1.5, float("-inf"), ("x", {"c": np.float32("nan")})], "é": 1}
+    text = json_text(value, default=lambda number: number.item(), ascii_only=False)
+    assert json.loads(text) == {"a": None, "b": [1.5, None, ["x", {"c": None}]], "é": 1}
+    assert "é" in text
+    assert json_text([0.1, True, None]) == "[0.1, true, null]"
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_whole(tmp_path: Path) -> None:
+    """`predict` beside a training that writes its checkpoint: header and tensors are of one of the two files."""
+    path, stop = tmp_path / "last.safetensors", threading.Event()
+    contents = [
+        safetensors.torch.save({"x": torch.full((64, size), size)}, {"size": str(size)}) for size in (7, 9)
+    ]
+    contents.append(safetensors.torch.save({"x": torch.full((64, 7), 8)}, {"size": "8"}))  # as large as the first
+    write_bytes(path, contents[0])
+
+    def write() -> None:
+        for content in itertools.cycle(contents):
+            write_bytes(path, content)
+            if stop.is_set():
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = set()
+        for _ in range(200):
+            with open_safetensors(path) as file:
+                size = int(file.metadata()["size"])
+                assert file.get_tensor("x").unique().tolist() == [size]
+                seen.add(size)
+    finally:
+        stop.set()
+        writer.join()
+    assert len(seen) > 1

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from iformer.data.images import open_image
+
 PACKAGES = ("tuxpaint-stamps-default", "gnome-backgrounds", "plasma-workspace-wallpapers")
 STAMPS = "usr/share/tuxpaint/stamps"
 BACKGROUNDS = ("usr/share/backgrounds/gnome", "usr/share/wallpapers")
@@ -116,6 +118,12 @@ def divide(items: list[Path], seed: int) -> tuple[list[Path], list[Path]]:
     return order[count:], order[:count]
 
 
+def opened(path: Path, mode: str) -> Image.Image:
+    """Return an image file in a Pillow mode."""
+    with open_image(path) as image:
+        return image.convert(mode)
+
+
 def background(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
     """Return a random square crop of a photograph, resized and flipped at random."""
     side = round(min(image.size) * rng.uniform(0.35, 1.0))
@@ -185,11 +193,10 @@ def write_split(
     seed: int,
 ) -> int:
     """Write images, masks and annotations of a split; return its number of objects."""
-    loaded = {path: Image.open(path).convert("RGBA") for paths in cutouts.values() for path in paths}
+    loaded = {path: opened(path, "RGBA") for paths in cutouts.values() for path in paths}
     scenes = []
     for path in photographs:
-        with Image.open(path) as photograph:
-            reduced = photograph.convert("RGB")
+        reduced = opened(path, "RGB")
         reduced.thumbnail((4 * size, 4 * size))
         scenes.append(reduced)
     for folder in ("images", "masks"):

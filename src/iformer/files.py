@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from iformer.errors import OutputError
 
@@ -27,6 +29,40 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """`write_bytes` of a text in UTF-8. Names that are not UTF-8 are written with escape sequences."""
     return write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def json_text(
+    value: Any, *, indent: int | None = None, ascii_only: bool = True, default: Callable[[Any], Any] | None = None
+) -> str:
+    """Return a value as JSON. Numbers that are not finite, which JSON does not have, are null.
+
+    Args:
+        indent: spaces per level; None: one line.
+        ascii_only: write other characters as escape sequences.
+        default: turns values of other types into plain ones.
+    """
+
+    def dumps(plain: Any) -> str:
+        return json.dumps(
+            plain,
+            indent=indent,
+            ensure_ascii=ascii_only,
+            allow_nan=False,
+            default=None if default is None else lambda other: _finite(default(other)),
+        )
+
+    try:
+        return dumps(value)
+    except ValueError:
+        return dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ MAX_BYTES = 2**16
 MAX_NODES = 500_000
 """Values of a document; what an alias stands for is counted wherever it is used."""
 MAX_DEPTH = 32
+MAX_SLOW_BYTES = 2**19
+"""Larger documents are not given to PyYAML's own parser, which takes ten seconds for a million bytes."""
 
 
 def _plain(loader: Any) -> Any:
@@ -59,7 +61,10 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     loader = None
     try:
         escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
-        loader = (_SLOW if escape in text.lower() else _FAST)(text)  # type: ignore[operator]
+        slow = escape in text.lower()  # type: ignore[operator]
+        if slow and len(text) > MAX_SLOW_BYTES:
+            raise ConfigError(f"{source} has names that are not UTF-8 and more than {MAX_SLOW_BYTES // 1024} KiB")
+        loader = (_SLOW if slow else _FAST)(text)
         node = loader.get_single_node()
         if node is None:
             return None

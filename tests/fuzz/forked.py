@@ -28,20 +28,20 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     """CPU time."""
     megabytes: float = 0.0
-    """Growth of the resident memory at its peak."""
+    """Growth of the child's resident memory at its peak (`getrusage`), beside what it has from its parent."""
 
 
 def call(function: Callable[[], object]) -> Outcome:
     """Return the outcome of `function()`; whatever it does, this process goes on."""
     reading, writing = os.pipe()
-    before = _resident_bytes()
     child = os.fork()
     if child == 0:
         _run(function, writing)
     os.close(writing)
     answer = _read(reading, child)
     _, status, usage = os.wait4(child, 0)
-    grown = max(0.0, usage.ru_maxrss * 1024 - before) / 2**20
+    before, _, answer = (answer or "").partition("\n") if answer is not None else ("", "", None)
+    grown = max(0.0, usage.ru_maxrss * 1024 - int(before or usage.ru_maxrss * 1024)) / 2**20
     seconds = usage.ru_utime + usage.ru_stime
     if answer is None:
         return Outcome("hangs", f"no answer after {WALL_SECONDS} s", seconds, grown)
@@ -55,6 +55,8 @@ def call(function: Callable[[], object]) -> Outcome:
 
 def _run(function: Callable[[], object], writing: int) -> None:
     try:
+        # the child's peak begins at what it shares with its parent, so growth is measured from there
+        os.write(writing, f"{_resident_bytes()}\n".encode())
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)

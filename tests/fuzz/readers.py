@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
+from typer.main import get_command
 
 import iformer
 from fuzz.mutations import (
@@ -24,20 +30,28 @@ from fuzz.mutations import (
     truncate,
     yaml_values,
 )
+from iformer.cli.main import build_app, main
+from iformer.config.metadata import Metadata
+from iformer.config.recipe_files import merge_overrides
 from iformer.data.images import check_image, read_image
 from iformer.data.segmentation import read_mask
 from iformer.data.sources import load_data
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
-from iformer.data.sources.shards.packing import verify
+from iformer.data.sources.shards.packing import pack, verify
 from iformer.data.video import VideoReader, VideoWriter
 from iformer.deploy.artifact import read_record
+from iformer.deploy.export import export_artifact
 from iformer.deploy.runner import open_artifact
+from iformer.errors import UserError, printable
+from iformer.models.weights.hub import describe_by_timm
 from iformer.models.weights.pickles import read_pickle
+from iformer.tasks.export import exportable
 from iformer.tasks.registry import load_recipe
+from iformer.training.distributed import RankContext
 from iformer.training.records.logs import read_history
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.state import read_state
+from iformer.training.state import TrainState, read_state, stored_network
 
 OLD_FILES = Path(__file__).parents[1] / "compatibility" / "data"
 IMAGES = ("png", "jpg", "webp", "tiff", "bmp", "gif", "ppm")
@@ -52,6 +66,8 @@ class Reader:
     read: Callable[[Path], object]
     checked: bool = False
     """A checksum covers the whole file, so that no changed one may be accepted."""
+    needs: str = ""
+    """A module without which the file is not read."""
 
 
 def make_files(folder: Path) -> Path:
@@ -69,7 +85,65 @@ def make_files(folder: Path) -> Path:
     foreign.mkdir()
     for shard in sorted((folder / "shards").glob("*.tar")):
         shutil.copy(shard, foreign)
+    make_new_formats(folder)
+    make_openvino(folder)
     return folder
+
+
+def make_openvino(folder: Path) -> None:
+    """Export the classifier to OpenVINO, if it is installed."""
+    if importlib.util.find_spec("openvino") is None:
+        return
+    network = iformer.load(folder / "networks" / "classify.safetensors")
+    export_artifact(exportable(network), folder / OPENVINO.rpartition("/")[0], "openvino")
+
+
+def make_new_formats(folder: Path) -> None:
+    """Write files that the versions of `OLD_FILES` did not: a state and an index that their checksums cover."""
+    build_app()  # imports the verbs once, not in each forked process
+    network = iformer.load(folder / "networks" / "classify.safetensors")
+    recipe = load_recipe("finetune", {"precision": "fp32"})
+    state = TrainState.create(network, recipe, RankContext(device=torch.device("cpu"), precision="fp32"))
+    (folder / "run").mkdir()
+    state.save(folder / NEW_STATE, identity={"model": "tiny", "recipe": recipe.to_plain()})
+    pack(load_data(folder / "images", workers=1), folder / "packed")
+    (folder / "config.json").write_text(json.dumps(TIMM_CONFIG))
+    (folder / "info.json").write_text(json.dumps(["info", "iformer_t", "--size", "64x96", "--json"]))
+    (folder / "train.json").write_text(json.dumps(TRAIN))
+    (folder / "set.json").write_text(json.dumps([argument for argument in TRAIN if "=" in argument]))
+
+
+def read_arguments(path: Path) -> None:
+    """Run a command line; its one line and exit code become an error."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = main(texts(path))
+    if code:
+        text = errors.getvalue()
+        if "internal error" in text:
+            raise RuntimeError(text)
+        raise UserError(text.strip())
+
+
+def parse_arguments(path: Path) -> None:
+    """Parse a command line of `train` without running it."""
+    command = get_command(build_app()).commands["train"]  # type: ignore[attr-defined]
+    usage_error = typer.BadParameter.__mro__[1]
+    try:
+        command.make_context("train", texts(path))
+    except usage_error as error:
+        raise UserError(printable(error.format_message())) from None  # type: ignore[attr-defined]
+
+
+def read_overrides(path: Path) -> None:
+    """Apply settings as `--set` gives them."""
+    load_recipe("finetune", merge_overrides(texts(path), {}))
+
+
+def texts(path: Path) -> list[str]:
+    """The arguments in a JSON file."""
+    plain = json.loads(path.read_text())
+    return [str(value) for value in (plain if isinstance(plain, list) else [plain])]
 
 
 def read_video(path: Path) -> int:
@@ -95,7 +169,25 @@ CLASSIFIER = "networks/classify.safetensors"
 STATE = "stopped/classify/resume.safetensors"
 DETECTOR, SEGMENTER = ("stopped/detect/last.safetensors", "stopped/segment/last.safetensors")
 COCO = "shapes/annotations/instances_train.json"
-ONNX = "artifacts/classify.onnx"
+ONNX, LITERT = "artifacts/classify.onnx", "artifacts/classify.tflite"
+OPENVINO = "artifacts/classify.openvino/model.xml"
+NEW_STATE = "run/resume.safetensors"
+TRAIN = [
+    *("--data", "images", "--out", "run", "--epochs", "3", "--lr", "1e-3", "--size", "64", "--device", "cpu"),
+    *("--set", "augment.hflip=0.25", "--set", "augment={vflip: 0.5}", "--set", "value_range=[0, 4095]"),
+]
+TIMM_CONFIG = {
+    "architecture": "iformer_t",
+    "num_classes": 3,
+    "label_names": ["a", "b", "c"],
+    "pretrained_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "input_size": [3, 64, 64],
+    },
+}
 
 READERS: dict[str, Reader] = {
     "recipe": Reader("recipes/classification.yaml", (yaml_values, *BYTES), lambda f: load_recipe(f, {})),
@@ -105,12 +197,19 @@ READERS: dict[str, Reader] = {
     ),
     "log.jsonl": Reader("stopped/classify/log.jsonl", (json_lines, *BYTES), read_history),
     "state of a run": Reader(STATE, (header_values, *BYTES), read_state),
+    "state of a run, checksummed": Reader(NEW_STATE, (header_values, *BYTES), read_state, checked=True),
+    "network of a run's state": Reader(
+        NEW_STATE, (header_values, *BYTES), lambda f: stored_network(RunFolder(f.parent))
+    ),
     "classifier's header": Reader(CLASSIFIER, (header_values,), iformer.load),
     "classifier": Reader(CLASSIFIER, BYTES, iformer.load),
     "detector's header": Reader(DETECTOR, (header_values,), iformer.load),
     "segmenter's header": Reader(SEGMENTER, (header_values,), iformer.load),
     "pickle": Reader("network.pth", BYTES, read_pickle),
     "index of shards": Reader("shards/index.safetensors", (header_values, *BYTES), lambda f: load_data(f.parent)),
+    "index of shards, checksummed": Reader(
+        "packed/index.safetensors", (header_values, *BYTES), lambda f: load_data(f.parent), checked=True
+    ),
     "shard": Reader("shards/train-00000.tar", BYTES, lambda f: verify(f.parent)),
     "foreign shard": Reader("foreign/train-00000.tar", BYTES, lambda f: read_images_of(load_data(f.parent))),
     "COCO annotations": Reader(COCO, (json_values, *BYTES), lambda f: load_detection(f.parents[1], workers=1)),
@@ -120,6 +219,16 @@ READERS: dict[str, Reader] = {
         f"{ONNX}.json", (json_values, *BYTES), lambda f: read_record(f.with_suffix(""))
     ),
     "ONNX artifact": Reader(ONNX, (flip_bits, truncate), open_artifact, checked=True),
+    "LiteRT artifact": Reader(LITERT, BYTES, open_artifact, checked=True, needs="ai_edge_litert"),
+    "OpenVINO artifact": Reader(
+        OPENVINO, BYTES, lambda f: open_artifact(f.parent), checked=True, needs="openvino"
+    ),
+    "config.json of the hub": Reader(
+        "config.json", (json_values, *BYTES), lambda f: describe_by_timm(Metadata(), f, 3, source="hub")
+    ),
+    "arguments of info": Reader("info.json", (json_values,), read_arguments),
+    "arguments of train": Reader("train.json", (json_values,), parse_arguments),
+    "--set": Reader("set.json", (json_values,), read_overrides),
     "video": Reader("video.mp4", BYTES, read_video),
     **{f"{ending} image": Reader(f"image.{ending}", BYTES, read_any_image) for ending in IMAGES},
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -18,7 +17,7 @@ from iformer.api.inputs import Input, collect_inputs
 from iformer.api.train import python_warnings
 from iformer.data.stream import find_images
 from iformer.data.video import has_video_extension
-from iformer.files import output_folder, write_text
+from iformer.files import json_text, output_folder, write_text
 from iformer.tasks.interface import PredictModule, PredictOptions, Record, TaskPredictor, Warn, check_options
 from iformer.tasks.subject import open_subject
 
@@ -113,7 +112,7 @@ class Predictions(Iterator[Prediction]):
                 item = by_path[Path(record["file"])]
                 yield self._kept(item, {**record, "file": item.source})
             if self.out is not None:
-                lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self._records]
+                lines = [json_text(record, ascii_only=False) + "\n" for record in self._records]
                 write_text(self.out / "predictions.jsonl", "".join(lines))
                 self.written += self.predictor.finish(self.out)
 

@@ -58,10 +58,9 @@ def evaluate(
 
     Evaluates a network or an exported artifact. The metrics are also given per class.
     """
-    import json as json_module
 
     from iformer.api.evaluate import evaluate as measure
-    from iformer.files import output_folder, write_text
+    from iformer.files import json_text, output_folder, write_text
 
     if out is not None:
         output_folder(out)
@@ -81,7 +80,7 @@ def evaluate(
     )
     record = {"checkpoint": checkpoint, "data": data, "split": evaluation.split, "metrics": evaluation.metrics}
     if out is not None:
-        write_text(out / "metrics.json", json_module.dumps(record, indent=2))
+        write_text(out / "metrics.json", json_text(record, indent=2))
         for name, content in evaluation.files().items():
             write_text(out / name, content)
     if json:

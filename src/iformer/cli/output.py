@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json as json_module
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from iformer.errors import StoppedBySignalError, UserError, printable
+from iformer.files import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,8 +74,8 @@ def note_warnings(warnings: Sequence[str]) -> None:
 
 
 def print_json(result: Any, *, indent: int | None = 2) -> None:
-    """Print one JSON document on stdout. Paths become strings."""
-    print(json_module.dumps(result, indent=indent, default=_plain), flush=True)
+    """Print one JSON document on stdout. Paths become strings, numbers that are not finite null."""
+    print(json_text(result, indent=indent, default=_plain), flush=True)
 
 
 def print_json_line(result: Any) -> None:

@@ -11,7 +11,6 @@ that is killed at any moment and resumed ends with the same weights as one that 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -25,7 +24,7 @@ from torch import nn
 
 from iformer.dependencies import require
 from iformer.device import resolve_device
-from iformer.files import write_text
+from iformer.files import json_text, write_text
 from iformer.models.complexity import count_parameters
 from iformer.training.checkpointer import Checkpointer
 from iformer.training.distributed import RankContext, explain_lost_processes
@@ -208,7 +207,7 @@ class _Run:
                 "precision": self.context.precision,
                 "device": result.device,
             }
-            write_text(self.files.metrics, json.dumps(record, indent=2))
+            write_text(self.files.metrics, json_text(record, indent=2))
             self._write_log("end", metrics=evaluation.summary, seconds=seconds)
             if job.report:
                 result = replace(result, report=self.workload.write_report(result))

@@ -182,7 +182,15 @@ def _described_by_timm(metadata: Metadata, wanted: HubFile, num_classes: int) ->
         if isinstance(error.__cause__, EntryNotFoundError):
             return metadata
         raise
-    source = f"{wanted.repo}: its {CONFIG_FILE}"
+    return describe_by_timm(metadata, path, num_classes, source=f"{wanted.repo}: its {CONFIG_FILE}")
+
+
+def describe_by_timm(metadata: Metadata, path: Path, num_classes: int, *, source: str) -> Metadata:
+    """Return metadata with the preprocessing and class names of a `config.json` in timm's form.
+
+    Raises:
+        WeightsError: the file is invalid; `source` names it in the message.
+    """
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"it has more than {_MAX_CONFIG_BYTES} bytes")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from iformer.errors import WeightsError, one_line
 
 SUFFIX = ".safetensors"
+_ATTEMPTS = 10
 
 
 @contextlib.contextmanager
@@ -23,15 +24,38 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
         WeightsError: the file does not exist, is damaged or is something else; the message says what it is.
     """
     try:
-        file = safe_open(os.fspath(path), framework="pt")
+        file = _open(os.fspath(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        # RuntimeError: the file was replaced while it was being opened
         raise unreadable(path, error) from error
     try:
         with file as opened:
             yield opened
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def _open(path: str) -> Any:
+    """Open a file again if it was replaced meanwhile: header and tensors are opened one after the other."""
+    for _ in range(_ATTEMPTS - 1):
+        before = _identity(path)
+        try:
+            file = safe_open(path, framework="pt")
+        except RuntimeError:
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return file
+    return safe_open(path, framework="pt")
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """Return what changes when a file is replaced; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> WeightsError:

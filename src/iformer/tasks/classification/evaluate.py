@@ -5,7 +5,6 @@ Shape letters: N images, B batch, K classes, H and W pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -23,6 +22,7 @@ from iformer.data.samples import ImageSet
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.exportable import Forward
 from iformer.deploy.runner import ArtifactRunner
+from iformer.files import json_text
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.dataset import find_labelled
 from iformer.tasks.classification.metric import ClassificationMetric
@@ -101,7 +101,7 @@ class ClassificationEvaluation(Evaluation):
                 "predicted": names[answer],
                 "probability": float(probabilities_K[answer]),
             }
-            lines.append(json.dumps(record) + "\n")
+            lines.append(json_text(record) + "\n")
         return {"predictions.jsonl": "".join(lines)}
 
 

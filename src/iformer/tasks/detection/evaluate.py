@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from iformer.data.detection import DetectionSet
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.coco import load_detection
 from iformer.errors import ConfigError, DataError, UserError
+from iformer.files import json_text
 from iformer.tasks.detection.dataset import DetectionImages, too_many_objects
 from iformer.tasks.detection.inference import Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
@@ -63,7 +63,7 @@ class DetectionEvaluation(Evaluation):
 
     def files(self) -> dict[str, str]:
         """Return `coco_results.json`: all detections in COCO's result format."""
-        return {"coco_results.json": json.dumps(self.results)}
+        return {"coco_results.json": json_text(self.results)}
 
 
 def evaluate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.config.segmenter import default_palette
 from iformer.device import resolve_device
-from iformer.files import write_text
+from iformer.files import json_text, write_text
 from iformer.tasks.detection.inference import Subject, object_detector
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record
@@ -96,7 +95,7 @@ class DetectionPredictor(PyramidPredictor):
         """Write `coco.json`: COCO's format, with detections as annotations that have a score."""
         categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
-        write_text(out / "coco.json", json.dumps(content))
+        write_text(out / "coco.json", json_text(content))
         return super().finish(out)
 
 

@@ -21,7 +21,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-_MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_CONFIG_BYTES = 4 * 2**20
 """Largest `config.yaml` that is read: it lists the class names."""
 
 
