@@ -27,7 +27,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """`write_bytes` of a text in UTF-8. Names that are not UTF-8 are written with escape sequences."""
+    """Write a string in UTF-8 as `write_bytes` does. Names that are not UTF-8 become escape sequences."""
     return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
@@ -70,7 +70,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file that takes `path`'s place, synced to disk, when the block ends without an error.
 
     Raises:
-        OutputError: the folder does not exist or is not writable, the disk is full, or `path` is no plain file.
+        OutputError: the folder is missing or not writable, the disk is full, or `path` is not a regular file.
     """
     try:
         with _replacing(path) as file:
@@ -101,7 +101,7 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
+    """Flush the rename to the disk, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Reading YAML that anybody may have written: bounded in time and memory, with errors of one line."""
+"""Read YAML from untrusted sources, bounded in time and memory, with one-line errors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from iformer.errors import ConfigError
 
 MAX_BYTES = 2**16
 MAX_NODES = 500_000
-"""Values of a document; what an alias stands for is counted wherever it is used."""
+"""Number of values in a document. The values behind an alias are counted at each use."""
 MAX_DEPTH = 32
 MAX_SLOW_BYTES = 2**19
 """Larger documents are not given to PyYAML's own parser, which takes ten seconds for a million bytes."""
 
 
 def _plain(loader: Any) -> Any:
-    """Derive a loader of texts, numbers, booleans, null, lists and mappings. A date stays a text."""
+    """Derive a loader of strings, numbers, booleans, null, lists and mappings. Dates stay strings."""
     rules = {
         first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
         for first, rules in loader.yaml_implicit_resolvers.items()

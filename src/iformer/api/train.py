@@ -48,7 +48,7 @@ def train(
         strict: an image that cannot be read is an error instead of being skipped.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         tensorboard: write TensorBoard's files.
-        warn: called with what is odd about the data, one line each. None: each line is a Python warning.
+        warn: called with each warning about the data. None: each becomes a Python warning.
         settings: recipe fields by name, such as `{"augment.hflip": 0.0}`.
         fields: recipe fields: `epochs=20`, `lr=1e-4`, `augment={"hflip": 0.0}`. They replace `settings`.
 
@@ -57,7 +57,7 @@ def train(
         `iformer.load`.
 
     Raises:
-        UserError: anything of it does not exist, does not fit or cannot be read.
+        UserError: a file or setting of the job does not exist, does not fit or cannot be read.
     """
     job = prepare(
         data,

@@ -23,7 +23,7 @@ class Worker:
     """An artifact in its own process; a context manager that ends the process."""
 
     def __init__(self, artifact: Path, *, threads: int, batch: int = 1, postprocess: bool = False) -> None:
-        """Start the process and load the artifact; `postprocess` also times what makes its outputs an answer.
+        """Start the process and load the artifact; `postprocess` includes the time of post-processing.
 
         Raises:
             UserError: the artifact cannot be loaded or run here.

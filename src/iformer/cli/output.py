@@ -66,7 +66,7 @@ def note(text: str) -> None:
 
 
 def note_warnings(warnings: Sequence[str]) -> None:
-    """Print what is odd about the data on stderr, one line each, at most `WARNINGS_SHOWN` of them."""
+    """Print the warnings about the data on stderr, one line each, at most `WARNINGS_SHOWN` of them."""
     for warning in warnings[:WARNINGS_SHOWN]:
         note(f"note: {warning}")
     if len(warnings) > WARNINGS_SHOWN:

@@ -1,4 +1,4 @@
-"""`iformer predict`: say what is on images and videos."""
+"""`iformer predict`: answers for images and videos."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ RENAMED = {
     "distillation_weight": ("distillation", "weight"),
     "distillation_temperature": ("distillation", "temperature"),
 }
-"""Fields of earlier versions that have another name in their section now. A field that kept its name needs no row:
+"""Fields of earlier versions, with their current section and name. A field that kept its name needs no row:
 `hflip` is `augment.hflip`."""
 
 ONCE_SHARED: dict[str, Any] = {
@@ -139,8 +139,8 @@ class Recipe(Config):
     sync_batch_norm: bool = False
     """Compute batch norm's statistics over the images of all processes instead of each process."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the work: ddp keeps the whole network in each; fsdp a shard, which saves memory
-    and costs communication."""
+    """How several processes share the work: ddp keeps the whole network in each process; fsdp keeps a shard, which
+    saves memory and costs communication."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of everything random."""
     workers: Literal["auto"] | Annotated[int, Range(0, 1024)] = "auto"

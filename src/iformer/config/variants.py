@@ -1,4 +1,4 @@
-"""The six sizes of iFormer, one row per size. Adding a size changes only this file.
+"""The six sizes of iFormer, one row per size. A new size is a row of this file.
 
 Sources: T, S, M and L are those of Table 15, L2 and H those of the released networks. Accuracies are the published
 ones of the released weights (ImageNet-1k, 224 pixels).

@@ -1,15 +1,15 @@
-"""The convolution of folded networks, by the fastest kernel of its device.
+"""The convolution of folded networks, which uses faster kernels on x86 CPUs and on GPUs.
 
-CPU (x86): oneDNN computes in a layout of weights of its own. PyTorch's convolution brings the weights into that
-layout in every call, and a GELU or a sum after it reads and writes the whole map once more. `FoldedConv` keeps the
-weights in oneDNN's layout and has it compute the GELU or the sum with the convolution, by the operators that
-`torch.compile` uses for frozen networks. PyTorch's public ways to the same kernels are `torch.compile` itself,
-which takes a compiler and a minute, and TorchScript's `optimize_for_inference`, which is deprecated.
+x86 CPUs, fp32: oneDNN needs the weights in a blocked layout. PyTorch converts them in every call, and a GELU or a
+residual sum after the convolution reads and writes the whole map again. `FoldedConv` converts the weights once and
+fuses the GELU or the sum, with the operators that `torch.compile` uses for frozen networks. The public ways to
+these kernels are `torch.compile`, which needs a compiler and a minute, and TorchScript's `optimize_for_inference`,
+which is deprecated.
 
-GPU, half precision: cuDNN's convolution is followed by a kernel of its own that adds the bias, a fifth of the time
-of a large batch (`docs/benchmarks/gpu.md`). A matrix product adds it as it writes its result.
+GPUs, half precision: cuDNN adds the bias in a separate kernel, which takes a fifth of the time of a large batch
+(`docs/benchmarks/gpu.md`). A matrix product adds it while it writes the result.
 
-Everything else, and every traced, exported and compiled graph, has the ordinary convolution.
+In all other cases, and in traced, exported and compiled graphs, it is an ordinary convolution.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FoldedConv(nn.Conv2d):
     """A convolution for inference, with weights that need no gradient."""
 
     _packed: tuple[Any, Tensor] | None = None
-    """What the packed weight was made for, and the weight in oneDNN's layout. No state dict or copy has it."""
+    """Input shape and weight version, and the weight in oneDNN's layout. Not part of copies and state dicts."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self._has_packed_kernel(x):
@@ -56,7 +56,7 @@ class FoldedConv(nn.Conv2d):
         return shortcut + self(x)
 
     def _can_fuse(self, x: Tensor) -> bool:
-        """Whether the output of the convolution alone is seen by nobody."""
+        """Whether the convolution may be fused with what follows: no hook needs its own output."""
         return not (self._forward_hooks or self._forward_pre_hooks) and self._has_packed_kernel(x)
 
     def _has_packed_kernel(self, x: Tensor) -> bool:

@@ -32,4 +32,4 @@ def export_module(task: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != f"iformer.tasks.{row.package}.export":
             raise
-        raise UserError(f"{row.networks} cannot be exported yet; export takes classifiers") from None
+        raise UserError(f"{row.networks} cannot be exported: the task has no module `export`") from None

@@ -22,7 +22,7 @@ from iformer.training.records.results import Evaluation
 Split = Literal["val", "train", "all"]
 
 Warn = Callable[[Sequence[str]], None]
-"""Takes what is odd about the data, one line each."""
+"""Takes warnings about the data, one line each."""
 
 Record = dict[str, Any]
 """The answer for one image or video frame as plain values: `file` and either `error` or the task's own."""
@@ -70,7 +70,7 @@ class TrainModule(Protocol):
             model: a model name, or a checkpoint to fine-tune.
             val_split: share of the images for validation, if the data is not split. None: the default.
             strict: an unreadable image is an error instead of being skipped.
-            warn: called with what is odd about the data, one line each.
+            warn: called with each warning about the data, one line.
 
         Raises:
             UserError: the data or the weights cannot be used, or the task does not take an option.
@@ -131,7 +131,7 @@ def check_options(options: EvaluateOptions | PredictOptions, takes: Collection[s
         what: the networks of the task, such as "classifiers".
 
     Raises:
-        UserError: an option was given in vain; the message names it.
+        UserError: an option was given that has no effect here; the message names it.
     """
     for field in fields(options):
         if field.default is None and getattr(options, field.name) is not None and field.name not in takes:

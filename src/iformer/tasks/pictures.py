@@ -31,7 +31,7 @@ _INK, _FAINT, _TRACK = "#1c2430", "#6b7684", "#eef1f4"
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A labelled share on a card."""
+    """A labelled bar on a card, from 0 to 1."""
 
     label: str
     share: float

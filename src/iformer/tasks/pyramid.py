@@ -133,7 +133,7 @@ def check_classes(known: tuple[str, ...], class_names: tuple[str, ...]) -> None:
     """Check that a data set has the classes that a network was trained on (`known`), in the same order.
 
     Raises:
-        DataError: it has not; the message names the first difference.
+        DataError: they differ; the message names the first difference.
     """
     known = tuple(map(writable, known))
     class_names = tuple(map(writable, class_names))

@@ -1,6 +1,6 @@
-"""The tasks, one row each: the only module that names them all. Importing it loads no torch.
+"""The tasks, one row each. Importing it loads no torch.
 
-A new task is a folder beside this file and a row here.
+A new task is a folder beside this file, a row here, and a row in `iformer.models.weights.header` for checkpoints.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TaskRow:
         """Import a module of the folder.
 
         Args:
-            name: `config`, `dataset`, `loss`, `metric`, `training`, `evaluate`, `predict` or `report`.
+            name: such as `config`, `training`, `evaluate`, `predict` or `export`.
         """
         return importlib.import_module(f"iformer.tasks.{self.package}.{name}")
 

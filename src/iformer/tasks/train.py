@@ -102,7 +102,7 @@ def training_job(
             the recipe, if none is named.
 
     Raises:
-        UserError: anything of it does not exist, does not fit or cannot be read.
+        UserError: a file or setting of the job does not exist, does not fit or cannot be read.
     """
     if is_main_process():  # the other processes may get here when this one has begun to write
         RunFolder(folder).check(resume=resume, overwrite=overwrite)

@@ -48,7 +48,7 @@ _Count = Annotated[int, Range(0, 2**53)]
 
 @dataclass(kw_only=True)
 class TrainProgress:
-    """How far a run is. The loop updates it in place."""
+    """The progress of a run. The loop updates it in place."""
 
     step: _Count = 0
     """Optimizer steps done."""

@@ -85,7 +85,7 @@ def measure_web(
         show_address: called with the page's address, if no browser is started.
 
     Raises:
-        UserError: the browser or the runtimes are missing, or nobody measured anything.
+        UserError: the browser or the runtimes are missing, or no device sent a measurement.
     """
     program = None if browser is None else find_browser(browser)
     files = page_files(

@@ -101,7 +101,7 @@ def _rewritten_for_xnnpack(module: Any) -> Any:
 
 
 def _quantized(module: Any, spec: ExportSpec, calibration: Calibration) -> Any:
-    """Quantize by PT2E with XNNPACK's quantizer: one weight scale per channel, one scale per activation."""
+    """Quantize with PT2E and XNNPACK's quantizer: one weight scale per channel, one scale per activation."""
     xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", extra=EXTRA)
     pt2e = require("torchao.quantization.pt2e.quantize_pt2e", extra=EXTRA)
     kept = tuple(f".{name}" for name in calibration.kept)

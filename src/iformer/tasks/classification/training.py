@@ -68,7 +68,7 @@ def classification_job(
 
     Raises:
         ConfigError: the recipe is for another task, or does not fit the number of channels.
-        DataError: images have not the channels that the network takes.
+        DataError: images have other channels than the network takes.
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched, read or do not fit.
     """
@@ -117,7 +117,7 @@ def _check_channels(data: DataSplits, channels: int) -> None:
     """Check that every image has an extra channel, if the network takes one; the headers are read.
 
     Raises:
-        DataError: images have not; the message names the first ones.
+        DataError: images have others; the message names the first ones.
     """
     if channels in (1, 3):
         return

@@ -15,7 +15,7 @@ _ROW = TASKS["detect"]
 
 
 class Detection:
-    """Images to boxes with a class and a score, and masks if the network predicts them.
+    """Training of Mask R-CNN and Faster R-CNN: images to boxes with a class and a score, and masks.
 
     `batch["images"]` is a list of float 3 x H x W from 0 to 1, `batch["targets"]` a list of the dicts that
     `iformer.models.detector.Detector.forward` takes.
@@ -34,7 +34,7 @@ class Detection:
         self.class_names = tuple(class_names)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss`, the sum of the losses of the region proposals and of the heads, and each of them."""
+        """Return `loss`, the sum of torchvision's losses of proposals and heads, and each of them."""
         losses: dict[str, Tensor] = model(batch["images"], batch["targets"])
         return {"loss": torch.stack(list(losses.values())).sum(), **{k: v.detach() for k, v in losses.items()}}
 
