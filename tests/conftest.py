@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from iformer.config.network import NetworkConfig
@@ -82,3 +83,19 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         Image.fromarray(small).resize((90 + 10 * index, 80), Image.Resampling.BICUBIC).save(path)
         paths.append(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def shared_exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `tiny.dense.copy_of_export`, the same in all processes, with photographs to compare on."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-exports"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "photographs.lock"):
+        generator = np.random.default_rng(0)
+        for index in range(3):
+            path = folder / f"photo{index}.jpg"
+            if not path.exists():
+                small = Image.fromarray(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+                small.resize((90 + 10 * index, 80), Image.Resampling.BICUBIC).save(path)
+    return folder

@@ -11,21 +11,21 @@ import pytest
 from PIL import Image
 
 from iformer.cli.main import main
-from tiny.dense import SIZE, save_all
+from iformer.models.weights.checkpoint import save
+from tiny.dense import BUILDERS, SIZE, copy_of_export
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, shapes_data: Path) -> Path:
-    """Checkpoints of the tiny networks, and ONNX artifacts of the light ones."""
-    folder = tmp_path_factory.mktemp("dense")
-    photographs = str(shapes_data / "images" / "val")
-    for kind, path in save_all(folder).items():
-        if kind != "semantic-fpn":
-            command = ["export", str(path), "--out", str(folder / f"{kind}.onnx"), "--images", photographs]
-            assert main(command) == 0
+@pytest.fixture
+def folder(tmp_path: Path, shared_exports: Path) -> Path:
+    """Checkpoints of the light networks, and ONNX artifacts of them."""
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    for kind in ("detector", "segmenter"):
+        save(BUILDERS[kind](), folder / f"{kind}.safetensors")
+        copy_of_export(kind, "onnx", shared_exports, folder)
     return folder
 
 
@@ -110,7 +110,20 @@ def test_export_refuses_other_sizes(
     command = ["export", str(folder / "detector.safetensors"), "--size", size, "--out", str(tmp_path / "a.onnx")]
     assert main(command) == 1
     assert "the network takes sides that are multiples of 32" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["networks"]
+
+
+@pytest.mark.sweep
+def test_int8_prints_each_class(
+    capsys: pytest.CaptureFixture[str], folder: Path, shapes_data: Path, tmp_path: Path
+) -> None:
+    command = ["export", str(folder / "segmenter.safetensors"), "--precision", "int8", "--max-drop", "100"]
+    out = tmp_path / "int8.onnx"
+    assert main([*command, "--calibration", str(shapes_data), "--calibration-images", "4", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("miou", "iou, network", "background", "disc", "square", "lost"):
+        assert words in printed
+    assert json.loads((tmp_path / "int8.onnx.json").read_text())["accuracy"]["metric"] == "miou"
 
 
 @pytest.mark.sweep

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
+from iformer.deploy.artifact import is_artifact, record_path
+from iformer.deploy.export import export_artifact
+from iformer.deploy.runtimes.registry import RUNTIMES
+from iformer.errors import MissingDependencyError
 from iformer.models.light_detector import LightDetector
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
-from iformer.models.weights.checkpoint import save
+from iformer.tasks.export import exportable
 from tiny.networks import randomize, tiny_config
 
 SIZE = (64, 96)
@@ -86,9 +93,28 @@ def _finished(network: ModelT, class_names: tuple[str, ...]) -> ModelT:
     return network.eval()
 
 
-def save_all(folder: Path) -> dict[str, Path]:
-    """Save a checkpoint of each network, and return their paths by kind."""
-    paths = {kind: folder / f"{kind}.safetensors" for kind in BUILDERS}
-    for kind, build in BUILDERS.items():
-        save(build(), paths[kind])
-    return paths
+def copy_of_export(kind: str, runtime: str, shared: Path, folder: Path) -> Path:
+    """Return a fresh copy, in `folder`, of a network's fp32 artifact, which is made once for all tests.
+
+    Args:
+        kind: one of `BUILDERS`.
+        runtime: one of `RUNTIMES`; the test is skipped where it is not installed.
+        shared: the fixture `shared_exports`.
+        folder: where the copy and its record go.
+    """
+    row = RUNTIMES[runtime]
+    try:
+        row.require()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    path = shared / f"{kind}{row.suffix}"
+    with FileLock(shared / f"{path.name}.lock"):
+        if not is_artifact(path):
+            photographs = sorted(shared.glob("*.jpg"))
+            export_artifact(
+                exportable(BUILDERS[kind]()), path, runtime, size=SIZE, precision="fp32", images=photographs
+            )
+    copied = folder / path.name
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, copied)
+    shutil.copy(record_path(path), folder)
+    return copied

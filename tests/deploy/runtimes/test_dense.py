@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
@@ -14,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 
+from iformer.config.light_detector import LightDetectorConfig
+from iformer.config.segmenter import LightSegmenterConfig
+from iformer.config.variants import network_config
 from iformer.deploy.artifact import (
     ArtifactInfo,
     artifact_hash,
-    is_artifact,
     read_record,
     record_path,
     write_record,
@@ -29,12 +29,14 @@ from iformer.deploy.export import export_artifact
 from iformer.deploy.parity import compare
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.deploy.spec import folded_for_export
-from iformer.errors import MissingDependencyError, UserError
-from iformer.models.light_detector import LightHead
+from iformer.errors import UserError
+from iformer.models.light_detector import LightDetector
+from iformer.models.light_segmenter import LightSegmenter
 from iformer.tasks.detection.export import ExportableDetector
 from iformer.tasks.export import exportable
 from iformer.tasks.segmentation.export import ExportableSegmenter
-from tiny.dense import BUILDERS, SIZE, light_detector, light_segmenter
+from tiny.dense import BUILDERS, SIZE, copy_of_export, light_detector, light_segmenter
+from tiny.networks import randomize
 
 FAST = {("detector", "onnx"), ("detector", "openvino"), ("detector", "ncnn"), ("segmenter", "onnx")}
 """The exports of the fast suite; each costs seconds. The others are in the sweep."""
@@ -47,39 +49,11 @@ each_artifact = pytest.mark.parametrize("artifact", PAIRS, indirect=True)
 each_detector = pytest.mark.parametrize("artifact", [p for p in PAIRS if "detector-" in str(p.id)], indirect=True)
 
 
-def need(name: str) -> None:
-    """Skip where a runtime is not installed."""
-    try:
-        RUNTIMES[name].require()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for one export of each kind, which the tests of all processes copy."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported-dense"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 @pytest.fixture
-def artifact(request: pytest.FixtureRequest, photographs: list[Path], tmp_path: Path, exported: Path) -> Path:
+def artifact(request: pytest.FixtureRequest, tmp_path: Path, shared_exports: Path) -> Path:
     """A fresh copy of a tiny network's fp32 artifact."""
-    kind, name = request.param
-    need(name)
-    path = exported / f"{kind}{find_runtime(name).suffix}"
-    with FileLock(exported / f"{path.name}.lock"):
-        if not is_artifact(path):
-            export_artifact(
-                exportable(BUILDERS[kind]()), path, name, size=SIZE, precision="fp32", images=photographs
-            )
-    copied = tmp_path / "copy" / path.name
-    copied.parent.mkdir()
-    (shutil.copytree if path.is_dir() else shutil.copy)(path, copied)
-    shutil.copy(record_path(path), copied.parent)
-    return copied
+    (tmp_path / "copy").mkdir()
+    return copy_of_export(*request.param, shared_exports, tmp_path / "copy")
 
 
 def check(path: Path, images: list[Path] | None = None) -> tuple[str, ...]:
@@ -113,11 +87,11 @@ def patch(path: Path, exchanges: list[tuple[bytes, bytes]]) -> int:
 
 
 @each_artifact
-def test_the_artifact_is_the_network(artifact: Path, photographs: list[Path]) -> None:
+def test_the_artifact_is_the_network(artifact: Path) -> None:
     info, network = read_record(artifact), BUILDERS[artifact.stem]()
     parity = info.parity
     assert parity is not None
-    assert parity["images"] == len(photographs) + parity["generated_images"]
+    assert parity["images"] == 3 + parity["generated_images"]
     assert parity["max_relative_error"] < 1e-4
     assert parity["failures"] == []
     assert info.class_names == network.metadata.class_names
@@ -140,11 +114,39 @@ def test_the_artifact_is_the_network(artifact: Path, photographs: list[Path]) ->
 
 
 def test_sides_are_multiples_of_the_coarsest_stride(tmp_path: Path) -> None:
-    need("onnx")
     for network in (light_detector(), light_segmenter()):
         with pytest.raises(UserError, match="size is 64 x 100; the network takes sides that are multiples of 32"):
             export_artifact(exportable(network), tmp_path / "a.onnx", "onnx", size=(64, 100))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("size", [(320, 320), (512, 512), (320, 512)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("model", ["iformer_t", "iformer_m"])
+@pytest.mark.parametrize("kind", [LightDetector, LightSegmenter])
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_the_family_at_the_sizes_of_phones(
+    tmp_path: Path, name: str, kind: type[LightDetector] | type[LightSegmenter], model: str, size: tuple[int, int]
+) -> None:
+    """Outputs within 1e-3, and equal detections or classes on 20 photographs; the export raises otherwise."""
+    RUNTIMES[name].require()
+    backbone = network_config(model).with_options(num_classes=0)
+    config = LightDetectorConfig if kind is LightDetector else LightSegmenterConfig
+    torch.manual_seed(0)
+    network = kind(config(backbone=backbone, num_classes=5, input_size=size))  # type: ignore[arg-type]
+    randomize(network)
+    generator = np.random.default_rng(0)
+    photographs = []
+    for index in range(20):
+        small = Image.fromarray(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        photographs.append(tmp_path / f"{index}.jpg")
+        small.resize((200 + 40 * index, 400), Image.Resampling.BICUBIC).save(photographs[-1])
+    path = tmp_path / f"net{RUNTIMES[name].suffix}"
+    info = export_artifact(exportable(network.eval()), path, name, precision="fp32", images=photographs)
+    assert info.parity is not None
+    assert info.parity["max_relative_error"] < 1e-3
+    assert info.parity["images"] == 23
+    assert info.preprocessing.size == size
 
 
 # --------------------------------------------------------------------------------------------- tampering
@@ -206,19 +208,21 @@ def test_red_for_blue_is_caught(artifact: Path) -> None:
     assert any("differ by" in failure for failure in check(artifact))
 
 
-def test_wrong_points_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("artifact", [("detector", "onnx")], indirect=True, ids=["onnx"])
+def test_wrong_points_are_caught(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault of a converter that takes the constants of one level for those of all: scores are right."""
-    need("onnx")
-    fix = LightHead.fix_points
+    runner = find_runtime("onnx").module().RUNNER(artifact)
+    right = runner.run
 
-    def wrong(self: LightHead, size: tuple[int, int]) -> None:
-        fix(self, size)
-        self.points8 += 8
+    def wrong(fed: Tensor) -> list[Any]:
+        boxes, scores = right(fed)
+        return [boxes + 8 * (np.arange(boxes.shape[1]) < 96)[:, None], scores]
 
-    monkeypatch.setattr(LightHead, "fix_points", wrong)
-    with pytest.raises(UserError, match="does not agree with the network: boxes differ"):
-        export_artifact(exportable(light_detector()), tmp_path / "a.onnx", "onnx")
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(runner, "run", wrong)
+    failures = compare(exportable(light_detector()), runner).failures
+    assert any("boxes differ by" in failure for failure in failures)
+    assert any("have no counterpart" in failure for failure in failures)
+    assert not any("scores" in failure for failure in failures[:1])
 
 
 # ------------------------------------------------------------------------------------- the comparison of answers
