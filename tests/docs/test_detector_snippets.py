@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,13 @@ def test_a_detector(
     found = [line.split() for line in capsys.readouterr().out.splitlines()]
     expected = network.rule.select(placed.restore(boxes[0]), scores[0], min_score=0.1)
     assert len(found) == len(expected["scores"]) > 3
-    names = [network.metadata.class_names[label] for label in expected["labels"]]
-    assert [words[0] for words in found] == names
-    values = np.array([[float(value) for value in words[1:]] for words in found])
-    np.testing.assert_allclose(values[:, 0], expected["scores"], atol=2e-3)
-    np.testing.assert_allclose(values[:, 1:], expected["boxes"], atol=0.1)
+    # as sets: of two with the same score either may come first, or be the last one that counts
+    around = replace(network.rule, detections=200).select(placed.restore(boxes[0]), scores[0])
+    rows = torch.cat([around["labels"][:, None], around["scores"][:, None], around["boxes"]], 1)
+    names = network.metadata.class_names
+    values = torch.tensor([[names.index(words[0]), *map(float, words[1:])] for words in found])
+    close = (values[:, None] - rows).abs() <= torch.tensor([0, 2e-3, 0.1, 0.1, 0.1, 0.1])
+    assert close.all(2).any(1).all()
 
 
 def test_a_segmenter(
