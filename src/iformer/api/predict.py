@@ -233,6 +233,7 @@ def _without_videos(inputs: list[Input], images: Any) -> list[Input]:
 
 
 def _answers(record: Record) -> Iterator[Answer]:
-    for item in record["detections"] if "detections" in record else record["classes"]:
+    # a task of its own may answer in other words; they are in the record
+    for item in record.get("detections") or record.get("classes") or ():
         score = next(item[key] for key in ("probability", "score", "share") if key in item)
         yield Answer(name=item["name"], score=score, box=tuple(item["box"]) if "box" in item else None)

@@ -1,6 +1,6 @@
 """The letterbox: the one rule by which an image of any size becomes a network's input of a fixed size.
 
-The image is resized by one factor (bilinear, antialiased) so that it just fits, placed at the top left, and the
+The image is resized by one factor (Pillow's bilinear filter) so that it just fits, placed at the top left, and the
 rest is filled with one colour. Training, evaluation, artifacts and their documentation use this function.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def letterbox(image: Tensor, size: tuple[int, int], *, fill: tuple[int, ...] = (
     """
     original = (image.shape[1], image.shape[2])
     content = content_size(original, size)
-    resized = F.resize(image, list(content), antialias=True)
+    # by Pillow, so that a program without PyTorch gets the same pixels from the same file
+    pixels_HWC = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    resized_HWC = pixels_HWC.resize(content[::-1], Image.Resampling.BILINEAR)
     canvas = image.new_tensor(fill).view(-1, 1, 1).repeat(1, *size)
-    canvas[:, : content[0], : content[1]] = resized
+    canvas[:, : content[0], : content[1]] = torch.from_numpy(np.array(resized_HWC)).permute(2, 0, 1)
     return Letterboxed(canvas, original, content)
