@@ -66,8 +66,9 @@ def test_a_checkpoint_is_the_network(tmp_path: Path) -> None:
     assert loaded.config == model.config
     images = torch.rand(1, 3, 64, 96)
     assert torch.equal(loaded(images), model(images))
-    maps = load(tmp_path / "light.safetensors", features_only=True)(images)
-    assert all(map(torch.equal, maps, model.pyramid.body(images)))
+    backbone = load(tmp_path / "light.safetensors", features_only=True)
+    assert all(map(torch.equal, backbone(images), model.pyramid.body(images)))
+    assert backbone.metadata.preprocessing.letterbox is None, "a classifier made of it crops its images"
 
 
 @pytest.mark.parametrize("size", [(64, 96), (60, 30), (33, 200), (128, 192)])

@@ -68,8 +68,9 @@ class Weights:
         return self.row.task
 
     def backbone(self) -> Weights:
-        """Return the weights of the backbone; class names and metrics, which are the head's, are left out."""
+        """Return the weights of the backbone; class names, metrics and letterbox, the head's, are left out."""
         prefix = self.row.backbone
+        preprocessing = replace(self.metadata.preprocessing, letterbox=None)
         return replace(
             self,
             config=backbone_config(self.config).with_options(num_classes=0),
@@ -78,7 +79,9 @@ class Weights:
                 for key, value in self.state_dict.items()
                 if key.startswith(prefix) and not key.startswith(_HEAD)
             },
-            metadata=replace(self.metadata, task="classify", class_names=(), metrics={}),
+            metadata=replace(
+                self.metadata, task="classify", class_names=(), metrics={}, preprocessing=preprocessing
+            ),
         )
 
 
