@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used. The message is one clear line."""
+    """An error that the user can fix. The message is one line: what was given, what is expected, what to do."""
 
 
 class ConfigError(UserError):

@@ -139,7 +139,7 @@ class TrainState:
                 os.replace(path, previous)
 
     def load(self, saved: SavedState) -> None:
-        """Restore a saved state. The parts must have been built as for a new run.
+        """Restore a saved state. Model, average, optimizer and scaler must be created as for a new run.
 
         Raises:
             WeightsError: the tensors do not fit this network.

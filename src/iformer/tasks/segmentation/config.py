@@ -19,7 +19,7 @@ from iformer.tasks.pyramid_recipe import PyramidRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationAugment(Config):
-    """The random changes of a training image with a mask."""
+    """Augmentation of training images and their masks."""
 
     resize: tuple[Factor, Factor] = (0.5, 2.0)
     """Smallest and largest factor of a training image's random size, relative to evaluation."""

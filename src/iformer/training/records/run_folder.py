@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def state_before(self) -> Path:
-        """The state before that one, used if the newest is damaged."""
+        """The previous state, used if the newest one is damaged."""
         return self.path / "resume.before.safetensors"
 
     @property
