@@ -31,7 +31,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-def test_a_detector_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
+def test_a_detector_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 50, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 50, "ema_decay": 0.9}
     result = train(detection(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
     assert result.metrics["box_ap50"] > 90
@@ -47,7 +47,7 @@ def test_a_detector_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Pa
     assert set(network.metadata.provenance) >= {"command", "versions", "data", "recipe"}
 
 
-def test_a_segmenter_learns_eight_images_by_heart(shapes_data: Path, tmp_path: Path) -> None:
+def test_a_segmenter_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
     result = train(segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
     assert result.metrics["miou"] > 95
