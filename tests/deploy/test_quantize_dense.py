@@ -65,7 +65,7 @@ def test_data_without_training_images_cannot_calibrate(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def memorised(tmp_path_factory: pytest.TempPathFactory, shapes_data: Path) -> dict[str, Any]:
-    """A detector and a segmenter that know eight images by heart."""
+    """A detector and a segmenter that overfit eight images."""
     folder = tmp_path_factory.mktemp("memorised")
     fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
     for name, make in (("detect", light), ("segment", light_segmentation)):

@@ -44,7 +44,7 @@ COMMON: dict[str, Any] = {
 
 
 def backbone_config() -> NetworkConfig:
-    """Every kind of block, large enough to learn eight images by heart."""
+    """Every kind of block, large enough to overfit eight images."""
     stages = tuple(
         StageConfig(
             channels=channels,
