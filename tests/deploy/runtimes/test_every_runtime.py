@@ -531,16 +531,9 @@ def test_attention_in_windows(
 
     need(name)
     options = {"windowed_stages": (3,), "window_size": 4, "channel_chunks": 4, "global_blocks": 0}
-    small = replace(  # nothing but the windows and what joins them to the rest
-        model.config,
-        stages=tuple(
-            replace(stage, pattern=(("attention", 2),) if number == 3 else (("conv", 1),))
-            for number, stage in enumerate(model.config.stages, start=1)
-        ),
-    )
-    config = with_design(small, "chunk_hybrid", padded_tokens=padded_tokens, **options)  # type: ignore[arg-type]
+    config = with_design(model.config, "chunk_hybrid", padded_tokens=padded_tokens, **options)  # type: ignore[arg-type]
     windowed = Classifier(config).eval()
-    randomize(windowed)
+    windowed.load_state_dict(model.state_dict())
     windowed.metadata = model.metadata
     path = tmp_path / f"windowed{RUNTIMES[name].suffix}"
     info = export_artifact(exportable(windowed), path, name, size=size, precision="fp32")
