@@ -42,7 +42,7 @@ def light_detector(class_names: tuple[str, ...] = ("disc", "square")) -> LightDe
         input_size=SIZE,
     )
     detector = _finished(LightDetector(config), class_names)
-    for level in detector.one_to_one.levels:
+    for level in detector.head.levels:
         _spread(level.classes[-1], std=20.0, bias=0.0)  # type: ignore[union-attr, index]
         _spread(level.distances[-1], std=2.0, bias=0.7)  # type: ignore[union-attr, index]
     return detector

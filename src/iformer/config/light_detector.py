@@ -21,6 +21,9 @@ class LightDetectorOptions(LightOptions):
     """Detections with a lower score are dropped."""
     detections: Annotated[int, Range(1, 100_000)] = 100
     """Most detections of an image."""
+    nms: bool = True
+    """Detections come from the one-to-many head, with non-maximum suppression. False: from the one-to-one head,
+    which needs none, and more training to be as good."""
     nms_iou: Annotated[float, Range(0, 1, above=True)] = 0.65
     """Overlap above which non-maximum suppression drops the box with the lower score."""
 

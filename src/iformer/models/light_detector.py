@@ -3,7 +3,8 @@
 Boxes are regressed directly as distances to the four sides, as in FCOS (Tian et al. 2019, arXiv 1904.01355).
 Two heads are trained on the same features (consistent dual assignment; YOLOv10, Wang et al. 2024, arXiv
 2405.14458, section 3.1): the one-to-many head gives many positive points to an object and teaches the features;
-the one-to-one head gives each object one point, so inference needs no non-maximum suppression.
+the one-to-one head gives each object one point, so its detections need no non-maximum suppression. It learns more
+slowly, so detections come from the one-to-many head unless the config says otherwise.
 
 Shape letters: B batch, A points over all levels, K classes, H and W the sides of the network's input.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -113,7 +114,14 @@ class LightDetector(nn.Module):
             extra_level=config.extra_level,
         )
         self.one_to_many: LightHead | None = LightHead(config)
-        self.one_to_one = LightHead(config)
+        self.one_to_one: LightHead | None = LightHead(config)
+
+    @property
+    def head(self) -> LightHead:
+        """The head that detections come from."""
+        head = self.one_to_many if self.config.nms else self.one_to_one
+        assert head is not None
+        return head
 
     def forward(self, images: Tensor) -> Any:
         """Letterboxed images, B x 3 x H x W, RGB from 0 to 1, H and W multiples of the coarsest stride.
@@ -125,9 +133,10 @@ class LightDetector(nn.Module):
         maps = self._maps(images)
         if self.training:
             assert self.one_to_many is not None
+            assert self.one_to_one is not None
             # the one-to-one head learns from the features and does not shape them (YOLOv10)
             return self.one_to_many(maps), self.one_to_one([x.detach() for x in maps])
-        found = self.one_to_one(maps)
+        found = self.head(maps)
         return found.boxes, found.logits.sigmoid()
 
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -136,18 +145,21 @@ class LightDetector(nn.Module):
         return maps
 
     def fold(self, size: tuple[int, int] | None = None) -> LightDetector:
-        """Return a folded copy in eval mode: norms merged into convolutions, the one-to-many head left out.
+        """Return a folded copy in eval mode: norms merged into convolutions, without the head that is not used.
 
         Args:
             size: height and width of its inputs; None: any.
         """
         folded = copy.deepcopy(self).eval().requires_grad_(False)
         folded.pyramid.body = fold(folded.pyramid.body)
-        folded.one_to_many = None
+        if self.config.nms:
+            folded.one_to_one = None
+        else:
+            folded.one_to_many = None
         fold_norms(folded.pyramid.neck)
-        fold_norms(folded.one_to_one)
+        fold_norms(folded.head)
         if size is not None:
-            folded.one_to_one.fix_points(size)
+            folded.head.fix_points(size)
         return folded
 
     def points(self, device: torch.device | str = "cpu") -> Tensor:
@@ -160,33 +172,31 @@ class LightDetector(nn.Module):
     def rule(self) -> SelectionRule:
         """How detections are selected from the outputs."""
         config = self.config
-        return SelectionRule(score_threshold=config.score_threshold, detections=config.detections)
+        return SelectionRule(
+            score_threshold=config.score_threshold,
+            detections=config.detections,
+            nms_iou=config.nms_iou if config.nms else None,
+        )
 
     @torch.inference_mode()
-    def detect(
-        self, images: Sequence[Tensor], *, min_score: float = 0.0, one_to_many: bool = False
-    ) -> list[dict[str, Tensor]]:
+    def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Tensor]]:
         """The objects on images of any sizes, in eval mode.
 
         Args:
             images: uint8 3 x h x w, RGB, each of its own size.
             min_score: detections with a lower score are dropped; the config's `score_threshold` applies too.
-            one_to_many: use the one-to-many head, with non-maximum suppression at `config.nms_iou`.
 
         Returns:
             See `iformer.models.detections.detect_letterboxed`.
         """
-        config, rule, head = self.config, self.rule, self.one_to_one
-        if one_to_many:
-            assert self.one_to_many is not None
-            head, rule = self.one_to_many, replace(rule, nms_iou=config.nms_iou)
+        config = self.config
         device = next(self.parameters()).device
 
         def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-            found = head(self._maps(images_BCHW.to(device).float().div_(255)))
+            found = self.head(self._maps(images_BCHW.to(device).float().div_(255)))
             return found.boxes, found.logits.sigmoid()
 
-        return detect_letterboxed(forward, images, config.input_size, config.fill, rule, min_score=min_score)
+        return detect_letterboxed(forward, images, config.input_size, config.fill, self.rule, min_score=min_score)
 
 
 def level_points(

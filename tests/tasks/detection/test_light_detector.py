@@ -44,13 +44,14 @@ def test_outputs_follow_the_points(extra_level: bool) -> None:
     assert (boxes[..., 2:] > points.T).all()
 
 
+@pytest.mark.parametrize("nms", [True, False])
 @torch.no_grad()
-def test_folding_changes_nothing() -> None:
-    model = network().eval()
+def test_folding_changes_nothing(nms: bool) -> None:
+    model = network(nms=nms).eval()
     randomize(model)
     images = torch.rand(2, 3, 64, 96)
     folded = model.fold()
-    assert folded.one_to_many is None
+    assert (folded.one_to_many is None, folded.one_to_one is None) == (not nms, nms)
     assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for one, other in zip(model(images), folded(images), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
@@ -69,7 +70,7 @@ def test_a_checkpoint_is_the_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(40, 200), (300, 30), (64, 96), (1, 1)])
 def test_boxes_come_back_to_the_image(size: tuple[int, int]) -> None:
-    found = network().eval().detect([torch.zeros(3, *size, dtype=torch.uint8)])[0]
+    found = network(nms=False).eval().detect([torch.zeros(3, *size, dtype=torch.uint8)])[0]
     assert len(found["scores"]) == 100
     assert (found["scores"].diff() <= 0).all()
     assert (found["boxes"] >= 0).all()
@@ -79,7 +80,9 @@ def test_boxes_come_back_to_the_image(size: tuple[int, int]) -> None:
 def test_non_maximum_suppression_leaves_no_overlap() -> None:
     from torchvision.ops import box_iou
 
-    found = network(nms_iou=0.3).eval().detect([torch.zeros(3, 64, 96, dtype=torch.uint8)], one_to_many=True)[0]
+    images = [torch.zeros(3, 64, 96, dtype=torch.uint8)]
+    found = network(nms_iou=0.3).eval().detect(images)[0]
+    assert 0 < len(found["scores"]) < len(network(nms=False).eval().detect(images)[0]["scores"])
     for label in range(3):
         boxes = found["boxes"][found["labels"] == label]
         assert (box_iou(boxes, boxes).fill_diagonal_(0) <= 0.3 + 1e-4).all()

@@ -37,10 +37,10 @@ class DenseDetector(nn.Module):
 
     def __init__(self, detector: LightDetector) -> None:
         super().__init__()
-        self.pyramid, self.one_to_one = detector.pyramid, detector.one_to_one
+        self.pyramid, self.head = detector.pyramid, detector.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.one_to_one(self.pyramid(images))
+        found = self.head(self.pyramid(images))
         return found.boxes, found.logits.sigmoid()
 
 
