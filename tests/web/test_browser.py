@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 import threading
@@ -20,10 +21,15 @@ from PIL import Image
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import read_image
 from iformer.data.transforms import eval_transform
+from iformer.deploy.export import export_artifact
 from iformer.deploy.runner import open_artifact
+from iformer.models.detections import SelectionRule
+from iformer.models.letterbox import content_size
+from iformer.tasks.export import exportable
 from iformer.web.demo import open_demo
 from iformer.web.server import Resource
 from iformer.web.static import write_page
+from tiny.dense import BUILDERS
 
 pytestmark = pytest.mark.sweep
 
@@ -114,6 +120,48 @@ def test_backends_agree_or_say_why_not(demo: Any, browser: Any, new_litert: Path
         assert choose(page, "0 litert-wasm") == "ready", page.inner_text("#problem")
 
 
+@pytest.fixture(scope="module", params=["detector", "segmenter"])
+def dense_onnx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny light detector or segmenter for ONNX Runtime."""
+    pytest.importorskip("onnxscript")
+    path = tmp_path_factory.mktemp("dense") / f"{request.param}.onnx"
+    export_artifact(exportable(BUILDERS[request.param]()), path, "onnx")
+    return path
+
+
+def in_words(artifact: Path, picture: Path) -> str:
+    """What the page says about a picture, computed here."""
+    runner = open_artifact(artifact)
+    info = runner.info
+    with Image.open(picture) as image:
+        size = image.height, image.width
+    outputs = runner(eval_transform(info.preprocessing)(read_image(picture))[None])
+    if info.task == "detect":
+        found = SelectionRule(**info.postprocess).select(outputs["boxes"][0], outputs["scores"][0], min_score=0.5)
+        names = [info.class_names[label] for label in found["labels"]]
+        return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing found"
+    height, width = (round(side / 4) for side in content_size(size, info.preprocessing.size))
+    classes = outputs["logits"][0].argmax(0)[:height, :width].flatten()
+    shares = [((classes == kind).float().mean().item(), name) for kind, name in enumerate(info.class_names)]
+    return ", ".join(
+        f"{name} {round(100 * share)} percent" for share, name in sorted(shares, reverse=True) if share
+    )
+
+
+def test_objects_and_areas(demo: Any, browser: Any, dense_onnx: Path, photographs: list[Path]) -> None:
+    server = demo(str(dense_onnx))
+    with server, opened(browser, server.new_address()) as page:
+        assert state(page) == "ready", page.inner_text("#problem")
+        for photograph in photographs[:3]:
+            page.set_input_files("#file", photograph)
+            page.wait_for_timeout(1500)
+            assert page.inner_text("#spoken") == in_words(dense_onnx, photograph)
+            pixels = "canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data"
+            assert page.locator("#overlay").evaluate(f"canvas => {pixels}.some((value) => value > 0)")
+        page.click("#camera")
+        page.locator("#rate", has_text=re.compile("[0-9]")).wait_for()
+
+
 def test_an_address_is_valid_once(demo: Any, browser: Any, tiny_onnx: Path) -> None:
     server = demo(str(tiny_onnx))
     with server:
@@ -149,21 +197,25 @@ def test_a_changed_weight_is_refused(demo: Any, browser: Any, tiny_onnx: Path, t
             assert page.is_disabled("#camera")
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 160)])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_pixels_are_those_of_the_evaluation_transform(
-    size: tuple[int, int], interpolation: str, demo: Any, browser: Any, tiny_onnx: Path
-) -> None:
-    preprocessing = Preprocessing(size=size, crop_pct=0.9, interpolation=interpolation)  # type: ignore[arg-type]
+def test_pixels_are_those_of_the_evaluation_transform(demo: Any, browser: Any, tiny_onnx: Path) -> None:
+    sizes = [(64, 64), (96, 64), (64, 160)]
+    crops = [
+        Preprocessing(size=size, crop_pct=0.9, interpolation=interpolation)  # type: ignore[arg-type]
+        for size in sizes
+        for interpolation in ("bicubic", "bilinear")
+    ]
+    letterboxes = [Preprocessing(size=size, letterbox=(114, 20, 7)) for size in sizes]
     script = """async ([pixels, width, height, preprocessing]) => {
         const { placement, resample } = await import("/preprocess.js");
         const place = placement(preprocessing, width, height);
-        return Array.from(resample(Uint8ClampedArray.from(pixels), width, place, preprocessing.interpolation));
+        return Array.from(resample(Uint8ClampedArray.from(pixels), width, place, preprocessing));
     }"""
     generator = np.random.default_rng(0)
     server = demo(str(tiny_onnx))
     with server, opened(browser, server.new_address()) as page:
-        for width, height in ((90, 70), (64, 64), (33, 201), (20, 20), (300, 4)):
+        for preprocessing, (width, height) in itertools.product(
+            crops + letterboxes, ((90, 70), (64, 64), (33, 201), (20, 20), (300, 4))
+        ):
             rgb = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
             rgba = np.concatenate([rgb, np.full((height, width, 1), 255, np.uint8)], axis=2)
             found = page.evaluate(script, [rgba.flatten().tolist(), width, height, preprocessing.to_plain()])

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.images import read_image, read_input
@@ -36,6 +36,8 @@ PAGE_FORMAT = "iformer-page-1"
 
 REFERENCE_PICTURES = 3
 _LONGEST_SIDE = 1024
+_PREPROCESSING = ("size", "crop_pct", "interpolation", "mean", "std", "letterbox")
+_COMPARED_VALUES = 20_000
 
 _ELPV_LICENCE = "CC BY-NC-SA 4.0, that of the ELPV photographs"
 
@@ -49,6 +51,15 @@ class PageArtifact:
     info: ArtifactInfo
     outputs: tuple[Outputs, ...]
     """The artifact's outputs on each reference picture, computed here in its own runtime."""
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """For each output, every how many values are compared: at most about 20,000 values."""
+        return {name: max(1, output.numel() // _COMPARED_VALUES) for name, output in self.outputs[0].items()}
+
+    def sampled(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Return the values of outputs that are compared, float32, flat."""
+        return {name: outputs[name].float().flatten()[::stride] for name, stride in self.strides.items()}
 
     @property
     def tolerance(self) -> float | None:
@@ -202,17 +213,19 @@ def _described(index: int, artifact: PageArtifact, pictures: int) -> dict[str, A
             "normalized_by": info.normalized_by,
         },
         "outputs": info.outputs,
-        "preprocessing": {key: preprocessing[key] for key in ("size", "crop_pct", "interpolation", "mean", "std")},
+        "postprocess": info.postprocess,
+        "preprocessing": {key: preprocessing[key] for key in _PREPROCESSING},
         "check": {
             "photographs": [_picture_file(number) for number in range(pictures)],
-            "outputs": [_plain(outputs) for outputs in artifact.outputs],
+            "outputs": [_plain(artifact.sampled(outputs)) for outputs in artifact.outputs],
+            "strides": artifact.strides,
             "tolerance": artifact.tolerance,
         },
     }
 
 
 def _plain(outputs: Outputs) -> dict[str, list[float]]:
-    return {name: output.to(torch.float32).flatten().tolist() for name, output in outputs.items()}
+    return {name: output.tolist() for name, output in outputs.items()}
 
 
 def _network_file(index: int, artifact: PageArtifact) -> str:

@@ -268,7 +268,8 @@ def compare_outputs(artifact: PageArtifact, found: Sequence[dict[str, Any]]) -> 
     if len(found) != len(artifact.outputs):
         raise UserError("outputs of each reference picture are needed")
     largest, same = 0.0, None
-    for expected, actual in zip(artifact.outputs, found, strict=True):
+    for outputs, actual in zip(artifact.outputs, found, strict=True):
+        expected = artifact.sampled(outputs)
         if actual.keys() != expected.keys():
             raise UserError("the outputs have other names")
         for name, tensor in expected.items():

@@ -1,6 +1,27 @@
 // From a network's outputs to words, bars and drawings.
 
 const SHOWN = 5;
+const MIN_SCORE = 0.5;
+
+// Shows an answer of any task over a picture of width x height; `place` is that of preprocess.js. Returns it in words.
+export function showAnswer(list, context, artifact, outputs, place, [width, height]) {
+  if (artifact.task === "detect") {
+    const found = detectionsOf(artifact, outputs, place, width, height);
+    drawDetections(context, found);
+    showRows(list, found.slice(0, SHOWN), "Nothing found.");
+    return countsInWords(found);
+  }
+  if (artifact.task === "segment") {
+    const { shares, classes } = segmentsOf(artifact, outputs, place);
+    drawSegments(context, classes, artifact, outputs, place, width, height);
+    showRows(list, shares.slice(0, SHOWN), "");
+    return shares.map(({ name, share }) => `${name} ${Math.round(100 * share)} percent`).slice(0, 3).join(", ");
+  }
+  const classes = classesOf(artifact, outputs);
+  showRows(list, classes, "");
+  drawCrop(context, place);
+  return `${classes[0].name}, ${Math.round(100 * classes[0].share)} percent`;
+}
 
 // Returns the classes of one image by falling probability: [{ name, share }].
 export function classesOf(artifact, outputs) {
@@ -18,15 +39,134 @@ export function nameOf(artifact, index) {
   return artifact.class_names[index] ?? `class ${index}`;
 }
 
-// Shows classes as a list with bars.
-export function showClasses(list, classes) {
-  while (list.children.length > classes.length || list.querySelector(".hint")) list.lastElementChild.remove();
-  for (const [index, { name, share }] of classes.entries()) {
+// Returns the objects of one image in its pixels, best first: [{ name, share, box, color }].
+export function detectionsOf(artifact, outputs, place, width, height) {
+  const { score_threshold: threshold, detections, nms_iou: overlap } = artifact.postprocess;
+  const boxes = outputs.boxes.data;
+  const scores = outputs.scores.data;
+  const classes = artifact.num_classes;
+  const candidates = [];
+  const least = Math.max(threshold, MIN_SCORE);
+  for (let index = 0; index < scores.length; index++) if (scores[index] > least) candidates.push(index);
+  candidates.sort((a, b) => scores[b] - scores[a]);
+  const kept = [];
+  for (const index of candidates.slice(0, overlap === null ? detections : 10 * detections)) {
+    const kind = index % classes;
+    const at = 4 * Math.floor(index / classes);
+    const raw = boxes.subarray(at, at + 4);
+    if (overlap !== null && kept.some((other) => other.kind === kind && iou(other.raw, raw) > overlap)) continue;
+    kept.push({ kind, raw, share: scores[index] });
+    if (kept.length === detections) break;
+  }
+  const across = width / place.resizedWidth;
+  const down = height / place.resizedHeight;
+  return kept.map(({ kind, raw, share }) => {
+    const [left, right] = [raw[0], raw[2]].map((x) => Math.min(width, Math.max(0, x * across)));
+    const [top, bottom] = [raw[1], raw[3]].map((y) => Math.min(height, Math.max(0, y * down)));
+    return { name: nameOf(artifact, kind), share, box: [left, top, right, bottom], color: colorOf(kind) };
+  });
+}
+
+// Returns the class of each point of the network's map, and the share of each class in the picture, largest first.
+export function segmentsOf(artifact, outputs, place) {
+  const { data, shape } = outputs.logits;
+  const [count, rows, columns] = shape.slice(-3);
+  const plane = rows * columns;
+  const classes = new Uint16Array(plane);
+  const shares = new Array(count).fill(0);
+  const [shownColumns, shownRows] = shownPoints(place, rows, columns);
+  for (let point = 0; point < plane; point++) {
+    for (let kind = 1; kind < count; kind++) {
+      if (data[kind * plane + point] > data[classes[point] * plane + point]) classes[point] = kind;
+    }
+    const row = Math.floor(point / columns);
+    if (row < shownRows && point - row * columns < shownColumns) shares[classes[point]]++;
+  }
+  const all = shares.reduce((a, b) => a + b, 0);
+  const named = shares.map((share, kind) => ({
+    name: nameOf(artifact, kind),
+    share: share / all,
+    color: `rgb(${artifact.postprocess.palette[kind].join(" ")})`,
+  }));
+  return { classes, shares: named.filter(({ share }) => share > 0).sort((a, b) => b.share - a.share) };
+}
+
+// Shows classes, objects or areas as a list with bars.
+function showRows(list, rows, otherwise) {
+  if (rows.length === 0) {
+    const hint = document.createElement("li");
+    hint.className = "hint";
+    hint.textContent = otherwise;
+    list.replaceChildren(hint);
+    return;
+  }
+  while (list.children.length > rows.length || list.querySelector(".hint")) list.lastElementChild.remove();
+  for (const [index, { name, share, color }] of rows.entries()) {
     const item = list.children[index] ?? list.appendChild(classItem());
     setText(item.querySelector(".name"), name);
     setText(item.querySelector(".share"), `${(100 * share).toFixed(share > 0.9995 ? 0 : 1)} %`);
     item.querySelector(".bar").style.width = `${100 * share}%`;
+    item.querySelector(".swatch").hidden = !color;
+    item.querySelector(".swatch").style.background = color ?? "";
   }
+}
+
+function drawDetections(context, found) {
+  const size = 5 * context.lineWidth;
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  context.textBaseline = "top";
+  for (const { name, share, box, color } of found.slice().reverse()) {
+    const [left, top, right, bottom] = box;
+    context.strokeStyle = color;
+    context.strokeRect(left, top, right - left, bottom - top);
+    const label = `${name} ${Math.round(100 * share)} %`;
+    const width = context.measureText(label).width + size / 2;
+    const y = Math.max(0, top - 1.3 * size);
+    context.fillStyle = color;
+    context.fillRect(left, y, width, 1.3 * size);
+    context.fillStyle = "#10121a";
+    context.fillText(label, left + size / 4, y + size * 0.15);
+  }
+}
+
+function drawSegments(context, classes, artifact, outputs, place, width, height) {
+  const [rows, columns] = outputs.logits.shape.slice(-2);
+  const map = new ImageData(columns, rows);
+  for (let point = 0; point < classes.length; point++) {
+    map.data.set(artifact.postprocess.palette[classes[point]], 4 * point);
+    map.data[4 * point + 3] = 150;
+  }
+  const small = new OffscreenCanvas(columns, rows);
+  small.getContext("2d").putImageData(map, 0, 0);
+  const across = (columns * place.resizedWidth) / place.inputWidth;
+  const down = (rows * place.resizedHeight) / place.inputHeight;
+  context.drawImage(small, 0, 0, across, down, 0, 0, width, height);
+}
+
+function shownPoints(place, rows, columns) {
+  return [
+    Math.max(1, Math.round((columns * place.resizedWidth) / place.inputWidth)),
+    Math.max(1, Math.round((rows * place.resizedHeight) / place.inputHeight)),
+  ];
+}
+
+function countsInWords(found) {
+  const counts = new Map();
+  for (const { name } of found) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return [...counts].map(([name, count]) => `${count} ${name}`).join(", ") || "nothing found";
+}
+
+function iou(a, b) {
+  const across = Math.max(0, Math.min(a[2], b[2]) - Math.max(a[0], b[0]));
+  const down = Math.max(0, Math.min(a[3], b[3]) - Math.max(a[1], b[1]));
+  const both = across * down;
+  const area = (box) => (box[2] - box[0]) * (box[3] - box[1]);
+  return both / (area(a) + area(b) - both);
+}
+
+// Colours that differ for neighbouring classes and are light enough for dark letters.
+function colorOf(kind) {
+  return `hsl(${(kind * 137.5 + 210) % 360} 90% 68%)`;
 }
 
 export function setText(element, text) {
@@ -58,10 +198,14 @@ export function drawCrop(context, place) {
 function classItem() {
   const item = document.createElement("li");
   item.className = "class";
-  for (const part of ["bar", "name", "share"]) {
+  for (const part of ["bar", "label", "share"]) {
     const element = item.appendChild(document.createElement("span"));
     element.className = part;
   }
   item.firstElementChild.setAttribute("aria-hidden", "true");
+  for (const part of ["swatch", "name"]) {
+    const element = item.children[1].appendChild(document.createElement("span"));
+    element.className = part;
+  }
   return item;
 }

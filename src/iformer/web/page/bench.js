@@ -1,7 +1,7 @@
 // The benchmark: every network in every backend of this device, in turns. The computer judges the answers.
 
 import { setText } from "./answers.js";
-import { BACKENDS, Engine, bitmapOf, download } from "./engine.js";
+import { BACKENDS, Engine, bitmapOf, download, sampled } from "./engine.js";
 
 const element = (id) => document.getElementById(id);
 
@@ -68,7 +68,7 @@ async function load(connection, row, files, seconds) {
     const outputs = [];
     for (const photograph of check.photographs) {
       const answer = await row.engine.answer(await bitmapOf(connection, photograph), seconds);
-      outputs.push(Object.fromEntries(Object.entries(answer.outputs).map(([name, { data }]) => [name, Array.from(data)])));
+      outputs.push(sampled(check, answer.outputs));
     }
     if (!outputs.every((named) => Object.values(named).every((values) => values.every(Number.isFinite)))) {
       throw new Error("the outputs are not finite numbers");

@@ -1,6 +1,6 @@
 // The demo: a camera or a photograph, the network's answer, and the choice of the backend.
 
-import { classesOf, drawCrop, setText, showClasses } from "./answers.js";
+import { setText, showAnswer } from "./answers.js";
 import { openCamera } from "./camera.js";
 import { BACKENDS, Engine, decode, download, verify } from "./engine.js";
 import { notices } from "./device.js";
@@ -234,10 +234,8 @@ export class Demo {
   show(artifact, { outputs }, [width, height]) {
     element("stage").style.aspectRatio = `${width} / ${height}`;
     const context = this.overlay(width, height);
-    const classes = classesOf(artifact, outputs);
-    showClasses(element("answer"), classes);
-    drawCrop(context, placement(artifact.preprocessing, width, height));
-    this.say(`${classes[0].name}, ${Math.round(100 * classes[0].share)} percent`);
+    const place = placement(artifact.preprocessing, width, height);
+    this.say(showAnswer(element("answer"), context, artifact, outputs, place, [width, height]));
   }
 
   // An empty canvas over the picture, in its pixels, with lines of a width that is visible at the size on the screen.

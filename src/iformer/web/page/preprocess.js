@@ -1,7 +1,8 @@
 // From a decoded image to a network's input: the evaluation transform of the Python package, pixel for pixel.
-// Pillow resamples bytes with weights of 22 fractional bits, rows first, and rounds after each pass.
+// Bytes are resampled with weights in fixed point, rows first, and rounded after each pass: by Pillow with 22
+// fractional bits; torchvision, which letterboxes, takes as many as leave the largest weight within 16 bits.
 
-const PRECISION_BITS = 22;
+const PILLOW_BITS = 22;
 const LONGEST_ASPECT = 64;
 
 const KERNELS = {
@@ -21,6 +22,7 @@ const KERNELS = {
 // and the part of the result that becomes the input.
 export function placement(preprocessing, width, height) {
   const [inputHeight, inputWidth] = preprocessing.size;
+  if (preprocessing.letterbox) return letterbox(preprocessing.size, width, height);
   const box = limitAspect(width, height, inputWidth, inputHeight);
   const boxWidth = box.right - box.left;
   const boxHeight = box.bottom - box.top;
@@ -46,28 +48,55 @@ export function placement(preprocessing, width, height) {
   };
 }
 
-// Resizes RGBA pixels as `place` says and returns RGB pixels, H x W x 3. What lies outside of the image
-// is black.
-export function resample(rgba, width, place, interpolation) {
+// All of the image, at the top left.
+function letterbox([inputHeight, inputWidth], width, height) {
+  const factor = Math.min(inputHeight / height, inputWidth / width);
+  return {
+    box: { left: 0, top: 0, right: width, bottom: height },
+    resizedWidth: Math.max(1, Math.min(inputWidth, roundHalfEven(width * factor))),
+    resizedHeight: Math.max(1, Math.min(inputHeight, roundHalfEven(height * factor))),
+    left: 0,
+    top: 0,
+    inputWidth,
+    inputHeight,
+  };
+}
+
+// Resizes RGBA pixels as `place` says and returns RGB pixels, H x W x 3. What lies outside of the image has the
+// letterbox's colour, or is black.
+export function resample(rgba, width, place, preprocessing) {
   const { box, resizedWidth, resizedHeight, left, top, inputWidth, inputHeight } = place;
-  const columns = weights(box.right - box.left, resizedWidth, left, inputWidth, KERNELS[interpolation]);
-  const rows = weights(box.bottom - box.top, resizedHeight, top, inputHeight, KERNELS[interpolation]);
+  const fill = preprocessing.letterbox ?? [0, 0, 0];
+  const kernel = KERNELS[preprocessing.letterbox ? "bilinear" : preprocessing.interpolation];
+  const [columns, columnBits] = fixedPoint(
+    weights(box.right - box.left, resizedWidth, left, inputWidth, kernel),
+    preprocessing.letterbox,
+  );
+  const [rows, rowBits] = fixedPoint(
+    weights(box.bottom - box.top, resizedHeight, top, inputHeight, kernel),
+    preprocessing.letterbox,
+  );
   const firstRow = Math.min(...rows.filter(Boolean).map((row) => row.start));
   const lastRow = Math.max(...rows.filter(Boolean).map((row) => row.start + row.values.length));
   const between = new Uint8ClampedArray((lastRow - firstRow) * inputWidth * 3);
   for (let y = firstRow; y < lastRow; y++) {
     const line = ((y + box.top) * width + box.left) * 4;
     for (let x = 0; x < inputWidth; x++) {
-      if (columns[x]) accumulate(rgba, line + columns[x].start * 4, 4, columns[x].values, between, ((y - firstRow) * inputWidth + x) * 3);
+      if (!columns[x]) continue;
+      const at = ((y - firstRow) * inputWidth + x) * 3;
+      accumulate(rgba, line + columns[x].start * 4, 4, columns[x].values, columnBits, between, at);
     }
   }
   const result = new Uint8ClampedArray(inputHeight * inputWidth * 3);
   for (let y = 0; y < inputHeight; y++) {
     for (let x = 0; x < inputWidth; x++) {
       const at = (y * inputWidth + x) * 3;
-      if (!rows[y] || !columns[x]) continue;
-      const start = ((rows[y].start - firstRow) * inputWidth + x) * 3;
-      accumulate(between, start, inputWidth * 3, rows[y].values, result, at);
+      if (rows[y] && columns[x]) {
+        const start = ((rows[y].start - firstRow) * inputWidth + x) * 3;
+        accumulate(between, start, inputWidth * 3, rows[y].values, rowBits, result, at);
+      } else {
+        result.set(fill, at);
+      }
     }
   }
   return new Uint8Array(result.buffer);
@@ -93,8 +122,8 @@ export function networkInput(artifact, rgb) {
   return values;
 }
 
-function accumulate(source, start, step, values, target, at) {
-  const half = 1 << (PRECISION_BITS - 1);
+function accumulate(source, start, step, values, bits, target, at) {
+  const half = 1 << (bits - 1);
   let red = half;
   let green = half;
   let blue = half;
@@ -105,9 +134,9 @@ function accumulate(source, start, step, values, target, at) {
     blue += source[from + 2] * weight;
   }
   // Uint8ClampedArray clips to 0..255
-  target[at] = red >> PRECISION_BITS;
-  target[at + 1] = green >> PRECISION_BITS;
-  target[at + 2] = blue >> PRECISION_BITS;
+  target[at] = red >> bits;
+  target[at + 1] = green >> bits;
+  target[at + 2] = blue >> bits;
 }
 
 // The weights of each output position from `first` on; null outside of the resized image.
@@ -122,7 +151,7 @@ function weights(length, resized, first, count, kernel) {
       continue;
     }
     if (resized === length) {
-      found.push({ start: position, values: Int32Array.of(1 << PRECISION_BITS) });
+      found.push({ start: position, values: Float64Array.of(1) });
       continue;
     }
     const centre = (position + 0.5) * scale;
@@ -134,13 +163,21 @@ function weights(length, resized, first, count, kernel) {
       values[index] = kernel.weight((index + start - centre + 0.5) * (1 / stretch));
       sum += values[index];
     }
-    found.push({ start, values: Int32Array.from(values, (value) => fixed(sum ? value / sum : value)) });
+    found.push({ start, values: values.map((value) => (sum ? value / sum : value)) });
   }
   return found;
 }
 
-function fixed(value) {
-  return Math.trunc((value < 0 ? -0.5 : 0.5) + value * (1 << PRECISION_BITS));
+// Returns the weights as whole numbers, and their number of fractional bits.
+function fixedPoint(found, within16Bits) {
+  let bits = PILLOW_BITS;
+  if (within16Bits) {
+    const largest = Math.max(...found.map((entry) => (entry ? Math.max(...entry.values) : 0)));
+    for (bits = 0; bits < PILLOW_BITS && Math.trunc(0.5 + largest * 2 ** (bits + 1)) < 1 << 15; bits++);
+  }
+  const whole = (value) => Math.trunc((value < 0 ? -0.5 : 0.5) + value * (1 << bits));
+  const entries = found.map((entry) => entry && { start: entry.start, values: Int32Array.from(entry.values, whole) });
+  return [entries, bits];
 }
 
 function limitAspect(width, height, inputWidth, inputHeight) {

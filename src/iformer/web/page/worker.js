@@ -59,7 +59,7 @@ function inputOf(bitmap) {
   const { data } = context.getImageData(0, 0, width, height);
   const { preprocessing } = artifact;
   const place = modules.placement(preprocessing, width, height);
-  return modules.networkInput(artifact, modules.resample(data, width, place, preprocessing.interpolation));
+  return modules.networkInput(artifact, modules.resample(data, width, place, preprocessing));
 }
 
 function blank() {
