@@ -107,6 +107,7 @@ def export_each(
     batch: BatchSize | None = None,
     precision: str | None = None,
     raw: bool = False,
+    opset: int | None = None,
     images: Any = None,
     calibration: str | os.PathLike[str] | None = None,
     max_drop: float = MAX_DROP,
@@ -130,6 +131,7 @@ def export_each(
             else 1.
         precision: "fp32", "fp16", "int8" or "palette6". None: fp32; for Core ML fp16.
         raw: export without normalisation: float32 input, N x C x H x W.
+        opset: ONNX only: version of the operator set, 17 to 20. None: that of the installed torch's exporter.
         images: photographs for the comparison: files, folders or patterns.
         calibration: labelled images for int8 and palette6. Training images calibrate the artifact, validation
             images measure its accuracy.
@@ -153,7 +155,7 @@ def export_each(
     _check(precision, calibration, max_drop)
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done
-        resolve_options(runtime, batch=batch, precision=precision)
+        resolve_options(runtime, batch=batch, precision=precision, opset=opset)
         with quiet():
             runtime.require(precision)
     sources = [images] if isinstance(images, str | os.PathLike) else images
@@ -196,6 +198,7 @@ def export_each(
                     batch=batch,
                     precision=precision,
                     raw=raw,
+                    opset=opset,
                     images=photographs,
                     quantization=quantization,
                 )

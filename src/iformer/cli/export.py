@@ -25,7 +25,7 @@ from iformer.cli.output import (
     say,
 )
 from iformer.cli.web_options import AssetsOption, LicenceOption
-from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, RUNTIMES, find_runtime
+from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, OPSETS, RUNTIMES, find_runtime
 from iformer.errors import UserError
 from iformer.tables import terminal_table
 
@@ -74,6 +74,13 @@ def export(
         bool,
         typer.Option("--raw", help="Export without normalisation: float32 NCHW input instead of RGB pixels."),
     ] = False,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help=f"ONNX: version of the operator set, {OPSETS[0]} to {OPSETS[-1]}, for older runtimes. "
+            "[default: that of the installed torch's exporter]"
+        ),
+    ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(help="Photographs for the comparison: a file, folder or glob; can be repeated."),
@@ -119,7 +126,7 @@ def export(
     runs on --device.
     """
     if to == "web":
-        own = (size, batch, precision, calibration, entry, attention, windows, raw or None)
+        own = (size, batch, precision, opset, calibration, entry, attention, windows, raw or None)
         _export_page(weights, out, images, assets, licence, json=json, plain=all(option is None for option in own))
         return
     if assets is not None or licence is not None:
@@ -139,6 +146,7 @@ def export(
         batch=count,
         precision=precision,
         raw=raw,
+        opset=opset,
         images=images,
         calibration=calibration,
         max_drop=max_drop,

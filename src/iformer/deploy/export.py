@@ -36,7 +36,7 @@ from iformer.deploy.quantize import (
 )
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runner import ArtifactRunner
-from iformer.deploy.runtimes.registry import QUANTIZED, Runtime, find_runtime
+from iformer.deploy.runtimes.registry import OPSETS, QUANTIZED, Runtime, find_runtime
 from iformer.deploy.spec import Calibration, ExportSpec, make_spec
 from iformer.errors import UserError
 
@@ -55,6 +55,7 @@ def export_artifact(
     batch: BatchSize | None = None,
     precision: str | None = None,
     raw: bool = False,
+    opset: int | None = None,
     images: Sequence[Path] = (),
     quantization: Quantization | None = None,
 ) -> ArtifactInfo:
@@ -73,6 +74,7 @@ def export_artifact(
             supports it, else 1.
         precision: one of the runtime's precisions; the first by default.
         raw: export without normalisation: the input is normalised float32, B x C x H x W.
+        opset: ONNX only: version of the operator set, 17 to 20; that of the installed torch's exporter by default.
         images: photographs for the comparison, in addition to generated patterns.
         quantization: calibration and metric; required for int8 and palette6 and only allowed there. Layers return
             to higher precision until the metric holds.
@@ -88,7 +90,7 @@ def export_artifact(
         OSError: the file cannot be written.
     """
     row = find_runtime(runtime)
-    fixed_batch, chosen = resolve_options(row, batch=batch, precision=precision)
+    fixed_batch, chosen = resolve_options(row, batch=batch, precision=precision, opset=opset)
     with quiet():
         row.require(precision)
     if size is not None and min(size) < MIN_INPUT_SIZE:
@@ -110,6 +112,7 @@ def export_artifact(
         raw=raw,
         precision=chosen,
         calibration=calibration,
+        opset=opset,
     )
     with staged(path) as file:
         _check_space(file, spec)
@@ -148,12 +151,18 @@ def export_artifact(
     return info
 
 
-def resolve_options(row: Runtime, *, batch: BatchSize | None, precision: str | None) -> tuple[int | None, str]:
+def resolve_options(
+    row: Runtime, *, batch: BatchSize | None, precision: str | None, opset: int | None = None
+) -> tuple[int | None, str]:
     """Return the batch (None means any) and the precision of an artifact.
 
     Raises:
-        UserError: the runtime does not support one of them.
+        UserError: the runtime does not support one of them, or the operator set.
     """
+    if opset is not None and row.name != "onnx":
+        raise UserError(f"opset is {opset}; operator sets are of ONNX, not of {row.title}")
+    if opset is not None and opset not in OPSETS:
+        raise UserError(f"opset is {opset}; expected a number from {OPSETS[0]} to {OPSETS[-1]}")
     if precision is not None and precision not in row.precisions:
         raise UserError(f"precision is '{precision}'; {row.title} supports {', '.join(row.precisions)}")
     precision = precision or row.precisions[0]

@@ -80,14 +80,20 @@ class ExportSpec:
     precision: str
     calibration: Calibration | None = None
     """Set if and only if the precision is a quantized one."""
+    opset: int | None = None
+    """ONNX only: version of the operator set; None means that of the installed torch's exporter."""
     plain: bool = False
     """Use the runtime's converter as it is, without the rewrites for iFormer's layers."""
 
-    def module(self, layout: Layout) -> nn.Module:
-        """Return the network behind its normalisation for images in `layout`; with `raw` the network itself."""
+    def module(self, layout: Layout, *, float_first: bool = False) -> nn.Module:
+        """Return the network behind its normalisation for images in `layout`; with `raw` the network itself.
+
+        Args:
+            float_first: convert the bytes to floats before they are transposed.
+        """
         if self.raw:
             return self.network
-        return WithPreprocessing(self.network, self.preprocessing, layout).eval()
+        return WithPreprocessing(self.network, self.preprocessing, layout, float_first=float_first).eval()
 
     def example(self, layout: Layout, dtype: torch.dtype = torch.uint8) -> Tensor:
         """Return an input of zeros for `module(layout)`; with `raw` float32, B x C x H x W."""
@@ -129,10 +135,13 @@ class WithPreprocessing(nn.Module):
     the artifact costs less than one in the caller's code.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, layout: Layout) -> None:
+    def __init__(
+        self, model: nn.Module, preprocessing: Preprocessing, layout: Layout, *, float_first: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.layout = layout
+        self.float_first = float_first
         std = torch.tensor(preprocessing.std)[:, None, None]
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -torch.tensor(preprocessing.mean)[:, None, None] / std, persistent=False)
@@ -140,6 +149,8 @@ class WithPreprocessing(nn.Module):
         self.shift: Tensor
 
     def forward(self, image: Tensor) -> Any:
+        if self.float_first:
+            image = image.float()
         if self.layout == "NHWC":
             image = image.permute(0, 3, 1, 2)
         return self.model(image.float() * self.scale + self.shift)
@@ -153,6 +164,7 @@ def make_spec(
     raw: bool = False,
     precision: str = "fp32",
     calibration: Calibration | None = None,
+    opset: int | None = None,
 ) -> ExportSpec:
     """Fold a network and return its spec; `preprocessing` is the network's by default."""
     preprocessing = preprocessing or network.metadata.preprocessing
@@ -171,6 +183,7 @@ def make_spec(
         raw=raw,
         precision=precision,
         calibration=calibration,
+        opset=opset,
     )
 
 

@@ -73,6 +73,36 @@ def test_the_artifact_is_the_network_on_photographs(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx", "tiny.onnx.json"]
 
 
+def test_bytes_go_straight_into_a_cast_and_the_format_is_the_oldest_that_fits(artifact: Path) -> None:
+    """TensorRT takes uint8 inputs only then, and ONNX Runtime 1.17 no format above 9."""
+    model = onnx.load(artifact)
+    readers = [node.op_type for node in model.graph.node if "image" in node.input]
+    assert readers == ["Cast"]
+    assert model.ir_version == onnx.helper.find_min_ir_version_for(list(model.opset_import)) <= 9
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("opset", [17, 18, 19, 20])
+def test_every_operator_set(model: Classifier, tmp_path: Path, photographs: list[Path], opset: int) -> None:
+    """Below 20 there is no GELU: it is decomposed."""
+    info = export_onnx(model, tmp_path / "tiny.onnx", opset=opset, images=photographs)
+    assert info.parity is not None
+    assert info.parity["max_relative_error"] < 1e-4
+    proto = onnx.load(tmp_path / "tiny.onnx")
+    assert [(entry.domain, entry.version) for entry in proto.opset_import if entry.domain == ""] == [("", opset)]
+    assert proto.ir_version == {17: 8, 18: 8, 19: 9, 20: 9}[opset]
+    operations = {node.op_type for node in proto.graph.node}
+    assert ("Gelu" in operations) == (opset >= 20)
+
+
+def test_wrong_operator_sets(model: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="opset is 16; expected a number from 17 to 20"):
+        export_onnx(model, tmp_path / "tiny.onnx", opset=16)
+    with pytest.raises(UserError, match="opset is 17; operator sets are of ONNX, not of OpenVINO"):
+        export_artifact(exportable(model), tmp_path / "tiny.openvino", "openvino", opset=17)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_batch_of_uint8_images(model: Classifier, artifact: Path, photographs: list[Path], count: int) -> None:
     """What a user of ONNX Runtime does: decode, resize, feed N x H x W x 3 bytes."""

@@ -18,6 +18,9 @@ from iformer.deploy.spec import INPUT, Calibration, ExportSpec, operation_counts
 from iformer.errors import UserError
 
 EXTRA = "onnx"
+_OLDEST_OF_EXPORTER = 18
+"""torch's exporter writes no older operator set."""
+
 _EXTERNAL_DATA = b"\x0a\x08location\x12"
 """The entry of a tensor in the serialized model that names the file with its values."""
 
@@ -26,12 +29,14 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     """Convert a network to one `.onnx` file."""
     onnx = require("onnx", extra=EXTRA)
     program = torch.onnx.export(
-        spec.module("NHWC"),
+        # TensorRT takes bytes only if they go straight into a cast
+        spec.module("NHWC", float_first=True),
         (spec.example("NHWC"),),
         dynamo=True,
         input_names=[INPUT],
         output_names=list(spec.outputs),
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if spec.batch is None else None,
+        opset_version=None if spec.opset is None else max(spec.opset, _OLDEST_OF_EXPORTER),
         verbose=False,
     )
     assert program is not None
@@ -39,6 +44,10 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     _remove_notes(proto)
     if spec.calibration is not None:
         proto = _quantized(proto, spec, spec.calibration, path)
+    if spec.opset is not None and spec.opset < _OLDEST_OF_EXPORTER:
+        _lower_to_17(proto)
+    # the exporter writes its newest format for every operator set; older runtimes refuse it
+    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
     proto.producer_name, proto.producer_version = "iformer", __version__
     onnx.helper.set_model_props(proto, spec.embedded())
     onnx.checker.check_model(proto)
@@ -102,6 +111,26 @@ def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Pat
         weight_type=quantization.QuantType.QInt8,
     )
     return require("onnx", extra=EXTRA).load(path)
+
+
+def _lower_to_17(proto: Any) -> None:
+    """Rewrite a model of operator set 18 in set 17; `onnx.checker` refuses what this does not cover.
+
+    Set 18 made the axes of reductions an input, and gave Split the number of its outputs, which they tell as well.
+    """
+    new = {"num_outputs", "noop_with_empty_axes"}
+    onnx = require("onnx", extra=EXTRA)
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) == 2:
+            axes = onnx.numpy_helper.to_array(constants[node.input.pop()])
+            node.attribute.append(onnx.helper.make_attribute("axes", axes.tolist()))
+        kept = [attribute for attribute in node.attribute if attribute.name not in new]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    for entry in proto.opset_import:
+        if entry.domain == "":
+            entry.version = 17
 
 
 def _remove_notes(proto: Any) -> None:

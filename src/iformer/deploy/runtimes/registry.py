@@ -22,6 +22,9 @@ QUANTIZED = ("int8", "palette6")
 MAX_DROP = 1.0
 """Percentage points that the metric of a quantized artifact may fall by."""
 
+OPSETS = range(17, 21)
+"""Versions of ONNX's operator set that can be asked for. Version 17 is that of 2022; version 20 has GELU."""
+
 CALIBRATION_IMAGES = 128
 """Number of images that give the ranges of the activations."""
 
