@@ -71,9 +71,9 @@ def test_bench_names_checkpoints_of_the_same_name_by_their_paths(monkeypatch: py
     from iformer.cli.bench import _subjects
     from iformer.deploy.runtimes.registry import find_runtime
 
-    monkeypatch.setattr(subjects, "prepare", lambda *_args, label, **_options: SimpleNamespace(label=label))
+    monkeypatch.setattr(subjects, "prepare_all", lambda *_args, label, **_options: [SimpleNamespace(label=label)])
     models = ["a/best.safetensors", "b/best.safetensors", "c/last.safetensors"]
-    found = _subjects(models, False, find_runtime("onnx"), Path(), None, 1, None)
+    found = _subjects(models, False, find_runtime("onnx"), Path(), [], 1, None)
     assert [subject.label for subject in found] == [*models[:2], "last"]
 
 
