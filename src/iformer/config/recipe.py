@@ -106,6 +106,10 @@ class Recipe(Config):
     """Learning rate at the start of the warm-up."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
     """Weight decay; not applied to norms, biases and layer scales."""
+    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Factor of the learning rate from each block of the backbone to the block before it. 1: none."""
+    head_lr: Annotated[float, Range(0, 10_000, above=True)] = 1.0
+    """Factor of the learning rate of everything that is not the backbone."""
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
     """Decay rates of the optimizer's moments."""
     eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
@@ -145,6 +149,8 @@ class Recipe(Config):
     """Seed of everything random."""
     workers: Literal["auto"] | Annotated[int, Range(0, 1024)] = "auto"
     """Processes that load images, per training process. 0: the training process loads them itself."""
+    patience: Epochs | None = None
+    """Stop after this number of epochs without a better validation metric. None: train for all `epochs`."""
     eval_every: Epochs = 1
     """Epochs between evaluations on the validation images; the last epoch is always evaluated."""
     eval_batch_size: Images | None = None

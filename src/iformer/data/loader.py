@@ -128,6 +128,7 @@ def build_loader(
     world_size: int = 1,
     prefetch: int = 3,
     pin_memory: bool = False,
+    weights: Sequence[float] | None = None,
 ) -> Loader:
     """Build a loader for training (shuffled, whole batches only) or evaluation (each image exactly once).
 
@@ -141,6 +142,7 @@ def build_loader(
         world_size: number of processes that share the images.
         prefetch: batches that each worker prepares in advance.
         pin_memory: copy batches to page-locked memory, for a GPU.
+        weights: of the training images; see `EpochSampler`.
 
     Raises:
         ConfigError, DataError: see `EpochSampler`.
@@ -153,6 +155,7 @@ def build_loader(
         world_size=world_size,
         shuffle=train,
         drop_last=train,
+        weights=weights,
     )
     workers = auto_workers(world_size) if workers is None else workers
     return Loader(dataset, sampler, workers=min(workers, sampler.steps), prefetch=prefetch, pin_memory=pin_memory)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,6 +47,7 @@ class EpochSampler(Sampler[list[Key]]):
         start_step: int = 0,
         shuffle: bool = True,
         drop_last: bool = True,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """Create the sampler.
 
@@ -60,6 +61,7 @@ class EpochSampler(Sampler[list[Key]]):
             start_step: number of steps at the start of this epoch to skip.
             shuffle: use another order in each epoch.
             drop_last: drop an incomplete last step.
+            weights: with `shuffle`, draw this share of each image, with replacement; None: each image once.
 
         Raises:
             ConfigError: `batch_size` is not a positive multiple of `world_size`, or another number is out of
@@ -81,6 +83,7 @@ class EpochSampler(Sampler[list[Key]]):
         self.world_size = world_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.weights = weights
         self.set_epoch(epoch, start_step)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
@@ -105,8 +108,11 @@ class EpochSampler(Sampler[list[Key]]):
         """Return the indices in the epoch's order, over all ranks, before any is dropped."""
         if not self.shuffle:
             return list(range(self.length))
+        generator = random.Random(_mix(self.seed, self.epoch))
+        if self.weights is not None:
+            return generator.choices(range(self.length), self.weights, k=self.length)
         order = list(range(self.length))
-        random.Random(_mix(self.seed, self.epoch)).shuffle(order)
+        generator.shuffle(order)
         return order
 
     def __iter__(self) -> Iterator[list[Key]]:

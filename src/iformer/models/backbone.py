@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.fx
@@ -33,6 +33,16 @@ from iformer.layers.windows import Windows
 from iformer.models.timm_interface import Indices, TimmInterface, stage_indices
 
 ResidualFactory = Callable[..., ResidualAdd]
+
+FROZEN_PARTS: dict[str, int | None] = {
+    "none": None,
+    "stem": 0,
+    "stage1": 1,
+    "stage2": 2,
+    "stage3": 3,
+    "backbone": 4,
+}
+"""What `Backbone.freeze` takes, with the number of frozen stages."""
 
 
 class Stage(nn.Module):
@@ -96,6 +106,7 @@ class Backbone(TimmInterface):
     def __init__(self, config: NetworkConfig, *, out_indices: Indices = (0, 1, 2, 3)) -> None:
         super().__init__()
         self.config = config
+        self._frozen: tuple[nn.Module, ...] = ()
         self.metadata = Metadata(preprocessing=Preprocessing().with_channels(config.in_chans))
         self.out_indices = stage_indices(out_indices, len(config.stages))
         residual = _drop_path_schedule(config)
@@ -132,6 +143,26 @@ class Backbone(TimmInterface):
             x = stage(x)
             maps.append(x)
         return maps
+
+    def freeze(self, until: str) -> None:
+        """Keep weights and batch-norm statistics of the first part of the network as they are.
+
+        Args:
+            until: the last frozen part: "stem", "stage1", "stage2", "stage3" or "backbone"; "none" freezes
+                nothing.
+        """
+        stages = FROZEN_PARTS[until]
+        self._frozen = () if stages is None else (self.stem, *self.stages[:stages])
+        for part in (self.stem, *self.stages):
+            part.requires_grad_(part not in self._frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, in which frozen parts still compute as for inference."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(self, x: Tensor) -> Any:
         """Map B x in_chans x H x W to the list of feature maps of `out_indices`."""

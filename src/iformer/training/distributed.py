@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from iformer.dependencies import require
+from iformer.device import resolve_device
 from iformer.errors import UserError
-from iformer.training.network.precision import Precision, autocast
+from iformer.training.network.precision import Precision, autocast, resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,22 @@ class RankContext:
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of a forward pass; see `iformer.training.network.precision.autocast`."""
         return autocast(self.precision, self.device)
+
+
+def launch(device: str, precision: str) -> tuple[Any, RankContext]:
+    """Join the process group if torchrun or another launcher started this process; find the device of the rank."""
+    accelerate = require("accelerate", extra="train")
+    on = resolve_device(device)
+    if on.index is not None:  # Accelerator has no argument for the index: it takes the current device
+        torch.accelerator.set_device_index(on.index)
+    accelerator = accelerate.Accelerator(cpu=on.type == "cpu", mixed_precision="no")
+    context = RankContext(
+        device=accelerator.device,
+        precision=resolve_precision(precision, accelerator.device),
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return accelerator, context
 
 
 def all_gather(value: Any) -> list[Any]:

@@ -19,19 +19,17 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import nn
 
-from iformer.dependencies import require
-from iformer.device import resolve_device
 from iformer.files import json_text, write_text
 from iformer.models.complexity import count_parameters
+from iformer.models.weights.resolve import load
 from iformer.training.checkpointer import Checkpointer
-from iformer.training.distributed import RankContext, explain_lost_processes
+from iformer.training.distributed import explain_lost_processes, launch
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
-from iformer.training.network.precision import resolve_precision
+from iformer.training.optimizer import base_lr
 from iformer.training.records.logs import ProgressView, RunLog, epoch_line, read_history
 from iformer.training.records.provenance import (
     describe_device,
@@ -44,7 +42,7 @@ from iformer.training.records.results import Evaluation, TrainResult
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.schedule import RunLength, build_schedule
 from iformer.training.signals import SignalHandler
-from iformer.training.state import SavedState, TrainState, check_identity, read_newest_state
+from iformer.training.state import SavedState, TrainState, check_identity, extend, read_newest_state
 from iformer.training.step import OptimizerStep, check_batch_size, seed_everything
 
 __all__ = ["train"]
@@ -61,6 +59,8 @@ def train(job: TrainJob) -> TrainResult:
     with explain_lost_processes(), ExitStack() as stack:
         run = _Run(job, stack)
         for epoch in range(run.progress.epoch, run.length.epochs):
+            if run.stops_early():
+                break
             run.train_epoch(epoch)
             run.finish_epoch(epoch)
         return run.finish()
@@ -74,7 +74,7 @@ class _Run:
         self.job, self.recipe = job, job.recipe
 
         # 1. the ranks
-        self.accelerator, self.context = _launch(job)
+        self.accelerator, self.context = launch(job.device, job.recipe.precision)
         self.is_main = self.context.rank == 0
         check_batch_size(self.recipe, self.context.world_size)
         self.signals = stack.enter_context(SignalHandler(self.context.world_size))
@@ -142,7 +142,7 @@ class _Run:
         record: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": progress.step,
-            "lr": self.state.optimizer.param_groups[0]["lr"],
+            "lr": base_lr(self.state.optimizer),
             "size": recipe.train_size(epoch),
             **{f"train_{name}": total / self.length.steps_in(epoch) for name, total in sums.items()},
             **self.meter.rates(),
@@ -171,14 +171,27 @@ class _Run:
         if not last:
             self._stop_on_signal(self.signals.poll()[0])
 
+    def stops_early(self) -> bool:
+        """Whether there was no better evaluation for `recipe.patience` epochs."""
+        patience, best = self.recipe.patience, self.progress.best
+        if patience is None or not best or self.progress.epoch - best["epoch"] < patience:
+            return False
+        self.view.say(
+            f"stopped after epoch {self.progress.epoch}: {self.job.task.metric_label} was best in epoch "
+            f"{best['epoch']}, and patience is {patience}"
+        )
+        return True
+
     def finish(self) -> TrainResult:
         """Write the final network, metrics and report."""
-        if self.final is None:  # resumed after its last epoch
+        if self.final is None:  # stopped early, or resumed after its last epoch
             network = self.state.inference_model()
             self.final = network, self._evaluate(network, last=True)
         network, evaluation = self.final
+        evaluation = self.workload.finish(network.eval(), evaluation)
+        self._finish_best()
         job, seconds = self.job, self._seconds()
-        metadata = self.checkpointer.metadata(self.length.epochs, evaluation.metrics)
+        metadata = self.checkpointer.metadata(self.progress.epoch, evaluation.metrics)
         result = TrainResult(
             folder=job.folder,
             model_name=job.model_name,
@@ -214,6 +227,17 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return result
 
+    def _finish_best(self) -> None:
+        """Let the task finish the best network as it finished the last one."""
+        if not self.workload.finishes or not self.files.best.is_file():
+            return
+        network = load(self.files.best).to(self.context.device)
+        metadata = network.metadata
+        evaluation = self.workload.finish(network.eval(), self._evaluate(network, last=True))
+        changed = {name: value for name, value in evaluation.summary.items() if name != "images"}
+        metadata = replace(metadata, metrics=metadata.metrics | changed)
+        self.checkpointer.save_network(network, self.files.best, metadata)
+
     # ----------------------------------------------------------------------------------------- starting
 
     def _open_folder(self, stack: ExitStack) -> SavedState | None:
@@ -232,14 +256,24 @@ class _Run:
         if saved is not None:
             defaults = identity_defaults(job.recipe)
             before = {**saved.identity, "recipe": job.recipe.nested(saved.identity.get("recipe", {}))}
+            longer = extend(before["recipe"], self.identity["recipe"])
             check_identity(before, self.identity, folder=job.folder, defaults=defaults)
+            if longer and self.is_main:
+                print(
+                    f"note: {longer}; the learning rate follows the longer schedule", file=sys.stderr, flush=True
+                )
+                self._write_config()
             self.accelerator.wait_for_everyone()  # every rank has read the state
             if self.is_main and warning is not None:
                 os.replace(saved.path, self.files.state)  # the damaged one must not replace it at the next save
         elif self.is_main:
-            self.files.write_config(run_config(job, device=self.context.device, precision=self.context.precision))
+            self._write_config()
         self.accelerator.wait_for_everyone()
         return saved
+
+    def _write_config(self) -> None:
+        config = run_config(self.job, device=self.context.device, precision=self.context.precision)
+        self.files.write_config(config)
 
     def _open_log(self, stack: ExitStack, provenance: dict[str, Any]) -> RunLog | None:
         """Open the log on the main rank, without the records that a resumed run repeats."""
@@ -310,7 +344,7 @@ class _Run:
             step=self.progress.step,
             epoch=epoch + 1,
             **means,
-            lr=self.state.optimizer.param_groups[0]["lr"],
+            lr=base_lr(self.state.optimizer),
             images_per_second=rate,
             seconds=self._seconds(),
         )
@@ -356,19 +390,3 @@ class _Run:
             with self.checkpointer.explain_failure():
                 self.progress.log_bytes = self.log.sync()
         self.checkpointer.save_state()
-
-
-def _launch(job: TrainJob) -> tuple[Any, RankContext]:
-    """Join the process group if torchrun or another launcher started this process; find the device of the rank."""
-    accelerate = require("accelerate", extra="train")
-    device = resolve_device(job.device)
-    if device.index is not None:  # Accelerator has no argument for the index: it takes the current device
-        torch.accelerator.set_device_index(device.index)
-    accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    context = RankContext(
-        device=accelerator.device,
-        precision=resolve_precision(job.recipe.precision, accelerator.device),
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    return accelerator, context

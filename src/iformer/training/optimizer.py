@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from iformer.config.recipe import Recipe
 from iformer.errors import WeightsError
+from iformer.models.backbone import Backbone
 from iformer.training.network.fsdp import shard_like, whole_tensor
 
 
@@ -17,16 +19,14 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Build the recipe's optimizer over the trainable parameters, at the peak learning rate.
 
     There is no weight decay on parameters of one dimension (biases, norms, layer scales) and on those that
-    `model.no_weight_decay()` names.
+    `model.no_weight_decay()` names. With `layer_decay` or `head_lr`, groups have a factor of the learning rate,
+    `lr_scale`, which the schedule applies.
 
     Muon (https://kellerjordan.github.io/posts/muon) is timm's: it orthogonalises the momentum of every weight of
     two or more dimensions, a convolution as an out x (in * height * width) matrix, and updates the other
     parameters with AdamW. Its updates have the size of AdamW's, so a learning rate means the same for both.
     """
-    from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
-
-    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
-    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
+    groups = _parameter_groups(model, recipe)
     if recipe.optimizer == "muon":
         from timm.optim import Muon  # type: ignore[attr-defined]
 
@@ -35,6 +35,54 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
         return muon
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+
+
+def base_lr(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate of the schedule, before the factors of the groups."""
+    group = optimizer.param_groups[0]
+    rate: float = group["lr"] / group.get("lr_scale", 1.0)
+    return rate
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    if recipe.layer_decay == recipe.head_lr == 1:
+        groups: list[dict[str, Any]] = param_groups_weight_decay(
+            model, recipe.weight_decay, no_weight_decay_list=exempt
+        )
+        return groups
+    scales = _lr_scales(model, recipe)
+    by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if parameter.ndim <= 1 or name in exempt else recipe.weight_decay
+            by_setting.setdefault((scales[name], decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in by_setting.items()
+    ]
+
+
+def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """Return the factor of the learning rate of each parameter by name.
+
+    The last block of the backbone has `layer_decay`, the one before it its square, and so on down to the stem.
+    """
+    from timm.models import group_parameters
+
+    scales = {name: recipe.head_lr for name, _ in model.named_parameters()}
+    prefix, backbone = next(
+        ((name, module) for name, module in model.named_modules() if isinstance(module, Backbone)), ("", None)
+    )
+    if backbone is not None:
+        layers = group_parameters(backbone, backbone.group_matcher(), reverse=True)
+        trunk = {name: layer for name, layer in layers.items() if not name.startswith("head.")}
+        last = max(trunk.values()) + 1
+        for name, layer in trunk.items():
+            scales[f"{prefix}.{name}" if prefix else name] = recipe.layer_decay ** (last - layer)
+    return scales
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

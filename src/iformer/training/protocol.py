@@ -6,6 +6,7 @@ Each folder of `iformer.tasks` implements them; nothing in `iformer.training` im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,13 +97,28 @@ class Workload(ABC):
     def evaluate(self, network: nn.Module, *, precision: Precision) -> Evaluation:
         """Evaluate a network in eval mode on `val_loader`. Every rank must call it; all get the same result."""
 
+    finishes = False
+    """Whether `finish` changes networks."""
+
+    def finish(self, network: nn.Module, evaluation: Evaluation) -> Evaluation:
+        """Change a trained network after its last evaluation, in place, and return the evaluation of the result.
+
+        Every rank must call it.
+        """
+        return evaluation
+
     @abstractmethod
     def write_report(self, result: TrainResult) -> Path:
         """Write `report.md` and its figures into the run folder; return its path."""
 
     def train_loader(self) -> Loader:
         """Return a loader of this rank's training batches."""
-        return self._loader(self.train_dataset(), self._recipe.batch_size, train=True)
+        weights = self.train_weights()
+        return self._loader(self.train_dataset(), self._recipe.batch_size, train=True, weights=weights)
+
+    def train_weights(self) -> Sequence[float] | None:
+        """Return the share in which each training image is drawn; None: each once an epoch."""
+        return None
 
     def val_loader(self) -> Loader:
         """Return the loader of this rank's validation images; its workers live until `close`."""
@@ -116,7 +132,9 @@ class Workload(ABC):
         for loader in self._loaders:
             loader.close()
 
-    def _loader(self, dataset: BatchSource, batch_size: int, *, train: bool) -> Loader:
+    def _loader(
+        self, dataset: BatchSource, batch_size: int, *, train: bool, weights: Sequence[float] | None = None
+    ) -> Loader:
         recipe, context = self._recipe, self.context
         loader = build_loader(
             dataset,
@@ -127,6 +145,7 @@ class Workload(ABC):
             rank=context.rank,
             world_size=context.world_size,
             pin_memory=context.device.type == "cuda",
+            weights=weights,
         )
         self._loaders.append(loader)
         return loader

@@ -285,6 +285,25 @@ def saved_step(path: Path) -> int | None:
         return None
 
 
+def extend(saved: dict[str, Any], current: dict[str, Any]) -> str:
+    """Take over a larger number of epochs or steps, with which a run may be resumed, into the saved recipe.
+
+    Args:
+        saved: the recipe in the state file; it is changed.
+        current: the recipe of this run.
+
+    Returns:
+        A line that says what changed; empty if nothing did.
+    """
+    changes = []
+    for name in ("epochs", "max_steps"):
+        before, now = saved.get(name), current.get(name)
+        if before != now and before is not None and (now is None or now > before):
+            saved[name] = now
+            changes.append(f"{name} was {before}, is {now}")
+    return ", ".join(changes)
+
+
 def check_identity(
     saved: dict[str, Any], current: dict[str, Any], *, folder: Path, defaults: dict[str, Any] | None = None
 ) -> None:

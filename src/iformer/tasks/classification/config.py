@@ -44,15 +44,36 @@ class ClassificationRecipe(Recipe):
     infrared). None: those of the starting weights, else 3."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
+    freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "backbone"] = "none"
+    """The part of the network up to which weights and batch-norm statistics stay as they are; backbone: only the
+    head is trained."""
+    loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
+    """Loss of the labels. focal: cross entropy times `(1 - p) ** focal_gamma` (arXiv 1708.02002); bce: binary
+    cross entropy of each class."""
+    focal_gamma: Annotated[float, Range(0, 100)] = 2.0
+    """Exponent of the loss "focal"; 0 is cross entropy."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each class in the loss. balanced: images / (classes * images of the class); or numbers by class
+    name, 1 for a class that is not named."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """Order of the training images. shuffle: each once an epoch; balanced: drawn with replacement, every class
+    equally often."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of the target's probability that is spread over all classes."""
     distillation: DistillationConfig = DistillationConfig()
     """Learning from a teacher."""
+    test_flip: bool = False
+    """Evaluate each image and its mirror image, and average the logits."""
+    temperature_scaling: bool = False
+    """After training, divide the logits by the temperature that fits the validation images best
+    (arXiv 1706.04599), so that probabilities are calibrated. The division is in the weights of the head."""
     cache: Literal["none", "ram"] = "none"
     """Where decoded images are kept; ram: each image is decoded once and kept in memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        given = self.class_weights.values() if isinstance(self.class_weights, dict) else ()
+        check(all(0 < weight <= 1e6 for weight in given), self, "class_weights", "numbers above 0, up to 1e6")
         starts = [start for start, _ in self.size_schedule]
         check(
             all(start < self.epochs for start in starts)

@@ -77,7 +77,7 @@ class DistilledClassification(Classification):
         teacher_BK = self.teacher(mixed.images)
         outputs = model(mixed.images)
         labels_head_BK, teacher_head_BK = outputs if isinstance(outputs, tuple) else (outputs, outputs)
-        label_loss = mixed.cross_entropy(labels_head_BK)
+        label_loss = mixed.loss(labels_head_BK)
         teacher_loss = self._teacher_loss(teacher_head_BK.float(), teacher_BK)
         with torch.no_grad():
             answers_B = (labels_head_BK.float() + teacher_head_BK.float()).argmax(1)

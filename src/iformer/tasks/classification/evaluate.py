@@ -52,6 +52,7 @@ class ClassificationEvaluation(Evaluation):
     Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are sorted by index.
 
     `metrics` has `top1`, `top5` (from 6 classes on), `loss` (mean cross entropy), `images` (N),
+    `ece` (expected calibration error, percent),
     `macro`: `{"precision", "recall", "f1"}` (means over classes),
     `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
     `confusion`: K x K nested lists of counts, row true class, column predicted class (see `metric.Confusion` for
@@ -134,6 +135,11 @@ class NetworkPredictor:
         with autocast(self.precision, self.device):
             logits: Tensor = self.network(self._normalize(images).contiguous(memory_format=self._memory_format))
         return logits.float()
+
+
+def with_mirror_images(predictor: Predictor) -> Predictor:
+    """Return a predictor of the mean logits of each image and its left-right mirror image."""
+    return lambda images: (predictor(images) + predictor(images.flip(3))) / 2
 
 
 def logits_of(forward: Forward) -> Predictor:

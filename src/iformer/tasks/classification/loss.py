@@ -1,21 +1,56 @@
-"""The training objective of classification: cross entropy with hard, smoothed or mixed labels.
+"""The training objective of classification: a loss with hard, smoothed or mixed labels.
 
 Shape letters: B batch, K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iformer.errors import ConfigError
+from iformer.errors import ConfigError, listed
 from iformer.tasks.registry import TASKS
 from iformer.training.protocol import Batch
 
 _ROW = TASKS["classify"]
+
+LossName = Literal["cross_entropy", "focal", "bce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelLoss:
+    """The loss between logits and labels, in fp32; a mean over the images."""
+
+    kind: LossName = "cross_entropy"
+    focal_gamma: float = 2.0
+    class_weights: Tensor | None = None
+    """fp32 K, on any device; None: 1 for each class."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            logits: B x K.
+            targets: int64 B classes, or float B x K class probabilities.
+            label_smoothing: share of the probability to spread over all classes.
+        """
+        logits_BK = logits.float()
+        weights_K = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if self.kind == "cross_entropy":
+            return functional.cross_entropy(logits_BK, targets, weight=weights_K, label_smoothing=label_smoothing)
+        classes = logits_BK.shape[1]
+        targets_BK = targets if targets.is_floating_point() else functional.one_hot(targets, classes).float()
+        targets_BK = targets_BK * (1 - label_smoothing) + label_smoothing / classes
+        if self.kind == "bce":
+            return functional.binary_cross_entropy_with_logits(logits_BK, targets_BK, weight=weights_K)
+        log_BK = logits_BK.log_softmax(1)
+        focal_BK = -targets_BK * (1 - log_BK.exp()) ** self.focal_gamma * log_BK
+        return (focal_BK if weights_K is None else focal_BK * weights_K).sum(1).mean()
 
 
 @dataclass(frozen=True)
@@ -30,14 +65,40 @@ class MixedBatch:
     """int64 B: the class with the largest share of each image."""
     label_smoothing: float
     """Smoothing that `targets` do not contain yet."""
+    label_loss: LabelLoss
 
-    def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Return the mean cross entropy, in fp32, between logits (B x K) and the targets."""
-        return functional.cross_entropy(logits.float(), self.targets, label_smoothing=self.label_smoothing)
+    def loss(self, logits: Tensor) -> Tensor:
+        """Return the mean loss between logits (B x K) and the targets."""
+        return self.label_loss(logits, self.targets, label_smoothing=self.label_smoothing)
 
     def accuracy(self, answers_B: Tensor) -> Tensor:
         """Return the percentage of answers (int64 B) that are the strongest class."""
         return 100 * (answers_B == self.strongest).float().mean()
+
+
+def balanced_weights(counts: Sequence[int]) -> Tensor:
+    """Return weights of classes with these numbers of images, fp32 K: images / (classes * images of the class).
+
+    The mean over the images is 1. A class without an image has weight 0.
+    """
+    counts_K = torch.tensor(counts, dtype=torch.float64)
+    weights_K = counts_K.sum() / (len(counts) * counts_K.clamp(min=1))
+    return torch.where(counts_K > 0, weights_K, 0).float()
+
+
+def named_weights(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
+    """Return weights given by class name as fp32 K; 1 for a class that is not named.
+
+    Raises:
+        ConfigError: a class does not exist.
+    """
+    unknown = [name for name in weights if name not in class_names]
+    if unknown:
+        raise ConfigError(
+            f"recipe.class_weights has {listed(unknown)}, which the data has not; its classes are "
+            f"{listed(list(class_names))}"
+        )
+    return torch.tensor([weights.get(name, 1.0) for name in class_names])
 
 
 class Classification:
@@ -53,6 +114,7 @@ class Classification:
         class_names: tuple[str, ...],
         *,
         label_smoothing: float = 0.0,
+        label_loss: LabelLoss | None = None,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         mixup_prob: float = 1.0,
@@ -69,6 +131,7 @@ class Classification:
             raise ConfigError(f"class_names is {class_names!r}; expected two classes or more")
         self.class_names = tuple(class_names)
         self.label_smoothing = label_smoothing
+        self.label_loss = label_loss or LabelLoss()
         self._mixup = None
         if mixup_prob > 0 and (mixup_alpha > 0 or cutmix_alpha > 0):
             from timm.data.mixup import Mixup
@@ -86,16 +149,16 @@ class Classification:
         """Return the images and targets of a step, mixed if the recipe mixes."""
         images, labels_B = batch["images"], batch["labels"]
         if self._mixup is None or len(images) % 2:  # timm's Mixup needs an even number of images
-            return MixedBatch(images, labels_B, strongest=labels_B, label_smoothing=self.label_smoothing)
+            return MixedBatch(images, labels_B, labels_B, self.label_smoothing, self.label_loss)
         images, targets_BK = self._mixup(images, labels_B)  # already smoothed
-        return MixedBatch(images, targets_BK, strongest=targets_BK.argmax(1), label_smoothing=0.0)
+        return MixedBatch(images, targets_BK, targets_BK.argmax(1), 0.0, self.label_loss)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, the cross entropy, and `accuracy`, the percentage of images with the right prediction."""
         mixed = self.mix(batch)
         outputs = model(mixed.images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
-        losses = [mixed.cross_entropy(logits) for logits in heads]
+        losses = [mixed.loss(logits) for logits in heads]
         with torch.no_grad():
             answers_B = sum(logits.float() for logits in heads).argmax(1)
         return {"loss": torch.stack(losses).mean(), "accuracy": mixed.accuracy(answers_B)}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from iformer.dependencies import require
+from iformer.tasks.classification.calibration import calibration_error
 from iformer.training.distributed import all_gather
 
 Confusion = Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
@@ -56,12 +57,14 @@ class ClassificationMetric:
         self._metrics = torchmetrics.MetricCollection(metrics).to(device)
         self._loss = torchmetrics.MeanMetric().to(device)
         self._pairs: list[npt.NDArray[np.int64]] = []
+        self._confidences: list[npt.NDArray[np.float32]] = []
 
     def update(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Add logits (B x K) and `batch["labels"]` (int64 B)."""
         logits_BK, labels_B = outputs.float(), batch["labels"]
         self._metrics.update(logits_BK, labels_B)
         self._pairs.append(torch.stack([labels_B, logits_BK.argmax(1)]).cpu().numpy())
+        self._confidences.append(logits_BK.softmax(1).amax(1).cpu().numpy())
         losses_B = functional.cross_entropy(logits_BK, labels_B, reduction="none")
         self._loss.update(losses_B)
 
@@ -82,6 +85,8 @@ class ClassificationMetric:
         if "top5" in values:
             metrics["top5"] = _percent(values["top5"])
         metrics["loss"] = float(self._loss.compute())
+        confidences = np.concatenate([np.empty(0, np.float32), *chain(*all_gather(self._confidences))])
+        metrics["ece"] = round(calibration_error(confidences, pairs[0] == pairs[1]), 4)
         metrics["images"] = int(support_K.sum())
         # a class without an image has no recall: it is left out of the means
         present_K = support_K > 0

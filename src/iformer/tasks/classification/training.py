@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,25 @@ from iformer.data.transforms import (
 from iformer.errors import ConfigError, DataError, listed
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
+from iformer.tasks.classification.calibration import fit_temperature, scale_logits
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.dataset import DEFAULT_VAL_SPLIT
 from iformer.tasks.classification.distillation import DistilledClassification
-from iformer.tasks.classification.evaluate import ClassificationEvaluation, NetworkPredictor, evaluate
-from iformer.tasks.classification.loss import Classification
+from iformer.tasks.classification.evaluate import (
+    ClassificationEvaluation,
+    NetworkPredictor,
+    Predictor,
+    evaluate,
+    with_mirror_images,
+)
+from iformer.tasks.classification.loss import Classification, LabelLoss, balanced_weights, named_weights
 from iformer.tasks.classification.teacher import build_teacher
 from iformer.tasks.interface import Warn
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob, resumed_network, starting_network
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch, Workload
-from iformer.training.records.results import TrainResult
+from iformer.training.records.results import Evaluation, TrainResult
 
 
 def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
@@ -94,13 +102,18 @@ def classification_job(
         model_name = model_name or model
     if isinstance(network, Classifier):
         network.set_distilled_training()  # the loss reads both heads
+    if isinstance(network, Backbone):
+        network.freeze(recipe.freeze)
+    for name, default in (("freeze", "none"), ("temperature_scaling", False)):
+        if getattr(recipe, name) != default and not isinstance(network, Classifier):
+            raise ConfigError(f"recipe.{name} is for networks of this package; got {type(network).__name__}")
     preprocessing = recipe.preprocessing
     if isinstance(network, Backbone):
         known = network.metadata.preprocessing  # what the weights were trained on
         preprocessing = replace(preprocessing, mean=known.mean, std=known.std)
     train_transform(preprocessing, recipe.augment)  # raises if it cannot change images of these channels
     _check_channels(data, len(preprocessing.mean))
-    task, identity = _task(data.train.class_names, recipe, preprocessing)
+    task, identity = _task(data, recipe, preprocessing)
     return TrainJob(
         **vars(settings),
         task=task,
@@ -136,11 +149,17 @@ def _check_channels(data: DataSplits, channels: int) -> None:
 
 
 def _task(
-    class_names: tuple[str, ...], recipe: ClassificationRecipe, preprocessing: Preprocessing
+    data: DataSplits, recipe: ClassificationRecipe, preprocessing: Preprocessing
 ) -> tuple[Classification, dict[str, Any]]:
     """Return the task, with the recipe's teacher if it has one, and the values that a resumed run must share."""
-    augment, distillation = recipe.augment, recipe.distillation
+    augment, distillation, class_names = recipe.augment, recipe.distillation, data.train.class_names
+    weights = None
+    if isinstance(recipe.class_weights, dict):
+        weights = named_weights(recipe.class_weights, class_names)
+    elif recipe.class_weights == "balanced":
+        weights = balanced_weights(list(data.train.class_counts.values()))
     options: dict[str, Any] = {
+        "label_loss": LabelLoss(kind=recipe.loss, focal_gamma=recipe.focal_gamma, class_weights=weights),
         "label_smoothing": recipe.label_smoothing,
         "mixup_alpha": augment.mixup_alpha,
         "cutmix_alpha": augment.cutmix_alpha,
@@ -211,15 +230,37 @@ class ClassificationWorkload(Workload):
         on_device["images"] = self._erase(images) if self._erase is not None else images
         return on_device
 
+    def train_weights(self) -> Sequence[float] | None:
+        if self.recipe.sampling == "shuffle":
+            return None
+        labels, counts = self.job.data.train.labels, list(self.job.data.train.class_counts.values())
+        return [1 / counts[label] for label in labels]
+
     def evaluate(self, network: nn.Module, *, precision: Precision) -> ClassificationEvaluation:
-        predictor = NetworkPredictor(
+        predictor: Predictor = NetworkPredictor(
             network,
             self.job.preprocessing,
             device=self.context.device,
             precision=precision,
             channels_last=self.recipe.channels_last,
         )
+        if self.recipe.test_flip:
+            predictor = with_mirror_images(predictor)
         return evaluate(predictor, self.val_loader(), device=self.context.device)
+
+    @property
+    def finishes(self) -> bool:  # type: ignore[override]
+        return self.recipe.temperature_scaling
+
+    def finish(self, network: nn.Module, evaluation: Evaluation) -> ClassificationEvaluation:
+        assert isinstance(evaluation, ClassificationEvaluation)
+        if not self.recipe.temperature_scaling:
+            return evaluation
+        temperature = fit_temperature(evaluation.probabilities, evaluation.labels)
+        scale_logits(network, temperature)
+        after = self.evaluate(network, precision="fp32")
+        before = evaluation.metrics["ece"]
+        return replace(after, metrics={**after.metrics, "temperature": temperature, "ece_uncalibrated": before})
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.classification.report import write_report

@@ -1,0 +1,69 @@
+"""Calibrated probabilities: the expected calibration error, and temperature scaling.
+
+Sources: Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599).
+
+Shape letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from iformer.layers.heads import Head
+from iformer.models.classifier import Classifier
+
+BINS = 15
+"""Bins of equal width of the expected calibration error, as in the paper."""
+
+
+def calibration_error(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> float:
+    """Return the expected calibration error in percent: |accuracy - confidence| of each bin, by its images.
+
+    Args:
+        confidences: probabilities of the answers, (N,).
+        right: whether each answer is right, (N,).
+    """
+    if not len(confidences):
+        return 0.0
+    bins = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidences.astype(np.float64), minlength=BINS)
+    return float(100 * np.abs(gaps).sum() / len(confidences))
+
+
+def fit_temperature(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
+    """Return the temperature T, 0.05 to 20, that makes softmax(logits / T) most likely.
+
+    Args:
+        probabilities: softmax of the logits, N x K.
+        labels: true classes, (N,).
+    """
+    logits_NK = torch.from_numpy(probabilities).double().clamp(min=1e-30).log()
+    labels_N = torch.from_numpy(labels)
+
+    def loss(log_temperature: float) -> float:
+        return float(functional.cross_entropy(logits_NK / np.exp(log_temperature), labels_N))
+
+    # the loss is convex in 1/T, so it has one minimum: golden-section search in log T
+    low, high, ratio = float(np.log(0.05)), float(np.log(20)), (5**0.5 - 1) / 2
+    while high - low > 1e-4:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return float(np.exp((low + high) / 2))
+
+
+@torch.no_grad()
+def scale_logits(network: nn.Module, temperature: float) -> None:
+    """Divide the logits of a classifier by a temperature, in place, in the weights of its head."""
+    assert isinstance(network, Classifier)
+    assert isinstance(network.head, Head)
+    for branch in (network.head.classifier, network.head.distilled):
+        if branch is not None:
+            branch.linear.weight.div_(temperature)
+            branch.linear.bias.div_(temperature)
