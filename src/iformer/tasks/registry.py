@@ -79,7 +79,7 @@ TASKS = {
             metric="top1",
             metric_label="top-1",
             networks="classifiers",
-            data="a folder with one sub-folder a class, or elpv",
+            data="a folder with one sub-folder a class, a table (.csv, .tsv, .parquet), or elpv",
         ),
         TaskRow(
             name="detect",

@@ -61,7 +61,7 @@ def test_every_image_comes_once_and_in_order(images: Path) -> None:
     np.testing.assert_allclose(evaluation.probabilities.sum(1), 1, rtol=1e-5)
     assert evaluation.metrics["top1"] == 100.0
     assert evaluation.metrics["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
-    assert set(evaluation.summary) == {"top1", "loss", "images"}
+    assert set(evaluation.summary) == {"top1", "loss", "images", "ece"}
 
 
 def test_metrics_are_of_the_predictions(images: Path) -> None:

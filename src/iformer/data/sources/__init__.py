@@ -12,6 +12,7 @@ from iformer.data.sources.folders import load_folder
 from iformer.data.sources.huggingface import HUB_PREFIX, load_hub_data
 from iformer.data.sources.shards.reader import holds_shards, load_shards
 from iformer.data.sources.shards.stores import is_url
+from iformer.data.sources.tables import is_table, load_table
 
 __all__ = ["load_data"]
 
@@ -30,7 +31,8 @@ def load_data(
 
     Args:
         spec: "elpv" (`load_elpv`), a folder (`load_folder`; write "./elpv" for a folder of that name), a folder
-            of tar shards or its URL (`load_shards`), or "hfds/NAME", a Hugging Face data set (`load_hub_data`).
+            of tar shards or its URL (`load_shards`), a table (`load_table`), or "hfds/NAME", a Hugging Face data
+            set (`load_hub_data`).
         val_split: share of each class that becomes validation data where a folder has no validation split.
         seed: selects these images. It is not the training seed: runs to be compared must share it.
         strict: raise an error for a file that cannot be used, instead of a warning.
@@ -51,7 +53,8 @@ def load_data(
         return load_hub_data(name, for_training=for_training)
     if is_url(spec) or (Path(spec).is_dir() and holds_shards(Path(spec))):
         return load_shards(spec, for_training=for_training)
-    return load_folder(
+    load = load_table if is_table(spec) else load_folder
+    return load(
         spec,
         val_split=val_split,
         seed=seed,

@@ -1,0 +1,221 @@
+"""Tables of labelled images: CSV, TSV and Parquet files with the columns `image` and `label`."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from iformer.data.listing import natural_key
+from iformer.data.parallel import Progress
+from iformer.data.samples import DataSplits, FileSample, ImageSet
+from iformer.data.sources.checks import check_images, refuse_warnings
+from iformer.data.sources.duplicates import find_duplicates
+from iformer.data.sources.layout import display_name, parse_split, writable
+from iformer.data.sources.splitting import split_stratified
+from iformer.dependencies import require
+from iformer.errors import ConfigError, DataError, listed, one_line
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+_COLUMNS = ("image", "label", "split", "group")
+_EXPECTED = "expected the columns image and label, and optionally split (train, val) and group"
+_MAX_BYTES = 2**30
+_MAX_CELL = 10_000
+"""Characters in a cell of a CSV file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    image: str
+    label: str
+    split: str = ""
+    group: str = ""
+
+
+def is_table(spec: str | os.PathLike[str]) -> bool:
+    """Whether a name of data is that of a table, by its extension."""
+    return Path(spec).suffix.lower() in TABLE_SUFFIXES and not Path(spec).is_dir()
+
+
+def load_table(
+    file: str | os.PathLike[str],
+    *,
+    val_split: float = 0.2,
+    seed: int = 0,
+    strict: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    for_training: bool = True,
+) -> DataSplits:
+    """Read labelled images from a table, one row for each image.
+
+    `image` is a path, absolute or relative to the table's folder; `label` is the name of the class. `split` says
+    which images are for training (`train`) and for validation (`val`, or `test` if there is no `val`). Without
+    it, a share of each class is split off; with `group`, the images of a group, such as those of one patient,
+    stay in the same split. Classes are in natural order.
+
+    Raises:
+        DataError, ConfigError: see `iformer.data.sources.load_data`.
+    """
+    if not 0.0 < val_split < 1.0:
+        raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
+    path = Path(file)
+    rows = _unique(path, list(_rows(path)))
+    class_names = tuple(sorted({row.label for row in rows}, key=natural_key))
+    if for_training and len(class_names) < 2:
+        raise DataError(f"{path}: only one class ({class_names[0]}); a classifier needs at least two")
+    by_split, notes = _splits(path, rows)
+    paths = [_located(path, row) for name in by_split for row in by_split[name]]
+    checked = check_images(paths, workers=workers, progress=progress)
+    warnings = list(checked.broken.values())
+    refuse_warnings(warnings, strict=strict or len(warnings) == len(paths))
+    sets = {
+        name: ImageSet(
+            name=display_name(path, name),
+            class_names=class_names,
+            samples=tuple(
+                FileSample(place, label=class_names.index(row.label))
+                for row in by_split.get(name, ())
+                if (place := _located(path, row)) not in checked.broken
+            ),
+            root=path.parent,
+            warnings=tuple(checked.broken.values()) if name == "train" else (),
+        )
+        for name in ("train", "val")
+    }
+    split_off = "val" not in by_split
+    if split_off:
+        groups = {_located(path, row): row.group for row in by_split["train"]}
+        sets["train"], sets["val"] = _split_off(sets["train"], groups, val_split, seed)
+    if for_training:
+        _check_classes(path, sets["train"], sets["val"], split_off=split_off)
+    warnings += [*notes, *checked.notes]
+    warnings += find_duplicates(sets["train"], sets["val"], checked.rows, checked.hashes, checked.thumbnails)
+    return DataSplits(train=sets["train"], val=sets["val"], warnings=tuple(warnings), split_off=split_off)
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    """Yield the rows of a table; the columns that it lacks are empty."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path}: has more than {_MAX_BYTES // 2**30} GiB")
+        read = _read_parquet if path.suffix.lower() == ".parquet" else _read_text
+        for number, cells in enumerate(read(path), start=1):
+            row = _Row(**{name: writable(value.strip()) for name, value in cells.items()})
+            if not row.image or not row.label:
+                missing = "image" if not row.image else "label"
+                raise DataError(f"{path}: row {number} has no {missing}; leave the row out, or give one")
+            yield row
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_text(path: Path) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(_MAX_CELL)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            start = file.readline()
+            separator = "\t" if "\t" in start else ";" if ";" in start and "," not in start else ","
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=separator, strict=True)
+            columns = _columns(path, [name or "" for name in reader.fieldnames or ()])
+            for cells in reader:
+                yield {name: cells[column] or "" for name, column in columns.items()}
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8; save it as UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: is not a table ({one_line(error)})") from None
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, str]]:
+    parquet = require("pyarrow.parquet", extra="data")
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = _columns(path, file.schema_arrow.names)
+            for batch in file.iter_batches(columns=list(columns.values())):
+                for cells in batch.to_pylist():
+                    values = {name: cells[column] for name, column in columns.items()}
+                    yield {name: "" if value is None else str(value) for name, value in values.items()}
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow's errors have no common base class
+        raise DataError(f"{path}: is not a Parquet file that can be read ({one_line(error)[:200]})") from None
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return each known column with its name in the table, which may have capitals and spaces."""
+    columns = {name.strip().lower(): name for name in names}
+    if not {"image", "label"} <= columns.keys():
+        raise DataError(f"{path}: its columns are {listed(list(map(writable, names)))}; {_EXPECTED}")
+    return {name: columns[name] for name in _COLUMNS if name in columns}
+
+
+def _located(path: Path, row: _Row) -> Path:
+    return path.parent / row.image
+
+
+def _unique(path: Path, rows: list[_Row]) -> list[_Row]:
+    """Return the rows without repetitions.
+
+    Raises:
+        DataError: there is no row, or an image has two different rows.
+    """
+    if not rows:
+        raise DataError(f"{path}: has no row; {_EXPECTED}")
+    first: dict[str, _Row] = {}
+    for row in rows:
+        if first.setdefault(row.image, row) != row:
+            raise DataError(
+                f"{path}: {row.image} has two different rows ({first[row.image].label}, {row.label}); keep one"
+            )
+    return list(first.values())
+
+
+def _splits(path: Path, rows: list[_Row]) -> tuple[dict[str, list[_Row]], list[str]]:
+    """Sort the rows by their `split`; "val" is missing if the table does not say."""
+    if not any(row.split for row in rows):
+        return {"train": rows}, []
+    by_name: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_name[row.split].append(row)
+    parsed = {name: parse_split(name) for name in by_name}
+    unknown = [name or "(empty)" for name, split in parsed.items() if split is None]
+    if unknown:
+        raise DataError(
+            f"{path}: the column split has {listed(unknown)}; expected train, val or test in every row"
+        )
+    train = [row for name, split in parsed.items() if split and split.split == "train" for row in by_name[name]]
+    val_names = sorted((split.rank, name) for name, split in parsed.items() if split and split.split == "val")
+    if not train:
+        raise DataError(f"{path}: no row has the split train")
+    if not val_names:
+        return {"train": train}, []
+    unused = [f"{path}: the rows of the split {name} are not used" for _, name in val_names[1:]]
+    return {"train": train, "val": by_name[val_names[0][1]]}, unused
+
+
+def _split_off(whole: ImageSet, groups: dict[Path, str], val_split: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split off a share of each class, or of the groups, by the most frequent class of each."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, sample in enumerate(whole.samples):
+        assert isinstance(sample, FileSample)
+        members[groups[sample.path] or f"\0{whole.relative_path(sample)}"].append(index)
+    names = list(members)
+    classes = [Counter(whole.samples[i].label for i in members[name]).most_common(1)[0][0] for name in names]
+    chosen = split_stratified([name.lstrip("\0") for name in names], classes, val_share=val_split, seed=seed)
+    train, val = ([index for place in places for index in members[names[place]]] for places in chosen)
+    name = whole.name.removesuffix("train") + "val"
+    return whole.subset(sorted(train)), replace(whole.subset(sorted(val)), name=name, warnings=())
+
+
+def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: bool) -> None:
+    for images, what in ((train, "training"), (val, "validation")):
+        empty = [name for name, count in images.class_counts.items() if count == 0]
+        if empty and (images is train or split_off or not len(images)):
+            raise DataError(
+                f"{path}: no {what} image that can be read of the class{'es' if len(empty) > 1 else ''} "
+                f"{listed(empty)}"
+            )

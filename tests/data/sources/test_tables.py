@@ -1,0 +1,127 @@
+"""Labels in CSV, TSV and Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iformer.data.sources import load_data
+from iformer.data.sources.tables import is_table
+from iformer.errors import DataError
+
+LABELS = ["rose", "rose", "rose", "rose", "tulip", "tulip", "tulip", "tulip"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`photos/0.png` to `7.png`: the first four are roses, the others tulips."""
+    (tmp_path / "photos").mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{number}.png")
+    return tmp_path
+
+
+def write(folder: Path, columns: dict[str, list[str]], name: str = "labels.csv", separator: str = ",") -> Path:
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    (folder / name).write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8")
+    return folder / name
+
+
+def photos(count: int = 8) -> list[str]:
+    return [f"photos/{number}.png" for number in range(count)]
+
+
+def names(images: object) -> set[str]:
+    return {sample.name for sample in images.samples}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("l.csv", ","), ("l.csv", ";"), ("l.tsv", "\t"), ("l.CSV", ",")])
+def test_text_tables(folder: Path, name: str, separator: str) -> None:
+    table = write(folder, {"image": photos(), "label": LABELS}, name, separator)
+    data = load_data(table, val_split=0.25)
+    assert data.split_off
+    assert data.train.class_names == ("rose", "tulip")
+    assert data.train.class_counts == {"rose": 3, "tulip": 3}
+    assert data.val.class_counts == {"rose": 1, "tulip": 1}
+    assert names(data.train) | names(data.val) == {f"{n}.png" for n in range(8)}
+    assert data.train.fingerprint() == load_data(table, val_split=0.25).train.fingerprint()
+
+
+def test_parquet_and_names_of_columns(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table({"Image ": photos(), "LABEL": LABELS, "id": list(range(8))})
+    parquet.write_table(table, folder / "labels.parquet")
+    data = load_data(folder / "labels.parquet", val_split=0.25)
+    text = load_data(write(folder, {"image": photos(), "label": LABELS}), val_split=0.25)
+    assert names(data.val) == names(text.val)
+    (folder / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"broken\.parquet: is not a Parquet file"):
+        load_data(folder / "broken.parquet")
+
+
+def test_splits_of_the_table(folder: Path) -> None:
+    splits = ["train", "train", "val", "test"] * 2
+    data = load_data(write(folder, {"image": photos(), "label": LABELS, "split": splits}))
+    assert not data.split_off
+    assert names(data.train) == {"0.png", "1.png", "4.png", "5.png"}
+    assert names(data.val) == {"2.png", "6.png"}
+    assert any("the rows of the split test are not used" in line for line in data.warnings)
+
+
+def test_a_group_stays_in_one_split(folder: Path) -> None:
+    groups = ["a", "a", "b", "b", "c", "c", "d", "d"]
+    table = write(folder, {"image": photos(), "label": LABELS, "group": groups})
+    for seed in range(5):
+        data = load_data(table, val_split=0.5, seed=seed)
+        group = {f"{n}.png": groups[n] for n in range(8)}
+        train, val = ({group[name] for name in names(images)} for images in (data.train, data.val))
+        assert not train & val
+        assert data.val.class_counts == {"rose": 2, "tulip": 2}
+
+
+def test_images_that_cannot_be_read_are_left_out(folder: Path) -> None:
+    table = write(folder, {"image": [*photos(), "photos/9.png"], "label": [*LABELS, "rose"]})
+    data = load_data(table)
+    assert any("9.png: no such file" in line for line in data.warnings)
+    with pytest.raises(DataError, match=r"9\.png"):
+        load_data(table, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"file": photos(2), "label": ["a", "b"]},
+            "its columns are file, label; expected",
+        ),
+        ({"image": [], "label": []}, "has no row"),
+        ({"image": photos(2), "label": ["a", ""]}, "row 2 has no label"),
+        ({"image": photos(2), "label": ["a", "a"]}, r"only one class \(a\)"),
+        ({"image": ["photos/0.png"] * 2, "label": ["a", "b"]}, r"has two different rows \(a, b\)"),
+        ({"image": photos(2), "label": ["a", "b"], "split": ["train", "other"]}, "the column split has other"),
+        ({"image": photos(2), "label": ["a", "b"], "split": ["val", "val"]}, "no row has the split train"),
+        ({"image": photos(3), "label": ["a", "b", "b"], "split": ["val", "train", "train"]}, "no training image"),
+    ],
+)
+def test_mistakes_are_named(folder: Path, columns: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data(write(folder, columns))
+
+
+def test_other_files_are_refused(folder: Path) -> None:
+    (folder / "latin.csv").write_bytes("image,label\nphotos/0.png,Blüte\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        load_data(folder / "latin.csv")
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read \(No such file"):
+        load_data(folder / "none.csv")
+    (folder / "odd.csv").write_text('image,label\n"photos/0.png,a\n')
+    with pytest.raises(DataError, match="is not a table"):
+        load_data(folder / "odd.csv")
+    (folder / "folder.csv").mkdir()
+    assert not is_table(folder / "folder.csv")
