@@ -89,6 +89,8 @@ class _Run:
             self.state.load(saved)
         self.progress = self.state.progress
         model = self.state.model if self.state.sharded else self.accelerator.prepare_model(self.state.model)
+        if self.state.ema is not None:
+            self.state.ema.follow(self.state.model)  # Accelerate replaces the buffers of a network that it wraps
 
         # 4. data and schedule, which need no saved state: both are functions of the epoch and step
         self.workload = job.workload(job, self.context)

@@ -21,6 +21,13 @@ class ModelEma:
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.follow(model)
+
+    def follow(self, model: nn.Module) -> None:
+        """Average this network's tensors from now on; needed after a wrapper has replaced its buffers.
+
+        Accelerate replaces them where it wraps a network in DistributedDataParallel.
+        """
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         self._averages = [average for average, _ in pairs if average.is_floating_point()]
         self._values = [value for average, value in pairs if average.is_floating_point()]
