@@ -20,7 +20,9 @@ from typer.main import get_command
 from iformer.cli import output
 from iformer.cli.arguments import RENAMED_OPTIONS
 from iformer.cli.main import VERBS, build_app, main
+from iformer.config.reference import recipe_fields
 from iformer.errors import UserError
+from iformer.tasks.registry import TASKS
 
 SOURCE = Path(output.__file__).parents[1]
 EVIL = "a\x1b]0;owned\x07\x1b[2Jb\r\u202ec\udce9"
@@ -83,6 +85,17 @@ def test_messages_name_only_options_that_exist() -> None:
                     if option not in known | others:
                         unknown.append(f"{path.relative_to(SOURCE)}:{node.lineno}: {option}")
     assert unknown == []
+
+
+def test_messages_set_only_fields_that_exist() -> None:
+    """Every `--set FIELD=…` in a text of the package sets a field of some recipe."""
+    known = {field.name for row in TASKS.values() for field in recipe_fields(row.recipe_class)}
+    known |= {name.rpartition(".")[2] for name in known}  # a section's name may be left out
+    found = {
+        name for path in SOURCE.rglob("*.py") for name in re.findall(r"--set ([a-z][a-z_.]*)=", path.read_text())
+    }
+    assert found
+    assert found <= known
 
 
 TERMINATED = r"""
