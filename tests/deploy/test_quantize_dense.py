@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.deploy.export import export_artifact
 from iformer.deploy.quantize import layers, network_forward, rank_by_sensitivity, read_calibration_images
+from iformer.deploy.quiet import quiet
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.deploy.spec import Calibration, make_spec
 from iformer.errors import DataError, MissingDependencyError
@@ -94,3 +98,41 @@ def test_int8_loses_a_point_at_most(
     assert len(info.quantization["kept"]) <= info.quantization["layers"] / 2
     assert info.parity is not None
     assert info.parity["max_relative_error"] > 1e-4, "it is not quantized"
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch", "litert"])
+@pytest.mark.parametrize(
+    ("kind", "kept", "other"),
+    [
+        (
+            "detector",
+            "one_to_one.levels.1.classes.0.pointwise",
+            "one_to_one.levels.2.classes.0.pointwise",  # the same layer of another level
+        ),
+        ("segmenter", "head.mix.pointwise", "pyramid.neck.top_down.0.pointwise"),
+    ],
+)
+def test_a_layer_that_is_kept_has_its_own_weights(
+    photographs: list[Path], tmp_path: Path, name: str, kind: str, kept: str, other: str
+) -> None:
+    try:
+        RUNTIMES[name].require("int8")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    network = exportable(BUILDERS[kind]())
+    images = read_calibration_images(photographs[:2], network.metadata.preprocessing)
+    spec = make_spec(network, precision="int8", calibration=Calibration(images=images, kept=(kept,)))
+    path = tmp_path / f"kept{RUNTIMES[name].suffix}"
+    with quiet(), torch.no_grad():
+        RUNTIMES[name].module().write(spec, path)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    content = b"".join(file.read_bytes() for file in files)
+
+    def is_stored(layer: str) -> bool:
+        weight = spec.network.get_parameter(f"{layer}.weight").numpy()
+        orders = permutations(range(weight.ndim))
+        return any(np.ascontiguousarray(weight.transpose(order)).tobytes() in content for order in orders)
+
+    assert is_stored(kept)
+    assert not is_stored(other)
