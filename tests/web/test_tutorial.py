@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,5 @@ def test_every_demo_of_the_tutorial(number: int, assets: str, browser: Any, tmp_
         phone.close()
     finally:
         process.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        process.wait(30)
+        process.wait(60)
     assert process.returncode == 0
-    assert time.monotonic() - start < 10
