@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
@@ -163,6 +162,8 @@ def generated_images(preprocessing: Preprocessing) -> Sequence[bytes | Tensor]:
 
     No image file has more than 4 channels; for such networks they are uint8 tensors of the network's size.
     """
+    from torchvision.transforms.v2.functional import to_pil_image  # deferred: importing torchvision takes seconds
+
     channels = len(preprocessing.mean)
     if channels not in CARRIERS:
         return _patterns(channels, *preprocessing.size)
