@@ -235,9 +235,6 @@ def test_a_stray_polygon_costs_no_image(tmp_path: Path, train: Callable[..., tup
     assert "annotation 1: 1 of its 2 polygons not used" in said
     assert "annotation 2" in said
     assert "annotation 3" in said
-    assert code == 1
-    assert "some objects have no mask; --set masks=false trains on boxes alone" in said
-    code, said = train("detect", tmp_path / "data")
     assert code == 0
     assert "4 images of 1 classes" in said
 

@@ -77,6 +77,15 @@ def test_messages_name_only_options_that_exist() -> None:
         for parameter in commands[verb].params:
             known |= set(parameter.opts) | set(parameter.secondary_opts)
     others = {"--show-toplevel", "--force-reinstall", *RENAMED_OPTIONS}  # of git and of pip; old spellings
+    others |= {
+        "--headless",
+        "--no-first-run",
+        "--enable-unsafe-webgpu",
+        "--no-sandbox",
+        "--user-data-dir",
+    }  # Chromium
+    others |= {"--disable-background-networking", "--disable-component-update", "--disable-sync"}
+    others |= {"--directory"}  # of `python -m http.server`
     unknown = []
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
