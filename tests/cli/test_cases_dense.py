@@ -142,7 +142,9 @@ def test_a_video_is_refused_by_a_classifier(
 ) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\0" * 64)
     weights = networks / "classifier.safetensors"
-    assert main(["predict", str(tmp_path / "clip.mp4"), "--weights", str(weights), "--device", "cpu"]) == 1
+    assert (
+        main(["predict", str(tmp_path / "clip.mp4"), "--weights", str(weights), "--device", "cpu", "--json"]) == 1
+    )
     error = capsys.readouterr().err
     assert f"{tmp_path / 'clip.mp4'}: a video, not an image; detectors and segmenters take videos" in error
 

@@ -142,5 +142,5 @@ def test_a_network_of_more_channels_than_files_have_exports(
     parity = said(capsys, "export", network, "--to", "onnx", "--out", artifact)["parity"]
     assert parity["images"] == parity["generated_images"] == 3
     for weights in (network, artifact):
-        assert main(["predict", str(photographs / "near" / "0.png"), "--weights", str(weights)]) == 1
+        assert main(["predict", str(photographs / "near" / "0.png"), "--weights", str(weights), "--json"]) == 1
         assert "the network takes images of 6 channels, image files have 1 to 4" in capsys.readouterr().err
