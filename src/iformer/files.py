@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +26,20 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     with replacing(path) as file:
         file.write(data)
     return Path(path)
+
+
+def require_regular_file(path: str | os.PathLike[str]) -> int:
+    """Return the size of a file in bytes. Pipes and devices may have no end, so they are refused unread.
+
+    Raises:
+        OSError: `path` does not exist, is a folder, a pipe, a socket or a device.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return status.st_size
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

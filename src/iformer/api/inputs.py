@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import string
 import sys
+import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,9 @@ STANDARD_INPUT = "-"
 MAX_DOWNLOAD_BYTES = 512 * 2**20
 """Largest image or video that is fetched from a URL or read from standard input."""
 _TIMEOUT_SECONDS = 30
+"""Longest wait for the next bytes of a URL."""
+_TOTAL_SECONDS = 600
+"""Longest time for a whole URL."""
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -103,18 +110,44 @@ def _fetched(source: str, folder: Callable[[], Path]) -> Input:
     """Store what a URL or standard input holds."""
     name = Path(source.partition("?")[0].partition("#")[0]).name if source != STANDARD_INPUT else "stdin"
     try:
-        if source == STANDARD_INPUT:
-            contents = sys.stdin.buffer.read(MAX_DOWNLOAD_BYTES + 1)
-        else:
-            with urllib.request.urlopen(source, timeout=_TIMEOUT_SECONDS) as response:
-                contents = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except (OSError, ValueError) as error:
+        from_stdin = source == STANDARD_INPUT
+        contents = sys.stdin.buffer.read(MAX_DOWNLOAD_BYTES + 1) if from_stdin else _download(source)
+    except (OSError, ValueError, HTTPException) as error:
         return Input(source=source, error=f"cannot be fetched ({one_line(error)})")
     if len(contents) > MAX_DOWNLOAD_BYTES:
         return Input(source=source, error=f"has more than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
     path = _free_name(folder(), re.sub(r"[^\w.-]", "_", name)[-100:] or "download")
     path.write_bytes(contents)
     return Input(source=source, path=path, is_stored=True)
+
+
+def _download(url: str) -> bytes:
+    """Return what a URL holds, at most one byte more than `MAX_DOWNLOAD_BYTES`.
+
+    It runs in a thread: each read has a time limit, but a server that sends a byte now and then never exceeds it.
+
+    Raises:
+        OSError, ValueError, HTTPException: it cannot be fetched.
+        TimeoutError: it is not complete in time.
+    """
+    found: list[bytes | Exception] = []
+
+    def fetch() -> None:
+        try:
+            quoted = urllib.parse.quote(url, safe=string.punctuation)
+            with urllib.request.urlopen(quoted, timeout=_TIMEOUT_SECONDS) as response:
+                found.append(response.read(MAX_DOWNLOAD_BYTES + 1))
+        except Exception as error:  # raised again below
+            found.append(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(_TOTAL_SECONDS)
+    if not found:
+        raise TimeoutError(f"not complete after {_TOTAL_SECONDS} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def _free_name(folder: Path, name: str) -> Path:

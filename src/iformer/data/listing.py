@@ -52,10 +52,17 @@ def files_below(folder: Path, root: Path | None = None) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         for entry in entries(current):
             path = Path(entry.path)
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield path
             elif not (leads_back(path, base) or is_output(path)):
                 waiting.append(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: a file that cannot be read
+        return False
 
 
 def leads_back(path: Path, base: str) -> bool:

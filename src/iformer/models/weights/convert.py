@@ -16,7 +16,7 @@ from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.config.variants import network_config
 from iformer.errors import UserError, WeightsError, listed
-from iformer.files import write_bytes
+from iformer.files import require_regular_file, write_bytes
 from iformer.models.weights.checkpoint import FORMATS, Format, Weights, stored_tensors, write_checkpoint
 from iformer.models.weights.dialects import Foreign, to_authors, to_timm
 from iformer.models.weights.header import backbone_config, metadata_with, write_header
@@ -110,6 +110,10 @@ def convert_file(
     )
 
 
+_MAX_NAMES_BYTES = 2**24
+"""Largest file with class names."""
+
+
 def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the class names in a text file, one a line, in the order of the outputs; `imagenet` is ImageNet-1k.
 
@@ -121,6 +125,8 @@ def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
 
         return imagenet_class_names()
     try:
+        if (size := require_regular_file(file)) > _MAX_NAMES_BYTES:
+            raise WeightsError(f"{file}: {size:,} bytes; expected a text file with one class name a line")
         lines = Path(file).read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

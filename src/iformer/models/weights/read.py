@@ -10,6 +10,7 @@ from typing import Any
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.errors import ConfigError, WeightsError
+from iformer.files import require_regular_file
 from iformer.models.weights.checkpoint import Weights, check_fit, expected_shapes, shapes_of
 from iformer.models.weights.dialects import from_foreign
 from iformer.models.weights.entries import select_entry
@@ -44,6 +45,7 @@ def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> W
     """
     path = Path(path)
     try:
+        require_regular_file(path)
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:

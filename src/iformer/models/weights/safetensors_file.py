@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from iformer.errors import WeightsError, one_line
+from iformer.files import require_regular_file
 
 SUFFIX = ".safetensors"
 _ATTEMPTS = 10
@@ -66,6 +67,7 @@ def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> 
     if path.is_dir():
         return WeightsError(f"{path} is a folder; give the {SUFFIX} file in it")
     try:
+        require_regular_file(path)
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as os_error:

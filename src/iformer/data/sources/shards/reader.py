@@ -77,7 +77,9 @@ class ShardSamples(IndexedSamples):
 
 def holds_shards(folder: Path) -> bool:
     """Return whether a folder is a data set of tar shards."""
-    return any((folder / name).is_file() for name in (INDEX, UNFINISHED)) or any(folder.glob("*.tar"))
+    return any((folder / name).is_file() for name in (INDEX, UNFINISHED)) or any(
+        path.is_file() for path in folder.glob("*.tar")
+    )
 
 
 def load_shards(

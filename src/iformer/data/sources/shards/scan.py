@@ -78,7 +78,7 @@ def index_foreign(store: FolderStore, progress: Progress | None = None) -> Shard
     if (root / UNFINISHED).exists():
         raise DataError(f"{root}: packing was stopped before it was complete; remove this folder and pack again")
     shards: dict[str, list[str]] = {}
-    for path in sorted(root.glob("*.tar")):
+    for path in sorted(path for path in root.glob("*.tar") if path.is_file()):
         words = [word for word in _SPLIT_OF_WORD if word in path.name.lower()]
         if not words:
             raise DataError(f"{path}: expected train or val in its name")
@@ -103,6 +103,8 @@ def _read_shard(
             for member in tar:
                 key, extension = _split_name(member.name)
                 is_label = extension == "cls"
+                if member.size < 0:  # tarfile would read the same header for ever
+                    raise DataError(f"{path}: damaged shard ({member.name!r} has a negative size)")
                 if not member.isfile() or not (is_label or has_image_extension(member.name)):
                     continue
                 if "\n" in member.name:
@@ -129,7 +131,7 @@ def _read_shard(
                 tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps every member
     except DataError:
         raise
-    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError, RecursionError) as error:
         raise DataError(f"{path}: damaged shard ({' '.join(str(error).split())})") from None
     alone = sorted(images.keys() ^ labels.keys())
     if alone:

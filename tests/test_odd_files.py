@@ -1,0 +1,112 @@
+"""Files that never end, links that lead to themselves, servers that speak no HTTP."""
+
+from __future__ import annotations
+
+import os
+import socketserver
+import struct
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from iformer import load
+from iformer.api.inputs import collect_inputs
+from iformer.data.listing import files_below
+from iformer.data.sources import load_data
+from iformer.errors import DataError, WeightsError
+from iformer.models.weights.convert import read_class_names
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    path = tmp_path / "pipe.safetensors"
+    os.mkfifo(path)
+    return path
+
+
+def test_a_pipe_is_no_weight_file(pipe: Path) -> None:
+    with pytest.raises(WeightsError, match="not a regular file"):
+        load(pipe)
+
+
+def test_class_names_are_read_from_small_files_only(pipe: Path, tmp_path: Path) -> None:
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(WeightsError, match="not a regular file"):
+            read_class_names(path)
+    large = tmp_path / "names.txt"
+    with large.open("wb") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(WeightsError, match="expected a text file with one class name a line"):
+        read_class_names(large)
+
+
+def tar_of(folder: Path, *headers: bytes) -> Path:
+    folder.mkdir()
+    (folder / "train.tar").write_bytes(b"".join(headers) + bytes(1024))
+    return folder
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = abs(size), kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:
+        block[124:136] = b"\xff\xff\xff\xff" + struct.pack(">q", size)
+        block[148:156] = b" " * 8
+        block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
+@pytest.mark.timeout(60)
+def test_a_shard_with_a_negative_size_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.tar: damaged shard"):
+        load_data(tar_of(tmp_path / "data", header("readme.txt", -512)))
+
+
+def test_a_shard_of_nothing_but_long_names_is_damaged(tmp_path: Path) -> None:
+    long_name = header("././@LongLink", 2, tarfile.GNUTYPE_LONGNAME) + b"a\0".ljust(512, b"\0")
+    with pytest.raises(DataError, match=r"train\.tar: damaged shard"):
+        load_data(tar_of(tmp_path / "data", long_name * 3000))
+
+
+def test_pipes_among_shards_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "train.tar")
+    with pytest.raises(DataError):
+        load_data(tmp_path / "data")
+
+
+def test_a_link_to_itself_is_one_bad_file(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert sorted(path.name for path in files_below(tmp_path)) == ["a.png", "loop"]
+
+
+@pytest.fixture
+def liar() -> Iterator[str]:
+    """The address of a server that answers with its request's path and nothing of HTTP."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            path = self.rfile.readline().split()[1]
+            short = b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nab"
+            self.wfile.write(short if path == b"/short" else b"no http\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_urls_that_cannot_be_fetched_do_not_stop_the_others(liar: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    good = tmp_path / "good.png"
+    Image.new("RGB", (8, 8)).save(good)
+    bad = [f"{liar}/line", f"{liar}/short", "http://127.0.0.1:99999/a", f"{liar}/line with a space é"]
+    inputs = list(collect_inputs([*bad, str(good)], lambda: tmp_path))
+    assert [bool(item.error) for item in inputs] == [True, True, True, True, False]
+    assert all(str(item.error).startswith("cannot be fetched (") for item in inputs[:4])
