@@ -11,13 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from iformer import load
 from iformer.api.inputs import collect_inputs
 from iformer.data.listing import files_below
 from iformer.data.sources import load_data
-from iformer.errors import DataError, WeightsError
+from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.weights.convert import read_class_names
+from iformer.tasks.classification.config import ClassificationRecipe
+from iformer.tasks.pictures import Bar, Card, draw_sheet
+from iformer.training.records.run_folder import RunFolder
+from iformer.training.schedule import RunLength
 
 
 @pytest.fixture
@@ -102,11 +107,35 @@ def liar() -> Iterator[str]:
 
 
 def test_urls_that_cannot_be_fetched_do_not_stop_the_others(liar: str, tmp_path: Path) -> None:
-    from PIL import Image
-
     good = tmp_path / "good.png"
     Image.new("RGB", (8, 8)).save(good)
     bad = [f"{liar}/line", f"{liar}/short", "http://127.0.0.1:99999/a", f"{liar}/line with a space é"]
     inputs = list(collect_inputs([*bad, str(good)], lambda: tmp_path))
     assert [bool(item.error) for item in inputs] == [True, True, True, True, False]
     assert all(str(item.error).startswith("cannot be fetched (") for item in inputs[:4])
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(99, 0), (1, 10**6), (-1, 0), (3, 1)])
+def test_a_position_that_the_run_does_not_reach_is_refused(epoch: int, step: int) -> None:
+    recipe = ClassificationRecipe(epochs=3, lr=1e-3)
+    length = RunLength(recipe, steps_per_epoch=4)
+    with pytest.raises(UserError, match="is damaged or of another run"):
+        length.check_position(epoch, step, source=Path("resume.safetensors"))
+    for position in ((0, 0), (2, 4), (3, 0)):
+        length.check_position(*position, source=Path("resume.safetensors"))
+
+
+def test_overwriting_a_run_leaves_the_files_of_others(tmp_path: Path) -> None:
+    mine = ["mine.png", ".mine.part", "notes.txt"]
+    for name in (*mine, "config.yaml", "curves.png", "log.jsonl", f".{'a' * 16}.part"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / ".folder.part").mkdir()
+    RunFolder(tmp_path).prepare(resume=False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "config.yaml", ".folder.part"])
+
+
+def test_a_share_that_is_no_number_is_drawn_as_an_empty_bar() -> None:
+    bar = Bar(label="b", share=float("nan"), colour="#123456")
+    card = Card(picture=Image.new("RGB", (200, 200)), caption="a", bars=(bar,))
+    sheet = draw_sheet([card], columns=1, title="x", subtitle="y")
+    assert (0x12, 0x34, 0x56) not in {colour for _, colour in sheet.getcolors(2**24) or []}

@@ -136,7 +136,10 @@ def _download(url: str) -> bytes:
         try:
             quoted = urllib.parse.quote(url, safe=string.punctuation)
             with urllib.request.urlopen(quoted, timeout=_TIMEOUT_SECONDS) as response:
-                found.append(response.read(MAX_DOWNLOAD_BYTES + 1))
+                contents = response.read(MAX_DOWNLOAD_BYTES + 1)
+                if response.length and len(contents) <= MAX_DOWNLOAD_BYTES:
+                    raise OSError(f"the connection ended {response.length:,} bytes early")
+                found.append(contents)
         except Exception as error:  # raised again below
             found.append(error)
 

@@ -137,7 +137,7 @@ def _draw_card_text(
     for row, bar in enumerate(card.bars):
         y = top + _CAPTION + row * _BAR_ROW
         draw.rounded_rectangle((left, y, left + width - 1, y + _BAR_ROW - 5), radius=3, fill=_TRACK)
-        filled = round(bar.share * (width - 1))
+        filled = round(bar.share * (width - 1)) if math.isfinite(bar.share) else 0
         if filled >= 2:
             box = (left, y, left + filled, y + _BAR_ROW - 5)
             draw.rounded_rectangle(box, radius=min(3, filled // 2), fill=bar.colour)

@@ -98,6 +98,7 @@ class _Run:
         self.loader = self.workload.train_loader()
         self.length = RunLength(self.recipe, steps_per_epoch=self.loader.steps)
         self.schedule = build_schedule(self.state.optimizer, self.recipe, self.length)
+        self.length.check_position(self.progress.epoch, self.progress.step_in_epoch, source=self.files.state)
 
         # 5. the step, and what is logged and saved around it
         self.meter = EpochMeter(self.context)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from iformer.config.recipe import Recipe
+from iformer.errors import UserError
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -27,6 +29,19 @@ class RunLength:
     def steps_in(self, epoch: int) -> int:
         """Return the number of steps of an epoch, counted from 0."""
         return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
+
+    def check_position(self, epoch: int, step_in_epoch: int, *, source: Path) -> None:
+        """Check that a run of this length reaches the position of a saved state.
+
+        Raises:
+            UserError: it does not.
+        """
+        within = 0 <= epoch < self.epochs and 0 <= step_in_epoch <= self.steps_in(epoch)
+        if not within and (epoch, step_in_epoch) != (self.epochs, 0):
+            raise UserError(
+                f"{source} is at epoch {epoch}, step {step_in_epoch} of it, but the run has {self.epochs} epochs "
+                f"of {self.steps_per_epoch} steps: the state is damaged or of another run; remove it to begin anew"
+            )
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: RunLength) -> Scheduler:

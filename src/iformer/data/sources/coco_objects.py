@@ -161,7 +161,8 @@ def _run_lengths(segmentation: dict[str, Any], image: ImageEntry) -> bytes:
     if isinstance(counts, list):
         if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != height * width:
             raise _AnnotationError(f"has run lengths that do not add up to {width} x {height} pixels")
-        return bytes(operations.frPyObjects([segmentation], height, width)[0]["counts"])
+        exact = {"size": [height, width], "counts": counts}  # the size of the file may be floats
+        return bytes(operations.frPyObjects([exact], height, width)[0]["counts"])
     try:
         encoded = counts.encode("ascii")
         operations.decode({"size": [height, width], "counts": encoded})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -130,8 +131,9 @@ class RunFolder:
                 self.report,
             ]:
                 file.unlink(missing_ok=True)
-            for file in [*self.tensorboard.glob("events.out.tfevents.*"), *self.path.glob("*.png")]:
-                file.unlink()
+            pictures = [self.path / name for name in _REPORT_PICTURES]
+            for file in [*self.tensorboard.glob("events.out.tfevents.*"), *pictures]:
+                file.unlink(missing_ok=True)
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -210,6 +212,10 @@ class RunFolder:
         return settings
 
 
+_REPORT_PICTURES = ("confusion.png", "curves.png", "mistakes.png", "predictions.png")
+"""The pictures of the tasks' reports."""
+_LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
+"""Names of the lock and of unfinished files (`iformer.files.replacing`)."""
 _held: set[tuple[int, int]] = set()
 """Lock files held by this process. A process loses its lock when it closes any descriptor of the file."""
 
@@ -220,4 +226,4 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _is_leftover(file: Path) -> bool:
     """Whether it is a temporary file that a killed run left."""
-    return file.name.startswith(".") and file.suffix == ".part"
+    return _LEFTOVER.fullmatch(file.name) is not None and file.is_file() and not file.is_symlink()
