@@ -52,8 +52,8 @@ def test_every_public_name_is_listed_and_exists() -> None:
     assert set(iformer.__all__) <= set(dir(iformer))
     for name in iformer.__all__:
         assert getattr(iformer, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        iformer.trian  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'trainer'"):
+        iformer.trayn  # noqa: B018
 
 
 def test_train_evaluate_and_predict(images: Path, tmp_path: Path, tiny_size: None) -> None:
