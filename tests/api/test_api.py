@@ -53,7 +53,7 @@ def test_every_public_name_is_listed_and_exists() -> None:
     for name in iformer.__all__:
         assert getattr(iformer, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'trainer'"):
-        iformer.trayn  # noqa: B018
+        iformer.trainer  # noqa: B018
 
 
 def test_train_evaluate_and_predict(images: Path, tmp_path: Path, tiny_size: None) -> None:
