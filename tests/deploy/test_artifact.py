@@ -240,25 +240,27 @@ def test_batches_that_are_no_numbers(text: str) -> None:
 
 
 def test_names_of_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iformer.cli.export import _name, _paths
+    from iformer.api.export import artifact_name, artifact_paths
     from iformer.deploy.runtimes.registry import find_runtime
 
     onnx, ncnn = find_runtime("onnx"), find_runtime("ncnn")
-    assert _paths(None, [onnx], "last", None) == [Path("last.onnx")]
-    assert _paths(None, [onnx], "last", "int8") == [Path("last_int8.onnx")]
+    assert artifact_paths(None, [onnx], "last", None) == [Path("last.onnx")]
+    assert artifact_paths(None, [onnx], "last", "int8") == [Path("last_int8.onnx")]
     (tmp_path / "best.safetensors").touch()
     names = [str(tmp_path / "best.safetensors"), str(tmp_path), "hf-hub:user/net", "timm/iformer_m.in1k", "elpv"]
-    assert [_name(name) for name in names] == ["best", tmp_path.name, "net", "iformer_m.in1k", "elpv"]
+    assert [artifact_name(name) for name in names] == ["best", tmp_path.name, "net", "iformer_m.in1k", "elpv"]
     monkeypatch.chdir(tmp_path)
-    assert _name(".") == tmp_path.name
+    assert artifact_name(".") == tmp_path.name
     new = tmp_path / "not" / "yet"
-    assert _paths(new, [onnx], "last", "int8") == [new / "last_int8.onnx"]
-    assert _paths(new, [onnx, ncnn], "last", "fp32") == [new / "last.onnx", new / "last.ncnn"]
-    assert _paths(tmp_path / "own.onnx", [onnx], "last", "int8") == [tmp_path / "own.onnx"]
+    assert artifact_paths(new, [onnx], "last", "int8") == [new / "last_int8.onnx"]
+    assert artifact_paths(new, [onnx, ncnn], "last", "fp32") == [new / "last.onnx", new / "last.ncnn"]
+    assert artifact_paths(tmp_path / "own.onnx", [onnx], "last", "int8") == [tmp_path / "own.onnx"]
     (tmp_path / "dotted.folder").mkdir()
-    assert _paths(tmp_path / "dotted.folder", [onnx], "last", None) == [tmp_path / "dotted.folder" / "last.onnx"]
+    assert artifact_paths(tmp_path / "dotted.folder", [onnx], "last", None) == [
+        tmp_path / "dotted.folder" / "last.onnx"
+    ]
     with pytest.raises(UserError, match=r"artifacts of ncnn end with \.ncnn"):
-        _paths(tmp_path / "own.onnx", [ncnn], "last", None)
+        artifact_paths(tmp_path / "own.onnx", [ncnn], "last", None)
 
 
 # ------------------------------------------------------------------------------------------------ calibration

@@ -77,7 +77,7 @@ def memorised(tmp_path_factory: pytest.TempPathFactory, shapes_data: Path) -> di
     return {name: load(folder / name / "last.safetensors") for name in ("detect", "segment")}
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["onnx", "openvino", "executorch", "litert"])
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_int8_loses_a_point_at_most(
@@ -100,8 +100,13 @@ def test_int8_loses_a_point_at_most(
     assert info.parity["max_relative_error"] > 1e-4, "it is not quantized"
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch", "litert"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("onnx", "openvino", "litert")),
+        pytest.param("executorch", marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize(
     ("kind", "kept", "other"),
     [

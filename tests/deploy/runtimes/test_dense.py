@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,19 @@ from tiny.dense import BUILDERS, SIZE, copy_of_export, light_detector, light_seg
 from tiny.networks import randomize
 
 FAST = {("detector", "onnx"), ("detector", "openvino"), ("detector", "ncnn"), ("segmenter", "onnx")}
-"""The exports of the fast suite; each costs seconds. The others are in the sweep."""
+"""The exports of the fast suite; each costs seconds."""
+SWEEP = {*(("detector", name) for name in RUNTIMES), ("segmenter", "coreml"), ("semantic-fpn", "coreml")}
+"""The exports of the sweep. The others are in the full one."""
+
+
+def marks(kind: str, name: str) -> tuple[pytest.MarkDecorator, ...]:
+    if (kind, name) in FAST:
+        return ()
+    return (pytest.mark.sweep,) if (kind, name) in SWEEP else (pytest.mark.full,)
+
+
 PAIRS = [
-    pytest.param((kind, name), marks=() if (kind, name) in FAST else pytest.mark.sweep, id=f"{kind}-{name}")
+    pytest.param((kind, name), marks=marks(kind, name), id=f"{kind}-{name}")
     for kind in BUILDERS
     for name in RUNTIMES
 ]
@@ -120,11 +130,28 @@ def test_sides_are_multiples_of_the_coarsest_stride(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("size", [(320, 320), (512, 512), (320, 512)], ids=lambda size: "x".join(map(str, size)))
-@pytest.mark.parametrize("model", ["iformer_t", "iformer_m"])
-@pytest.mark.parametrize("kind", [LightDetector, LightSegmenter])
-@pytest.mark.parametrize("name", list(RUNTIMES))
+PHONES = list(
+    product(
+        RUNTIMES, (LightDetector, LightSegmenter), ("iformer_t", "iformer_m"), ((320, 320), (512, 512), (320, 512))
+    )
+)
+IN_SWEEP = {
+    *product(("openvino", "ncnn"), (LightDetector, LightSegmenter), ("iformer_t",), ((320, 512),)),
+    *product(("onnx", "coreml"), (LightDetector,), ("iformer_t",), ((320, 320),)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "model", "size"),
+    [
+        pytest.param(
+            *case,
+            marks=pytest.mark.sweep if case in IN_SWEEP else pytest.mark.full,
+            id=f"{case[0]}-{case[1].__name__}-{case[2]}-{case[3][0]}x{case[3][1]}",
+        )
+        for case in PHONES
+    ],
+)
 def test_the_family_at_the_sizes_of_phones(
     tmp_path: Path, name: str, kind: type[LightDetector] | type[LightSegmenter], model: str, size: tuple[int, int]
 ) -> None:
