@@ -57,7 +57,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
     return found
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(["--raw"], marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("options", [[], pytest.param(["--raw"], marks=pytest.mark.full)])
 def test_a_trained_network_evaluates_predicts_and_exports(
     options: list[str], photographs: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +132,7 @@ def test_images_without_the_channel_are_named_before_training(
     assert "expected a PNG or TIFF of four channels" in str(record["error"])
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_a_network_of_more_channels_than_files_have_exports(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

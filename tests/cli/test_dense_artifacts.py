@@ -120,7 +120,7 @@ def test_export_refuses_other_sizes(
     assert [path.name for path in tmp_path.iterdir()] == ["networks"]
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_int8_prints_each_class(
     capsys: pytest.CaptureFixture[str], folder: Path, shapes_data: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +133,7 @@ def test_int8_prints_each_class(
     assert json.loads((tmp_path / "int8.onnx.json").read_text())["accuracy"]["metric"] == "miou"
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_bench_says_what_is_postprocessed(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:

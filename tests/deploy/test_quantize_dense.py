@@ -103,8 +103,8 @@ def test_int8_loses_a_point_at_most(
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("onnx", "openvino", "litert")),
-        pytest.param("executorch", marks=pytest.mark.full),
+        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("openvino", "litert")),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("onnx", "executorch")),
     ],
 )
 @pytest.mark.parametrize(

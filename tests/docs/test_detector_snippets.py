@@ -29,7 +29,7 @@ def photograph(photographs: list[Path]) -> Path:
     "name",
     [
         "onnx",
-        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("openvino", "litert", "executorch", "ncnn")),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("openvino", "litert", "executorch", "ncnn")),
     ],
 )
 def test_a_detector(

@@ -31,7 +31,7 @@ from iformer.web.server import Resource
 from iformer.web.static import write_page
 from tiny.dense import BUILDERS
 
-pytestmark = pytest.mark.sweep
+sweep = pytest.mark.sweep
 
 PHONE = {"width": 390, "height": 844}
 SETTLED = "body[data-state=ready], body[data-state=refused], body[data-state=failed]"
@@ -83,6 +83,7 @@ def expected(artifact: Path, picture: Path) -> list[tuple[str, float]]:
     return sorted(zip(runner.info.class_names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
 
 
+@sweep
 @pytest.mark.parametrize("kind", ["onnx", "litert"])
 def test_a_photograph_and_the_camera(
     kind: str, demo: Any, browser: Any, photographs: list[Path], request: pytest.FixtureRequest
@@ -111,6 +112,7 @@ def test_a_photograph_and_the_camera(
         assert state(page) == "ready"
 
 
+@sweep
 def test_backends_agree_or_say_why_not(demo: Any, browser: Any, new_litert: Path) -> None:
     server = demo(str(new_litert))
     with server, opened(browser, server.new_address()) as page:
@@ -148,6 +150,7 @@ def in_words(artifact: Path, picture: Path) -> str:
     )
 
 
+@sweep
 def test_objects_and_areas(demo: Any, browser: Any, dense_onnx: Path, photographs: list[Path]) -> None:
     server = demo(str(dense_onnx))
     with server, opened(browser, server.new_address()) as page:
@@ -162,6 +165,7 @@ def test_objects_and_areas(demo: Any, browser: Any, dense_onnx: Path, photograph
         page.locator("#rate", has_text=re.compile("[0-9]")).wait_for()
 
 
+@sweep
 def test_an_address_is_valid_once(demo: Any, browser: Any, tiny_onnx: Path) -> None:
     server = demo(str(tiny_onnx))
     with server:
@@ -173,6 +177,7 @@ def test_an_address_is_valid_once(demo: Any, browser: Any, tiny_onnx: Path) -> N
             assert "This address was used before" in page.inner_text("#problem")
 
 
+@sweep
 def test_a_changed_weight_is_refused(demo: Any, browser: Any, tiny_onnx: Path, tmp_path: Path) -> None:
     """By its hash, and by its answers if the hash was changed too."""
     server = demo(str(tiny_onnx))
@@ -197,6 +202,7 @@ def test_a_changed_weight_is_refused(demo: Any, browser: Any, tiny_onnx: Path, t
             assert page.is_disabled("#camera")
 
 
+@pytest.mark.full
 def test_pixels_are_those_of_the_evaluation_transform(demo: Any, browser: Any, tiny_onnx: Path) -> None:
     sizes = [(64, 64), (96, 64), (64, 160)]
     crops = [
@@ -223,6 +229,7 @@ def test_pixels_are_those_of_the_evaluation_transform(demo: Any, browser: Any, t
             np.testing.assert_array_equal(np.array(found, np.uint8).reshape(wanted.shape), wanted)
 
 
+@sweep
 def test_no_request_leaves_the_server(demo: Any, browser: Any, tiny_onnx: Path) -> None:
     server = demo(str(tiny_onnx))
     context = browser.new_context(viewport=PHONE)
@@ -240,6 +247,7 @@ def test_no_request_leaves_the_server(demo: Any, browser: Any, tiny_onnx: Path) 
     assert [url for url in requests if not url.startswith((origin, f"blob:{origin}"))] == []
 
 
+@sweep
 def test_the_folder_works_from_a_plain_file_server(
     assets: str, browser: Any, tiny_onnx: Path, tmp_path: Path, photographs: list[Path]
 ) -> None:
@@ -263,6 +271,7 @@ def test_the_folder_works_from_a_plain_file_server(
         host.shutdown()
 
 
+@sweep
 def test_what_is_missing_is_said(demo: Any, browser: Any, tiny_onnx: Path) -> None:
     server = demo(str(tiny_onnx))
     context = browser.new_context(viewport=PHONE)
@@ -283,6 +292,7 @@ def test_what_is_missing_is_said(demo: Any, browser: Any, tiny_onnx: Path) -> No
     context.close()
 
 
+@sweep
 def test_by_keyboard(demo: Any, browser: Any, tiny_onnx: Path) -> None:
     server = demo(str(tiny_onnx))
     with server, opened(browser, server.new_address()) as page:

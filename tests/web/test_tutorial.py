@@ -15,7 +15,7 @@ import pytest
 from iformer.web.assets import install_command
 from tiny.pages import blocks
 
-pytestmark = pytest.mark.sweep
+pytestmark = pytest.mark.full
 
 
 def lines() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -41,22 +41,23 @@ from tiny.networks import randomize
 FAST = {("detector", "onnx"), ("detector", "openvino"), ("detector", "ncnn"), ("segmenter", "onnx")}
 """The exports of the fast suite; each costs seconds."""
 SWEEP = {*(("detector", name) for name in RUNTIMES), ("segmenter", "coreml"), ("semantic-fpn", "coreml")}
-"""The exports of the sweep. The others are in the full one."""
+"""The exports of the sweep. The others, and what is tried on them, are in the full one."""
 
 
-def marks(kind: str, name: str) -> tuple[pytest.MarkDecorator, ...]:
-    if (kind, name) in FAST:
-        return ()
-    return (pytest.mark.sweep,) if (kind, name) in SWEEP else (pytest.mark.full,)
+def pairs(slow: pytest.MarkDecorator, kinds: Sequence[str] = tuple(BUILDERS)) -> list[Any]:
+    """Kinds of networks with each runtime; those of the sweep get the mark `slow`."""
+
+    def mark(pair: tuple[str, str]) -> tuple[pytest.MarkDecorator, ...]:
+        if pair in FAST:
+            return ()
+        return (slow,) if pair in SWEEP else (pytest.mark.full,)
+
+    return [pytest.param(pair, marks=mark(pair), id="-".join(pair)) for pair in product(kinds, RUNTIMES)]
 
 
-PAIRS = [
-    pytest.param((kind, name), marks=marks(kind, name), id=f"{kind}-{name}")
-    for kind in BUILDERS
-    for name in RUNTIMES
-]
-each_artifact = pytest.mark.parametrize("artifact", PAIRS, indirect=True)
-each_detector = pytest.mark.parametrize("artifact", [p for p in PAIRS if "detector-" in str(p.id)], indirect=True)
+every_artifact = pytest.mark.parametrize("artifact", pairs(pytest.mark.sweep), indirect=True)
+each_artifact = pytest.mark.parametrize("artifact", pairs(pytest.mark.full), indirect=True)
+each_detector = pytest.mark.parametrize("artifact", pairs(pytest.mark.full, ["detector"]), indirect=True)
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def patch(path: Path, exchanges: list[tuple[bytes, bytes]]) -> int:
 # ------------------------------------------------------------------------------------------ it is the network
 
 
-@each_artifact
+@every_artifact
 def test_the_artifact_is_the_network(artifact: Path) -> None:
     info, network = read_record(artifact), BUILDERS[artifact.stem]()
     parity = info.parity
