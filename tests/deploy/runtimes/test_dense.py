@@ -112,7 +112,7 @@ def test_the_artifact_is_the_network(artifact: Path) -> None:
     if artifact.stem == "detector":
         assert info.task == "detect"
         assert info.shapes == {"boxes": (points, 4), "scores": (points, 2)}
-        assert info.postprocess == {"score_threshold": 0.001, "detections": 100, "nms_iou": None}
+        assert info.postprocess == {"score_threshold": 0.001, "detections": 100, "nms_iou": 0.65}
         assert parity["compared_detections"] > 300
         assert parity["unmatched_detections"] == 0
         assert parity["min_iou"] > 0.999

@@ -272,8 +272,8 @@ def test_mean_and_std_exchanged_are_caught(
     right = json.loads(record_path(artifact).read_text())
     build = spec.WithPreprocessing.__init__
 
-    def wrong(self: Any, network: Any, preprocessing: Any, layout: Any) -> None:
-        build(self, network, replace(preprocessing, mean=IMAGENET_STD, std=IMAGENET_MEAN), layout)
+    def wrong(self: Any, network: Any, preprocessing: Any, *arguments: Any, **options: Any) -> None:
+        build(self, network, replace(preprocessing, mean=IMAGENET_STD, std=IMAGENET_MEAN), *arguments, **options)
 
     monkeypatch.setattr(spec.WithPreprocessing, "__init__", wrong)
     folder = artifact.parent / "new"

@@ -41,7 +41,7 @@ def test_run_is_neither_touched_nor_removed_unasked(tmp_path: Path) -> None:
 
 def test_resume_keeps_everything_but_leftovers(tmp_path: Path) -> None:
     folder = used(tmp_path / "run")
-    leftover = folder.path / ".0123abcd.part"
+    leftover = folder.path / ".0123456789abcdef.part"
     leftover.write_text("half a file")
     folder.prepare(resume=True, overwrite=False)
     assert not leftover.exists()
