@@ -146,6 +146,19 @@ def test_two_quick_interrupts_leave_no_process_and_no_file(images: Path, tmp_pat
     assert not list((tmp_path / "run").glob(".*"))
 
 
+def test_only_a_quick_second_interrupt_is_ignored() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signals_module._after_an_interrupt(time.monotonic() + 60))
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signals_module._after_an_interrupt(time.monotonic()))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_run_between_two_steps_is_interrupted_after_a_while(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

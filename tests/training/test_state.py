@@ -86,7 +86,7 @@ def test_file_holds_tensors_and_text_only(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     trained(1).save(path, identity=IDENTITY)
     with safe_open(path, framework="pt") as file:
-        assert set(file.metadata()) == {"format", "position", "identity", "scaler", "crc32"}
+        assert set(file.metadata()) == {"format", "position", "identity", "scaler", "crc32", "network", "metadata"}
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -21,6 +22,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 RAISE_AFTER, EXIT_AFTER = 15.0, 25.0
 """Seconds after a signal: a run that has not reached the end of a step (it evaluates, or waits for images) is
 interrupted; one that does not react even then (it waits for another rank) ends without cleaning up."""
+
+QUICK = 2.0
+"""Seconds after an interrupted run in which a further Ctrl-C is ignored."""
 
 _REQUEUE, _INTERRUPTED = 75, 130
 
@@ -52,6 +56,8 @@ class SignalHandler:
         for timer in self._timers:
             timer.cancel()
         for number, handler in self._previous.items():
+            if number == signal.SIGINT and self._interrupted:
+                handler = _after_an_interrupt(time.monotonic() + QUICK)
             signal.signal(number, handler)
 
     def poll(self, save_now: bool = False) -> tuple[bool, bool]:
@@ -96,6 +102,17 @@ class SignalHandler:
         timer.daemon = True
         timer.start()
         self._timers.append(timer)
+
+
+def _after_an_interrupt(until: float) -> Callable[[int, FrameType | None], None]:
+    """Return a handler of SIGINT that ignores a quick second Ctrl-C: it would interrupt the end of the process."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() >= until:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+
+    return handler
 
 
 def _exit(code: int, message: str) -> None:
