@@ -112,8 +112,8 @@ def test_int8_loses_a_point_at_most(
     [
         (
             "detector",
-            "one_to_one.levels.1.classes.0.pointwise",
-            "one_to_one.levels.2.classes.0.pointwise",  # the same layer of another level
+            "head.levels.1.classes.0.pointwise",
+            "head.levels.2.classes.0.pointwise",  # the same layer of another level
         ),
         ("segmenter", "head.mix.pointwise", "pyramid.neck.top_down.0.pointwise"),
     ],
