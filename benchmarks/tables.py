@@ -35,6 +35,12 @@ def short(network: str) -> str:
     return network.removeprefix("iformer_").upper()
 
 
+def by_size(rows: list[list[str]]) -> list[list[str]]:
+    """Rows that begin with a network's short name, smallest network first; the order of equal ones stays."""
+    sizes = ("T", "S", "M", "L", "L2", "H")
+    return sorted(rows, key=lambda row: sizes.index(row[0].partition(",")[0]))
+
+
 # ------------------------------------------------------------------------------------------------------------ GPU
 
 _FORMS = ("timm amp", "timm amp, channels-last", "timm fused, channels-last", "iformer")
@@ -58,7 +64,7 @@ def _gpu_inference(batch: int) -> str:
         *("network", "timm amp", "timm amp, channels-last", "timm fused, channels-last", "iFormer"),
         *("to timm amp", "to timm fused", "CUDA graphs: timm fused, iFormer"),
     ]
-    return markdown_table(columns, rows)
+    return markdown_table(columns, by_size(rows))
 
 
 def _gpu_before() -> str:
@@ -111,7 +117,8 @@ def _gpu_loop() -> str:
         for network, sides in figures("gpu_before")["training loop"].items()
     ]
     return markdown_table(
-        ["network", "timm, images/s", "iFormer, images/s", "timm waits for data", "iFormer waits for data"], rows
+        ["network", "timm, images/s", "iFormer, images/s", "timm waits for data", "iFormer waits for data"],
+        by_size(rows),
     )
 
 
