@@ -104,7 +104,7 @@ def _gpu_training() -> str:
         "to channels-last",
         "peak GiB: timm, iFormer",
     ]
-    return markdown_table(columns, rows)
+    return markdown_table(columns, by_size(rows))
 
 
 def _gpu_loop() -> str:
