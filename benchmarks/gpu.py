@@ -43,7 +43,7 @@ from iformer.tasks.registry import load_recipe
 from iformer.training.network.fsdp import ShardedNetwork
 
 sys.path.insert(0, str(Path(__file__).parent))
-from training_loop import CLASSES, Batch, Ours, Timms, loop_seconds, make_images
+from training_loop import CLASSES, Batch, Ours, Timms, loop_seconds, make_images, profile
 
 MODELS = ("iformer_m", "iformer_t", "iformer_l", "iformer_s", "iformer_l2", "iformer_h")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -91,7 +91,7 @@ class Bench:
         return section in self.sections
 
     def fits(self, what: str) -> bool:
-        """Whether there is time for a measurement; otherwise it is listed as skipped."""
+        """Return whether there is time for a measurement. If not, list it as skipped."""
         if time.monotonic() < self.ends:
             return True
         self.skipped.append(what)
@@ -504,28 +504,6 @@ def large_images(bench: Bench) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------- profiles
 
 
-def profile(call: Callable[[], Any], bench: Bench) -> list[dict[str, Any]]:
-    """The operations that take most time themselves, with their share; on a GPU these are kernels."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if bench.device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    call()
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(2):
-            call()
-        bench.wait()
-    kind = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, kind))
-    total = sum(getattr(event, kind) for event in events)
-    rows = [
-        {"operation": event.key[:160], "share": getattr(event, kind) / total, "calls": event.count / 2}
-        for event in events[:10]
-    ]
-    for row in rows:
-        print(f"  {row['share']:6.1%}  {row['calls']:5.0f}  {row['operation'][:100]}", flush=True)
-    return rows
-
-
 def profiles(bench: Bench, data: Path) -> dict[str, Any]:
     """The most expensive operations of iFormer-M's inference and training step in bf16, at the largest batch."""
     result: dict[str, Any] = {}
@@ -535,7 +513,9 @@ def profiles(bench: Bench, data: Path) -> dict[str, Any]:
         network = fold(cast(Any, pair("iformer_m")[1])).to(bench.device, torch.bfloat16)
         x = torch.randn(batch, 3, bench.size, bench.size, device=bench.device, dtype=torch.bfloat16)
         print("profile: inference", flush=True)
-        result["inference"] = profile(partial(network, x.contiguous(memory_format=torch.channels_last)), bench)
+        result["inference"] = profile(
+            partial(network, x.contiguous(memory_format=torch.channels_last)), bench.device
+        )
     with recorded_errors(result, "training step"):
         bench.free()
         side = sides(bench, "iformer_m", data, data, compiled=False)["iformer"]()
@@ -547,7 +527,7 @@ def profiles(bench: Bench, data: Path) -> dict[str, Any]:
         }
         print("profile: training step", flush=True)
         result["training step"] = profile(
-            lambda: side.train({**batch_, "images": batch_["images"].clone()}), bench
+            lambda: side.train({**batch_, "images": batch_["images"].clone()}), bench.device
         )
     return result
 

@@ -104,7 +104,7 @@ class Started:
 
     @property
     def works(self) -> bool:
-        """Whether the first process has begun its verb: it has loaded torch."""
+        """Return whether the first process has loaded torch, so that its verb has begun."""
         try:
             return "libtorch_cpu" in Path(f"/proc/{self.processes[0].pid}/maps").read_text()
         except OSError:

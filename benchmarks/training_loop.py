@@ -262,24 +262,30 @@ def compare(model: str, data: Path, options: argparse.Namespace, device: torch.d
             name: sorted(shares)[len(shares) // 2] for name, shares in waits.items()
         }
     if options.profile:
-        result["profile"] = profile(sides[1], fixed, device)
+        result["profile"] = profile(calls["iformer"], device)
     return result
 
 
-def profile(side: Ours | Timms, batch: Batch, device: torch.device) -> list[dict[str, Any]]:
-    """Print and return the 12 operations of our step with the most self time, and their share of it."""
+def profile(call: Callable[[], Any], device: torch.device) -> list[dict[str, Any]]:
+    """Print and return the 12 operations of a call with the most self time, their share and their number."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
+    call()
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(3):
-            side.train({**batch, "images": batch["images"].clone()})
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, kind))
     total = sum(getattr(event, kind) for event in events)
-    rows = [{"operation": event.key, "share": getattr(event, kind) / total} for event in events[:12]]
+    rows = [
+        {"operation": event.key[:160], "share": getattr(event, kind) / total, "calls": event.count / 3}
+        for event in events[:12]
+    ]
     for row in rows:
-        print(f"  {row['share']:6.1%}  {row['operation']}")
+        print(f"  {row['share']:6.1%}  {row['calls']:5.0f}  {row['operation'][:100]}", flush=True)
     return rows
 
 

@@ -5,7 +5,7 @@ position, size and occlusion are drawn from a seed. Training and validation imag
 different backgrounds. The output folder has images, COCO annotations (`annotations/`) and index masks (`masks/`,
 `classes.txt`), so it can be used with `iformer train --task detect` and `--task segment`.
 
-The pictures are those of three Debian packages. The script installs nothing: install the packages, or unpack
+The pictures come from three Debian packages, which the script does not install: install the packages, or unpack
 them into a folder and give it as `--root`.
 
     apt-get install tuxpaint-stamps-default gnome-backgrounds plasma-workspace-wallpapers

@@ -43,7 +43,7 @@ class Input:
     error: str = ""
     """One line; empty if there is a file."""
     is_given: bool = True
-    """Whether the file itself was given; False: it was found in a folder or by a pattern."""
+    """Whether the user named this file. False if a folder or a pattern led to it."""
     is_stored: bool = False
     """Whether the file was written here, for an image in memory or from a URL."""
 

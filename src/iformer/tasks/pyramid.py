@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from PIL import Image
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
+from iformer.data.detection import DetectionSet
 from iformer.data.images import read_image
+from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.layout import writable
 from iformer.data.video import VideoReader, VideoWriter, has_video_extension
 from iformer.errors import DataError, UserError, WeightsError
@@ -127,6 +130,23 @@ def normalisation(backbone: Backbone) -> dict[str, Any]:
 def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Move a uint8 image to a device as float from 0 to 1."""
     return image.to(device, non_blocking=True).float().div_(255)
+
+
+def calibration_images(
+    train: DetectionSet | SemanticSet, val: DetectionSet | SemanticSet, data: str, *, count: int
+) -> list[Path]:
+    """Return at most `count` training images, always the same, to calibrate an INT8 artifact.
+
+    Raises:
+        DataError: a split of `data` has no images.
+    """
+    for part in (train, val):
+        if not len(part):
+            raise DataError(f"{data}: no images in {part.name}; INT8 needs images to calibrate and to validate")
+    samples = train.samples
+    return [
+        samples[index].path for index in random.Random(0).sample(range(len(samples)), min(count, len(samples)))
+    ]
 
 
 def check_classes(known: tuple[str, ...], class_names: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ class Subject:
     row: TaskRow
     device: torch.device
     title: str
-    """What to call it in pictures and messages."""
+    """Its name in pictures and messages."""
     notes: tuple[str, ...] = ()
     """What its user should know, one line each."""
 

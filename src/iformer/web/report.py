@@ -31,7 +31,7 @@ _MAX_ROUNDS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Device(Config):
-    """What a device says that it is. Everything is its own claim."""
+    """The description that a device gives of itself. Nothing in it is verified."""
 
     browser: _Words
     user_agent: _Words

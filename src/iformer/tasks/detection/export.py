@@ -5,7 +5,6 @@ Shape letters: B batch, A points, K classes, N detections of an image, H and W t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,13 +18,13 @@ from iformer.data.loader import build_loader
 from iformer.data.sources.coco import load_detection
 from iformer.deploy.exportable import Agreement, Forward, Outputs
 from iformer.deploy.quantize import Quantization
-from iformer.errors import DataError, UserError
+from iformer.errors import UserError
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.dataset import DetectionImages
 from iformer.tasks.detection.evaluate import evaluate
 from iformer.tasks.detection.inference import BOXES, SCORES, LetterboxDetector
-from iformer.tasks.pyramid import check_classes, check_side
+from iformer.tasks.pyramid import calibration_images, check_classes, check_side
 from iformer.tasks.registry import find_task
 
 _IOU_ERROR = 10
@@ -162,9 +161,7 @@ def quantization(
     preprocessing = model.config.preprocessing
     size = size or preprocessing.size
     splits = load_detection(data)
-    for part in (splits.train, splits.val):
-        if not len(part):
-            raise DataError(f"{data}: no images in {part.name}; INT8 needs images to calibrate and to validate")
+    chosen = calibration_images(splits.train, splits.val, data, count=images)
     check_classes(model.metadata.class_names, splits.val.class_names)
     dataset = DetectionImages(splits.val, masks=False, value_range=preprocessing.value_range)
 
@@ -175,10 +172,8 @@ def quantization(
         with build_loader(dataset, batch_size=4, train=False, workers=0) as loader:
             return evaluate(detector, loader).metrics
 
-    samples = splits.train.samples
-    chosen = random.Random(0).sample(range(len(samples)), min(images, len(samples)))
     options = Quantization(
-        images=[samples[index].path for index in chosen],
+        images=chosen,
         measure=measure,
         metric=find_task("detect").metric,
         max_drop=max_drop,

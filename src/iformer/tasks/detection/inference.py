@@ -111,7 +111,7 @@ class LetterboxDetector(ObjectDetector):
 
 
 Subject = Detector | LightDetector | ArtifactRunner | ObjectDetector
-"""What can be evaluated and asked: a network in eval mode, an artifact, or what `object_detector` made of it."""
+"""A detector that can be evaluated: a network in eval mode, an artifact, or the result of `object_detector`."""
 
 
 def object_detector(subject: Subject) -> ObjectDetector:

@@ -5,7 +5,6 @@ Shape letters: N images, B batch, K classes, h and w the sides of the logits, H 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,10 +17,9 @@ from iformer.data.loader import build_loader
 from iformer.data.sources.masks import load_semantic
 from iformer.deploy.exportable import Agreement, Forward, Outputs
 from iformer.deploy.quantize import Quantization
-from iformer.errors import DataError
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
-from iformer.tasks.pyramid import check_classes, check_side
+from iformer.tasks.pyramid import calibration_images, check_classes, check_side
 from iformer.tasks.registry import find_task
 from iformer.tasks.segmentation.evaluate import evaluate, evaluation_images
 from iformer.tasks.segmentation.inference import LOGITS, Letterboxes, SegmentationDisplay
@@ -129,9 +127,7 @@ def quantization(
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
     splits = load_semantic(data)
-    for part in (splits.train, splits.val):
-        if not len(part):
-            raise DataError(f"{data}: no images in {part.name}; INT8 needs images to calibrate and to validate")
+    chosen = calibration_images(splits.train, splits.val, data, count=images)
     check_classes(model.metadata.class_names, splits.val.class_names)
     dataset = evaluation_images(splits.val, preprocessing)
 
@@ -141,10 +137,8 @@ def quantization(
         with build_loader(dataset, batch_size=1, train=False, workers=0) as loader:
             return evaluate(segmenter, loader).metrics
 
-    samples = splits.train.samples
-    chosen = random.Random(0).sample(range(len(samples)), min(images, len(samples)))
     options = Quantization(
-        images=[samples[index].path for index in chosen],
+        images=chosen,
         measure=measure,
         metric=find_task("segment").metric,
         max_drop=max_drop,

@@ -133,7 +133,7 @@ class Letterboxes(PixelClassifier):
 
 
 Subject = Segmenter | LightSegmenter | ArtifactRunner | PixelClassifier
-"""What can be evaluated and asked: a network in eval mode, an artifact, or what `pixel_classifier` made of it."""
+"""A segmenter that can be evaluated: a network in eval mode, an artifact, or the result of `pixel_classifier`."""
 
 
 def pixel_classifier(subject: Subject, *, device: torch.device, sliding: bool = False) -> PixelClassifier:
