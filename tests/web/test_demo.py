@@ -150,7 +150,6 @@ def test_a_checkpoint_is_exported_for_the_page(
 
 
 def test_the_code_for_the_phone_is_drawn_with_blocks() -> None:
-    pytest.importorskip("segno")
     drawn = demo.qr_code("https://192.168.1.20:8765/#token")
     assert set(drawn) <= set("█▀▄ \xa0\n")
     assert len(drawn.splitlines()) > 10

@@ -227,7 +227,6 @@ def test_noise_is_answered_or_dropped(server: PageServer, capsys: pytest.Capture
 
 
 def test_https_has_a_certificate_for_the_address() -> None:
-    pytest.importorskip("trustme")
     from iformer.web.certificate import make_tls
 
     page = {"/": Resource(content=b"page", public=True)}
