@@ -10,13 +10,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
 from iformer import load
 from iformer.api.inputs import collect_inputs
+from iformer.cli.main import main
 from iformer.data.listing import files_below
 from iformer.data.sources import load_data
+from iformer.data.sources.shards.stores import UrlStore
 from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.weights.convert import read_class_names
 from iformer.tasks.classification.config import ClassificationRecipe
@@ -77,6 +80,14 @@ def test_a_shard_of_nothing_but_long_names_is_damaged(tmp_path: Path) -> None:
         load_data(tar_of(tmp_path / "data", long_name * 3000))
 
 
+def test_a_shard_without_its_end_is_damaged(tmp_path: Path) -> None:
+    folder = tar_of(tmp_path / "data", header("a.cls", 1), b"0".ljust(512, b"\0"))
+    cut = (folder / "train.tar").read_bytes()[:-1024]
+    (folder / "train.tar").write_bytes(cut)
+    with pytest.raises(DataError, match=r"train\.tar: damaged shard \(its end is missing"):
+        load_data(folder)
+
+
 def test_pipes_among_shards_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     os.mkfifo(tmp_path / "data" / "train.tar")
@@ -132,6 +143,37 @@ def test_overwriting_a_run_leaves_the_files_of_others(tmp_path: Path) -> None:
     (tmp_path / ".folder.part").mkdir()
     RunFolder(tmp_path).prepare(resume=False, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "config.yaml", ".folder.part"])
+
+
+def test_a_url_with_an_ipv6_address_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    files, root = UrlStore("http://[::1]:8000/shards/")._files()
+    assert (files.protocol, root) == (("http", "https"), "http://[::1]:8000/shards")
+    for url in ("simplecache::http://a/b", "http://[::1]/a::b"):
+        with pytest.raises(DataError, match="chained file systems are not supported"):
+            UrlStore(url)
+
+
+def test_the_extras_are_named_only_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("dir://", "nothing://a/b", "ftp://127.0.0.1:1/x"):
+        with pytest.raises(DataError, match=r"cannot be opened .*; expected the URL of a folder") as caught:
+            UrlStore(url)._files()
+        assert "needs" not in str(caught.value)
+
+    def missing(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", missing)
+    with pytest.raises(DataError, match=r"Install s3fs to access S3 \(https:// needs 'iformer\[data\]'"):
+        UrlStore("s3://bucket/shards")._files()
+
+
+def test_long_names_are_shown_in_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "a" * 5000]) == 1
+    assert main(["info", f"hf-hub:a/b@{'r' * 5000}"]) == 1
+    long, hub = capsys.readouterr().err.splitlines()
+    assert long.startswith("error: File name too long: aaa")
+    assert "is not a name on the hub" in hub
+    assert max(len(long), len(hub)) < 500
 
 
 def test_a_share_that_is_no_number_is_drawn_as_an_empty_bar() -> None:

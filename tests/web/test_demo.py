@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,22 @@ def test_the_page_as_a_folder(
     assert "Apache License" in licences
     assert main(command) == 0  # a page is replaced
     assert "The network: not stated" in (out / "licences.txt").read_text()
+    capsys.readouterr()
+    (out / ".git").mkdir()
+    (out / ".git/config").write_text("mine")
+    (out / "networks/notes.txt").write_text("mine")
+    assert main(command) == 1
+    message = capsys.readouterr().err
+    assert "holds files beside a page: .git/config, networks/notes.txt; they would be removed" in message
+    (out / "networks/notes.txt").unlink()
+    (out / "networks.json").write_bytes(json.dumps({"format": manifest.PAGE_FORMAT}).encode())  # of early versions
+    assert main(command) == 1
+    assert "holds files beside a page: .git/config; they" in capsys.readouterr().err
+    shutil.rmtree(out / ".git")
+    (tmp_path / "link").symlink_to(out)
+    assert main([*command, "--out", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((out / "networks.json").read_bytes())["artifacts"]
     capsys.readouterr()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("work")

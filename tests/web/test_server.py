@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from iformer.errors import UserError
+from iformer.web import server as web_server
 from iformer.web.server import HEADERS, MAX_BODY, MAX_CONNECTIONS_PER_CLIENT, MAX_TOKEN_BODY, PageServer, Resource
 
 MESSAGES: list[Any] = []
@@ -62,6 +63,30 @@ def session_of(server: PageServer) -> str:
 
 def bearer(session: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {session}"}
+
+
+def test_an_address_that_is_none_gets_an_answer(server: PageServer) -> None:
+    with socket.create_connection((server.host, server.port), timeout=10) as connection:
+        connection.sendall(b"GET http://[x/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(
+    server: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "_HEADER_SECONDS", 0.2)
+    with socket.create_connection((server.host, server.port), timeout=0.02) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        for _ in range(500):
+            try:
+                connection.sendall(b"a: b\r\n")
+                if connection.recv(100) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                return
+    pytest.fail("the connection is still open")
 
 
 def test_every_answer_has_the_strict_headers(server: PageServer) -> None:

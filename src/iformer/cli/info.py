@@ -72,6 +72,8 @@ def _means_shards(name: str) -> bool:
     from iformer.data.sources.shards.stores import is_url
     from iformer.models.weights.resolve import is_known_folder
 
+    if name.startswith(("hf-hub:", "hf_hub:")):
+        return False
     return is_url(name) or (Path(name).is_dir() and not is_known_folder(name))
 
 

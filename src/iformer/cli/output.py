@@ -34,6 +34,7 @@ FAILED, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 1, 2, 75, 130, 143
 the state saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C; stopped by SIGTERM."""
 
 WARNINGS_SHOWN = 20
+_NAME_SHOWN = 300
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -157,7 +158,8 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, UserError):
         return f"error: {_one_line(error)}"
     if isinstance(error, OSError) and error.strerror:
-        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        named = isinstance(error.filename, str | bytes)
+        where = f": {printable(os.fsdecode(error.filename), limit=_NAME_SHOWN)}" if named else ""
         return f"error: {error.strerror}{where}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "error: out of memory; a smaller --batch-size or --size needs less"

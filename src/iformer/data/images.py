@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import os
-import stat
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from iformer.data.conversion import (
     with_extra_channel,
 )
 from iformer.errors import DataError
+from iformer.files import require_regular_file
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused by their header, before they are decoded (Pillow's own limit)."""
@@ -270,16 +270,13 @@ def _check_size(image: ImageFile.ImageFile, name: str) -> None:
 
 def _file_size(path: str) -> int:
     try:
-        status = os.stat(path)
+        return require_regular_file(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder, not an image") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{path}: a folder, not an image")
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: not a regular file")
-    return status.st_size
 
 
 def _unknown_format(source: ImageSource) -> str:

@@ -144,7 +144,7 @@ def staged(artifact: Path) -> Iterator[Path]:
             path.parent.mkdir()
             yield path
             with _exclusive(artifact.parent):
-                _take_place(path, artifact, displaced=folder / "old")
+                take_place(path, artifact, displaced=folder / "old")
                 os.replace(record_path(path), record_path(artifact))
     except BaseException:
         for made in missing:
@@ -189,8 +189,8 @@ def _exclusive(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_place(path: Path, target: Path, *, displaced: Path) -> None:
-    """Rename `path` to `target`. An existing folder is first moved to `displaced`."""
+def take_place(path: Path, target: Path, *, displaced: Path) -> None:
+    """Rename `path` to `target`. An existing folder is first moved to `displaced`, then removed."""
     if not (path.is_dir() or target.is_dir()) or not target.exists():
         os.replace(path, target)
         return

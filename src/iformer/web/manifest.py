@@ -161,7 +161,7 @@ def page_files(
     Raises:
         UserError: the runtimes are missing or not those that were tested.
     """
-    files = _own_files()
+    files = own_files()
     runtimes = sorted({artifact.info.runtime for artifact in artifacts})
     for runtime in runtimes:
         for name, content in load_assets(runtime, assets).items():
@@ -182,7 +182,8 @@ def page_files(
     return files
 
 
-def _own_files() -> dict[str, Resource]:
+def own_files() -> dict[str, Resource]:
+    """Return the page and its scripts, styles and pictures by their paths, `""` being the page itself."""
     files = {}
     for file in sorted(Path(str(resources.files("iformer.web"))).joinpath("page").iterdir()):
         content = file.read_bytes()

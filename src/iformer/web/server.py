@@ -36,6 +36,7 @@ MAX_CONNECTIONS_PER_CLIENT = 24
 DEFAULT_PORT = 8765
 
 _IDLE_SECONDS = 20
+_HEADER_SECONDS = 40  # from the end of a response to the end of the next request's headers
 _BODY_SECONDS = 30
 _POLL_SECONDS = 0.1
 _CHUNK = 1 << 16
@@ -232,6 +233,30 @@ class _Handler(BaseHTTPRequestHandler):
     page: PageServer
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
+
+    def handle_one_request(self) -> None:
+        """Serve a request; a client that sends a byte now and then does not keep the connection."""
+        self._waiting = threading.Timer(_HEADER_SECONDS, self._cut)
+        self._waiting.daemon = True
+        self._waiting.start()
+        try:
+            super().handle_one_request()
+        finally:
+            self._waiting.cancel()
+
+    def parse_request(self) -> bool:
+        """Read the headers; refuse a path that is no path."""
+        parsed = super().parse_request()
+        self._waiting.cancel()
+        try:
+            return parsed and bool(urlsplit(self.path))
+        except ValueError:
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return False
+
+    def _cut(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         """Send a resource."""

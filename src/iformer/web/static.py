@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from iformer.deploy.artifact import record_path
-from iformer.errors import UserError
+from iformer.deploy.artifact import record_path, take_place
+from iformer.errors import UserError, listed
 from iformer.web.assets import PACKAGES
 from iformer.web.demo import prepare_page
-from iformer.web.manifest import PAGE_FORMAT, network_licence, page_files
+from iformer.web.manifest import PAGE_FORMAT, network_licence, own_files, page_files
 
-_MANIFEST = "networks.json"
+_MANIFEST, _LICENCES = "networks.json", "licences.txt"
+_TOP_LEVEL = ("index.html", _MANIFEST, _LICENCES, "networks", "pictures", "runtimes")
+"""Files and folders of pages whose manifest does not list them, beside the page's own files."""
 
 
 def write_page(
@@ -30,7 +32,7 @@ def write_page(
 ) -> Path:
     """Write a folder with the page, a network, its record, the browser's runtime and all licences.
 
-    An older page in that folder is replaced in one step.
+    An older page in that folder is replaced in one step. A folder with other files beside the page is refused.
 
     Args:
         name: an artifact for ONNX Runtime or LiteRT, or any name of a network, which is exported to ONNX.
@@ -44,14 +46,14 @@ def write_page(
     Raises:
         UserError: the network cannot be used, or `out` holds something that is not a page.
     """
-    if out.exists() and not _is_page_or_empty(out):
-        raise UserError(f"--out is '{out}', which is not a page of iformer; give a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".iformer-page-", dir=out.parent) as temporary:
+    _check_replaceable(out)
+    place = Path(os.path.realpath(out))  # a link stays a link; what it points to is replaced
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".iformer-page-", dir=place.parent) as temporary:
         artifacts, pictures = prepare_page(name, ["onnx"], Path(temporary), assets, images, report)
         terms = network_licence(artifacts[0].info, licence)
         files = page_files(artifacts, pictures, title=Path(name).stem, licence=terms, assets=assets)
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new = Path(temporary) / "new"
         for path, resource in files.items():
             target = new / (path or "index.html")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +63,12 @@ def write_page(
             else:
                 target.write_bytes(resource.content)
         runtimes = sorted({artifact.info.runtime for artifact in artifacts})
-        (new / "licences.txt").write_text(licence_text(runtimes, terms), encoding="utf-8")
-        if out.exists():
-            os.replace(out, old)
-        os.replace(new, out)
+        (new / _LICENCES).write_text(licence_text(runtimes, terms), encoding="utf-8")
+        written = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
+        manifest = json.loads((new / _MANIFEST).read_bytes()) | {"files": sorted(written)}
+        (new / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        _check_replaceable(out)  # again: the export took minutes
+        take_place(new, place, displaced=Path(temporary) / "old")
     return out
 
 
@@ -79,13 +83,27 @@ def licence_text(runtimes: Sequence[str], network: str) -> str:
     return "\n".join([*lines, "", *texts])
 
 
-def _is_page_or_empty(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
+def _check_replaceable(folder: Path) -> None:
+    """Raise a `UserError` unless a folder is new, empty, or a page and nothing else."""
+    if not folder.exists():
+        return
+    not_a_page = UserError(f"--out is '{folder}', which is not a page of iformer; give a new folder")
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-        return isinstance(manifest, dict) and manifest.get("format") == PAGE_FORMAT
     except FileNotFoundError:
-        return not any(folder.iterdir())
-    except (OSError, ValueError):
-        return False
+        if any(folder.iterdir()):
+            raise not_a_page from None
+        return  # an empty folder
+    except (OSError, ValueError, RecursionError):
+        raise not_a_page from None
+    if not isinstance(manifest, dict) or manifest.get("format") != PAGE_FORMAT:
+        raise not_a_page
+    listed_files = manifest.get("files")
+    known = {*_TOP_LEVEL, *own_files()} if listed_files is None else set(map(str, listed_files))
+    found = [file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()]
+    others = [file.as_posix() for file in found if not known & {file.as_posix(), file.parts[0]}]
+    if others:
+        raise UserError(
+            f"--out is '{folder}', which holds files beside a page: {listed(sorted(others), limit=5)}; they "
+            "would be removed with the older page, so move them away, or give a new folder"
+        )

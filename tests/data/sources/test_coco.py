@@ -267,6 +267,30 @@ def test_boxes_without_area_in_float32_are_left_out(data: Path, box: list[float]
     assert "has no area" in train.warnings[0]
 
 
+def test_negative_areas_are_those_of_the_boxes(data: Path) -> None:
+    change(data, lambda c: first(c).update(area=-400))
+    found = load_detection(data)
+    assert "annotation 1: its area -400 is negative; its box's is taken" in found.train.warnings[0]
+    instance = found.train.samples[0].instances[0]
+    assert instance.area == pytest.approx(instance.box[2] * instance.box[3])
+
+
+def test_image_files_that_are_listed_twice_are_named(data: Path) -> None:
+    def repeat(content: dict[str, Any]) -> None:
+        content["images"].append({**content["images"][0], "id": 10**6})
+
+    change(data, repeat)
+    (one,) = (note for note in load_detection(data).warnings if "listed more than once" in note)
+    assert "1 image file listed more than once" in one
+
+    def take(content: dict[str, Any]) -> None:
+        content["images"][0]["file_name"] = "../train/0.png"
+
+    change(data, take, "val")
+    notes = load_detection(data).warnings
+    assert any("1 validation image also among the training images" in note for note in notes)
+
+
 @pytest.mark.parametrize("order", [0, 9])
 def test_group_categories_are_left_out_with_a_note(data: Path, order: int) -> None:
     """Roboflow writes the project as a category without objects, sometimes with the name of a class."""

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.status: int | None = None
         self.cut_short = False
+        self.endless = False
+        self.headers = True
 
     @property
     def url(self) -> str:
@@ -81,11 +84,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.fail(404, "EntryNotFound")
         else:
             self.send_response(200)
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
+            if self.server.headers:
+                self.send_header("X-Repo-Commit", commit)
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            endless = self.server.endless and self.command == "GET"
+            if not endless:
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            if self.command == "GET":
+            with suppress(ConnectionError):
+                while endless:
+                    self.wfile.write(content)
+            if self.command == "GET" and not endless:
                 self.wfile.write(content[: len(content) // 2] if self.server.cut_short else content)
 
     def fail(self, status: int, code: str) -> None:
@@ -181,7 +190,7 @@ def test_offline_and_not_in_the_cache(server: Hub, monkeypatch: pytest.MonkeyPat
     message = message_of(lambda: hub.fetch_released("iformer_t"))
     assert "HF_HUB_OFFLINE" in message
     assert REPO in message
-    assert "weights=PATH" in message
+    assert "give a local copy of its model.safetensors in place of the name" in message
     assert server.asked == []
 
 
@@ -205,6 +214,38 @@ def test_a_server_that_fails_or_hangs_up(server: Hub, tmp_path: Path, monkeypatc
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
 
+def test_a_server_that_sends_more_than_it_announced(server: Hub, tmp_path: Path) -> None:
+    server.endless = True
+    server.others["me/small"] = {"model.safetensors": bytes(1000)}
+    message = message_of(lambda: hub.fetch(hub.HubFile(repo="me/small")))
+    assert "the server sends more than the 1,000 bytes that it announced" in message
+    assert not list((tmp_path / "cache").rglob("blobs/*"))
+
+
+def test_an_answer_that_is_not_that_of_a_hub(server: Hub) -> None:
+    server.headers = False
+    message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "the answer is not that of a hub" in message
+    assert "no file" not in message
+
+
+def test_a_cache_that_is_a_file(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "its cache cannot be used" in message
+    assert "set HF_HOME to a folder" in message
+
+
+def test_names_that_cannot_be_on_the_hub() -> None:
+    for name in ("hf-hub:-/-", "hf-hub:a/b//etc/passwd", "hf-hub:a/b/../c", "hf-hub:a", "hf-hub:a/b@"):
+        message = message_of(lambda: iformer.load(name))  # noqa: B023
+        assert f"'{name}' is not a name on the hub" in message or name == "hf-hub:-/-"
+        assert "is not a name on the hub; expected hf-hub:USER/NAME" in message
+    long = message_of(lambda: hub.parse_hub_name("hf-hub:" + "a" * 5000))
+    assert len(long) < 400
+
+
 def test_an_endpoint_that_cannot_be_reached(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -213,7 +254,7 @@ def test_an_endpoint_that_cannot_be_reached(server: Hub, monkeypatch: pytest.Mon
         message = message_of(lambda: create_model("iformer_t", pretrained=True))
         assert time.monotonic() - started < 5
     assert "refused" in message
-    assert "weights=PATH" in message
+    assert "give a local copy of its model.safetensors in place of the name" in message
 
 
 def test_a_network_that_was_never_released(server: Hub) -> None:

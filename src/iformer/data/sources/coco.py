@@ -6,7 +6,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from iformer.data.parallel import Progress
 from iformer.data.sources.checks import check_images, refuse_warnings
 from iformer.data.sources.coco_objects import ImageEntry, ObjectReader
 from iformer.data.sources.layout import SPLIT_NAMES, display_name, require_folder, writable
-from iformer.errors import DataError, listed
+from iformer.errors import DataError, counted, listed
 
 _LAYOUT = (
     "expected DIR/annotations/instances_train*.json and instances_val*.json (as COCO has them), "
@@ -94,9 +94,28 @@ def load_detection(
         unused = [name for name, count in found.class_counts.items() if count == 0]
         if unused and split == "train" and for_training:
             notes.append(f"{files[split].path}: no object of {listed(unused)} to learn from")
+    notes += _repeated(sets)
     for split in {"train", "val"} - sets.keys():
         sets[split] = replace(next(iter(sets.values())), name=display_name(root, split), samples=(), warnings=())
     return DetectionSplits(train=sets["train"], val=sets["val"], warnings=(*warnings, *notes))
+
+
+def _repeated(sets: Mapping[str, DetectionSet]) -> list[str]:
+    """Return notes about image files that are listed more than once."""
+    listings = {
+        split: Counter(os.path.normpath(sample.path) for sample in found.samples) for split, found in sets.items()
+    }
+    notes = [
+        f"{sets[split].name}: {counted(len(twice), 'image file')} listed more than once: {listed(twice, limit=5)}"
+        for split, files in listings.items()
+        if (twice := sorted(file for file, number in files.items() if number > 1))
+    ]
+    if len(listings) == 2 and (both := sorted(listings["train"].keys() & listings["val"].keys())):
+        notes.append(
+            f"{counted(len(both), 'validation image')} also among the training images, so the AP on them means "
+            f"little: {listed(both, limit=5)}"
+        )
+    return notes
 
 
 # ---------------------------------------------------------------------------------------------- the files

@@ -95,6 +95,9 @@ class ObjectReader:
         area = entry.get("area", entry["bbox"][2] * entry["bbox"][3])
         if not _is_number(area):
             raise _AnnotationError(f"has the area {area!r:.40}; expected a number of pixels")
+        if area < 0:
+            self.warnings.append(f"{where}: its area {area} is negative; its box's is taken")
+            area = entry["bbox"][2] * entry["bbox"][3]
         if box is None:
             return None, False
         if mask is not None and not mask_operations().area({"size": [image.height, image.width], "counts": mask}):

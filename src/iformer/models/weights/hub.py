@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import json
 import os
 import re
@@ -17,25 +19,29 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import tqdm
 
 from iformer._version import __version__
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import Release, list_models, release
-from iformer.errors import ConfigError, WeightsError, one_line
+from iformer.errors import ConfigError, WeightsError, one_line, printable
 from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.read import read_weights
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
-_HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
+_HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>\S{1,250}))?")
 _MAX_CONFIG_BYTES = 10_000_000
+_MAX_FILE_BYTES = 16 * 2**30
+"""Largest file that is downloaded: a training script's with its optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +63,17 @@ def parse_hub_name(name: str) -> HubFile | None:
     if not name.startswith(("hf-hub:", "hf_hub:")):
         return None
     match = _HUB_NAME.fullmatch(name)
-    if match is None:
-        raise WeightsError(
-            f"'{name}' is not a name on the hub; expected hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION"
-        )
-    return HubFile(repo=match["repo"], file=match["file"] or WEIGHTS_FILE, revision=match["revision"])
+    file = WEIGHTS_FILE if match is None else match["file"] or WEIGHTS_FILE
+    if match is None or any(part in ("", ".", "..") for part in file.split("/")):
+        raise _invalid(name)
+    return HubFile(repo=match["repo"], file=file, revision=match["revision"])
+
+
+def _invalid(name: str) -> WeightsError:
+    return WeightsError(
+        f"'{printable(name, limit=200)}' is not a name on the hub; expected hf-hub:USER/NAME, with /FILE or "
+        "@REVISION if needed"
+    )
 
 
 def fetch(wanted: HubFile) -> Path:
@@ -74,10 +86,12 @@ def fetch(wanted: HubFile) -> Path:
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     try:
         return _download(wanted, endpoint)
+    except HFValidationError as error:
+        raise _invalid(f"hf-hub:{wanted.repo}") from error
     except Exception as error:  # the transport's own errors differ between the client's versions
         raise WeightsError(
-            f"cannot fetch {wanted.repo} from {endpoint}: {_reason(error, wanted)}; "
-            f"pass weights=PATH with a local copy of its {wanted.file}, or try again with a connection"
+            f"cannot fetch {wanted.repo} from {printable(endpoint, limit=200)}: {_reason(error, wanted)}; "
+            f"{_remedy(error, wanted)}"
         ) from error
 
 
@@ -91,13 +105,42 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
     try:
         # one question first: without a network the download itself would try for half a minute
         url = huggingface_hub.hf_hub_url(repo, file, revision=revision, endpoint=endpoint)
-        huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        if found.commit_hash is None or found.etag is None:
+            raise OSError("the answer is not that of a hub; a proxy or a login page may have sent it")
     except Exception as error:
         try:
             return Path(download(local_files_only=True))
         except LocalEntryNotFoundError:
             raise error from None
-    return Path(download(endpoint=endpoint, library_name="iformer", library_version=__version__))
+    size = _MAX_FILE_BYTES if found.size is None else found.size
+    if size > _MAX_FILE_BYTES:
+        raise OSError(f"it has {size:,} bytes; expected at most {_MAX_FILE_BYTES:,}")
+    bound = {"tqdm_class": _bounded(size)} if _TAKES_PROGRESS else {}
+    return Path(download(endpoint=endpoint, library_name="iformer", library_version=__version__, **bound))
+
+
+_TAKES_PROGRESS = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
+"""Whether this version of the client reports what it receives; the earlier ones cannot be bounded."""
+
+
+def _bounded(size: int) -> type[tqdm]:
+    """Return a progress bar that ends the download of a file where the server sends more than it announced."""
+    most = 2 * size + 2**20  # the hub's block storage may transfer more than the file has
+
+    class Bounded(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.received = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += int(n or 0)
+            if self.received > most:
+                raise OSError(f"the server sends more than the {size:,} bytes that it announced")
+            shown: bool | None = super().update(n)
+            return shown
+
+    return Bounded
 
 
 # --------------------------------------------------------------------------------------- released weights
@@ -179,7 +222,8 @@ def _described_by_timm(metadata: Metadata, wanted: HubFile, num_classes: int) ->
     try:
         path = fetch(replace(wanted, file=CONFIG_FILE))
     except WeightsError as error:
-        if isinstance(error.__cause__, EntryNotFoundError):
+        cause = error.__cause__
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
             return metadata
         raise
     return describe_by_timm(metadata, path, num_classes, source=f"{wanted.repo}: its {CONFIG_FILE}")
@@ -243,9 +287,28 @@ def _reason(error: Exception, wanted: HubFile) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"it has no revision {revision}"
     if isinstance(error, RepositoryNotFoundError):
-        return "there is no such repository"
-    if isinstance(error, EntryNotFoundError):
+        return "there is no such repository, or it is private; private ones need: hf auth login"
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"it has no file {wanted.file}" + (f" at revision {revision}" if revision else "")
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code}"
+    if _is_of_cache(error):
+        return f"its cache cannot be used ({one_line(error)})"
     return one_line(error)
+
+
+def _remedy(error: Exception, wanted: HubFile) -> str:
+    local = f"a local copy of its {printable(wanted.file, limit=200)} in place of the name"
+    if isinstance(error, GatedRepoError):
+        return f"or give {local}"
+    if isinstance(error, RevisionNotFoundError | RepositoryNotFoundError | EntryNotFoundError) and not isinstance(
+        error, LocalEntryNotFoundError
+    ):
+        return f"check the name, or give {local}"
+    if _is_of_cache(error):
+        return f"set HF_HOME to a folder with room that can be written, or give {local}"
+    return f"give {local}, or try again with a connection"
+
+
+def _is_of_cache(error: Exception) -> bool:
+    return isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from iformer.errors import DataError
+from iformer.errors import DataError, one_line
 
 _OPEN_FILES = 128
 
@@ -144,7 +145,8 @@ class UrlStore(ShardStore):
         Raises:
             DataError: it cannot be the URL of a folder.
         """
-        if "::" in url:  # fsspec's caches keep a copy per thread of each process
+        # fsspec's caches keep a copy per thread of each process; an IPv6 address has colons in brackets
+        if "::" in re.sub(r"\[[0-9A-Fa-f:.]*\]", "", url):
             raise DataError(
                 f"{url}: chained file systems are not supported; give the plain URL, or copy the shards"
             )
@@ -225,18 +227,27 @@ class UrlStore(ShardStore):
                 if isinstance(error, FileNotFoundError) or getattr(error, "status", None) == 404:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path(name)) from None
                 if wait is None or not _is_temporary(error, first=first):
-                    raise OSError(errno.EIO, _reason(error), self.path(name)) from None
+                    raise OSError(errno.EIO, one_line(error), self.path(name)) from None
             time.sleep(wait)
         raise AssertionError("the last attempt has no wait")
 
     def _files(self) -> tuple[Any, str]:
         """Return fsspec's file system of this process and thread, and the folder's path in it."""
-        from fsspec.core import url_to_fs
+        import fsspec
 
+        protocol = self.location.partition("://")[0]
         try:
-            files, root = url_to_fs(self.location)
-        except Exception as error:  # a missing package, an unknown protocol, or more than a URL is needed
-            raise DataError(f"{self.location}: {_reason(error)} ({_NEEDED})") from None
+            if protocol in ("http", "https"):  # url_to_fs would take the colons of an IPv6 address for a chain
+                files, root = fsspec.filesystem(protocol), self.location
+            else:
+                files, root = fsspec.url_to_fs(self.location)
+        except ImportError as error:
+            raise DataError(f"{self.location}: {one_line(error)} ({_NEEDED})") from None
+        except Exception as error:  # an unknown protocol, no connection, or more than a URL is needed
+            raise DataError(
+                f"{self.location}: cannot be opened ({one_line(error)}); expected the URL of a folder, such as "
+                "https://…, s3://… or hf://…"
+            ) from None
         if getattr(files, "async_impl", False):
             _kept[id(files)] = files
         return files, root.rstrip("/")
@@ -312,10 +323,6 @@ def _is_temporary(error: Exception, *, first: bool) -> bool:
     if isinstance(status, int):
         return not 400 <= status < 500 or status in (408, 429)
     return not first and not isinstance(error, PermissionError)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _OpenFiles(threading.local):
