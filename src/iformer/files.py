@@ -101,9 +101,10 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if target.exists() and not target.is_file():
         raise OSError(None, "it exists and is not a plain file")
     part = target.parent / f".{secrets.token_hex(8)}.part"
-    # not tempfile: its files are readable by their owner only, and the checkpoint would stay so
-    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    _unfinished.add(part)
     try:
+        # not tempfile: its files are readable by their owner only, and the checkpoint would stay so
+        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
         with open(descriptor, "wb") as file:
             yield cast(BinaryIO, file)
             file.flush()
@@ -113,7 +114,19 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+    finally:
+        _unfinished.discard(part)
     _sync_folder(target.parent)
+
+
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove the files that are being written; for a process that ends at once, without unwinding its calls."""
+    for part in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

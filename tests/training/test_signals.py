@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ import torch
 
 from iformer.cli.output import FAILED, INTERRUPTED, REQUEUE
 from iformer.errors import StoppedBySignalError
+from iformer.files import replacing
 from iformer.training import loop
 from iformer.training import signals as signals_module
 from iformer.training.loop import train
+from iformer.training.records.run_folder import RunFolder
 from iformer.training.signals import SIGNALS, SignalHandler
 from iformer.training.state import saved_step
 from tiny.classification import tiny_job, tiny_recipe
@@ -174,3 +177,21 @@ def test_a_run_between_two_steps_is_interrupted_after_a_while(
     with pytest.raises(StoppedBySignalError, match="stopped by SIGTERM; --resume continues from the last saved"):
         train(job)
     assert saved_step(tmp_path / "run" / "resume.safetensors") == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_that_never_reacts_leaves_no_lock_and_no_unfinished_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose main thread is in a long call when the signal arrives."""
+    monkeypatch.setattr(signals_module, "EXIT_AFTER", 0.1)
+    run = RunFolder(tmp_path)
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException), SignalHandler(1), run.reserved(), replacing(run.last) as file:
+            file.write(b"half of it")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == REQUEUE
+    assert not list(tmp_path.iterdir())

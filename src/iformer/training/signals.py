@@ -15,6 +15,8 @@ import torch
 from torch import distributed
 
 from iformer.errors import StoppedBySignalError
+from iformer.files import remove_unfinished
+from iformer.training.records.run_folder import remove_locks
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals that schedulers send before they kill a job: SIGTERM, and SIGUSR1 as an early warning."""
@@ -116,5 +118,8 @@ def _after_an_interrupt(until: float) -> Callable[[int, FrameType | None], None]
 
 
 def _exit(code: int, message: str) -> None:
+    """End the process at once, because its main thread does not react; leave no unfinished file and no lock."""
+    remove_unfinished()
+    remove_locks()
     print(message, file=sys.stderr, flush=True)
     os._exit(code)

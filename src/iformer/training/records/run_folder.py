@@ -166,7 +166,7 @@ class RunFolder:
                 # not flock: forked workers share its locks and outlive a killed process by seconds
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
-                    _held.add(_identity(os.fstat(descriptor)))
+                    _held[_identity(os.fstat(descriptor))] = self.lock
                     return descriptor
             except (BlockingIOError, PermissionError):
                 os.close(descriptor)
@@ -184,7 +184,7 @@ class RunFolder:
                 if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
                     self.lock.unlink()
         finally:
-            _held.discard(_identity(os.fstat(descriptor)))
+            _held.pop(_identity(os.fstat(descriptor)), None)
             os.close(descriptor)
 
     def write_config(self, settings: dict[str, Any]) -> None:
@@ -216,8 +216,16 @@ _REPORT_PICTURES = ("confusion.png", "curves.png", "mistakes.png", "predictions.
 """The pictures of the tasks' reports."""
 _LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
 """Names of the lock and of unfinished files (`iformer.files.replacing`)."""
-_held: set[tuple[int, int]] = set()
+_held: dict[tuple[int, int], Path] = {}
 """Lock files held by this process. A process loses its lock when it closes any descriptor of the file."""
+
+
+def remove_locks() -> None:
+    """Remove the locks of this process; for one that ends at once, without unwinding its calls."""
+    for identity, lock in tuple(_held.items()):
+        with suppress(OSError):
+            if _identity(os.stat(lock)) == identity:
+                lock.unlink()
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
