@@ -42,6 +42,9 @@ class SemanticSet:
     palette: tuple[tuple[int, int, int], ...] = ()
     """The classes' colours, if the mask files have a palette."""
     warnings: tuple[str, ...] = ()
+    classes_of_masks: tuple[int, ...] = ()
+    """For masks of another list of classes: the class of each of their indices, `IGNORED` if it has none. Empty:
+    the index is the class."""
 
     def __len__(self) -> int:
         return len(self.samples)

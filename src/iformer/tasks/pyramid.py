@@ -19,7 +19,6 @@ from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSet
 from iformer.data.images import read_image
 from iformer.data.segmentation import SemanticSet
-from iformer.data.sources.layout import writable
 from iformer.data.video import VideoReader, VideoWriter, has_video_extension
 from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.backbone import Backbone
@@ -147,24 +146,6 @@ def calibration_images(
     return [
         samples[index].path for index in random.Random(0).sample(range(len(samples)), min(count, len(samples)))
     ]
-
-
-def check_classes(known: tuple[str, ...], class_names: tuple[str, ...]) -> None:
-    """Check that a data set has the classes that a network was trained on (`known`), in the same order.
-
-    Raises:
-        DataError: they differ; the message names the first difference.
-    """
-    known = tuple(map(writable, known))
-    class_names = tuple(map(writable, class_names))
-    if known and known != class_names:
-        different = [
-            f"class {index} is {theirs}, the network's is {ours}"
-            for index, (theirs, ours) in enumerate(zip(class_names, known, strict=False))
-            if theirs != ours
-        ]
-        counts = f"{len(class_names)} classes for {len(known)}"
-        raise DataError(f"the classes of the data are not those of the network: {(different or [counts])[0]}")
 
 
 def check_side(size: tuple[int, int], multiple: int) -> None:

@@ -61,7 +61,8 @@ def load_detection(
         strict: raise an error instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
-        for_training: require both splits; else one of them may be missing, and is then empty.
+        for_training: require both splits with the same classes; else one of them may be missing, and is then
+            empty.
 
     Raises:
         DataError: the data cannot be used; one line names the files, what is wrong and what is expected.
@@ -79,7 +80,7 @@ def load_detection(
     for split, file in files.items():
         sets[split] = _read_set(file, root, split, errors)
     _raise(errors)
-    if len(sets) == 2 and sets["train"].class_names != sets["val"].class_names:
+    if for_training and len(sets) == 2 and sets["train"].class_names != sets["val"].class_names:
         raise DataError(
             f"{root}: the categories of training and validation differ "
             f"({_difference(sets['train'].class_names, sets['val'].class_names)}); give both the same list"

@@ -9,8 +9,8 @@ from typing import Any
 from iformer.config.metadata import Metadata
 from iformer.data.samples import DataSplits, ImageSet
 from iformer.data.sources import load_data
-from iformer.data.sources.layout import writable
 from iformer.errors import DataError, listed
+from iformer.tasks.class_order import class_order, refuse_unknown
 from iformer.tasks.interface import Split
 
 DEFAULT_VAL_SPLIT = 0.2
@@ -88,20 +88,8 @@ def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     Raises:
         DataError: the images have a class that is not in `class_names`; the message names the differences.
     """
-    index = {
-        writable(name): k for k, name in enumerate(class_names)
-    }  # early versions stored other names than UTF-8
-    names = [writable(name) for name in image_set.class_names]
-    unknown = [name for name in names if name not in index]
-    if unknown:
-        unused = [name for name in index if name not in names]
-        differences = [
-            f"only {whose}: {listed(sorted(names))}"
-            for whose, names in (("the network knows", unused), ("the data has", unknown))
-            if names
-        ]
-        raise DataError(f"the classes of the data are not those of the network ({'; '.join(differences)})")
-    labels = [index[name] for name in names]
+    refuse_unknown(class_names, image_set.class_names)
+    labels = [label for label in class_order(class_names, image_set.class_names) if label is not None]
     samples = tuple(replace(sample, label=labels[sample.label]) for sample in image_set.samples)
     return replace(image_set, class_names=tuple(class_names), samples=samples)
 

@@ -7,8 +7,10 @@ Shape letters: C channels, H and W an image's sides, N objects.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSample, DetectionSet, decode_mask
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
+from iformer.tasks.class_order import class_order
 from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
 
@@ -34,6 +37,33 @@ def too_many_objects(image_set: DetectionSet, detections: int) -> list[str]:
         f"{image_set.name}: an image has {most:,} objects, the network reports up to {detections:,}, which "
         f"limits its AP; train with --set detections={most}"
     ]
+
+
+def with_class_order(image_set: DetectionSet, class_names: Sequence[str]) -> DetectionSet:
+    """Return the same images with the objects of a network's classes, in the order of its outputs.
+
+    Objects of other classes are left out. `class_names` may have more classes than the data; empty means the
+    data's own.
+
+    Raises:
+        DataError: the data has none of the classes.
+    """
+    order = class_order(class_names, image_set.class_names)
+    if not class_names or order == tuple(range(len(class_names))):
+        return image_set
+    ids = dict(zip(order, image_set.category_ids, strict=True))
+    free = itertools.count(max(image_set.category_ids) + 1)
+    samples = []
+    for sample in image_set.samples:
+        labelled = ((order[instance.label], instance) for instance in sample.instances)
+        kept = tuple(instance._replace(label=label) for label, instance in labelled if label is not None)
+        samples.append(sample._replace(instances=kept))
+    return replace(
+        image_set,
+        class_names=tuple(class_names),
+        category_ids=tuple(ids[label] if label in ids else next(free) for label in range(len(class_names))),
+        samples=tuple(samples),
+    )
 
 
 class DetectionImages:

@@ -14,11 +14,11 @@ from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.coco import load_detection
 from iformer.errors import ConfigError, DataError, UserError
 from iformer.files import json_text
-from iformer.tasks.detection.dataset import DetectionImages, too_many_objects
+from iformer.tasks.class_order import refuse_unknown, share_notes
+from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, with_class_order
 from iformer.tasks.detection.inference import Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import check_classes
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -118,10 +118,11 @@ def evaluate_set(
     """Evaluate a detector or an artifact on an image set, on one process.
 
     Raises:
-        DataError: an image cannot be read, or the classes or their order differ from the network's.
+        DataError: an image cannot be read, or the set has none of the network's classes. Objects of classes that
+            the network does not know are left out.
     """
     detector = object_detector(subject)
-    check_classes(detector.class_names, image_set.class_names)
+    image_set = with_class_order(image_set, detector.class_names)
     dataset = DetectionImages(image_set, masks=False, value_range=detector.value_range)
     with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
         return evaluate(subject, loader, device=device, precision=precision, progress=progress)
@@ -138,6 +139,10 @@ def evaluate_data(
     if not len(image_set):
         other = "val" if options.split == "train" else "train"
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
+    detector = object_detector(subject)
+    if options.strict:
+        refuse_unknown(detector.class_names, image_set.class_names)
+    notes = [*splits.warnings, *_share(image_set, detector.class_names)]
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
             subject.to(options.device) if isinstance(subject, nn.Module) else subject,
@@ -148,5 +153,11 @@ def evaluate_data(
             precision=options.precision,
             progress=view.advance,
         )
-    notes = [*splits.warnings, *too_many_objects(image_set, object_detector(subject).detections)]
+    notes += too_many_objects(evaluation.image_set, detector.detections)
     return replace(evaluation, split=options.split or "val"), notes
+
+
+def _share(image_set: DetectionSet, known: tuple[str, ...]) -> list[str]:
+    used = sum(with_class_order(image_set, known).class_counts.values())
+    total = sum(image_set.class_counts.values())
+    return share_notes(known, image_set.class_names, used=used, total=total, noun="object")

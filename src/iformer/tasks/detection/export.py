@@ -21,10 +21,11 @@ from iformer.deploy.quantize import Quantization
 from iformer.errors import UserError
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
-from iformer.tasks.detection.dataset import DetectionImages
+from iformer.tasks.class_order import refuse_unknown
+from iformer.tasks.detection.dataset import DetectionImages, with_class_order
 from iformer.tasks.detection.evaluate import evaluate
 from iformer.tasks.detection.inference import BOXES, SCORES, LetterboxDetector
-from iformer.tasks.pyramid import calibration_images, check_classes, check_side
+from iformer.tasks.pyramid import calibration_images, check_side
 from iformer.tasks.registry import find_task
 
 _IOU_ERROR = 10
@@ -162,8 +163,9 @@ def quantization(
     size = size or preprocessing.size
     splits = load_detection(data)
     chosen = calibration_images(splits.train, splits.val, data, count=images)
-    check_classes(model.metadata.class_names, splits.val.class_names)
-    dataset = DetectionImages(splits.val, masks=False, value_range=preprocessing.value_range)
+    refuse_unknown(model.metadata.class_names, splits.val.class_names)
+    val = with_class_order(splits.val, model.metadata.class_names)
+    dataset = DetectionImages(val, masks=False, value_range=preprocessing.value_range)
 
     def measure(forward: Forward) -> dict[str, Any]:
         detector = LetterboxDetector(

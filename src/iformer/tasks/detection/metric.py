@@ -94,12 +94,13 @@ class DetectionMetric:
         }
         for name, area in _AREAS.items():
             metrics[f"{prefix}_ap_{name}"] = _percent(precision_TRKAM[:, :, :, area, -1])
+        columns = list(evaluator.params.catIds)  # in ascending order
         per_class = [
             {
                 f"{prefix}_ap": _percent(overall_TRK[:, :, label]),
                 f"{prefix}_ap50": _percent(overall_TRK[0, :, label]),
             }
-            for label in range(overall_TRK.shape[2])
+            for label in map(columns.index, self._category_ids)
         ]
         return metrics, per_class
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,11 +27,28 @@ from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
 from iformer.data.segmentation import SemanticSet, read_mask
 from iformer.data.transforms import Transform, eval_transform
+from iformer.tasks.class_order import class_order
 from iformer.tasks.segmentation.config import SegmentationRecipe
 
 _MAX_CLASS_SHARE = 0.75
 """A crop is drawn again if one class covers more of its labelled pixels than this."""
 _CROP_TRIES = 10
+
+
+def with_class_order(image_set: SemanticSet, class_names: Sequence[str]) -> SemanticSet:
+    """Return the same images with masks of a network's classes, in the order of its outputs.
+
+    Pixels of other classes are ignored. `class_names` may have more classes than the data; empty means the
+    data's own.
+
+    Raises:
+        DataError: the data has none of the classes.
+    """
+    order = class_order(class_names, image_set.class_names)
+    if not class_names or order == tuple(range(len(class_names))):
+        return image_set
+    classes = tuple(IGNORED if label is None else label for label in order)
+    return replace(image_set, class_names=tuple(class_names), classes_of_masks=classes, palette=())
 
 
 class SemanticImages:
@@ -61,6 +79,10 @@ class SemanticImages:
         """
         self.image_set, self.value_range = image_set, value_range
         self.recipe, self.size, self.max_size = recipe, size, max_size
+        self._classes: npt.NDArray[np.uint8] | None = None
+        if image_set.classes_of_masks:
+            self._classes = np.full(256, IGNORED, np.uint8)
+            self._classes[: len(image_set.classes_of_masks)] = image_set.classes_of_masks
         self._transform = transform or _Fitted(size, max_size)
         self._fill = tuple(round(255 * value) for value in fill)
         photometric = recipe is not None and recipe.augment.photometric
@@ -74,26 +96,33 @@ class SemanticImages:
 
         Returns:
             `images`, `masks` and `indices` (int64, B). Training: uint8 B x C x size x size and int64
-            B x size x size. Evaluation: lists of uint8 C x h x w and int64 H x W.
+            B x size x size. Evaluation: lists of uint8 C x h x w and int64 H x W, and `left_out`, the number of
+            pixels of classes that the network does not know (see `with_class_order`).
 
         Raises:
             DataError: a file cannot be read.
         """
         items = [self._item(*key) for key in keys]
-        images, masks = [image for image, _ in items], [mask for _, mask in items]
+        images, masks = [image for image, _, _ in items], [mask for _, mask, _ in items]
         indices = torch.tensor([index for _, index in keys], dtype=torch.int64)
         if self.recipe is None:
-            return {"images": images, "masks": masks, "indices": indices}
+            left_out = sum(pixels for _, _, pixels in items)
+            return {"images": images, "masks": masks, "indices": indices, "left_out": left_out}
         return {"images": torch.stack(images), "masks": torch.stack(masks), "indices": indices}
 
-    def _item(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    def _item(self, epoch: int, index: int) -> tuple[Tensor, Tensor, int]:
         sample = self.image_set.samples[index]
         image = read_image(sample.path, value_range=self.value_range)
         mask_HW = read_mask(sample.mask, zero_is_ignored=self.image_set.zero_is_ignored)
+        left_out = 0
+        if self._classes is not None:
+            labelled = int((mask_HW != IGNORED).sum())
+            mask_HW = self._classes[mask_HW]
+            left_out = labelled - int((mask_HW != IGNORED).sum())
         if self.recipe is None:
-            return self._transform(image), torch.from_numpy(mask_HW).long()
+            return self._transform(image), torch.from_numpy(mask_HW).long(), left_out
         with seeded(self.recipe.seed, epoch, index):
-            return self._augmented(image, mask_HW, self.recipe)
+            return *self._augmented(image, mask_HW, self.recipe), left_out
 
     def _augmented(
         self, image: Image.Image, mask_HW: np.ndarray, recipe: SegmentationRecipe

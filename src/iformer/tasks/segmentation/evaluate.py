@@ -14,9 +14,9 @@ from iformer.data.loader import Loader, build_loader
 from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.masks import load_semantic
 from iformer.errors import DataError, UserError
+from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import check_classes
-from iformer.tasks.segmentation.dataset import SemanticImages, evaluation_transform
+from iformer.tasks.segmentation.dataset import SemanticImages, evaluation_transform, with_class_order
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 from iformer.tasks.segmentation.metric import SegmentationMetric
 from iformer.training.network.precision import Precision, autocast
@@ -40,6 +40,8 @@ class SegmentationEvaluation(Evaluation):
     """
 
     image_set: SemanticSet
+    left_out: int = 0
+    """Labelled pixels of classes that the network does not know."""
 
     columns: ClassVar = {"iou": "IoU %", "accuracy": "accuracy %", "support": "pixels"}
 
@@ -75,16 +77,20 @@ def evaluate(
     device = torch.device(device)
     dataset = loader.dataset
     assert isinstance(dataset, SemanticImages)
-    metric = SegmentationMetric(dataset.image_set.class_names)
+    image_set = dataset.image_set
+    metric = SegmentationMetric(image_set.class_names, annotated=set(image_set.classes_of_masks) or None)
     segmenter = pixel_classifier(subject, device=device, sliding=sliding)
     for batch in loader.epoch():
+        left_out = batch["left_out"]
         for image, mask_HW in zip(batch["images"], batch["masks"], strict=True):
             with torch.inference_mode(), autocast(precision, device):
                 classes_HW = segmenter.classes(image, tuple(mask_HW.shape))
-            metric.update(classes_HW[None].cpu(), {"masks": mask_HW[None]})
+            metric.update(classes_HW[None].cpu(), {"masks": mask_HW[None], "left_out": left_out})
+            left_out = 0
         if progress is not None:
             progress(len(batch["images"]))
-    return SegmentationEvaluation(metrics=metric.compute(), image_set=dataset.image_set)
+    metrics = metric.compute()
+    return SegmentationEvaluation(metrics=metrics, image_set=image_set, left_out=metric.left_out)
 
 
 def evaluate_set(
@@ -100,10 +106,11 @@ def evaluate_set(
     """Evaluate a segmenter or an artifact on an image set, on one process; see `evaluate`.
 
     Raises:
-        DataError: an image cannot be read, or the classes or their order differ from the network's.
+        DataError: an image cannot be read, or the set has none of the network's classes. Pixels of classes that
+            the network does not know are ignored.
     """
     segmenter = pixel_classifier(subject, device=torch.device(device), sliding=sliding)
-    check_classes(segmenter.class_names, image_set.class_names)
+    image_set = with_class_order(image_set, segmenter.class_names)
     if segmenter.num_classes != len(image_set.class_names):
         raise DataError(
             f"the network has {segmenter.num_classes} classes, {image_set.name} has {len(image_set.class_names)}"
@@ -143,6 +150,9 @@ def evaluate_data(
     if not len(image_set):
         other = "val" if options.split == "train" else "train"
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
+    known = pixel_classifier(subject, device=torch.device(options.device), sliding=False).class_names
+    if options.strict:
+        refuse_unknown(known, image_set.class_names)
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
             subject.to(options.device) if isinstance(subject, nn.Module) else subject,
@@ -153,4 +163,8 @@ def evaluate_data(
             sliding=bool(options.sliding),
             progress=view.advance,
         )
-    return replace(evaluation, split=options.split or "val"), splits.warnings
+    used = sum(row["support"] for row in evaluation.metrics["per_class"].values())
+    notes = share_notes(
+        known, image_set.class_names, used=used, total=used + evaluation.left_out, noun="labelled pixel"
+    )
+    return replace(evaluation, split=options.split or "val"), [*splits.warnings, *notes]

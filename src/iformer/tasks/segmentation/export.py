@@ -19,8 +19,10 @@ from iformer.deploy.exportable import Agreement, Forward, Outputs
 from iformer.deploy.quantize import Quantization
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
-from iformer.tasks.pyramid import calibration_images, check_classes, check_side
+from iformer.tasks.class_order import refuse_unknown
+from iformer.tasks.pyramid import calibration_images, check_side
 from iformer.tasks.registry import find_task
+from iformer.tasks.segmentation.dataset import with_class_order
 from iformer.tasks.segmentation.evaluate import evaluate, evaluation_images
 from iformer.tasks.segmentation.inference import LOGITS, Letterboxes, SegmentationDisplay
 
@@ -128,8 +130,9 @@ def quantization(
         preprocessing = replace(preprocessing, size=size)
     splits = load_semantic(data)
     chosen = calibration_images(splits.train, splits.val, data, count=images)
-    check_classes(model.metadata.class_names, splits.val.class_names)
-    dataset = evaluation_images(splits.val, preprocessing)
+    known = model.metadata.class_names
+    refuse_unknown(known, splits.val.class_names)
+    dataset = evaluation_images(with_class_order(splits.val, known), preprocessing)
 
     def measure(forward: Forward) -> dict[str, Any]:
         names, colours = model.metadata.class_names, model.config.colours

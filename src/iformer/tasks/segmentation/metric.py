@@ -5,7 +5,7 @@ Shape letters: B batch, K classes, H and W an image's sides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,16 @@ from iformer.training.distributed import all_gather
 class SegmentationMetric:
     """mIoU, IoU of each class and pixel accuracy from one confusion matrix, summed over all processes."""
 
-    def __init__(self, class_names: tuple[str, ...], *, device: Any = "cpu") -> None:
-        """
+    def __init__(
+        self, class_names: tuple[str, ...], *, annotated: Container[int] | None = None, device: Any = "cpu"
+    ) -> None:
+        """Start with no pixel.
+
+        Args:
+            class_names: the classes of the network.
+            annotated: those that the data has; the others have no IoU. None means all.
+            device: where pixels are counted.
+
         Raises:
             MissingDependencyError: torchmetrics is not installed.
         """
@@ -29,27 +37,35 @@ class SegmentationMetric:
         self._confusion = torchmetrics.classification.MulticlassConfusionMatrix(
             len(class_names), ignore_index=IGNORED, validate_args=False
         ).to(device)
-        self._images = 0
+        self._annotated: Container[int] = range(len(class_names)) if annotated is None else annotated
+        self._images = self._left_out = 0
+        self.left_out = 0
+        """Labelled pixels of classes that the network does not know, after `compute`."""
 
     def update(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add classes, int64 B x H x W, and `batch["masks"]`, of the same shape."""
+        """Add classes, int64 B x H x W, and `batch["masks"]`, of the same shape; count `batch["left_out"]`."""
+        self._left_out += batch.get("left_out", 0)
         self._confusion.update(outputs, batch["masks"])
         self._images += len(outputs)
 
     def compute(self) -> dict[str, Any]:
         """See `iformer.training.records.results.SegmentationEvaluation`: in percent."""
         # joined here: torchmetrics warns where a process has had no image
-        shares = all_gather((self._confusion.confmat.cpu(), self._images))
-        counts_KK = torch.stack([counts for counts, _ in shares]).sum(0).double()
+        shares = all_gather((self._confusion.confmat.cpu(), self._images, self._left_out))
+        counts_KK = torch.stack([counts for counts, _, _ in shares]).sum(0).double()
+        self.left_out = sum(pixels for _, _, pixels in shares)
         right_K, true_K, said_K = counts_KK.diagonal(), counts_KK.sum(1), counts_KK.sum(0)
         union_K = true_K + said_K - right_K
-        iou_K = [_percent(right_K[k], union_K[k]) for k in range(len(self.class_names))]
+        iou_K = [
+            _percent(right_K[k], union_K[k]) if k in self._annotated else None
+            for k in range(len(self.class_names))
+        ]
         accuracy_K = [_percent(right_K[k], true_K[k]) for k in range(len(self.class_names))]
         return {
             "miou": _mean(iou_K),
             "pixel_accuracy": _percent(right_K.sum(), true_K.sum()) or 0.0,
             "mean_accuracy": _mean(accuracy_K),
-            "images": sum(images for _, images in shares),
+            "images": sum(images for _, images, _ in shares),
             "per_class": {
                 name: {"iou": iou_K[k], "accuracy": accuracy_K[k], "support": int(true_K[k])}
                 for k, name in enumerate(self.class_names)

@@ -130,7 +130,7 @@ def _read_shard(
                     images[key] = (member.name, member.offset_data, member.size, zlib.crc32(data))
                 tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps every member
             # tarfile takes the end of the file for the end of the archive
-            file.seek(tar.offset)  # type: ignore[attr-defined]
+            file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise DataError(f"{path}: damaged shard (its end is missing; it was cut off or is being written)")
     except DataError:
