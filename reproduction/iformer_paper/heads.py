@@ -56,13 +56,14 @@ class TrainedHeads:
 
 
 def trained_heads(
-    checkpoint: str | os.PathLike[str], data: str, *, images: int = 16, seed: int = 0
+    checkpoint: str | os.PathLike[str], data: str, *, entry: str | None = None, images: int = 16, seed: int = 0
 ) -> TrainedHeads:
     """Return the similarity of a checkpoint's heads on validation images.
 
     Args:
         checkpoint: a trained network with the operator "mha".
         data: its data: a folder, or `elpv`.
+        entry: which weights of a training script's file to take.
         images: number of images, drawn with `seed`.
 
     Raises:
@@ -70,7 +71,7 @@ def trained_heads(
         DataError: the images cannot be read.
         UserError: the network has no multi-head attention.
     """
-    network = load_classifier(checkpoint)
+    network = load_classifier(checkpoint, entry=entry)
     preprocessing = network.metadata.preprocessing
     samples = load_data(data).val.samples
     chosen = random.Random(seed).sample(samples, min(images, len(samples)))

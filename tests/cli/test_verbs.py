@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -145,7 +146,7 @@ def test_an_old_spelling_of_an_option_is_taken_with_a_note(
     [
         (UserError("two\nlines"), "error: two lines"),
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), "error: No space left on device: out/x"),
-        (MemoryError(), "error: out of memory; a smaller --batch-size or --size needs less"),
+        (MemoryError(), "error: out of memory"),
         (
             RuntimeError("what"),
             "internal error: RuntimeError: what; run again with --debug for the traceback",
@@ -155,6 +156,25 @@ def test_an_old_spelling_of_an_option_is_taken_with_a_note(
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], error: Exception, line: str) -> None:
     assert output.report_error(error) == 1
     assert only_line(capsys.readouterr().err) == line
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"batch_size": None, "size": None}, "; a smaller --batch-size or --size needs less"),
+        ({"batch": None, "json": False}, "; a smaller --batch needs less"),
+        ({"half": False}, ""),
+    ],
+)
+def test_a_lack_of_memory_names_options_that_the_verb_has(
+    capsys: pytest.CaptureFixture[str], options: dict[str, Any], hint: str
+) -> None:
+    def verb(**options: Any) -> None:
+        raise MemoryError
+
+    with pytest.raises(typer.Exit):
+        output.with_clear_errors(verb)(**options)
+    assert only_line(capsys.readouterr().err) == f"error: out of memory{hint}"
 
 
 def test_debug_shows_the_traceback_and_ctrl_c_is_130(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from iformer.cli.arguments import EntryOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json_line, say
 from iformer.cli.web_options import (
     AddressOption,
@@ -34,6 +35,7 @@ def demo(
     assets: AssetsOption = None,
     images: PicturesOption = None,
     licence: LicenceOption = None,
+    entry: EntryOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -55,6 +57,7 @@ def demo(
             assets=assets,
             images=images,
             licence=licence,
+            entry=entry,
             report=note,
         )
 

@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
         tuple((name, name) for name in ("accelerate", "tensorboard", "torchmetrics", "matplotlib")),
         "train, eval, pictures of predict",
     ),
-    "detect": ((("faster_coco_eval", "faster-coco-eval"),), "train, eval, predict --task detect"),
+    "detect": ((("faster_coco_eval", "faster-coco-eval"),), "detectors: train --task detect, eval"),
     "video": ((("av", "av"),), "predict on videos"),
     "heic": ((("pillow_heif", "pillow-heif"),), "HEIC photographs"),
     "elpv": ((("elpv_dataset", "elpv-dataset"),), "the solar-cell photographs, quickstart"),

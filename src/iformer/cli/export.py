@@ -126,8 +126,13 @@ def export(
     runs on --device.
     """
     if to == "web":
-        own = (size, batch, precision, opset, calibration, entry, attention, windows, raw or None)
-        _export_page(weights, out, images, assets, licence, json=json, plain=all(option is None for option in own))
+        own = (size, batch, precision, opset, calibration, attention, windows, raw or None)
+        if any(option is not None for option in own):
+            raise UserError(
+                "--to web takes no options of a conversion; export to onnx or litert with them and give that "
+                "artifact"
+            )
+        _export_page(weights, out, json=json, assets=assets, images=images, licence=licence, entry=entry)
         return
     if assets is not None or licence is not None:
         raise UserError("--assets and --licence are for --to web")
@@ -167,32 +172,19 @@ def export(
             continue
         if len(runtimes) == 1:
             raise outcome
-        note(describe_error(outcome))
+        note(describe_error(outcome, ("--batch", "--size")))
         failed += 1
     if failed:
         note(f"{failed} of {len(runtimes)} exports failed")
         raise typer.Exit(FAILED)
 
 
-def _export_page(
-    name: str,
-    out: Path | None,
-    images: list[str] | None,
-    assets: str | None,
-    licence: str | None,
-    *,
-    json: bool,
-    plain: bool,
-) -> None:
+def _export_page(name: str, out: Path | None, *, json: bool, **options: Any) -> None:
     from iformer.web.static import write_page
 
     if out is None:
         raise UserError("--to web needs --out FOLDER")
-    if not plain:
-        raise UserError(
-            "--to web takes no options of a conversion; export to onnx or litert with them and give that artifact"
-        )
-    folder = write_page(name, out, assets=assets, images=images, licence=licence, report=note)
+    folder = write_page(name, out, report=note, **options)
     if json:
         print_json_line({"page": folder})
     else:

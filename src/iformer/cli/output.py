@@ -36,6 +36,9 @@ the state saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C; st
 WARNINGS_SHOWN = 20
 _NAME_SHOWN = 300
 
+_SMALLER = {"batch_size": "--batch-size", "batch": "--batch", "size": "--size"}
+"""Options that take less memory with a smaller value, by the parameters of the verbs that have them."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -129,13 +132,14 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             if kwargs.get("debug") and isinstance(error, Exception):
                 traceback.print_exc()
-            raise typer.Exit(report_error(error)) from None
+            smaller = [option for name, option in _SMALLER.items() if name in kwargs]
+            raise typer.Exit(report_error(error, smaller)) from None
 
     return run
 
 
-def report_error(error: BaseException) -> int:
-    """Print an error as one line on stderr and return its exit code."""
+def report_error(error: BaseException, smaller: Sequence[str] = ()) -> int:
+    """Print an error as one line on stderr and return its exit code; see `describe_error`."""
     if isinstance(error, KeyboardInterrupt):
         note("interrupted")
         return INTERRUPTED
@@ -149,12 +153,17 @@ def report_error(error: BaseException) -> int:
         # the reader of stdout has gone (`| head`): print nothing, and flush nothing at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    note(describe_error(error))
+    note(describe_error(error, smaller))
     return FAILED
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the one line that describes an error."""
+def describe_error(error: BaseException, smaller: Sequence[str] = ()) -> str:
+    """Return the one line that describes an error.
+
+    Args:
+        error: what was raised.
+        smaller: the verb's options that take less memory with a smaller value.
+    """
     if isinstance(error, UserError):
         return f"error: {_one_line(error)}"
     if isinstance(error, OSError) and error.strerror:
@@ -162,7 +171,8 @@ def describe_error(error: BaseException) -> str:
         where = f": {printable(os.fsdecode(error.filename), limit=_NAME_SHOWN)}" if named else ""
         return f"error: {error.strerror}{where}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "error: out of memory; a smaller --batch-size or --size needs less"
+        hint = f"; a smaller {' or '.join(smaller)} needs less" if smaller else ""
+        return f"error: out of memory{hint}"
     return f"internal error: {type(error).__name__}: {_one_line(error)}; run again with --debug for the traceback"
 
 

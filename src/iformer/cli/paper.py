@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iformer.cli.arguments import EntryOption
 from iformer.cli.output import DebugOption, JsonOption, console, print_json, say
 from iformer.errors import UserError
 from iformer.files import output_folder
@@ -62,6 +63,7 @@ def paper(
         Path | None,
         typer.Option(help="For figure 3: a checkpoint with multi-head attention, drawn beside random weights."),
     ] = None,
+    entry: EntryOption = None,
     data: Annotated[str, typer.Option(help="The images that --weights sees: a folder, or elpv.")] = "elpv",
     latency: Annotated[
         bool,
@@ -83,10 +85,10 @@ def paper(
             raise UserError(
                 "--csv and --markdown are for tables; a figure is written as PNG, --json gives its values"
             )
-        _figure(number, output_folder(out), weights, data, latency=latency, json=json)
+        _figure(number, output_folder(out), weights, data, entry=entry, latency=latency, json=json)
         return
-    if weights is not None:
-        raise UserError("--weights is for figure 3; a table's networks are counted, not loaded")
+    if weights is not None or entry is not None:
+        raise UserError("--weights and --entry are for figure 3; a table's networks are counted, not loaded")
     from iformer_paper.tables import paper_table, to_csv, to_markdown
 
     shown = paper_table(number)
@@ -141,11 +143,20 @@ def _header(columns: list[str]) -> list[str]:
     return [alone.get(name, _HEADERS.get(name, name.replace("_", " "))) for name in columns]
 
 
-def _figure(number: int, folder: Path, weights: Path | None, data: str, *, latency: bool, json: bool) -> None:
+def _figure(
+    number: int,
+    folder: Path,
+    weights: Path | None,
+    data: str,
+    *,
+    entry: str | None,
+    latency: bool,
+    json: bool,
+) -> None:
     from iformer_paper.figures import draw_figure
     from iformer_paper.heads import trained_heads
 
-    trained = trained_heads(weights, data) if weights is not None else None
+    trained = trained_heads(weights, data, entry=entry) if weights is not None else None
     drawn: DrawnFigure = draw_figure(number, folder, trained=trained, latency=latency)
     if json:
         print_json({"figure": number, "file": drawn.path, "values": drawn.values, "notes": list(drawn.notes)})

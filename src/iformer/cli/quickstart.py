@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iformer.cli.output import DebugOption, JsonOption, console, print_json
-from iformer.errors import MissingDependencyError, UserError
+from iformer.errors import MissingDependencyError, StoppedBySignalError, UserError
 from iformer.files import output_folder, write_text
 from iformer.tables import markdown_table
 
@@ -166,7 +166,12 @@ def _train(say: Console, data: DataSplits, run: Path, *, epochs: int | None, ove
         folder=run,
         overwrite=overwrite and (run / "config.yaml").exists(),
     )
-    result = train(find_task("classify").module("training").classification_job(data, settings, model=MODEL))
+    job = find_task("classify").module("training").classification_job(data, settings, model=MODEL)
+    try:
+        result = train(job)
+    except StoppedBySignalError as error:  # quickstart has no --resume
+        reason = str(error).partition(";")[0]
+        raise StoppedBySignalError(f"{reason}; quickstart --overwrite begins again") from None
     top1, images = result.metrics["top1"], result.metrics["images"]
     say.print(f"[bold]Test accuracy {top1:.1f} %[/bold] on {images} photographs, after {result.seconds:.0f} s")
     for name, values in result.metrics["per_class"].items():

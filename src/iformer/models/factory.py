@@ -98,7 +98,7 @@ def create_model(
     of_windows = {key: options.pop(key) for key in _WINDOW_OPTIONS if key in options}
     if attention is None and (windows is not None or of_windows):
         given = [*(["windows"] if windows is not None else []), *of_windows]
-        raise ConfigError(f"{', '.join(given)} given without attention; pass attention='chunk_hybrid' or 'hybrid'")
+        raise ConfigError(f"{', '.join(given)} given without attention; give chunk_hybrid or hybrid (--attention)")
 
     named = resolve(name, entry=entry if weights is None else None)
     loaded = None

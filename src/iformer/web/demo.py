@@ -36,6 +36,7 @@ def open_demo(
     assets: str | None = None,
     images: Sequence[str] | None = None,
     licence: str | None = None,
+    entry: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> PageServer:
     """Prepare a network for the page and return the server, which listens and does not answer yet.
@@ -48,6 +49,7 @@ def open_demo(
         assets: see `iformer.web.assets.load_assets`.
         images: files, folders and globs of photographs for the comparison; None means generated patterns.
         licence: licence of the network; None means what its provenance says.
+        entry: which weights of a training script's file to take.
         report: called with lines about what takes time.
 
     Raises:
@@ -55,7 +57,9 @@ def open_demo(
     """
     if lan:
         qr_code("")  # report what is missing before any work is done
-    artifacts, pictures = prepare_page(name, page_runtimes(on), folder, assets, images, report)
+    artifacts, pictures = prepare_page(
+        name, page_runtimes(on), folder, assets=assets, images=images, entry=entry, report=report
+    )
     terms = network_licence(artifacts[0].info, licence)
     files = page_files(artifacts, pictures, title=Path(name).stem, licence=terms, assets=assets)
     return open_server(files, lan=lan, address=address, port=port)
@@ -65,8 +69,10 @@ def prepare_page(
     name: str,
     runtimes: Sequence[str],
     folder: Path,
+    *,
     assets: str | None,
     images: Sequence[str] | None,
+    entry: str | None,
     report: Callable[[str], None],
 ) -> tuple[list[PageArtifact], list[bytes]]:
     """Return the artifacts of a network for the page, and the reference pictures; see `open_demo`."""
@@ -74,7 +80,7 @@ def prepare_page(
         load_assets(runtime, assets)  # report what is missing before any work is done
     photographs = find_images(images) if images else []
     report(f"preparing {name} for the browser")
-    paths = prepare_artifacts(name, runtimes, folder)
+    paths = prepare_artifacts(name, runtimes, folder, entry=entry)
     pictures = reference_pictures(photographs, read_record(paths[0]).preprocessing)
     return [read_page_artifact(path, pictures) for path in paths], pictures
 

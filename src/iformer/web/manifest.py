@@ -67,18 +67,19 @@ class PageArtifact:
         return None if self.info.precision in QUANTIZED else TOLERANCE
 
 
-def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path) -> list[Path]:
+def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry: str | None = None) -> list[Path]:
     """Return artifacts that run in a browser: the one that is named, or exports of a network.
 
     Args:
         name: an artifact, or any name of a network.
         runtimes: the runtimes to export a network to.
         folder: where exports are written.
+        entry: which weights of a training script's file to take.
 
     Raises:
         UserError: the name is unknown, the runtime does not run in browsers, or the network cannot be exported.
     """
-    found = resolve(name)
+    found = resolve(name, entry=entry)
     if isinstance(found, Artifact):
         return [found.path]
     network = exportable(load(found))

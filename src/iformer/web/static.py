@@ -28,6 +28,7 @@ def write_page(
     assets: str | None = None,
     images: Sequence[str] | None = None,
     licence: str | None = None,
+    entry: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Write a folder with the page, a network, its record, the browser's runtime and all licences.
@@ -38,7 +39,7 @@ def write_page(
         name: an artifact for ONNX Runtime or LiteRT, or any name of a network, which is exported to ONNX.
         out: the folder.
         assets: see `iformer.web.assets.load_assets`.
-        images: see `iformer.web.demo.open_demo`; so are `licence` and `report`.
+        images: see `iformer.web.demo.open_demo`; so are `licence`, `entry` and `report`.
 
     Returns:
         `out`.
@@ -50,7 +51,9 @@ def write_page(
     place = Path(os.path.realpath(out))  # a link stays a link; what it points to is replaced
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".iformer-page-", dir=place.parent) as temporary:
-        artifacts, pictures = prepare_page(name, ["onnx"], Path(temporary), assets, images, report)
+        artifacts, pictures = prepare_page(
+            name, ["onnx"], Path(temporary), assets=assets, images=images, entry=entry, report=report
+        )
         terms = network_licence(artifacts[0].info, licence)
         files = page_files(artifacts, pictures, title=Path(name).stem, licence=terms, assets=assets)
         new = Path(temporary) / "new"

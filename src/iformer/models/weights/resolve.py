@@ -145,7 +145,7 @@ def load(
     """
     weights = resolve_weights(name, entry=entry)
     if windows is not None and attention is None:
-        raise ConfigError("windows given without attention; pass attention='chunk_hybrid' or 'hybrid'")
+        raise ConfigError("windows given without attention; give chunk_hybrid or hybrid (--attention)")
     if attention is not None:
         config: Any = weights.config
         design = with_design(backbone_config(config), attention, preset=windows)

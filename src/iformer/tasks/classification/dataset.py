@@ -69,14 +69,15 @@ def find_labelled(
         split = "all" if splits.split_off and val_split is None and not (known or for_training) else "val"
     images = with_class_order(_select(splits, split), class_names)
     if not len(images):
-        raise DataError(f"{data}: no image in the {split} split; --split all takes the images of both")
+        hint = "" if split == "all" else "; --split all takes the images of both"
+        raise DataError(f"{data}: no image in the {split} split{hint}")
     return LabelledImages(
         images=images,
         split=split,
         train=with_class_order(splits.train, class_names),
         notes=(
             *splits.warnings,
-            *_share(splits, images, split, share),
+            *_share(splits, images, share, hint="" if for_training else "; --split all evaluates all"),
             *_seen_in_training(splits, split, data, trained_on),
         ),
     )
@@ -101,14 +102,14 @@ def _select(splits: DataSplits, split: Split) -> ImageSet:
     return splits.val if split == "val" else splits.train
 
 
-def _share(splits: DataSplits, images: ImageSet, split: Split, share: float) -> list[str]:
+def _share(splits: DataSplits, images: ImageSet, share: float, *, hint: str) -> list[str]:
     """Return notes if only a part of unsplit data, or only some of the network's classes, are evaluated."""
     notes = []
     total = len(splits.train) + len(splits.val)
     if splits.split_off and len(images) < total:
         notes.append(
             f"evaluated {len(images)} of {total} images: the data is not split, and val is "
-            f"{100 * share:g} % of each class; --split all evaluates all"
+            f"{100 * share:g} % of each class{hint}"
         )
     missing = [name for name, count in images.class_counts.items() if not count]
     if missing:

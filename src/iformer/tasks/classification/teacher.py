@@ -16,7 +16,7 @@ from torch.nn import functional
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models, shipped_checkpoints
-from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, one_line
+from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, one_line, printable
 from iformer.models.folding import fold
 from iformer.models.weights.hub import imagenet_class_names, release_names
 from iformer.models.weights.resolve import RUN_CHECKPOINT, load_classifier
@@ -160,6 +160,10 @@ def _read(name: str, entry: str | None) -> _Source:
     except UnknownNameError:
         known = [*shipped_checkpoints(), *list_models(), *timm.list_pretrained()]
         raise UnknownNameError("teacher", timm_name, known) from None
+    except UserError as error:
+        option = "--set distillation.teacher_entry=KEY"
+        text = str(error).replace("--entry (in Python entry=)", option).replace("--entry", option)
+        raise WeightsError(f"the teacher: {text}") from None
     metadata = network.metadata
     return _Source(network=fold(network), preprocessing=metadata.preprocessing, class_names=metadata.class_names)
 
@@ -181,6 +185,8 @@ def _trained_timm_network(path: Path) -> _Source | None:
         if not name.startswith(TIMM):
             raise WeightsError(f"{path} holds a network named {name}, which can be a teacher only from Python")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if not timm.is_model(name.removeprefix(TIMM)):  # a name from outside, which may also be that of a repository
+        raise WeightsError(f"{path} holds a network named {printable(name, limit=100)}, which timm does not have")
     network: Any = timm.create_model(name.removeprefix(TIMM), num_classes=len(metadata.class_names))
     try:
         network.load_state_dict(tensors)
