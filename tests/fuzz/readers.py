@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import typer
 from PIL import Image
@@ -30,6 +31,7 @@ from fuzz.mutations import (
     truncate,
     yaml_values,
 )
+from fuzz.page import MESSAGES, REQUEST, read_messages, send_request
 from iformer.cli.main import build_app, main
 from iformer.config.metadata import Metadata
 from iformer.config.recipe_files import merge_overrides
@@ -38,12 +40,14 @@ from iformer.data.segmentation import read_mask
 from iformer.data.sources import load_data
 from iformer.data.sources.coco import load_detection
 from iformer.data.sources.masks import load_semantic
+from iformer.data.sources.shards.index import INDEX
 from iformer.data.sources.shards.packing import pack, verify
 from iformer.data.video import VideoReader, VideoWriter
 from iformer.deploy.artifact import read_record
 from iformer.deploy.export import export_artifact
 from iformer.deploy.runner import open_artifact
 from iformer.errors import UserError, printable
+from iformer.models.weights.convert import read_class_names
 from iformer.models.weights.hub import describe_by_timm
 from iformer.models.weights.pickles import read_pickle
 from iformer.tasks.export import exportable
@@ -54,7 +58,10 @@ from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState, read_state, stored_network
 
 OLD_FILES = Path(__file__).parents[1] / "compatibility" / "data"
-IMAGES = ("png", "jpg", "webp", "tiff", "bmp", "gif", "ppm")
+IMAGES = ("png", "jpg", "webp", "tiff", "bmp", "gif", "ppm", "avif", "jp2")
+
+
+ODD_IMAGES = ("cmyk.jpg", "pages.mpo", "animated.webp", "animated.png", "palette.png", "deep.png", "float.tiff")
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ def make_files(folder: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     for ending in IMAGES:
         Image.fromarray(pixels).save(folder / f"image.{ending}")
+    make_odd_images(pixels, folder)
+    make_tables(folder)
     network = iformer.load(folder / "networks" / "classify.safetensors")
     torch.save({"state_dict": network.state_dict()}, folder / "network.pth")
     with VideoWriter(folder / "video.mp4", rate=Fraction(10), width=32, height=32) as video:
@@ -85,9 +94,37 @@ def make_files(folder: Path) -> Path:
     foreign.mkdir()
     for shard in sorted((folder / "shards").glob("*.tar")):
         shutil.copy(shard, foreign)
+    (foreign / "classes.txt").write_text("blue\ngreen\nred\n")
     make_new_formats(folder)
     make_openvino(folder)
     return folder
+
+
+def make_odd_images(pixels: npt.NDArray[np.uint8], folder: Path) -> None:
+    """Write images with more than the three channels of 8 bits that most have, or with more than one frame."""
+    colours, other = Image.fromarray(pixels), Image.fromarray(np.ascontiguousarray(pixels[::-1]))
+    colours.convert("CMYK").save(folder / "cmyk.jpg")
+    colours.save(folder / "pages.mpo", save_all=True, append_images=[other])
+    colours.save(folder / "animated.webp", save_all=True, append_images=[other])
+    colours.save(folder / "animated.png", save_all=True, append_images=[other])
+    colours.convert("RGBA").quantize(16).save(folder / "palette.png", transparency=3)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(folder / "deep.png")
+    Image.fromarray(pixels[..., 0].astype(np.float32)).save(folder / "float.tiff")
+
+
+def make_tables(folder: Path) -> None:
+    """Write a table of the images as CSV, as TSV and as Parquet."""
+    rows = [("image", "label", "split", "group")]
+    for split in ("train", "val"):
+        for path in sorted((folder / "images" / split).rglob("*.*")):
+            rows.append((path.relative_to(folder).as_posix(), path.parent.name, split, ""))
+    for ending, separator in (("csv", ","), ("tsv", "\t")):
+        (folder / f"table.{ending}").write_text("".join(separator.join(row) + "\n" for row in rows))
+    if importlib.util.find_spec("pyarrow") is not None:
+        from pyarrow import parquet, table
+
+        columns = {name: [row[place] for row in rows[1:]] for place, name in enumerate(rows[0])}
+        parquet.write_table(table(columns), folder / "table.parquet")
 
 
 def make_openvino(folder: Path) -> None:
@@ -108,8 +145,12 @@ def make_new_formats(folder: Path) -> None:
     state.save(folder / NEW_STATE, identity={"model": "tiny", "recipe": recipe.to_plain()})
     pack(load_data(folder / "images", workers=1), folder / "packed")
     (folder / "config.json").write_text(json.dumps(TIMM_CONFIG))
+    (folder / "messages.json").write_text(json.dumps(MESSAGES))
+    (folder / "request.http").write_bytes(REQUEST.encode())
+    (folder / "names.txt").write_text("ant\nbee\ncat\n")
+    for verb, arguments in ARGUMENTS.items():
+        (folder / f"{verb}.json").write_text(json.dumps(arguments))
     (folder / "info.json").write_text(json.dumps(["info", "iformer_t", "--size", "64x96", "--json"]))
-    (folder / "train.json").write_text(json.dumps(TRAIN))
     (folder / "set.json").write_text(json.dumps([argument for argument in TRAIN if "=" in argument]))
 
 
@@ -126,11 +167,11 @@ def read_arguments(path: Path) -> None:
 
 
 def parse_arguments(path: Path) -> None:
-    """Parse a command line of `train` without running it."""
-    command = get_command(build_app()).commands["train"]  # type: ignore[attr-defined]
+    """Parse the command line of a verb without running it."""
+    command = get_command(build_app()).commands[path.stem]  # type: ignore[attr-defined]
     usage_error = typer.BadParameter.__mro__[1]
     try:
-        command.make_context("train", texts(path))
+        command.make_context(path.stem, texts(path))
     except usage_error as error:
         raise UserError(printable(error.format_message())) from None  # type: ignore[attr-defined]
 
@@ -165,6 +206,17 @@ def read_images_of(data: Any) -> None:
             read_image(sample)
 
 
+def fresh_shards(folder: Path) -> Path:
+    """Remove the index that an earlier reading has written."""
+    (folder / INDEX).unlink(missing_ok=True)
+    return folder
+
+
+def read_table(path: Path) -> None:
+    """Read a table and the images that it lists."""
+    load_data(path, workers=1)
+
+
 CLASSIFIER = "networks/classify.safetensors"
 STATE = "stopped/classify/resume.safetensors"
 DETECTOR, SEGMENTER = ("stopped/detect/last.safetensors", "stopped/segment/last.safetensors")
@@ -176,6 +228,39 @@ TRAIN = [
     *("--data", "images", "--out", "run", "--epochs", "3", "--lr", "1e-3", "--size", "64", "--device", "cpu"),
     *("--set", "augment.hflip=0.25", "--set", "augment={vflip: 0.5}", "--set", "value_range=[0, 4095]"),
 ]
+ARGUMENTS = {
+    "train": TRAIN,
+    "eval": [
+        "net",
+        "--data",
+        "images",
+        "--split",
+        "val",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ],
+    "predict": ["a.png", "b.png", "--top-k", "2", "--min-score", "0.5", "--out", "out", "--weights", "net"],
+    "export": [
+        "net",
+        "--to",
+        "onnx",
+        "--size",
+        "64x96",
+        "--batch",
+        "dynamic",
+        "--precision",
+        "int8",
+        "--max-drop",
+        "1",
+    ],
+    "bench": ["net", "--on", "onnx", "--rounds", "3", "--threads", "1", "--size", "64", "--batch", "2"],
+    "convert": ["net.pth", "net.safetensors", "--to", "iformer", "--entry", "ema", "--class-names", "names.txt"],
+    "demo": ["net", "--on", "onnx,litert", "--port", "8000", "--licence", "MIT"],
+}
 TIMM_CONFIG = {
     "architecture": "iformer_t",
     "num_classes": 3,
@@ -214,6 +299,17 @@ READERS: dict[str, Reader] = {
     "foreign shard": Reader("foreign/train-00000.tar", BYTES, lambda f: read_images_of(load_data(f.parent))),
     "COCO annotations": Reader(COCO, (json_values, *BYTES), lambda f: load_detection(f.parents[1], workers=1)),
     "mask": Reader("shapes/masks/train/0.png", BYTES, read_mask),
+    "classes.txt of shards": Reader(
+        "foreign/classes.txt", BYTES, lambda f: load_data(fresh_shards(f.parent), for_training=False)
+    ),
+    "CSV table": Reader("table.csv", BYTES, read_table),
+    "TSV table": Reader("table.tsv", BYTES, read_table),
+    "Parquet table": Reader("table.parquet", BYTES, read_table, needs="pyarrow"),
+    "class names": Reader("names.txt", BYTES, read_class_names),
+    "messages of a device": Reader(
+        "messages.json", (json_values,), lambda f: read_messages(f, f.parent / ONNX), needs="onnxruntime"
+    ),
+    "requests to the page": Reader("request.http", BYTES, send_request),
     "classes.txt": Reader("shapes/classes.txt", BYTES, lambda f: load_semantic(f.parent, workers=1)),
     "record of an artifact": Reader(
         f"{ONNX}.json", (json_values, *BYTES), lambda f: read_record(f.with_suffix(""))
@@ -227,8 +323,9 @@ READERS: dict[str, Reader] = {
         "config.json", (json_values, *BYTES), lambda f: describe_by_timm(Metadata(), f, 3, source="hub")
     ),
     "arguments of info": Reader("info.json", (json_values,), read_arguments),
-    "arguments of train": Reader("train.json", (json_values,), parse_arguments),
+    **{f"arguments of {verb}": Reader(f"{verb}.json", (json_values,), parse_arguments) for verb in ARGUMENTS},
     "--set": Reader("set.json", (json_values,), read_overrides),
     "video": Reader("video.mp4", BYTES, read_video),
     **{f"{ending} image": Reader(f"image.{ending}", BYTES, read_any_image) for ending in IMAGES},
+    **{f"image {name}": Reader(name, BYTES, read_any_image) for name in ODD_IMAGES},
 }

@@ -63,3 +63,15 @@ def test_what_is_no_data_set_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"hfds/.*: cannot be read") as caught:
         load_data(f"hfds/{tmp_path / 'missing'}")
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_those_of_classes(tmp_path: Path) -> None:
+    for name, labels in (("unlabelled", [-1, -1]), ("huge", [0, 10**12])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        image = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+        table = datasets.Dataset.from_dict({"image": [image, image], "label": labels}, features=features)
+        folder = tmp_path / name / "data"
+        folder.mkdir(parents=True)
+        table.to_parquet(folder / "validation-00000-of-00001.parquet")
+        with pytest.raises(DataError, match=r"has labels from .* to .*; expected 0 to 999999"):
+            load_data(f"hfds/{tmp_path / name}", for_training=False)

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from iformer.data.samples import DataSplits, ImageSet, IndexedSamples, Sample
 from iformer.data.sources.layout import SPLIT_NAMES
 from iformer.dependencies import require
-from iformer.errors import DataError
+from iformer.errors import DataError, one_line
 
 HUB_PREFIX = "hfds/"
 """Prefix of such data sets' names, as in timm."""
+
+_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,17 @@ def load_hub_data(spec: str, *, for_training: bool = True) -> DataSplits:
     except DataError:
         raise
     except Exception as error:  # the library and the hub's client raise errors of many types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{spec}: cannot be read ({reason})") from None
+        raise DataError(f"{spec}: cannot be read ({one_line(error)})") from None
     class_names = next(names for _, names in found.values())
+    labels = np.concatenate([samples.labels for samples, _ in found.values()])
+    most = len(class_names) or _MAX_CLASSES
+    if len(labels) and not 0 <= labels.min() <= labels.max() < most:
+        raise DataError(
+            f"{spec}: has labels from {labels.min()} to {labels.max()}; expected 0 to {most - 1} (images without "
+            "a label often have -1)"
+        )
     if not class_names:
-        highest = max(int(samples.labels.max()) for samples, _ in found.values() if len(samples))
+        highest = int(labels.max(initial=0))
         class_names = tuple(str(number) for number in range(highest + 1))
     root = Path(os.path.expanduser(dataset))
     sets = {

@@ -234,7 +234,10 @@ def class_names_of(root: Path, labels: Sequence[npt.NDArray[np.int64]]) -> tuple
     highest = int(found[-1]) if len(found) else -1
     path = root / "classes.txt"
     if path.is_file():
-        names = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        try:
+            names = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError):
+            raise DataError(f"{path}: cannot be read as UTF-8 text; expected one class name per line") from None
         if len(names) <= highest or len(set(names)) != len(names):
             raise DataError(
                 f"{path}: has {len(names):,} names; the labels go up to {highest:,}; expected one distinct name "
