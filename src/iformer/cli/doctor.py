@@ -14,7 +14,7 @@ import typer
 from iformer._version import __version__
 from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
 from iformer.deploy.runtimes.registry import RUNTIMES
-from iformer.errors import printable
+from iformer.errors import one_line, printable
 from iformer.tables import terminal_table
 
 CORE = (
@@ -170,6 +170,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _hub_answers() -> dict[str, Any]:
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -179,6 +180,6 @@ def _hub_answers() -> dict[str, Any]:
     try:
         with urllib.request.urlopen(f"{ENDPOINT}/api/models/timm/iformer_t.in1k", timeout=HUB_TIMEOUT_SECONDS):
             return {"url": ENDPOINT, "reachable": True, "reason": None}
-    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        return {"url": ENDPOINT, "reachable": False, "reason": str(reason)}
+        return {"url": ENDPOINT, "reachable": False, "reason": one_line(reason)}

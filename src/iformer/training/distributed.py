@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import torch
 
 from iformer.dependencies import require
 from iformer.device import resolve_device
-from iformer.errors import UserError
+from iformer.errors import UserError, one_line, printable
 from iformer.training.network.precision import Precision, autocast, resolve_precision
 
 
@@ -30,12 +32,24 @@ class RankContext:
 
 
 def launch(device: str, precision: str) -> tuple[Any, RankContext]:
-    """Join the process group if torchrun or another launcher started this process; find the device of the rank."""
+    """Join the process group if torchrun or another launcher started this process; find the device of the rank.
+
+    Raises:
+        UserError: there is no such device, or the variables of a launcher do not describe a process group.
+    """
     accelerate = require("accelerate", extra="train")
     on = resolve_device(device)
+    launched_processes()
     if on.index is not None:  # Accelerator has no argument for the index: it takes the current device
         torch.accelerator.set_device_index(on.index)
-    accelerator = accelerate.Accelerator(cpu=on.type == "cpu", mixed_precision="no")
+    try:
+        accelerator = accelerate.Accelerator(cpu=on.type == "cpu", mixed_precision="no")
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        if not _LAUNCHER.keys() & os.environ.keys():
+            raise
+        raise UserError(
+            f"the processes of this run cannot be joined ({one_line(error)}); {_START_WITH_A_LAUNCHER}"
+        ) from error
     context = RankContext(
         device=accelerator.device,
         precision=resolve_precision(precision, accelerator.device),
@@ -43,6 +57,34 @@ def launch(device: str, precision: str) -> tuple[Any, RankContext]:
         world_size=accelerator.num_processes,
     )
     return accelerator, context
+
+
+_LAUNCHER = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
+"""Environment variables of launchers, with the smallest value of each."""
+_START_WITH_A_LAUNCHER = "start them with torchrun, or unset RANK and WORLD_SIZE to train in one process"
+
+
+def launched_processes() -> int:
+    """Return the number of processes that a launcher started, by its environment variables; 1 without one.
+
+    Raises:
+        UserError: a variable is not a number, or too small or large.
+    """
+    numbers = {}
+    for name, least in _LAUNCHER.items():
+        text = os.environ.get(name, str(least))
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+            raise UserError(
+                f"the environment variable {name} is '{printable(text, limit=40)}'; expected a number of {least} "
+                f"or more; {_START_WITH_A_LAUNCHER}"
+            )
+        numbers[name] = int(text)
+    if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+        raise UserError(
+            f"the environment variables RANK {numbers['RANK']} and WORLD_SIZE {numbers['WORLD_SIZE']} do not fit; "
+            f"{_START_WITH_A_LAUNCHER}"
+        )
+    return numbers["WORLD_SIZE"]
 
 
 def all_gather(value: Any) -> list[Any]:

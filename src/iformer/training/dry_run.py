@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import sys
@@ -18,7 +17,7 @@ from iformer.dependencies import require
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs, count_parameters
-from iformer.training.distributed import RankContext
+from iformer.training.distributed import RankContext, launched_processes
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
@@ -149,8 +148,7 @@ def dry_run(job: TrainJob) -> DryRun:
 
 def _measured_batch(recipe: Recipe, device: torch.device) -> int:
     """Images of one forward pass of one process in the launch under way; even, because mixup pairs images."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share = max(1, recipe.batch_size // recipe.grad_accum // processes)
+    share = max(1, recipe.batch_size // recipe.grad_accum // launched_processes())
     if device.type == "cpu":
         share = min(share, CPU_BATCH)
     return share + share % 2

@@ -7,6 +7,7 @@ the hashes of `packages.json`, which were tested, are served.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import urllib.error
@@ -123,7 +124,7 @@ def _download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=_CDN_SECONDS) as response:
             content: bytes = response.read(1 << 26)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(f"{url} cannot be downloaded: {getattr(error, 'reason', error)}") from None
     return content
 

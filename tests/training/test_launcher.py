@@ -1,0 +1,38 @@
+"""The environment variables of launchers."""
+
+from __future__ import annotations
+
+import pytest
+
+from iformer.errors import UserError
+from iformer.training.distributed import launch, launched_processes
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"WORLD_SIZE": "two"},
+            "WORLD_SIZE is 'two'; expected a number of 1 or more; start them with torchrun",
+        ),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'; expected a number of 1 or more"),
+        ({"RANK": "-1"}, "RANK is '-1'; expected a number of 0 or more"),
+        ({"MASTER_PORT": "9" * 5000}, "MASTER_PORT is '999"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 and WORLD_SIZE 2 do not fit"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "cannot be joined (.*); start them with torchrun"),
+    ],
+)
+def test_variables_that_describe_no_process_group(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=message.replace("(.*)", r"\(.*\)")):
+        launch("cpu", "fp32")
+
+
+def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched_processes() == 1
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert launched_processes() == 8
