@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ except ImportError:  # Windows
 
 MAX_BATCH = 4096
 """Largest number of images per call."""
+_MAX_INPUT_VALUES = 2**31
+"""Largest number of values in an input: images of a call are padded to the batch."""
 _MAX_RECORD_BYTES = 16_000_000
 _STAGING = ".iformer-export-"
 _CHECKSUM = "record_sha256"
@@ -101,6 +104,8 @@ class ArtifactInfo(Config):
         names = len(self.class_names)
         check(names in (0, self.num_classes), self, "class_names", expected)
         check(len(set(self.class_names)) == names, self, "class_names", expected)
+        values = (self.batch or 1) * math.prod(self.preprocessing.size) * len(self.preprocessing.mean)
+        check(values <= _MAX_INPUT_VALUES, self, "batch", f"fewer images, {_MAX_INPUT_VALUES:,} values in one call")
         same = not self.output_shapes or self.output_shapes.keys() == self.outputs.keys()
         check(same, self, "output_shapes", f"a shape for each of {', '.join(self.outputs)}")
 

@@ -112,6 +112,7 @@ class ArtifactRunner(ABC):
             if found["checksum"] != embedded_hash(found):
                 raise UserError(f"{self.path}: the metadata inside the file does not fit its checksum")
             expected |= {"precision": info.precision, "normalized_by": info.normalized_by, "task": info.task}
+            expected |= {"network": info.network}
         for key, value in expected.items():
             if found.get(key) != value:
                 raise UserError(f"{self.path}: {key} inside the file and in its record differ")
