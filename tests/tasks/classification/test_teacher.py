@@ -141,6 +141,21 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
         build_teacher(str(path), (*CLASSES[:4], "f"), STUDENT)
 
 
+def test_a_file_cannot_name_a_repository_as_its_network(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    for name in ("timm:hf-hub:user/name", "timm:local-dir:/tmp", "timm:nothing"):
+        save_network(nn.Linear(3, 5), path, name=name, metadata=Metadata(class_names=CLASSES))
+        with pytest.raises(WeightsError, match="which timm does not have"):
+            build_teacher(str(path), CLASSES, STUDENT)
+
+
+def test_the_option_for_a_teachers_entry_is_named(tmp_path: Path) -> None:
+    state = build(tiny_config()).state_dict()
+    torch.save({"first": state, "second": dict(state)}, tmp_path / "two.pth")
+    with pytest.raises(WeightsError, match=r"choose one with --set distillation\.teacher_entry=KEY$"):
+        build_teacher(str(tmp_path / "two.pth"), CLASSES, STUDENT)
+
+
 def test_invalid_teachers_are_errors_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="unknown teacher 'regnety_16'; did you mean"):
         build_teacher("regnety_16", CLASSES, STUDENT)
