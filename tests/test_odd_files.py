@@ -155,7 +155,7 @@ def test_a_url_with_an_ipv6_address_is_no_chain(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_extras_are_named_only_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     for url in ("dir://", "nothing://a/b", "ftp://127.0.0.1:1/x"):
-        with pytest.raises(DataError, match=r"cannot be opened .*; expected the URL of a folder") as caught:
+        with pytest.raises(DataError, match=r"://.*: .*; expected the URL of a folder, such as") as caught:
             UrlStore(url)._files()
         assert "needs" not in str(caught.value)
 

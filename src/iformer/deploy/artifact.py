@@ -105,7 +105,9 @@ class ArtifactInfo(Config):
         check(names in (0, self.num_classes), self, "class_names", expected)
         check(len(set(self.class_names)) == names, self, "class_names", expected)
         values = (self.batch or 1) * math.prod(self.preprocessing.size) * len(self.preprocessing.mean)
-        check(values <= _MAX_INPUT_VALUES, self, "batch", f"fewer images, {_MAX_INPUT_VALUES:,} values in one call")
+        check(
+            values <= _MAX_INPUT_VALUES, self, "batch", f"fewer images, {_MAX_INPUT_VALUES:,} values in one call"
+        )
         same = not self.output_shapes or self.output_shapes.keys() == self.outputs.keys()
         check(same, self, "output_shapes", f"a shape for each of {', '.join(self.outputs)}")
 

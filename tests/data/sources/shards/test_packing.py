@@ -25,7 +25,7 @@ from iformer.data.loader import build_loader
 from iformer.data.samples import DataSplits
 from iformer.data.sources import load_data
 from iformer.data.sources.shards import packing
-from iformer.data.sources.shards.index import INDEX, INFO
+from iformer.data.sources.shards.index import INDEX, INFO, UNFINISHED
 from iformer.data.sources.shards.packing import pack, verify
 from iformer.data.sources.shards.reader import load_shards
 from iformer.data.transforms import eval_transform
@@ -199,10 +199,22 @@ def test_packing_leaves_nothing_behind_where_it_fails(
         patch.setattr(packing.os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             pack(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            pack(folder, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "out" / "mine.txt").write_text("")
     with pytest.raises(UserError, match="not an empty folder"):
         pack(folder, tmp_path / "out")
+    with monkeypatch.context() as patch:  # two processes, of which the other one has just begun
+        patch.setattr(packing, "any", lambda files: False, raising=False)
+        (tmp_path / "out" / UNFINISHED).touch()
+        with pytest.raises(UserError, match="not an empty folder"):
+            pack(folder, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [UNFINISHED, "mine.txt"]
     with monkeypatch.context() as patch:
         patch.setattr(packing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
         with pytest.raises(UserError, match=r"the shards need about .* are free there"):

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,14 +81,20 @@ def pack(
         OSError: the shards cannot be written.
     """
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder; give another one for the shards")
+    not_empty = UserError(f"{folder} is not an empty folder; give another one for the shards")
+    is_new = not folder.exists()
+    if not is_new and (not folder.is_dir() or any(folder.iterdir())):
+        raise not_empty
     _check_disk(folder, data)
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / UNFINISHED).open("x") as file:  # only one of two processes that pack into it makes the file
+            file.write("Packing was stopped. Remove this folder and pack again.\n")
+    except FileExistsError:
+        raise not_empty from None
     store = FolderStore(folder)
     written = [folder / name for name in (UNFINISHED, INDEX, INFO)]
     try:
-        (folder / UNFINISHED).write_text("Packing was stopped. Remove this folder and pack again.\n")
         splits = {}
         for name, image_set in (("train", data.train), ("val", data.val)):
             order = list(range(len(image_set)))
@@ -100,6 +107,9 @@ def pack(
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
         raise
     return _summary(store, index)
 

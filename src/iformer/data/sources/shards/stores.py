@@ -245,8 +245,7 @@ class UrlStore(ShardStore):
             raise DataError(f"{self.location}: {one_line(error)} ({_NEEDED})") from None
         except Exception as error:  # an unknown protocol, no connection, or more than a URL is needed
             raise DataError(
-                f"{self.location}: cannot be opened ({one_line(error)}); expected the URL of a folder, such as "
-                "https://…, s3://… or hf://…"
+                f"{self.location}: {one_line(error)}; expected the URL of a folder, such as https://…, s3://… or hf://…"
             ) from None
         if getattr(files, "async_impl", False):
             _kept[id(files)] = files
