@@ -90,9 +90,12 @@ def read_indices(path: Path) -> npt.NDArray[np.uint8]:
         DataError: the file is not an image of indices from 0 to 255.
     """
     with open_image(path) as image:
-        if image.mode not in ("L", "P", "1", "I;16", "I"):
+        if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+            kind = {"F": "of floats", "LA": "with transparency", "PA": "with transparency"}.get(
+                image.mode, "in colours"
+            )
             raise DataError(
-                f"{path}: a mask in colours (mode {image.mode}); expected a PNG whose values are class indices"
+                f"{path}: a mask {kind} (mode {image.mode}); expected a PNG whose values are class indices"
             )
         values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > IGNORED):

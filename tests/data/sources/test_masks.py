@@ -163,3 +163,32 @@ def test_masks_are_found_by_names_in_another_unicode_form(data: Path) -> None:
     (data / "classes.txt").write_bytes(b"\xef\xbb\xbf" + (data / "classes.txt").read_bytes())
     splits = load_semantic(data)
     assert (len(splits.train), splits.train.class_names[0]) == (8, "background")
+
+
+@pytest.mark.parametrize("kind", ["L", "P", "1", "I", "I;16", "I;16B"])
+def test_index_images_of_every_kind_are_read(tmp_path: Path, kind: str) -> None:
+    indices = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    path = tmp_path / "mask.tif"
+    if kind.startswith("I;16"):
+        stored = indices.astype(">u2" if kind.endswith("B") else "<u2")
+        Image.frombytes(kind, (3, 2), stored.tobytes()).save(path)
+    elif kind == "1":
+        Image.fromarray(indices * 255).convert("1").save(path)
+    elif kind == "P":
+        mask = Image.fromarray(indices, mode="P")
+        mask.putpalette([0, 0, 0, 200, 0, 0])
+        mask.save(path)
+    else:
+        Image.fromarray(indices.astype(np.int32 if kind == "I" else np.uint8)).save(path)
+    with Image.open(path) as written:
+        assert written.mode == kind
+    assert read_mask(path).tolist() == indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("F", "of floats"), ("LA", "with transparency"), ("RGBA", "in colours")]
+)
+def test_masks_of_no_indices_say_what_they_are(tmp_path: Path, mode: str, words: str) -> None:
+    Image.new(mode, (3, 2)).save(tmp_path / "mask.tif")
+    with pytest.raises(DataError, match=rf"a mask {words} \(mode {mode}\); expected a PNG"):
+        read_mask(tmp_path / "mask.tif")
