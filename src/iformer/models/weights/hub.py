@@ -130,7 +130,7 @@ def _bounded(size: int) -> type[tqdm]:
 
     class Bounded(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
             self.received = 0
 
         def update(self, n: float | None = 1) -> bool | None:
