@@ -20,7 +20,7 @@ format:  ## rewrite the code in the project's style
 test:  ## everything that guards a change
 	pytest
 
-sweep:  ## what only a full sweep proves: every network through every runtime
+sweep:  ## the slow tests: every network and runtime, several processes, the tutorials
 	pytest -m sweep
 
 docs:  ## build the site into site/; a warning is an error

@@ -53,6 +53,7 @@ def test_what_was_prepared_is_described(subject: Subject) -> None:
     assert (again.label, again.artifact) == ("the artifact", subject.artifact)
 
 
+@pytest.mark.sweep
 def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
     """Four images in one call of the network, and one in a matrix product of the same size."""
     from dataclasses import replace
@@ -76,6 +77,7 @@ def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
         prepare(str(four.artifact), ONNX, tmp_path)
 
 
+@pytest.mark.sweep
 def test_invalid_subjects_are_refused(subject: Subject, tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -96,6 +98,7 @@ def test_invalid_subjects_are_refused(subject: Subject, tmp_path: Path) -> None:
         measure([replace(subject, artifact=broken)])
 
 
+@pytest.mark.sweep
 def test_networks_of_timm_are_exported_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     peer = prepare("timm/mobilenetv3_large_075", ONNX, tmp_path, label="MobileNetV3-Large 0.75x")

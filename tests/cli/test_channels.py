@@ -58,6 +58,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
 
 
 @pytest.mark.parametrize("options", [[], pytest.param(["--raw"], marks=pytest.mark.full)])
+@pytest.mark.sweep
 def test_a_trained_network_evaluates_predicts_and_exports(
     options: list[str], photographs: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,15 @@ class Untimed:
         return {"label": self.subject.label, "size": self.subject.size}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("a shipped name", marks=pytest.mark.sweep),
+        "a run folder",
+        pytest.param("a file of a training script", marks=pytest.mark.sweep),
+    ],
+    indirect=True,
+)
 def test_export_and_bench(
     name: str,
     tmp_path: Path,

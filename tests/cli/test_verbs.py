@@ -534,6 +534,7 @@ def test_quickstart_leaves_an_earlier_one_alone(capsys: pytest.CaptureFixture[st
     assert "give --overwrite to replace it" in only_line(err)
 
 
+@pytest.mark.sweep
 def test_quickstart_from_photographs_to_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for module in ("elpv_dataset", "onnxruntime", "accelerate"):
         pytest.importorskip(module)

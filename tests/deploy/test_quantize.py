@@ -37,7 +37,11 @@ from iformer.tasks.export import exportable
 PAIRS = [
     (name, precision) for name, row in RUNTIMES.items() for precision in row.precisions if precision in QUANTIZED
 ]
-each_pair = pytest.mark.parametrize(("name", "precision"), PAIRS)
+each_pair = pytest.mark.parametrize(
+    ("name", "precision"),
+    [pytest.param(*pair, marks=() if pair[0] == "onnx" else pytest.mark.sweep) for pair in PAIRS],
+)
+"""One runtime in the fast tests, all in the sweep: converters and quantizers of the others are slow."""
 
 
 @pytest.fixture
@@ -160,10 +164,7 @@ def test_the_artifact_answers_as_the_network_does(
     assert not any(form in content for dtype in (np.float32, np.float16) for form in forms(weight, dtype))
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [pytest.param(*pair, marks=pytest.mark.sweep if pair[0] == "executorch" else ()) for pair in PAIRS],
-)
+@each_pair
 def test_a_layer_that_is_kept_has_its_own_weights(
     spec: ExportSpec, tmp_path: Path, name: str, precision: str
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_layer_that_is_kept_has_its_own_weights(
     assert not any(form in content for form in forms(other, dtype))
 
 
+@pytest.mark.sweep
 def test_nothing_is_left_of_an_artifact_that_cannot_hold(
     model: Classifier, tmp_path: Path, photographs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,7 @@ def test_nothing_is_left_of_an_artifact_that_cannot_hold(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sweep
 def test_accuracy_control_is_nncfs(
     model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Forward], dict[str, float]]
 ) -> None:

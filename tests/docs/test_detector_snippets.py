@@ -62,6 +62,7 @@ def test_a_detector(
     assert close.all(2).any(1).all()
 
 
+@pytest.mark.sweep
 def test_a_segmenter(
     photograph: Path, tmp_path: Path, shared_exports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,7 @@ def test_one_folder_and_its_rows_make_a_task(
 
 
 @pytest.mark.usefixtures("restored")
+@pytest.mark.sweep
 def test_one_file_and_one_row_make_a_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

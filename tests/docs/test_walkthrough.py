@@ -107,6 +107,7 @@ def photograph(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (72, 80, 3), dtype=np.uint8))
 
 
+@pytest.mark.sweep
 def test_start(folder: Path) -> None:
     for label, name in enumerate(("daisy", "rose", "tulip")):
         (folder / "photos" / name).mkdir(parents=True)
@@ -118,6 +119,7 @@ def test_start(folder: Path) -> None:
     assert (folder / "photos.onnx.json").is_file()
 
 
+@pytest.mark.sweep
 def test_photographs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cells = np.random.default_rng(0).integers(0, 255, (96, 64, 64), dtype=np.uint8)
     probabilities = np.arange(len(cells)) // 6 % 2 * 1.0  # the tutorial takes every sixth

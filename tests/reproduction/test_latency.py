@@ -36,6 +36,7 @@ def test_a_table_without_networks_at_224_stays(number: int) -> None:
     assert with_latencies(table) is table
 
 
+@pytest.mark.sweep
 def test_times_are_of_the_asked_networks_and_rounds() -> None:
     timings = measure_latencies({"one": tiny_config(), "two": tiny_config()}, size=64, rounds=3)
     assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {"one": 3, "two": 3}

@@ -31,6 +31,7 @@ RECIPES = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep
 def test_a_detector_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 50, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 50, "ema_decay": 0.9}
     result = train(detection(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
@@ -47,6 +48,7 @@ def test_a_detector_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> 
     assert set(network.metadata.provenance) >= {"command", "versions", "data", "recipe"}
 
 
+@pytest.mark.sweep
 def test_a_segmenter_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
     result = train(segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))

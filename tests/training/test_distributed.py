@@ -16,6 +16,7 @@ from tiny.classification import PLAIN, SYNCHRONISED, Linear, launch, step_losses
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@pytest.mark.sweep
 def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -> None:
     # 12 validation images in steps of 10: one process gets one image more than the other in the last step
     fields = {**PLAIN, "epochs": 2, "eval_batch_size": 10, "log_every": 1, "checkpoint_steps": 5}
@@ -37,6 +38,7 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@pytest.mark.sweep
 def test_with_synchronised_batch_norm_two_processes_have_the_losses_of_one(
     many_images: Path, tmp_path: Path
 ) -> None:

@@ -144,14 +144,19 @@ def test_any_number_of_images(model: Classifier, artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("coreml", {"precision": "fp16", "size": (64, 96)}),
-        ("coreml", {"raw": True, "precision": "fp32"}),
-        ("executorch", {"raw": True, "batch": 2, "size": (64, 96)}),
-        ("litert", {"raw": True, "batch": 2, "size": (64, 96)}),
         ("openvino", {"precision": "fp16", "batch": 3}),
-        ("openvino", {"raw": True, "size": (64, 96)}),
-        ("ncnn", {"precision": "fp16", "size": (64, 96)}),
         ("ncnn", {"raw": True}),
+        *(
+            pytest.param(name, options, marks=pytest.mark.sweep)
+            for name, options in (
+                ("coreml", {"precision": "fp16", "size": (64, 96)}),
+                ("coreml", {"raw": True, "precision": "fp32"}),
+                ("executorch", {"raw": True, "batch": 2, "size": (64, 96)}),
+                ("litert", {"raw": True, "batch": 2, "size": (64, 96)}),
+                ("openvino", {"raw": True, "size": (64, 96)}),
+                ("ncnn", {"precision": "fp16", "size": (64, 96)}),
+            )
+        ),
     ],
 )
 def test_other_forms_of_the_artifact(
@@ -514,8 +519,11 @@ def test_every_runtime_has_what_the_contract_asks_for() -> None:
 @pytest.mark.parametrize(
     ("name", "padded_tokens", "size"),
     [
-        *((name, "attended", (72, 104)) for name in NAMES),
-        ("onnx", "masked", (72, 104)),
+        *(
+            pytest.param(name, "attended", (72, 104), marks=() if name == "onnx" else pytest.mark.sweep)
+            for name in NAMES
+        ),
+        pytest.param("onnx", "masked", (72, 104), marks=pytest.mark.sweep),
         *(
             pytest.param(name, padded_tokens, size, marks=pytest.mark.sweep)
             for name in NAMES

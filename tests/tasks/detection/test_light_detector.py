@@ -207,6 +207,7 @@ def test_boxes_follow_the_pixels_of_a_canvas() -> None:
     assert seen > 40
 
 
+@pytest.mark.sweep
 def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
     result = train(light(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))

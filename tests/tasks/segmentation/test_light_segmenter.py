@@ -101,6 +101,7 @@ def test_windows_are_for_semantic_fpn() -> None:
         SegmentationPredictor(network(), sliding=True)
 
 
+@pytest.mark.sweep
 def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": None, "lr": 6e-3}
     result = train(light_segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
