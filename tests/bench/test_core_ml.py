@@ -22,8 +22,9 @@ from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.tasks.export import exportable
 from tiny.networks import tiny_config
+from tiny.packages import need_packages
 
-pytest.importorskip("coremltools")
+need_packages("coremltools")
 
 COREML = find_runtime("coreml")
 

@@ -17,9 +17,9 @@ from iformer.deploy.runtimes.registry import find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from tiny.networks import tiny_config
+from tiny.packages import need_packages
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+need_packages("onnxruntime", "onnxscript")
 
 ONNX = find_runtime("onnx")
 

@@ -23,8 +23,9 @@ from iformer.models.segmenter import Segmenter
 from iformer.models.weights.checkpoint import save
 from tiny.cases import coco, masks, write_coco
 from tiny.networks import tiny_config
+from tiny.packages import need_packages
 
-pytest.importorskip("faster_coco_eval")
+need_packages("faster_coco_eval")
 
 FIELDS = {"max_size": 96, "fpn_channels": 8, "freeze": "none", "workers": 0}
 DETECT = {**FIELDS, "box_head_channels": 8, "rois": 16, "proposals": 32}

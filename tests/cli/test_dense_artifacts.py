@@ -13,9 +13,9 @@ from PIL import Image
 from iformer.cli.main import main
 from iformer.models.weights.checkpoint import save
 from tiny.dense import BUILDERS, SIZE, copy_of_export
+from tiny.packages import need_packages
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+need_packages("onnxruntime", "onnxscript")
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.tasks.export import exportable
 from tiny.networks import labelled_classifier
+from tiny.packages import need_packages
 from tiny.programs import Forked
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+need_packages("onnxruntime", "onnxscript")
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from iformer.models.factory import build
 from iformer.tasks.export import exportable
 from iformer_paper.ablations import every_network
 from tiny.networks import ablated_config, randomize, tiny_config
+from tiny.packages import need_packages
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+need_packages("onnxruntime", "onnxscript")
 
 NETWORKS = every_network()
 

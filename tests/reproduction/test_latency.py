@@ -13,9 +13,9 @@ from iformer_paper.figures import draw_figure
 from iformer_paper.latency import HOW, measure_latencies, with_latencies
 from iformer_paper.tables import paper_table, to_csv
 from tiny.networks import tiny_config
+from tiny.packages import need_packages
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+need_packages("onnxruntime", "onnxscript")
 
 
 def test_each_row_of_our_networks_gets_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,17 +14,22 @@ from iformer.data.loader import build_loader
 from iformer.data.sources import load_data
 from iformer.data.transforms import eval_transform
 from iformer.errors import DataError
+from tiny.packages import need_packages
 
-datasets = pytest.importorskip("datasets")
+need_packages("datasets")
 
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def write_parquet(root: Path, splits: dict[str, int]) -> Path:
+    import datasets
+
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dull", "bright"])}
     )
@@ -66,6 +71,8 @@ def test_what_is_no_data_set_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_labels_are_those_of_classes(tmp_path: Path) -> None:
+    import datasets
+
     for name, labels in (("unlabelled", [-1, -1]), ("huge", [0, 10**12])):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
         image = Image.fromarray(np.zeros((9, 9, 3), np.uint8))

@@ -24,10 +24,10 @@ from iformer.deploy.spec import ExportSpec, embedded_hash
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.tasks.export import exportable
+from tiny.packages import need_packages
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+need_packages("onnxscript", "onnxruntime")
 
 
 def export_onnx(model: Classifier, path: Path, **options: Any) -> ArtifactInfo:
