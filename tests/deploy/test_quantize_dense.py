@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.deploy.export import export_artifact
 from iformer.deploy.quantize import layers, network_forward, rank_by_sensitivity, read_calibration_images

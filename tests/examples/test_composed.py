@@ -12,7 +12,7 @@ from PIL import Image
 
 from iformer.data.detection import decode_mask
 from iformer.data.segmentation import read_mask
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.tasks.registry import load_recipe
 from tiny.composed import make_pictures

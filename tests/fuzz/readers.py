@@ -21,6 +21,7 @@ from PIL import Image
 from typer.main import get_command
 
 import iformer
+from fuzz.label_readers import LABEL_READERS, make_label_files
 from fuzz.mutations import (
     BYTES,
     Mutation,
@@ -38,7 +39,7 @@ from iformer.config.recipe_files import merge_overrides
 from iformer.data.images import check_image, read_image
 from iformer.data.segmentation import read_mask
 from iformer.data.sources import load_data
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.data.sources.shards.index import INDEX
 from iformer.data.sources.shards.packing import pack, verify
@@ -97,6 +98,7 @@ def make_files(folder: Path) -> Path:
     (foreign / "classes.txt").write_text("blue\ngreen\nred\n")
     make_new_formats(folder)
     make_openvino(folder)
+    make_label_files(folder / "labels")
     return folder
 
 
@@ -298,6 +300,7 @@ READERS: dict[str, Reader] = {
     "shard": Reader("shards/train-00000.tar", BYTES, lambda f: verify(f.parent)),
     "foreign shard": Reader("foreign/train-00000.tar", BYTES, lambda f: read_images_of(load_data(f.parent))),
     "COCO annotations": Reader(COCO, (json_values, *BYTES), lambda f: load_detection(f.parents[1], workers=1)),
+    **{name: Reader(f"labels/{file}", changes, read) for name, (file, changes, read) in LABEL_READERS.items()},
     "mask": Reader("shapes/masks/train/0.png", BYTES, read_mask),
     "classes.txt of shards": Reader(
         "foreign/classes.txt", BYTES, lambda f: load_data(fresh_shards(f.parent), for_training=False)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.errors import DataError
 from iformer.tasks.class_order import class_order
 from iformer.tasks.detection import evaluate as detection

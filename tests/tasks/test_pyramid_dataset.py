@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iformer.config.segmenter import IGNORED
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.tasks.detection.config import DetectionAugment, DetectionRecipe
 from iformer.tasks.detection.dataset import DetectionImages

@@ -102,7 +102,7 @@ def test_two_processes_measure_as_one(tmp_path: Path, task: str) -> None:
     # the same weights, measured by one process
     network = load(tmp_path / "two" / "last.safetensors")
     if "segment" not in task:
-        from iformer.data.sources.coco import load_detection
+        from iformer.data.sources.detection import load_detection
         from iformer.tasks.detection.evaluate import evaluate_set
 
         one = evaluate_set(network, load_detection(data, workers=1).val, workers=0).metrics  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ def test_two_processes_measure_as_one(tmp_path: Path, task: str) -> None:
 
 def test_backbone_starts_from_a_classifier(shapes_data: Path, tmp_path: Path) -> None:
     from iformer.config.preprocessing import Preprocessing
-    from iformer.data.sources.coco import load_detection
+    from iformer.data.sources.detection import load_detection
 
     classifier = build(backbone_config().with_options(num_classes=4))
     preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

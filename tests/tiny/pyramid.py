@@ -13,7 +13,7 @@ import torch
 
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.recipe import Recipe
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector

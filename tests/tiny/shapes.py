@@ -43,6 +43,17 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return lengths
 
 
+def colour_the_masks(folder: Path) -> Path:
+    """Store the masks of `make_shapes` as colours, and their table as CVAT does."""
+    colours = {"background": (0, 0, 0), **dict(zip(CLASSES, COLOURS, strict=True))}
+    for path in folder.glob("masks/*/*.png"):
+        Image.fromarray(np.array(list(colours.values()), np.uint8)[np.asarray(Image.open(path))]).save(path)
+    (folder / "classes.txt").unlink()
+    lines = [f"{name}:{red},{green},{blue}::" for name, (red, green, blue) in colours.items()]
+    (folder / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *lines]) + "\n")
+    return folder
+
+
 def make_shapes(folder: Path, *, train: int = 8, val: int = 4, size: int = 96, empty: int = 1) -> Path:
     """Write `annotations/`, `images/`, `masks/` and `classes.txt`; the last `empty` images have no object."""
     generator = np.random.default_rng(0)

@@ -36,7 +36,7 @@ def evaluate(
         data: the data set, as for `iformer.train`.
         split: "val", "train" or "all". None: "val"; for classifiers "all", if the data is not split and not that
             of the training.
-        val_split: classifiers: share of each class for validation, if the data is not split.
+        val_split: share of the images for validation, if the data is not split.
         batch_size: images in one call.
         precision: "fp32", "bf16", "fp16" or "auto".
         device: "auto" leaves a network that is given where it is, and opens names on the best device.

@@ -1,4 +1,4 @@
-"""`iformer convert`: weights between our format, timm's and the authors'; image folders to tar shards."""
+"""`iformer convert`: weights, image folders to tar shards, and annotated objects between formats."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from iformer.cli.arguments import EntryOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json, say
 
 if TYPE_CHECKING:
+    from iformer.data.sources.label_conversion import Format as LabelFormat
     from iformer.models.weights.checkpoint import Format
     from iformer.models.weights.convert import Conversion
 
@@ -21,12 +22,14 @@ _WORTH_TELLING = 50
 
 
 class Target(StrEnum):
-    """Whose key names and file format to write; or shards, for images."""
+    """Whose key names and file format to write; for images shards, for annotated objects coco or yolo."""
 
     iformer = "iformer"
     timm = "timm"
     authors = "authors"
     shards = "shards"
+    coco = "coco"
+    yolo = "yolo"
 
 
 def convert(
@@ -34,13 +37,14 @@ def convert(
         str,
         typer.Argument(
             help="A weight file of iformer, timm or the authors, recognised by its content, or another network "
-            "with weights (elpv, iformer_m, a run folder, hf-hub:USER/NAME); for shards: images, as train --data."
+            "with weights (elpv, iformer_m, a run folder, hf-hub:USER/NAME); for shards: images, as train --data; "
+            "for coco and yolo: annotated objects, as train --task detect --data."
         ),
     ],
     out: Annotated[
         Path,
         typer.Argument(
-            help="The file to write: .safetensors (iformer, timm) or .pth (timm, authors); for shards a folder."
+            help="The file to write: .safetensors (iformer, timm) or .pth (timm, authors); else a folder."
         ),
     ],
     to: Annotated[Target, typer.Option("--to", help="Whose key names and format to write.")],
@@ -55,20 +59,29 @@ def convert(
     entry: EntryOption = None,
     half: Annotated[bool, typer.Option("--half", help="Store kernels and matrices in half precision.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
+    val_split: Annotated[
+        float | None,
+        typer.Option(help="For coco and yolo: share of the images for validation, if the data has none."),
+    ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Convert weight files, or pack images into tar shards.
+    """Convert weight files, pack images into tar shards, or write annotated objects as COCO or YOLO.
 
     The formats of weights are those of this package, of timm and of the authors.
     """
-    if to is Target.shards:
+    if val_split is not None and to not in (Target.coco, Target.yolo):
+        raise typer.BadParameter("--val-split is for --to coco and yolo")
+    if to in (Target.shards, Target.coco, Target.yolo):
         given: dict[str, object] = {"--model": model, "--class-names": class_names, "--entry": entry}
         given |= {"--half": half or None, "--overwrite": overwrite or None}
         for option, value in given.items():
             if value is not None:
-                raise typer.BadParameter(f"{option} is for weights, not for --to shards")
-        _pack(source, out, json=json)
+                raise typer.BadParameter(f"{option} is for weights, not for --to {to.value}")
+        if to is Target.shards:
+            _pack(source, out, json=json)
+        else:
+            _convert_labels(source, out, to=cast("LabelFormat", to.value), val_split=val_split, json=json)
         return
     from iformer.models.weights.convert import convert_file, read_class_names
 
@@ -103,6 +116,28 @@ def _pack(source: str, out: Path, *, json: bool) -> None:
         f"wrote {packed.folder}: {packed.images['train']:,} training images in {packed.shards['train']} shards, "
         f"{packed.images['val']:,} validation images in {packed.shards['val']}, {packed.classes} classes, "
         f"{packed.bytes / 1e9:.2f} GB; each was read again and compared"
+    )
+
+
+def _convert_labels(source: str, out: Path, *, to: LabelFormat, val_split: float | None, json: bool) -> None:
+    from iformer.data.sources.label_conversion import convert_labels
+
+    done = convert_labels(
+        source,
+        out,
+        to=to,
+        val_split=val_split,
+        progress=lambda done, total: _say_progress("checked", "images", done, total),
+    )
+    for warning in done.notes[:_WARNINGS_SHOWN]:
+        note(f"note: {warning}")
+    if json:
+        print_json(asdict(done))
+        return
+    images, objects = sum(done.images.values()), sum(done.objects.values())
+    say(
+        f"wrote {done.folder} ({done.format}): {images:,} images ({', '.join(done.images)}), {objects:,} objects, "
+        f"{done.classes} classes; it was read again and compared"
     )
 
 

@@ -33,7 +33,7 @@ def evaluate(
     val_split: Annotated[
         float | None,
         typer.Option(
-            help="Classifiers: share of each class for validation, if the data is not split.",
+            help="Share of the images for validation, if the data is not split.",
             show_default="as in the network's training, else 0.2",
         ),
     ] = None,

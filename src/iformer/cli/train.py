@@ -78,7 +78,7 @@ def train(
     val_split: Annotated[
         float | None,
         typer.Option(
-            help="Share of each class for validation, if the data has no validation images.", show_default="0.2"
+            help="Share of the images for validation, if the data has no validation images.", show_default="0.2"
         ),
     ] = None,
     strict_data: Annotated[

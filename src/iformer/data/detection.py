@@ -120,6 +120,8 @@ class DetectionSplits:
     train: DetectionSet
     val: DetectionSet
     warnings: tuple[str, ...] = ()
+    split_off: bool = False
+    """Whether the validation images were split off here, because the data has none."""
 
 
 def decode_mask(mask: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:

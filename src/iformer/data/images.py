@@ -220,6 +220,17 @@ def check_image(source: ImageSource) -> ImageFacts:
         return ImageFacts((width, height), np.asarray(thumbnail), highest)
 
 
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Return the width and height of an image after its EXIF orientation, from the header.
+
+    Raises:
+        DataError: see `open_image`.
+    """
+    with open_image(source) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 def _open(source: ImageSource, name: str) -> ImageFile.ImageFile:
     opened: io.BytesIO | str
     if isinstance(source, str | os.PathLike):

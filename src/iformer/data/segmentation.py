@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ import numpy.typing as npt
 from iformer.config.segmenter import IGNORED
 from iformer.data.images import open_image
 from iformer.errors import DataError
+
+_VOID = (224, 224, 192)
+"""Pascal VOC's colour of pixels of no class, 255 in its palette."""
 
 
 class SemanticSample(NamedTuple):
@@ -40,7 +44,9 @@ class SemanticSet:
     root: Path
     zero_is_ignored: bool = False
     palette: tuple[tuple[int, int, int], ...] = ()
-    """The classes' colours, if the mask files have a palette."""
+    """The classes' colours, if the mask files have a palette or a colour table."""
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """The classes' colours in masks that are stored in colours; empty: they store indices."""
     warnings: tuple[str, ...] = ()
     classes_of_masks: tuple[int, ...] = ()
     """For masks of another list of classes: the class of each of their indices, `IGNORED` if it has none. Empty:
@@ -52,11 +58,17 @@ class SemanticSet:
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the class names and of each file's relative path and size in bytes."""
         digest = hashlib.sha256("\0".join((*self.class_names, str(self.zero_is_ignored))).encode())
+        if self.colours:
+            digest.update(str(self.colours).encode())
         for sample in self.samples:
             for path in sample:
                 line = f"{os.path.relpath(path, self.root)}\0{path.stat().st_size}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def read_mask(self, sample: SemanticSample) -> npt.NDArray[np.uint8]:
+        """Read the mask of a sample; see `read_mask`."""
+        return read_mask(sample.mask, zero_is_ignored=self.zero_is_ignored, colours=self.colours)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +78,23 @@ class SemanticSplits:
     train: SemanticSet
     val: SemanticSet
     warnings: tuple[str, ...] = ()
+    split_off: bool = False
+    """Whether the validation images were split off here, because the data has none."""
 
 
-def read_mask(path: Path, *, zero_is_ignored: bool = False) -> npt.NDArray[np.uint8]:
+def read_mask(
+    path: Path, *, zero_is_ignored: bool = False, colours: Sequence[tuple[int, int, int]] = ()
+) -> npt.NDArray[np.uint8]:
     """Read a mask as uint8 H x W: k for class k, `IGNORED` elsewhere.
 
+    Args:
+        zero_is_ignored: the file stores k + 1 for class k, and 0 for no class.
+        colours: the colour of each class in a mask in colours; empty: masks of indices.
+
     Raises:
-        DataError: the file is not an image of indices.
+        DataError: the file is not an image of indices, or has a colour that is no class.
     """
-    indices = read_indices(path)
+    indices = read_indices(path, colours)
     if not zero_is_ignored:
         return indices
     # 0 becomes 255, which is `IGNORED`
@@ -83,21 +103,50 @@ def read_mask(path: Path, *, zero_is_ignored: bool = False) -> npt.NDArray[np.ui
     return result
 
 
-def read_indices(path: Path) -> npt.NDArray[np.uint8]:
-    """Read a mask's values as they are stored, uint8 H x W.
+def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> npt.NDArray[np.uint8]:
+    """Read a mask's values as they are stored, uint8 H x W; a colour of `colours` becomes its position.
 
     Raises:
-        DataError: the file is not an image of indices from 0 to 255.
+        DataError: the file is not an image of indices from 0 to 255, or has a colour that is not in `colours`.
     """
     with open_image(path) as image:
+        if colours:
+            return _indices_of_colours(np.asarray(image.convert("RGB")), colours, path)
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             kind = {"F": "of floats", "LA": "with transparency", "PA": "with transparency"}.get(
                 image.mode, "in colours"
             )
             raise DataError(
-                f"{path}: a mask {kind} (mode {image.mode}); expected a PNG whose values are class indices"
+                f"{path}: a mask {kind} (mode {image.mode}); expected a PNG whose values are class indices, or a "
+                "table of colours, labelmap.txt or class_dict.csv"
             )
         values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > IGNORED):
         raise DataError(f"{path}: has the index {int(values.max())}; expected 0 to {IGNORED}")
     return values.astype(np.uint8)
+
+
+def _indices_of_colours(
+    pixels_HWC: npt.NDArray[np.uint8], colours: Sequence[tuple[int, int, int]], path: Path
+) -> npt.NDArray[np.uint8]:
+    """Return the position of each pixel's colour; `IGNORED` for Pascal VOC's void."""
+    table = {_packed(np.array(colour)).item(): index for index, colour in enumerate(colours)}
+    table.setdefault(_packed(np.array(_VOID)).item(), IGNORED)
+    keys = np.array(sorted(table))
+    packed_HW = _packed(pixels_HWC)
+    positions = np.searchsorted(keys, packed_HW).clip(max=len(keys) - 1)
+    unknown = keys[positions] != packed_HW
+    if unknown.any():
+        row, column = np.argwhere(unknown)[0].tolist()
+        red, green, blue = pixels_HWC[row, column].tolist()
+        raise DataError(
+            f"{path}: has the colour {red}, {green}, {blue} at column {column}, row {row}, which is no class"
+        )
+    return np.array([table[key] for key in keys.tolist()], np.uint8)[positions]
+
+
+def _packed(colours: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Return red, green and blue (... x 3) as one number each."""
+    parts = colours.astype(np.int32)
+    packed: npt.NDArray[np.int32] = parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]
+    return packed

@@ -89,7 +89,7 @@ TASKS = {
             metric="box_ap",
             metric_label="box AP",
             networks="detectors",
-            data="a folder with images and COCO annotations",
+            data="a folder with images and annotations: COCO, YOLO (data.yaml), Pascal VOC or LabelMe",
             option="detector",
             kinds={
                 "light": NetworkKind(recipe="detection-light", fields={"network": "light"}),

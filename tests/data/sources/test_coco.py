@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from iformer.data.detection import decode_mask
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.errors import DataError
 
 Change = Callable[[dict[str, Any]], Any]

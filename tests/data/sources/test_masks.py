@@ -14,6 +14,7 @@ from iformer.config.segmenter import IGNORED
 from iformer.data.segmentation import read_mask
 from iformer.data.sources.masks import load_semantic
 from iformer.errors import DataError
+from tiny.shapes import COLOURS, colour_the_masks
 
 
 @pytest.fixture
@@ -192,3 +193,98 @@ def test_masks_of_no_indices_say_what_they_are(tmp_path: Path, mode: str, words:
     Image.new(mode, (3, 2)).save(tmp_path / "mask.tif")
     with pytest.raises(DataError, match=rf"a mask {words} \(mode {mode}\); expected a PNG"):
         read_mask(tmp_path / "mask.tif")
+
+
+def test_masks_in_colours_are_read_by_their_table(data: Path) -> None:
+    expected = load_semantic(data)
+    colour_the_masks(data)
+    found = load_semantic(data)
+    assert found.train.class_names == expected.train.class_names
+    assert found.train.palette == ((0, 0, 0), *COLOURS)
+    for one, other in zip(expected.train.samples, found.train.samples, strict=True):
+        assert one.mask == other.mask
+    masks = [found.train.read_mask(sample) for sample in found.train.samples]
+    plain = Path(shutil.copytree(data, data.parent / "plain"))
+    (plain / "labelmap.txt").unlink()
+    (plain / "class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\ndisc,220,60,50\nsquare,50,90,230\n")
+    again = load_semantic(plain)
+    assert again.train.fingerprint() == found.train.fingerprint()
+    assert [np.unique(mask).tolist() for mask in masks] == [
+        np.unique(again.train.read_mask(sample)).tolist() for sample in again.train.samples
+    ]
+    assert {int(value) for mask in masks for value in np.unique(mask)} == {0, 1, 2}
+
+
+def test_coloured_masks_hold_the_indices_they_were_made_from(shapes_data: Path, data: Path) -> None:
+    colour_the_masks(data)
+    path = data / "masks" / "train" / "2.png"
+    pixels = np.array(Image.open(path))
+    pixels[0, :3] = (224, 224, 192)  # Pascal VOC's void
+    Image.fromarray(pixels).save(path)
+    train = load_semantic(data).train
+    for sample in train.samples:
+        stored = np.array(Image.open(shapes_data / "masks" / "train" / sample.mask.name))
+        if sample.mask == path:
+            stored[0, :3] = IGNORED
+        assert np.array_equal(train.read_mask(sample), stored)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("disc:1,2::", "expected a name and red, green, blue"),
+        ("disc:1,2,x::", "expected a name and red, green, blue"),
+        ("background:1,2,3::", "names background twice"),
+        ("disc:0,0,0::", "each with a colour of its own"),
+        ("disc:0,0,256::", "has a colour above 255"),
+    ],
+)
+def test_bad_tables_of_colours_are_one_clear_line(data: Path, line: str, words: str) -> None:
+    colour_the_masks(data)
+    (data / "labelmap.txt").write_text(f"background:0,0,0::\n{line}\n")
+    with pytest.raises(DataError, match=words):
+        load_semantic(data)
+
+
+def test_a_colour_that_is_no_class_is_an_error_with_its_place(data: Path) -> None:
+    colour_the_masks(data)
+    path = data / "masks" / "train" / "2.png"
+    pixels = np.array(Image.open(path))
+    pixels[7, 5] = (1, 2, 3)
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(DataError, match=r"2\.png: has the colour 1, 2, 3 at column 5, row 7, which is no class"):
+        load_semantic(data)
+
+
+def test_pascal_vocs_folder(data: Path, tmp_path: Path) -> None:
+    voc = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    for split in ("train", "val"):
+        names = []
+        for path in sorted((data / "images" / split).glob("*.png")):
+            name = f"{split}_{path.stem}"
+            shutil.copy(path, voc / "JPEGImages" / f"{name}.png")
+            shutil.copy(data / "masks" / split / path.name, voc / "SegmentationClass" / f"{name}.png")
+            names.append(name)
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    shutil.copy(path, voc / "JPEGImages" / "no_mask.png")
+    found = load_semantic(voc, strict=True)
+    assert (len(found.train), len(found.val)) == (8, 4)
+    assert (found.train.class_names[:2], len(found.train.class_names)) == (("background", "aeroplane"), 21)
+    shutil.rmtree(voc / "ImageSets")
+    (voc / "classes.txt").write_text("background\ndisc\nsquare\n")
+    found = load_semantic(voc, val_split=0.25)
+    assert (len(found.train), len(found.val), found.split_off) == (9, 3, True)
+    assert "is not split: 3 of 12 images are for validation" in found.warnings[0]
+
+
+def test_a_folder_without_splits(data: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.rmtree(data / kind / "val")
+        for path in list((data / kind / "train").iterdir()):
+            path.rename(data / kind / path.name)
+        (data / kind / "train").rmdir()
+    found = load_semantic(data, val_split=0.25)
+    assert (len(found.train), len(found.val)) == (6, 2)
+    assert not {s.path for s in found.train.samples} & {s.path for s in found.val.samples}

@@ -77,11 +77,9 @@ def find_duplicates(
         for split, image_set in (("train", train), ("val", val))
         for path, label in zip(image_set.files, image_set.labels.tolist(), strict=True)
     ]
-    pairs: dict[tuple[Path, Path], tuple[_Image, _Image]] = {}
-    for one, other in (*_equal_files(images), *_similar(images, hashes, thumbnails)):
-        pairs.setdefault((one.path, other.path), (one, other))
-    both_splits = {other.path: one.path for one, other in pairs.values() if one.split != other.split}
-    two_labels = {other.path: one.path for one, other in pairs.values() if one.label != other.label}
+    pairs = _pairs(images, hashes, thumbnails)
+    both_splits = {other.path: one.path for one, other in pairs if one.split != other.split}
+    two_labels = {other.path: one.path for one, other in pairs if one.label != other.label}
     return [
         f"{counted(len(found), noun)} {text}: {listed(_equations(found), limit=5)}"
         for found, noun, text in (
@@ -94,6 +92,36 @@ def find_duplicates(
         )
         if found
     ]
+
+
+def find_shared_images(
+    train: Sequence[Path],
+    val: Sequence[Path],
+    rows: dict[Path, int],
+    hashes: npt.NDArray[np.uint64],
+    thumbnails: npt.NDArray[np.uint8],
+) -> list[str]:
+    """Return a warning about pictures in both splits; the arguments are those of `find_duplicates`."""
+    images = [
+        _Image(path, split, 0, rows[path]) for split, paths in (("train", train), ("val", val)) for path in paths
+    ]
+    shared = {other.path: one.path for one, other in _pairs(images, hashes, thumbnails)}
+    if not shared:
+        return []
+    return [
+        f"{counted(len(shared), 'validation image')} also among the training images, so metrics on them mean "
+        f"little: {listed(_equations(shared), limit=5)}"
+    ]
+
+
+def _pairs(
+    images: Sequence[_Image], hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8]
+) -> list[tuple[_Image, _Image]]:
+    """Return equal pictures that differ in split or label, each pair once."""
+    pairs: dict[tuple[Path, Path], tuple[_Image, _Image]] = {}
+    for one, other in (*_equal_files(images), *_similar(images, hashes, thumbnails)):
+        pairs.setdefault((one.path, other.path), (one, other))
+    return list(pairs.values())
 
 
 def _equations(found: dict[Path, Path]) -> list[str]:

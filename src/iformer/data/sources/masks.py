@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,22 +17,53 @@ from iformer.data.images import has_image_extension, open_image
 from iformer.data.listing import files_below, images_below
 from iformer.data.parallel import Progress, map_in_threads
 from iformer.data.segmentation import SemanticSample, SemanticSet, SemanticSplits, read_indices
+from iformer.data.sources.annotations.split import read_lines
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
-from iformer.data.sources.layout import SPLIT_NAMES, display_name, require_folder
-from iformer.errors import DataError, listed
+from iformer.data.sources.layout import SPLIT_NAMES, display_name, require_folder, writable
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
+from iformer.errors import ConfigError, DataError, listed
 
 _IMAGES, _MASKS = ("images", "img", "JPEGImages"), ("annotations", "masks", "labels")
 _CLASSES = "classes.txt"
 _ADE20K_CLASSES = "objectInfo150.txt"
+_COLOURS = ("labelmap.txt", "class_dict.csv")
+"""Lists of classes with the colours of their masks: of CVAT, `name:r,g,b::`, and a table `name,r,g,b`."""
+_VOC_IMAGES, _VOC_MASKS, _VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+_VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_MAX_LIST_BYTES = 2**26
 _LAYOUT = (
     "expected DIR/images/train/1.jpg with DIR/masks/train/1.png, or DIR/train/images/1.jpg with "
-    f"DIR/train/masks/1.png, the same for val, and DIR/{_CLASSES} with one name per line; or ADE20K's folder"
+    f"DIR/train/masks/1.png, the same for val, and DIR/{_CLASSES} with one name per line; or the folder of "
+    "ADE20K, Pascal VOC or CVAT"
 )
+
+
+class _Classes(NamedTuple):
+    """The list of classes."""
+
+    names: tuple[str, ...]
+    zero_is_ignored: bool = False
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """One for each class, if the list has colours."""
+
+
+class _Pairs(NamedTuple):
+    """Images of one split with their masks."""
+
+    samples: list[SemanticSample]
+    warnings: list[str]
+    masks: Path
+    """The folder of the masks."""
 
 
 def load_semantic(
     folder: str | os.PathLike[str],
     *,
+    val_split: float | None = None,
+    seed: int = 0,
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -42,8 +75,12 @@ def load_semantic(
     another size than its image, or contains an index that is no class, is an error; so are training masks with
     fewer than two classes.
 
+    Masks are images of class indices, or of colours where a table of colours lies beside them.
+
     Args:
         folder: see `_LAYOUT`.
+        val_split: share of the images that becomes validation data where the data is not split. None: 0.2.
+        seed: selects these images.
         strict: raise an error instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
@@ -51,44 +88,66 @@ def load_semantic(
 
     Raises:
         DataError: the data cannot be used; one line names the files, what is wrong and what is expected.
+        ConfigError: `val_split` is not between 0 and 1, or the data is split.
     """
+    if val_split is not None and not 0 < val_split < 1:
+        raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
     root = require_folder(folder, _LAYOUT)
-    class_names, zero_is_ignored = _class_names(root)
-    folders = {split: pair for split in ("train", "val") if (pair := _folders(root, split)) is not None}
-    if len(folders) < (2 if for_training else 1):
-        missing = next(split for split in ("train", "val") if split not in folders)
+    classes = _read_classes(root)
+    class_names, zero_is_ignored = classes.names, classes.zero_is_ignored
+    found = _find_pairs(root)
+    split_off = "all" in found
+    notes: list[str] = []
+    if split_off:
+        found = _split_off(found["all"], root, val_split or DEFAULT_VAL_SPLIT, seed, notes)
+    elif val_split is not None:
+        raise ConfigError(f"val_split is {val_split:g}, and {root} is split; leave it out")
+    if len(found) < (2 if for_training else 1):
+        missing = next(split for split in ("train", "val") if split not in found)
         raise DataError(f"{root}: no folders of images and masks for {missing}; {_LAYOUT}")
     sets: dict[str, SemanticSet] = {}
-    notes: list[str] = []
     for split in ("train", "val"):
-        samples, warnings = _pairs(*folders[split]) if split in folders else ([], [])
+        samples, warnings, masks = found.get(split, _Pairs([], [], root))
         checked = check_images([sample.path for sample in samples], workers=workers, progress=progress)
         kept = tuple(sample for sample in samples if sample.path not in checked.broken)
         warnings += checked.broken.values()
         notes += checked.notes
-        if split in folders and not kept:
+        if split in found and not kept:
             reasons = listed(warnings, limit=3, separator="; ", length=500) or "none found"
             raise DataError(f"{root}: no image with a mask for {split} ({reasons})")
-        present = _check_masks(kept, checked, len(class_names), zero_is_ignored=zero_is_ignored, workers=workers)
+        coloured = bool(classes.colours and kept and _is_coloured(kept[0].mask))
+        present = _check_masks(kept, checked, classes, coloured=coloured, workers=workers)
         if split == "train" and for_training:
-            notes += _check_classes(folders[split][1], class_names, present, zero_is_ignored=zero_is_ignored)
+            notes += _check_classes(masks, class_names, present, zero_is_ignored=zero_is_ignored)
         sets[split] = SemanticSet(
             name=display_name(root, split),
             class_names=class_names,
             samples=kept,
             root=root,
             zero_is_ignored=zero_is_ignored,
-            palette=_palette(kept[0].mask, len(class_names), zero_is_ignored=zero_is_ignored) if kept else (),
+            palette=classes.colours or _palette(kept, len(class_names), zero_is_ignored=zero_is_ignored),
+            colours=classes.colours if coloured else (),
             warnings=tuple(warnings),
         )
     everything = (*sets["train"].warnings, *sets["val"].warnings)
     refuse_warnings(everything, strict=strict)
-    return SemanticSplits(train=sets["train"], val=sets["val"], warnings=(*everything, *notes))
+    return SemanticSplits(
+        train=sets["train"], val=sets["val"], warnings=(*everything, *notes), split_off=split_off
+    )
 
 
-def _class_names(root: Path) -> tuple[tuple[str, ...], bool]:
-    """Return the names in the order of their indices, and whether the index 0 means no class."""
+def _read_classes(root: Path) -> _Classes:
+    """Return the classes in the order of their indices.
+
+    Raises:
+        DataError: there is no list of them, or it is not of its format.
+    """
     plain, ade20k = root / _CLASSES, root / _ADE20K_CLASSES
+    table = next((root / name for name in _COLOURS if (root / name).is_file()), None)
+    if table is not None:
+        return _read_colours(table)
+    if not plain.is_file() and not ade20k.is_file() and (root / _VOC_MASKS).is_dir():
+        return _Classes(_VOC_CLASSES)
     path = plain if plain.is_file() else ade20k
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -104,7 +163,89 @@ def _class_names(root: Path) -> tuple[tuple[str, ...], bool]:
         raise DataError(f"{path}: names {', '.join(repeated)} twice")
     if not 2 <= len(names) < IGNORED:
         raise DataError(f"{path}: names {len(names)} classes; expected 2 to {IGNORED - 1}")
-    return names, path is ade20k
+    return _Classes(names, zero_is_ignored=path is ade20k)
+
+
+def _read_colours(path: Path) -> _Classes:
+    """Read a table of classes and colours; see `_COLOURS`."""
+    lines = [line for line in read_lines(path, max_bytes=_MAX_LIST_BYTES) if not line.startswith("#")]
+    if path.suffix == ".csv":
+        rows = [line.split(",") for line in lines[1:]]
+    else:
+        rows = [[parts[0], *parts[1].split(",")] for line in lines if len(parts := line.split(":")) > 1]
+    classes: dict[str, tuple[int, int, int]] = {}
+    for row in rows:
+        name, numbers = writable(row[0].strip()), [value.strip() for value in row[1:]]
+        if not name or len(numbers) != 3 or not all(n.isascii() and n.isdigit() and len(n) < 4 for n in numbers):
+            raise DataError(f"{path}: has the line {','.join(row)!r:.80}; expected a name and red, green, blue")
+        if name in classes:
+            raise DataError(f"{path}: names {name:.80} twice")
+        red, green, blue = map(int, numbers)
+        classes[name] = red, green, blue
+    if not 2 <= len(classes) < IGNORED or len(set(classes.values())) != len(classes):
+        raise DataError(f"{path}: expected 2 to {IGNORED - 1} classes, each with a colour of its own up to 255")
+    if max(value for colour in classes.values() for value in colour) > 255:
+        raise DataError(f"{path}: has a colour above 255")
+    return _Classes(tuple(classes), colours=tuple(classes.values()))
+
+
+def _find_pairs(root: Path) -> dict[str, _Pairs]:
+    """Pair the images and masks of each split: "train" and "val", or "all" where the folder is not split."""
+    if (root / _VOC_MASKS).is_dir() and (root / _VOC_IMAGES).is_dir():
+        return _find_voc(root)
+    folders = {split: pair for split in ("train", "val") if (pair := _folders(root, split)) is not None}
+    if not folders:
+        both = [
+            (root / images, root / masks)
+            for images in _IMAGES
+            for masks in _MASKS
+            if (root / images).is_dir() and (root / masks).is_dir()
+        ]
+        folders = {"all": both[0]} if both else {}
+    return {split: _Pairs(*_pairs(*pair), pair[1]) for split, pair in folders.items()}
+
+
+def _find_voc(root: Path) -> dict[str, _Pairs]:
+    images, masks = root / _VOC_IMAGES, root / _VOC_MASKS
+    found: dict[str, _Pairs] = {}
+    for split in ("train", "val"):
+        lists = [root / _VOC_LISTS / f"{name}.txt" for name in SPLIT_NAMES[split]]
+        if (path := next(filter(Path.is_file, lists), None)) is None:
+            continue
+        by_stem = {kind: {_stem(path, kind): path for path in images_below(kind)} for kind in (images, masks)}
+        samples, warnings = [], []
+        for name in read_lines(path, max_bytes=_MAX_LIST_BYTES):
+            stem = unicodedata.normalize("NFC", name)
+            if stem in by_stem[images] and stem in by_stem[masks]:
+                samples.append(SemanticSample(by_stem[images][stem], by_stem[masks][stem]))
+            else:
+                warnings.append(f"{path}: {writable(name):.200} has no image and mask in {images} and {masks}")
+        found[split] = _Pairs(samples, warnings, masks)
+    if found:
+        return found
+    # only a part of Pascal VOC's images has masks
+    samples, _ = _pairs(images, masks)
+    return {"all": _Pairs(samples, [], masks)}
+
+
+def _split_off(pairs: _Pairs, root: Path, val_split: float, seed: int, notes: list[str]) -> dict[str, _Pairs]:
+    """Split pairs; add a note about it.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    names = [os.path.relpath(sample.path, root) for sample in pairs.samples]
+    train, val = split_stratified(names, [0] * len(names), val_share=val_split, seed=seed)
+    if not train or not val:
+        raise DataError(f"{root}: {len(names)} images with masks cannot be split; {_LAYOUT}")
+    notes.append(
+        f"{root} is not split: {len(val):,} of {len(names):,} images are for validation; --val-split sets "
+        "their share"
+    )
+    return {
+        "train": pairs._replace(samples=[pairs.samples[index] for index in train]),
+        "val": pairs._replace(samples=[pairs.samples[index] for index in val], warnings=[]),
+    }
 
 
 def _folders(root: Path, split: str) -> tuple[Path, Path] | None:
@@ -141,18 +282,20 @@ def _stem(path: Path, folder: Path) -> str:
 def _check_masks(
     samples: tuple[SemanticSample, ...],
     checked: CheckedImages,
-    num_classes: int,
+    classes: _Classes,
     *,
-    zero_is_ignored: bool,
+    coloured: bool,
     workers: int | None,
 ) -> npt.NDArray[np.bool_]:
     """Return which of the values 0 to 255 occur in the masks; raise a `DataError` that lists all bad masks."""
     present = np.zeros(256, np.bool_)
+    num_classes, zero_is_ignored = len(classes.names), classes.zero_is_ignored
+    colours = classes.colours if coloured else ()
     highest = num_classes if zero_is_ignored else num_classes - 1
 
     def error_of(sample: SemanticSample) -> str | None:
         try:
-            indices = read_indices(sample.mask)
+            indices = read_indices(sample.mask, colours)
         except DataError as error:
             return str(error)
         width, height = checked.size(sample.path)
@@ -194,8 +337,17 @@ def _check_classes(
     return [f"{folder}: no pixel of {listed(unused)} to learn from"] if unused else []
 
 
-def _palette(path: Path, num_classes: int, *, zero_is_ignored: bool) -> tuple[tuple[int, int, int], ...]:
+def _is_coloured(path: Path) -> bool:
     with open_image(path) as image:
+        return image.mode not in ("L", "1", "I;16", "I")
+
+
+def _palette(
+    samples: Sequence[SemanticSample], num_classes: int, *, zero_is_ignored: bool
+) -> tuple[tuple[int, int, int], ...]:
+    if not samples:
+        return ()
+    with open_image(samples[0].mask) as image:
         values = image.getpalette("RGB") if image.mode == "P" else None
     first = 3 if zero_is_ignored else 0
     if values is None or len(values) < first + 3 * num_classes:

@@ -6,6 +6,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
+DEFAULT_VAL_SPLIT = 0.2
+"""Share of the images that becomes validation data where the data is not split and no share is given."""
+
 
 def split_stratified(
     names: Sequence[str], strata: Sequence[Hashable], *, val_share: float, seed: int

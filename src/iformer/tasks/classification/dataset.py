@@ -9,12 +9,10 @@ from typing import Any
 from iformer.config.metadata import Metadata
 from iformer.data.samples import DataSplits, ImageSet
 from iformer.data.sources import load_data
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT
 from iformer.errors import DataError, listed
 from iformer.tasks.class_order import class_order, refuse_unknown
 from iformer.tasks.interface import Split
-
-DEFAULT_VAL_SPLIT = 0.2
-"""Share of each class that is split off for validation if neither the user nor the checkpoint says."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from iformer.data.images import check_channels
 from iformer.data.parallel import map_in_threads
 from iformer.data.samples import DataSplits, Sample
 from iformer.data.sources import load_data
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT
 from iformer.data.transforms import (
     Normalize,
     Transform,
@@ -30,7 +31,6 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.calibration import fit_temperature, scale_logits
 from iformer.tasks.classification.config import ClassificationRecipe
-from iformer.tasks.classification.dataset import DEFAULT_VAL_SPLIT
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import (
     ClassificationEvaluation,

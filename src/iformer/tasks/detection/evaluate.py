@@ -11,7 +11,7 @@ from torch import nn
 
 from iformer.data.detection import DetectionSet
 from iformer.data.loader import Loader, build_loader
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.errors import ConfigError, DataError, UserError
 from iformer.files import json_text
 from iformer.tasks.class_order import refuse_unknown, share_notes
@@ -19,11 +19,12 @@ from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, w
 from iformer.tasks.detection.inference import Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
+from iformer.tasks.pyramid import trained_val_split
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
 
-TAKES = frozenset({"split", "workers", "batch_size"})
+TAKES = frozenset({"split", "workers", "val_split", "batch_size"})
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
@@ -134,7 +135,8 @@ def evaluate_data(
     """Evaluate a detector or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
-    splits = load_detection(data, strict=options.strict, for_training=False)
+    val_split = options.val_split or trained_val_split(subject, data)
+    splits = load_detection(data, val_split=val_split, strict=options.strict, for_training=False)
     image_set = splits.train if options.split == "train" else splits.val
     if not len(image_set):
         other = "val" if options.split == "train" else "train"

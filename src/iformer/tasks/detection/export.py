@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from iformer.config.metadata import Metadata
 from iformer.data.loader import build_loader
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
 from iformer.deploy.exportable import Agreement, Forward, Outputs
 from iformer.deploy.quantize import Quantization
 from iformer.errors import UserError
@@ -25,7 +25,7 @@ from iformer.tasks.class_order import refuse_unknown
 from iformer.tasks.detection.dataset import DetectionImages, with_class_order
 from iformer.tasks.detection.evaluate import evaluate
 from iformer.tasks.detection.inference import BOXES, SCORES, LetterboxDetector
-from iformer.tasks.pyramid import calibration_images, check_side
+from iformer.tasks.pyramid import calibration_images, check_side, trained_val_split
 from iformer.tasks.registry import find_task
 
 _IOU_ERROR = 10
@@ -161,7 +161,7 @@ def quantization(
     """
     preprocessing = model.config.preprocessing
     size = size or preprocessing.size
-    splits = load_detection(data)
+    splits = load_detection(data, val_split=trained_val_split(model, data))
     chosen = calibration_images(splits.train, splits.val, data, count=images)
     refuse_unknown(model.metadata.class_names, splits.val.class_names)
     val = with_class_order(splits.val, model.metadata.class_names)

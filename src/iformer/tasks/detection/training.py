@@ -10,7 +10,8 @@ from torch import nn
 
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.data.detection import DetectionSplits
-from iformer.data.sources.coco import load_detection
+from iformer.data.sources.detection import load_detection
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT
 from iformer.dependencies import require
 from iformer.errors import DataError, UserError
 from iformer.models.detector import Detector
@@ -37,10 +38,11 @@ from iformer.training.records.results import TrainResult
 
 def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
     """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
-    if val_split is not None:
-        raise UserError("--val-split is for classification; give the validation images in the data")
-    data = load_detection(settings.data_name, strict=strict)
+    data = load_detection(settings.data_name, val_split=val_split, strict=strict)
     warn(data.warnings)
+    if data.split_off:
+        share = DEFAULT_VAL_SPLIT if val_split is None else val_split
+        settings = replace(settings, data_options={"val_split": share})
     before = resumed_network(settings)
     network = before if isinstance(before, Detector | LightDetector) else model
     return detection_job(data, settings, model=network, model_name=model, warn=warn)

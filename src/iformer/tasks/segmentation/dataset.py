@@ -25,7 +25,7 @@ from iformer.config.segmenter import IGNORED
 from iformer.data.conversion import ValueRange
 from iformer.data.images import read_image
 from iformer.data.sampling import Key, seeded
-from iformer.data.segmentation import SemanticSet, read_mask
+from iformer.data.segmentation import SemanticSet
 from iformer.data.transforms import Transform, eval_transform
 from iformer.tasks.class_order import class_order
 from iformer.tasks.segmentation.config import SegmentationRecipe
@@ -113,7 +113,7 @@ class SemanticImages:
     def _item(self, epoch: int, index: int) -> tuple[Tensor, Tensor, int]:
         sample = self.image_set.samples[index]
         image = read_image(sample.path, value_range=self.value_range)
-        mask_HW = read_mask(sample.mask, zero_is_ignored=self.image_set.zero_is_ignored)
+        mask_HW = self.image_set.read_mask(sample)
         left_out = 0
         if self._classes is not None:
             labelled = int((mask_HW != IGNORED).sum())

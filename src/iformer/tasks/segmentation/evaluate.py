@@ -16,6 +16,7 @@ from iformer.data.sources.masks import load_semantic
 from iformer.errors import DataError, UserError
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.interface import EvaluateOptions
+from iformer.tasks.pyramid import trained_val_split
 from iformer.tasks.segmentation.dataset import SemanticImages, evaluation_transform, with_class_order
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 from iformer.tasks.segmentation.metric import SegmentationMetric
@@ -23,7 +24,7 @@ from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
 
-TAKES = frozenset({"split", "workers", "sliding"})
+TAKES = frozenset({"split", "workers", "sliding", "val_split"})
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
@@ -145,7 +146,8 @@ def evaluate_data(
     """Evaluate a segmenter or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
-    splits = load_semantic(data, strict=options.strict, for_training=False)
+    val_split = options.val_split or trained_val_split(subject, data)
+    splits = load_semantic(data, val_split=val_split, strict=options.strict, for_training=False)
     image_set = splits.train if options.split == "train" else splits.val
     if not len(image_set):
         other = "val" if options.split == "train" else "train"

@@ -20,7 +20,7 @@ from iformer.deploy.quantize import Quantization
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.class_order import refuse_unknown
-from iformer.tasks.pyramid import calibration_images, check_side
+from iformer.tasks.pyramid import calibration_images, check_side, trained_val_split
 from iformer.tasks.registry import find_task
 from iformer.tasks.segmentation.dataset import with_class_order
 from iformer.tasks.segmentation.evaluate import evaluate, evaluation_images
@@ -128,7 +128,7 @@ def quantization(
     preprocessing = letterbox_preprocessing(model)
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
-    splits = load_semantic(data)
+    splits = load_semantic(data, val_split=trained_val_split(model, data))
     chosen = calibration_images(splits.train, splits.val, data, count=images)
     known = model.metadata.class_names
     refuse_unknown(known, splits.val.class_names)

@@ -11,6 +11,7 @@ from torch import nn
 from iformer.config.segmenter import LightSegmenterConfig
 from iformer.data.segmentation import SemanticSplits
 from iformer.data.sources.masks import load_semantic
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT
 from iformer.data.transforms import Normalize
 from iformer.errors import UserError
 from iformer.models.light_segmenter import LightSegmenter
@@ -30,10 +31,11 @@ from iformer.training.records.results import TrainResult
 
 def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
     """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
-    if val_split is not None:
-        raise UserError("--val-split is for classification; give the validation images in the data")
-    data = load_semantic(settings.data_name, strict=strict)
+    data = load_semantic(settings.data_name, val_split=val_split, strict=strict)
     warn(data.warnings)
+    if data.split_off:
+        share = DEFAULT_VAL_SPLIT if val_split is None else val_split
+        settings = replace(settings, data_options={"val_split": share})
     before = resumed_network(settings)
     network = before if isinstance(before, Segmenter | LightSegmenter) else model
     return segmentation_job(data, settings, model=network, model_name=model, warn=warn)

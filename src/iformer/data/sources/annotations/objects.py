@@ -1,14 +1,15 @@
-"""Checks of the objects in a COCO annotation file. All errors are collected, not only the first one."""
+"""Checks of annotated objects, in the terms of COCO. All errors are collected, not only the first one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from iformer.data.detection import Instance, mask_operations
+from iformer.data.sources.annotations.split import ImageEntry
 
 _TOLERANCE = 1.0
 """Pixels by which a box may lie outside its image without a warning: rounding."""
@@ -21,14 +22,6 @@ _MAX_OUTLINE = 2_000_000
 """Length in pixels of a polygon's outline: COCO's rasteriser takes memory in proportion to it."""
 
 Box = tuple[float, float, float, float]
-
-
-class ImageEntry(NamedTuple):
-    """An image of an annotation file."""
-
-    file_name: str
-    height: int
-    width: int
 
 
 class ObjectReader:
@@ -46,14 +39,19 @@ class ObjectReader:
         self.warnings: list[str] = []
         """Annotations that were changed or left out."""
 
-    def read(self, entries: list[Any]) -> dict[int, list[Instance]]:
-        """Return the usable objects of each image."""
-        found: dict[int, list[Instance]] = {number: [] for number in self._images}
-        unmasked: list[tuple[int, Instance, str]] = []
+    def read(self, entries: list[Any], places: Sequence[str] = ()) -> dict[int, list[tuple[Instance, int]]]:
+        """Return the usable objects of each image, each with the position of its annotation.
+
+        Args:
+            entries: COCO's annotations.
+            places: where each was read, for messages; empty: their ids say it.
+        """
+        found: dict[int, list[tuple[Instance, int]]] = {number: [] for number in self._images}
+        unmasked: list[tuple[int, Instance, int, str]] = []
         largest = 0.0
         for position, entry in enumerate(entries):
             number = entry.get("id", position) if isinstance(entry, dict) else position
-            where = f"annotation {number!r:.40}"
+            where = places[position] if places else f"annotation {number!r:.40}"
             try:
                 instance, damaged = self._instance(entry, where)
             except _AnnotationError as error:
@@ -61,20 +59,20 @@ class ObjectReader:
                 continue
             largest = max(largest, *(float(value) for value in entry["bbox"]))
             if instance is not None and damaged:
-                unmasked.append((entry["image_id"], instance, where))
+                unmasked.append((entry["image_id"], instance, position, where))
             elif instance is not None:
-                found[entry["image_id"]].append(instance)
+                found[entry["image_id"]].append((instance, position))
         if 0 < largest <= 1 and not self.errors:
             self.errors.append(
                 "all boxes lie within 0 to 1: they look like shares of the image; expected pixels, "
                 "[left, top, width, height]"
             )
-        has_masks = any(instance.mask is not None for instances in found.values() for instance in instances)
-        for image_id, instance, where in unmasked:
+        has_masks = any(instance.mask is not None for pairs in found.values() for instance, _ in pairs)
+        for image_id, instance, position, where in unmasked:
             if has_masks:
                 self.warnings.append(f"{where}: has no sound polygon, while other objects have masks; left out")
             else:
-                found[image_id].append(instance)
+                found[image_id].append((instance, position))
         return found
 
     def _instance(self, entry: Any, where: str) -> tuple[Instance | None, bool]:

@@ -1,0 +1,72 @@
+"""What the formats with one file of labels for each image share: folders of splits, images, lists of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+
+from iformer.data.images import IMAGE_EXTENSIONS
+from iformer.data.sources.annotations.split import read_lines
+from iformer.data.sources.layout import SPLIT_NAMES, writable
+
+_LISTS = ("classes.txt", "labels.txt")
+_NO_CLASSES = ("__ignore__", "_background_")
+"""Lines of LabelMe's lists that are no classes."""
+_MAX_LIST_BYTES = 2**22
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Return the folders named train and val (or another word for it), at the top or in `images` or `labels`."""
+    found = {}
+    for split in ("train", "val"):
+        folders = [base / name for name in SPLIT_NAMES[split] for base in (root, root / "labels", root / "images")]
+        if (folder := next(filter(Path.is_dir, folders), None)) is not None:
+            found[split] = folder
+    return found
+
+
+def listed_names(root: Path) -> list[str]:
+    """Return the classes that a list beside the data names, in its order; empty without one.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    path = next((root / name for name in _LISTS if (root / name).is_file()), None)
+    if path is None:
+        return []
+    lines = [writable(line) for line in read_lines(path, max_bytes=_MAX_LIST_BYTES)]
+    return list(dict.fromkeys(line for line in lines if line not in _NO_CLASSES))
+
+
+def find_image(name: str, labels: Path, folders: Sequence[Path]) -> Path:
+    """Find the image of a file of labels.
+
+    Args:
+        name: what the labels call it, a path of any system; may be empty.
+        labels: the file of labels, whose stem is the image's where `name` leads nowhere.
+        folders: where to look, after the folder of `labels` and its twin called `images`.
+
+    Returns:
+        Its path; that of a missing file if there is none, which the check of the images reports.
+    """
+    mirrored = Path(*("images" if part in ("labels", "annotations") else part for part in labels.parent.parts))
+    folders = [labels.parent, mirrored, *folders]
+    plain = name.replace("\\", "/")
+    names = [plain, PureWindowsPath(plain).name] if plain else []
+    for folder in folders:
+        for candidate in names:
+            if candidate and _is_file(folder / candidate):
+                return folder / candidate
+    endings = [ending for pair in sorted(IMAGE_EXTENSIONS) for ending in (pair, pair.upper())]
+    for folder in folders:
+        for ending in endings:
+            if _is_file(folder / f"{labels.stem}{ending}"):
+                return folder / f"{labels.stem}{ending}"
+    return folders[0] / (names[-1] if names else labels.stem)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long or has a null character
+        return False

@@ -1,0 +1,165 @@
+"""The annotated images of one split, in the terms of COCO: what the reader of any format returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iformer.data.images import image_size
+from iformer.errors import DataError
+from iformer.files import require_regular_file
+
+Point = tuple[float, float]
+
+
+class ImageEntry(NamedTuple):
+    """An image as its annotations describe it."""
+
+    path: Path
+    height: int
+    width: int
+
+
+@dataclass(kw_only=True)
+class AnnotatedSplit:
+    """Images and objects of one split. `iformer.data.sources.detection` checks them."""
+
+    source: Path
+    """The file or folder that messages name."""
+    images: dict[int, ImageEntry]
+    """By id."""
+    class_names: dict[int, str]
+    """By id; their order is that of the labels."""
+    objects: list[Any]
+    """COCO's annotations: `image_id`, `category_id`, `bbox`, and optionally `segmentation`, `area`, `iscrowd`."""
+    places: list[str] = field(default_factory=list)
+    """Where each object was read, for messages; empty: the object's id says it."""
+    warnings: list[str] = field(default_factory=list)
+    """What the reader left out."""
+    errors: list[str] = field(default_factory=list)
+    """What makes the split useless."""
+
+
+class LabelledObject(NamedTuple):
+    """An object of a format that has no ids."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    """Left, top, width, height in pixels."""
+    polygons: tuple[Sequence[Point], ...]
+    """Outlines in pixels; empty if the object has a box only."""
+    crowd: bool
+    place: str
+    """Where it was read, for messages."""
+
+
+@dataclass(kw_only=True)
+class LabelledImage:
+    """An image of a format that has one file of labels for each image."""
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height."""
+    objects: list[LabelledObject] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequence[str]) -> AnnotatedSplit:
+    """Join images to a split; ids count from 1."""
+    split = AnnotatedSplit(source=source, images={}, class_names=dict(enumerate(class_names, start=1)), objects=[])
+    numbers = {name: number for number, name in split.class_names.items()}
+    for image_id, image in enumerate(labelled, start=1):
+        width, height = image.size
+        split.images[image_id] = ImageEntry(image.path, height, width)
+        split.warnings += image.warnings
+        split.errors += image.errors
+        for found in image.objects:
+            split.places.append(found.place)
+            split.objects.append(
+                {
+                    "image_id": image_id,
+                    "category_id": numbers[found.name],
+                    "bbox": [round(value, 6) for value in found.box],
+                    "iscrowd": int(found.crowd),
+                    "area": _area(found),
+                    "segmentation": [
+                        [round(value, 6) for point in outline for value in point] for outline in found.polygons
+                    ],
+                }
+            )
+    return split
+
+
+def bounds(points: Sequence[Point]) -> tuple[float, float, float, float]:
+    """Return left, top, width and height of points."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Return width and height from an image's header; (1, 1) if it cannot be read, which the check reports."""
+    try:
+        return image_size(path)
+    except DataError:
+        return 1, 1
+
+
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Read a file.
+
+    Raises:
+        DataError: it is missing, no regular file, or larger than `max_bytes`.
+    """
+    try:
+        require_regular_file(path)
+        with path.open("rb") as file:
+            contents = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if len(contents) > max_bytes:
+        raise DataError(f"{path}: has more than {max_bytes / 2**20:g} MiB, the limit for a file of labels")
+    return contents
+
+
+def read_lines(path: Path, *, max_bytes: int) -> list[str]:
+    """Read the lines of a text file in UTF-8, without those that are blank.
+
+    Raises:
+        DataError: see `read_bytes`; or it is not UTF-8.
+    """
+    try:
+        text = read_bytes(path, max_bytes=max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not text in UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def finite(text: object) -> float:
+    """Return a number.
+
+    Raises:
+        ValueError: it is no number, or not finite.
+    """
+    if isinstance(text, bool) or not isinstance(text, str | int | float) or len(str(text)) > 400:
+        raise ValueError(f"{text!r:.40} is no number")
+    number = float(text)
+    if not math.isfinite(number) or abs(number) > 1e15:
+        raise ValueError(f"{text!r:.40} is not a finite number")
+    return number
+
+
+def _area(found: LabelledObject) -> float:
+    """Return the area of the outlines, which may not cross themselves, else that of the box."""
+    if not found.polygons:
+        return found.box[2] * found.box[3]
+    total = 0.0
+    for outline in found.polygons:
+        x, y = np.asarray(outline, np.float64).T
+        total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return round(total, 6)

@@ -1,0 +1,270 @@
+"""Reader of YOLO's labels: `data.yaml`, and a text file of boxes or polygons beside each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iformer.data.images import has_image_extension
+from iformer.data.listing import files_below, images_below
+from iformer.data.parallel import map_in_threads
+from iformer.data.sources.annotations.split import (
+    AnnotatedSplit,
+    LabelledImage,
+    LabelledObject,
+    bounds,
+    finite,
+    joined,
+    read_lines,
+    stored_size,
+)
+from iformer.data.sources.layout import SPLIT_NAMES, writable
+from iformer.errors import ConfigError, DataError, listed
+from iformer.safe_yaml import read_yaml
+
+MAX_CLASSES = 100_000
+_SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_CLASS_LISTS = ("classes.txt", "obj.names")
+_MAX_SETTINGS_BYTES = 2**22
+_MAX_LABEL_BYTES = 2**24
+_MAX_LIST_BYTES = 2**28
+_MAX_SHARE = 2.0
+"""Larger coordinates are pixels, or nonsense; up to it a box is clipped with a warning."""
+_LINE = "expected a line CLASS X Y WIDTH HEIGHT, or CLASS X1 Y1 X2 Y2 X3 Y3 …, in shares of the image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Contents of `data.yaml` that are used."""
+
+    path: Path
+    folders: tuple[Path, ...]
+    """Folders that relative paths may start from, in this order."""
+    class_names: tuple[str, ...]
+    keypoints: bool
+    """Whether a line goes on with keypoints after its box."""
+    splits: Mapping[str, Sequence[str]]
+
+
+def find_yolo(root: Path) -> Path | None:
+    """Return the settings file of a folder, or a list of classes beside `images/` and `labels/`; None without one.
+
+    Raises:
+        DataError: several YAML files may be meant.
+    """
+    named = [root / name for name in _SETTINGS if (root / name).is_file()]
+    if named:
+        return named[0]
+    others = [path for ending in ("*.yaml", "*.yml") for path in sorted(root.glob(ending)) if _has_names(path)]
+    if len(others) == 1:
+        return others[0]
+    if len(others) > 1:
+        raise DataError(f"{root}: has {listed([path.name for path in others])}; give one of them as --data")
+    lists = [root / name for name in _CLASS_LISTS if (root / name).is_file()]
+    labels = root / "labels"
+    has_labels = labels.is_dir() and any(path.suffix.lower() == ".txt" for path in files_below(labels))
+    return lists[0] if lists and has_labels else None
+
+
+def _has_names(path: Path) -> bool:
+    """Whether a YAML file is a mapping with the key `names`."""
+    try:
+        content = read_yaml(path, max_bytes=_MAX_SETTINGS_BYTES)
+    except (OSError, ConfigError):
+        return False
+    return isinstance(content, dict) and "names" in content
+
+
+def read_yolo(path: Path) -> dict[str, AnnotatedSplit]:
+    """Read the splits that a settings file names: "train", "val", or "all" for a folder that has none.
+
+    Raises:
+        DataError: the file is not of this format, or names what does not exist.
+    """
+    settings = _read_class_list(path) if path.name in _CLASS_LISTS else _read_settings(path)
+    return {split: _read_split(settings, split, values) for split, values in settings.splits.items()}
+
+
+# ---------------------------------------------------------------------------------------------- the settings
+
+
+def _read_class_list(path: Path) -> _Settings:
+    """Read the folder that Label Studio exports: `classes.txt`, `images/` and `labels/`."""
+    names = [writable(line) for line in read_lines(path, max_bytes=_MAX_SETTINGS_BYTES)]
+    images = path.parent / "images"
+    by_split = {
+        split: [str(images / name) for name in SPLIT_NAMES[split] if (images / name).is_dir()][:1]
+        for split in ("train", "val")
+    }
+    splits = {split: found for split, found in by_split.items() if found} or {"all": [str(images)]}
+    return _Settings(
+        path=path,
+        folders=(path.parent,),
+        class_names=_checked_names(path, names),
+        keypoints=False,
+        splits=splits,
+    )
+
+
+def _read_settings(path: Path) -> _Settings:
+    try:
+        content = read_yaml(path, max_bytes=_MAX_SETTINGS_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    if not isinstance(content, dict) or "names" not in content:
+        raise DataError(f"{path}: describes no YOLO labels; expected train, val and names (of the classes)")
+    splits = {}
+    for split in ("train", "val"):
+        value = next((content[name] for name in SPLIT_NAMES[split] if content.get(name)), None)
+        values = [value] if isinstance(value, str) else value
+        if values is None:
+            continue
+        if not isinstance(values, list) or not all(isinstance(item, str) and item.strip() for item in values):
+            raise DataError(
+                f"{path}: its {split} is {value!r:.80}; expected a folder, a list of images or several"
+            )
+        splits[split] = values
+    if not splits:
+        raise DataError(f"{path}: names no images; expected train: and val: with folders or lists of images")
+    base = content.get("path")
+    named = [path.parent / base] if isinstance(base, str) and base.strip() else []
+    return _Settings(
+        path=path,
+        folders=(*named, path.parent),
+        class_names=_class_names(path, content),
+        keypoints="kpt_shape" in content,
+        splits=splits,
+    )
+
+
+def _class_names(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+    names = content["names"]
+    if isinstance(names, dict):
+        if len(names) > MAX_CLASSES or sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DataError(
+                f"{path}: the numbers of its names are {list(names)!r:.80}; expected 0, 1, 2 and so on"
+            )
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
+        raise DataError(f"{path}: its names are {names!r:.80}; expected a list of names")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise DataError(
+            f"{path}: has {len(names)} names, but nc is {count!r:.40}; expected one name for each class"
+        )
+    return _checked_names(path, [writable(str(name).strip()) for name in names])
+
+
+def _checked_names(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    if not names or len(set(names)) != len(names) or not all(names) or len(names) > MAX_CLASSES:
+        raise DataError(f"{path}: its names are {listed(list(names))}; expected one or more, each named once")
+    return tuple(names)
+
+
+# ---------------------------------------------------------------------------------------------- the images
+
+
+def _read_split(settings: _Settings, split: str, values: Sequence[str]) -> AnnotatedSplit:
+    images: dict[Path, None] = {}
+    for value in values:
+        images |= dict.fromkeys(_images(settings, split, value))
+    paths = list(images)
+    labels = [_label_file(path) for path in paths]
+    if not any(label.is_file() for label in labels):
+        where = f"such as {labels[0]}" if labels else f"and no image in {listed(list(values))}"
+        raise DataError(f"{settings.path}: no file of labels for {split}, {where}")
+    read = map_in_threads(lambda pair: _labelled(*pair, settings), zip(paths, labels, strict=True))
+    return joined(settings.path, read, settings.class_names)
+
+
+def _images(settings: _Settings, split: str, value: str) -> list[Path]:
+    """Return the images of a folder, or of a text file with one image a line."""
+    found = _located(settings, value)
+    if found is None:
+        tried = listed([str(folder / value) for folder in settings.folders])
+        raise DataError(f"{settings.path}: its {split} is {value}; no such folder or list of images ({tried})")
+    if found.is_dir():
+        return images_below(found)
+    if has_image_extension(found):
+        return [found]
+    lines = read_lines(found, max_bytes=_MAX_LIST_BYTES)
+    starts = (found.parent, *settings.folders)
+    start = next((base for base in starts for line in lines[:20] if _exists(base / line)), found.parent)
+    return [start / line for line in lines]
+
+
+def _located(settings: _Settings, value: str) -> Path | None:
+    """Find a path of the settings; exports often begin it with `../` where the file lies beside the folders."""
+    plain = value.strip().replace("\\", "/")
+    inside = plain
+    while inside.startswith(("../", "./")):
+        inside = inside.partition("/")[2]
+    candidates = [folder / name for name in (plain, inside) for folder in settings.folders]
+    return next(filter(_exists, candidates), None)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long or has a null character
+        return False
+
+
+def _label_file(image: Path) -> Path:
+    """Return where the labels of an image are: in `labels/` for `images/`, or beside it."""
+    parts = list(image.parts)
+    positions = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if positions:
+        parts[positions[-1]] = "labels"
+        below = Path(*parts).with_suffix(".txt")
+        if _exists(below) or not _exists(image.with_suffix(".txt")):
+            return below
+    return image.with_suffix(".txt")
+
+
+def _labelled(path: Path, labels: Path, settings: _Settings) -> LabelledImage:
+    """Read the labels of one image; an image without a file of labels has no object."""
+    image = LabelledImage(path=path, size=stored_size(path))
+    if not _exists(labels):
+        return image
+    try:
+        lines = read_lines(labels, max_bytes=_MAX_LABEL_BYTES)
+    except DataError as error:
+        image.errors.append(str(error))
+        return image
+    for number, line in enumerate(lines, start=1):
+        place = f"{labels}, line {number}"
+        try:
+            image.objects.append(_object(line.split(), image.size, settings, place))
+        except ValueError as error:
+            image.errors.append(f"{place}: {error}")
+    return image
+
+
+def _object(values: Sequence[str], size: tuple[int, int], settings: _Settings, place: str) -> LabelledObject:
+    """Read a line; raise a `ValueError` that says what is wrong with it."""
+    if settings.keypoints:
+        values = values[:5]
+    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+        raise ValueError(f"has {len(values)} values; {_LINE}")
+    try:
+        label, shares = finite(values[0]), [finite(value) for value in values[1:]]
+    except ValueError as error:
+        raise ValueError(f"{error}; {_LINE}") from None
+    if label != int(label) or not 0 <= label < len(settings.class_names):
+        raise ValueError(f"has the class {values[0]:.40}; the classes are 0 to {len(settings.class_names) - 1}")
+    highest = max(shares, key=abs)
+    if abs(highest) > _MAX_SHARE:
+        raise ValueError(f"has the coordinate {highest:g}; expected shares of the image, 0 to 1")
+    width, height = size
+    name = settings.class_names[int(label)]
+    if len(shares) == 4:
+        x, y, w, h = shares
+        box = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
+        return LabelledObject(name, box, (), False, place)
+    points = [(x * width, y * height) for x, y in zip(shares[::2], shares[1::2], strict=True)]
+    return LabelledObject(name, bounds(points), (points,), False, place)

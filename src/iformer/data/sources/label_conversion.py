@@ -1,0 +1,257 @@
+"""Conversion of annotated objects to the format of COCO or YOLO; the result is read again and compared."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from iformer.data.detection import DetectionSample, DetectionSet, Instance
+from iformer.data.parallel import Progress
+from iformer.data.sources.annotations.split import bounds
+from iformer.data.sources.detection import load_detection, read_detection
+from iformer.errors import DataError, OutputError, UserError
+from iformer.files import json_text
+
+Format = Literal["coco", "yolo"]
+_SPLITS = ("train", "val")
+_TOLERANCE = 1e-3
+"""Pixels by which a box may change: YOLO's shares of the image are decimals."""
+_BOUNDS_TOLERANCE = 0.5
+"""Pixels between a box and the bounds of its outline; YOLO has no box beside an outline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSummary:
+    """What a conversion wrote."""
+
+    folder: str
+    format: Format
+    images: dict[str, int]
+    """Number of images by split."""
+    objects: dict[str, int]
+    """Number of objects by split."""
+    classes: int
+    notes: tuple[str, ...]
+    """What the format does not have, and warnings about the source, one line each."""
+
+
+def convert_labels(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    to: Format,
+    val_split: float | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> LabelSummary:
+    """Write a data set with annotated objects, images included, in another format.
+
+    What the checks of the source leave out is not written. The folder appears when it is complete, has been read
+    again, and gives the same images, classes, boxes and masks.
+
+    Args:
+        data, val_split, workers, progress: see `iformer.data.sources.detection.load_detection`.
+        out: a new or empty folder.
+        to: "coco": `annotations/instances_train.json` and `images/train/`; "yolo": `data.yaml`, `images/train/`
+            and `labels/train/`.
+
+    Raises:
+        DataError: the data cannot be used.
+        UserError: `out` is not empty.
+        OutputError: it cannot be written; nothing is left behind.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder; give another OUT")
+    source = read_detection(data, val_split=val_split, workers=workers, progress=progress, for_training=False)
+    sets = {split: getattr(source.splits, split) for split in _SPLITS}
+    sets = {split: image_set for split, image_set in sets.items() if len(image_set)}
+    lost = _Lost()
+    part = target.absolute().parent / f".{secrets.token_hex(8)}.part"
+    try:
+        part.mkdir(parents=True)
+        names = {split: _copy_images(image_set, part / "images" / split) for split, image_set in sets.items()}
+        for split, image_set in sets.items():
+            if to == "coco":
+                _write_coco(image_set, source.entries[split], names[split], part, split)
+            else:
+                _write_yolo(image_set, source.entries[split], names[split], part, split, lost)
+        if to == "yolo":
+            _write_settings(next(iter(sets.values())), part, list(sets))
+        written = load_detection(part, workers=workers, progress=progress, for_training=False)
+        for split, image_set in sets.items():
+            _compare(image_set, getattr(written, split), names[split], part, lost.crowds, exact=to == "coco")
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return LabelSummary(
+        folder=str(target),
+        format=to,
+        images={split: len(image_set) for split, image_set in sets.items()},
+        objects={split: sum(len(sample.instances) for sample in one.samples) for split, one in sets.items()},
+        classes=len(source.splits.train.class_names),
+        notes=(*source.splits.warnings, *lost.notes()),
+    )
+
+
+@dataclass
+class _Lost:
+    """What YOLO's format does not have."""
+
+    crowds: int = 0
+    masks: int = 0
+
+    def notes(self) -> list[str]:
+        found = []
+        if self.crowds:
+            found.append(f"{self.crowds:,} crowd regions left out: YOLO's labels have none")
+        if self.masks:
+            found.append(
+                f"{self.masks:,} masks became boxes: YOLO's labels have one polygon per object, no run lengths"
+            )
+        return found
+
+
+def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
+    """Copy the images of a split; return their relative paths by image id. No two differ in the ending only."""
+    base = Path(os.path.commonpath([sample.path.absolute().parent for sample in image_set.samples]))
+    used: set[str] = set()
+    names: dict[int, Path] = {}
+    for sample in image_set.samples:
+        name = sample.path.absolute().relative_to(base)
+        number = 1
+        while str(name.with_suffix("")) in used:
+            number += 1
+            name = name.with_name(f"{sample.path.stem}-{number}{sample.path.suffix}")
+        used.add(str(name.with_suffix("")))
+        names[sample.image_id] = name
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(sample.path, folder / name)
+    return names
+
+
+def _write_coco(
+    image_set: DetectionSet,
+    entries: Mapping[int, Sequence[Mapping[str, Any]]],
+    names: Mapping[int, Path],
+    out: Path,
+    split: str,
+) -> None:
+    annotations: list[dict[str, Any]] = []
+    for sample in image_set.samples:
+        for instance, entry in zip(sample.instances, entries[sample.image_id], strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": sample.image_id,
+                    "category_id": image_set.category_ids[instance.label],
+                    "bbox": list(instance.box),
+                    "area": instance.area,
+                    "iscrowd": int(instance.crowd),
+                    "segmentation": entry.get("segmentation", []) if instance.mask is not None else [],
+                }
+            )
+    content = {
+        "images": [
+            {"id": s.image_id, "file_name": names[s.image_id].as_posix(), "height": s.height, "width": s.width}
+            for s in image_set.samples
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": number, "name": name}
+            for number, name in zip(image_set.category_ids, image_set.class_names, strict=True)
+        ],
+    }
+    (out / "annotations").mkdir(exist_ok=True)
+    (out / "annotations" / f"instances_{split}.json").write_text(json_text(content), encoding="utf-8")
+
+
+def _write_yolo(
+    image_set: DetectionSet,
+    entries: Mapping[int, Sequence[Mapping[str, Any]]],
+    names: Mapping[int, Path],
+    out: Path,
+    split: str,
+    lost: _Lost,
+) -> None:
+    for sample in image_set.samples:
+        lines = []
+        for instance, entry in zip(sample.instances, entries[sample.image_id], strict=True):
+            if instance.crowd:
+                lost.crowds += 1
+                continue
+            outline = _outline(instance, entry.get("segmentation"))
+            lost.masks += outline is None and instance.mask is not None
+            values = outline or _centre(instance.box)
+            shares = [value / (sample.height if index % 2 else sample.width) for index, value in enumerate(values)]
+            lines.append(" ".join([str(instance.label), *(f"{share:.12g}" for share in shares)]) + "\n")
+        path = (out / "labels" / split / names[sample.image_id]).with_suffix(".txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def _outline(instance: Instance, segmentation: Any) -> list[float] | None:
+    """Return the only polygon of an object, x, y, x, y and so on, if its bounds are the object's box."""
+    if instance.mask is None or not isinstance(segmentation, list) or len(segmentation) != 1:
+        return None
+    values: list[float] = segmentation[0]
+    found = bounds(list(zip(values[::2], values[1::2], strict=True)))
+    if max(abs(one - other) for one, other in zip(found, instance.box, strict=True)) > _BOUNDS_TOLERANCE:
+        return None
+    return values
+
+
+def _centre(box: tuple[float, float, float, float]) -> list[float]:
+    left, top, width, height = box
+    return [left + width / 2, top + height / 2, width, height]
+
+
+def _write_settings(image_set: DetectionSet, out: Path, splits: Sequence[str]) -> None:
+    """Write `data.yaml`. JSON strings are YAML too, for names with quotes and colons."""
+    lines = [f"{split}: images/{split}" for split in splits]
+    names = [f"  {index}: {json_text(name, ascii_only=False)}" for index, name in enumerate(image_set.class_names)]
+    (out / "data.yaml").write_text("\n".join([*lines, "names:", *names, ""]), encoding="utf-8")
+
+
+def _compare(
+    before: DetectionSet, after: DetectionSet, names: Mapping[int, Path], out: Path, crowds: int, *, exact: bool
+) -> None:
+    """Check that a split reads as it did before.
+
+    Raises:
+        DataError: it does not; the message names the first image.
+    """
+    if after.class_names != before.class_names:
+        raise DataError("the converted data has other classes than its source; nothing was written")
+    folder = out / "images"
+    read: dict[str, DetectionSample] = {
+        str(sample.path.relative_to(folder)).partition(os.sep)[2]: sample for sample in after.samples
+    }
+    for sample in before.samples:
+        found = read.pop(str(names[sample.image_id]), None)
+        expected = [one for one in sample.instances if exact or not one.crowd]
+        if found is None or not _same(expected, found.instances, exact=exact):
+            raise DataError(f"{sample.path}: its objects are not those of its source after conversion")
+    if read:
+        raise DataError("the converted data has other images than its source; nothing was written")
+
+
+def _same(before: Sequence[Instance], after: Sequence[Instance], *, exact: bool) -> bool:
+    if exact:
+        return list(before) == list(after)
+    tolerance = _BOUNDS_TOLERANCE + _TOLERANCE
+    return len(before) == len(after) and all(
+        one.label == other.label
+        and max(abs(a - b) for a, b in zip(one.box, other.box, strict=True))
+        <= (_TOLERANCE if other.mask is None else tolerance)
+        for one, other in zip(before, after, strict=True)
+    )

@@ -1,0 +1,371 @@
+"""The formats of object labels: the same data is the same training set in each, and conversion keeps it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iformer.cli.main import main
+from iformer.data.detection import DetectionSet, Instance, decode_mask
+from iformer.data.sources.detection import load_detection
+from iformer.data.sources.label_conversion import convert_labels
+from iformer.errors import ConfigError, DataError, UserError
+from tiny.labels import MAKERS, make_coco, make_labelme, make_voc, make_yolo
+
+Images = dict[str, tuple[int, int, list[Instance]]]
+
+
+def images_of(image_set: DetectionSet) -> Images:
+    """Size and objects of each image by its name."""
+    return {s.path.name: (s.width, s.height, list(s.instances)) for s in image_set.samples}
+
+
+def assert_same(one: DetectionSet, other: DetectionSet, *, masks: bool = True) -> None:
+    """Compare class names, images, and each object's label, box, area and mask."""
+    assert one.class_names == other.class_names
+    ours, theirs = images_of(one), images_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, (width, height, objects) in ours.items():
+        assert theirs[name][:2] == (width, height)
+        assert len(theirs[name][2]) == len(objects)
+        for a, b in zip(objects, theirs[name][2], strict=True):
+            assert (a.label, a.crowd) == (b.label, b.crowd)
+            assert a.box == pytest.approx(b.box, abs=1e-6)
+            if masks:
+                assert a.area == pytest.approx(b.area, abs=1e-3)
+                assert a.mask is not None
+                assert b.mask is not None
+                assert np.array_equal(decode_mask(a.mask, height, width), decode_mask(b.mask, height, width))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_coco(tmp_path_factory.mktemp("labels") / "coco")
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "labelme"])
+def test_the_same_data_in_each_format_is_the_same_training_set(form: str, coco: Path, tmp_path: Path) -> None:
+    expected, found = load_detection(coco, workers=1), load_detection(MAKERS[form](tmp_path / "data"), workers=1)
+    assert found.warnings == ()
+    assert sum(expected.train.class_counts.values()) == 5
+    for split in ("train", "val"):
+        assert_same(getattr(expected, split), getattr(found, split), masks=form != "voc")
+    assert found.train.has_masks == (form != "voc")
+
+
+@pytest.mark.parametrize("form", MAKERS)
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_conversion_changes_nothing(
+    form: str, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_detection(MAKERS[form](tmp_path / "data"), workers=1)
+    assert main(["convert", str(tmp_path / "data"), str(tmp_path / "out"), "--to", to, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["images"] == {"train": 4, "val": 3}
+    assert said["notes"] == []
+    after = load_detection(tmp_path / "out", workers=1)
+    convert_labels(tmp_path / "out", tmp_path / "back", to="coco", workers=1)
+    back = load_detection(tmp_path / "back", workers=1)
+    for split in ("train", "val"):
+        assert_same(getattr(before, split), getattr(after, split), masks=form != "voc")
+        assert_same(getattr(before, split), getattr(back, split), masks=form != "voc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "data", "out"]
+
+
+def test_coco_keeps_ids_run_lengths_and_crowds_and_yolo_names_what_it_loses(
+    shapes_data: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(shapes_data, tmp_path / "data"))
+    path = data / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1]["bbox"][0] -= 200  # outside: left out
+    path.write_text(json.dumps(content))
+    before = load_detection(data, workers=1).train
+    done = convert_labels(data, tmp_path / "coco", to="coco", workers=1)
+    assert "outside its image" in done.notes[0]
+    after = load_detection(tmp_path / "coco", workers=1, strict=True).train
+    assert (after.class_names, after.category_ids) == (before.class_names, before.category_ids)
+    assert [sample[1:] for sample in after.samples] == [sample[1:] for sample in before.samples]
+    done = convert_labels(data, tmp_path / "yolo", to="yolo", workers=1)
+    assert any("1 crowd regions left out" in note for note in done.notes)
+    assert any("masks became boxes" in note for note in done.notes)
+    boxes = [i.box for s in load_detection(tmp_path / "yolo", workers=1).train.samples for i in s.instances]
+    expected = [i.box for s in before.samples for i in s.instances if not i.crowd]
+    assert np.allclose(boxes, expected, atol=1e-6)
+
+
+def test_a_conversion_that_fails_leaves_nothing(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="is not an empty folder"):
+        convert_labels(coco, tmp_path / "full", to="yolo")
+
+    def no_room(*paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", no_room)
+    with pytest.raises(UserError, match="No space left"):
+        convert_labels(coco, tmp_path / "out", to="yolo")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+# ---------------------------------------------------------------------------------------------- layouts
+
+
+def test_yolo_names_as_numbers_lists_of_images_and_roots_elsewhere(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "data")
+    expected = load_detection(data, workers=1)
+    names = "names:\n  0: cat\n  1: dog\n"
+    for split in ("train", "val"):
+        lines = [f"./images/{split}/{path.name}" for path in sorted((data / "images" / split).iterdir())]
+        (data / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    for text in (
+        f"path: {data}\ntrain: images/train\nval: images/val\n",
+        "path: ../datasets/elsewhere\ntrain: train.txt\nval: val.txt\n",
+        "train: ../images/train\nval: ../images/val\n",
+        "train: [images/train]\ntest: images/val\n",
+    ):
+        (data / "data.yaml").write_text(text + names)
+        for spec in (data, data / "data.yaml"):
+            found = load_detection(spec, workers=1)
+            assert_same(expected.train, found.train)
+            assert_same(expected.val, found.val)
+
+
+def test_label_studios_yolo_folder_is_split_here(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "data")
+    (data / "data.yaml").unlink()
+    (data / "classes.txt").write_text("cat\ndog\n")
+    for kind in ("images", "labels"):
+        for path in list((data / kind).rglob("*.*")):
+            path.rename(data / kind / path.name)
+        for split in ("train", "val"):
+            (data / kind / split).rmdir()
+    found = load_detection(data, workers=1, val_split=0.3)
+    assert (len(found.train), len(found.val), found.split_off) == (5, 2, True)
+    assert "is not split: 2 of 7 images are for validation" in found.warnings[-1]
+    again = load_detection(data, workers=1, val_split=0.3)
+    assert again.val.fingerprint() == found.val.fingerprint()
+
+
+@pytest.mark.parametrize("layout", ["cvat", "label studio", "a file"])
+def test_exports_of_one_coco_file(layout: str, tmp_path: Path) -> None:
+    data = make_coco(tmp_path / "data")
+    (data / "annotations" / "instances_val.json").unlink()
+    train = data / "annotations" / "instances_train.json"
+    content = json.loads(train.read_text())
+    spec = data
+    if layout == "label studio":
+        for image in content["images"]:
+            image["file_name"] = f"..\\..\\label-studio\\media\\upload\\1\\{image['file_name']}"
+        for path in (data / "images" / "train").iterdir():
+            path.rename(data / "images" / path.name)
+        (data / "result.json").write_text(json.dumps(content))
+        train.unlink()
+    elif layout == "cvat":
+        (data / "images" / "train").rename(data / "images" / "default")
+        train.rename(train.with_name("instances_default.json"))
+    else:
+        train = train.rename(data / "everything.json")
+        (data / "images" / "train").rename(data / "everything")
+        spec = train
+    found = load_detection(spec, workers=1, val_split=0.25)
+    assert (len(found.train), len(found.val)) == (3, 1)
+    assert sum(found.train.class_counts.values()) + sum(found.val.class_counts.values()) == 5
+
+
+def test_val_split_where_it_has_no_place(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"val_split is 0.2, and .* has validation images; leave it out"):
+        load_detection(coco, val_split=0.2)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        load_detection(coco, val_split=1.5)
+    data = Path(shutil.copytree(coco, tmp_path / "data"))
+    (data / "annotations" / "instances_val.json").unlink()
+    with pytest.raises(DataError, match=r"no annotation file for val; --val-split 0.2 takes a fifth of train"):
+        load_detection(data)
+    assert len(load_detection(data, val_split=0.25, workers=1).val) == 1
+
+
+def test_voc_beside_the_images_from_zero_and_difficult(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    expected = load_detection(data, workers=1)
+    for split in ("train", "val"):
+        (data / split).mkdir()
+        for path in [*data.glob(f"Annotations/{split}-*"), *data.glob(f"JPEGImages/{split}-*")]:
+            path.rename(data / split / path.name)
+    for folder in ("Annotations", "JPEGImages", "ImageSets"):
+        shutil.rmtree(data / folder)
+    assert_same(expected.train, load_detection(data, workers=1).train, masks=False)
+    path = data / "train" / "train-0.xml"
+    text = path.read_text().replace("<difficult>0", "<difficult>1", 1)
+    path.write_text(text.replace("<xmin>4<", "<xmin>0<"))
+    found = load_detection(data, workers=1)
+    assert "boxes begin at 0, where Pascal VOC begins at 1" in found.warnings[0]
+    first, second = next(s for s in found.train.samples if s.path.stem == "train-0").instances
+    assert (first.crowd, second.crowd) == (True, False)
+    assert first.box == (0, 6, 23, 17)
+
+
+def test_labelme_rectangles_groups_and_other_shapes(tmp_path: Path) -> None:
+    data = make_labelme(tmp_path / "data")
+    path = data / "train" / "train-0.json"
+    content = json.loads(path.read_text())
+    content["imagePath"] = "C:\\photos\\train-0.png"
+    triangle, hexagon = content["shapes"]
+    triangle["group_id"] = hexagon["group_id"] = 3
+    triangle["label"] = hexagon["label"]
+    content["shapes"].append({"label": "line", "points": [[1, 2], [3, 4]], "shape_type": "line"})
+    path.write_text(json.dumps(content))
+    (data / "notes.json").write_text("{}")
+    found = load_detection(data, workers=1)
+    assert found.warnings == (f"{path}, shape 3: is a line; expected a rectangle or a polygon; left out",)
+    sample = next(s for s in found.train.samples if s.path.stem == "train-0")
+    (merged,) = sample.instances
+    assert merged.box == (3, 5, 60, 43)
+    content["shapes"] = [{"label": "cat", "points": [[30, 40], [10, 20]], "shape_type": "rectangle"}]
+    path.write_text(json.dumps(content))
+    (one,) = next(s for s in load_detection(data, workers=1).train.samples if s.path.stem == "train-0").instances
+    assert (one.box, one.mask) == ((10, 20, 20, 20), None)
+
+
+# ---------------------------------------------------------------------------------------------- what is wrong
+
+
+def labels(data: Path, text: str) -> None:
+    (data / "labels" / "train" / "train-0.txt").write_text(text)
+
+
+def settings(data: Path, text: str) -> None:
+    (data / "data.yaml").write_text(text)
+
+
+BAD_YOLO: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a class that is none": (
+        lambda d: labels(d, "2 .5 .5 .1 .1"),
+        "line 1: has the class 2; the classes are 0 to 1",
+    ),
+    "pixels": (lambda d: labels(d, "1 30 20 10 10"), "line 1: has the coordinate 30; expected shares"),
+    "text": (lambda d: labels(d, "1 .5 .5 x .1"), "line 1: could not convert string"),
+    "not finite": (lambda d: labels(d, "1 .5 .5 nan .1"), "is not a finite number"),
+    "a score": (lambda d: labels(d, "1 .5 .5 .1 .1 .9"), "line 1: has 6 values; expected a line CLASS X Y"),
+    "no UTF-8": (lambda d: d.joinpath("labels/train/train-0.txt").write_bytes(b"\xff"), "is not text in UTF-8"),
+    "no names": (lambda d: settings(d, "train: images/train\nnames: 3"), "expected a list of names"),
+    "names with a gap": (
+        lambda d: settings(d, "train: images/train\nnames: {0: cat, 2: dog}"),
+        "expected 0, 1, 2 and so on",
+    ),
+    "another number of classes": (
+        lambda d: settings(d, "train: images/train\nnc: 3\nnames: [cat, dog]"),
+        "has 2 names, but nc is 3",
+    ),
+    "no such folder": (
+        lambda d: settings(d, "train: x/train\nval: images/val\nnames: [cat, dog]"),
+        "its train is x/train; no such folder or list of images",
+    ),
+    "no labels": (lambda d: shutil.rmtree(d / "labels" / "val"), "no file of labels for val, such as"),
+    "no validation": (
+        lambda d: settings(d, "train: images/train\nnames: [cat, dog]"),
+        "no annotation file for val; --val-split 0.2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_YOLO)
+def test_bad_yolo_labels_are_one_clear_line(case: str, tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "data")
+    edit, words = BAD_YOLO[case]
+    edit(data)
+    with pytest.raises(DataError, match=words) as caught:
+        load_detection(data, workers=1)
+    assert "\n" not in str(caught.value)
+
+
+ENTITY = '<!DOCTYPE a [<!ENTITY b "cccc"><!ENTITY d "&b;&b;&b;">]>\n'
+BAD_VOC: dict[str, tuple[Callable[[str], str], str]] = {
+    "entities": (lambda text: ENTITY + text.replace("cat", "&d;"), "declares a document type"),
+    "entities in UTF-16": (lambda text: ENTITY + text, "declares a document type"),
+    "cut off": (lambda text: text[:-20], "is not XML"),
+    "deep": (lambda text: "<a>" * 10_000, "nested more than 32 levels"),
+    "another tree": (lambda text: "<html></html>", "begins with <html>; expected <annotation>"),
+    "no box": (lambda text: text.replace("bndbox", "box"), "object 1: has no bndbox with xmin"),
+    "a box of text": (lambda text: text.replace("<xmax>", "<xmax>a"), "object 1: could not convert"),
+    "no name": (lambda text: text.replace("<name>cat</name>", ""), "object 1: has no name"),
+    "another size": (lambda text: text.replace("<width>64", "<width>65"), "its annotations are for 65 x 48"),
+    "a size of text": (lambda text: text.replace("<width>64", "<width>x"), "has a size that is none"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VOC)
+def test_bad_voc_files_are_one_clear_line(case: str, tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    path = data / "Annotations" / "train-0.xml"
+    edit, words = BAD_VOC[case]
+    path.write_text(edit(path.read_text()), encoding="utf-16" if "UTF-16" in case else "utf-8")
+    with pytest.raises(DataError, match=words) as caught:
+        load_detection(data, workers=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"label": "cat", "points": [[1, 2]], "shape_type": "rectangle"}, "a rectangle of 1 points"),
+        ({"label": "cat", "points": [[1, 2], [3, 4]], "shape_type": "polygon"}, "a polygon of 2 points"),
+        (
+            {"label": "cat", "points": [[1], [3, 4], [5, 6]], "shape_type": "polygon"},
+            "has the point .1.; expected",
+        ),
+        ({"label": "cat", "points": [[1, float("inf")], [3, 4], [5, 6]]}, "is not a finite number"),
+        ({"label": "cat", "points": 7}, "has no list of points"),
+        ({"points": [[1, 2]]}, "has no label"),
+        (7, "has no label"),
+    ],
+)
+def test_bad_labelme_shapes_are_one_clear_line(shape: object, words: str, tmp_path: Path) -> None:
+    data = make_labelme(tmp_path / "data")
+    path = data / "train" / "train-1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shapes": [shape]}))
+    with pytest.raises(DataError, match=f"train-1.json, shape 1: .*{words}"):
+        load_detection(data, workers=1)
+
+
+@pytest.mark.parametrize("form", MAKERS)
+def test_images_in_both_splits_boxes_off_the_image_and_classes_without_objects(form: str, tmp_path: Path) -> None:
+    data = MAKERS[form](tmp_path / "data")
+    images = {path.name: path for path in data.rglob("*.png")}
+    with Image.open(images["train-0.png"]) as picture:
+        picture.save(images["val-0.png"])
+    for path in [*data.rglob("*-*.xml"), *data.rglob("*-*.json"), *data.rglob("*.txt")]:
+        if path.name.startswith("train-") and form != "coco":
+            path.write_text(path.read_text().replace("cat", "dog") if form != "yolo" else "1 .5 .5 1.2 .1\n")
+    if form == "coco":
+        path = data / "annotations" / "instances_train.json"
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 2
+        content["annotations"][0]["bbox"] = [-30, 0, 50, 20]
+        path.write_text(json.dumps(content))
+    warnings = load_detection(data, workers=1).warnings
+    assert any("1 validation image also among the training images" in line for line in warnings)
+    assert any("no object of cat to learn from" in line for line in warnings)
+    if form in ("coco", "yolo"):
+        assert any("extends beyond its image" in line and "clipped" in line for line in warnings)
+
+
+def test_a_folder_of_no_known_format_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match=r"expected COCO .* YOLO .* Pascal VOC .* or LabelMe"):
+        load_detection(tmp_path / "data")
+    (tmp_path / "data" / "a.json").write_text('{"images": [], "annotations": []}')
+    (tmp_path / "data" / "b.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match=r"has a\.json, b\.json; give one of them as --data"):
+        load_detection(tmp_path / "data")
