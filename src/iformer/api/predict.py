@@ -142,6 +142,8 @@ def predict(
     explain: bool = False,
     min_score: float | None = None,
     sliding: bool = False,
+    tile: int | None = None,
+    overlap: float | None = None,
     device: str | torch.device = "auto",
     entry: str | None = None,
     warn: Warn | None = None,
@@ -161,6 +163,8 @@ def predict(
         explain: classifiers: also draw where the network looks, with `out`.
         min_score: detectors: the lowest score that is reported. None: 0.5.
         sliding: segmenters: overlapping windows instead of the whole image.
+        tile: detectors and segmenters: look at large images in square tiles with sides of so many pixels.
+        overlap: share of a tile that it has in common with the next one. None: 0.2.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
         entry: which weights of a training script's file to take.
         warn: called with notes about the model, one line each. None: each line is a Python warning.
@@ -194,6 +198,8 @@ def predict(
             explain=explain or None,
             min_score=min_score,
             sliding=sliding or None,
+            tile=tile,
+            overlap=overlap,
         )
         module: PredictModule = subject.row.module("predict")
         if not module.VIDEOS:

@@ -62,6 +62,14 @@ def predict(
     sliding: Annotated[
         bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
     ] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Detectors, segmenters: look at large images in tiles."),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Share of a tile in common with the next one.", show_default="0.2"),
+    ] = None,
     device: DeviceOption = "auto",
     entry: EntryOption = None,
     json: JsonOption = False,
@@ -86,6 +94,8 @@ def predict(
             explain=explain,
             min_score=min_score,
             sliding=sliding,
+            tile=tile,
+            overlap=overlap,
             device=device,
             entry=entry,
             warn=note_warnings,

@@ -56,6 +56,10 @@ class PredictOptions:
     explain: bool | None = None
     min_score: float | None = None
     sliding: bool | None = None
+    tile: int | None = None
+    """Side of the tiles in which large images are looked at, in pixels."""
+    overlap: float | None = None
+    """Share of a tile that it has in common with the next one."""
 
 
 class TrainModule(Protocol):

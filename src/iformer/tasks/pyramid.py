@@ -218,15 +218,6 @@ class PyramidPredictor(ABC):
         """Write what belongs to all images together; see `iformer.tasks.interface.TaskPredictor`."""
         return [f"written: {out}"]
 
-    def picture(self, path: Path) -> Image.Image:
-        """Return an image file with its answer drawn on it.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        image = read_image(path, value_range=self.value_range)
-        return self.draw(image, self.answer(image))
-
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
         """Yield a record for each image and each frame of a video, in order.
 
@@ -277,14 +268,37 @@ class PyramidPredictor(ABC):
             yield {"file": str(reader.path), "frame": number, "seconds": round(seconds, 3), **self.record(answer)}
 
 
-def draw_examples(predictor: PyramidPredictor, paths: Sequence[Path], out: Path, *, title: str) -> str:
-    """Write a contact sheet of evenly spaced validation images with predictions, and return its section."""
-    count, columns, side = 12, 4, 380
-    chosen = paths[:: max(1, len(paths) // count)][:count]
-    cards = [Card(picture=square(predictor.picture(path), side), caption=path.name) for path in chosen]
-    sheet = draw_sheet(
-        cards, columns=columns, title=title, subtitle=f"{len(cards)} of {len(paths)} validation images."
-    )
+def draw_examples(
+    predictor: PyramidPredictor,
+    paths: Sequence[Path],
+    truth: Callable[[int, Image.Image], Image.Image],
+    out: Path,
+    *,
+    title: str,
+) -> str:
+    """Write a contact sheet of evenly spaced validation images with annotations and predictions side by side.
+
+    Args:
+        predictor: what predicts.
+        paths: validation images.
+        truth: draws the annotation on the image of a position in `paths`.
+        out: the PNG file.
+        title: the heading of the sheet.
+
+    Returns:
+        The section of the report.
+    """
+    count, columns, side = 12, 3, 300
+    chosen = range(len(paths))[:: max(1, len(paths) // count)][:count]
+    cards = []
+    for index in chosen:
+        image = read_image(paths[index], value_range=predictor.value_range)
+        pair = Image.new("RGB", (2 * side + 4, side), "white")
+        for column, picture in enumerate((truth(index, image), predictor.draw(image, predictor.answer(image)))):
+            pair.paste(square(picture, side), (column * (side + 4), 0))
+        cards.append(Card(picture=pair, caption=paths[index].name))
+    subtitle = f"{len(cards)} of {len(paths)} validation images: annotated on the left, predicted on the right."
+    sheet = draw_sheet(cards, columns=columns, title=title, subtitle=subtitle)
     save_png(sheet, out)
     return f"## Predictions\n\n![Predictions on validation images]({out.name})"
 

@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torchvision.ops import box_area, box_iou
 
 from iformer.config.detector import DetectorConfig
 from iformer.data.conversion import ValueRange
@@ -15,11 +17,17 @@ from iformer.deploy.exportable import Forward, Outputs
 from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, UserError
 from iformer.models.detections import SelectionRule, detect_letterboxed
-from iformer.models.detector import Detector
+from iformer.models.detector import Detector, PastedMasks
 from iformer.models.light_detector import LightDetector
+from iformer.tasks.tiles import Tile, Tiling
 
 BOXES, SCORES = "boxes", "scores"
 """Outputs: B x A x 4 (left, top, right, bottom in pixels of the input) and B x A x K (0 to 1)."""
+
+_MERGE_IOU = 0.5
+_MERGE_INSIDE = 0.7
+_EDGE = 2.0
+"""Pixels from the edge of a tile within which a box counts as cut."""
 
 
 class ObjectDetector(ABC):
@@ -110,6 +118,44 @@ class LetterboxDetector(ObjectDetector):
         return detect_letterboxed(forward, images, self._size, self._fill, self._rule, min_score=min_score)
 
 
+class TiledDetector(ObjectDetector):
+    """A detector that looks at an image in tiles and as a whole, which shows objects larger than a tile.
+
+    An object that several tiles show is one detection. Detections that the edge of a tile cuts lose against
+    whole ones: of two detections of one class, the one that is cut, else the one with the lower score, is dropped
+    if they overlap by half, or if it is cut and 0.7 of it lies inside the other. Tiles beside the whole image are
+    the idea of slicing-aided inference (Akyon et al. 2022, https://arxiv.org/abs/2202.06934).
+    """
+
+    def __init__(self, detector: ObjectDetector, tiling: Tiling) -> None:
+        """Wrap a detector."""
+        self._detector, self._tiling = detector, tiling
+        self.name, self.class_names, self.num_classes = detector.name, detector.class_names, detector.num_classes
+        self.value_range, self.has_masks, self.detections = (
+            detector.value_range,
+            detector.has_masks,
+            detector.detections,
+        )
+
+    def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
+        """Return the objects on images; of each tile and of the whole at most `detections` take part."""
+        return [self._detect(image, min_score) for image in images]
+
+    def _detect(self, image: Tensor, min_score: float) -> dict[str, Any]:
+        height, width = image.shape[1:]
+        whole = self._detector.detect([image], min_score=min_score)[0]
+        tiles = self._tiling.tiles(width, height)
+        if len(tiles) == 1:
+            return whole
+        parts, cut = [whole], [torch.zeros(len(whole["scores"]), dtype=torch.bool)]
+        for tile in tiles:
+            pixels = image[:, tile.top : tile.bottom, tile.left : tile.right]
+            found = self._detector.detect([pixels], min_score=min_score)[0]
+            parts.append(_moved(found, tile, (height, width)))
+            cut.append(_is_cut(found["boxes"].cpu(), tile, (height, width)))
+        return _merged(parts, torch.cat(cut), (height, width))
+
+
 Subject = Detector | LightDetector | ArtifactRunner | ObjectDetector
 """A detector that can be evaluated: a network in eval mode, an artifact, or the result of `object_detector`."""
 
@@ -135,3 +181,63 @@ def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
         return [rule.select(*image) for image in zip(outputs[BOXES], outputs[SCORES], strict=True)]
 
     return detections
+
+
+def merge(boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor, cut_N: Tensor) -> Tensor:
+    """Return the indices of the detections that are kept, by falling score; see `TiledDetector`.
+
+    Args:
+        boxes_N4: left, top, right, bottom.
+        scores_N: 0 to 1.
+        labels_N: classes.
+        cut_N: bool; whether the edge of a tile cuts the box.
+    """
+    order = sorted(range(len(scores_N)), key=lambda n: (bool(cut_N[n]), -float(scores_N[n])))
+    overlap_NN = box_iou(boxes_N4, boxes_N4)
+    areas_N = box_area(boxes_N4).clamp(min=1e-6)
+    shared_NN = overlap_NN * (areas_N[:, None] + areas_N) / (1 + overlap_NN)
+    # [a, b]: b is dropped where a is kept
+    drops_NN = (overlap_NN > _MERGE_IOU) | (cut_N & (shared_NN / areas_N > _MERGE_INSIDE))
+    drops_NN &= labels_N[:, None] == labels_N
+    dropped = torch.zeros(len(scores_N), dtype=torch.bool)
+    kept: list[int] = []
+    for index in order:
+        if not dropped[index]:
+            kept.append(index)
+            dropped |= drops_NN[index]
+    return torch.tensor(sorted(kept, key=lambda n: -float(scores_N[n])), dtype=torch.int64)
+
+
+def _moved(found: dict[str, Any], tile: Tile, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the detections of a tile in pixels of the image."""
+    boxes = found["boxes"] + found["boxes"].new_tensor((tile.left, tile.top, tile.left, tile.top))
+    moved = {**found, "boxes": boxes}
+    if "masks" in found:
+        moved["masks"] = PastedMasks(found["masks"].maps, boxes, size)
+    return moved
+
+
+def _is_cut(boxes_N4: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
+    """Return which boxes (in pixels of the tile) touch an edge of the tile that is not one of the image."""
+    height, width = size
+    left, top, right, bottom = boxes_N4.unbind(1)
+    cut = torch.zeros(len(boxes_N4), dtype=torch.bool)
+    if tile.left > 0:
+        cut |= left <= _EDGE
+    if tile.top > 0:
+        cut |= top <= _EDGE
+    if tile.right < width:
+        cut |= right >= tile.right - tile.left - _EDGE
+    if tile.bottom < height:
+        cut |= bottom >= tile.bottom - tile.top - _EDGE
+    return cut
+
+
+def _merged(parts: list[dict[str, Any]], cut: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    together = {name: torch.cat([part[name].cpu() for part in parts]) for name in ("boxes", "scores", "labels")}
+    kept = merge(together["boxes"].float(), together["scores"].float(), together["labels"], cut)
+    result: dict[str, Any] = {name: value[kept] for name, value in together.items()}
+    if "masks" in parts[0]:
+        maps = torch.cat([part["masks"].maps.cpu() for part in parts])[kept]
+        result["masks"] = PastedMasks(maps, result["boxes"], size)
+    return result

@@ -14,18 +14,22 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.config.segmenter import default_palette
+from iformer.data.detection import Instance, decode_mask
 from iformer.device import resolve_device
 from iformer.files import json_text, write_text
-from iformer.tasks.detection.inference import Subject, object_detector
+from iformer.tasks.detection.inference import Subject, TiledDetector, object_detector
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import blend, draw_label, label_font
 from iformer.tasks.pyramid import PyramidPredictor
+from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
-TAKES = frozenset({"min_score"})
+TAKES = frozenset({"min_score", "tile", "overlap"})
 """The options of `PredictOptions` that this task reads."""
 
+MAX_NAMES = 50
+"""Names drawn on an image; more cover it."""
 _MASK_OPACITY = 0.45
 
 
@@ -38,12 +42,21 @@ class DetectionPredictor(PyramidPredictor):
         *,
         device: torch.device | str = "cpu",
         min_score: float = 0.5,
+        tiling: Tiling | None = None,
     ) -> None:
-        """Prepare a network or an artifact; detections with a score below `min_score` are dropped."""
+        """Prepare a network or an artifact.
+
+        Args:
+            subject: the detector.
+            device: where a network runs.
+            min_score: detections with a lower score are dropped.
+            tiling: look at large images in tiles; None: as a whole only.
+        """
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
             subject.to(on).eval()
-        self._detector = found = object_detector(subject)
+        found = object_detector(subject)
+        self._detector = found = TiledDetector(found, tiling) if tiling is not None else found
         super().__init__(
             found.name, found.class_names, found.num_classes, value_range=found.value_range, device=on
         )
@@ -102,17 +115,23 @@ class DetectionPredictor(PyramidPredictor):
 def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredictor:
     """Build the predictor of the verb `predict`."""
     min_score = 0.5 if options.min_score is None else options.min_score
-    return DetectionPredictor(subject, device=options.device, min_score=min_score)
+    return DetectionPredictor(
+        subject, device=options.device, min_score=min_score, tiling=tiling(options.tile, options.overlap)
+    )
 
 
 def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: Sequence[str]) -> Image.Image:
     """Draw boxes, names with scores, and masks if there are any, on a copy of an RGB image.
 
+    At most `MAX_NAMES` names are drawn, those of the first objects.
+
     Args:
-        found: the detections of the image, as `Detector.detect` or `Detector.forward` returns them.
+        found: the detections of the image, as `Detector.detect` or `Detector.forward` returns them. Without
+            `scores`, as for annotated objects, names stand alone.
     """
     colours = default_palette(len(class_names))
-    labels, scores = found["labels"].tolist(), found["scores"].tolist()
+    labels = found["labels"].tolist()
+    scores = found["scores"].tolist() if "scores" in found else [None] * len(labels)
     if "masks" in found:
         overlay_HWC = np.array(image)
         for index in reversed(range(len(scores))):  # the highest score on top
@@ -126,6 +145,20 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
         left, top, right, bottom = (round(value, 1) for value in found["boxes"][index].tolist())
         colour = colours[labels[index]]
         draw.rectangle((left, top, right, bottom), outline=colour, width=width)
-        text = f"{class_names[labels[index]]} {100 * scores[index]:.0f} %"
-        draw_label(draw, text, (left, top), colour, font, image.size)
+        if index < MAX_NAMES:
+            score = scores[index]
+            text = class_names[labels[index]] + ("" if score is None else f" {100 * score:.0f} %")
+            draw_label(draw, text, (left, top), colour, font, image.size)
     return drawn
+
+
+def draw_objects(image: Image.Image, instances: Sequence[Instance], class_names: Sequence[str]) -> Image.Image:
+    """Draw annotated objects, crowd regions aside, as `draw_detections` draws what was found."""
+    objects = [instance for instance in instances if not instance.crowd]
+    boxes_N4 = torch.tensor([instance.box for instance in objects], dtype=torch.float32).reshape(-1, 4)
+    boxes_N4[:, 2:] += boxes_N4[:, :2]
+    truth: dict[str, Any] = {"boxes": boxes_N4, "labels": torch.tensor([one.label for one in objects])}
+    masks = [one.mask for one in objects if one.mask is not None]
+    if objects and len(masks) == len(objects):
+        truth["masks"] = [torch.from_numpy(decode_mask(mask, image.height, image.width))[None] for mask in masks]
+    return draw_detections(image, truth, class_names)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
 from iformer.models.weights.resolve import load
 from iformer.tables import markdown_table
+from iformer.tasks.confusion import classes_to_show, draw_matrix, shortened
+from iformer.tasks.detection.confidence import (
+    IOU,
+    THRESHOLDS,
+    ConfidenceCurves,
+    confidence_curves,
+    confusion_matrix,
+)
 from iformer.tasks.detection.evaluate import DetectionEvaluation
-from iformer.tasks.detection.predict import DetectionPredictor
+from iformer.tasks.detection.predict import DetectionPredictor, draw_objects
 from iformer.tasks.pyramid import draw_examples
 from iformer.tasks.report import final_weights, write_task_report
+from iformer.training.records.figures import FAINT, INK, finish_axes, new_figure, save_figure
 from iformer.training.records.results import TrainResult
 from iformer.training.records.run_folder import RunFolder
 
@@ -25,9 +38,13 @@ _COLUMNS = {
     "ap_large": "large",
 }
 
+_MAX_NAMED = 10
+"""With more classes the curves of the classes have no names."""
+_MEAN, _MARK = "#0072B2", "#D55E00"
+
 
 def write_report(result: TrainResult) -> Path:
-    """Write `report.md`, `curves.png` and `predictions.png` of a detector into the run folder.
+    """Write `report.md` and its pictures of a detector into the run folder.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -52,14 +69,119 @@ def write_report(result: TrainResult) -> Path:
     network = load(RunFolder(result.folder).last)
     assert isinstance(network, Detector | LightDetector)
     predictor = DetectionPredictor(network)
+    image_set = evaluation.image_set
+    samples, names = image_set.samples, image_set.class_names
     examples = draw_examples(
         predictor,
-        [sample.path for sample in evaluation.image_set.samples],
+        [sample.path for sample in samples],
+        lambda index, image: draw_objects(image, samples[index].instances, names),
         result.folder / "predictions.png",
         title=f"{result.model_name}: detections with a score of {predictor.min_score} or more",
     )
-    return write_task_report(result, headline, [examples], loss_label="sum of the losses")
+    sections = [_confidence(evaluation, result.folder), examples]
+    return write_task_report(result, headline, sections, loss_label="sum of the losses")
+
+
+def _confidence(evaluation: DetectionEvaluation, folder: Path) -> str:
+    """Write `confidence.png` and `confusion.png`, and return their section."""
+    image_set, results = evaluation.image_set, evaluation.results
+    curves = confidence_curves(image_set, results)
+    best, f1 = curves.best
+    precision, recall = curves.at_best()
+    draw_confidence(curves, folder / "confidence.png")
+    counts = confusion_matrix(image_set, results, min_score=best)
+    draw_object_confusion(counts, image_set.class_names, folder / "confusion.png")
+    return (
+        f"## Confidence\n\n**The best confidence is {best:.2f}**: the mean F1 of the classes is {100 * f1:.1f} %, "
+        f"precision {100 * precision:.1f} %, recall {100 * recall:.1f} %, at an overlap of {IOU}. It was selected "
+        f"on these same images. `iformer predict --min-score {best:.2f}` reports these detections.\n\n"
+        "![Precision against recall, and F1 against confidence](confidence.png)\n\n"
+        "![Confusion matrix of objects and detections](confusion.png)"
+    )
 
 
 def _number(value: Any) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def draw_confidence(curves: ConfidenceCurves, path: Path) -> Path:
+    """Write precision against recall, and F1 against the lowest score, of each class and of their mean."""
+    figure = new_figure(13.5, 4.6)
+    left, right = figure.subplots(1, 2)
+    named = len(curves.class_names) <= _MAX_NAMED
+    colours = _colours(len(curves.class_names))
+    grid = np.linspace(0.0, 1.0, 101)
+    envelopes = []
+    for index, name in enumerate(curves.class_names):
+        recall, precision = curves.ranked[index]
+        envelope = _precision_at(recall, precision, grid)
+        envelopes.append(envelope)
+        style = {"color": colours[index] if named else FAINT, "linewidth": 1.1, "alpha": 0.9 if named else 0.35}
+        label = shortened(name, 24) if named else None
+        left.plot(grid, envelope, label=label, **style)
+        right.plot(THRESHOLDS, curves.f1[index], label=label, **style)
+    left.plot(grid, np.mean(envelopes, 0), color=_MEAN, linewidth=2.6, label=f"mean of {len(envelopes)} classes")
+    right.plot(
+        THRESHOLDS, curves.f1.mean(0), color=_MEAN, linewidth=2.6, label=f"mean of {len(envelopes)} classes"
+    )
+    confidence, best = curves.best
+    right.scatter(
+        [confidence], [best], s=90, facecolors="none", edgecolors=_MARK, linewidths=1.8, zorder=4,
+        label=f"best: {best:.2f} at {confidence:.2f}",
+    )  # fmt: skip
+    finish_axes(left, "Precision and recall at IoU 0.5", "precision")
+    finish_axes(right, "F1 at IoU 0.5", "F1")
+    left.set_xlabel("recall", color=FAINT)
+    right.set_xlabel("lowest score that is reported", color=FAINT)
+    for axes in (left, right):
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return save_figure(figure, path)
+
+
+def draw_object_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], path: Path) -> Path:
+    """Write the matrix of `iformer.tasks.detection.confidence.confusion_matrix`. With many classes only the most
+    confused are shown, and always what was missed and what is nothing."""
+    classes = len(class_names)
+    inner = counts[:classes, :classes]
+    entries = np.array([(*index, value) for index, value in np.ndenumerate(inner) if value], np.int64).reshape(
+        -1, 3
+    )
+    shown = classes_to_show(entries, classes)
+    rows = np.append(shown, classes)
+    names = [class_names[k] for k in shown]
+    title = "Objects and detections at the best confidence"
+    if len(shown) < classes:
+        title += f": the {len(shown)} most confused of {classes} classes"
+    return draw_matrix(
+        counts[np.ix_(rows, rows)],
+        counts.sum(1)[rows],
+        [*names, "no object"],
+        [*names, "missed"],
+        path,
+        title=title,
+        labels=("annotated (objects)", "detected"),
+        unit="share of the row",
+    )
+
+
+def _colours(count: int) -> list[tuple[float, float, float, float]]:
+    """Return colours for lines that lie close together."""
+    from matplotlib import colormaps
+
+    return [tuple(colormaps["turbo"](value)) for value in np.linspace(0.05, 0.95, max(1, count))]
+
+
+def _precision_at(
+    recall: npt.NDArray[np.float64], precision: npt.NDArray[np.float64], grid: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the highest precision at each recall or a larger one, as COCO's AP takes it; 0 beyond the last."""
+    if not len(recall):
+        return np.zeros_like(grid)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    positions = np.searchsorted(recall, grid, side="left")
+    found: npt.NDArray[np.float64] = np.where(
+        positions < len(recall), envelope[np.minimum(positions, len(recall) - 1)], 0.0
+    )
+    return found

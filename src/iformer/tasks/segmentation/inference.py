@@ -28,6 +28,7 @@ from iformer.errors import ConfigError, UserError
 from iformer.models.letterbox import content_size
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
+from iformer.tasks.tiles import starts
 
 Colours = tuple[tuple[int, int, int], ...]
 
@@ -213,8 +214,8 @@ def sliding_logits(
     step = max(1, round(window * (1 - overlap)))
     total: Tensor | None = None
     count = images.new_zeros((1, 1, height, width))
-    for top in _starts(height, window, step):
-        for left in _starts(width, window, step):
+    for top in starts(height, window, step):
+        for left in starts(width, window, step):
             rows, columns = slice(top, top + window), slice(left, left + window)
             logits = network(images[:, :, rows, columns])
             if total is None:
@@ -223,9 +224,3 @@ def sliding_logits(
             count[:, :, rows, columns] += 1
     assert total is not None
     return total / count
-
-
-def _starts(length: int, window: int, step: int) -> list[int]:
-    """Return where windows begin so that they cover a side; the last one ends at its end."""
-    last = max(0, length - window)
-    return [*range(0, last, step), last]

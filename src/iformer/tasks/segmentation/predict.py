@@ -21,9 +21,10 @@ from iformer.tasks.pictures import Colour, blend, draw_label, label_font, save_p
 from iformer.tasks.pyramid import PyramidPredictor
 from iformer.tasks.segmentation.dataset import evaluation_transform
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
+from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
-TAKES = frozenset({"sliding"})
+TAKES = frozenset({"sliding", "tile", "overlap"})
 """The options of `PredictOptions` that this task reads."""
 
 _OPACITY = 0.55
@@ -36,8 +37,21 @@ ClassMap = npt.NDArray[np.uint8]
 class SegmentationPredictor(PyramidPredictor):
     """A segmenter ready to answer. An answer is a `ClassMap`."""
 
-    def __init__(self, subject: Subject, *, device: torch.device | str = "cpu", sliding: bool = False) -> None:
-        """Prepare a segmenter; see `iformer.tasks.segmentation.inference.pixel_classifier`."""
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        device: torch.device | str = "cpu",
+        sliding: bool = False,
+        tiling: Tiling | None = None,
+    ) -> None:
+        """Prepare a segmenter.
+
+        Args:
+            subject, device, sliding: see `iformer.tasks.segmentation.inference.pixel_classifier`.
+            tiling: look at large images in tiles; None: as a whole.
+        """
+        self._tiling = tiling
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
             subject.to(on).eval()
@@ -50,6 +64,19 @@ class SegmentationPredictor(PyramidPredictor):
 
     @torch.inference_mode()
     def answer(self, image: Image.Image) -> ClassMap:
+        if self._tiling is None:
+            return self._classes(image)
+        classes_HW: ClassMap = np.zeros((image.height, image.width), np.uint8)
+        for tile in self._tiling.tiles(image.width, image.height):
+            # tiles share their overlap half and half: a pixel is labelled where it is farther from the edge
+            inner = self._tiling.inner(tile, image.width, image.height)
+            found_HW = self._classes(image.crop(tile))
+            classes_HW[inner.top : inner.bottom, inner.left : inner.right] = found_HW[
+                inner.top - tile.top : inner.bottom - tile.top, inner.left - tile.left : inner.right - tile.left
+            ]
+        return classes_HW
+
+    def _classes(self, image: Image.Image) -> ClassMap:
         classes_HW = self._segmenter.classes(self._transform(image), (image.height, image.width))
         classes: ClassMap = classes_HW.to(torch.uint8).cpu().numpy()
         return classes
@@ -85,14 +112,24 @@ class SegmentationPredictor(PyramidPredictor):
 
 def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPredictor:
     """Build the predictor of the verb `predict`."""
-    return SegmentationPredictor(subject, device=options.device, sliding=bool(options.sliding))
+    return SegmentationPredictor(
+        subject,
+        device=options.device,
+        sliding=bool(options.sliding),
+        tiling=tiling(options.tile, options.overlap),
+    )
 
 
 def draw_classes(
     image: Image.Image, classes_HW: ClassMap, class_names: Sequence[str], colours: Sequence[Colour]
 ) -> Image.Image:
-    """Draw the colours of the pixels' classes, and the names of the largest ones, on a copy of an RGB image."""
+    """Draw the colours of the pixels' classes, and the names of the largest ones, on a copy of an RGB image.
+
+    A class called background is left without colour and name.
+    """
     known_HW = classes_HW != IGNORED
+    for background in [k for k, name in enumerate(class_names) if name.lower() == "background"]:
+        known_HW &= classes_HW != background
     overlay_HWC = np.array(image)
     overlay_HWC[known_HW] = np.array(colours, np.uint8)[classes_HW[known_HW]]
     drawn = blend(image, overlay_HWC, _OPACITY)

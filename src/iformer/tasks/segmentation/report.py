@@ -27,10 +27,13 @@ def write_report(result: TrainResult) -> Path:
         f"of the classes {metrics['mean_accuracy']:.2f} % on {metrics['images']} validation images: "
         f"{final_weights(result)}."
     )
-    network = load(RunFolder(result.folder).last)
+    predictor = SegmentationPredictor(load(RunFolder(result.folder).last))
+    image_set = evaluation.image_set
+    samples = image_set.samples
     examples = draw_examples(
-        SegmentationPredictor(network),
-        [sample.path for sample in evaluation.image_set.samples],
+        predictor,
+        [sample.path for sample in samples],
+        lambda index, image: predictor.draw(image, image_set.read_mask(samples[index])),
         result.folder / "predictions.png",
         title=f"{result.model_name}: classes of pixels",
     )

@@ -34,7 +34,7 @@ def draw_curves(
     marker = "o" if len(epochs) <= 40 else None
     _line(loss, history, "train_loss", "training (augmented)", _TRAIN, marker)
     _line(loss, history, "val_loss", "validation", _VAL, marker)
-    _finish(loss, "Loss", loss_label)
+    finish_axes(loss, "Loss", loss_label)
     if metric == "top1":
         _line(accuracy, history, "train_accuracy", "training (augmented)", _TRAIN, marker)
     name = f"val_{metric}"
@@ -45,11 +45,11 @@ def draw_curves(
             [best_epoch], [best[0][name]], s=90, facecolors="none", edgecolors=_MARK, linewidths=1.8,
             label=f"best, epoch {best_epoch}: {best[0][name]:.1f} %", zorder=4,
         )  # fmt: skip
-    _finish(accuracy, "Accuracy" if metric == "top1" else f"Validation {metric_label}", f"{metric_label}, %")
+    finish_axes(accuracy, "Accuracy" if metric == "top1" else f"Validation {metric_label}", f"{metric_label}, %")
     _line(rate, history, "lr", "learning rate", _LR, marker)
     rate.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
     _mark_sizes(rate, history)
-    _finish(rate, "Learning rate", "", legend=False)
+    finish_axes(rate, "Learning rate", "", legend=False)
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch", color=FAINT)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -80,7 +80,8 @@ def _mark_sizes(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
         )  # fmt: skip
 
 
-def _finish(axes: Axes, title: str, unit: str, *, legend: bool = True) -> None:
+def finish_axes(axes: Axes, title: str, unit: str, *, legend: bool = True) -> None:
+    """Give axes the style of the figures: title, unit of the vertical axis, grid and legend."""
     axes.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
     axes.set_ylabel(unit, color=FAINT)
     axes.grid(color=_GRID, linewidth=0.8)

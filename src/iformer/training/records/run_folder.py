@@ -212,7 +212,7 @@ class RunFolder:
         return settings
 
 
-_REPORT_PICTURES = ("confusion.png", "curves.png", "mistakes.png", "predictions.png")
+_REPORT_PICTURES = ("confidence.png", "confusion.png", "curves.png", "mistakes.png", "predictions.png")
 """The pictures of the tasks' reports."""
 _LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
 """Names of the lock and of unfinished files (`iformer.files.replacing`)."""
