@@ -6,6 +6,7 @@ network and few steps; set-up commands, which download, are replaced by what the
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -23,6 +24,7 @@ from PIL import Image
 from iformer.cli.main import main
 from iformer.config.variants import VARIANTS
 from tiny.composed import make_pictures
+from tiny.labels import make_yolo
 from tiny.networks import tiny_variant
 from tiny.pages import ROOT, blocks
 
@@ -130,6 +132,18 @@ def test_photographs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for artifact in ("last.onnx", "last.openvino", "last_int8.onnx"):
         assert (folder / "artifacts" / artifact).exists()
     assert re.search(r"photos/\w+/\d+\.png (functional|defective)", capsys.readouterr().out)
+
+
+def test_labels(folder: Path) -> None:
+    make_yolo(folder / "labels")
+    walk("tutorials/labels.md")
+    record = json.loads((folder / "artifacts" / "labels_int8.onnx.json").read_text())
+    assert record["class_names"] == ["cat", "dog"]
+    assert record["precision"] == "int8"
+    report = (folder / "runs" / "labels" / "report.md").read_text()
+    assert "The best confidence is" in report
+    assert len(list((folder / "answers").glob("*.png"))) == 3
+    assert (folder / "coco" / "annotations" / "instances_train.json").is_file()
 
 
 @pytest.mark.sweep
