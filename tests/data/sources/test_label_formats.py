@@ -361,6 +361,27 @@ def test_images_in_both_splits_boxes_off_the_image_and_classes_without_objects(f
         assert any("extends beyond its image" in line and "clipped" in line for line in warnings)
 
 
+@pytest.mark.parametrize("form", MAKERS)
+def test_missing_images_are_named(form: str, tmp_path: Path) -> None:
+    data = MAKERS[form](tmp_path / "data")
+    (image,) = data.rglob("train-1.png")
+    image.unlink()
+    found = load_detection(data, workers=1)
+    assert len(found.train) == 3
+    (warning,) = found.warnings
+    assert warning == (
+        f"{data}/labels/train/train-1.txt: has no image" if form == "yolo" else f"{image}: no such file"
+    )
+
+
+def test_a_size_that_no_image_has_is_an_error(tmp_path: Path) -> None:
+    data = make_labelme(tmp_path / "data")
+    path = data / "train" / "train-0.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "imageWidth": 10**25}))
+    with pytest.raises(DataError, match="too many"):
+        load_detection(data, workers=1)
+
+
 def test_a_folder_of_no_known_format_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match=r"expected COCO .* YOLO .* Pascal VOC .* or LabelMe"):

@@ -84,15 +84,15 @@ def _read_file(path: Path) -> LabelledImage | None:
     try:
         content = _read_json(path)
     except DataError as error:
-        return LabelledImage(path=path, size=(1, 1), errors=[str(error)])
+        return LabelledImage(path=path, size=(0, 0), errors=[str(error)])
     if not isinstance(content, dict) or "shapes" not in content:
         return None
     if not isinstance(content["shapes"], list):
         problem = f"{path}: its shapes are no list"
-        return LabelledImage(path=path, size=(1, 1), errors=[problem])
+        return LabelledImage(path=path, size=(0, 0), errors=[problem])
     name = content.get("imagePath")
     folders = [path.parent.parent / "images", path.parent.parent]
-    image = LabelledImage(path=find_image(name if isinstance(name, str) else "", path, folders), size=(1, 1))
+    image = LabelledImage(path=find_image(name if isinstance(name, str) else "", path, folders), size=(0, 0))
     size = content.get("imageWidth"), content.get("imageHeight")
     if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         image.size = int(size[0]), int(size[1])  # type: ignore[arg-type]

@@ -50,6 +50,7 @@ def find_image(name: str, labels: Path, folders: Sequence[Path]) -> Path:
         Its path; that of a missing file if there is none, which the check of the images reports.
     """
     mirrored = Path(*("images" if part in ("labels", "annotations") else part for part in labels.parent.parts))
+    missing = folders[0] if folders[0].is_dir() else labels.parent
     folders = [labels.parent, mirrored, *folders]
     plain = name.replace("\\", "/")
     names = [plain, PureWindowsPath(plain).name] if plain else []
@@ -62,7 +63,7 @@ def find_image(name: str, labels: Path, folders: Sequence[Path]) -> Path:
         for ending in endings:
             if _is_file(folder / f"{labels.stem}{ending}"):
                 return folder / f"{labels.stem}{ending}"
-    return folders[0] / (names[-1] if names else labels.stem)
+    return missing / (names[-1] if names else labels.stem)
 
 
 def _is_file(path: Path) -> bool:

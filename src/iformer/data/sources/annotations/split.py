@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iformer.data.images import image_size
+from iformer.data.images import MAX_PIXELS, image_size
 from iformer.errors import DataError
 from iformer.files import require_regular_file
 
@@ -64,7 +64,7 @@ class LabelledImage:
 
     path: Path
     size: tuple[int, int]
-    """Width and height."""
+    """Width and height; (0, 0) if the file cannot be read."""
     objects: list[LabelledObject] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -76,10 +76,14 @@ def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequenc
     numbers = {name: number for number, name in split.class_names.items()}
     for image_id, image in enumerate(labelled, start=1):
         width, height = image.size
-        split.images[image_id] = ImageEntry(image.path, height, width)
         split.warnings += image.warnings
         split.errors += image.errors
-        for found in image.objects:
+        if width * height > MAX_PIXELS:
+            split.errors.append(f"{image.path}: has labels for {width:,} x {height:,} pixels; too many")
+        readable = 0 < width * height <= MAX_PIXELS
+        # the check of the images names those that cannot be read
+        split.images[image_id] = ImageEntry(image.path, *((height, width) if readable else (1, 1)))
+        for found in image.objects if readable else ():
             split.places.append(found.place)
             split.objects.append(
                 {
@@ -103,11 +107,11 @@ def bounds(points: Sequence[Point]) -> tuple[float, float, float, float]:
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """Return width and height from an image's header; (1, 1) if it cannot be read, which the check reports."""
+    """Return width and height from an image's header; (0, 0) if it cannot be read, which the check reports."""
     try:
         return image_size(path)
     except DataError:
-        return 1, 1
+        return 0, 0
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:

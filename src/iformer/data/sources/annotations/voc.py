@@ -106,14 +106,14 @@ def _read_file(path: Path, root: Path) -> LabelledImage:
     try:
         tree = read_xml(path)
     except DataError as error:
-        return LabelledImage(path=path, size=(1, 1), errors=[str(error)])
+        return LabelledImage(path=path, size=(0, 0), errors=[str(error)])
     if tree.tag != "annotation":
         return LabelledImage(
-            path=path, size=(1, 1), errors=[f"{path}: begins with <{tree.tag:.40}>; expected <annotation>"]
+            path=path, size=(0, 0), errors=[f"{path}: begins with <{tree.tag:.40}>; expected <annotation>"]
         )
     name = _text(tree, "filename")
     folders = [*(root / images for images in _IMAGES), root]
-    image = LabelledImage(path=find_image(name, path, folders), size=(1, 1))
+    image = LabelledImage(path=find_image(name, path, folders), size=(0, 0))
     try:
         width, height = (int(finite(_text(tree, f"size/{side}") or "0")) for side in ("width", "height"))
     except ValueError as error:

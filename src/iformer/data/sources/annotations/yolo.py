@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iformer.data.images import has_image_extension
-from iformer.data.listing import files_below, images_below
+from iformer.data.listing import entries, files_below, images_below, natural_order
 from iformer.data.parallel import map_in_threads
 from iformer.data.sources.annotations.split import (
     AnnotatedSplit,
@@ -178,7 +178,21 @@ def _read_split(settings: _Settings, split: str, values: Sequence[str]) -> Annot
         where = f"such as {labels[0]}" if labels else f"and no image in {listed(list(values))}"
         raise DataError(f"{settings.path}: no file of labels for {split}, {where}")
     read = map_in_threads(lambda pair: _labelled(*pair, settings), zip(paths, labels, strict=True))
-    return joined(settings.path, read, settings.class_names)
+    result = joined(settings.path, read, settings.class_names)
+    result.warnings += [f"{path}: has no image" for path in _without_image(labels)]
+    return result
+
+
+def _without_image(labels: Sequence[Path]) -> list[Path]:
+    """Return the files in the folders called labels that belong to none of the images."""
+    known = set(labels)
+    folders = {label.parent for label in labels if "labels" in label.parts and label.parent.is_dir()}
+    files = (Path(entry.path) for folder in folders for entry in entries(folder))
+    return natural_order(
+        path
+        for path in files
+        if path.suffix.lower() == ".txt" and path not in known and path.name not in _CLASS_LISTS
+    )
 
 
 def _images(settings: _Settings, split: str, value: str) -> list[Path]:
@@ -216,6 +230,8 @@ def _exists(path: Path) -> bool:
 
 def _label_file(image: Path) -> Path:
     """Return where the labels of an image are: in `labels/` for `images/`, or beside it."""
+    if not image.name:
+        return image
     parts = list(image.parts)
     positions = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if positions:
