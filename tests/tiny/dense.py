@@ -12,12 +12,14 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from iformer.config.detector import DetectorConfig
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.deploy.artifact import is_artifact, record_path
 from iformer.deploy.export import export_artifact
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import MissingDependencyError
+from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
@@ -27,7 +29,7 @@ from tiny.networks import randomize, tiny_config
 SIZE = (64, 96)
 """Height and width of the inputs."""
 
-ModelT = TypeVar("ModelT", LightDetector, LightSegmenter, Segmenter)
+ModelT = TypeVar("ModelT", Detector, LightDetector, LightSegmenter, Segmenter)
 
 
 def light_detector(class_names: tuple[str, ...] = ("disc", "square")) -> LightDetector:
@@ -75,6 +77,29 @@ def semantic_fpn(class_names: tuple[str, ...] = ("background", "disc", "square")
         head_channels=32,
     )
     return _finished(Segmenter(config), class_names)
+
+
+def rcnn(class_names: tuple[str, ...] = ("disc", "square"), *, masks: bool = True) -> Detector:
+    """Return a Mask R-CNN or Faster R-CNN that finds something on any image."""
+    torch.manual_seed(0)
+    config = DetectorConfig(
+        backbone=tiny_config(num_classes=0),
+        num_classes=len(class_names),
+        size=96,
+        max_size=128,
+        masks=masks,
+        fpn_channels=32,
+        box_head_channels=32,
+        mask_head_channels=16,
+        mask_head_depth=1,
+        proposals=40,
+        detections=100,
+    )
+    detector = _finished(Detector(config), class_names)
+    heads: Any = detector.rcnn.roi_heads
+    _spread(heads.box_predictor.cls_score, std=20.0, bias=0.0)
+    _spread(heads.box_predictor.bbox_pred, std=5.0, bias=0.0)
+    return detector
 
 
 BUILDERS = {"detector": light_detector, "segmenter": light_segmenter, "semantic-fpn": semantic_fpn}

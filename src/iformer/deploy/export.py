@@ -97,6 +97,7 @@ def export_artifact(
         raise UserError(
             f"size is {size[0]} x {size[1]}; the networks take sides of {MIN_INPUT_SIZE} pixels or more"
         )
+    _check_limits(network, row, chosen)
     _check_quantization(row, chosen, quantization)
     _check_replaced(path, chosen)
     preprocessing = network.metadata.preprocessing
@@ -228,6 +229,16 @@ def convert(
         graph=graph,
     )
     write_record(info, file)
+
+
+def _check_limits(network: Exportable, row: Runtime, precision: str) -> None:
+    limits = network.limits
+    if limits is None:
+        return
+    if row.name not in limits.runtimes:
+        raise UserError(f"{network.name} cannot be exported to {row.title}: {limits.reason}")
+    if precision not in limits.precisions:
+        raise UserError(f"precision is '{precision}'; this network is exported in {', '.join(limits.precisions)}")
 
 
 def _check_quantization(row: Runtime, precision: str, quantization: Quantization | None) -> None:

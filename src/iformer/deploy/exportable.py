@@ -23,8 +23,28 @@ class Agreement:
 
     metrics: dict[str, Any] = field(default_factory=dict)
     """Figures for the record, such as `top1_agreement`."""
+    max_error: float = 0.0
+    """Largest error of a value that has a counterpart, where `Limits.ordered` is False."""
     failures: tuple[str, ...] = ()
     """One line for each disagreement that makes the artifact unusable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a network that is no plain chain of operations on fixed shapes can be exported to."""
+
+    runtimes: tuple[str, ...]
+    """Names of the runtimes that take it."""
+    precisions: tuple[str, ...]
+    reason: str
+    """Why the other runtimes do not, and what to do; follows "cannot be exported to TITLE: "."""
+    batch: int
+    """Images in each call."""
+    traced: bool
+    """ONNX: `torch.export` does not take it, tracing does."""
+    ordered: bool
+    """Whether the outputs of two runtimes can be compared value by value. False: only by `agreement`, because
+    near-ties may swap places."""
 
 
 class Exportable(Protocol):
@@ -64,6 +84,10 @@ class Exportable(Protocol):
     @property
     def postprocess(self) -> dict[str, Any] | None:
         """How the outputs become an answer, as plain values for the record; None if the outputs are the answer."""
+
+    @property
+    def limits(self) -> Limits | None:
+        """Restrictions of the export; None: every runtime and option."""
 
     def folded(self, size: tuple[int, int]) -> nn.Module:
         """Return a folded copy of the network for inputs of a height and width; `model` stays as it is.

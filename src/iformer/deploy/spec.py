@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.transforms import Normalize
-from iformer.deploy.exportable import Exportable, Forward
+from iformer.deploy.exportable import Exportable, Forward, Limits
+from iformer.errors import UserError
 
 Layout = Literal["NHWC", "NCHW"]
 
@@ -82,6 +83,8 @@ class ExportSpec:
     """Set if and only if the precision is a quantized one."""
     opset: int | None = None
     """ONNX only: version of the operator set; None means that of the installed torch's exporter."""
+    limits: Limits | None = None
+    """See `Exportable.limits`."""
     plain: bool = False
     """Use the runtime's converter as it is, without the rewrites for iFormer's layers."""
 
@@ -166,8 +169,19 @@ def make_spec(
     calibration: Calibration | None = None,
     opset: int | None = None,
 ) -> ExportSpec:
-    """Fold a network and return its spec; `preprocessing` is the network's by default."""
+    """Fold a network and return its spec; `preprocessing` is the network's by default.
+
+    Raises:
+        UserError: `network.limits` do not allow the batch, or `raw`.
+    """
     preprocessing = preprocessing or network.metadata.preprocessing
+    limits = network.limits
+    if limits is not None:
+        if batch not in (None, limits.batch):
+            raise UserError(f"batch is {batch}; this network takes {limits.batch} image in one call")
+        if raw:
+            raise UserError("this network cannot be exported without its normalisation")
+        batch = limits.batch
     return ExportSpec(
         network=folded_for_export(network, preprocessing.size),
         name=network.name,
@@ -184,6 +198,7 @@ def make_spec(
         precision=precision,
         calibration=calibration,
         opset=opset,
+        limits=limits,
     )
 
 

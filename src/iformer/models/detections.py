@@ -35,6 +35,14 @@ class SelectionRule(Config):
     def select(self, boxes_A4: Tensor, scores_AK: Tensor, *, min_score: float = 0.0) -> dict[str, Tensor]:
         """Return `boxes` (N x 4), `scores` (N, falling) and `labels` (int64 N) of one image.
 
+        Args: see `select_points`.
+        """
+        found = self.select_points(boxes_A4, scores_AK, min_score=min_score)
+        return {name: value for name, value in found.items() if name != "points"}
+
+    def select_points(self, boxes_A4: Tensor, scores_AK: Tensor, *, min_score: float = 0.0) -> dict[str, Tensor]:
+        """Do what `select` does, and also return `points`, int64 N, the point of each detection.
+
         Args:
             boxes_A4: left, top, right, bottom of every point.
             scores_AK: scores of every point, from 0 to 1.
@@ -45,11 +53,12 @@ class SelectionRule(Config):
         scores, order = flat.topk(min(flat.numel(), count))
         keep = (scores > self.score_threshold) & (scores >= min_score)
         scores, order = scores[keep], order[keep]
-        boxes, labels = boxes_A4[order // scores_AK.shape[1]], order % scores_AK.shape[1]
+        points, labels = order // scores_AK.shape[1], order % scores_AK.shape[1]
+        boxes = boxes_A4[points]
         if self.nms_iou is not None:
             kept = batched_nms(boxes, scores, labels, self.nms_iou)[: self.detections]
-            boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        return {"boxes": boxes, "scores": scores, "labels": labels}
+            boxes, scores, labels, points = boxes[kept], scores[kept], labels[kept], points[kept]
+        return {"boxes": boxes, "scores": scores, "labels": labels, "points": points}
 
 
 @torch.inference_mode()

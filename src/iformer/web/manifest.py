@@ -83,6 +83,8 @@ def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry
     if isinstance(found, Artifact):
         return [found.path]
     network = exportable(load(found))
+    if network.limits is not None:
+        raise UserError(f"{name} does not run in a browser; train a light detector (--detector light)")
     paths = []
     for runtime in runtimes:
         paths.append(folder / f"network{find_runtime(runtime).suffix}")

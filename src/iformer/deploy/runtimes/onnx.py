@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,19 +29,7 @@ _EXTERNAL_DATA = b"\x0a\x08location\x12"
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     """Convert a network to one `.onnx` file."""
     onnx = require("onnx", extra=EXTRA)
-    program = torch.onnx.export(
-        # TensorRT takes bytes only if they go straight into a cast
-        spec.module("NHWC", float_first=True),
-        (spec.example("NHWC"),),
-        dynamo=True,
-        input_names=[INPUT],
-        output_names=list(spec.outputs),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if spec.batch is None else None,
-        opset_version=None if spec.opset is None else max(spec.opset, _OLDEST_OF_EXPORTER),
-        verbose=False,
-    )
-    assert program is not None
-    proto = program.model_proto
+    proto = _traced(spec, path) if spec.limits is not None and spec.limits.traced else _exported(spec)
     _remove_notes(proto)
     if spec.calibration is not None:
         proto = _quantized(proto, spec, spec.calibration, path)
@@ -53,6 +42,39 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
     return operation_counts(Counter(node.op_type for node in proto.graph.node))
+
+
+def _traced(spec: ExportSpec, path: Path) -> Any:
+    """Convert by tracing, for networks whose shapes depend on the image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer names every Python number that becomes a constant
+        torch.onnx.export(
+            spec.module("NHWC", float_first=True),
+            (spec.example("NHWC"),),
+            path,
+            dynamo=False,
+            input_names=[INPUT],
+            output_names=list(spec.outputs),
+            opset_version=max(spec.opset or _OLDEST_OF_EXPORTER, _OLDEST_OF_EXPORTER),
+        )
+    return require("onnx", extra=EXTRA).load(path)
+
+
+def _exported(spec: ExportSpec) -> Any:
+    """Convert by `torch.export`."""
+    program = torch.onnx.export(
+        # TensorRT takes bytes only if they go straight into a cast
+        spec.module("NHWC", float_first=True),
+        (spec.example("NHWC"),),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=list(spec.outputs),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if spec.batch is None else None,
+        opset_version=None if spec.opset is None else max(spec.opset, _OLDEST_OF_EXPORTER),
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
 
 
 class OnnxRunner(ArtifactRunner):

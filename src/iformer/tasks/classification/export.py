@@ -29,6 +29,7 @@ class ExportableClassifier:
 
     outputs = (LOGITS,)
     class_logits = LOGITS
+    limits = None
     postprocess = None
 
     def __init__(self, model: Classifier) -> None:

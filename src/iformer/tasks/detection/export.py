@@ -16,15 +16,16 @@ from torchvision.ops import box_iou
 from iformer.config.metadata import Metadata
 from iformer.data.loader import build_loader
 from iformer.data.sources.detection import load_detection
-from iformer.deploy.exportable import Agreement, Forward, Outputs
+from iformer.deploy.exportable import Agreement, Exportable, Forward, Outputs
 from iformer.deploy.quantize import Quantization
 from iformer.errors import UserError
+from iformer.models.detections import SelectionRule
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.class_order import refuse_unknown
 from iformer.tasks.detection.dataset import DetectionImages, with_class_order
 from iformer.tasks.detection.evaluate import evaluate
-from iformer.tasks.detection.inference import BOXES, SCORES, LetterboxDetector
+from iformer.tasks.detection.inference import BOXES, MASKS, SCORES, LetterboxDetector
 from iformer.tasks.pyramid import calibration_images, check_side, trained_val_split
 from iformer.tasks.registry import find_task
 
@@ -50,18 +51,10 @@ class ExportableDetector:
     outputs = (BOXES, SCORES)
     class_logits = None
     channels = 3
+    limits = None
 
-    def __init__(self, model: Detector | LightDetector) -> None:
-        """Wrap a light detector in eval mode.
-
-        Raises:
-            UserError: the network is a Mask R-CNN or Faster R-CNN.
-        """
-        if not isinstance(model, LightDetector):
-            raise UserError(
-                "Mask R-CNN and Faster R-CNN cannot be exported: the number of their outputs depends on the "
-                "image; train a light detector (--detector light)"
-            )
+    def __init__(self, model: LightDetector) -> None:
+        """Wrap a light detector in eval mode."""
         self._detector, self.model = model, DenseDetector(model)
         self.name = model.config.backbone.name
         self.metadata: Metadata = replace(model.metadata, preprocessing=model.config.preprocessing)
@@ -83,70 +76,93 @@ class ExportableDetector:
         return DenseDetector(self._detector.fold(size)).eval()
 
     def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
-        """Compare the selected detections of each image as sets.
-
-        Every detection of one side must have one of the same class on the other, with nearly the same box and a
-        score that differs by `tolerance` at most. Detections so near to the limits of the selection that errors of
-        `tolerance` may drop them need none.
-        """
-        both = [
-            [self._selected(outputs, index, tolerance) for index in range(len(expected[BOXES]))]
-            for outputs in (expected, actual)
-        ]
-        missing = compared = 0
-        least_iou, largest_error = 1.0, 0.0
-        for ours, theirs in zip(*both, strict=True):
-            for one, other in ((ours, theirs), (theirs, ours)):
-                clear = {name: value[one["clear"]] for name, value in one.items()}
-                overlap, error = _matched(clear, other, tolerance)
-                unmatched = overlap < 1 - _IOU_ERROR * tolerance
-                missing += int(unmatched.sum())
-                compared += len(overlap)
-                if (~unmatched).any():
-                    least_iou = min(least_iou, float(overlap[~unmatched].min()))
-                    largest_error = max(largest_error, float(error[~unmatched].max()))
-        failures = (
-            [f"{missing} of {compared} detections have no counterpart of the same class, box and score"]
-            if missing
-            else []
-        )
-        return Agreement(
-            metrics={
-                "compared_detections": compared,
-                "unmatched_detections": missing,
-                "min_iou": least_iou,
-                "max_score_error": largest_error,
-            },
-            failures=tuple(failures),
-        )
-
-    def _selected(self, outputs: Outputs, index: int, tolerance: float) -> dict[str, Tensor]:
-        """Return the detections of one image and some below the limits; `clear` says which are above them."""
-        rule, margin = self._rule, 2 * tolerance
-        wider = replace(rule, detections=2 * rule.detections, score_threshold=0.0)
-        found = wider.select(outputs[BOXES][index], outputs[SCORES][index])
-        scores = found["scores"]
-        first_left_out = scores[rule.detections] if len(scores) > rule.detections else scores.new_zeros(())
-        limit = max(rule.score_threshold, float(first_left_out))
-        return {**found, "clear": scores > limit + margin}
+        """Compare the detections of each image as sets; see `detection_agreement`."""
+        return detection_agreement(self._rule, expected, actual, tolerance=tolerance)
 
 
-exportable = ExportableDetector
+def exportable(model: Detector | LightDetector) -> Exportable:
+    """Prepare a detector in eval mode for export."""
+    if isinstance(model, LightDetector):
+        return ExportableDetector(model)
+    from iformer.tasks.detection.rcnn_export import ExportableRcnn
+
+    return ExportableRcnn(model)
 
 
-def _matched(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> tuple[Tensor, Tensor]:
-    """For each detection of `one`: the best overlap with a fitting one of `other`, and that one's score error."""
+def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
+    """Compare the selected detections of each image as sets.
+
+    Every detection of one side must have one of the same class on the other, with nearly the same box and a score
+    that differs by `tolerance` at most, and with masks nearly the same mask. Detections so near to the limits of
+    the selection that errors of `tolerance` may drop them need none.
+    """
+    both = [
+        [_selected(rule, outputs, index, tolerance) for index in range(len(expected[BOXES]))]
+        for outputs in (expected, actual)
+    ]
+    missing = compared = 0
+    least_iou, largest_error, mask_error = 1.0, 0.0, 0.0
+    for ours, theirs in zip(*both, strict=True):
+        for one, other in ((ours, theirs), (theirs, ours)):
+            clear = {name: value[one["clear"]] for name, value in one.items()}
+            overlap, error, partner = _matched(clear, other, tolerance)
+            unmatched = overlap < 1 - _IOU_ERROR * tolerance
+            missing += int(unmatched.sum())
+            compared += len(overlap)
+            if (~unmatched).any():
+                least_iou = min(least_iou, float(overlap[~unmatched].min()))
+                largest_error = max(largest_error, float(error[~unmatched].max()))
+                if MASKS in one:
+                    errors = (clear[MASKS] - other[MASKS][partner]).abs()[~unmatched]
+                    mask_error = max(mask_error, float(errors.max()))
+    failures = []
+    if missing:
+        failures.append(f"{missing} of {compared} detections have no counterpart of the same class, box and score")
+    if mask_error > _IOU_ERROR * tolerance:
+        failures.append(f"masks differ by {mask_error:.2g}; {_IOU_ERROR * tolerance:g} is allowed")
+    metrics: dict[str, Any] = {
+        "compared_detections": compared,
+        "unmatched_detections": missing,
+        "min_iou": least_iou,
+        "max_score_error": largest_error,
+    }
+    if MASKS in expected:
+        metrics["max_mask_error"] = mask_error
+    return Agreement(metrics=metrics, max_error=largest_error, failures=tuple(failures))
+
+
+def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: float) -> dict[str, Tensor]:
+    """Return the detections of one image and some below the limits; `clear` says which are above them."""
+    wider = replace(rule, detections=2 * rule.detections, score_threshold=0.0)
+    found = wider.select_points(outputs[BOXES][index], outputs[SCORES][index])
+    points = found.pop("points")
+    scores = found["scores"]
+    if len(scores) > rule.detections:
+        first_left_out = scores[rule.detections]
+    elif len(scores) == outputs[BOXES].shape[1]:  # the network selects itself, and its places are full
+        first_left_out = scores[-1]
+    else:
+        first_left_out = scores.new_zeros(())
+    limit = max(rule.score_threshold, float(first_left_out))
+    if MASKS in outputs:
+        found[MASKS] = outputs[MASKS][index][points]
+    return {**found, "clear": scores > limit + 2 * tolerance}
+
+
+def _matched(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """For each detection of `one`: the best overlap with a fitting one of `other`, its score error, its index."""
     if not len(one["scores"]) or not len(other["scores"]):
-        return torch.zeros(len(one["scores"])), torch.ones(len(one["scores"]))
+        count = len(one["scores"])
+        return torch.zeros(count), torch.ones(count), torch.zeros(count, dtype=torch.int64)
     error_NM = (one["scores"][:, None] - other["scores"]).abs()
     fits_NM = (one["labels"][:, None] == other["labels"]) & (error_NM <= tolerance)
     overlap_NM = torch.where(fits_NM, box_iou(one["boxes"], other["boxes"]), -1.0)
     best_N, index_N = overlap_NM.max(1)
-    return best_N, error_NM.gather(1, index_N[:, None])[:, 0]
+    return best_N, error_NM.gather(1, index_N[:, None])[:, 0], index_N
 
 
 def quantization(
-    model: LightDetector,
+    model: Detector | LightDetector,
     data: str,
     *,
     size: tuple[int, int] | None = None,
@@ -158,7 +174,12 @@ def quantization(
     """Prepare a quantized export: calibrate on training images, measure box AP on validation images.
 
     The arguments and the result are those of `iformer.tasks.classification.export.quantization`.
+
+    Raises:
+        UserError: the network is a Mask R-CNN or Faster R-CNN, or the data cannot be used.
     """
+    if not isinstance(model, LightDetector):
+        raise UserError("Mask R-CNN and Faster R-CNN are exported in fp32 only; train a light detector for INT8")
     preprocessing = model.config.preprocessing
     size = size or preprocessing.size
     splits = load_detection(data, val_split=trained_val_split(model, data))

@@ -18,11 +18,13 @@ from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, UserError
 from iformer.models.detections import SelectionRule, detect_letterboxed
 from iformer.models.detector import Detector, PastedMasks
+from iformer.models.letterbox import letterbox
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.tiles import Tile, Tiling
 
-BOXES, SCORES = "boxes", "scores"
-"""Outputs: B x A x 4 (left, top, right, bottom in pixels of the input) and B x A x K (0 to 1)."""
+BOXES, SCORES, MASKS = "boxes", "scores", "masks"
+"""Outputs: B x A x 4 (left, top, right, bottom in pixels of the input), B x A x K (0 to 1), and of a Mask R-CNN
+B x A x M x M (0 to 1, inside the boxes)."""
 
 _MERGE_IOU = 0.5
 _MERGE_INSIDE = 0.7
@@ -77,8 +79,10 @@ class LetterboxDetector(ObjectDetector):
         name: str = "",
         class_names: tuple[str, ...] = (),
         value_range: ValueRange | None = None,
+        has_masks: bool = False,
     ) -> None:
         """`forward` maps uint8 B x 3 x H x W of `size` to the outputs; see `detect_letterboxed` for the rest."""
+        self.has_masks = has_masks
         self._forward, self._rule, self._size, self._fill = forward, rule, size, fill
         self.detections = rule.detections
         self.name, self.num_classes, self.class_names = name, num_classes, class_names
@@ -108,14 +112,29 @@ class LetterboxDetector(ObjectDetector):
             name=info.network,
             class_names=info.class_names,
             value_range=info.preprocessing.value_range,
+            has_masks=MASKS in info.shapes,
         )
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
+        if self.has_masks:
+            return [self._detect_masks(image, min_score) for image in images]
+
         def forward(letterboxed: Tensor) -> tuple[Tensor, Tensor]:
             outputs = self._forward(letterboxed)
             return outputs[BOXES], outputs[SCORES]
 
         return detect_letterboxed(forward, images, self._size, self._fill, self._rule, min_score=min_score)
+
+    @torch.inference_mode()
+    def _detect_masks(self, image: Tensor, min_score: float) -> dict[str, Any]:
+        boxed = letterbox(image, self._size, fill=self._fill)
+        outputs = self._forward(boxed.image[None])
+        boxes = boxed.restore(outputs[BOXES][0].float())
+        found: dict[str, Any] = dict(
+            self._rule.select_points(boxes, outputs[SCORES][0].float(), min_score=min_score)
+        )
+        maps = outputs[MASKS][0][found.pop("points")][:, None]
+        return {**found, "masks": PastedMasks(maps, found["boxes"], (image.shape[1], image.shape[2]))}
 
 
 class TiledDetector(ObjectDetector):

@@ -48,6 +48,7 @@ class ExportableSegmenter:
 
     outputs = (LOGITS,)
     class_logits = None
+    limits = None
     channels = 3
 
     def __init__(self, model: Segmenter | LightSegmenter) -> None:
