@@ -101,6 +101,23 @@ def test_coco_keeps_ids_run_lengths_and_crowds_and_yolo_names_what_it_loses(
     assert np.allclose(boxes, expected, atol=1e-6)
 
 
+def test_boxes_of_any_floats_survive_conversion(coco: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(coco, tmp_path / "data"))
+    generator = np.random.default_rng(0)
+    for path in (data / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            annotation.pop("segmentation")
+            annotation["bbox"] = [float(value) for value in generator.uniform(0.1, 30, 4)]
+        path.write_text(json.dumps(content))
+    before = load_detection(data, workers=1)
+    for to in ("coco", "yolo"):
+        convert_labels(data, tmp_path / to, to=to, workers=1)  # type: ignore[arg-type]
+        after = load_detection(tmp_path / to, workers=1)
+        for split in ("train", "val"):
+            assert_same(getattr(before, split), getattr(after, split), masks=False)
+
+
 def test_a_conversion_that_fails_leaves_nothing(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

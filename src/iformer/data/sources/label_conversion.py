@@ -246,12 +246,13 @@ def _compare(
 
 
 def _same(before: Sequence[Instance], after: Sequence[Instance], *, exact: bool) -> bool:
-    if exact:
-        return list(before) == list(after)
-    tolerance = _BOUNDS_TOLERANCE + _TOLERANCE
-    return len(before) == len(after) and all(
-        one.label == other.label
-        and max(abs(a - b) for a, b in zip(one.box, other.box, strict=True))
-        <= (_TOLERANCE if other.mask is None else tolerance)
-        for one, other in zip(before, after, strict=True)
-    )
+    if len(before) != len(after):
+        return False
+    for one, other in zip(before, after, strict=True):
+        if one.label != other.label or (exact and one[2:] != other[2:]):
+            return False
+        # in YOLO, the box of a polygon is its bounds
+        tolerance = _TOLERANCE if exact or other.mask is None else _BOUNDS_TOLERANCE + _TOLERANCE
+        if max(abs(a - b) for a, b in zip(one.box, other.box, strict=True)) > tolerance:
+            return False
+    return True
