@@ -32,7 +32,8 @@ TINY = "--model iformer_tiny --epochs 1 --set workers=0 --device cpu --no-tensor
 
 SHORTER: dict[str, str] = {
     "train": f"{TINY} --size 64 --batch-size 4 --set warmup_epochs=0 --weights none",
-    "train --task detect": f"{TINY} --size 96 --set max_size=96 --set fpn_channels=32 --set proposals=16",
+    "train --task detect": f"{TINY} --weights none --size 96 --set max_size=96 --set fpn_channels=32 "
+    "--set proposals=16",
     "train --task segment": f"{TINY} --size 96 --set max_size=96 --set fpn_channels=32",
     "export --precision int8": "--calibration-images 4 --max-drop 100",
     "bench": "--rounds 1 --calls 1 --warmup 0",
@@ -134,6 +135,7 @@ def test_photographs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert re.search(r"photos/\w+/\d+\.png (functional|defective)", capsys.readouterr().out)
 
 
+@pytest.mark.sweep
 def test_labels(folder: Path) -> None:
     make_yolo(folder / "labels")
     walk("tutorials/labels.md")

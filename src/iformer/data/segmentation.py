@@ -142,7 +142,8 @@ def _indices_of_colours(
         raise DataError(
             f"{path}: has the colour {red}, {green}, {blue} at column {column}, row {row}, which is no class"
         )
-    return np.array([table[key] for key in keys.tolist()], np.uint8)[positions]
+    indices: npt.NDArray[np.uint8] = np.array([table[key] for key in keys.tolist()], np.uint8)[positions]
+    return indices
 
 
 def _packed(colours: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

@@ -91,13 +91,13 @@ def export_artifact(
     """
     row = find_runtime(runtime)
     fixed_batch, chosen = resolve_options(row, batch=batch, precision=precision, opset=opset)
+    _check_limits(network, row, chosen)
     with quiet():
         row.require(precision)
     if size is not None and min(size) < MIN_INPUT_SIZE:
         raise UserError(
             f"size is {size[0]} x {size[1]}; the networks take sides of {MIN_INPUT_SIZE} pixels or more"
         )
-    _check_limits(network, row, chosen)
     _check_quantization(row, chosen, quantization)
     _check_replaced(path, chosen)
     preprocessing = network.metadata.preprocessing

@@ -14,9 +14,10 @@ from iformer.config.metadata import Metadata
 from iformer.data.samples import FileSample, ImageSet
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
-from iformer.tasks.classification.figures import MOST_CONFUSED, draw_confusion, worst_mistakes
+from iformer.tasks.classification.figures import draw_confusion, worst_mistakes
 from iformer.tasks.classification.metric import MATRIX_CLASSES, ClassificationMetric, confusion_entries
 from iformer.tasks.classification.report import wilson_interval, write_report
+from iformer.tasks.confusion import MOST_CONFUSED
 from iformer.training.records.results import TrainResult
 
 
@@ -143,9 +144,9 @@ def test_worst_mistakes_come_first_and_are_mistakes(tmp_path: Path) -> None:
 def test_many_classes_show_the_most_confused(tmp_path: Path) -> None:
     confusion = np.diag(np.full(100, 50))
     confusion[97, 3] = 40
-    from iformer.tasks.classification.figures import _classes_to_show
+    from iformer.tasks.confusion import classes_to_show
 
-    shown = _classes_to_show(confusion_entries(confusion), 100)
+    shown = classes_to_show(confusion_entries(confusion), 100)
     assert {3, 97} <= set(shown.tolist())
     assert len(shown) <= MOST_CONFUSED
     draw_confusion(confusion.tolist(), [f"c{k}" for k in range(100)], tmp_path / "c.png")

@@ -131,8 +131,8 @@ def read_detection(
     for split in {"train", "val"} - sets.keys():
         sets[split] = replace(next(iter(sets.values())), name=display_name(root, split), samples=(), warnings=())
     notes += _repeated(sets)
-    files = [[sample.path for sample in sets[split].samples] for split in ("train", "val")]
-    notes += find_shared_images(*files, checked.rows, checked.hashes, checked.thumbnails)
+    train, val = ([sample.path for sample in sets[split].samples] for split in ("train", "val"))
+    notes += find_shared_images(train, val, checked.rows, checked.hashes, checked.thumbnails)
     splits = DetectionSplits(
         train=sets["train"], val=sets["val"], warnings=(*warnings, *notes), split_off=split_off
     )

@@ -194,15 +194,15 @@ def _find_pairs(root: Path) -> dict[str, _Pairs]:
     if (root / _VOC_MASKS).is_dir() and (root / _VOC_IMAGES).is_dir():
         return _find_voc(root)
     folders = {split: pair for split in ("train", "val") if (pair := _folders(root, split)) is not None}
-    if not folders:
-        both = [
-            (root / images, root / masks)
-            for images in _IMAGES
-            for masks in _MASKS
-            if (root / images).is_dir() and (root / masks).is_dir()
-        ]
-        folders = {"all": both[0]} if both else {}
-    return {split: _Pairs(*_pairs(*pair), pair[1]) for split, pair in folders.items()}
+    if folders:
+        return {split: _Pairs(*_pairs(*pair), pair[1]) for split, pair in folders.items()}
+    for images in _IMAGES:
+        for masks in _MASKS:
+            if (root / images).is_dir() and (root / masks).is_dir():
+                pairs = _Pairs(*_pairs(root / images, root / masks), root / masks)
+                if pairs.samples:
+                    return {"all": pairs}
+    return {}
 
 
 def _find_voc(root: Path) -> dict[str, _Pairs]:
