@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -139,7 +140,7 @@ def make_openvino(folder: Path) -> None:
 
 def make_new_formats(folder: Path) -> None:
     """Write files that the versions of `OLD_FILES` did not: a state and an index that their checksums cover."""
-    build_app()  # imports the verbs once, not in each forked process
+    commands()  # imports the verbs once, not in each forked process
     network = iformer.load(folder / "networks" / "classify.safetensors")
     recipe = load_recipe("finetune", {"precision": "fp32"})
     state = TrainState.create(network, recipe, RankContext(device=torch.device("cpu"), precision="fp32"))
@@ -168,9 +169,15 @@ def read_arguments(path: Path) -> None:
         raise UserError(text.strip())
 
 
+@functools.cache
+def commands() -> Any:
+    """The verbs by their names."""
+    return get_command(build_app()).commands  # type: ignore[attr-defined]
+
+
 def parse_arguments(path: Path) -> None:
     """Parse the command line of a verb without running it."""
-    command = get_command(build_app()).commands[path.stem]  # type: ignore[attr-defined]
+    command = commands()[path.stem]
     usage_error = typer.BadParameter.__mro__[1]
     try:
         command.make_context(path.stem, texts(path))
