@@ -191,9 +191,36 @@ def test_eval_of_other_classes_is_one_clear_line(
     capsys: pytest.CaptureFixture[str], segmenter: Path, tmp_path: Path
 ) -> None:
     data = make_shapes(tmp_path / "data", train=2, val=2)
-    (data / "classes.txt").write_text("background\nsquare\ndisc\n")
+    (data / "classes.txt").write_text("ground\nsphere\ncube\n")
     assert main(["eval", str(segmenter), "--data", str(data)]) == 1
-    assert "class 1 is square, the network's is disc" in capsys.readouterr().err
+    assert (
+        "the classes of the data are not those of the network (only the network knows: background, disc, square; "
+        "only the data has: cube, ground, sphere)"
+    ) in capsys.readouterr().err
+
+
+def test_eval_of_some_classes_in_another_order(
+    capsys: pytest.CaptureFixture[str], segmenter: Path, tmp_path: Path
+) -> None:
+    data = make_shapes(tmp_path / "data", train=2, val=2)
+    command = ["eval", str(segmenter), "--data", str(data), "--workers", "0", "--json"]
+    assert main(command) == 0
+    expected = json.loads(capsys.readouterr().out)["metrics"]
+    for path in (data / "masks").rglob("*.png"):  # disc and square change places
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.choose(mask, (0, 2, 1)).astype(np.uint8)).save(path)
+    (data / "classes.txt").write_text("background\nsquare\ndisc\n")
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["metrics"] == expected
+    assert captured.err == ""
+    (data / "classes.txt").write_text("background\ncube\ndisc\n")
+    assert main(command) == 0
+    note = capsys.readouterr().err
+    assert "labelled pixels (" in note
+    assert "the network does not know cube" in note
+    assert main([*command, "--strict-data"]) == 1
+    assert "only the data has: cube" in capsys.readouterr().err
 
 
 BACKBONE = ["--model", "iformer_t", "--weights", "none", "--set", "workers=0", "--size", "64", "--epochs", "1"]
