@@ -60,7 +60,7 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        "This page is generated from the code: it is what `iformer VERB --help` prints.",
+        "This page is generated from the code: it is what `iformer VERB --help-all` prints.",
         "",
         "Results go to stdout, messages to stderr. `--json` prints the result as JSON. An error is one line on",
         "stderr; `--debug` adds the traceback.",

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from iformer.api.evaluate import evaluate
     from iformer.api.export import export
     from iformer.api.predict import predict
-    from iformer.api.train import train
+    from iformer.api.push import push
+    from iformer.api.train import cross_validate, train
     from iformer.config.variants import list_models
     from iformer.errors import UserError
     from iformer.models.factory import create_model
@@ -24,12 +25,14 @@ __all__ = [
     "UserError",
     "__version__",
     "create_model",
+    "cross_validate",
     "evaluate",
     "export",
     "fold",
     "list_models",
     "load",
     "predict",
+    "push",
     "save",
     "train",
 ]
@@ -38,12 +41,14 @@ __all__ = [
 _HOMES = {
     "UserError": "iformer.errors",
     "create_model": "iformer.models.factory",
+    "cross_validate": "iformer.api.train",
     "evaluate": "iformer.api.evaluate",
     "export": "iformer.api.export",
     "fold": "iformer.models.folding",
     "list_models": "iformer.config.variants",
     "load": "iformer.models.weights.resolve",
     "predict": "iformer.api.predict",
+    "push": "iformer.api.push",
     "save": "iformer.models.weights.checkpoint",
     "train": "iformer.api.train",
 }

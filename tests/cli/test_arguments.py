@@ -24,7 +24,7 @@ def test_generated_options_have_plain_types() -> None:
     """Older releases of typer refuse an annotation within an annotation, and all verbs with it."""
     names = [row.name for row in recipe_fields(ClassificationRecipe)]
 
-    @recipe_options(ClassificationRecipe, {f"o{number}": name for number, name in enumerate(names)})
+    @recipe_options(ClassificationRecipe, {f"o{number}": name for number, name in enumerate(names)}, groups={})
     def verb(**fields: object) -> None: ...
 
     hints = {name: get_args(hint)[0] for name, hint in verb.__annotations__.items()}

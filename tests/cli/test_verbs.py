@@ -91,6 +91,23 @@ def test_every_verb_has_help_json_and_debug(verb: str) -> None:
     assert "--debug" in result.output
 
 
+@pytest.mark.parametrize(
+    ("verb", "common", "rare"), [("train", "--epochs", "--seed"), ("export", "--to", "--opset")]
+)
+def test_help_all_shows_the_rare_options_too(verb: str, common: str, rare: str) -> None:
+    app, wide = build_app(), {"COLUMNS": "100", "TERM": "dumb"}
+    short, whole, again = (
+        CliRunner().invoke(app, [verb, flag], env=wide).output for flag in ("--help", "--help-all", "--help")
+    )
+    assert common in short
+    assert rare not in short
+    assert "--help-all shows" in short
+    assert len(short.splitlines()) <= 66
+    assert common in whole
+    assert rare in whole
+    assert again == short
+
+
 def test_python_m_iformer() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "iformer", "info", "iformer_q"], capture_output=True, text=True, check=False

@@ -46,7 +46,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
     monkeypatch.chdir(tmp_path)
     small = {"model": "iformer_tiny", "weights": "none", "epochs": 1, "size": 32, "workers": 0, "device": "cpu"}
-    shorten(monkeypatch, "train", small)
+    for name in ("train", "cross_validate"):
+        shorten(monkeypatch, name, small)
     shorten(monkeypatch, "export", {"calibration_images": 4, "max_drop": 100.0})
 
 
@@ -58,7 +59,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any])
     )
 
 
-@pytest.mark.parametrize("label", ["train", "predict", pytest.param("flow", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("label", ["train", "folds", "predict", pytest.param("flow", marks=pytest.mark.sweep)])
 def test_from_python(label: str, photos: None, capsys: pytest.CaptureFixture[str]) -> None:
     text = code("how-to/python.md", label)
     assert label != "flow" or len(text.strip().splitlines()) - 1 <= 8

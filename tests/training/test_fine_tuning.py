@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +18,8 @@ from iformer.errors import ConfigError, UserError
 from iformer.models.backbone import FROZEN_PARTS
 from iformer.models.classifier import Classifier
 from iformer.models.factory import build
+from iformer.tasks.classification.evaluate import ClassificationEvaluation
+from iformer.tasks.classification.loss import LabelLoss
 from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.loop import train
@@ -165,6 +169,66 @@ def test_the_recipe_balances_the_loader(few_images: Path, tmp_path: Path) -> Non
         loader = workload.train_loader()
         assert loader.sampler.weights == expected
         workload.close()
+
+
+LOPSIDED = {"blue": 6, "green": 2, "red": 2}
+
+
+@pytest.fixture(scope="module")
+def lopsided(few_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `few_images`, with `LOPSIDED` training images."""
+    folder = tmp_path_factory.mktemp("lopsided")
+    shutil.copytree(few_images, folder, dirs_exist_ok=True)
+    for name, count in LOPSIDED.items():
+        for number in range(count, 6):
+            (folder / "train" / name / f"{number}.png").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, LabelLoss()),
+        ({"loss": "focal", "focal_gamma": 3.0}, LabelLoss(kind="focal", focal_gamma=3.0)),
+        ({"loss": "bce"}, LabelLoss(kind="bce")),
+        ({"class_weights": "balanced"}, LabelLoss(class_weights=torch.tensor([10 / 18, 10 / 6, 10 / 6]))),
+        ({"class_weights": {"red": 5.0}}, LabelLoss(class_weights=torch.tensor([1.0, 1.0, 5.0]))),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_the_run_has_the_loss_and_the_weights_of_the_recipe(
+    lopsided: Path, tmp_path: Path, fields: dict[str, Any], expected: LabelLoss
+) -> None:
+    plain = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "label_smoothing": 0.0}
+    task = job(lopsided, tmp_path / "run", **plain, **fields).task
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 0, 1])
+    model = Linear()
+    loss = task.loss(model, {"images": images, "labels": labels})["loss"]
+    torch.testing.assert_close(loss, expected(model(images), labels, label_smoothing=0.0))
+    others = [LabelLoss(), LabelLoss(kind="bce"), LabelLoss(kind="focal", focal_gamma=2.0)]
+    different = [other for other in others if repr(other) != repr(expected)]
+    assert all(abs(loss - other(model(images), labels, label_smoothing=0.0)) > 1e-4 for other in different)
+
+
+class LeftAndRight(torch.nn.Module):
+    """Logits of three classes: the brightness of the left and of the right half, and 0."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        halves = [half.mean((1, 2, 3)) for half in images.chunk(2, dim=3)]
+        return torch.stack([*halves, torch.zeros(len(images))], dim=1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_recipe_flips_the_evaluation(few_images: Path, tmp_path: Path, flip: bool) -> None:
+    from iformer.training.distributed import RankContext
+
+    run = job(few_images, tmp_path / "run", test_flip=flip)
+    workload = run.workload(run, RankContext(device=torch.device("cpu"), precision="fp32"))
+    found = workload.evaluate(LeftAndRight(), precision="fp32")
+    workload.close()
+    assert isinstance(found, ClassificationEvaluation)
+    assert np.allclose(found.probabilities[:, 0], found.probabilities[:, 1]) == flip
 
 
 def test_a_flipped_evaluation_averages_the_mirror_images() -> None:

@@ -47,7 +47,8 @@ def evaluate(
         warn: called with notes about the result, one line each. None: each line is a Python warning.
 
     Returns:
-        The metrics, also as attributes: `top1`, `top5` and `loss`; `box_ap` and `mask_ap`; `miou`.
+        The metrics, also as attributes: `top1`, `top5` and `loss`; for several labels `map`, `f1` and `loss`;
+        `box_ap` and `mask_ap`; `miou`.
 
     Raises:
         UserError: the model or the data cannot be opened, or do not fit each other.

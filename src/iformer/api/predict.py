@@ -13,25 +13,15 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from iformer.api.answers import Answer, AnswerFormat, answers_of, check_format, holds_answers, write_answers
 from iformer.api.inputs import Input, collect_inputs
 from iformer.api.train import python_warnings
 from iformer.data.stream import find_images
 from iformer.data.video import has_video_extension
-from iformer.files import json_text, output_folder, write_text
+from iformer.errors import UserError
+from iformer.files import output_folder
 from iformer.tasks.interface import PredictModule, PredictOptions, Record, TaskPredictor, Warn, check_options
 from iformer.tasks.subject import open_subject
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One thing that a network says about an image: a class, or an object."""
-
-    name: str
-    """Name of the class."""
-    score: float
-    """0 to 1: the probability of the class, the score of the object, or the share of the image's pixels."""
-    box: tuple[float, float, float, float] | None = None
-    """Detectors: left, top, width and height, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +35,8 @@ class Prediction:
     answers: tuple[Answer, ...] = ()
     """Classifiers: the top classes. Detectors: the objects. Segmenters: the classes of the pixels. The highest
     score comes first."""
+    labels: tuple[str, ...] | None = None
+    """Multi-label classifiers: names of the classes whose probability reaches the threshold; None for others."""
     error: str | None = None
     """Why the image could not be read; None: it could."""
     record: Record = field(repr=False)
@@ -82,12 +74,20 @@ class Prediction:
 class Predictions(Iterator[Prediction]):
     """The predictions of one call, computed while they are iterated over."""
 
-    def __init__(self, inputs: list[Input], predictor: TaskPredictor, out: Path | None, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        inputs: list[Input],
+        predictor: TaskPredictor,
+        out: Path | None,
+        stack: ExitStack,
+        *,
+        format: AnswerFormat = "jsonl",
+    ) -> None:
         """`stack` is closed after the last prediction, or by `close`."""
         self.inputs, self.predictor, self.out = inputs, predictor, out
         self.written: list[str] = []
         """After the last prediction: lines that say which files are in `out`."""
-        self._stack = stack
+        self._stack, self._format = stack, format
         self._records: list[Record] = []
         self._running = self._run()
 
@@ -112,8 +112,7 @@ class Predictions(Iterator[Prediction]):
                 item = by_path[Path(record["file"])]
                 yield self._kept(item, {**record, "file": item.source})
             if self.out is not None:
-                lines = [json_text(record, ascii_only=False) + "\n" for record in self._records]
-                write_text(self.out / "predictions.jsonl", "".join(lines))
+                write_answers(self.out, self._records, self._format)
                 self.written += self.predictor.finish(self.out)
 
     def _kept(self, item: Input, record: Record) -> Prediction:
@@ -123,7 +122,8 @@ class Predictions(Iterator[Prediction]):
         return Prediction(
             source=item.source,
             path=item.path if not item.is_stored or self.out is not None else None,
-            answers=() if failed else tuple(_answers(record)),
+            answers=() if failed else tuple(answers_of(record)),
+            labels=tuple(record["labels"]) if "labels" in record else None,
             error=record.get("error"),
             record=record,
             make_masks=self.predictor.masks() if not failed else (lambda: None),
@@ -136,10 +136,13 @@ def predict(
     images: Any,
     *,
     out: str | os.PathLike[str] | None = None,
+    format: str = "jsonl",
+    overwrite: bool = False,
     top_k: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     explain: bool = False,
+    flip: bool = False,
     min_score: float | None = None,
     sliding: bool = False,
     tile: int | None = None,
@@ -157,10 +160,13 @@ def predict(
             Detectors and segmenters take videos too.
         out: folder for pictures and `predictions.jsonl`; images in memory and from URLs are kept in its `inputs`.
             None: nothing is written.
+        format: "jsonl", "csv" or "parquet". Tables have one row for each answer; see `iformer.api.answers`.
+        overwrite: replace the answers of an earlier call in `out`.
         top_k: classifiers: classes in an answer. None: 5.
         batch_size: classifiers: images in one call. None: 32.
         workers: classifiers: threads that decode.
         explain: classifiers: also draw where the network looks, with `out`.
+        flip: classifiers: average the logits of each image and its mirror image.
         min_score: detectors: the lowest score that is reported. None: 0.5.
         sliding: segmenters: overlapping windows instead of the whole image.
         tile: detectors and segmenters: look at large images in square tiles with sides of so many pixels.
@@ -174,10 +180,16 @@ def predict(
         `error`, and the others go on.
 
     Raises:
-        UserError: the model cannot be opened, an option is not for its task, or no image was found.
+        UserError: the model cannot be opened, an option is not for its task, no image was found, or `out` holds
+            answers of an earlier call.
     """
+    answer_format = check_format(format)
     with ExitStack() as stack:
         folder = None if out is None else output_folder(Path(out))
+        if folder is not None and holds_answers(folder) and not overwrite:
+            raise UserError(
+                f"{folder} holds answers already; --overwrite replaces them, another --out leaves them alone"
+            )
 
         def storage() -> Path:
             if folder is None:
@@ -196,6 +208,7 @@ def predict(
             batch_size=batch_size,
             workers=workers,
             explain=explain or None,
+            flip=flip or None,
             min_score=min_score,
             sliding=sliding or None,
             tile=tile,
@@ -207,7 +220,9 @@ def predict(
         (warn or python_warnings)(subject.notes)
         check_options(options, module.TAKES, subject.row.networks)
         stack.enter_context(subject.in_eval_mode())
-        return Predictions(inputs, module.open_predictor(subject.model, options), folder, stack.pop_all())
+        return Predictions(
+            inputs, module.open_predictor(subject.model, options), folder, stack.pop_all(), format=answer_format
+        )
     raise AssertionError
 
 
@@ -225,6 +240,10 @@ def _once(make: Any) -> Any:
 def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
     """Leave out the pictures of an earlier run below a folder such as "."."""
     here = folder.resolve()
+    if here.name.isdecimal() and holds_answers(
+        here.parent
+    ):  # `predictions/2` lies beside the answers of `predictions`
+        here = here.parent
     kept = [
         item for item in inputs if item.is_stored or item.path is None or here not in item.path.resolve().parents
     ]
@@ -236,10 +255,3 @@ def _without_videos(inputs: list[Input], images: Any) -> list[Input]:
     if not any(item.path for item in kept):
         find_images([images] if isinstance(images, str | os.PathLike) else images)  # says what is missing
     return kept
-
-
-def _answers(record: Record) -> Iterator[Answer]:
-    # a task of its own may answer in other words; they are in the record
-    for item in record.get("detections") or record.get("classes") or ():
-        score = next(item[key] for key in ("probability", "score", "share") if key in item)
-        yield Answer(name=item["name"], score=score, box=tuple(item["box"]) if "box" in item else None)

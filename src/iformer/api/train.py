@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iformer.tasks.folds import CrossValidation, check_folder, train_folds
 from iformer.tasks.interface import Warn
 from iformer.tasks.train import is_main_process, training_job
 from iformer.training.job import TrainJob
@@ -24,9 +25,11 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     val_split: float | None = None,
+    classes: Sequence[str] | None = None,
     strict: bool = False,
     device: str = "auto",
     tensorboard: bool = True,
+    tracker: str | Sequence[str] | None = None,
     warn: Warn | None = None,
     settings: Mapping[str, Any] | None = None,
     **fields: Any,
@@ -45,9 +48,11 @@ def train(
         resume: continue the run in `out`, with its own settings where an argument is None.
         overwrite: remove the run that is in `out` first.
         val_split: share of the images for validation, if the data is not split. None: 0.2.
+        classes: classifiers: the classes of the data to take, in the order of the network's outputs. None: all.
         strict: an image that cannot be read is an error instead of being skipped.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        tensorboard: write TensorBoard's files.
+        tensorboard: write TensorBoard's files, if `tracker` is None.
+        tracker: "tensorboard", "wandb", "mlflow", "comet", several of them, or "none".
         warn: called with each warning about the data. None: each becomes a Python warning.
         settings: recipe fields by name, such as `{"augment.hflip": 0.0}`.
         fields: recipe fields: `epochs=20`, `lr=1e-4`, `augment={"hflip": 0.0}`. They replace `settings`.
@@ -68,15 +73,101 @@ def train(
         resume=resume,
         overwrite=overwrite,
         val_split=val_split,
+        classes=classes,
         strict=strict,
         device=device,
         tensorboard=tensorboard,
+        trackers=_names(tracker),
         warn=warn,
         overrides={**(settings or {}), **fields},
     )
     from iformer.training.loop import train as run  # deferred: `--help` needs no loop
 
     return run(job)
+
+
+def cross_validate(
+    data: str | os.PathLike[str] | None = None,
+    *,
+    out: str | os.PathLike[str],
+    folds: int = 5,
+    model: str | os.PathLike[str] | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    classes: Sequence[str] | None = None,
+    strict: bool = False,
+    device: str = "auto",
+    tensorboard: bool = True,
+    tracker: str | Sequence[str] | None = None,
+    warn: Warn | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> CrossValidation:
+    """Train a classifier once for each fold of the data; the same as `iformer train --folds`.
+
+    Every image of the data, whatever its split, validates one of the networks and trains the others. Folds are
+    stratified by class; the images of a group (column `group` of a table) are never on both sides.
+
+    Args:
+        data: image files: a folder, a table or `elpv`.
+        out: folder of the runs, `fold-1` and so on, and of their common report.
+        folds: number of folds, 2 to 100.
+        resume: continue the runs that are in `out`.
+        overwrite: remove the runs that are in `out` first.
+        model, recipe, classes, strict, device, tensorboard, tracker, warn, settings, fields: see `train`.
+
+    Returns:
+        Mean, standard deviation and values of each metric, and the runs.
+
+    Raises:
+        UserError: see `train`; or the images do not make that many folds.
+    """
+    return run_folds(
+        data,
+        out=out,
+        folds=folds,
+        model=model,
+        recipe=recipe,
+        resume=resume,
+        overwrite=overwrite,
+        classes=classes,
+        strict=strict,
+        device=device,
+        tensorboard=tensorboard,
+        trackers=_names(tracker),
+        warn=warn,
+        overrides={**(settings or {}), **fields},
+    )
+
+
+def run_folds(
+    data: str | os.PathLike[str] | None,
+    *,
+    out: str | os.PathLike[str],
+    folds: int,
+    resume: bool = False,
+    overwrite: bool = False,
+    warn: Warn | None = None,
+    **options: Any,
+) -> CrossValidation:
+    """Run `cross_validate`. `options` are those of `training_job`."""
+    folder = Path(out)
+    if is_main_process():
+        check_folder(folder, folds, resume=resume, overwrite=overwrite)
+
+    def job(number: int) -> TrainJob:
+        return prepare(
+            data,
+            out=folder / f"fold-{number}",
+            fold=(number, folds),
+            resume=resume,
+            overwrite=overwrite,
+            warn=(warn or python_warnings) if number == 1 else _ignore,  # the data is the same for all
+            **options,
+        )
+
+    return train_folds(job, folder, folds=folds)
 
 
 def prepare(
@@ -110,3 +201,7 @@ def _ignore(lines: Sequence[str]) -> None:
 
 def _text(name: str | os.PathLike[str] | None) -> str | None:
     return None if name is None else os.fspath(name)
+
+
+def _names(tracker: str | Sequence[str] | None) -> Sequence[str] | None:
+    return [tracker] if isinstance(tracker, str) else tracker

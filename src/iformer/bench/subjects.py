@@ -82,7 +82,8 @@ def prepare_all(
         title = label if size is None or len(sizes) == 1 else f"{label} at {size[0]} x {size[1]}"
         subject = prepare(name, runtime, folder, size=size, label=title, **options)
         subjects.append(subject)
-        if read_record(subject.artifact).postprocess is not None:
+        info = read_record(subject.artifact)
+        if info.postprocess is not None and info.task != "classify":  # a sigmoid costs nothing
             subjects.append(replace(subject, label=f"{title}, postprocessed", postprocess=True))
     return subjects
 

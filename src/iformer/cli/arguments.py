@@ -13,15 +13,23 @@ from iformer.config.network import MAX_INPUT_SIZE, MIN_INPUT_SIZE
 from iformer.config.windows import DESIGNS, PRESETS
 from iformer.errors import UserError
 
+DATA, MODEL, RECIPE, RUN = "Data", "Model", "Recipe", "Run"
+MORE = "More options"
+"""Groups of options in the help of a verb. Those of `MORE` are shown by --help-all."""
+
 AttentionOption = Annotated[
     str | None,
-    typer.Option(help=f"Attention design for large images: {', '.join(DESIGNS)}. [default: the network's own]"),
+    typer.Option(
+        help=f"Attention design for large images: {', '.join(DESIGNS)}. [default: the network's own]",
+        rich_help_panel=MORE,
+    ),
 ]
 WindowsOption = Annotated[
     str | None,
     typer.Option(
         help=f"Settings of the attention's windows: {', '.join(PRESETS)}. [default: released for M, L and L2, "
-        "else paper]"
+        "else paper]",
+        rich_help_panel=MORE,
     ),
 ]
 DeviceOption = Annotated[
@@ -53,6 +61,7 @@ def current_options(arguments: Sequence[str], known: Collection[str]) -> list[st
 EntryOption = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=MORE,
         metavar="KEY",
         help="Which weights of a training script's file to take, such as model_ema. [default: the weights "
         "themselves, an average only if there is nothing else]",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iformer.cli.arguments import (
+    MORE,
     AttentionOption,
     DeviceOption,
     EntryOption,
@@ -72,13 +73,18 @@ def export(
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Export without normalisation: float32 NCHW input instead of RGB pixels."),
+        typer.Option(
+            "--raw",
+            help="Export without normalisation: float32 NCHW input instead of RGB pixels.",
+            rich_help_panel=MORE,
+        ),
     ] = False,
     opset: Annotated[
         int | None,
         typer.Option(
             help=f"ONNX: version of the operator set, {OPSETS[0]} to {OPSETS[-1]}, for older runtimes. "
-            "[default: that of the installed torch's exporter]"
+            "[default: that of the installed torch's exporter]",
+            rich_help_panel=MORE,
         ),
     ] = None,
     images: Annotated[
@@ -99,16 +105,18 @@ def export(
             min=0.0,
             help="Points of the metric (top-1, box AP, mIoU) that int8 may lose before layers return to higher "
             "precision.",
+            rich_help_panel=MORE,
         ),
     ] = MAX_DROP,
     calibration_images: Annotated[
-        int, typer.Option(min=1, help="Number of images for the calibration.")
+        int, typer.Option(min=1, help="Number of images for the calibration.", rich_help_panel=MORE)
     ] = CALIBRATION_IMAGES,
     accuracy_control: Annotated[
         bool,
         typer.Option(
             "--accuracy-control",
             help="OpenVINO: NNCF chooses the operations in higher precision by the metric; slow.",
+            rich_help_panel=MORE,
         ),
     ] = False,
     entry: EntryOption = None,
@@ -224,6 +232,9 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
     if "top1_agreement" in parity:
         agreement = f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} clear images"
         rows.append(["same first class", agreement])
+    if "label_agreement" in parity:
+        agreement = f"{100 * parity['label_agreement']:.1f} % of {parity['clear_labels']:,} clear labels"
+        rows.append(["same labels", agreement])
     if "compared_detections" in parity:
         agreement = f"{parity['compared_detections'] - parity['unmatched_detections']} of "
         agreement += f"{parity['compared_detections']}, IoU {parity['min_iou']:.4f} or more"

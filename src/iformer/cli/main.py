@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from iformer._version import __version__
-from iformer.cli.arguments import current_options
+from iformer.cli.arguments import MORE, current_options
 from iformer.cli.output import (
     REQUEUE,
     USAGE,
@@ -33,10 +33,14 @@ VERBS = {
     "export": "export",
     "bench": "bench",
     "convert": "convert",
+    "push": "push",
     "paper": "paper",
     "doctor": "doctor",
 }
 """The verbs, which are also the names of their modules in `iformer.cli`, with their functions."""
+
+
+HELP_ALL = "--help-all"
 
 
 class Verb(TyperCommand):
@@ -46,9 +50,30 @@ class Verb(TyperCommand):
         super().__init__(*args, **{**options, "rich_markup_mode": "rich"})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the verb's arguments; see `current_options`."""
+        """Parse the verb's arguments; see `current_options`. `--help-all` prints the whole help."""
+        if HELP_ALL in args:
+            ctx.meta[HELP_ALL] = True
+            print(ctx.get_help())
+            raise typer.Exit
         known = {name for parameter in self.params for name in parameter.opts}
         return super().parse_args(ctx, current_options(args, known))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help; without `--help-all`, the options of the group `MORE` are only counted."""
+        more = [option for option in self.params if getattr(option, "rich_help_panel", None) == MORE]
+        if not more or ctx.meta.get(HELP_ALL):
+            super().format_help(ctx, formatter)
+            return
+        epilog = self.epilog
+        try:
+            for option in more:
+                option.hidden = True  # type: ignore[attr-defined]
+            self.epilog = f"{HELP_ALL} shows {len(more)} more options."
+            super().format_help(ctx, formatter)
+        finally:
+            self.epilog = epilog
+            for option in more:
+                option.hidden = False  # type: ignore[attr-defined]
 
 
 def build_app() -> typer.Typer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -41,12 +42,20 @@ def predict(
         typer.Option(
             file_okay=False,
             help="Folder for pictures and predictions.jsonl. "
-            f"[default: {DEFAULT_FOLDER}; with --json nothing is written unless --out or --explain is given]",
+            f"[default: {DEFAULT_FOLDER}, or {DEFAULT_FOLDER}/2 … if it holds answers; with --json nothing unless "
+            "--out, --format or --explain is given]",
         ),
     ] = None,
+    format: Annotated[
+        str, typer.Option(help="Of the answers in --out: jsonl, csv or parquet (one row for each answer).")
+    ] = "jsonl",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the answers that are in --out.")] = False,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Classifiers: also draw where the network looks (explain.png)."),
+    ] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Classifiers: average the logits of each image and its mirror image.")
     ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Classifiers: images in one call.", show_default="32")
@@ -82,16 +91,20 @@ def predict(
     """
     from iformer.api.predict import predict as run
 
-    folder = out or (None if json and not explain else DEFAULT_FOLDER)
+    writes = not json or explain or format != "jsonl"
+    folder = out or (_unused_folder(overwrite=overwrite) if writes else None)
     try:
         predictions = run(
             DEFAULT_NETWORK if weights is None else weights,
             images,
             out=folder,
+            format=format,
+            overwrite=overwrite,
             top_k=top_k,
             batch_size=batch_size,
             workers=workers,
             explain=explain,
+            flip=flip,
             min_score=min_score,
             sliding=sliding,
             tile=tile,
@@ -127,6 +140,14 @@ def predict(
         note(line)
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _unused_folder(*, overwrite: bool) -> Path:
+    """Return the default folder or, if it holds answers of an earlier call, a numbered one inside it."""
+    from iformer.api.answers import holds_answers
+
+    numbered = (DEFAULT_FOLDER if number == 1 else DEFAULT_FOLDER / str(number) for number in count(1))
+    return next(folder for folder in numbered if overwrite or not holds_answers(folder))
 
 
 def _short(source: str) -> str:

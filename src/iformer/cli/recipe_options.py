@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from iformer.cli.arguments import RECIPE
 from iformer.config.checking import without_range
 from iformer.config.recipe import Recipe
 from iformer.config.reference import recipe_fields
@@ -15,12 +16,15 @@ from iformer.config.reference import recipe_fields
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def recipe_options(kind: type[Recipe], options: Mapping[str, str]) -> Callable[[F], F]:
+def recipe_options(
+    kind: type[Recipe], options: Mapping[str, str], *, groups: Mapping[str, str]
+) -> Callable[[F], F]:
     """Decorate a verb: its `**fields` become options that set fields of a recipe.
 
     Args:
         kind: the recipe class with the fields.
         options: name of each option -> name of its field. An option that is not given is None.
+        groups: name of an option -> its group in the help; `RECIPE` for the others.
     """
     rows = {row.name: row for row in recipe_fields(kind)}
 
@@ -33,7 +37,11 @@ def recipe_options(kind: type[Recipe], options: Mapping[str, str]) -> Callable[[
                 default=None,
                 annotation=Annotated[
                     without_range(rows[field].hint) | None,
-                    typer.Option(help=f"{rows[field].summary}.", rich_help_panel="Recipe"),
+                    typer.Option(
+                        *([f"--{name.replace('_', '-')}"] if rows[field].hint is bool else []),
+                        help=f"{rows[field].summary}.",
+                        rich_help_panel=groups.get(name, RECIPE),
+                    ),
                 ],
             )
             for name, field in options.items()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import DeviceOption
+from iformer.cli.arguments import DATA, MODEL, MORE, RECIPE, RUN, DeviceOption
 from iformer.cli.output import DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.cli.recipe_options import recipe_options
 from iformer.errors import UserError
 from iformer.tasks.registry import TASKS, find_task
 
 if TYPE_CHECKING:
+    from iformer.tasks.folds import CrossValidation
     from iformer.training.dry_run import DryRun
+    from iformer.training.lr_finder import LearningRates
     from iformer.training.records.results import TrainResult
 
 RECIPE_OPTIONS = {
@@ -26,6 +30,7 @@ RECIPE_OPTIONS = {
     "precision": "precision",
     "weights": "weights",
     "entry": "entry",
+    "multi_label": "multi_label",
     "attention": "attention",
     "windows": "windows",
     "teacher": "distillation.teacher",
@@ -34,62 +39,141 @@ RECIPE_OPTIONS = {
 """The options that set a field of the recipe, with the fields."""
 
 
-@recipe_options(TASKS["classify"].recipe_class, RECIPE_OPTIONS)
+_GROUPS = {
+    "weights": MODEL,
+    "multi_label": DATA,
+    **dict.fromkeys(("entry", "attention", "windows", "seed", "precision", "teacher", "distillation"), MORE),
+}
+
+
+@recipe_options(TASKS["classify"].recipe_class, RECIPE_OPTIONS, groups=_GROUPS)
 def train(
     *,
-    out: Annotated[Path, typer.Option(help="The run's folder: networks, log, report.")],
     data: Annotated[
         str | None,
         typer.Option(
-            help="classify: a folder with one sub-folder per class (also in train/ and val/), tar shards (a "
-            "folder or URL), hfds/NAME, or elpv; detect: with COCO annotations; segment: with images and masks."
+            help="classify: a folder with one sub-folder per class (also in train/ and val/), a table, tar "
+            "shards, hfds/NAME or elpv; detect: with COCO annotations; segment: with images and masks.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A network's name, or a checkpoint to fine-tune.", show_default="iformer_t"),
+        typer.Option(
+            help="A network's name, or a checkpoint to fine-tune.", show_default="iformer_t", rich_help_panel=MODEL
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             help="A recipe's name, or a YAML file.",
             show_default=", ".join(row.default_recipe for row in TASKS.values()) + " by task",
+            rich_help_panel=RECIPE,
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help=f"The task: {', '.join(TASKS)}.", show_default="the recipe's, or classify"),
+        typer.Option(
+            help=f"The task: {', '.join(TASKS)}.", show_default="the recipe's, or classify", rich_help_panel=MODEL
+        ),
     ] = None,
     detector: Annotated[
         str | None,
-        typer.Option(help=f"Kind of detector: {', '.join(TASKS['detect'].kinds)}.", show_default="the recipe's"),
+        typer.Option(
+            help=f"Kind of detector: {', '.join(TASKS['detect'].kinds)}.",
+            show_default="the recipe's",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     segmenter: Annotated[
         str | None,
-        typer.Option(help=f"Kind of segmenter: {', '.join(TASKS['segment'].kinds)}.", show_default="the recipe's"),
+        typer.Option(
+            help=f"Kind of segmenter: {', '.join(TASKS['segment'].kinds)}.",
+            show_default="the recipe's",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder: networks, log, report.", rich_help_panel=RUN)],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")
+        bool,
+        typer.Option("--resume", help="Continue the run in --out with its own settings.", rich_help_panel=RUN),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, time a few steps, estimate the run; keep nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, time a few steps, estimate the run; keep nothing.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that is in --out.")] = False,
+    find_lr: Annotated[
+        bool,
+        typer.Option(
+            "--find-lr",
+            help="Train 100 steps at rising learning rates, suggest --lr; keep nothing.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the run that is in --out.", rich_help_panel=RUN)
+    ] = False,
     val_split: Annotated[
         float | None,
         typer.Option(
-            help="Share of the images for validation, if the data has no validation images.", show_default="0.2"
+            help="Share of the images for validation, if the data has no validation images.",
+            show_default="0.2",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Classifiers: the classes of the data to take, in this order.",
+            show_default="all",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=100,
+            metavar="N",
+            help="Classifiers: cross-validation, one run for each fold; mean and spread in the report.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     strict_data: Annotated[
-        bool, typer.Option("--strict-data", help="Stop at an image that cannot be read, instead of skipping it.")
+        bool,
+        typer.Option(
+            "--strict-data",
+            help="Stop at an image that cannot be read, instead of skipping it.",
+            rich_help_panel=MORE,
+        ),
     ] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe, for example augment.hflip=0."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any field of the recipe, for example augment.hflip=0.",
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     device: DeviceOption = "auto",
-    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files.")] = True,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Write TensorBoard's files, if there is no --tracker.", rich_help_panel=MORE)
+    ] = True,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="tensorboard, wandb, mlflow, comet or none; several with commas.",
+            show_default="tensorboard",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
     **fields: Any,
@@ -98,28 +182,39 @@ def train(
 
     Prints the path of the report.
     """
-    from iformer.api.train import prepare
+    from iformer.api.train import prepare, run_folds
     from iformer.config.recipe_files import merge_overrides
     from iformer.tasks.train import is_main_process
 
     given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
     is_main = is_main_process()
-    job = prepare(
-        data,
-        out=out,
-        model=model,
-        recipe=recipe,
-        task=task,
-        overrides=merge_overrides(set_ or [], given),
-        kinds={"detector": detector, "segmenter": segmenter},
-        val_split=val_split,
-        strict=strict_data,
-        resume=resume,
-        overwrite=overwrite,
-        device=device,
-        tensorboard=tensorboard,
-        warn=note_warnings,
-    )
+    options: dict[str, Any] = {
+        "out": out,
+        "model": model,
+        "recipe": recipe,
+        "task": task,
+        "overrides": merge_overrides(set_ or [], given),
+        "kinds": {"detector": detector, "segmenter": segmenter},
+        "classes": None if classes is None else [name.strip() for name in classes.split(",")],
+        "strict": strict_data,
+        "resume": resume,
+        "overwrite": overwrite,
+        "device": device,
+        "tensorboard": tensorboard,
+        "trackers": tracker or None,
+        "warn": note_warnings,
+    }
+    if folds is not None:
+        one_run = {"--val-split": val_split is not None, "--dry-run": dry_run, "--find-lr": find_lr}
+        for name, wrong in one_run.items():
+            if wrong:
+                raise UserError(f"{name} is for a single run, not for --folds; leave one of them out")
+        with _explained_stop(out):
+            found_folds = run_folds(data, folds=folds, **options)
+        if is_main:
+            _print_folds(found_folds, json=json)
+        return
+    job = prepare(data, val_split=val_split, **options)
     if dry_run:
         from iformer.training.dry_run import dry_run as measure
 
@@ -129,15 +224,46 @@ def train(
         if is_main:
             _print_dry_run(found, json=json)
         return
+    if find_lr:
+        from iformer.training.lr_finder import find_lr as find
+
+        _print_rates(find(job), json=json)
+        return
     from iformer.training.loop import train as run
 
-    try:
+    with _explained_stop(out):
         result = run(job)
+    if is_main:
+        _print_result(result, json=json)
+
+
+@contextmanager
+def _explained_stop(out: Path) -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         note(f"stopped; --resume continues the run in {out}")
         raise
-    if is_main:
-        _print_result(result, json=json)
+
+
+def _print_folds(result: CrossValidation, *, json: bool) -> None:
+    if json:
+        metrics = {name: vars(spread) for name, spread in result.metrics.items()}
+        runs = [fold.folder for fold in result.folds]
+        print_json_line({"metrics": metrics, "folder": result.folder, "folds": runs, "report": result.report})
+        return
+    say(f"{result.headline} (last weights, fp32)")
+    say(f"report:  {result.report}")
+
+
+def _print_rates(found: LearningRates, *, json: bool) -> None:
+    if json:
+        print_json_line(found.to_plain())
+        return
+    every = max(1, len(found.rates) // 20)
+    for rate, loss in list(zip(found.rates, found.losses, strict=True))[::every]:
+        say(f"learning rate {rate:8.1e}   loss {loss:.4f}")
+    say(f"the loss falls fastest at {found.steepest:.1e}: try --lr {found.lr:.1e}")
 
 
 def _print_dry_run(found: DryRun, *, json: bool) -> None:
@@ -188,8 +314,8 @@ def _print_result(result: TrainResult, *, json: bool) -> None:
             }
         )
         return
-    metrics, task = result.metrics, result.metadata.task
-    name, label = find_task(task).metric, find_task(task).metric_label
+    metrics, metadata = result.metrics, result.metadata
+    name, label = find_task(metadata.task).headline(multi_label=metadata.multi_label)
     say(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
     best = f"{'best':<{len(label)}} {result.best[name]:.2f} %"
     say(f"{best} in epoch {result.best['epoch']}: chosen on these very images")

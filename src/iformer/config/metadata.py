@@ -17,11 +17,19 @@ class Metadata(Config):
     """A name of `iformer.tasks.registry.TASKS`."""
     class_names: tuple[str, ...] = ()
     """One name per class, in the order of the network's outputs. Empty: unknown."""
+    multi_label: bool = False
+    """Whether each class is answered with yes or no: probabilities are the sigmoid of the logits, not softmax."""
     preprocessing: Preprocessing = Preprocessing()
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics on held-out data, `{"top1": 92.3, …}`; shares in percent."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the weights: command, commit, versions, data fingerprint, source file."""
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which a class of a multi-label network is a yes: the one with the best F1, else 0.5."""
+        threshold = self.metrics.get("threshold")
+        return threshold if isinstance(threshold, float) and 0 < threshold < 1 else 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,8 @@ from iformer.data.transforms import Transform, TransformSchedule
 from iformer.errors import DataError
 
 Batch = dict[str, Any]
-"""images: uint8 (B, C, H, W) in channels-last memory; labels and indices: int64 (B)."""
+"""images: uint8 (B, C, H, W) in channels-last memory; labels and indices: int64 (B), or labels: float32 (B, K) if
+an image may have several."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
@@ -41,6 +42,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         cache_side: int | None = None,
         channels: int = 3,
         value_range: ValueRange | None = None,
+        multi_label: bool = False,
         progress: Progress | None = None,
     ) -> None:
         """Create the dataset; with `cache="ram"` every image is decoded now.
@@ -54,6 +56,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
                 means keep them as they are.
             channels: see `iformer.data.images.read_image`.
             value_range: likewise.
+            multi_label: labels of a batch are float32 B x K, 1 for each class of an image.
             progress: called with the number of images cached and their total.
 
         Raises:
@@ -62,6 +65,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         self.image_set = image_set
         self.transform = transform
         self.seed = seed
+        self.multi_label = multi_label
         self._read = partial(read_image, keep_gray=True, channels=channels, value_range=value_range)
         self._cache = _DecodedImages(image_set, cache_side, self._read, progress) if cache == "ram" else None
 
@@ -95,9 +99,14 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         images_BHWC = torch.stack([pixels_CHW.permute(1, 2, 0) for pixels_CHW, _, _ in items])
         return {
             "images": images_BHWC.permute(0, 3, 1, 2),
-            "labels": torch.tensor([label for _, label, _ in items], dtype=torch.int64),
+            "labels": self._labels([index for _, _, index in items]),
             "indices": torch.tensor([index for _, _, index in items], dtype=torch.int64),
         }
+
+    def _labels(self, indices: Sequence[int]) -> Tensor:
+        if self.multi_label:
+            return torch.from_numpy(np.stack([self.image_set.multi_hot(index) for index in indices]))
+        return torch.tensor([self.image_set.samples[index].label for index in indices], dtype=torch.int64)
 
     def _transformed(self, image: Image.Image, epoch: int, index: int) -> tuple[Tensor, int, int]:
         transform = self.transform

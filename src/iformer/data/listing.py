@@ -18,7 +18,10 @@ _SYSTEM_NAMES = frozenset(
     }
 )  # fmt: skip
 
-_OUTPUT_NAMES = ("log.jsonl", "predictions.jsonl", "last.safetensors", "best.safetensors", "resume.safetensors")
+_OUTPUT_NAMES = (
+    *("log.jsonl", "predictions.jsonl", "predictions.csv", "predictions.parquet"),
+    *("last.safetensors", "best.safetensors", "resume.safetensors"),
+)
 """Files of which any shows that a folder was written by `train`, `eval` or `predict`."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,6 +22,14 @@ class Sample(ABC):
     """One encoded image and the index of its class. `str()` gives its location, for messages."""
 
     label: int
+    labels: tuple[int, ...] | None = None
+    """Indices of all classes of an image with several labels or none; `label` is then the first one, or -1. None:
+    the image has one label."""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Indices of the classes of the image."""
+        return (self.label,) if self.labels is None else self.labels
 
     @property
     @abstractmethod
@@ -53,6 +62,8 @@ class FileSample(Sample, os.PathLike[str]):
     """An image file."""
 
     path: Path
+    group: str = field(default="", kw_only=True)
+    """Images of one group, such as those of one patient, stay in one split. Empty: a group of its own."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -128,15 +139,32 @@ class ImageSet:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Class indices, int64, shape (N,)."""
+        """Class indices, int64, shape (N,); see `Sample.label` for images with several labels."""
         if isinstance(self.samples, IndexedSamples):
             return self.samples.labels
         return np.array([sample.label for sample in self.samples], dtype=np.int64)
 
     @property
+    def label_sets(self) -> list[tuple[int, ...]]:
+        """Class indices of each image, in rising order."""
+        if isinstance(self.samples, IndexedSamples):
+            return [(label,) for label in self.samples.labels.tolist()]
+        return [sample.classes for sample in self.samples]
+
+    def multi_hot(self, index: int) -> npt.NDArray[np.float32]:
+        """Return 1 for each class that an image has and 0 for each that it has not, shape (K,)."""
+        target_K = np.zeros(len(self.class_names), np.float32)
+        target_K[list(self.samples[index].classes)] = 1
+        return target_K
+
+    @property
     def class_counts(self) -> dict[str, int]:
         """Number of images of each class, in the order of `class_names`."""
-        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        if isinstance(self.samples, IndexedSamples):
+            labels = self.samples.labels
+        else:
+            labels = np.fromiter(itertools.chain.from_iterable(self.label_sets), np.int64)
+        counts = np.bincount(labels, minlength=len(self.class_names))
         return {name: int(count) for name, count in zip(self.class_names, counts, strict=True)}
 
     @property
@@ -181,7 +209,8 @@ class ImageSet:
             digest.update(self.samples.contents.encode())
             return digest.hexdigest()
         for sample in self.samples:
-            line = f"{self.relative_path(sample)}\0{sample.label}\0{sample.size()}\n"
+            label = ",".join(map(str, sample.classes))
+            line = f"{self.relative_path(sample)}\0{label}\0{sample.size()}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 

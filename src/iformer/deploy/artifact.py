@@ -66,14 +66,16 @@ class ArtifactInfo(Config):
     output_name: Text
     """Name of the first output in the artifact."""
     output: Text = "logits"
-    """What the first output is. Classifiers: `logits`, batch x classes; softmax gives probabilities.
+    """What the first output is. Classifiers: `logits`, batch x classes; softmax gives probabilities, or sigmoid
+    if `postprocess` says so.
     `docs/reference/artifact.md` has those of detectors and segmenters."""
     more_outputs: dict[str, Text] = field(default_factory=dict)
     """The other outputs, each with its name in the artifact."""
     output_shapes: dict[str, tuple[Annotated[int, Range(1, 10**9)], ...]] = field(default_factory=dict)
     """Shape of every output for one image, without the batch. Empty in records of early versions."""
     postprocess: dict[str, Any] | None = None
-    """How the outputs become an answer, by the task: thresholds, limits, colours. None: they are the answer."""
+    """How the outputs become an answer, by the task: thresholds, limits, colours. None: they are the answer.
+    Multi-label classifiers: `{"activation": "sigmoid", "threshold": …}`."""
     task: Text = "classify"
     num_classes: Annotated[int, Range(1, 1_000_000)]
     class_names: tuple[str, ...] = ()
@@ -124,6 +126,11 @@ class ArtifactInfo(Config):
     def outputs(self) -> dict[str, str]:
         """Outputs by name, with the name that each has in the artifact."""
         return {self.output: self.output_name} | self.more_outputs
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it is a classifier that answers each class with yes or no."""
+        return self.task == "classify" and (self.postprocess or {}).get("activation") == "sigmoid"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

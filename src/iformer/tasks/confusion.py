@@ -15,6 +15,7 @@ from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
 MAX_CONFUSION_CLASSES = 50
 """With more classes than this the confusion matrix shows only those most confused with each other."""
 MOST_CONFUSED = 24
+_ZERO = "#7f8aa0"
 _COUNTED_CLASSES = 20
 """Up to this number of classes the confusion matrix shows counts as text."""
 
@@ -53,10 +54,9 @@ def draw_matrix(
     if count <= _COUNTED_CLASSES:
         size = 13 if count <= 4 else 10 if count <= 10 else 7.5
         for (row, column), value in np.ndenumerate(counts):
-            if value:
-                text = f"{value}\n{100 * share[row, column]:.1f} %" if count <= 6 else str(value)
-                colour = "white" if share[row, column] < 0.55 else INK
-                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+            text = f"{value}\n{100 * share[row, column]:.1f} %" if count <= 6 else str(value)
+            colour = _ZERO if not value else "white" if share[row, column] < 0.55 else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
     fontsize = 11 if count <= 10 else 9 if count <= 25 else 7
     with_totals = [f"{name} ({total})" for name, total in zip(row_names, totals.tolist(), strict=True)]
     axes.set_yticks(range(len(rows)), with_totals, fontsize=fontsize)

@@ -54,6 +54,7 @@ class PredictOptions:
     batch_size: int | None = None
     workers: int | None = None
     explain: bool | None = None
+    flip: bool | None = None
     min_score: float | None = None
     sliding: bool | None = None
     tile: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,11 @@ _HEADER, _HEADING = 84, 900
 _CAPTION = 30
 _BAR_ROW = 25
 
+_MARK = 26
+"""Side of the plate with a tick or a cross."""
+
+RIGHT, WRONG = "#0072b2", "#d55e00"
+"""Blue and vermilion of Okabe and Ito's palette, which colour-blind people can tell apart."""
 _PAPER, _CARD, _EDGE = "#f4f5f7", "#ffffff", "#dde1e6"
 _INK, _FAINT, _TRACK = "#1c2430", "#6b7684", "#eef1f4"
 
@@ -40,6 +45,16 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A strip of colours with a label at each end."""
+
+    colours: Callable[[tuple[int, int]], Image.Image]
+    """Draws the strip in a size."""
+    low: str
+    high: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """One picture of a contact sheet with its caption and bars."""
 
@@ -47,6 +62,10 @@ class Card:
     """All pictures of a sheet have the same size."""
     caption: str
     bars: tuple[Bar, ...] = ()
+    scale: Scale | None = None
+    """A scale beside the caption, under the right half of the picture."""
+    is_right: bool | None = None
+    """Whether the answer is the truth, which the card's corner marks; None: not marked."""
 
 
 def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str) -> Image.Image:
@@ -76,6 +95,11 @@ def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str
         )
         sheet.paste(card.picture, (left + _PADDING, top + _PADDING))
         _draw_card_text(draw, card, left + _PADDING, top + _PADDING + picture.height, fonts)
+        if card.scale is not None:
+            place = (left + _PADDING + (picture.width + _GAP) // 2, left + _PADDING + picture.width)
+            _draw_scale(sheet, card.scale, (*place, top + _PADDING + picture.height + 9), fonts["small"])
+        if card.is_right is not None:
+            _draw_mark(draw, (left + _PADDING + picture.width - _MARK, top + _PADDING), is_right=card.is_right)
     return sheet
 
 
@@ -87,6 +111,14 @@ def square(picture: Image.Image, side: int = THUMBNAIL) -> Image.Image:
     result = Image.new("RGB", (side, side), _TRACK)
     result.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
     return result
+
+
+def beside(left: Image.Image, right: Image.Image, side: int = THUMBNAIL) -> Image.Image:
+    """Return two whole pictures side by side, each in the middle of a square."""
+    pair = Image.new("RGB", (2 * side + _GAP, side), "white")
+    pair.paste(square(left, side), (0, 0))
+    pair.paste(square(right, side), (side + _GAP, 0))
+    return pair
 
 
 def save_png(picture: Image.Image, path: Path) -> Path:
@@ -129,11 +161,21 @@ def draw_label(
     draw.text((x + 3 - left, y + 3 - top), text, font=font, fill="white" if dark else "black")
 
 
+def _draw_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int], *, is_right: bool) -> None:
+    """Draw a tick or a cross on a square plate whose upper left corner is at `corner`."""
+    x, y = corner
+    draw.rectangle((x, y, x + _MARK - 1, y + _MARK - 1), fill=RIGHT if is_right else WRONG)
+    strokes = [((6, 14), (11, 19), (20, 7))] if is_right else [((7, 7), (19, 19)), ((7, 19), (19, 7))]
+    for stroke in strokes:
+        draw.line([(x + across, y + down) for across, down in stroke], fill="white", width=4, joint="curve")
+
+
 def _draw_card_text(
     draw: ImageDraw.ImageDraw, card: Card, left: int, top: int, fonts: dict[str, ImageFont.FreeTypeFont]
 ) -> None:
     width = card.picture.width
-    draw.text((left, top + 9), _shortened(card.caption, fonts["small"], width), font=fonts["small"], fill=_FAINT)
+    room = width if card.scale is None else width // 2 - _GAP
+    draw.text((left, top + 9), _shortened(card.caption, fonts["small"], room), font=fonts["small"], fill=_FAINT)
     for row, bar in enumerate(card.bars):
         y = top + _CAPTION + row * _BAR_ROW
         draw.rounded_rectangle((left, y, left + width - 1, y + _BAR_ROW - 5), radius=3, fill=_TRACK)
@@ -146,6 +188,20 @@ def _draw_card_text(
         label = _shortened(bar.label, fonts["text"], width - percent_width - 18)
         draw.text((left + 6, y + 2), label, font=fonts["text"], fill=_INK)
         draw.text((left + width - 6 - percent_width, y + 2), percent, font=fonts["text"], fill=_INK)
+
+
+def _draw_scale(
+    sheet: Image.Image, scale: Scale, place: tuple[int, int, int], font: ImageFont.FreeTypeFont
+) -> None:
+    """Draw a scale in one line; `place` is its left and right end and its top."""
+    left, right, top = place
+    draw = ImageDraw.Draw(sheet)
+    after_low = left + math.ceil(font.getlength(scale.low)) + 6
+    before_high = right - math.ceil(font.getlength(scale.high)) - 6
+    draw.text((left, top), scale.low, font=font, fill=_FAINT)
+    draw.text((before_high + 6, top), scale.high, font=font, fill=_FAINT)
+    strip = scale.colours((max(1, before_high - after_low), 12))
+    sheet.paste(strip, (after_low, top + 2))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

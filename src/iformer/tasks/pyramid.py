@@ -32,7 +32,7 @@ from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import Size, resolve
 from iformer.tasks.interface import Record
-from iformer.tasks.pictures import Card, draw_sheet, save_png, square
+from iformer.tasks.pictures import Card, beside, draw_sheet, save_png
 from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
@@ -268,39 +268,26 @@ class PyramidPredictor(ABC):
             yield {"file": str(reader.path), "frame": number, "seconds": round(seconds, 3), **self.record(answer)}
 
 
-def draw_examples(
+def example_sheet(
     predictor: PyramidPredictor,
     paths: Sequence[Path],
-    truth: Callable[[int, Image.Image], Image.Image],
-    out: Path,
+    draw_truth: Callable[[int, Image.Image], Image.Image],
     *,
     title: str,
-) -> str:
-    """Write a contact sheet of evenly spaced validation images with annotations and predictions side by side.
+) -> Image.Image:
+    """Draw evenly spaced validation images, each with its annotations and with the predictions.
 
     Args:
-        predictor: what predicts.
-        paths: validation images.
-        truth: draws the annotation on the image of a position in `paths`.
-        out: the PNG file.
-        title: the heading of the sheet.
-
-    Returns:
-        The section of the report.
+        draw_truth: draws the annotations of the image with an index into `paths`.
     """
-    count, columns, side = 12, 3, 300
-    chosen = range(len(paths))[:: max(1, len(paths) // count)][:count]
+    count, columns, side = 12, 3, 260
     cards = []
-    for index in chosen:
+    for index in list(range(0, len(paths), max(1, len(paths) // count)))[:count]:
         image = read_image(paths[index], value_range=predictor.value_range)
-        pair = Image.new("RGB", (2 * side + 4, side), "white")
-        for column, picture in enumerate((truth(index, image), predictor.draw(image, predictor.answer(image)))):
-            pair.paste(square(picture, side), (column * (side + 4), 0))
+        pair = beside(draw_truth(index, image), predictor.draw(image, predictor.answer(image)), side)
         cards.append(Card(picture=pair, caption=paths[index].name))
     subtitle = f"{len(cards)} of {len(paths)} validation images: annotated on the left, predicted on the right."
-    sheet = draw_sheet(cards, columns=columns, title=title, subtitle=subtitle)
-    save_png(sheet, out)
-    return f"## Predictions\n\n![Predictions on validation images]({out.name})"
+    return draw_sheet(cards, columns=columns, title=title, subtitle=subtitle)
 
 
 class _Names:

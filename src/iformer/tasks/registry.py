@@ -46,12 +46,20 @@ class TaskRow:
     """The headline metric as it is printed."""
     networks: str
     """Plural noun for networks of the task, in messages."""
+    pipeline_tag: str
+    """Name of the task on the Hugging Face hub."""
     data: str
     """Data that `--data` accepts, for help and error messages."""
+    multi_label_metric: tuple[str, str] | None = None
+    """Key and printed form of the headline metric of networks with several labels per image, if there are any."""
     option: str = ""
     """Name of the option of `train` that chooses the kind of network; empty if there is one kind."""
     kinds: Mapping[str, NetworkKind] = field(default_factory=dict)
     """Values of that option."""
+
+    def headline(self, *, multi_label: bool = False) -> tuple[str, str]:
+        """Return the key of the headline metric and the metric as it is printed."""
+        return (multi_label and self.multi_label_metric) or (self.metric, self.metric_label)
 
     def module(self, name: str) -> ModuleType:
         """Import a module of the folder.
@@ -78,7 +86,9 @@ TASKS = {
             default_recipe="finetune",
             metric="top1",
             metric_label="top-1",
+            multi_label_metric=("map", "mAP"),
             networks="classifiers",
+            pipeline_tag="image-classification",
             data="a folder with one sub-folder a class, a table (.csv, .tsv, .parquet), or elpv",
         ),
         TaskRow(
@@ -89,6 +99,7 @@ TASKS = {
             metric="box_ap",
             metric_label="box AP",
             networks="detectors",
+            pipeline_tag="object-detection",
             data="a folder with images and annotations: COCO, YOLO (data.yaml), Pascal VOC or LabelMe",
             option="detector",
             kinds={
@@ -107,6 +118,7 @@ TASKS = {
             metric="miou",
             metric_label="mIoU",
             networks="segmenters",
+            pipeline_tag="image-segmentation",
             data="a folder with images and masks",
             option="segmenter",
             kinds={

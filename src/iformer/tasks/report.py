@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from iformer.files import write_text
 from iformer.tables import markdown_code, markdown_table, markdown_text
+from iformer.tasks.model_card import model_card
 from iformer.tasks.registry import find_task
 from iformer.training.records.figures import draw_curves
 from iformer.training.records.results import TrainResult
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.sections import making, settings, write_markdown
+
+EXAMPLES = "predictions.png"
+"""The sheet of annotations and predictions of detectors and segmenters, beside the report."""
+EXAMPLES_SECTION = f"## Predictions\n\n![Annotations and predictions on validation images]({EXAMPLES})"
 
 
 def write_task_report(
@@ -21,7 +27,7 @@ def write_task_report(
     mean_row: Sequence[str] = (),
     loss_label: str = "cross entropy",
 ) -> Path:
-    """Write `report.md` and `curves.png` into a run folder; older files of these names are replaced.
+    """Write `report.md`, `curves.png` and the model card into a run folder, over older files of these names.
 
     Args:
         headline: the metrics of the final weights, in a paragraph.
@@ -36,19 +42,20 @@ def write_task_report(
         MissingDependencyError: matplotlib is not installed.
         OutputError: the folder cannot be written.
     """
-    row, best, evaluation = find_task(result.metadata.task), result.best, result.evaluation
+    best, evaluation, metadata = result.best, result.evaluation, result.metadata
+    metric, metric_label = find_task(metadata.task).headline(multi_label=metadata.multi_label)
     draw_curves(
         result.history,
         result.folder / "curves.png",
         best_epoch=best.get("epoch"),
-        metric=row.metric,
-        metric_label=row.metric_label,
+        metric=metric,
+        metric_label=metric_label,
         loss_label=loss_label,
     )
     chosen = (
-        f"The best evaluation was {best[row.metric]:.2f} % (epoch {best.get('epoch', '?')}, kept as "
+        f"The best evaluation was {best[metric]:.2f} % (epoch {best.get('epoch', '?')}, kept as "
         "`best.safetensors`). That epoch was selected on these same images, so its number is optimistic."
-        if row.metric in best
+        if metric in best
         else ""
     )
     rows = evaluation.class_rows() + ([list(mean_row)] if mean_row else [])
@@ -56,13 +63,16 @@ def write_task_report(
         f"# {markdown_text(result.model_name)} on {markdown_code(result.data_name)}",
         headline,
         chosen,
-        f"## Curves\n\n![Loss, {row.metric_label} and learning rate by epoch](curves.png)",
+        f"## Curves\n\n![Loss, {metric_label} and learning rate by epoch](curves.png)",
         "## Classes\n\n" + markdown_table(["class", *evaluation.columns.values()], rows),
         *sections,
         making(result, result.history),
         settings(result),
     ]
-    return write_markdown(RunFolder(result.folder).report, text)
+    files = RunFolder(result.folder)
+    card = model_card(metadata, name=result.model_name, parameters=result.parameters)
+    write_text(files.card, card)
+    return write_markdown(files.report, text)
 
 
 def final_weights(result: TrainResult) -> str:

@@ -75,7 +75,7 @@ def open_subject(
         used = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         on = used if device == "auto" else resolve_device(device)
         task = network.metadata.task
-        return Subject(model=network, row=find_task(task), device=on, title=_network_name(network))
+        return Subject(model=network, row=find_task(task), device=on, title=network_name(network))
     runner: ArtifactRunner | None = subject if isinstance(subject, ArtifactRunner) else None
     artifact: Artifact | None = None
     if runner is None:
@@ -107,7 +107,8 @@ def open_subject(
     return Subject(model=runner, row=row, device=torch.device("cpu"), title=title, notes=tuple(notes))
 
 
-def _network_name(network: Any) -> str:
+def network_name(network: Any) -> str:
+    """Return the name of a network's architecture."""
     config = network.config
     name: str = getattr(config, "name", "") or config.backbone.name
     return name

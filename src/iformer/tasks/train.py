@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from iformer.tasks.interface import TrainModule, Warn
 from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
+from iformer.training.records.trackers import tracker_names
 
 _NOT_PATHS = ("elpv", "none", "pretrained")
 
@@ -32,6 +33,8 @@ class StoredRun(Config):
     recipe_name: Text
     recipe: dict[str, Any] = field(default_factory=dict)
     val_split: Share | None = None
+    classes: tuple[str, ...] | None = None
+    fold: tuple[int, int] | None = None
     working_directory: Text | None = None
     """Folder in which the run was started; None in runs of older versions."""
 
@@ -79,11 +82,14 @@ def training_job(
     overrides: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str | None] | None = None,
     val_split: float | None = None,
+    classes: Sequence[str] | None = None,
+    fold: tuple[int, int] | None = None,
     strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     tensorboard: bool = True,
+    trackers: Sequence[str] | None = None,
     warn: Warn = lambda warnings: None,
 ) -> TrainJob:
     """Prepare a training run: read the recipe and the data, build the network with its starting weights.
@@ -121,6 +127,9 @@ def training_job(
     data = data or (before.locate(before.data, folder) if before else None)
     if data is None:
         raise UserError(f"--data is missing; give {row.data}")
+    for flag, given in (("--folds", fold is not None), ("--classes", classes is not None)):
+        if given and row.name != "classify":
+            raise UserError(f"{flag} is for classifiers, the recipe {name} is for {row.networks}; leave it out")
     settings = RunSettings(
         data_name=data,
         recipe=fields,
@@ -128,8 +137,11 @@ def training_job(
         folder=folder,
         resume=resume,
         overwrite=overwrite,
+        classes=tuple(classes) if classes is not None else (before.classes if before else None),
+        fold=fold or (before.fold if before else None),
         device=device,
         tensorboard=tensorboard,
+        trackers=None if trackers is None else tracker_names(trackers),
     )
     if val_split is None and before is not None:
         val_split = before.val_split

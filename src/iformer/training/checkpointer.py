@@ -44,6 +44,7 @@ class Checkpointer:
         return Metadata(
             task=self.job.task.name,
             class_names=self.job.task.class_names,
+            multi_label=self.job.multi_label,
             preprocessing=self.job.preprocessing,
             metrics=small,
             provenance={**self.provenance, "epoch": epoch, "step": self.state.progress.step},

@@ -35,14 +35,27 @@ class RunSettings:
     """Continue the run in `folder`, or start it if there is none."""
     overwrite: bool = False
     """Remove the run in `folder` first."""
+    classes: tuple[str, ...] | None = None
+    """Classifiers: the classes of the data to take, in the order of the outputs. None: all of them."""
+    fold: tuple[int, int] | None = None
+    """Number of the fold that validates, from 1, and the number of folds. None: the data's own split."""
     data_options: dict[str, Any] = field(default_factory=dict)
     """Options the data was loaded with, for `config.yaml` and provenance, such as `{"val_split": 0.2}`."""
     device: str = "auto"
     """A name that `iformer.device.resolve_device` takes."""
     tensorboard: bool = True
-    """Write TensorBoard event files."""
+    """Write TensorBoard event files, unless `trackers` says otherwise."""
+    trackers: tuple[str, ...] | None = None
+    """Names of `iformer.training.records.trackers.TRACKERS`. None: "tensorboard", if `tensorboard` is set."""
     report: bool = True
     """Write `report.md` and its figures at the end."""
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The trackers of the run."""
+        if self.trackers is not None:
+            return self.trackers
+        return ("tensorboard",) if self.tensorboard else ()
 
     @property
     def continues(self) -> bool:
@@ -66,6 +79,8 @@ class TrainJob(RunSettings):
     model_name: str
     data: TrainData
     preprocessing: Preprocessing
+    multi_label: bool = False
+    """See `iformer.config.metadata.Metadata`."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Further plain values that a resumed run must share, such as the hash of a teacher's weights."""
 

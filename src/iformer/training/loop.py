@@ -40,6 +40,7 @@ from iformer.training.records.provenance import (
 )
 from iformer.training.records.results import Evaluation, TrainResult
 from iformer.training.records.run_folder import RunFolder
+from iformer.training.records.trackers import open_trackers
 from iformer.training.schedule import RunLength, build_schedule
 from iformer.training.signals import SignalHandler
 from iformer.training.state import SavedState, TrainState, check_identity, extend, read_newest_state
@@ -158,6 +159,9 @@ class _Run:
             summary = evaluation.summary
             record.update({f"val_{name}": value for name, value in summary.items() if name != "images"})
             improved = self._is_best(evaluation, epoch)
+            if self.log is not None and self.log.trackers:
+                picture = self.workload.draw_predictions(network, evaluation)
+                self.log.trackers.log_picture("predictions", picture, progress.step)
             if last:
                 self.final = network, evaluation
         record["seconds"] = self._seconds()
@@ -282,12 +286,8 @@ class _Run:
         """Open the log on the main rank, without the records that a resumed run repeats."""
         if not self.is_main:
             return None
-        log = RunLog(
-            self.files.log,
-            self.files.tensorboard if self.job.tensorboard else None,
-            keep_bytes=self.progress.log_bytes,
-            purge_from=self.progress.step + 1 if self.job.resume else None,
-        )
+        trackers = open_trackers(self.job, step=self.progress.step)
+        log = RunLog(self.files.log, trackers, keep_bytes=self.progress.log_bytes)
         stack.callback(log.close)
         log.write(
             "resume" if self.progress.step else "start",

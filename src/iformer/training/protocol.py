@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
 from iformer.config.recipe import Recipe
@@ -106,6 +107,13 @@ class Workload(ABC):
         Every rank must call it.
         """
         return evaluation
+
+    def draw_predictions(self, network: nn.Module, evaluation: Evaluation) -> Image.Image | None:
+        """Draw answers beside the truth on a few validation images, for trackers; None without such a picture.
+
+        Only the main rank calls it, with an evaluation that has just been made of the network.
+        """
+        return None
 
     @abstractmethod
     def write_report(self, result: TrainResult) -> Path:

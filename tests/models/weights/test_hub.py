@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,79 +27,8 @@ from iformer.models.segmenter import Segmenter
 from iformer.models.weights import hub
 from iformer.models.weights.checkpoint import save as save_network
 from iformer.models.weights.dialects import to_timm
+from tiny.hub import NEWEST, OLDER, REPO, Hub, running_hub
 from tiny.networks import tiny_config
-
-NEWEST, OLDER = "a" * 40, "b" * 40
-REPO = "timm/iformer_t.in1k"
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """Serves one file at two revisions, and counts what is asked of it."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = files
-        self.others: dict[str, dict[str, bytes]] = {}
-        """Files of further repositories, of one revision each."""
-        self.asked: list[str] = []
-        self.status: int | None = None
-        self.cut_short = False
-        self.endless = False
-        self.headers = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-        if self.server.status is not None:
-            self.fail(self.server.status, "")
-            return
-        repo, _, rest = self.path.lstrip("/").partition("/resolve/")
-        revision, _, file = rest.partition("/")
-        commit = {"main": NEWEST, "v1": OLDER}.get(revision, revision)
-        files = self.server.files if repo == REPO else self.server.others.get(repo)
-        content = None if files is None else files.get(commit if repo == REPO else file)
-        if files is None:
-            self.fail(404, "RepoNotFound")
-        elif repo == REPO and content is None:
-            self.fail(404, "RevisionNotFound")
-        elif content is None or (repo == REPO and file != "model.safetensors"):
-            self.fail(404, "EntryNotFound")
-        else:
-            self.send_response(200)
-            if self.server.headers:
-                self.send_header("X-Repo-Commit", commit)
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            endless = self.server.endless and self.command == "GET"
-            if not endless:
-                self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            with suppress(ConnectionError):
-                while endless:
-                    self.wfile.write(content)
-            if self.command == "GET" and not endless:
-                self.wfile.write(content[: len(content) // 2] if self.server.cut_short else content)
-
-    def fail(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing on stderr."""
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +43,9 @@ def released_files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def server(released_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub(released_files) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def server(released_files: dict[str, bytes], tmp_path: Path) -> Iterator[Hub]:
+    with running_hub(released_files, tmp_path / "cache") as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def message_of(call: Callable[[], object]) -> str:

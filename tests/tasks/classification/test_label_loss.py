@@ -13,7 +13,13 @@ from torch.nn import functional
 from iformer import load
 from iformer.errors import ConfigError
 from iformer.models.factory import build
-from iformer.tasks.classification.calibration import calibration_error, fit_temperature, scale_logits
+from iformer.tasks.classification.calibration import (
+    BINS,
+    calibration_error,
+    fit_temperature,
+    reliability,
+    scale_logits,
+)
 from iformer.tasks.classification.loss import LabelLoss, balanced_weights, named_weights
 from iformer.training.loop import train
 from tiny.classification import make_images, tiny_job, tiny_recipe
@@ -116,3 +122,14 @@ def test_a_run_with_temperature_scaling_stores_calibrated_networks(tmp_path: Pat
         torch.testing.assert_close(after(x), before(x) / temperature, rtol=1e-3, atol=1e-4)
         assert after.metadata.metrics["temperature"] == pytest.approx(temperature, rel=1e-3)
         assert replace(after.metadata, metrics={}, provenance={}).class_names == before.metadata.class_names
+
+
+def test_reliability_sorts_answers_into_bins() -> None:
+    confidences = np.array([0.05, 0.5, 0.55, 1.0], np.float32)
+    found = reliability(confidences, np.array([False, True, False, True]))
+    assert found.images.sum() == 4
+    assert (found.images[0], found.images[-1]) == (1, 1)
+    middle = int(np.ceil(0.5 * BINS)) - 1
+    assert found.right[middle : middle + 2].sum() == 1
+    assert found.confidence.sum() == pytest.approx(confidences.sum())
+    assert found.error == pytest.approx(calibration_error(confidences, np.array([False, True, False, True])))

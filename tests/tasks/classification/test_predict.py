@@ -86,6 +86,22 @@ def test_numbers_below_one_are_named(model: Classifier, options: dict[str, int])
         Predictor(model, **options)  # type: ignore[arg-type]
 
 
+def test_flipped_predictions_are_the_mean_of_the_logits(model: Classifier, images: Path) -> None:
+    path = next(images.rglob("*.png"))
+    (plain,) = Predictor(model, top_k=9).predict([path])
+    (flipped,) = Predictor(model, top_k=9, flip=True).predict([path])
+    assert isinstance(plain, Answer)
+    assert isinstance(flipped, Answer)
+    normalize = Normalize(model.metadata.preprocessing)
+    with torch.inference_mode():
+        both = [model(normalize(pixels[None])) for pixels in (plain.pixels, plain.pixels.flip(2))]
+    expected = dict(zip(model.metadata.class_names, sum(both).div(2).softmax(1)[0].tolist(), strict=True))
+    assert dict(flipped.classes) == pytest.approx(expected, abs=1e-5)
+    assert dict(plain.classes) != pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UserError, match="leave out explain or flip"):
+        Predictor(model, flip=True, attention=True)
+
+
 def test_the_attention_map_is_the_mean_over_queries() -> None:
     """Against the definition, computed another way: from the attention block's own input."""
     model = Classifier(tiny_config()).eval()

@@ -103,7 +103,7 @@ def make_result(folder: Path, *, classes: int, images: int, wrong: float = 0.2) 
 def test_report_shows_every_picture_and_number(tmp_path: Path, classes: int) -> None:
     result = make_result(tmp_path, classes=classes, images=300)
     text = write_report(result).read_text()
-    for picture in ("curves.png", "confusion.png", "mistakes.png"):
+    for picture in ("curves.png", "confusion.png", "reliability.png", "mistakes.png"):
         assert f"]({picture})" in text
         with Image.open(tmp_path / picture) as image:
             assert min(image.size) > 300
@@ -135,9 +135,9 @@ def test_images_that_are_gone_do_not_stop_the_report(tmp_path: Path) -> None:
 def test_worst_mistakes_come_first_and_are_mistakes(tmp_path: Path) -> None:
     result = make_result(tmp_path, classes=4, images=200)
     mistakes = worst_mistakes(result.evaluation, limit=10)
-    gaps = [mistake.predicted_probability - mistake.true_probability for mistake in mistakes]
+    gaps = [mistake.wrong[0][1] - mistake.true[0][1] for mistake in mistakes]
     assert gaps == sorted(gaps, reverse=True)
-    assert all(mistake.true_name != mistake.predicted_name for mistake in mistakes)
+    assert all(mistake.true[0][0] != mistake.wrong[0][0] for mistake in mistakes)
     assert len(mistakes) == 10
 
 

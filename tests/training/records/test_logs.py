@@ -9,6 +9,7 @@ import pytest
 
 from iformer.training.records import logs
 from iformer.training.records.logs import ProgressView, RunLog, format_seconds, read_history
+from iformer.training.records.trackers import Trackers
 
 
 def test_log_is_cut_where_a_state_was_saved(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_log_shorter_than_the_state_says_is_kept(tmp_path: Path) -> None:
 
 def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
     event_file = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = RunLog(tmp_path / "log.jsonl", tmp_path / "tensorboard")
+    log = RunLog(tmp_path / "log.jsonl", Trackers(["tensorboard"], tmp_path, config={}))
     log.write("start", step=0, command="x")
     log.write("step", step=2, epoch=1, loss=0.5)
     log.write("epoch", step=4, epoch=1, val_top1=75.0, images_per_second=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from iformer.data.parallel import Progress
 from iformer.data.samples import DataSplits
@@ -26,6 +27,7 @@ def load_data(
     workers: int | None = None,
     progress: Progress | None = None,
     for_training: bool = True,
+    multi_label: bool = False,
 ) -> DataSplits:
     """Find a data set's images and labels, and split them. Image files are decoded once to check them.
 
@@ -40,6 +42,7 @@ def load_data(
         progress: called with the number of images checked and their total.
         for_training: require both splits with the same classes, at least two of them, and images of each class
             on either side. False accepts any labelled images: a split may then be empty.
+        multi_label: an image of a table may have several labels, or none.
 
     Raises:
         DataError: the data cannot be trained on; the message says what is wrong and what is expected.
@@ -53,13 +56,14 @@ def load_data(
         return load_hub_data(name, for_training=for_training)
     if is_url(spec) or (Path(spec).is_dir() and holds_shards(Path(spec))):
         return load_shards(spec, for_training=for_training)
-    load = load_table if is_table(spec) else load_folder
-    return load(
-        spec,
-        val_split=val_split,
-        seed=seed,
-        strict=strict,
-        workers=workers,
-        progress=progress,
-        for_training=for_training,
-    )
+    options: dict[str, Any] = {
+        "val_split": val_split,
+        "seed": seed,
+        "strict": strict,
+        "workers": workers,
+        "progress": progress,
+        "for_training": for_training,
+    }
+    if is_table(spec):
+        return load_table(spec, multi_label=multi_label, **options)
+    return load_folder(spec, **options)

@@ -38,7 +38,7 @@ _COMPARED_SIDE = 64
 class _Image(NamedTuple):
     path: Path
     split: str
-    label: int
+    labels: tuple[int, ...]
     row: int
 
 
@@ -73,13 +73,13 @@ def find_duplicates(
         thumbnails: see `shrink`, shape (N, 16, 16); empty means: compare contents only.
     """
     images = [
-        _Image(path, split, label, rows[path])
+        _Image(path, split, labels, rows[path])
         for split, image_set in (("train", train), ("val", val))
-        for path, label in zip(image_set.files, image_set.labels.tolist(), strict=True)
+        for path, labels in zip(image_set.files, image_set.label_sets, strict=True)
     ]
     pairs = _pairs(images, hashes, thumbnails)
     both_splits = {other.path: one.path for one, other in pairs if one.split != other.split}
-    two_labels = {other.path: one.path for one, other in pairs if one.label != other.label}
+    two_labels = {other.path: one.path for one, other in pairs if one.labels != other.labels}
     return [
         f"{counted(len(found), noun)} {text}: {listed(_equations(found), limit=5)}"
         for found, noun, text in (
@@ -103,7 +103,7 @@ def find_shared_images(
 ) -> list[str]:
     """Return a warning about pictures in both splits; the arguments are those of `find_duplicates`."""
     images = [
-        _Image(path, split, 0, rows[path]) for split, paths in (("train", train), ("val", val)) for path in paths
+        _Image(path, split, (), rows[path]) for split, paths in (("train", train), ("val", val)) for path in paths
     ]
     shared = {other.path: one.path for one, other in _pairs(images, hashes, thumbnails)}
     if not shared:
@@ -144,16 +144,16 @@ def _equal_files(images: Sequence[_Image]) -> Iterator[tuple[_Image, _Image]]:
 
 def _differing(copies: Sequence[_Image]) -> Iterator[tuple[_Image, _Image]]:
     """Yield, for each image, the first one before it that is in another split or has another label."""
-    kinds: dict[tuple[str, int], _Image] = {}
+    kinds: dict[tuple[str, tuple[int, ...]], _Image] = {}
     for image in copies:
-        for (split, label), first in kinds.items():
-            if (split, label) != (image.split, image.label):
+        for (split, labels), first in kinds.items():
+            if (split, labels) != (image.split, image.labels):
                 yield first, image
-        kinds.setdefault((image.split, image.label), image)
+        kinds.setdefault((image.split, image.labels), image)
 
 
 def _are_comparable(images: Sequence[_Image]) -> bool:
-    return len({(image.split, image.label) for image in images}) > 1
+    return len({(image.split, image.labels) for image in images}) > 1
 
 
 def _similar(

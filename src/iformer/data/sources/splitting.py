@@ -1,10 +1,16 @@
-"""Reproducible stratified splits."""
+"""Reproducible stratified splits, and the folds of a cross-validation."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from iformer.data.samples import DataSplits, FileSample, ImageSet, IndexedSamples
+from iformer.errors import DataError, UserError, listed
+
+MAX_FOLDS = 100
 
 DEFAULT_VAL_SPLIT = 0.2
 """Share of the images that becomes validation data where the data is not split and no share is given."""
@@ -32,10 +38,6 @@ def split_stratified(
     for index, stratum in enumerate(strata):
         members[stratum].append(index)
 
-    def rank(index: int) -> tuple[bytes, int]:
-        text = f"{seed}\0{names[index]}"
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest(), index
-
     counts = {}
     for stratum, indices in members.items():
         counts[stratum] = min(max(1, int(len(indices) * val_share)), len(indices) - 1)
@@ -46,5 +48,90 @@ def split_stratified(
         counts[stratum] = min(counts[stratum] + 1, max(0, len(members[stratum]) - 1))
     val: set[int] = set()
     for stratum, indices in members.items():
-        val.update(sorted(indices, key=rank)[: counts[stratum]])
+        val.update(sorted(indices, key=lambda index: (_rank(names[index], seed), index))[: counts[stratum]])
     return [index for index in range(len(names)) if index not in val], sorted(val)
+
+
+def split_groups(whole: ImageSet, *, val_share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split a set of files into training and validation; the images of a group stay together.
+
+    A group counts for the most frequent class of its images, and an image with several labels for the rarest of
+    them. See `split_stratified`.
+    """
+    groups = _groups(whole)
+    chosen = split_stratified(
+        [group.name for group in groups], [group.stratum for group in groups], val_share=val_share, seed=seed
+    )
+    train, val = (whole.subset(sorted(i for place in places for i in groups[place].members)) for places in chosen)
+    return train, replace(val, name=whole.name.removesuffix("train") + "val", warnings=())
+
+
+def split_fold(data: DataSplits, number: int, folds: int, *, seed: int = 0) -> DataSplits:
+    """Return one fold of a cross-validation over all images of a data set, whatever its own split is.
+
+    Every image is a validation image in exactly one fold. Folds are stratified by class, and the images of a group
+    stay together; which group is in which fold depends only on `seed` and the names of the files.
+
+    Args:
+        data: files; its two splits are joined.
+        number: the fold whose images validate, from 1.
+        folds: number of folds, 2 to 100.
+        seed: selects the images.
+
+    Raises:
+        UserError: `number` or `folds` is out of its range.
+        DataError: images are inside other files, fewer groups than folds, or a class in one fold only.
+    """
+    if not 2 <= folds <= MAX_FOLDS:
+        raise UserError(f"folds is {folds}; expected 2 to {MAX_FOLDS}")
+    if not 1 <= number <= folds:
+        raise UserError(f"fold is {number}; expected 1 to {folds}")
+    name = data.train.name.removesuffix(" train")
+    if isinstance(data.train.samples, IndexedSamples) or isinstance(data.val.samples, IndexedSamples):
+        raise DataError(f"{name}: folds are made of image files; give a folder or a table")
+    whole = replace(data.train, samples=(*data.train.samples, *data.val.samples))
+    groups = _groups(whole)
+    if len(groups) < folds:
+        raise DataError(f"{name}: {len(groups)} groups of images cannot make {folds} folds; give fewer --folds")
+    order = sorted(range(len(groups)), key=lambda i: (groups[i].stratum, _rank(groups[i].name, seed), i))
+    val = {
+        index
+        for place, group in enumerate(order)
+        if place % folds == number - 1
+        for index in groups[group].members
+    }
+    train_set = whole.subset([index for index in range(len(whole)) if index not in val])
+    val_set = replace(whole.subset(sorted(val)), name=f"{name} val", warnings=())
+    missing = [label for label, count in train_set.class_counts.items() if not count]
+    if missing:
+        raise DataError(
+            f"{name}: fold {number} of {folds} leaves no training image of {listed(missing)}; a class needs "
+            "images in at least two groups"
+        )
+    return replace(data, train=train_set, val=val_set, split_off=False)
+
+
+@dataclass(frozen=True)
+class _Group:
+    name: str
+    stratum: int
+    """Index of the class that it counts for; -1: no class."""
+    members: list[int]
+    """Indices of its images."""
+
+
+def _groups(whole: ImageSet) -> list[_Group]:
+    counts = list(whole.class_counts.values())
+    rarest = [min(labels, key=counts.__getitem__, default=-1) for labels in whole.label_sets]
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, sample in enumerate(whole.samples):
+        group = sample.group if isinstance(sample, FileSample) else ""
+        members[group or f"\0{whole.relative_path(sample)}"].append(index)
+    return [
+        _Group(name.lstrip("\0"), Counter(rarest[index] for index in indices).most_common(1)[0][0], indices)
+        for name, indices in members.items()
+    ]
+
+
+def _rank(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-from collections import Counter, defaultdict
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from iformer.data.listing import natural_key
@@ -15,13 +16,15 @@ from iformer.data.samples import DataSplits, FileSample, ImageSet
 from iformer.data.sources.checks import check_images, refuse_warnings
 from iformer.data.sources.duplicates import find_duplicates
 from iformer.data.sources.layout import display_name, parse_split, writable
-from iformer.data.sources.splitting import split_stratified
+from iformer.data.sources.splitting import split_groups
 from iformer.dependencies import require
 from iformer.errors import ConfigError, DataError, listed, one_line
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 _COLUMNS = ("image", "label", "split", "group")
 _EXPECTED = "expected the columns image and label, and optionally split (train, val) and group"
+_SEPARATORS = re.compile(r"[|;]")
+"""Between the labels of one image."""
 _MAX_BYTES = 2**30
 _MAX_CELL = 10_000
 """Characters in a cell of a CSV file."""
@@ -31,6 +34,7 @@ _MAX_CELL = 10_000
 class _Row:
     image: str
     label: str
+    """A class or, in a table of several labels, classes with separators between them."""
     split: str = ""
     group: str = ""
 
@@ -49,6 +53,7 @@ def load_table(
     workers: int | None = None,
     progress: Progress | None = None,
     for_training: bool = True,
+    multi_label: bool = False,
 ) -> DataSplits:
     """Read labelled images from a table, one row for each image.
 
@@ -57,14 +62,21 @@ def load_table(
     it, a share of each class is split off; with `group`, the images of a group, such as those of one patient,
     stay in the same split. Classes are in natural order.
 
+    With `multi_label`, `label` has any number of classes, with `|` or `;` between them; an empty cell is an image
+    without any. In Parquet files it may also be a list.
+
     Raises:
         DataError, ConfigError: see `iformer.data.sources.load_data`.
     """
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
     path = Path(file)
-    rows = _unique(path, list(_rows(path)))
-    class_names = tuple(sorted({row.label for row in rows}, key=natural_key))
+    rows = _unique(path, list(_rows(path, multi_label=multi_label)))
+    labels = {row.label: _labels(row.label) if multi_label else (row.label,) for row in rows}
+    class_names = tuple(sorted({name for names in labels.values() for name in names}, key=natural_key))
+    if not class_names:
+        raise DataError(f"{path}: no row has a label; {_EXPECTED}")
+    indices = {name: index for index, name in enumerate(class_names)}
     if for_training and len(class_names) < 2:
         raise DataError(f"{path}: only one class ({class_names[0]}); a classifier needs at least two")
     by_split, notes = _splits(path, rows)
@@ -77,7 +89,7 @@ def load_table(
             name=display_name(path, name),
             class_names=class_names,
             samples=tuple(
-                FileSample(place, label=class_names.index(row.label))
+                _sample(place, row, [indices[name] for name in labels[row.label]], multi_label=multi_label)
                 for row in by_split.get(name, ())
                 if (place := _located(path, row)) not in checked.broken
             ),
@@ -88,16 +100,33 @@ def load_table(
     }
     split_off = "val" not in by_split
     if split_off:
-        groups = {_located(path, row): row.group for row in by_split["train"]}
-        sets["train"], sets["val"] = _split_off(sets["train"], groups, val_split, seed)
+        sets["train"], sets["val"] = split_groups(sets["train"], val_share=val_split, seed=seed)
     if for_training:
-        _check_classes(path, sets["train"], sets["val"], split_off=split_off)
-    warnings += [*notes, *checked.notes]
+        _check_classes(path, sets["train"], sets["val"], split_off=split_off and not multi_label)
+    warnings += [*notes, *checked.notes, *_unsplit(class_names)]
     warnings += find_duplicates(sets["train"], sets["val"], checked.rows, checked.hashes, checked.thumbnails)
     return DataSplits(train=sets["train"], val=sets["val"], warnings=tuple(warnings), split_off=split_off)
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def _labels(cell: str) -> tuple[str, ...]:
+    """Return the different labels in a cell."""
+    return tuple(dict.fromkeys(name for name in map(str.strip, _SEPARATORS.split(cell)) if name))
+
+
+def _sample(path: Path, row: _Row, classes: list[int], *, multi_label: bool) -> FileSample:
+    labels = tuple(sorted(classes)) if multi_label else None
+    return FileSample(path, label=min(classes, default=-1), labels=labels, group=row.group)
+
+
+def _unsplit(class_names: Sequence[str]) -> list[str]:
+    """Return a note if classes look like several labels each."""
+    several = [name for name in class_names if len(_labels(name)) > 1]
+    if not several:
+        return []
+    return [f"{listed(several)} look like several labels of one image; --multi-label takes them apart"]
+
+
+def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
     """Yield the rows of a table; the columns that it lacks are empty."""
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -105,7 +134,7 @@ def _rows(path: Path) -> Iterator[_Row]:
         read = _read_parquet if path.suffix.lower() == ".parquet" else _read_text
         for number, cells in enumerate(read(path), start=1):
             row = _Row(**{name: writable(value.strip()) for name, value in cells.items()})
-            if not row.image or not row.label:
+            if not row.image or not (row.label or multi_label):
                 missing = "image" if not row.image else "label"
                 raise DataError(f"{path}: row {number} has no {missing}; leave the row out, or give one")
             yield row
@@ -138,11 +167,17 @@ def _read_parquet(path: Path) -> Iterator[dict[str, str]]:
             for batch in file.iter_batches(columns=list(columns.values())):
                 for cells in batch.to_pylist():
                     values = {name: cells[column] for name, column in columns.items()}
-                    yield {name: "" if value is None else str(value) for name, value in values.items()}
+                    yield {name: _text(value) for name, value in values.items()}
     except DataError:
         raise
     except Exception as error:  # pyarrow's errors have no common base class
         raise DataError(f"{path}: is not a Parquet file that can be read ({one_line(error)[:200]})") from None
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return "|".join(map(_text, value))
+    return "" if value is None else str(value)
 
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -195,20 +230,6 @@ def _splits(path: Path, rows: list[_Row]) -> tuple[dict[str, list[_Row]], list[s
         return {"train": train}, []
     unused = [f"{path}: the rows of the split {name} are not used" for _, name in val_names[1:]]
     return {"train": train, "val": by_name[val_names[0][1]]}, unused
-
-
-def _split_off(whole: ImageSet, groups: dict[Path, str], val_split: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split off a share of each class, or of the groups, by the most frequent class of each."""
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, sample in enumerate(whole.samples):
-        assert isinstance(sample, FileSample)
-        members[groups[sample.path] or f"\0{whole.relative_path(sample)}"].append(index)
-    names = list(members)
-    classes = [Counter(whole.samples[i].label for i in members[name]).most_common(1)[0][0] for name in names]
-    chosen = split_stratified([name.lstrip("\0") for name in names], classes, val_share=val_split, seed=seed)
-    train, val = ([index for place in places for index in members[names[place]]] for places in chosen)
-    name = whole.name.removesuffix("train") + "val"
-    return whole.subset(sorted(train)), replace(whole.subset(sorted(val)), name=name, warnings=())
 
 
 def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: bool) -> None:

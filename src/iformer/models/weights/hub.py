@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -141,6 +142,43 @@ def _bounded(size: int) -> type[tqdm]:
             return shown
 
     return Bounded
+
+
+def upload(repo: str, contents: Mapping[str, bytes | Path], *, private: bool, message: str) -> tuple[str, str]:
+    """Write files to a model repository in one commit; the repository is created if there is none.
+
+    Args:
+        repo: `USER/NAME`.
+        contents: bytes or local files, by their path in the repository.
+        private: of a repository that is created.
+        message: of the commit.
+
+    Returns:
+        The repository's address, and the commit.
+
+    Raises:
+        WeightsError: the hub refuses, or cannot be reached; one line that says why and what to do.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise WeightsError(f"'{repo}' is not a name on the hub; expected USER/NAME")
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    api = huggingface_hub.HfApi(endpoint=endpoint, library_name="iformer", library_version=__version__)
+    files = [
+        huggingface_hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
+        for path, content in contents.items()
+    ]
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.create_commit(repo, files, commit_message=message)
+    except Exception as error:  # the transport's own errors differ between the client's versions
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = (
+            "the token is missing or may not write there; log in with: hf auth login"
+            if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError"
+            else _reason(error, HubFile(repo=repo))
+        )
+        raise WeightsError(f"cannot push to {repo} at {endpoint}: {reason}") from error
+    return str(url), commit.oid
 
 
 # --------------------------------------------------------------------------------------- released weights

@@ -7,6 +7,8 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,18 +22,41 @@ BINS = 15
 """Bins of equal width of the expected calibration error, as in the paper."""
 
 
-def calibration_error(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> float:
-    """Return the expected calibration error in percent: |accuracy - confidence| of each bin, by its images.
+@dataclass(frozen=True)
+class Reliability:
+    """How often answers of similar probability are right, in `BINS` bins of equal width."""
+
+    images: npt.NDArray[np.int64]
+    """Images of each bin."""
+    confidence: npt.NDArray[np.float64]
+    """Sum of the probabilities of the answers in each bin."""
+    right: npt.NDArray[np.int64]
+    """Right answers in each bin."""
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error in percent: |accuracy - confidence| of each bin, by its images."""
+        return float(100 * np.abs(self.right - self.confidence).sum() / max(1, self.images.sum()))
+
+
+def reliability(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> Reliability:
+    """Sort answers into bins.
 
     Args:
         confidences: probabilities of the answers, (N,).
         right: whether each answer is right, (N,).
     """
-    if not len(confidences):
-        return 0.0
     bins = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidences.astype(np.float64), minlength=BINS)
-    return float(100 * np.abs(gaps).sum() / len(confidences))
+    return Reliability(
+        images=np.bincount(bins, minlength=BINS),
+        confidence=np.bincount(bins, weights=confidences, minlength=BINS).astype(np.float64),
+        right=np.bincount(bins[right], minlength=BINS),
+    )
+
+
+def calibration_error(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> float:
+    """Return `Reliability.error`; see `reliability`."""
+    return reliability(confidences, right).error
 
 
 def fit_temperature(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:

@@ -44,12 +44,14 @@ class ClassificationRecipe(Recipe):
     infrared). None: those of the starting weights, else 3."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
+    multi_label: bool = False
+    """An image of a table may have several labels, or none. The network answers each class with yes or no."""
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "backbone"] = "none"
     """The part of the network up to which weights and batch-norm statistics stay as they are; backbone: only the
     head is trained."""
     loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     """Loss of the labels. focal: cross entropy times `(1 - p) ** focal_gamma` (arXiv 1708.02002); bce: binary
-    cross entropy of each class."""
+    cross entropy of each class. With multi_label, cross_entropy and focal are binary too."""
     focal_gamma: Annotated[float, Range(0, 100)] = 2.0
     """Exponent of the loss "focal"; 0 is cross entropy."""
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
@@ -74,6 +76,11 @@ class ClassificationRecipe(Recipe):
         super().__post_init__()
         given = self.class_weights.values() if isinstance(self.class_weights, dict) else ()
         check(all(0 < weight <= 1e6 for weight in given), self, "class_weights", "numbers above 0, up to 1e6")
+        if self.multi_label:
+            for field, one_label in (("sampling", "shuffle"), ("temperature_scaling", False)):
+                expected = f"{one_label}, because multi_label is set"
+                check(getattr(self, field) == one_label, self, field, expected)
+            check(self.distillation.loss == "none", self, "multi_label", "false, because there is a teacher")
         starts = [start for start, _ in self.size_schedule]
         check(
             all(start < self.epochs for start in starts)

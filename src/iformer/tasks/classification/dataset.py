@@ -9,7 +9,7 @@ from typing import Any
 from iformer.config.metadata import Metadata
 from iformer.data.samples import DataSplits, ImageSet
 from iformer.data.sources import load_data
-from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_fold
 from iformer.errors import DataError, listed
 from iformer.tasks.class_order import class_order, refuse_unknown
 from iformer.tasks.interface import Split
@@ -58,7 +58,15 @@ def find_labelled(
     trained_on = metadata.provenance.get("data")
     trained_on = trained_on if isinstance(trained_on, dict) else {}
     share = float(trained_on.get("val_split", DEFAULT_VAL_SPLIT)) if val_split is None else val_split
-    splits = load_data(data, val_split=share, strict=strict, for_training=for_training)
+    splits = load_data(
+        data, val_split=share, strict=strict, for_training=for_training, multi_label=metadata.multi_label
+    )
+    classes = trained_on.get("classes") if trained_on.get("name") == data else None
+    if classes is not None:
+        splits = select_classes(splits, classes)
+    fold = trained_on.get("fold") if trained_on.get("name") == data else None
+    if fold is not None:
+        splits = split_fold(splits, *fold)
     class_names = metadata.class_names or splits.val.class_names
     if len(class_names) != num_classes:
         raise DataError(f"{data} has {len(class_names)} classes, the network has {num_classes} outputs")
@@ -81,6 +89,35 @@ def find_labelled(
     )
 
 
+def select_classes(splits: DataSplits, names: Sequence[str]) -> DataSplits:
+    """Keep only some classes of a data set, in the order of `names`.
+
+    Images of other classes are left out; of images with several labels, the other labels are.
+
+    Raises:
+        DataError: fewer than two names, a name twice, or a class that the data has not.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise DataError(f"--classes is {listed(names)}; expected two different classes or more")
+    known = splits.train.class_names
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(f"--classes has {listed(unknown)}; the classes of the data are {listed(known)}")
+    index = {known.index(name): place for place, name in enumerate(names)}
+
+    def selected(images: ImageSet) -> ImageSet:
+        samples = []
+        for sample in images.samples:
+            kept = tuple(sorted(index[label] for label in sample.classes if label in index))
+            if sample.labels is not None:
+                samples.append(replace(sample, label=min(kept, default=-1), labels=kept))
+            elif kept:
+                samples.append(replace(sample, label=kept[0]))
+        return replace(images, class_names=tuple(names), samples=tuple(samples))
+
+    return replace(splits, train=selected(splits.train), val=selected(splits.val))
+
+
 def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
     """Return the same images with labels that are indices into `class_names`, which may have more classes.
 
@@ -89,7 +126,16 @@ def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     """
     refuse_unknown(class_names, image_set.class_names)
     labels = [label for label in class_order(class_names, image_set.class_names) if label is not None]
-    samples = tuple(replace(sample, label=labels[sample.label]) for sample in image_set.samples)
+    samples = tuple(
+        replace(sample, label=labels[sample.label])
+        if sample.labels is None
+        else replace(
+            sample,
+            label=labels[sample.label] if sample.labels else -1,
+            labels=tuple(sorted(labels[label] for label in sample.labels)),
+        )
+        for sample in image_set.samples
+    )
     return replace(image_set, class_names=tuple(class_names), samples=samples)
 
 

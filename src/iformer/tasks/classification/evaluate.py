@@ -25,7 +25,7 @@ from iformer.deploy.runner import ArtifactRunner
 from iformer.files import json_text
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.dataset import find_labelled
-from iformer.tasks.classification.metric import ClassificationMetric
+from iformer.tasks.classification.metric import ClassificationMetric, multi_label_metrics
 from iformer.tasks.interface import EvaluateOptions, Split
 from iformer.training.distributed import all_gather
 from iformer.training.network.precision import Precision, autocast
@@ -106,6 +106,77 @@ class ClassificationEvaluation(Evaluation):
         return {"predictions.jsonl": "".join(lines)}
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MultiLabelEvaluation(Evaluation):
+    """Predictions of a multi-label network on every image of a set, and their metrics.
+
+    Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are sorted by index.
+
+    `metrics` has `map` (mean over classes of the average precision), `threshold` (the probability from which a
+    class is a yes, 0.01 to 0.99: the one with the largest `f1`), `f1` (mean over classes of F1 at this threshold),
+    `loss` (mean binary cross entropy), `images` (N), `macro`: `{"ap", "precision", "recall", "f1"}` (means over
+    classes) and `per_class`: `{class name: {"ap", "precision", "recall", "f1", "support"}}`.
+    """
+
+    image_set: ImageSet
+    indices: npt.NDArray[np.int64]
+    """(N,) indices into `image_set.samples`."""
+    targets: npt.NDArray[np.float32]
+    """N x K: 1 for each class that an image has, else 0."""
+    probabilities: npt.NDArray[np.float32]
+    """N x K sigmoid outputs; column k belongs to `image_set.class_names[k]`."""
+
+    columns: ClassVar = {
+        "ap": "AP %", "precision": "precision %", "recall": "recall %", "f1": "F1 %", "support": "images"
+    }  # fmt: skip
+
+    @property
+    def map(self) -> float:
+        """Mean average precision in percent."""
+        return float(self.metrics["map"])
+
+    @property
+    def f1(self) -> float:
+        """Mean F1 at `metrics["threshold"]`, in percent."""
+        return float(self.metrics["f1"])
+
+    @property
+    def loss(self) -> float:
+        """Mean binary cross entropy."""
+        return float(self.metrics["loss"])
+
+    @property
+    def headline(self) -> str:
+        metrics = self.metrics
+        return (
+            f"mAP {metrics['map']:.2f} %, F1 {metrics['f1']:.2f} % at threshold {metrics['threshold']:g}, "
+            f"loss {metrics['loss']:.4f} on {metrics['images']} images"
+        )
+
+    def names_at(self, row: int) -> tuple[list[str], list[str]]:
+        """Return the labels of an image, and the answers at the threshold, as class names."""
+        names, threshold = self.image_set.class_names, self.metrics["threshold"]
+        return (
+            [names[k] for k in np.flatnonzero(self.targets[row])],
+            [names[k] for k in np.flatnonzero(self.probabilities[row] >= threshold)],
+        )
+
+    def files(self) -> dict[str, str]:
+        """Return `predictions.jsonl`: one line an image with its labels, the answers and all probabilities."""
+        names = self.image_set.class_names
+        lines = []
+        for row, index in enumerate(self.indices):
+            labels, predicted = self.names_at(row)
+            record = {
+                "image": str(self.image_set.samples[index]),
+                "labels": labels,
+                "predicted": predicted,
+                "probabilities": dict(zip(names, map(float, self.probabilities[row]), strict=True)),
+            }
+            lines.append(json_text(record) + "\n")
+        return {"predictions.jsonl": "".join(lines)}
+
+
 class NetworkPredictor:
     """A network behind its normalisation, as a `Predictor`.
 
@@ -154,6 +225,7 @@ def evaluation_loader(
     batch_size: int,
     workers: int | None = None,
     cache: Literal["none", "ram"] = "none",
+    multi_label: bool = False,
 ) -> Loader:
     """Build a loader that yields each image of a set exactly once, on one process.
 
@@ -166,6 +238,7 @@ def evaluation_loader(
         cache=cache,
         channels=len(preprocessing.mean),
         value_range=preprocessing.value_range,
+        multi_label=multi_label,
     )
     return build_loader(dataset, batch_size=batch_size, train=False, workers=workers)
 
@@ -176,8 +249,10 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-) -> ClassificationEvaluation:
+) -> ClassificationEvaluation | MultiLabelEvaluation:
     """Evaluate a predictor on every image of a loader over an `ImageDataset`.
+
+    If images may have several labels (`ImageDataset.multi_label`), each class is a yes or no.
 
     With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
     result over all images.
@@ -195,25 +270,37 @@ def evaluate(
     dataset = loader.dataset
     assert isinstance(dataset, ImageDataset)
     class_names = dataset.image_set.class_names
+    several = dataset.multi_label
     metric = ClassificationMetric(class_names, device=device)
     indices, labels, probabilities = [], [], []
     for batch in loader.epoch():
         logits_BK = predictor(batch["images"]).to(device)
-        metric.update(logits_BK, {"labels": batch["labels"].to(device)})
+        if not several:
+            metric.update(logits_BK, {"labels": batch["labels"].to(device)})
         indices.append(batch["indices"])
         labels.append(batch["labels"])
-        probabilities.append(logits_BK.softmax(1).cpu())
+        probabilities.append((logits_BK.sigmoid() if several else logits_BK.softmax(1)).float().cpu())
         if progress is not None:
             progress(len(batch["indices"]))
+    no_rows = np.empty((0, len(class_names)), np.float32)
     shares = all_gather(
         (
             np.concatenate([np.empty(0, np.int64), *indices]),
-            np.concatenate([np.empty(0, np.int64), *labels]),
-            np.concatenate([np.empty((0, len(class_names)), np.float32), *probabilities]),
+            np.concatenate([no_rows if several else np.empty(0, np.int64), *labels]),
+            np.concatenate([no_rows, *probabilities]),
         )
     )
     rows = [np.concatenate(columns) for columns in zip(*shares, strict=True)]
     order = np.argsort(rows[0])
+    if several:
+        targets_NK, probabilities_NK = rows[1][order], rows[2][order]
+        return MultiLabelEvaluation(
+            image_set=dataset.image_set,
+            indices=rows[0][order],
+            targets=targets_NK,
+            probabilities=probabilities_NK,
+            metrics=multi_label_metrics(probabilities_NK, targets_NK, class_names),
+        )
     return ClassificationEvaluation(
         image_set=dataset.image_set,
         indices=rows[0][order],
@@ -236,7 +323,7 @@ def evaluate_on_data(
     val_split: float | None = None,
     strict: bool = False,
     progress: bool = False,
-) -> tuple[ClassificationEvaluation, list[str]]:
+) -> tuple[ClassificationEvaluation | MultiLabelEvaluation, list[str]]:
     """Evaluate a predictor on a data set by name.
 
     `data`, `split`, `val_split` and `strict` are those of `iformer.tasks.classification.dataset.find_labelled`.
@@ -256,7 +343,13 @@ def evaluate_on_data(
         DataError: the data cannot be read, or its classes are not the network's.
     """
     found = find_labelled(metadata, num_classes, data, split=split, val_split=val_split, strict=strict)
-    loader = evaluation_loader(found.images, metadata.preprocessing, batch_size=batch_size, workers=workers)
+    loader = evaluation_loader(
+        found.images,
+        metadata.preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        multi_label=metadata.multi_label,
+    )
     with loader, ProgressView(total=len(found.images), shown=progress, what="evaluating") as view:
         evaluation = evaluate(predictor, loader, device=device, progress=view.advance)
     return replace(evaluation, split=found.split), list(found.notes)
@@ -264,7 +357,7 @@ def evaluate_on_data(
 
 def evaluate_data(
     subject: Classifier | ArtifactRunner, data: str, options: EvaluateOptions
-) -> tuple[ClassificationEvaluation, Sequence[str]]:
+) -> tuple[ClassificationEvaluation | MultiLabelEvaluation, Sequence[str]]:
     """Evaluate a classifier or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     predictor: Predictor
     if isinstance(subject, Classifier):
@@ -277,7 +370,10 @@ def evaluate_data(
         predictor, info = logits_of(subject), subject.info
         num_classes = info.num_classes
         metadata = Metadata(
-            class_names=info.class_names, preprocessing=info.preprocessing, provenance=info.provenance
+            class_names=info.class_names,
+            multi_label=info.multi_label,
+            preprocessing=info.preprocessing,
+            provenance=info.provenance,
         )
     return evaluate_on_data(
         predictor,

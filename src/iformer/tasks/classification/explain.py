@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -107,12 +108,26 @@ def overlay(photograph: Image.Image, attention_hw: Tensor) -> Image.Image:
     heat = (received - 1) / max(float(received.max()) - 1, 1.0)
     smooth = Image.fromarray(heat).resize(photograph.size, Image.Resampling.BICUBIC)
     value = np.asarray(smooth, dtype=np.float32).clip(0, 1)
+    return _tinted(np.asarray(photograph.convert("L"), dtype=np.float32), value)
+
+
+def heat_scale(size: tuple[int, int]) -> Image.Image:
+    """Return the colours of `overlay` on medium gray, from an even share (left) to the brightest (right).
+
+    Args:
+        size: width and height in pixels.
+    """
+    value = np.broadcast_to(np.linspace(0, 1, size[0], dtype=np.float32), size[::-1])
+    return _tinted(np.full(value.shape, 128, np.float32), value)
+
+
+def _tinted(gray: npt.NDArray[np.float32], value: npt.NDArray[np.float32]) -> Image.Image:
+    """Blend gray values, 0 to 255, with the colours of heat values, 0 to 1."""
     position = value * (len(_HEAT) - 1)
     low = np.minimum(position.astype(np.int64), len(_HEAT) - 2)
     colour = _HEAT[low] + (_HEAT[low + 1] - _HEAT[low]) * (position - low)[..., None]
-    gray = np.asarray(photograph.convert("L"), dtype=np.float32)[..., None]
     opacity = (0.25 + 0.5 * value)[..., None]
-    return Image.fromarray((gray * (1 - opacity) + colour * opacity).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((gray[..., None] * (1 - opacity) + colour * opacity).clip(0, 255).astype(np.uint8))
 
 
 def _keep(queries: list[Tensor]) -> Any:

@@ -5,6 +5,7 @@ Shape letters: N images, K classes.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,9 +29,7 @@ class ExportableClassifier:
     """A classifier as `iformer.deploy.exportable.Exportable`."""
 
     outputs = (LOGITS,)
-    class_logits = LOGITS
     limits = None
-    postprocess = None
 
     def __init__(self, model: Classifier) -> None:
         """Wrap a classifier in eval mode.
@@ -47,6 +46,12 @@ class ExportableClassifier:
         self.metadata: Metadata = model.metadata
         self.channels = model.config.in_chans
         self.num_classes = model.num_classes
+        several = self.metadata.multi_label
+        self.class_logits = None if several else LOGITS
+        """Core ML's own classifiers answer with one class."""
+        self.postprocess: dict[str, Any] | None = (
+            {"activation": "sigmoid", "threshold": self.metadata.threshold} if several else None
+        )
 
     def folded(self, size: tuple[int, int]) -> Classifier:
         """Return a folded copy, which takes any size."""
@@ -58,6 +63,8 @@ class ExportableClassifier:
         A margin is clear if errors of `tolerance` cannot exchange the two classes.
         """
         expected_NK, actual_NK = expected[LOGITS], actual[LOGITS]
+        if self.metadata.multi_label:
+            return self._label_agreement(expected_NK, actual_NK, tolerance=tolerance)
         cosine_N = F.cosine_similarity(_centred(expected_NK), _centred(actual_NK), dim=1)
         margin = 2 * tolerance * expected_NK.abs().max().item()
         share, clear = _top1_agreement(expected_NK, actual_NK, margin=margin)
@@ -67,6 +74,17 @@ class ExportableClassifier:
         return Agreement(
             metrics={"min_cosine": cosine_N.min().item(), "top1_agreement": share, "clear_images": clear},
             failures=tuple(failures),
+        )
+
+    def _label_agreement(self, expected_NK: Tensor, actual_NK: Tensor, *, tolerance: float) -> Agreement:
+        """Compare yes and no of each class, where the logit differs clearly from the threshold's."""
+        limit = math.log(self.metadata.threshold / (1 - self.metadata.threshold))
+        clear = (expected_NK - limit).abs() > tolerance * expected_NK.abs().max().item()
+        agree = (expected_NK > limit) == (actual_NK > limit)
+        share = float(agree[clear].float().mean()) if clear.any() else 1.0
+        failures = [] if share == 1 else [f"yes and no agree for {share:.1%} of {int(clear.sum())} clear labels"]
+        return Agreement(
+            metrics={"label_agreement": share, "clear_labels": int(clear.sum())}, failures=tuple(failures)
         )
 
 
@@ -105,7 +123,14 @@ def quantization(
         preprocessing = replace(preprocessing, size=size)
     found = find_labelled(model.metadata, model.num_classes, data, for_training=True)
     # cached, because every attempt for every runtime reads the same images
-    loader = evaluation_loader(found.images, preprocessing, batch_size=16, workers=0, cache="ram")
+    loader = evaluation_loader(
+        found.images,
+        preprocessing,
+        batch_size=16,
+        workers=0,
+        cache="ram",
+        multi_label=model.metadata.multi_label,
+    )
 
     def measure(forward: Forward) -> dict[str, Any]:
         return evaluate(logits_of(forward), loader).metrics
@@ -116,7 +141,7 @@ def quantization(
     options = Quantization(
         images=[samples[index] for index in chosen],
         measure=measure,
-        metric=find_task("classify").metric,
+        metric=find_task("classify").headline(multi_label=model.metadata.multi_label)[0],
         max_drop=max_drop,
         accuracy_control=accuracy_control,
         data=f"{data} (validation)",

@@ -7,19 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from iformer.data.images import read_image
 from iformer.data.samples import Sample
 from iformer.errors import DataError
-from iformer.tasks.classification.evaluate import ClassificationEvaluation
+from iformer.tasks.classification.calibration import BINS, reliability
+from iformer.tasks.classification.evaluate import ClassificationEvaluation, MultiLabelEvaluation
 from iformer.tasks.classification.metric import Confusion, confusion_entries
 from iformer.tasks.confusion import classes_to_show, draw_matrix
 from iformer.tasks.pictures import Bar, Card, draw_sheet, save_png, square
+from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
 
 MAX_MISTAKES = 24
+_LABELS = 2
+"""Wrong labels of one image that the sheet of mistakes shows."""
 
-_WRONG, _TRUE = "#eba77a", "#56b4e9"
-"""Pale vermilion and sky blue of Okabe and Ito's palette, which colour-blind people can tell apart."""
+EXAMPLES = 24
+"""Images on the sheet that trackers get."""
+_ANSWERS = 2
+"""Classes with a bar for each of them."""
+
+_LINE = "#0072b2"
+_WRONG, _TRUE, _PALE = "#eba77a", "#56b4e9", "#c3dcec"
+"""Pale vermilion, sky blue and a pale form of it, of Okabe and Ito's palette: safe for the colour-blind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +38,10 @@ class Mistake:
     """An image that the network classified wrongly."""
 
     sample: Sample
-    true_name: str
-    true_probability: float
-    """0 to 1, as `predicted_probability`."""
-    predicted_name: str
-    predicted_probability: float
+    wrong: tuple[tuple[str, float], ...]
+    """Classes that the network gives and the image has not, with their probabilities, 0 to 1."""
+    true: tuple[tuple[str, float], ...]
+    """Classes that the image has, with their probabilities; of several labels, those that the network misses."""
 
 
 def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
@@ -46,19 +56,42 @@ def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAK
     return [
         Mistake(
             sample=evaluation.image_set.samples[evaluation.indices[row]],
-            true_name=names[labels_N[row]],
-            true_probability=float(true_N[row]),
-            predicted_name=names[predicted_N[row]],
-            predicted_probability=float(said_N[row]),
+            wrong=((names[predicted_N[row]], float(said_N[row])),),
+            true=((names[labels_N[row]], float(true_N[row])),),
         )
         for row in order
     ]
 
 
-def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> Path | None:
-    """Write a contact sheet of mistakes with the predicted and the true class.
+def worst_labels(evaluation: MultiLabelEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
+    """Return the images whose worst label is furthest on the wrong side of the threshold, two labels each."""
+    threshold, targets_NK = evaluation.metrics["threshold"], evaluation.targets > 0
+    wrong_NK = (evaluation.probabilities >= threshold) != targets_NK
+    error_NK = np.where(wrong_NK, np.abs(evaluation.probabilities - targets_NK), 0)
+    rows = np.flatnonzero(wrong_NK.any(1))
+    order = rows[np.argsort(-error_NK.max(1)[rows], kind="stable")][:limit]
+    names = evaluation.image_set.class_names
 
-    Images that can no longer be read are left out; returns None if no image is left.
+    def shown(row: int, *, true: bool) -> tuple[tuple[str, float], ...]:
+        worst = [k for k in np.argsort(-error_NK[row], kind="stable")[:_LABELS] if error_NK[row, k]]
+        return tuple(
+            (names[k], float(evaluation.probabilities[row, k])) for k in worst if targets_NK[row, k] == true
+        )
+
+    return [
+        Mistake(
+            sample=evaluation.image_set.samples[evaluation.indices[row]],
+            wrong=shown(row, true=False),
+            true=shown(row, true=True),
+        )
+        for row in order
+    ]
+
+
+def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> bool:
+    """Write a contact sheet of mistakes with the predicted and the true class, and return whether there is one.
+
+    Images that can no longer be read are left out. If no image is left, an older sheet is removed.
     """
     cards = []
     for mistake in mistakes:
@@ -67,14 +100,54 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> Path | None:
         except DataError:
             continue
         bars = (
-            Bar(label=mistake.predicted_name, share=mistake.predicted_probability, colour=_WRONG),
-            Bar(label=f"true: {mistake.true_name}", share=mistake.true_probability, colour=_TRUE),
+            *(Bar(label=name, share=share, colour=_WRONG) for name, share in mistake.wrong),
+            *(Bar(label=f"true: {name}", share=share, colour=_TRUE) for name, share in mistake.true),
         )
         cards.append(Card(picture=square(picture), caption=mistake.sample.name, bars=bars))
     if not cards:
-        return None
+        path.unlink(missing_ok=True)
+        return False
     subtitle = "The images with the largest gap between the answer's probability and the true class's."
-    return save_png(draw_sheet(cards, columns=6, title="The worst mistakes", subtitle=subtitle), path)
+    save_png(draw_sheet(cards, columns=6, title="The worst mistakes", subtitle=subtitle), path)
+    return True
+
+
+def example_sheet(
+    evaluation: ClassificationEvaluation | MultiLabelEvaluation, *, title: str, count: int = EXAMPLES
+) -> Image.Image | None:
+    """Draw evenly spaced images of an evaluation with the truth and the answers; right ones have a tick.
+
+    Returns None if none of them can be read.
+    """
+    rows = np.linspace(0, len(evaluation.indices) - 1, min(count, len(evaluation.indices))).round().astype(int)
+    cards = []
+    for row in rows:
+        sample = evaluation.image_set.samples[evaluation.indices[row]]
+        try:
+            picture = read_image(sample)
+        except DataError:
+            continue
+        truth, found = _names(evaluation, row)
+        shares_K = evaluation.probabilities[row]
+        top = [(evaluation.image_set.class_names[k], float(shares_K[k])) for k in np.argsort(-shares_K)[:_ANSWERS]]
+        bars = tuple(
+            Bar(label=name, share=share, colour=(_TRUE if name in truth else _WRONG) if name in found else _PALE)
+            for name, share in top
+        )
+        caption = f"true: {', '.join(truth) or 'no label'}"
+        cards.append(Card(picture=square(picture), caption=caption, bars=bars, is_right=set(truth) == set(found)))
+    if not cards:
+        return None
+    subtitle = f"{len(cards)} of {len(evaluation.indices)} validation images, each with its likeliest classes."
+    return draw_sheet(cards, columns=6, title=title, subtitle=subtitle)
+
+
+def _names(evaluation: ClassificationEvaluation | MultiLabelEvaluation, row: int) -> tuple[list[str], list[str]]:
+    """Return the true classes and the answers for an image, by name."""
+    if isinstance(evaluation, MultiLabelEvaluation):
+        return evaluation.names_at(row)
+    names = evaluation.image_set.class_names
+    return [names[evaluation.labels[row]]], [names[int(evaluation.probabilities[row].argmax())]]
 
 
 def draw_confusion(confusion: Confusion, class_names: Sequence[str], path: Path) -> Path:
@@ -93,3 +166,31 @@ def draw_confusion(confusion: Confusion, class_names: Sequence[str], path: Path)
         title += f": the {len(shown)} most confused of {classes} classes"
     names = [class_names[k] for k in shown]
     return draw_matrix(counts, totals_K[shown], names, names, path, title=title)
+
+
+def draw_reliability(evaluation: ClassificationEvaluation, path: Path) -> Path:
+    """Write the reliability plot: accuracy of the answers by their probability, above the number of images."""
+    answers_N = evaluation.probabilities.argmax(1)
+    found = reliability(evaluation.probabilities.max(1), answers_N == evaluation.labels)
+    some = found.images > 0
+    confidence, accuracy = (sums[some] / found.images[some] for sums in (found.confidence, found.right))
+    centres = (np.arange(BINS) + 0.5) / BINS
+    figure = new_figure(5.6, 5.6)
+    curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    curve.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+    curve.text(0.04, 0.1, "calibrated", color=FAINT, fontsize=9, rotation=0)
+    curve.plot(confidence, accuracy, color=_LINE, marker="o", markersize=5, linewidth=1.8)
+    curve.set_ylim(-0.02, 1.02)
+    curve.set_ylabel("share of right answers", color=FAINT)
+    curve.set_title(
+        f"Reliability: expected calibration error {found.error:.1f} %", loc="left", fontsize=12, color=INK
+    )
+    counts.bar(centres, found.images, width=0.9 / BINS, color=_LINE)
+    counts.set_ylabel("images", color=FAINT)
+    counts.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    counts.set_xlabel("probability of the answer", color=FAINT)
+    counts.set_xlim(0, 1)
+    for axes in (curve, counts):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=FAINT, length=0)
+    return save_figure(figure, path)

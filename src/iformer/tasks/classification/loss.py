@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
 
 from iformer.errors import ConfigError, listed
 from iformer.tasks.registry import TASKS
@@ -27,6 +28,8 @@ class LabelLoss:
     """The loss between logits and labels, in fp32; a mean over the images."""
 
     kind: LossName = "cross_entropy"
+    multi_label: bool = False
+    """Each class has a binary loss of its own; the loss is the mean over the classes."""
     focal_gamma: float = 2.0
     class_weights: Tensor | None = None
     """fp32 K, on any device; None: 1 for each class."""
@@ -36,17 +39,20 @@ class LabelLoss:
 
         Args:
             logits: B x K.
-            targets: int64 B classes, or float B x K class probabilities.
+            targets: int64 B classes, or float B x K class probabilities; with `multi_label` the latter.
             label_smoothing: share of the probability to spread over all classes.
         """
         logits_BK = logits.float()
         weights_K = None if self.class_weights is None else self.class_weights.to(logits.device)
-        if self.kind == "cross_entropy":
+        if self.kind == "cross_entropy" and not self.multi_label:
             return functional.cross_entropy(logits_BK, targets, weight=weights_K, label_smoothing=label_smoothing)
         classes = logits_BK.shape[1]
         targets_BK = targets if targets.is_floating_point() else functional.one_hot(targets, classes).float()
         targets_BK = targets_BK * (1 - label_smoothing) + label_smoothing / classes
-        if self.kind == "bce":
+        if self.kind == "focal" and self.multi_label:
+            focal_BK: Tensor = sigmoid_focal_loss(logits_BK, targets_BK, alpha=-1, gamma=self.focal_gamma)
+            return (focal_BK if weights_K is None else focal_BK * weights_K).mean()
+        if self.kind == "bce" or self.multi_label:
             return functional.binary_cross_entropy_with_logits(logits_BK, targets_BK, weight=weights_K)
         log_BK = logits_BK.log_softmax(1)
         focal_BK = -targets_BK * (1 - log_BK.exp()) ** self.focal_gamma * log_BK
@@ -60,7 +66,7 @@ class MixedBatch:
     images: Tensor
     """Float B x 3 x H x W."""
     targets: Tensor
-    """int64 B classes, or float B x K class probabilities of mixed images."""
+    """int64 B classes, or float B x K class probabilities of mixed images or of several labels."""
     strongest: Tensor
     """int64 B: the class with the largest share of each image."""
     label_smoothing: float
@@ -102,12 +108,13 @@ def named_weights(weights: Mapping[str, float], class_names: Sequence[str]) -> T
 
 
 class Classification:
-    """Images to one class each.
+    """Images to one class each or, with `LabelLoss.multi_label`, to any number of classes.
 
-    `batch["labels"]` is int64 B. A network with two heads learns the labels with both; the loss is their mean.
+    `batch["labels"]` is int64 B; for several labels float B x K, 1 for each class of an image. A network
+    with two heads learns the labels with both; the loss is their mean.
     """
 
-    name, primary_metric, metric_label = _ROW.name, _ROW.metric, _ROW.metric_label
+    name = _ROW.name
 
     def __init__(
         self,
@@ -132,6 +139,8 @@ class Classification:
         self.class_names = tuple(class_names)
         self.label_smoothing = label_smoothing
         self.label_loss = label_loss or LabelLoss()
+        self.multi_label = self.label_loss.multi_label
+        self.primary_metric, self.metric_label = _ROW.headline(multi_label=self.multi_label)
         self._mixup = None
         if mixup_prob > 0 and (mixup_alpha > 0 or cutmix_alpha > 0):
             from timm.data.mixup import Mixup
@@ -141,24 +150,40 @@ class Classification:
                 cutmix_alpha=cutmix_alpha,
                 prob=mixup_prob,
                 switch_prob=mixup_switch_prob,
-                label_smoothing=label_smoothing,
+                label_smoothing=0.0 if self.multi_label else label_smoothing,
                 num_classes=len(class_names),
             )
 
     def mix(self, batch: Batch) -> MixedBatch:
         """Return the images and targets of a step, mixed if the recipe mixes."""
         images, labels_B = batch["images"], batch["labels"]
+        if self.multi_label:
+            return self._mix_labels(images, labels_B)
         if self._mixup is None or len(images) % 2:  # timm's Mixup needs an even number of images
             return MixedBatch(images, labels_B, labels_B, self.label_smoothing, self.label_loss)
         images, targets_BK = self._mixup(images, labels_B)  # already smoothed
         return MixedBatch(images, targets_BK, targets_BK.argmax(1), 0.0, self.label_loss)
 
+    def _mix_labels(self, images: Tensor, labels_BK: Tensor) -> MixedBatch:
+        """Mix images with several labels each: the mixture's labels are mixed in the same proportion."""
+        if self._mixup is not None and len(images) % 2 == 0:
+            self._mixup.num_classes = len(images)
+            # the "classes" are the images themselves, so the result is the share of each image in each mixture
+            images, shares_BB = self._mixup(images, torch.arange(len(images), device=images.device))
+            labels_BK = shares_BB @ labels_BK
+        return MixedBatch(images, labels_BK, labels_BK.argmax(1), self.label_smoothing, self.label_loss)
+
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss`, the cross entropy, and `accuracy`, the percentage of images with the right prediction."""
+        """Return `loss` and `accuracy`, the percentage of right images, or right labels if there are several."""
         mixed = self.mix(batch)
         outputs = model(mixed.images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         losses = [mixed.loss(logits) for logits in heads]
         with torch.no_grad():
-            answers_B = sum(logits.float() for logits in heads).argmax(1)
-        return {"loss": torch.stack(losses).mean(), "accuracy": mixed.accuracy(answers_B)}
+            logits_BK = sum(logits.float() for logits in heads)
+            accuracy = (
+                100 * ((logits_BK > 0) == (mixed.targets > 0.5)).float().mean()
+                if self.multi_label
+                else mixed.accuracy(logits_BK.argmax(1))
+            )
+        return {"loss": torch.stack(losses).mean(), "accuracy": accuracy}

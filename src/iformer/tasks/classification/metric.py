@@ -26,6 +26,9 @@ Confusion = Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
 MATRIX_CLASSES = 1000
 """With more classes the confusion matrix has only its nonzero entries: 5,000 classes are 25 million numbers."""
 
+THRESHOLDS = tuple(round(percent / 100, 2) for percent in range(1, 100))
+"""Probabilities that are tried as the threshold between yes and no of multi-label networks."""
+
 TOP5_CLASSES = 6
 """Top-5 accuracy is reported from this number of classes on."""
 
@@ -107,6 +110,56 @@ class ClassificationMetric:
             confusion_KK[true, predicted] = counts
             metrics["confusion"] = confusion_KK.tolist()
         return metrics
+
+
+def multi_label_metrics(
+    probabilities_NK: npt.NDArray[np.float32], targets_NK: npt.NDArray[np.float32], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the metrics that `MultiLabelEvaluation` documents; shares are percentages.
+
+    Args:
+        probabilities_NK: of each class for itself.
+        targets_NK: 1 for each class that an image has, else 0.
+        class_names: K names.
+
+    Raises:
+        MissingDependencyError: torchmetrics is not installed.
+    """
+    of = require("torchmetrics.functional.classification", extra="train")
+    preds, targets = torch.from_numpy(probabilities_NK), torch.from_numpy(targets_NK)
+    classes, support_K = len(class_names), targets.sum(0).long()
+    present_K = support_K > 0  # a class without an image has no recall: it is left out of the means
+    ap_K = of.multilabel_average_precision(
+        preds[:, present_K], targets[:, present_K].long(), num_labels=int(present_K.sum()), average="none"
+    ) if present_K.any() else torch.zeros(0)  # fmt: skip
+    precision_KT, recall_KT, _ = of.multilabel_precision_recall_curve(
+        preds, targets.long(), num_labels=classes, thresholds=torch.tensor(THRESHOLDS)
+    )
+    precision_KT, recall_KT = precision_KT[:, :-1], recall_KT[:, :-1]  # the last point has no threshold
+    f1_KT = 2 * precision_KT * recall_KT / (precision_KT + recall_KT).clamp(min=1e-12)
+    best = int(f1_KT[present_K].mean(0).argmax()) if present_K.any() else len(THRESHOLDS) // 2
+    scores = {
+        "ap": torch.zeros(classes).masked_scatter(present_K, ap_K),
+        "precision": precision_KT[:, best],
+        "recall": recall_KT[:, best],
+        "f1": f1_KT[:, best],
+    }
+    means = {name: _percent(score_K[present_K].mean()) for name, score_K in scores.items()}
+    return {
+        "map": means["ap"],
+        "f1": means["f1"],
+        "threshold": THRESHOLDS[best],
+        "loss": float(functional.binary_cross_entropy(preds, targets)),
+        "images": len(targets),
+        "macro": means,
+        "per_class": {
+            name: {
+                **{score: _percent(values_K[k]) if present_K[k] else None for score, values_K in scores.items()},
+                "support": int(support_K[k]),
+            }
+            for k, name in enumerate(class_names)
+        },
+    }
 
 
 def confusion_entries(confusion: Confusion) -> npt.NDArray[np.int64]:

@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, H and W the input's sides, h and w the atten
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,13 +27,13 @@ from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
-from iformer.tasks.classification.evaluate import logits_of
-from iformer.tasks.classification.explain import AttentionRecorder, overlay
+from iformer.tasks.classification.evaluate import logits_of, with_mirror_images
+from iformer.tasks.classification.explain import AttentionRecorder, heat_scale, overlay
 from iformer.tasks.interface import PredictOptions, Record
-from iformer.tasks.pictures import THUMBNAIL, Bar, Card, draw_sheet, save_png, square
+from iformer.tasks.pictures import Bar, Card, Scale, beside, draw_sheet, save_png, square
 
 VIDEOS = False
-TAKES = frozenset({"top_k", "batch_size", "workers", "explain"})
+TAKES = frozenset({"top_k", "batch_size", "workers", "explain", "flip"})
 """The options of `PredictOptions` that this task reads."""
 
 MAX_PAGES = 5
@@ -50,6 +51,8 @@ class Answer:
     path: Path
     classes: tuple[tuple[str, float], ...]
     """Names and probabilities of the top k classes, in falling order."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes whose probability reaches the threshold, of a multi-label network; None for others."""
     pixels: Tensor
     """The image as the network saw it: uint8, C x H x W, resized and cropped."""
     attention: Tensor | None = None
@@ -76,6 +79,7 @@ class Predictor:
         workers: int | None = None,
         device: str | torch.device = "cpu",
         attention: bool = False,
+        flip: bool = False,
     ) -> None:
         """Prepare a network; the one given is not changed.
 
@@ -86,13 +90,19 @@ class Predictor:
             workers: threads that decode; None: one a core, at most 8.
             attention: also record where the network looks. The network is then not folded, which is slower
                 and gives the same answers.
+            flip: average the logits of each image and its mirror image.
 
         Raises:
-            UserError: a number is below 1, or `attention` is asked of an artifact or a network without it.
+            UserError: a number is below 1, or `attention` is asked with `flip`, of an artifact or of a network
+                without it.
         """
         for name, value in {"top_k": top_k, "batch_size": batch_size, "workers": workers}.items():
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected 1 or more")
+        if attention and flip:
+            raise UserError(
+                "the attention is that of one image, not of a mirrored pair; leave out explain or flip"
+            )
         self.batch_size = batch_size
         self.workers = workers
         self.device = resolve_device(device)
@@ -100,6 +110,7 @@ class Predictor:
         if isinstance(model, Classifier):
             self.name, num_classes = model.config.name, model.num_classes
             class_names, self.preprocessing = model.metadata.class_names, model.metadata.preprocessing
+            self.threshold = model.metadata.threshold if model.metadata.multi_label else None
             self._logits = self._network(model, attention=attention)
         else:
             if attention:
@@ -107,7 +118,10 @@ class Predictor:
             info = model.info
             self.name, num_classes = f"{info.network} ({info.runtime}, {info.precision})", info.num_classes
             class_names, self.preprocessing = info.class_names, info.preprocessing
+            self.threshold = (info.postprocess or {}).get("threshold") if info.multi_label else None
             self._logits = logits_of(model)
+        if flip:
+            self._logits = with_mirror_images(self._logits)
         self.top_k = min(top_k, num_classes)
         self.class_names = class_names or tuple(f"class {i}" for i in range(num_classes))
         self._transform = eval_transform(self.preprocessing)
@@ -155,19 +169,25 @@ class Predictor:
             stack.enter_context(torch.inference_mode())
             if self.recorder is not None:
                 stack.enter_context(self.recorder)
-            probabilities_BK = self._logits(pixels_BCHW).softmax(1)
+            logits_BK = self._logits(pixels_BCHW)
+            probabilities_BK = logits_BK.softmax(1) if self.threshold is None else logits_BK.sigmoid()
             maps = None if self.recorder is None else self.recorder.take_maps().cpu()
         return probabilities_BK.float().cpu(), maps
 
     def _answer(self, batch: ImageBatch) -> dict[Path, Answer]:
         probabilities_BK, maps_Bhw = self.probabilities(batch.images)
         values_BK, classes_BK = (tensor.tolist() for tensor in probabilities_BK.topk(self.top_k, dim=1))
+        labels: list[tuple[str, ...] | None] = [None] * len(batch.paths)
+        if self.threshold is not None:
+            yes_BK = (probabilities_BK >= self.threshold).tolist()
+            labels = [tuple(itertools.compress(self.class_names, yes_K)) for yes_K in yes_BK]
         return {
             path: Answer(
                 path=path,
                 classes=tuple(
                     (self.class_names[k], value) for k, value in zip(classes_BK[row], values_BK[row], strict=True)
                 ),
+                labels=labels[row],
                 pixels=batch.images[row],
                 attention=None if maps_Bhw is None else maps_Bhw[row],
             )
@@ -197,9 +217,12 @@ class ClassificationPredictor:
             if len(self._drawn) < max_drawn():
                 self._drawn.append(outcome)
             classes = [{"name": name, "probability": round(value, 6)} for name, value in outcome.classes]
-            yield {"file": str(outcome.path), "classes": classes}
+            record: Record = {"file": str(outcome.path), "classes": classes}
+            yield record if outcome.labels is None else record | {"labels": list(outcome.labels)}
 
     def words(self, record: Record) -> str:
+        if "labels" in record:
+            return ", ".join(record["labels"]) or "no label"
         return "   ".join(f"{item['name']} {100 * item['probability']:.1f} %" for item in record["classes"])
 
     def masks(self) -> Callable[[], None]:
@@ -212,14 +235,16 @@ class ClassificationPredictor:
             return []
         answered = self._answered
         title = f"{self.name} on {answered} image{'s' if answered != 1 else ''}"
-        subtitle = f"Weights: {self._title}. Each image as the network sees it, with its top classes."
+        threshold = self._predictor.threshold
+        marked = "" if threshold is None else f" Its labels, from {100 * threshold:.0f} % on, have darker bars."
+        subtitle = f"Weights: {self._title}. Each image as the network sees it, with its top classes.{marked}"
         written = draw_predictions(self._drawn, out, title=title, subtitle=subtitle)
         limits = {"predict": max_drawn()}
         if self._explain:
             written += draw_explanations(self._drawn, out, title=f"Where {self.name} looks")
             limits["explain"] = max_drawn(explain=True)
         return ["written: " + ", ".join(map(str, written))] + [
-            f"{kind}.png shows the first {limit} of {answered} images; {out / 'predictions.jsonl'} has all"
+            f"{kind}.png shows the first {limit} of {answered} images; the file of answers in {out} has all"
             for kind, limit in limits.items()
             if answered > limit
         ]
@@ -234,6 +259,7 @@ def open_predictor(subject: Classifier | ArtifactRunner, options: PredictOptions
         workers=options.workers,
         device=options.device,
         attention=bool(options.explain),
+        flip=bool(options.flip),
     )
     return ClassificationPredictor(predictor, title=options.title, explain=bool(options.explain))
 
@@ -255,20 +281,17 @@ def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) ->
 
     See `overlay`. The caption gives the attention of the most attended place, as a multiple of an even share.
     """
-    gap = 18
     cards = []
     for answer in answers[: max_drawn(explain=True)]:
         assert answer.attention is not None
         photograph = _photograph(answer.pixels)
-        pair = Image.new("RGB", (2 * THUMBNAIL + gap, THUMBNAIL), "white")
-        pair.paste(square(photograph), (0, 0))
-        pair.paste(square(overlay(photograph, answer.attention)), (THUMBNAIL + gap, 0))
-        peak = float(answer.attention.max())
-        caption = f"{answer.path.name}   |   most attended: {peak:.1f}x an even share"
-        cards.append(Card(picture=pair, caption=caption, bars=_bars(answer)))
+        pair = beside(photograph, overlay(photograph, answer.attention))
+        brightest = max(float(answer.attention.max()), 2.0)
+        scale = Scale(colours=heat_scale, low="1x an even share", high=f"{brightest:.1f}x")
+        cards.append(Card(picture=pair, caption=answer.path.name, scale=scale, bars=_bars(answer)))
     subtitle = (
-        "Right: attention received in the last attention stage, mean over queries and blocks; "
-        "dark is an even share or less."
+        "Right: attention received in the last attention stage, mean over queries and blocks. It shows what the "
+        "network gathers from, not why it chose a class."
     )
     return _save_pages(cards, folder, "explain", columns=_COLUMNS // 2, title=title, subtitle=subtitle)
 
@@ -280,7 +303,11 @@ def max_drawn(*, explain: bool = False) -> int:
 
 def _bars(answer: Answer) -> tuple[Bar, ...]:
     return tuple(
-        Bar(label=name, share=probability, colour=_OTHER if row else _FIRST)
+        Bar(
+            label=name,
+            share=probability,
+            colour=_FIRST if (row == 0 if answer.labels is None else name in answer.labels) else _OTHER,
+        )
         for row, (name, probability) in enumerate(answer.classes[:_BARS])
     )
 

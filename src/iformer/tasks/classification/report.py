@@ -6,8 +6,14 @@ import math
 from pathlib import Path
 
 from iformer.tables import Markdown, markdown_table
-from iformer.tasks.classification.evaluate import ClassificationEvaluation
-from iformer.tasks.classification.figures import draw_confusion, draw_mistakes, worst_mistakes
+from iformer.tasks.classification.evaluate import ClassificationEvaluation, MultiLabelEvaluation
+from iformer.tasks.classification.figures import (
+    draw_confusion,
+    draw_mistakes,
+    draw_reliability,
+    worst_labels,
+    worst_mistakes,
+)
 from iformer.tasks.classification.metric import confusion_entries
 from iformer.tasks.report import final_weights, write_task_report
 from iformer.training.records.results import TrainResult
@@ -16,7 +22,10 @@ _PAIRS = 10
 
 
 def write_report(result: TrainResult) -> Path:
-    """Write `report.md`, `curves.png`, `confusion.png` and, if there are mistakes, `mistakes.png`.
+    """Write `report.md`, `curves.png`, `confusion.png`, `reliability.png` and, if there are mistakes,
+    `mistakes.png`.
+
+    Multi-label networks have no confusion matrix.
 
     Existing files of these names are replaced.
 
@@ -28,17 +37,17 @@ def write_report(result: TrainResult) -> Path:
         OutputError: the folder cannot be written.
     """
     evaluation, folder = result.evaluation, result.folder
+    if isinstance(evaluation, MultiLabelEvaluation):
+        return _write_multi_label_report(result, evaluation)
     assert isinstance(evaluation, ClassificationEvaluation)
     draw_confusion(evaluation.metrics["confusion"], evaluation.image_set.class_names, folder / "confusion.png")
-    mistakes_png = folder / "mistakes.png"
-    mistakes = draw_mistakes(worst_mistakes(evaluation), mistakes_png)
-    if mistakes is None:
-        mistakes_png.unlink(missing_ok=True)  # of an earlier run
+    draw_reliability(evaluation, folder / "reliability.png")
+    shown = draw_mistakes(worst_mistakes(evaluation), folder / "mistakes.png")
     macro = [Markdown(f"**{value:.1f}**") for value in evaluation.metrics["macro"].values()]
     return write_task_report(
         result,
         _headline(result),
-        [_confusion(result), _mistakes(result, shown=mistakes is not None)],
+        [_confusion(result), _calibration(result), _mistakes(wrong=result.metrics["top1"] < 100, shown=shown)],
         mean_row=[Markdown("**mean over classes**"), *macro, f"{evaluation.metrics['images']:,}"],
     )
 
@@ -82,8 +91,39 @@ def _confusion(result: TrainResult) -> str:
     return text
 
 
-def _mistakes(result: TrainResult, *, shown: bool) -> str:
+def _write_multi_label_report(result: TrainResult, evaluation: MultiLabelEvaluation) -> Path:
+    metrics = evaluation.metrics
+    shown = draw_mistakes(worst_labels(evaluation), result.folder / "mistakes.png")
+    wrong = any(set(labels) != set(found) for labels, found in map(evaluation.names_at, range(metrics["images"])))
+    headline = (
+        f"**mAP {metrics['map']:.2f} %**, F1 {metrics['f1']:.2f} % at the threshold {metrics['threshold']:g}, on "
+        f"{metrics['images']} validation images: {final_weights(result)}, at {result.recipe.size} x "
+        f"{result.recipe.size}. mAP is the mean over the classes of the average precision; the threshold is the "
+        "probability from which a class is a yes, chosen on these images for the largest mean F1."
+    )
+    macro = [Markdown(f"**{value:.1f}**") for value in metrics["macro"].values()]
+    return write_task_report(
+        result,
+        headline,
+        [_mistakes(wrong=wrong, shown=shown)],
+        mean_row=[Markdown("**mean over classes**"), *macro, f"{metrics['images']:,}"],
+        loss_label="binary cross entropy",
+    )
+
+
+def _calibration(result: TrainResult) -> str:
+    metrics = result.metrics
+    scaled = (
+        f" The logits were divided by {metrics['temperature']:.3f}; before, it was "
+        f"{metrics['ece_uncalibrated']:.2f} %."
+        if "temperature" in metrics
+        else ""
+    )
+    error = f"The expected calibration error is {metrics['ece']:.2f} %.{scaled}" if "ece" in metrics else ""
+    return f"## Calibration\n\n{error}\n\n![Accuracy by the probability of the answer](reliability.png)"
+
+
+def _mistakes(*, wrong: bool, shown: bool) -> str:
     if not shown:
-        wrong = result.metrics["top1"] < 100
         return "## Mistakes\n\n" + ("Their images can no longer be read." if wrong else "None.")
     return "## The worst mistakes\n\n![Images with their predicted and true class](mistakes.png)"

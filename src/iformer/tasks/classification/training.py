@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
@@ -17,7 +18,7 @@ from iformer.data.images import check_channels
 from iformer.data.parallel import map_in_threads
 from iformer.data.samples import DataSplits, Sample
 from iformer.data.sources import load_data
-from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_fold
 from iformer.data.transforms import (
     Normalize,
     Transform,
@@ -31,9 +32,11 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.calibration import fit_temperature, scale_logits
 from iformer.tasks.classification.config import ClassificationRecipe
+from iformer.tasks.classification.dataset import select_classes
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import (
     ClassificationEvaluation,
+    MultiLabelEvaluation,
     NetworkPredictor,
     Predictor,
     evaluate,
@@ -52,9 +55,15 @@ from iformer.training.records.results import Evaluation, TrainResult
 def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
     """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
     val_split = DEFAULT_VAL_SPLIT if val_split is None else val_split
-    data = load_data(settings.data_name, val_split=val_split, strict=strict)
+    multi_label = bool(getattr(settings.recipe, "multi_label", False))
+    data = load_data(settings.data_name, val_split=val_split, strict=strict, multi_label=multi_label)
     warn(data.warnings)
-    settings = replace(settings, data_options={"val_split": val_split})
+    options: dict[str, Any] = {"val_split": val_split}
+    if settings.classes is not None:
+        data, options = select_classes(data, settings.classes), {**options, "classes": list(settings.classes)}
+    if settings.fold is not None:
+        data, options = split_fold(data, *settings.fold), {**options, "fold": list(settings.fold)}
+    settings = replace(settings, data_options=options)
     return classification_job(data, settings, model=resumed_network(settings) or model, model_name=model)
 
 
@@ -123,6 +132,7 @@ def classification_job(
         model_name=model_name,
         data=data,
         preprocessing=preprocessing,
+        multi_label=recipe.multi_label,
     )
 
 
@@ -159,7 +169,12 @@ def _task(
     elif recipe.class_weights == "balanced":
         weights = balanced_weights(list(data.train.class_counts.values()))
     options: dict[str, Any] = {
-        "label_loss": LabelLoss(kind=recipe.loss, focal_gamma=recipe.focal_gamma, class_weights=weights),
+        "label_loss": LabelLoss(
+            kind=recipe.loss,
+            multi_label=recipe.multi_label,
+            focal_gamma=recipe.focal_gamma,
+            class_weights=weights,
+        ),
         "label_smoothing": recipe.label_smoothing,
         "mixup_alpha": augment.mixup_alpha,
         "cutmix_alpha": augment.cutmix_alpha,
@@ -212,6 +227,7 @@ class ClassificationWorkload(Workload):
             cache=recipe.cache,
             channels=len(job.preprocessing.mean),
             value_range=recipe.value_range,
+            multi_label=recipe.multi_label,
         )
 
     def val_dataset(self) -> ImageDataset:
@@ -222,6 +238,7 @@ class ClassificationWorkload(Workload):
             cache=self.recipe.cache,
             channels=len(preprocessing.mean),
             value_range=self.recipe.value_range,
+            multi_label=self.recipe.multi_label,
         )
 
     def prepare(self, batch: Batch) -> Batch:
@@ -236,7 +253,9 @@ class ClassificationWorkload(Workload):
         labels, counts = self.job.data.train.labels, list(self.job.data.train.class_counts.values())
         return [1 / counts[label] for label in labels]
 
-    def evaluate(self, network: nn.Module, *, precision: Precision) -> ClassificationEvaluation:
+    def evaluate(
+        self, network: nn.Module, *, precision: Precision
+    ) -> ClassificationEvaluation | MultiLabelEvaluation:
         predictor: Predictor = NetworkPredictor(
             network,
             self.job.preprocessing,
@@ -252,15 +271,21 @@ class ClassificationWorkload(Workload):
     def finishes(self) -> bool:  # type: ignore[override]
         return self.recipe.temperature_scaling
 
-    def finish(self, network: nn.Module, evaluation: Evaluation) -> ClassificationEvaluation:
-        assert isinstance(evaluation, ClassificationEvaluation)
+    def finish(self, network: nn.Module, evaluation: Evaluation) -> Evaluation:
         if not self.recipe.temperature_scaling:
             return evaluation
+        assert isinstance(evaluation, ClassificationEvaluation)
         temperature = fit_temperature(evaluation.probabilities, evaluation.labels)
         scale_logits(network, temperature)
         after = self.evaluate(network, precision="fp32")
         before = evaluation.metrics["ece"]
         return replace(after, metrics={**after.metrics, "temperature": temperature, "ece_uncalibrated": before})
+
+    def draw_predictions(self, network: nn.Module, evaluation: Evaluation) -> Image.Image | None:
+        from iformer.tasks.classification.figures import example_sheet
+
+        assert isinstance(evaluation, ClassificationEvaluation | MultiLabelEvaluation)
+        return example_sheet(evaluation, title=f"{self.job.model_name} on {self.job.data_name}")
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.classification.report import write_report

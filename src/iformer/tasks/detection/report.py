@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from PIL import Image
 
-from iformer.models.detector import Detector
-from iformer.models.light_detector import LightDetector
+from iformer.data.detection import DetectionSet
 from iformer.models.weights.resolve import load
 from iformer.tables import markdown_table
 from iformer.tasks.confusion import classes_to_show, draw_matrix, shortened
@@ -23,8 +24,9 @@ from iformer.tasks.detection.confidence import (
 )
 from iformer.tasks.detection.evaluate import DetectionEvaluation
 from iformer.tasks.detection.predict import DetectionPredictor, draw_objects
-from iformer.tasks.pyramid import draw_examples
-from iformer.tasks.report import final_weights, write_task_report
+from iformer.tasks.pictures import save_png
+from iformer.tasks.pyramid import example_sheet
+from iformer.tasks.report import EXAMPLES, EXAMPLES_SECTION, final_weights, write_task_report
 from iformer.training.records.figures import FAINT, INK, finish_axes, new_figure, save_figure
 from iformer.training.records.results import TrainResult
 from iformer.training.records.run_folder import RunFolder
@@ -67,19 +69,22 @@ def write_report(result: TrainResult) -> Path:
         "96 x 96."
     )
     network = load(RunFolder(result.folder).last)
-    assert isinstance(network, Detector | LightDetector)
-    predictor = DetectionPredictor(network)
-    image_set = evaluation.image_set
-    samples, names = image_set.samples, image_set.class_names
-    examples = draw_examples(
-        predictor,
-        [sample.path for sample in samples],
-        lambda index, image: draw_objects(image, samples[index].instances, names),
-        result.folder / "predictions.png",
-        title=f"{result.model_name}: detections with a score of {predictor.min_score} or more",
-    )
-    sections = [_confidence(evaluation, result.folder), examples]
+    save_png(draw_examples(network, evaluation.image_set, name=result.model_name), result.folder / EXAMPLES)
+    sections = [_confidence(evaluation, result.folder), EXAMPLES_SECTION]
     return write_task_report(result, headline, sections, loss_label="sum of the losses")
+
+
+def draw_examples(
+    network: Any, images: DetectionSet, *, name: str, device: torch.device | str = "cpu"
+) -> Image.Image:
+    """Draw validation images with their objects and with the detections of a network."""
+    predictor = DetectionPredictor(network, device=device)
+    return example_sheet(
+        predictor,
+        [sample.path for sample in images.samples],
+        lambda index, image: draw_objects(image, images.samples[index].instances, images.class_names),
+        title=f"{name}: detections with a score of {predictor.min_score} or more",
+    )
 
 
 def _confidence(evaluation: DetectionEvaluation, folder: Path) -> str:

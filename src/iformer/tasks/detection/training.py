@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from iformer.config.light_detector import LightDetectorConfig
@@ -33,7 +34,7 @@ from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob, resumed_network
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch, Workload
-from iformer.training.records.results import TrainResult
+from iformer.training.records.results import Evaluation, TrainResult
 
 
 def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
@@ -149,6 +150,11 @@ class DetectionWorkload(Workload):
     def evaluate(self, network: nn.Module, *, precision: Precision) -> DetectionEvaluation:
         assert isinstance(network, Detector | LightDetector)
         return evaluate(network, self.val_loader(), device=self.context.device, precision=precision)
+
+    def draw_predictions(self, network: nn.Module, evaluation: Evaluation) -> Image.Image:
+        from iformer.tasks.detection.report import draw_examples
+
+        return draw_examples(network, self.job.data.val, name=self.job.model_name, device=self.context.device)
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.detection.report import write_report

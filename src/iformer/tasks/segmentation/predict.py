@@ -60,6 +60,8 @@ class SegmentationPredictor(PyramidPredictor):
         super().__init__(
             self._segmenter.name, names, count, value_range=self._segmenter.preprocessing.value_range, device=on
         )
+        self.colours = self._segmenter.colours
+        """One colour for each class."""
         self._transform = evaluation_transform(self._segmenter.preprocessing)
 
     @torch.inference_mode()
@@ -82,7 +84,7 @@ class SegmentationPredictor(PyramidPredictor):
         return classes
 
     def draw(self, image: Image.Image, answer: ClassMap) -> Image.Image:
-        return draw_classes(image, answer, self.class_names, self._segmenter.colours)
+        return draw_classes(image, answer, self.class_names, self.colours)
 
     def record(self, answer: ClassMap) -> Record:
         counts = np.bincount(answer.ravel())
@@ -106,7 +108,7 @@ class SegmentationPredictor(PyramidPredictor):
         if out is None:
             return {}
         (out / "masks").mkdir(exist_ok=True)
-        mask = index_png(answer, self._segmenter.colours)
+        mask = index_png(answer, self.colours)
         return {"mask": str(save_png(mask, out / "masks" / f"{name}.png"))}
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
+from PIL import Image
+
+from iformer.data.segmentation import SemanticSet
 from iformer.models.weights.resolve import load
-from iformer.tasks.pyramid import draw_examples
-from iformer.tasks.report import final_weights, write_task_report
+from iformer.tasks.pictures import save_png
+from iformer.tasks.pyramid import example_sheet
+from iformer.tasks.report import EXAMPLES, EXAMPLES_SECTION, final_weights, write_task_report
 from iformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from iformer.tasks.segmentation.predict import SegmentationPredictor
 from iformer.training.records.results import TrainResult
@@ -27,14 +33,19 @@ def write_report(result: TrainResult) -> Path:
         f"of the classes {metrics['mean_accuracy']:.2f} % on {metrics['images']} validation images: "
         f"{final_weights(result)}."
     )
-    predictor = SegmentationPredictor(load(RunFolder(result.folder).last))
-    image_set = evaluation.image_set
-    samples = image_set.samples
-    examples = draw_examples(
+    network = load(RunFolder(result.folder).last)
+    save_png(draw_examples(network, evaluation.image_set, name=result.model_name), result.folder / EXAMPLES)
+    return write_task_report(result, headline, [EXAMPLES_SECTION])
+
+
+def draw_examples(
+    network: Any, images: SemanticSet, *, name: str, device: torch.device | str = "cpu"
+) -> Image.Image:
+    """Draw validation images with their masks and with the classes that a network gives to the pixels."""
+    predictor = SegmentationPredictor(network, device=device)
+    return example_sheet(
         predictor,
-        [sample.path for sample in samples],
-        lambda index, image: predictor.draw(image, image_set.read_mask(samples[index])),
-        result.folder / "predictions.png",
-        title=f"{result.model_name}: classes of pixels",
+        [sample.path for sample in images.samples],
+        lambda index, image: predictor.draw(image, images.read_mask(images.samples[index])),
+        title=f"{name}: classes of pixels",
     )
-    return write_task_report(result, headline, [examples])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from iformer.config.segmenter import LightSegmenterConfig
@@ -26,7 +27,7 @@ from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob, resumed_network
 from iformer.training.network.precision import Precision
 from iformer.training.protocol import Batch, Workload
-from iformer.training.records.results import TrainResult
+from iformer.training.records.results import Evaluation, TrainResult
 
 
 def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
@@ -148,6 +149,11 @@ class SegmentationWorkload(Workload):
             precision=precision,
             sliding=self.recipe.sliding,
         )
+
+    def draw_predictions(self, network: nn.Module, evaluation: Evaluation) -> Image.Image:
+        from iformer.tasks.segmentation.report import draw_examples
+
+        return draw_examples(network, self.job.data.val, name=self.job.model_name, device=self.context.device)
 
     def write_report(self, result: TrainResult) -> Path:
         from iformer.tasks.segmentation.report import write_report

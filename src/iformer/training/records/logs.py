@@ -1,4 +1,4 @@
-"""Output of a run: `log.jsonl`, TensorBoard, and a progress bar or plain lines."""
+"""Output of a run: `log.jsonl`, trackers, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -11,48 +11,39 @@ import time
 from pathlib import Path
 from typing import Any
 
-from iformer.dependencies import require
 from iformer.training.protocol import Task
+from iformer.training.records.trackers import Trackers
 
 PLAIN_LINE_SECONDS = 60.0
 """Longest time between two lines if there is no terminal."""
 
 
 class RunLog:
-    """Writes `log.jsonl`, one JSON record per line, and the same numbers for TensorBoard.
+    """Writes `log.jsonl`, one JSON record per line, and gives the same numbers to trackers.
 
     The `event` of a record is `start`, `resume`, `step`, `epoch` or `end`.
     """
 
-    def __init__(
-        self, path: Path, tensorboard: Path | None, *, keep_bytes: int = 0, purge_from: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, trackers: Trackers | None = None, *, keep_bytes: int = 0) -> None:
         """Open the log for appending.
 
         Args:
             path: the log file.
-            tensorboard: folder of the event files; None writes none.
+            trackers: get the numbers and pictures too; closed with the log.
             keep_bytes: length to which the file is cut first. A resumed run repeats the records after its state.
-            purge_from: step from which TensorBoard drops older events.
 
         Raises:
             OSError: it cannot be written.
-            MissingDependencyError: tensorboard is not installed.
         """
         path.touch()
         os.truncate(path, min(keep_bytes, path.stat().st_size))
         self._file = path.open("a", encoding="utf-8")
         if not _ends_in_newline(path):  # cut by a full disk or by hand
             self._file.write("\n")
-        self._writer: Any = None
-        if tensorboard is not None:
-            require("tensorboard", extra="train")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(tensorboard), purge_step=purge_from)
+        self.trackers = trackers
 
     def write(self, event: str, **values: Any) -> None:
-        """Append a record. The numbers of `step` and `epoch` events also go to TensorBoard, at `values["step"]`.
+        """Append a record. The numbers of `step` and `epoch` events also go to the trackers, at `values["step"]`.
 
         Raises:
             OSError: it cannot be written.
@@ -62,25 +53,28 @@ class RunLog:
             self._file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._file.name) from error
-        if self._writer is not None and event in ("step", "epoch"):
-            for name, value in values.items():
-                if isinstance(value, int | float) and name not in ("step", "epoch"):
-                    self._writer.add_scalar(f"{event}/{name}", value, values["step"])
+        if self.trackers is not None and event in ("step", "epoch"):
+            numbers = {
+                f"{event}/{name}": value
+                for name, value in values.items()
+                if isinstance(value, int | float) and name not in ("step", "epoch")
+            }
+            self.trackers.log(numbers, values["step"])
 
     def sync(self) -> int:
         """Flush the log to disk; return its length in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        if self._writer is not None:
-            self._writer.flush()
+        if self.trackers is not None:
+            self.trackers.flush()
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Close the files."""
         with contextlib.suppress(OSError):  # a failed write has already been reported
             self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trackers(self) -> Path:
+        """Ids of the runs of other trackers."""
+        return self.path / "trackers.json"
+
+    @property
     def metrics(self) -> Path:
         """The final metrics as JSON."""
         return self.path / "metrics.json"
@@ -81,6 +86,11 @@ class RunFolder:
     def report(self) -> Path:
         """The report."""
         return self.path / "report.md"
+
+    @property
+    def card(self) -> Path:
+        """The model card for the Hugging Face hub."""
+        return self.path / "README.md"
 
     @property
     def lock(self) -> Path:
@@ -129,6 +139,8 @@ class RunFolder:
                 self.log,
                 self.metrics,
                 self.report,
+                self.trackers,
+                self.card,
             ]:
                 file.unlink(missing_ok=True)
             pictures = [self.path / name for name in _REPORT_PICTURES]
@@ -212,7 +224,9 @@ class RunFolder:
         return settings
 
 
-_REPORT_PICTURES = ("confidence.png", "confusion.png", "curves.png", "mistakes.png", "predictions.png")
+_REPORT_PICTURES = (
+    *("confidence.png", "confusion.png", "curves.png", "mistakes.png", "predictions.png", "reliability.png"),
+)
 """The pictures of the tasks' reports."""
 _LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
 """Names of the lock and of unfinished files (`iformer.files.replacing`)."""

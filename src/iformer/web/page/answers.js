@@ -18,21 +18,33 @@ export function showAnswer(list, context, artifact, outputs, place, [width, heig
     return shares.map(({ name, share }) => `${name} ${Math.round(100 * share)} percent`).slice(0, 3).join(", ");
   }
   const classes = classesOf(artifact, outputs);
-  showRows(list, classes, "");
+  const found = isMultiLabel(artifact)
+    ? classes.filter(({ share }) => share >= artifact.postprocess.threshold)
+    : classes.slice(0, 1);
+  showRows(list, isMultiLabel(artifact) ? found : classes, "No label.");
   drawCrop(context, place);
-  return `${classes[0].name}, ${Math.round(100 * classes[0].share)} percent`;
+  return found.map(({ name, share }) => `${name}, ${Math.round(100 * share)} percent`).join("; ") || "no label";
 }
 
 // Returns the classes of one image by falling probability: [{ name, share }].
 export function classesOf(artifact, outputs) {
-  const logits = outputs.logits.data;
+  return probabilitiesOf(artifact, outputs.logits.data)
+    .map((share, index) => ({ name: nameOf(artifact, index), share }))
+    .sort((a, b) => b.share - a.share)
+    .slice(0, SHOWN);
+}
+
+// Sigmoid of each logit where an image may have several labels, else softmax.
+function probabilitiesOf(artifact, logits) {
+  if (isMultiLabel(artifact)) return Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
   const largest = logits.reduce((a, b) => Math.max(a, b), -Infinity);
   const weights = Array.from(logits, (logit) => Math.exp(logit - largest));
   const sum = weights.reduce((a, b) => a + b, 0);
-  return weights
-    .map((weight, index) => ({ name: nameOf(artifact, index), share: weight / sum }))
-    .sort((a, b) => b.share - a.share)
-    .slice(0, SHOWN);
+  return weights.map((weight) => weight / sum);
+}
+
+function isMultiLabel(artifact) {
+  return artifact.postprocess?.activation === "sigmoid";
 }
 
 export function nameOf(artifact, index) {

@@ -1,0 +1,129 @@
+"""Answers as files: JSON lines, or tables with one row for each answer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from iformer.dependencies import require
+from iformer.errors import UserError
+from iformer.files import json_text, write_bytes, write_text
+from iformer.tables import csv_text
+from iformer.tasks.interface import Record
+
+AnswerFormat = Literal["jsonl", "csv", "parquet"]
+FORMATS: tuple[AnswerFormat, ...] = ("jsonl", "csv", "parquet")
+
+_COLUMNS = {
+    "file": "string",
+    "frame": "int64",
+    "rank": "int64",
+    "name": "string",
+    "score": "float64",
+    "is_label": "bool",
+    "left": "float64",
+    "top": "float64",
+    "width": "float64",
+    "height": "float64",
+    "error": "string",
+}
+"""Columns of tables with their types; see `answer_rows`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One thing that a network says about an image: a class, or an object."""
+
+    name: str
+    """Name of the class."""
+    score: float
+    """0 to 1: the probability of the class, the score of the object, or the share of the image's pixels."""
+    box: tuple[float, float, float, float] | None = None
+    """Detectors: left, top, width and height, in pixels."""
+
+
+def answers_of(record: Record) -> Iterator[Answer]:
+    """Yield the answers in a record, the highest score first."""
+    # a task of its own may answer in other words; they are in the record
+    for item in record.get("detections") or record.get("classes") or ():
+        score = next(item[key] for key in ("probability", "score", "share") if key in item)
+        yield Answer(name=item["name"], score=score, box=tuple(item["box"]) if "box" in item else None)
+
+
+def answers_file(folder: Path, format: AnswerFormat) -> Path:
+    """Return the path of the answers in a folder: `predictions.jsonl`, `.csv` or `.parquet`."""
+    return folder / f"predictions.{format}"
+
+
+def holds_answers(folder: Path) -> bool:
+    """Whether there are answers of an earlier call in a folder."""
+    return any(answers_file(folder, format).exists() for format in FORMATS)
+
+
+def check_format(format: str) -> AnswerFormat:
+    """Return the format.
+
+    Raises:
+        UserError: there is no such format.
+        MissingDependencyError: pyarrow is not installed, which Parquet needs.
+    """
+    for known in FORMATS:
+        if format == known:
+            if format == "parquet":
+                require("pyarrow.parquet", extra="data")
+            return known
+    raise UserError(f"--format is '{format}'; expected {', '.join(FORMATS)}")
+
+
+def write_answers(folder: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
+    """Write `answers_file`: a line for each record, or a table of `answer_rows`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = answers_file(folder, format)
+    if format == "jsonl":
+        return write_text(path, "".join(json_text(record, ascii_only=False) + "\n" for record in records))
+    rows = [row for record in records for row in answer_rows(record)]
+    if format == "csv":
+        return write_text(
+            path, csv_text(list(_COLUMNS), [[_cell(row[name]) for name in _COLUMNS] for row in rows])
+        )
+    pyarrow = require("pyarrow", extra="data")
+    schema = pyarrow.schema(
+        [(name, getattr(pyarrow, _PYARROW.get(kind, kind))()) for name, kind in _COLUMNS.items()]
+    )
+    buffer = io.BytesIO()
+    require("pyarrow.parquet", extra="data").write_table(pyarrow.Table.from_pylist(rows, schema=schema), buffer)
+    return write_bytes(path, buffer.getvalue())
+
+
+_PYARROW = {"bool": "bool_"}
+"""Names of types in pyarrow where they differ."""
+
+
+def answer_rows(record: Record) -> list[dict[str, Any]]:
+    """Return a row for each answer of an image or frame; one row without a name if there is none or an error.
+
+    `rank` counts from 1. `is_label` says whether a class reaches the threshold of a multi-label classifier.
+    `left`, `top`, `width` and `height` are those of an object's box, in pixels.
+    """
+    empty = dict.fromkeys(_COLUMNS) | {name: record.get(name) for name in ("file", "frame", "error")}
+    rows = []
+    for rank, answer in enumerate(answers_of(record), start=1):
+        row = empty | {"rank": rank, "name": answer.name, "score": float(answer.score)}
+        if "labels" in record:
+            row["is_label"] = answer.name in record["labels"]
+        if answer.box is not None:
+            row |= dict(zip(("left", "top", "width", "height"), map(float, answer.box), strict=True))
+        rows.append(row)
+    return rows or [empty]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else value

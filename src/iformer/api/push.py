@@ -1,0 +1,73 @@
+"""`iformer.push`: a trained network to the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from iformer.errors import UserError
+from iformer.models.complexity import count_parameters
+from iformer.models.weights.checkpoint import save
+from iformer.models.weights.hub import WEIGHTS_FILE, upload
+from iformer.models.weights.resolve import load
+from iformer.tasks.model_card import model_card
+from iformer.tasks.subject import network_name
+from iformer.training.records.run_folder import RunFolder
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushedModel:
+    """A network on the hub."""
+
+    repo: str
+    """`USER/NAME`."""
+    name: str
+    """The name that `iformer.load` takes: `hf-hub:USER/NAME`."""
+    url: str
+    commit: str
+    files: tuple[str, ...]
+
+
+def push(
+    run: str | os.PathLike[str],
+    repo: str,
+    *,
+    best: bool = False,
+    private: bool = False,
+    message: str = "Upload by iformer",
+) -> PushedModel:
+    """Upload a network with its model card; the same as the verb `push`.
+
+    `iformer.load("hf-hub:USER/NAME")` reads it back. The repository is created if there is none. The token is that
+    of `hf auth login`, or of the variable `HF_TOKEN`.
+
+    Args:
+        run: a run folder, or any name of a network with weights that `iformer.load` takes. Its photographs and
+            report stay here; the metadata of the weights holds the command of the training.
+        repo: `USER/NAME` or `ORGANISATION/NAME`.
+        best: of a run folder: `best.safetensors` instead of `last.safetensors`.
+        private: create a private repository.
+        message: message of the commit.
+
+    Raises:
+        UserError: the network cannot be opened, or the hub refuses; nothing is uploaded then.
+    """
+    folder = Path(run)
+    is_run = folder.is_dir() and RunFolder(folder).config.is_file()
+    if best and not is_run:
+        raise UserError(f"--best is for a run folder; {os.fspath(run)} is none")
+    files = RunFolder(folder)
+    network = load(files.best if best else run)
+    card = model_card(
+        network.metadata, name=network_name(network), parameters=count_parameters(network), repo=repo
+    )
+    with tempfile.TemporaryDirectory(prefix="iformer-") as temporary:
+        weights = Path(temporary) / WEIGHTS_FILE
+        save(network, weights)
+        contents: dict[str, bytes | Path] = {WEIGHTS_FILE: weights, CARD: card.encode()}
+        url, commit = upload(repo, contents, private=private, message=message)
+    return PushedModel(repo=repo, name=f"hf-hub:{repo}", url=url, commit=commit, files=tuple(contents))

@@ -1,0 +1,34 @@
+"""`iformer push`: a trained network to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from iformer.cli.output import DebugOption, JsonOption, print_json_line, say
+
+
+def push(
+    run: Annotated[str, typer.Argument(help="A run folder, a checkpoint, or any name of a network with weights.")],
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository; created if there is none.")],
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run folder: best.safetensors instead of last.safetensors.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload by iformer",
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Upload a network with its model card to the Hugging Face hub.
+
+    The token is that of `hf auth login`, or of HF_TOKEN.
+    """
+    from iformer.api.push import push as run_push
+
+    pushed = run_push(run, name, best=best, private=private, message=message)
+    if json:
+        print_json_line(vars(pushed))
+        return
+    say(f"pushed {', '.join(pushed.files)} to {pushed.url}")
+    say(f"use it as --weights {pushed.name}")

@@ -1,0 +1,147 @@
+"""The model card of a network, `README.md` in the form of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from iformer.config.metadata import Metadata
+from iformer.errors import printable
+from iformer.tables import markdown_code, markdown_table, markdown_text
+from iformer.tasks.registry import find_task
+
+_NAMED_CLASSES = 50
+"""Classes that the card lists; of more, the first ones."""
+_SHOWN_FIELDS = ("size", "batch_size", "lr", "optimizer", "weights")
+"""Recipe fields that the card shows."""
+_PAPER = "[iFormer](https://arxiv.org/abs/2501.15369)"
+
+
+def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | None = None) -> str:
+    """Return the card of a network: YAML for the hub, then what it is, how good it is and how to use it.
+
+    Args:
+        metadata: of the network's checkpoint.
+        name: name of the architecture.
+        parameters: number of its parameters.
+        repo: `USER/NAME` on the hub; None: not there yet.
+    """
+    row = find_task(metadata.task)
+    metric, label = row.headline(multi_label=metadata.multi_label)
+    data_name, metrics = _data_name(metadata), _numbers(metadata.metrics)
+    card = ModelCardData(
+        library_name="iformer",
+        pipeline_tag=row.pipeline_tag,
+        tags=["iformer", *(["multi-label"] if metadata.multi_label else [])],
+        model_name=repo.partition("/")[2] if repo else name,
+        eval_results=[
+            EvalResult(
+                task_type=row.pipeline_tag,
+                dataset_type=data_name,
+                dataset_name=data_name,
+                metric_type=key,
+                metric_name=label if key == metric else key.replace("_", " "),
+                metric_value=round(value, 4),
+            )
+            for key, value in metrics.items()
+            if key != "images"
+        ]
+        or None,
+    )
+    sections = [
+        f"---\n{card.to_yaml()}\n---",
+        f"# {markdown_text(repo or name)}",
+        _summary(metadata, name=name, parameters=parameters, headline=(metric, label), metrics=metrics),
+        _usage(repo or "USER/NAME"),
+        "## Metrics\n\n"
+        + markdown_table(
+            ["on the validation images", ""], [[k.replace("_", " "), _form(v)] for k, v in metrics.items()]
+        )
+        if metrics
+        else "",
+        _classes(metadata.class_names),
+        _training(metadata, data_name),
+        "## Limits\n\nThe metrics are those of the validation images above; on other images, such as "
+        "those of another camera, they may be lower. Weights and data may have licences of their own; this card "
+        "states none.",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _summary(
+    metadata: Metadata, *, name: str, parameters: int, headline: tuple[str, str], metrics: dict[str, float]
+) -> str:
+    row, preprocessing = find_task(metadata.task), metadata.preprocessing
+    several = " An image may have several labels: apply a sigmoid to each logit." if metadata.multi_label else ""
+    score = f" {headline[1]}: **{metrics[headline[0]]:.2f} %**." if headline[0] in metrics else ""
+    height, width = preprocessing.size
+    return (
+        f"One of the {row.networks} of {_PAPER}: {markdown_text(name)}, {parameters / 1e6:.2f} M parameters, "
+        f"{len(metadata.class_names)} classes, inputs of {height} x {width} pixels.{score}{several}"
+    )
+
+
+def _usage(repo: str) -> str:
+    return (
+        "## Use\n\n```sh\npip install iformer\n"
+        f"iformer predict photo.jpg --weights hf-hub:{repo}\n```\n\n"
+        f'```python\nimport iformer\n\nmodel = iformer.load("hf-hub:{repo}")\n'
+        'for answer in iformer.predict(model, "photos"):\n    print(answer.path, answer.words)\n```\n\n'
+        "`model.safetensors` holds the class names, the preprocessing and these figures too."
+    )
+
+
+def _classes(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(markdown_code(printable(name, limit=100)) for name in names[:_NAMED_CLASSES])
+    rest = f", and {len(names) - _NAMED_CLASSES} more" if len(names) > _NAMED_CLASSES else ""
+    return f"## Classes\n\n{shown}{rest}."
+
+
+def _training(metadata: Metadata, data_name: str) -> str:
+    provenance = metadata.provenance
+    data, recipe, versions = (_mapping(provenance.get(key)) for key in ("data", "recipe", "versions"))
+    rows: list[tuple[str, Any]] = [
+        ("data", data_name),
+        ("training images", data.get("train_images")),
+        ("validation images", data.get("val_images")),
+        ("recipe", recipe.get("name")),
+        ("epochs", provenance.get("epoch")),
+        *((key.replace("_", " "), recipe.get(key)) for key in _SHOWN_FIELDS),
+        ("versions", ", ".join(f"{key} {value}" for key, value in versions.items())),
+        ("created", provenance.get("created")),
+    ]
+    known = [[key, str(_without_folder(value))] for key, value in rows if value not in (None, "")]
+    return "## Training\n\n" + markdown_table(["", ""], known, left=2)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _data_name(metadata: Metadata) -> str:
+    data = metadata.provenance.get("data")
+    name = data.get("name") if isinstance(data, dict) else data
+    return printable(str(_without_folder(name or "unknown")), limit=100)
+
+
+def _without_folder(value: Any) -> Any:
+    """Return the last part of a path: where files lie on a machine is nobody else's concern."""
+    is_path = isinstance(value, str) and os.sep in value and "://" not in value and os.path.isabs(value)
+    return Path(value).name if is_path else value
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {
+        key: value
+        for key, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _form(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"

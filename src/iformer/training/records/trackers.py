@@ -1,0 +1,195 @@
+"""Experiment trackers of a run, through Accelerate's: TensorBoard, Weights & Biases, MLflow and Comet.
+
+Where a service keeps its data, and who may write there, is the service's own configuration, such as
+`MLFLOW_TRACKING_URI` or `WANDB_MODE=offline`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from iformer.dependencies import require
+from iformer.errors import MissingDependencyError, UnknownNameError, UserError, one_line
+from iformer.files import json_text, write_text
+
+if TYPE_CHECKING:
+    from iformer.training.job import TrainJob
+
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow"),
+    "comet": ("comet_ml", "comet-ml"),
+}
+"""Names of trackers, each with the module that it needs and the package that brings it."""
+NO_TRACKER = "none"
+PROJECT = "iformer"
+"""Project or experiment, unless the service's own variable (`WANDB_PROJECT`, ...) names another one."""
+
+
+def tracker_names(given: Iterable[str]) -> tuple[str, ...]:
+    """Return the different names; each item may hold several with commas between them, and `none` means none.
+
+    Raises:
+        UnknownNameError: there is no such tracker.
+        UserError: `none` is given with others.
+        MissingDependencyError: a package is not installed.
+    """
+    names = tuple(dict.fromkeys(name for item in given for name in map(str.strip, item.split(",")) if name))
+    if NO_TRACKER in names:
+        if len(names) > 1:
+            raise UserError(f"--tracker has {NO_TRACKER} and others; give one of them")
+        return ()
+    for name in names:
+        if name not in TRACKERS:
+            raise UnknownNameError("tracker", name, [*TRACKERS, NO_TRACKER])
+        module, package = TRACKERS[name]
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(f"{module} is not installed; run: pip install {package}")
+    return names
+
+
+def open_trackers(job: TrainJob, *, step: int) -> Trackers:
+    """Start the trackers of a run, or continue those of a resumed run at a step; see `Trackers`."""
+    return Trackers(
+        job.tracker_names,
+        job.folder,
+        config={"model": job.model_name, "data": job.data_name, **job.recipe.to_plain()},
+        resume=job.resume,
+        purge_from=step + 1 if job.resume else None,
+    )
+
+
+class Trackers:
+    """The trackers of one run. One that fails is named once and left out from then on: training goes on."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        resume: bool = False,
+        purge_from: int | None = None,
+    ) -> None:
+        """Start a run of each tracker, or continue that of a resumed run.
+
+        Args:
+            names: see `tracker_names`.
+            folder: the run folder; its name is that of the run. `trackers.json` in it keeps the ids of the runs.
+            config: settings of the run, nested.
+            resume: continue the runs that `trackers.json` names.
+            purge_from: step from which TensorBoard drops older events.
+
+        Raises:
+            UserError: a tracker cannot be started.
+        """
+        self._running: dict[str, Any] = {}
+        stored = folder / "trackers.json"
+        ids = _read_ids(stored) if resume else {}
+        kinds = require("accelerate.tracking", extra="train")
+        makers: dict[str, Callable[[], Any]] = {
+            "tensorboard": lambda: kinds.TensorBoardTracker("tensorboard", folder, purge_step=purge_from),
+            "wandb": lambda: kinds.WandBTracker(
+                os.environ.get("WANDB_PROJECT", PROJECT),
+                name=folder.name,
+                dir=str(folder),
+                **({"id": ids["wandb"], "resume": "allow"} if "wandb" in ids else {}),
+            ),
+            "mlflow": lambda: kinds.MLflowTracker(PROJECT, run_name=folder.name, run_id=ids.get("mlflow")),
+            "comet": lambda: kinds.CometMLTracker(
+                os.environ.get("COMET_PROJECT_NAME", PROJECT), experiment_key=ids.get("comet")
+            ),
+        }
+        for name in names:
+            try:
+                tracker = makers[name]()
+                tracker.start()
+                if name != "tensorboard":  # Accelerate writes a folder of its own for them
+                    tracker.store_init_configuration(dict(_flat(config)))
+            except Exception as error:  # the services have no common base class
+                self.close()
+                raise UserError(f"the tracker {name} cannot be started ({one_line(error)[:300]})") from error
+            self._running[name] = tracker
+        found = {name: _RUN_ID[name](tracker) for name, tracker in self._running.items() if name in _RUN_ID}
+        if found:
+            write_text(stored, json_text(found, indent=2))
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers at an optimizer step."""
+        self._each(lambda name, tracker: tracker.log(dict(values), step=step))
+
+    def log_picture(self, name: str, picture: Image.Image | None, step: int) -> None:
+        """Log an RGB picture, if there is one, at an optimizer step."""
+        if picture is None:
+            return
+
+        def log(kind: str, tracker: Any) -> None:
+            if kind == "tensorboard":
+                tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+            elif kind == "wandb":
+                tracker.log_images({name: [picture]}, step=step)
+            elif kind == "mlflow":
+                importlib.import_module("mlflow").log_image(picture, f"{name}/step-{step:07d}.png")
+            else:
+                tracker.writer.log_image(picture, name=name, step=step)
+
+        self._each(log)
+
+    def flush(self) -> None:
+        """Write what TensorBoard holds back; the others send by themselves."""
+        if "tensorboard" in self._running:
+            self._running["tensorboard"].writer.flush()
+
+    def close(self) -> None:
+        """End the runs."""
+        self._each(lambda name, tracker: tracker.finish())
+        self._running.clear()
+
+    def _each(self, call: Callable[[str, Any], None]) -> None:
+        for name, tracker in list(self._running.items()):
+            try:
+                call(name, tracker)
+            except Exception as error:  # the services have no common base class
+                del self._running[name]
+                note = f"note: the tracker {name} failed and gets nothing more ({one_line(error)[:300]})"
+                print(note, file=sys.stderr, flush=True)
+
+
+_RUN_ID: dict[str, Callable[[Any], str]] = {
+    "wandb": lambda tracker: str(tracker.tracker.id),
+    "mlflow": lambda tracker: str(tracker.tracker.info.run_id),
+    "comet": lambda tracker: str(tracker.tracker.get_key()),
+}
+
+
+def _read_ids(path: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError):
+        ids = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(ids, dict):
+            return {name: value for name, value in ids.items() if name in TRACKERS and isinstance(value, str)}
+    return {}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the settings of a nested config with dotted names; lists become text."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            plain = value is None or isinstance(value, bool | int | float | str)
+            yield f"{prefix}{name}", value if plain else str(value)

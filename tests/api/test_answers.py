@@ -1,0 +1,96 @@
+"""Files of answers: formats, and what is not overwritten."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import iformer
+from iformer.api.answers import answer_rows, write_answers
+from iformer.cli.main import main
+from iformer.errors import UserError
+from iformer.models.classifier import Classifier
+from tiny.networks import labelled_classifier
+
+RECORDS: list[dict[str, Any]] = [
+    {"file": "a.png", "classes": [{"name": "=rose", "probability": 0.75}, {"name": "tulip", "probability": 0.25}]},
+    {"file": "b.png", "classes": [{"name": "tulip", "probability": 0.5}], "labels": ["tulip"]},
+    {"file": "c.mp4", "frame": 3, "detections": [{"name": "dog", "score": 0.5, "box": [1.0, 2.0, 3.5, 4.0]}]},
+    {"file": "d.png", "detections": []},
+    {"file": "e.png", "error": "no such file"},
+]
+
+
+@pytest.fixture
+def model() -> Classifier:
+    return labelled_classifier()
+
+
+def test_rows() -> None:
+    rows = [row for record in RECORDS for row in answer_rows(record)]
+    assert [(row["file"], row["rank"], row["name"], row["score"]) for row in rows] == [
+        ("a.png", 1, "=rose", 0.75),
+        ("a.png", 2, "tulip", 0.25),
+        ("b.png", 1, "tulip", 0.5),
+        ("c.mp4", 1, "dog", 0.5),
+        ("d.png", None, None, None),
+        ("e.png", None, None, None),
+    ]
+    assert [row["is_label"] for row in rows] == [None, None, True, None, None, None]
+    assert [rows[3][name] for name in ("frame", "left", "top", "width", "height")] == [3, 1.0, 2.0, 3.5, 4.0]
+    assert rows[5]["error"] == "no such file"
+
+
+def test_csv(tmp_path: Path) -> None:
+    text = write_answers(tmp_path, RECORDS, "csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert rows[0]["name"] == "'=rose", "a formula in a spreadsheet otherwise"
+    assert rows[2]["is_label"] == "true"
+    assert rows[4]["score"] == ""
+    assert len(rows) == 6
+
+
+def test_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = parquet.read_table(write_answers(tmp_path, RECORDS, "parquet")).to_pylist()
+    assert rows == [row for record in RECORDS for row in answer_rows(record)]
+
+
+def test_answers_are_not_overwritten_silently(model: Classifier, photographs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    list(iformer.predict(model, photographs[0], out=out, format="csv"))
+    before = (out / "predictions.csv").read_text()
+    with pytest.raises(UserError, match=r"out holds answers already; --overwrite replaces them"):
+        iformer.predict(model, photographs[1], out=out)
+    assert (out / "predictions.csv").read_text() == before
+    list(iformer.predict(model, photographs[1], out=out, format="csv", overwrite=True))
+    assert (out / "predictions.csv").read_text() != before
+    with pytest.raises(UserError, match="--format is 'xml'; expected jsonl, csv, parquet"):
+        iformer.predict(model, photographs[1], format="xml")
+
+
+def test_the_default_folder_is_numbered(
+    model: Classifier,
+    photographs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    iformer.save(model, tmp_path / "net.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for photograph in photographs[:3]:
+        assert main(["predict", str(photograph), "--weights", "net.safetensors", "--device", "cpu"]) == 0
+    files = ["predictions/predictions.jsonl", "predictions/2/predictions.jsonl", "predictions/3/predictions.jsonl"]
+    answered = [json.loads(Path(file).read_text())["file"] for file in files]
+    assert answered == [str(photograph) for photograph in photographs[:3]]
+    capsys.readouterr()
+    words = ["predict", ".", str(photographs[0]), "--weights", "net.safetensors", "--device", "cpu", "--json"]
+    assert main([*words, "--format", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1, "pictures of earlier answers are no photographs"
+    assert main([*words, "--format", "csv", "--overwrite"]) == 0
+    assert (tmp_path / "predictions/predictions.csv").is_file()

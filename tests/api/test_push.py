@@ -1,0 +1,117 @@
+"""Model cards, and networks pushed to a local stand-in of the hub by the real client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import iformer
+from iformer.cli.main import main
+from iformer.config.metadata import Metadata
+from iformer.errors import UserError, WeightsError
+from iformer.tasks.model_card import model_card
+from tiny.hub import NEWEST, TOKEN, Hub, running_hub
+from tiny.networks import labelled_classifier
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub({}, tmp_path / "cache") as running:
+        yield running
+
+
+def metadata() -> Metadata:
+    return Metadata(
+        class_names=("rose", "tulip | red", "poppy"),
+        metrics={"top1": 91.25, "loss": 0.31, "images": 80, "macro": {"f1": 90.0}},
+        provenance={
+            "data": {"name": "/home/ann/flowers", "train_images": 320, "val_images": 80},
+            "recipe": {"name": "finetune", "size": 224, "lr": 0.001},
+            "versions": {"torch": "2.14.1"},
+            "epoch": 20,
+        },
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a last and a best network."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("recipe: {}\n")
+    (folder / "mistakes.png").write_bytes(b"a photograph")
+    model = labelled_classifier()
+    iformer.save(model, folder / "last.safetensors", metrics={"top1": 50.0})
+    iformer.save(model, folder / "best.safetensors", metrics={"top1": 60.0})
+    return folder
+
+
+def test_the_card_is_one_that_the_hub_reads() -> None:
+    card = ModelCard(model_card(metadata(), name="iformer_t", parameters=2_890_000))
+    assert card.data.library_name == "iformer"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.model_name == "iformer_t"
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results or ()}
+    assert results == {"top1": 91.25, "loss": 0.31}
+    text = card.text
+    assert "2.89 M parameters, 3 classes, inputs of 224 x 224 pixels. top-1: **91.25 %**" in text
+    assert "| training images | 320 |" in text
+    assert r"`tulip \| red`" in text
+    assert "/home/ann" not in card.content
+    assert "hf-hub:USER/NAME" in text
+
+
+def test_the_card_of_a_network_of_which_nothing_is_known() -> None:
+    card = ModelCard(model_card(Metadata(task="detect"), name="iformer_m", parameters=9_000_000))
+    assert card.data.pipeline_tag == "object-detection"
+    assert card.data.eval_results is None
+    assert "## Metrics" not in card.text
+    assert "## Classes" not in card.text
+
+
+def test_the_card_of_several_labels() -> None:
+    several = Metadata(class_names=("a", "b"), multi_label=True, metrics={"map": 80.0, "threshold": 0.3})
+    card = ModelCard(model_card(several, name="iformer_t", parameters=1, repo="ann/tags"))
+    assert card.data.tags == ["iformer", "multi-label"]
+    assert "mAP: **80.00 %**" in card.text
+    assert "apply a sigmoid" in card.text
+    assert 'iformer.load("hf-hub:ann/tags")' in card.text
+
+
+def test_a_pushed_run_is_read_back(hub: Hub, run: Path) -> None:
+    pushed = iformer.push(run, "ann/flowers")
+    assert (pushed.name, pushed.commit) == ("hf-hub:ann/flowers", NEWEST)
+    assert hub.others["ann/flowers"].keys() == {"model.safetensors", "README.md"}, "photographs stay here"
+    assert ModelCard(hub.others["ann/flowers"]["README.md"].decode()).data.model_name == "flowers"
+    here, there = iformer.load(run), iformer.load("hf-hub:ann/flowers")
+    assert all(map(torch.equal, here.state_dict().values(), there.state_dict().values()))
+    assert there.metadata.class_names == here.metadata.class_names
+    assert there.metadata.metrics == {"top1": 50.0}
+    assert there.metadata.provenance["hub_repo"] == "ann/flowers"
+
+
+def test_the_verb_pushes_the_best_network(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(run), "ann/flowers", "--best", "--private", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["files"] == ["model.safetensors", "README.md"]
+    assert iformer.load(printed["name"]).metadata.metrics == {"top1": 60.0}
+
+
+def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(WeightsError, match=r"cannot push to ann/flowers .* log in with: hf auth login$"):
+        iformer.push(run, "ann/flowers")
+    assert hub.others == {}
+    with pytest.raises(WeightsError, match="'flowers' is not a name on the hub; expected USER/NAME"):
+        iformer.push(run, "flowers")
+    with pytest.raises(UserError, match="--best is for a run folder"):
+        iformer.push(run / "last.safetensors", "ann/flowers", best=True)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError, match=r"cannot push to ann/flowers at http://127\.0\.0\.1:9"):
+        iformer.push(run, "ann/flowers")

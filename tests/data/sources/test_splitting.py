@@ -1,0 +1,92 @@
+"""Folds of a cross-validation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iformer.data.samples import DataSplits, FileSample, ImageSet, IndexedSamples
+from iformer.data.sources.splitting import split_fold
+from iformer.errors import DataError, UserError
+
+ROOT = Path("/photos")
+
+
+def splits(labels: list[int], groups: list[str] | None = None, classes: int = 2) -> DataSplits:
+    """Files 0.png, 1.png, …; the last quarter is for validation."""
+    samples = [
+        FileSample(ROOT / f"{number}.png", label=label, group=groups[number] if groups else "")
+        for number, label in enumerate(labels)
+    ]
+    cut = 3 * len(samples) // 4
+    names = tuple(f"class {k}" for k in range(classes))
+    train, val = (
+        ImageSet(name=f"photos {name}", class_names=names, samples=tuple(images), root=ROOT)
+        for name, images in (("train", samples[:cut]), ("val", samples[cut:]))
+    )
+    return DataSplits(train=train, val=val)
+
+
+def test_every_image_validates_once_and_folds_are_stratified() -> None:
+    data = splits([0] * 30 + [1] * 10)
+    folds = [split_fold(data, number, 5) for number in range(1, 6)]
+    seen = Counter(sample.name for fold in folds for sample in fold.val.samples)
+    assert seen == Counter(f"{number}.png" for number in range(40))
+    for fold in folds:
+        assert fold.val.class_counts == {"class 0": 6, "class 1": 2}
+        assert not {s.name for s in fold.val.samples} & {s.name for s in fold.train.samples}
+        assert len(fold.train) == 32
+        assert (fold.train.name, fold.val.name) == ("photos train", "photos val")
+
+
+def test_folds_depend_on_names_only() -> None:
+    data = splits([0, 1] * 12)
+    turned = DataSplits(train=data.val, val=data.train)
+    for number in (1, 2, 3):
+        names = {s.name for s in split_fold(data, number, 3).val.samples}
+        assert names == {s.name for s in split_fold(turned, number, 3).val.samples}
+        assert names != {s.name for s in split_fold(data, number, 3, seed=1).val.samples}
+
+
+def test_a_group_is_on_one_side() -> None:
+    groups = [f"patient {number // 4}" for number in range(48)]
+    data = splits([number // 4 % 2 for number in range(48)], groups)
+    for number in (1, 2, 3):
+        fold = split_fold(data, number, 3)
+        sides = [
+            {s.group for s in images.samples if isinstance(s, FileSample)} for images in (fold.train, fold.val)
+        ]
+        assert len(sides[1]) == 4
+        assert not sides[0] & sides[1]
+
+
+def test_folds_that_cannot_be_made() -> None:
+    with pytest.raises(UserError, match="folds is 1; expected 2 to 100"):
+        split_fold(splits([0, 1] * 4), 1, 1)
+    with pytest.raises(UserError, match="fold is 4; expected 1 to 3"):
+        split_fold(splits([0, 1] * 4), 4, 3)
+    with pytest.raises(DataError, match=r"2 groups of images cannot make 3 folds"):
+        split_fold(splits([0, 1] * 4, ["a", "b"] * 4), 1, 3)
+    alone = splits([0] * 7 + [1])
+    last = 4  # class 1 is the eighth group to be dealt out
+    with pytest.raises(DataError, match=rf"fold {last} of 4 leaves no training image of class 1"):
+        split_fold(alone, last, 4)
+
+
+class Stored(IndexedSamples):
+    """Two images inside another file."""
+
+    contents = "x"
+    labels = np.zeros(2, np.int64)
+
+    def sample(self, position: int) -> FileSample:
+        raise AssertionError
+
+
+def test_images_inside_other_files_make_no_folds() -> None:
+    whole = ImageSet(name="shards train", class_names=("a", "b"), samples=Stored(), root=ROOT)
+    with pytest.raises(DataError, match="shards: folds are made of image files"):
+        split_fold(DataSplits(train=whole, val=whole), 1, 2)

@@ -1,0 +1,111 @@
+"""Cross-validation: the runs, the report, resuming, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import iformer
+from iformer.cli.main import main
+from iformer.config.variants import VARIANTS
+from iformer.data.sources import load_data
+from iformer.errors import UserError
+from iformer.tasks.folds import CrossValidation, check_folder
+from tiny.classification import make_images
+from tiny.networks import tiny_variant
+
+SMALL: dict[str, Any] = {
+    "model": "iformer_tiny",
+    "weights": "none",
+    "epochs": 1,
+    "size": 64,
+    "batch_size": 8,
+    "workers": 0,
+    "device": "cpu",
+    "tensorboard": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_size() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
+        yield
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 x (2 + 4) images."""
+    return make_images(tmp_path_factory.mktemp("photographs"), 2)
+
+
+@pytest.fixture(scope="module")
+def result(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> CrossValidation:
+    return iformer.cross_validate(photographs, out=tmp_path_factory.mktemp("runs") / "two", folds=2, **SMALL)
+
+
+def test_every_image_validates_one_run(result: CrossValidation, photographs: Path) -> None:
+    data = load_data(photographs)
+    everything = sorted(str(sample) for images in (data.train, data.val) for sample in images.samples)
+    validated = [str(fold.evaluation.image_set.samples[i]) for fold in result.folds for i in range(9)]  # type: ignore[attr-defined]
+    assert sorted(validated) == everything
+    assert [fold.folder.name for fold in result.folds] == ["fold-1", "fold-2"]
+
+
+def test_mean_and_spread(result: CrossValidation) -> None:
+    values = [fold.metrics["top1"] for fold in result.folds]
+    spread = result.metrics["top1"]
+    assert spread.values == tuple(values)
+    assert spread.mean == pytest.approx(statistics.mean(values))
+    assert spread.std == pytest.approx(statistics.stdev(values))
+    stored = json.loads((result.folder / "metrics.json").read_text())
+    assert stored["images"] == 18
+    assert stored["metrics"]["top1"]["mean"] == spread.mean
+    text = result.report.read_text()
+    assert f"top-1 {spread.mean:.2f} % ± {spread.std:.2f} over 2 folds" in text
+    assert "[2](fold-2/report.md)" in text
+    assert "| blue |" in text
+
+
+def test_a_network_is_evaluated_on_its_own_fold(result: CrossValidation, photographs: Path) -> None:
+    for fold in result.folds:
+        again = iformer.evaluate(fold, photographs, device="cpu")
+        assert again.metrics["top1"] == fold.metrics["top1"]
+        assert again.metrics["images"] == 9
+
+
+def test_the_verb_resumes(result: CrossValidation, photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--data", str(photographs), "--folds", "2", "--out", str(result.folder)]
+    assert main(words) == 1
+    assert "holds a cross-validation already; --resume continues it" in capsys.readouterr().err
+    assert main([*words, "--resume", "--device", "cpu", "--no-tensorboard", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["metrics"]["top1"]["values"] == list(result.metrics["top1"].values)
+    assert main([*words, "--resume", "--val-split", "0.3"]) == 1
+    assert "--val-split is for a single run" in capsys.readouterr().err
+
+
+def test_folders_that_hold_something_else(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(UserError, match="files that are not of a cross-validation"):
+        check_folder(tmp_path, 5, resume=False, overwrite=True)
+    with pytest.raises(UserError, match=r"note\.txt is a file"):
+        check_folder(tmp_path / "note.txt", 5, resume=False, overwrite=False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    with pytest.raises(UserError, match="holds a single run"):
+        check_folder(tmp_path / "run", 5, resume=True, overwrite=False)
+    (tmp_path / "more/fold-7").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds fold-7 of more folds than 5"):
+        check_folder(tmp_path / "more", 5, resume=True, overwrite=False)
+
+
+def test_folds_are_for_classifiers(photographs: Path, tmp_path: Path) -> None:
+    words = ["train", "--task", "detect", "--data", str(photographs), "--folds", "2", "--out", str(tmp_path / "x")]
+    assert main(words) == 1
+    assert not (tmp_path / "x").exists()
