@@ -29,8 +29,13 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Yield the entries of a folder, without hidden and system files, in the file system's order."""
     with os.scandir(folder) as found:
         for entry in found:
-            if not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_NAMES:
+            if not is_hidden(entry.name):
                 yield entry
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is that of a hidden file or of one that an operating system leaves in folders."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def is_output(folder: Path) -> bool:

@@ -89,7 +89,7 @@ TASKS = {
             multi_label_metric=("map", "mAP"),
             networks="classifiers",
             pipeline_tag="image-classification",
-            data="a folder with one sub-folder a class, a table (.csv, .tsv, .parquet), or elpv",
+            data="a folder with one sub-folder a class, a zip of them, a table (.csv, .tsv, .parquet), or elpv",
         ),
         TaskRow(
             name="detect",

@@ -14,6 +14,7 @@ from iformer.data.sources.huggingface import HUB_PREFIX, load_hub_data
 from iformer.data.sources.shards.reader import holds_shards, load_shards
 from iformer.data.sources.shards.stores import is_url
 from iformer.data.sources.tables import is_table, load_table
+from iformer.data.sources.zips import is_zip, load_zip
 
 __all__ = ["load_data"]
 
@@ -33,8 +34,8 @@ def load_data(
 
     Args:
         spec: "elpv" (`load_elpv`), a folder (`load_folder`; write "./elpv" for a folder of that name), a folder
-            of tar shards or its URL (`load_shards`), a table (`load_table`), or "hfds/NAME", a Hugging Face data
-            set (`load_hub_data`).
+            of tar shards or its URL (`load_shards`), a table (`load_table`), a zip archive (`load_zip`), or
+            "hfds/NAME", a Hugging Face data set (`load_hub_data`).
         val_split: share of each class that becomes validation data where a folder has no validation split.
         seed: selects these images. It is not the training seed: runs to be compared must share it.
         strict: raise an error for a file that cannot be used, instead of a warning.
@@ -66,4 +67,4 @@ def load_data(
     }
     if is_table(spec):
         return load_table(spec, multi_label=multi_label, **options)
-    return load_folder(spec, **options)
+    return (load_zip if is_zip(spec) else load_folder)(spec, **options)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from iformer.data.images import check_image
 from iformer.data.parallel import Progress, map_in_threads
+from iformer.data.samples import Sample
 from iformer.data.sources.duplicates import MAX_COMPARED, THUMBNAIL_SHAPE, perceptual_hash, shrink
 from iformer.errors import DataError, counted, listed
 
@@ -25,9 +27,9 @@ _SHARE_OF_DARK = 0.1
 class CheckedImages:
     """Results of `check_images`; the arrays have one row per path."""
 
-    rows: dict[Path, int]
-    broken: dict[Path, str]
-    """Paths that cannot be read, in the given order, with one line `path: reason` each."""
+    rows: dict[Any, int]
+    broken: dict[Any, str]
+    """Images that cannot be read, in the given order, with one line `path: reason` each."""
     sizes: npt.NDArray[np.int32]
     """Width and height, shape (N, 2)."""
     hashes: npt.NDArray[np.uint64]
@@ -44,12 +46,12 @@ class CheckedImages:
 
 
 def check_images(
-    paths: Sequence[Path], *, workers: int | None = None, progress: Progress | None = None
+    paths: Sequence[Path | Sample], *, workers: int | None = None, progress: Progress | None = None
 ) -> CheckedImages:
     """Decode every image once, in threads.
 
     Args:
-        paths: image files.
+        paths: image files, or samples inside other files.
         workers: threads; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
     """
