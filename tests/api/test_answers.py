@@ -89,7 +89,16 @@ def test_the_default_folder_is_numbered(
     answered = [json.loads(Path(file).read_text())["file"] for file in files]
     assert answered == [str(photograph) for photograph in photographs[:3]]
     capsys.readouterr()
-    words = ["predict", ".", str(photographs[0]), "--weights", "net.safetensors", "--device", "cpu", "--json"]
+    words = [
+        "predict",
+        "predictions",
+        str(photographs[0]),
+        "--weights",
+        "net.safetensors",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert main([*words, "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1, "pictures of earlier answers are no photographs"
     assert main([*words, "--format", "csv", "--overwrite"]) == 0

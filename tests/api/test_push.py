@@ -92,15 +92,15 @@ def test_a_pushed_run_is_read_back(hub: Hub, run: Path) -> None:
     here, there = iformer.load(run), iformer.load("hf-hub:ann/flowers")
     assert all(map(torch.equal, here.state_dict().values(), there.state_dict().values()))
     assert there.metadata.class_names == here.metadata.class_names
-    assert there.metadata.metrics == {"top1": 50.0}
+    assert there.metadata.metrics == {"top1": 60.0}
     assert there.metadata.provenance["hub_repo"] == "ann/flowers"
 
 
-def test_the_verb_pushes_the_best_network(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["push", str(run), "ann/flowers", "--best", "--private", "--json"]) == 0
+def test_the_verb_pushes_the_last_network(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(run), "ann/flowers", "--last", "--private", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["files"] == ["model.safetensors", "README.md"]
-    assert iformer.load(printed["name"]).metadata.metrics == {"top1": 60.0}
+    assert iformer.load(printed["name"]).metadata.metrics == {"top1": 50.0}
 
 
 def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +110,8 @@ def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pyte
     assert hub.others == {}
     with pytest.raises(WeightsError, match="'flowers' is not a name on the hub; expected USER/NAME"):
         iformer.push(run, "flowers")
-    with pytest.raises(UserError, match="--best is for a run folder"):
-        iformer.push(run / "last.safetensors", "ann/flowers", best=True)
+    with pytest.raises(UserError, match="--last is for a run folder"):
+        iformer.push(run / "last.safetensors", "ann/flowers", last=True)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(WeightsError, match=r"cannot push to ann/flowers at http://127\.0\.0\.1:9"):
         iformer.push(run, "ann/flowers")

@@ -143,6 +143,7 @@ INVALID_VALUES = {
     Metadata: {
         "task": ["", None],
         "class_names": [("a", "a"), "ab", (1, 2)],
+        "multi_label": [None, 1],
         "preprocessing": [None, {}],
         "metrics": [None, 1],
         "provenance": ["here", None],

@@ -58,6 +58,7 @@ INVALID: dict[str, list[Any]] = {
     "layer_decay": [0, 1.1, -0.5],
     "head_lr": [0, -1.0],
     "patience": [0, 1.5],
+    "multi_label": [None, 1],
     "freeze": ["head", True],
     "loss": ["hinge", None],
     "focal_gamma": [-1, "high"],

@@ -79,6 +79,7 @@ def test_a_network_is_evaluated_on_its_own_fold(result: CrossValidation, photogr
         assert again.metrics["images"] == 9
 
 
+@pytest.mark.sweep
 def test_the_verb_resumes(result: CrossValidation, photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "--data", str(photographs), "--folds", "2", "--out", str(result.folder)]
     assert main(words) == 1

@@ -62,8 +62,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
             self.server.others.setdefault(name, {})
             self.reply({"url": f"{self.server.url}/{name}", "name": name})
+        elif self.path == "/api/validate-yaml":
+            self.reply({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(content)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(content)["files"]
+            ]
             self.reply({"files": files})
         else:
             lines = [json.loads(line) for line in content.splitlines()]

@@ -36,7 +36,7 @@ def push(
     run: str | os.PathLike[str],
     repo: str,
     *,
-    best: bool = False,
+    last: bool = False,
     private: bool = False,
     message: str = "Upload by iformer",
 ) -> PushedModel:
@@ -49,7 +49,7 @@ def push(
         run: a run folder, or any name of a network with weights that `iformer.load` takes. Its photographs and
             report stay here; the metadata of the weights holds the command of the training.
         repo: `USER/NAME` or `ORGANISATION/NAME`.
-        best: of a run folder: `best.safetensors` instead of `last.safetensors`.
+        last: of a run folder: `last.safetensors`, which its report describes, instead of `best.safetensors`.
         private: create a private repository.
         message: message of the commit.
 
@@ -58,10 +58,9 @@ def push(
     """
     folder = Path(run)
     is_run = folder.is_dir() and RunFolder(folder).config.is_file()
-    if best and not is_run:
-        raise UserError(f"--best is for a run folder; {os.fspath(run)} is none")
-    files = RunFolder(folder)
-    network = load(files.best if best else run)
+    if last and not is_run:
+        raise UserError(f"--last is for a run folder; {os.fspath(run)} is none")
+    network = load(RunFolder(folder).last if last else run)
     card = model_card(
         network.metadata, name=network_name(network), parameters=count_parameters(network), repo=repo
     )

@@ -12,8 +12,8 @@ from iformer.cli.output import DebugOption, JsonOption, print_json_line, say
 def push(
     run: Annotated[str, typer.Argument(help="A run folder, a checkpoint, or any name of a network with weights.")],
     name: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository; created if there is none.")],
-    best: Annotated[
-        bool, typer.Option("--best", help="Of a run folder: best.safetensors instead of last.safetensors.")
+    last: Annotated[
+        bool, typer.Option("--last", help="Of a run folder: last.safetensors instead of best.safetensors.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload by iformer",
@@ -26,7 +26,7 @@ def push(
     """
     from iformer.api.push import push as run_push
 
-    pushed = run_push(run, name, best=best, private=private, message=message)
+    pushed = run_push(run, name, last=last, private=private, message=message)
     if json:
         print_json_line(vars(pushed))
         return

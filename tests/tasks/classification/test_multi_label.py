@@ -60,13 +60,22 @@ def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train
             model="iformer_tiny",
             multi_label=True,
             weights="none",
-            epochs=4,
+            epochs=8,
+            warmup_epochs=0,
+            eval_every=8,
             batch_size=8,
-            lr=5e-3,
+            lr=1e-2,
+            label_smoothing=0.0,
             lr_batch=8,
             size=64,
             ema_decay=None,
-            augment={"color_jitter": 0.0, "scale": None, "mixup_alpha": 0.2, "cutmix_alpha": 0.2},
+            augment={
+                "color_jitter": 0.0,
+                "scale": None,
+                "random_erasing": 0.0,
+                "mixup_alpha": 0.0,
+                "cutmix_alpha": 0.0,
+            },
             workers=0,
             device="cpu",
             tensorboard=False,
@@ -162,8 +171,8 @@ def test_metrics_against_their_definitions() -> None:
 
     def f1(threshold: float) -> float:
         said = probabilities >= np.float32(threshold)
-        both, either = (said * targets).sum(0), said.sum(0) + targets.sum(0)
-        return 100 * float((2 * both / either)[:2].mean())
+        both, either = (said * targets).sum(0)[:2], (said.sum(0) + targets.sum(0))[:2]
+        return 100 * float((2 * both / either).mean())
 
     assert metrics["f1"] == pytest.approx(f1(metrics["threshold"]), abs=0.01)
     assert metrics["f1"] == pytest.approx(max(f1(t / 100) for t in range(1, 100)), abs=0.01)
@@ -191,7 +200,8 @@ def test_settings_that_need_one_label(fields: dict[str, Any], message: str) -> N
 
 def test_training_learns_and_reports(run: TrainResult) -> None:
     assert isinstance(run.evaluation, MultiLabelEvaluation)
-    assert run.evaluation.map > 80
+    assert run.evaluation.map > 85
+    assert run.history[-1]["train_loss"] < 0.55, "chance is log 2"
     assert run.best["map"] >= run.metrics["map"]
     text = run.paths.report.read_text()
     assert f"**mAP {run.metrics['map']:.2f} %**" in text
@@ -205,9 +215,8 @@ def test_training_learns_and_reports(run: TrainResult) -> None:
 def test_evaluation_agrees_with_training(run: TrainResult, table: Path) -> None:
     evaluation = iformer.evaluate(run, table)
     assert isinstance(evaluation, MultiLabelEvaluation)
-    assert evaluation.metrics == pytest.approx(run.metrics) | {"macro": evaluation.metrics["macro"]} | {
-        "per_class": evaluation.metrics["per_class"]
-    }
+    for name in ("map", "f1", "threshold", "loss", "images"):
+        assert evaluation.metrics[name] == pytest.approx(run.metrics[name], abs=1e-4)
     line = json.loads(evaluation.files()["predictions.jsonl"].splitlines()[0])
     assert line["labels"] == []  # 24.png
     assert set(line["probabilities"]) == set(COLOURS)
@@ -225,6 +234,7 @@ def test_predictions_have_every_label_above_the_threshold(run: TrainResult, tabl
     assert one_label.labels is None
 
 
+@pytest.mark.sweep
 def test_an_artifact_says_sigmoid_and_threshold(run: TrainResult, table: Path, tmp_path: Path) -> None:
     artifact = iformer.export(run, to="onnx", out=tmp_path / "net.onnx")
     info = read_record(artifact.path)

@@ -135,7 +135,8 @@ def multi_label_metrics(
     precision_KT, recall_KT, _ = of.multilabel_precision_recall_curve(
         preds, targets.long(), num_labels=classes, thresholds=torch.tensor(THRESHOLDS)
     )
-    precision_KT, recall_KT = precision_KT[:, :-1], recall_KT[:, :-1]  # the last point has no threshold
+    # the last point has no threshold; 0 where a class has neither an answer nor an image
+    precision_KT, recall_KT = (share_KT[:, :-1].nan_to_num(0) for share_KT in (precision_KT, recall_KT))
     f1_KT = 2 * precision_KT * recall_KT / (precision_KT + recall_KT).clamp(min=1e-12)
     best = int(f1_KT[present_K].mean(0).argmax()) if present_K.any() else len(THRESHOLDS) // 2
     scores = {
