@@ -103,7 +103,7 @@ def test_classes_are_drawn_and_written_as_masks(
     capsys: pytest.CaptureFixture[str], segmenter: Path, shapes_data: Path, tmp_path: Path
 ) -> None:
     out, image = tmp_path / "out", shapes_data / "images" / "val" / "0.png"
-    for options in ([], ["--sliding"]):
+    for options in ([], ["--sliding", "--overwrite"]):
         assert (
             main(["predict", str(image), "--weights", str(segmenter), "--out", str(out), "--json", *options]) == 0
         )
