@@ -39,6 +39,23 @@ class Published:
     """Latency on an iPhone 13, as the paper prints it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The latencies of one device in one runtime."""
+
+    title: str
+    device: str
+    median_ms: Mapping[str, float]
+    """Milliseconds by the network's label or its name for `iformer bench`."""
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Milliseconds of the networks of Table 3, by `Published.label`."""
+        labels = {row.name.removeprefix("timm/"): row.label for row in published()}
+        found = {labels.get(name.removeprefix("timm/"), name): time for name, time in self.median_ms.items()}
+        return {label: found[label] for label in labels.values() if label in found}
+
+
 def published() -> list[Published]:
     """Return the iFormers and peers of Table 3 that this package or timm can build, as printed."""
     found = [
@@ -60,28 +77,28 @@ def _published(row: PrintedRow, name: str, phone_ms: str) -> Published:
     )
 
 
-def draw_pareto(measured: Mapping[str, Mapping[str, float]], path: Path, *, machine: str) -> Path:
-    """Draw one panel per runtime and one for the paper's phone.
+def draw_pareto(measured: Sequence[Panel], path: Path) -> Path:
+    """Draw one panel per device and runtime, and one for the paper's phone.
 
     Args:
-        measured: title of a runtime to label of a network (`Published.label`) to milliseconds.
+        measured: the measured panels; those without any network of Table 3 are left out.
         path: the picture, PNG.
-        machine: the machine in words, for the labels of the measured panels.
 
     Raises:
         UserError: no network of the paper's Table 3 was measured.
         MissingDependencyError: matplotlib is not installed.
     """
     require("matplotlib", extra="bench")
-    rows = [row for row in published() if any(row.label in times for times in measured.values())]
+    measured = [panel for panel in measured if panel.times]
+    rows = [row for row in published() if any(row.label in panel.times for panel in measured)]
     if not rows:
         raise UserError("no network of the paper's Table 3 was measured; nothing to draw")
     figure = new_figure(7.2 * (len(measured) + 1), 6.6)
     panels = list(figure.subplots(1, len(measured) + 1, sharey=True, squeeze=False)[0])
-    for axes, (runtime, times) in zip(panels, measured.items(), strict=False):
-        _panel(axes, rows, times)
-        axes.set_title(f"{runtime} on this machine: measured here", loc="left", color=INK, weight="bold")
-        axes.set_xlabel(f"latency here, ms, batch 1: {machine}", color=INK)
+    for axes, panel in zip(panels, measured, strict=False):
+        _panel(axes, rows, panel.times)
+        axes.set_title(panel.title, loc="left", color=INK, weight="bold")
+        axes.set_xlabel(f"measured latency, ms, batch 1: {panel.device}", color=INK)
     phone = panels[-1]
     phone.set_facecolor(_PHONE)
     _panel(phone, rows, {row.label: row.phone_ms for row in rows})

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from iformer import save
+from iformer.bench.energy import EnergyMeter
 from iformer.bench.latency import measure
 from iformer.bench.subjects import MATRIX_PRODUCT, Subject, prepare
 from iformer.config.metadata import Metadata
@@ -53,6 +54,16 @@ def test_what_was_prepared_is_described(subject: Subject) -> None:
     assert (again.label, again.artifact) == ("the artifact", subject.artifact)
 
 
+class Steady(EnergyMeter):
+    """A meter that goes on by 0.2 J from turn to turn, and by 0.4 J in a turn."""
+
+    readings = 0
+
+    def joules(self) -> float:
+        self.readings += 1
+        return 0.4 * (self.readings // 2) + 0.2 * (self.readings // 2 + self.readings % 2)
+
+
 @pytest.mark.sweep
 def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
     """Four images in one call of the network, and one in a matrix product of the same size."""
@@ -61,7 +72,9 @@ def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
     said: list[str] = []
     four = prepare(str(subject.artifact.with_name("tiny.safetensors")), ONNX, tmp_path, batch=4)
     product = replace(subject, label=MATRIX_PRODUCT)
-    rows = measure([four, product], rounds=3, calls=2, warmup=0, report=said.append)
+    rows = measure([four, product], rounds=3, calls=2, warmup=0, meter=Steady([]), report=said.append)
+    # 0.4 J a turn of two calls: of eight images, and of two
+    assert [row.energy_mj for row in rows] == [pytest.approx(50), pytest.approx(200)]
     assert [row.label for row in rows] == ["tiny", MATRIX_PRODUCT]
     assert [row.batch for row in rows] == [four.batch, subject.batch] == [4, 1]
     for row in rows:

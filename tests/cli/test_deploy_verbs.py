@@ -23,7 +23,7 @@ def test_int8_needs_labelled_images(capsys: pytest.CaptureFixture[str], tmp_path
     code, line = said(capsys, "export", "elpv", "--precision", "int8", "--out", out)
     assert (code, line.startswith("error: --precision int8 needs --calibration DATA")) == (1, True), line
     code, line = said(capsys, "export", "elpv", "--calibration", "elpv", "--out", out)
-    assert (code, line) == (1, "error: --calibration is for --precision int8 and palette6")
+    assert (code, line) == (1, "error: --calibration is for --precision int8, int8-dynamic and palette6")
     assert not list(tmp_path.iterdir())
 
 

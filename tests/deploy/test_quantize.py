@@ -28,6 +28,7 @@ from iformer.deploy.quantize import (
     read_calibration_images,
 )
 from iformer.deploy.quiet import quiet
+from iformer.deploy.runtimes.litert import products_of_activations
 from iformer.deploy.runtimes.registry import QUANTIZED, RUNTIMES, find_runtime
 from iformer.deploy.spec import Calibration, ExportSpec, folded_for_export, make_spec
 from iformer.errors import MissingDependencyError, UserError
@@ -183,6 +184,36 @@ def test_a_layer_that_is_kept_has_its_own_weights(
     content = everything_in(path)
     assert any(form in content for form in forms(weight, dtype))
     assert not any(form in content for form in forms(other, dtype))
+    if name == "litert":
+        # LiteRT's own kernels for INT8 products of activations round differently on ARM and on x86
+        flatbuffers = pytest.importorskip("ai_edge_litert.tools.flatbuffer_utils")
+        (graph,) = flatbuffers.read_model(path).subgraphs
+        types = {tensor.name.decode(): tensor.type for tensor in graph.tensors}
+        products = products_of_activations(path.read_bytes())
+        assert products
+        assert {types[product] for product in products} == {flatbuffers.TensorType.FLOAT32}
+
+
+def test_the_symmetric_scheme_is_what_tensorrt_takes(
+    model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Forward], dict[str, float]]
+) -> None:
+    """Signed activations with the zero point 0, and biases that are not quantized."""
+    need("onnx", "int8")
+    onnx: Any = pytest.importorskip("onnx")
+    path = tmp_path / "tiny.onnx"
+    options = Quantization(images=photographs, measure=agreement, max_drop=30, scheme="symmetric")
+    info = export_artifact(exportable(model), path, "onnx", precision="int8", quantization=options)
+    assert info.quantization is not None
+    assert info.quantization["scheme"] == "symmetric"
+    graph = onnx.load(path).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quantizers = ("QuantizeLinear", "DequantizeLinear")
+    zeros = [constants[node.input[2]] for node in graph.node if node.op_type in quantizers]
+    assert len(zeros) > 50
+    assert {zero.dtype for zero in zeros} == {np.dtype(np.int8)}
+    assert not any(zero.any() for zero in zeros)
+    biases = [node.input[2] for node in graph.node if node.op_type == "Conv"]
+    assert {constants[bias].dtype for bias in biases} == {np.dtype(np.float32)}
 
 
 @pytest.mark.sweep
@@ -220,6 +251,8 @@ def test_accuracy_control_is_nncfs(
         ("onnx", "fp32", {}, "precision is 'fp32'; images to calibrate with are for int8"),
         ("onnx", "int8", {"accuracy_control": True}, "accuracy control is for OpenVINO"),
         ("onnx", "int8", {}, "needs images to calibrate with"),
+        ("openvino", "int8", {"scheme": "symmetric"}, "int8-scheme symmetric is for ONNX in int8"),
+        ("onnx", "int8", {"scheme": "odd"}, "int8-scheme is 'odd'; expected asymmetric or symmetric"),
         ("ncnn", "int8", {}, "precision is 'int8'; ncnn supports fp32, fp16"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,6 +25,7 @@ from iformer.deploy.runtimes.registry import (
     Runtime,
     find_runtime,
 )
+from iformer.deploy.spec import Int8Scheme
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.weights.header import backbone_config
@@ -113,6 +114,7 @@ def export_each(
     max_drop: float = MAX_DROP,
     calibration_images: int = CALIBRATION_IMAGES,
     accuracy_control: bool = False,
+    int8_scheme: Int8Scheme = "asymmetric",
     attention: str | None = None,
     windows: str | None = None,
     entry: str | None = None,
@@ -129,16 +131,17 @@ def export_each(
         size: side, or height and width, of the input in pixels. None: the network's.
         batch: "dynamic", or a fixed number of images in each call. None: dynamic if the runtime supports it,
             else 1.
-        precision: "fp32", "fp16", "int8" or "palette6". None: fp32; for Core ML fp16.
+        precision: "fp32", "fp16", "int8", "int8-dynamic" or "palette6". None: fp32; for Core ML fp16.
         raw: export without normalisation: float32 input, N x C x H x W.
         opset: ONNX only: version of the operator set, 17 to 20. None: that of the installed torch's exporter.
         images: photographs for the comparison: files, folders or patterns.
-        calibration: labelled images for int8 and palette6. Training images calibrate the artifact, validation
-            images measure its accuracy.
+        calibration: labelled images for int8, int8-dynamic and palette6. Training images calibrate the artifact,
+            validation images measure its accuracy.
         max_drop: points of the metric (top-1, box AP, mIoU) that int8 may lose before layers return to higher
             precision.
         calibration_images: images for the calibration, at most.
         accuracy_control: OpenVINO: NNCF chooses the operations in higher precision by the metric; slow.
+        int8_scheme: ONNX in int8: "symmetric" for TensorRT, else "asymmetric".
         attention: attention design for large images; None: the network's own.
         windows: settings of the attention's windows, with `attention`.
         entry: which weights of a training script's file to take.
@@ -155,7 +158,7 @@ def export_each(
     _check(precision, calibration, max_drop)
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done
-        resolve_options(runtime, batch=batch, precision=precision, opset=opset)
+        resolve_options(runtime, batch=batch, precision=precision, opset=opset, int8_scheme=int8_scheme)
         with quiet():
             runtime.require(precision)
     sources = [images] if isinstance(images, str | os.PathLike) else images
@@ -186,6 +189,7 @@ def export_each(
                 accuracy_control=accuracy_control,
                 report=report,
             )
+            quantization = replace(quantization, scheme=int8_scheme)
             for line in warnings:
                 report(f"note: {line}")
         for runtime, path in zip(runtimes, paths, strict=True):
@@ -226,7 +230,8 @@ def _check(precision: str | None, calibration: Any, max_drop: float) -> None:
             f"--precision {precision} needs --calibration DATA, labelled images to calibrate and judge with"
         )
     if calibration is not None and precision not in QUANTIZED:
-        raise UserError(f"--calibration is for --precision {' and '.join(QUANTIZED)}")
+        quantized = f"{', '.join(QUANTIZED[:-1])} and {QUANTIZED[-1]}"
+        raise UserError(f"--calibration is for --precision {quantized}")
     if not math.isfinite(max_drop):
         raise UserError(f"--max-drop is {max_drop}; expected percentage points such as {MAX_DROP:g}")
 

@@ -7,9 +7,10 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from iformer.bench.energy import EnergyMeter
 from iformer.bench.subjects import MATRIX_PRODUCT, Subject
 from iformer.bench.timing import Timings
 from iformer.bench.worker import Worker
@@ -50,6 +51,11 @@ class Latency:
     """Whether the time includes what makes the outputs of a detector or segmenter an answer."""
     matrix_product_share: float | None = None
     """`gflops` as a share of what the same runtime reaches on a matrix product in the same run."""
+    energy_mj: float | None = None
+    """Millijoules that the processor took for an image, idle cores included: median over rounds; None if not
+    measured."""
+    energy_p10_mj: float | None = None
+    energy_p90_mj: float | None = None
     units: dict[str, dict[str, int]] = field(default_factory=dict)
     """Core ML only: the number of operations per unit and kind, `{"Neural Engine": {"conv": 58}}`."""
 
@@ -77,6 +83,7 @@ def measure(
     calls: int = 5,
     warmup: int = 2,
     threads: int = 1,
+    meter: EnergyMeter | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Latency]:
     """Time artifacts of one runtime against each other.
@@ -90,6 +97,7 @@ def measure(
         calls: number of timed calls per turn.
         warmup: number of calls before them.
         threads: threads of the runtime.
+        meter: measures the energy of every turn, warm-up calls included.
         report: called with a line after loading and after each tenth of the rounds.
 
     Raises:
@@ -106,17 +114,35 @@ def measure(
             )
             report(f"{subject.label} loaded")
         samples: dict[str, list[float]] = {label: [] for label in workers}
+        joules: dict[str, list[float]] = {label: [] for label in workers}
+        images = {subject.label: (warmup + calls) * subject.batch for subject in subjects}
         order, shuffle = list(workers), random.Random(0).shuffle
         for done in range(1, rounds + 1):
             shuffle(order)
             for label in order:
+                before = 0.0 if meter is None else meter.joules()
                 samples[label].append(statistics.median(workers[label].turn(warmup=warmup, calls=calls)))
+                if meter is not None:
+                    joules[label].append((meter.joules() - before) / images[label])
             if done % max(1, rounds // 10) == 0:
                 report(f"round {done} of {rounds}")
         memory_mb = {label: worker.memory_mb() for label, worker in workers.items()}
         load_ms = {label: 1e3 * worker.load_seconds for label, worker in workers.items()}
     timings = Timings(seconds={label: tuple(seconds) for label, seconds in samples.items()})
-    return rows(subjects, timings, device="this machine", load_ms=load_ms, memory_mb=memory_mb)
+    found = rows(subjects, timings, device="this machine", load_ms=load_ms, memory_mb=memory_mb)
+    if meter is None:
+        return found
+    # joules in, millijoules out
+    energy = Timings(seconds={label: tuple(values) for label, values in joules.items()}).to_plain()
+    return [
+        replace(
+            row,
+            energy_mj=energy[row.label]["median_ms"],
+            energy_p10_mj=energy[row.label]["p10_ms"],
+            energy_p90_mj=energy[row.label]["p90_ms"],
+        )
+        for row in found
+    ]
 
 
 def check_labels(subjects: Sequence[Subject]) -> None:

@@ -69,10 +69,25 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Samples per network, taken in turns.")] = 20,
     calls: Annotated[int, typer.Option(min=1, help="Timed calls per sample, which is their median.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before them that are not timed.")] = 2,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure nothing; show records (bench.json of --out) of several devices side by side. Can be "
+            "repeated. --out gets their pareto.png.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for bench.json, bench.csv and, with --peers at batch 1, pareto.png."),
     ] = None,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Also measure millijoules per image of the processor, where this machine can tell (RAPL).",
+        ),
+    ] = False,
     device: DeviceOption = "cpu",
     iphone: Annotated[
         str | None,
@@ -107,6 +122,11 @@ def bench(
     predict the latency on a phone; compare ratios. Networks are exported in fp32 (Core ML: fp16)
     with normalised input, timm's networks after fuse(). The runtimes run on the CPU.
     """
+    if records:
+        if models or peers:
+            raise UserError("--records shows what was measured; it takes no networks and no --peers")
+        _show_records(records, out, json=json)
+        return
     names = list(dict.fromkeys(name.strip() for name in on.split(",")))
     runtimes = [find_runtime(name) for name in names if name not in WEB]
     in_browser = [find_runtime(WEB[name]) for name in names if name in WEB]
@@ -124,6 +144,7 @@ def bench(
     import torch
 
     from iformer.bench.core_ml import measure_core_ml, require_mac
+    from iformer.bench.energy import CANNOT_TELL, find_meter
     from iformer.bench.latency import measure
     from iformer.bench.record import record, write_json
     from iformer.bench.subjects import prepare_matrix_product, require_runtime
@@ -136,6 +157,9 @@ def bench(
             require_mac()
     if out is not None:
         output_folder(out)
+    meter = find_meter() if energy else None
+    if energy and meter is None:
+        note(CANNOT_TELL)
     measured: dict[str, list[Latency]] = {}
     web: WebResult | None = None
     with tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
@@ -149,7 +173,7 @@ def bench(
                 continue
             subjects.append(prepare_matrix_product(runtime, Path(folder)))
             measured[runtime.name] = measure(
-                subjects, rounds=rounds, calls=calls, warmup=warmup, threads=threads, report=note
+                subjects, rounds=rounds, calls=calls, warmup=warmup, threads=threads, meter=meter, report=note
             )
         if in_browser:
             web = measure_browser(
@@ -235,10 +259,55 @@ def _is_for_another(path: Path, runtime: Runtime) -> bool:
 
 
 def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Path:
-    from iformer_paper.pareto import draw_pareto
+    from iformer_paper.pareto import Panel, draw_pareto
 
-    times = {RUNTIMES[name].title: {row.label: row.median_ms for row in rows} for name, rows in measured.items()}
-    return draw_pareto(times, path, machine=machine)
+    panels = [
+        Panel(
+            title=f"{RUNTIMES[name].title} on this machine: measured here",
+            device=machine,
+            median_ms={row.label: row.median_ms for row in rows},
+        )
+        for name, rows in measured.items()
+    ]
+    return draw_pareto(panels, path)
+
+
+def _show_records(paths: list[Path], out: Path | None, *, json: bool) -> None:
+    """Print the latencies of several devices side by side; draw accuracy against them where the paper has it."""
+    from iformer.bench.records import networks, read_columns
+
+    columns = read_columns(paths)
+    rows = networks(columns)
+    if json:
+        print_json(
+            [
+                {"device": column.device, "where": column.where, "network": network.label}
+                | {"precision": network.precision, "size": list(network.size), "median_ms": median}
+                for column in columns
+                for network, median in column.median_ms.items()
+            ]
+        )
+    else:
+        cells = [
+            [network.label, network.precision, f"{network.size[0]} x {network.size[1]}"]
+            + [_text(column.median_ms.get(network), 2) for column in columns]
+            for network in rows
+        ]
+        titles = ["network", "precision", "input", *(column.title for column in columns)]
+        console().print(terminal_table("Median latency, ms", titles, cells, left=3))
+    if out is not None:
+        from iformer_paper.pareto import Panel, draw_pareto
+
+        panels = [
+            Panel(
+                title=f"{column.where}: measured",
+                device=column.device,
+                median_ms={network.label: median for network, median in column.median_ms.items()},
+            )
+            for column in columns
+            if "batch" not in column.where
+        ]
+        note(f"picture: {draw_pareto(panels, output_folder(out) / 'pareto.png')}")
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -279,6 +348,7 @@ def _table(title: str, rows: Sequence[Latency]) -> Any:
         "share": lambda row: _text(row.matrix_product_share, 2),
         "load ms": lambda row: _text(row.load_ms, 0),
         "MB": lambda row: _text(row.file_mb, 1),
+        "mJ": lambda row: _text(row.energy_mj, 1),
         "not on the Neural Engine": lambda row: ", ".join(
             f"{count} {kind}" for kind, count in row.elsewhere.items()
         ),
@@ -287,5 +357,7 @@ def _table(title: str, rows: Sequence[Latency]) -> Any:
         del columns["GFLOP/s"], columns["share"], columns["MB"]
     else:
         del columns["device"], columns["not on the Neural Engine"]
+    if all(row.energy_mj is None for row in rows):
+        del columns["mJ"]
     cells = [[cell(row) for cell in columns.values()] for row in rows]
     return terminal_table(title, list(columns), cells, left=3 if "device" in columns else 2)

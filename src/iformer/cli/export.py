@@ -26,7 +26,14 @@ from iformer.cli.output import (
     say,
 )
 from iformer.cli.web_options import AssetsOption, LicenceOption
-from iformer.deploy.runtimes.registry import CALIBRATION_IMAGES, MAX_DROP, OPSETS, RUNTIMES, find_runtime
+from iformer.deploy.runtimes.registry import (
+    CALIBRATION_IMAGES,
+    INT8_SCHEMES,
+    MAX_DROP,
+    OPSETS,
+    RUNTIMES,
+    find_runtime,
+)
 from iformer.errors import UserError
 from iformer.tables import terminal_table
 
@@ -95,8 +102,8 @@ def export(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="For int8 and palette6: labelled images, as --data of train takes them. Training images "
-            "calibrate the artifact, validation images measure its accuracy.",
+            help="For int8, int8-dynamic and palette6: labelled images, as --data of train takes them. Training "
+            "images calibrate the artifact, validation images measure its accuracy.",
         ),
     ] = None,
     max_drop: Annotated[
@@ -119,6 +126,12 @@ def export(
             rich_help_panel=MORE,
         ),
     ] = False,
+    int8_scheme: Annotated[
+        str,
+        typer.Option(
+            help="ONNX in int8: ranges of activations, asymmetric, or symmetric (around zero) for TensorRT."
+        ),
+    ] = INT8_SCHEMES[0],
     entry: EntryOption = None,
     attention: AttentionOption = None,
     windows: WindowsOption = None,
@@ -135,6 +148,7 @@ def export(
     """
     if to == "web":
         own = (size, batch, precision, opset, calibration, attention, windows, raw or None)
+        own += (None if int8_scheme == INT8_SCHEMES[0] else int8_scheme,)
         if any(option is not None for option in own):
             raise UserError(
                 "--to web takes no options of a conversion; export to onnx or litert with them and give that "
@@ -165,6 +179,7 @@ def export(
         max_drop=max_drop,
         calibration_images=calibration_images,
         accuracy_control=accuracy_control,
+        int8_scheme=int8_scheme,
         attention=attention,
         windows=windows,
         entry=entry,

@@ -50,8 +50,9 @@ class ArtifactInfo(Config):
     sha256: _Sha256
     """`artifact_hash` at the time of export."""
     network: Annotated[str, Length(0, 4096)]
-    precision: Literal["fp32", "fp16", "bf16", "int8", "palette6"] = "fp32"
-    """palette6: weights are 6-bit indices into a table per layer, computed with in fp16."""
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "palette6"] = "fp32"
+    """int8-dynamic: weights in 8 bits; activations are quantized at run time, by the range of each call. palette6:
+    weights are 6-bit indices into a table per layer, computed with in fp16."""
     input_name: Text
     input_dtype: Literal["uint8", "float32", "image"]
     """image: the runtime's own image type, RGB."""

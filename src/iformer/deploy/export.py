@@ -36,7 +36,7 @@ from iformer.deploy.quantize import (
 )
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runner import ArtifactRunner
-from iformer.deploy.runtimes.registry import OPSETS, QUANTIZED, Runtime, find_runtime
+from iformer.deploy.runtimes.registry import INT8_SCHEMES, OPSETS, QUANTIZED, Runtime, find_runtime
 from iformer.deploy.spec import Calibration, ExportSpec, make_spec
 from iformer.errors import UserError
 
@@ -90,7 +90,13 @@ def export_artifact(
         OSError: the file cannot be written.
     """
     row = find_runtime(runtime)
-    fixed_batch, chosen = resolve_options(row, batch=batch, precision=precision, opset=opset)
+    fixed_batch, chosen = resolve_options(
+        row,
+        batch=batch,
+        precision=precision,
+        opset=opset,
+        int8_scheme=None if quantization is None else quantization.scheme,
+    )
     _check_limits(network, row, chosen)
     with quiet():
         row.require(precision)
@@ -105,7 +111,9 @@ def export_artifact(
         preprocessing = replace(preprocessing, size=size)
     calibration = None
     if quantization is not None:
-        calibration = Calibration(images=read_calibration_images(quantization.images, preprocessing))
+        calibration = Calibration(
+            images=read_calibration_images(quantization.images, preprocessing), scheme=quantization.scheme
+        )
     spec = make_spec(
         network,
         preprocessing=preprocessing,
@@ -153,13 +161,22 @@ def export_artifact(
 
 
 def resolve_options(
-    row: Runtime, *, batch: BatchSize | None, precision: str | None, opset: int | None = None
+    row: Runtime,
+    *,
+    batch: BatchSize | None,
+    precision: str | None,
+    opset: int | None = None,
+    int8_scheme: str | None = None,
 ) -> tuple[int | None, str]:
     """Return the batch (None means any) and the precision of an artifact.
 
     Raises:
-        UserError: the runtime does not support one of them, or the operator set.
+        UserError: the runtime does not support one of them, or the operator set or the scheme of INT8.
     """
+    if int8_scheme not in (None, *INT8_SCHEMES):
+        raise UserError(f"int8-scheme is '{int8_scheme}'; expected {' or '.join(INT8_SCHEMES)}")
+    if int8_scheme == "symmetric" and (row.name, precision) != ("onnx", "int8"):
+        raise UserError("int8-scheme symmetric is for ONNX in int8; other runtimes choose their ranges themselves")
     if opset is not None and row.name != "onnx":
         raise UserError(f"opset is {opset}; operator sets are of ONNX, not of {row.title}")
     if opset is not None and opset not in OPSETS:

@@ -21,7 +21,7 @@ from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.exportable import Forward, Outputs, named
 from iformer.deploy.runner import ArtifactRunner
 from iformer.deploy.runtimes.registry import MAX_DROP
-from iformer.deploy.spec import AccuracyControl, ExportSpec
+from iformer.deploy.spec import AccuracyControl, ExportSpec, Int8Scheme
 from iformer.errors import UserError
 
 SENSITIVITY_IMAGES = 16
@@ -45,6 +45,8 @@ class Quantization:
     """Percentage points that the artifact's metric may lie below the network's."""
     accuracy_control: bool = False
     """OpenVINO only: NNCF chooses the operations to keep, by the metric."""
+    scheme: Int8Scheme = "asymmetric"
+    """ONNX only: symmetric ranges of activations, signed and around zero, as TensorRT needs them."""
     data: str = ""
     """Name of the data, for the record."""
     report: Callable[[str], None] = lambda line: None
@@ -152,6 +154,7 @@ def summary(
         },
         "quantization": {
             "calibration_images": len(spec.calibration.images),
+            "scheme": spec.calibration.scheme,
             "max_drop": quantization.max_drop,
             "layers": len(layers(spec.network)),
             "kept": list(final.kept),

@@ -22,6 +22,7 @@ from iformer.deploy.exportable import Exportable, Forward, Limits
 from iformer.errors import UserError
 
 Layout = Literal["NHWC", "NCHW"]
+Int8Scheme = Literal["asymmetric", "symmetric"]
 
 EMBEDDED = (
     "class_names", "preprocessing", "network", "task", "precision", "normalized_by", "postprocess", "checksum",
@@ -51,6 +52,8 @@ class Calibration:
     """uint8 N x C x H x W at the network's input size; they give the ranges of the activations."""
     kept: tuple[str, ...] = ()
     """Layers (module names of the folded network) that stay in higher precision."""
+    scheme: Int8Scheme = "asymmetric"
+    """ONNX only: one of `iformer.deploy.runtimes.registry.INT8_SCHEMES`."""
     control: AccuracyControl | None = None
     """OpenVINO only."""
 

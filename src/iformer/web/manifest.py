@@ -18,7 +18,7 @@ from iformer.data.transforms import eval_transform
 from iformer.deploy.artifact import ArtifactInfo, artifact_bytes, read_record
 from iformer.deploy.export import export_artifact
 from iformer.deploy.exportable import Outputs
-from iformer.deploy.parity import generated_images
+from iformer.deploy.parity import FP16_TOLERANCE, generated_images
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runner import open_artifact
 from iformer.deploy.runtimes.registry import QUANTIZED, RUNTIMES, find_runtime
@@ -64,7 +64,9 @@ class PageArtifact:
     @property
     def tolerance(self) -> float | None:
         """Allowed error of an output; None for a quantized artifact, whose first class has to be the same."""
-        return None if self.info.precision in QUANTIZED else TOLERANCE
+        if self.info.precision in QUANTIZED:
+            return None
+        return FP16_TOLERANCE if self.info.precision == "fp16" else TOLERANCE
 
 
 def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry: str | None = None) -> list[Path]:

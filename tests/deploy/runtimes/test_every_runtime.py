@@ -151,6 +151,8 @@ def test_any_number_of_images(model: Classifier, artifact: Path) -> None:
             for name, options in (
                 ("coreml", {"precision": "fp16", "size": (64, 96)}),
                 ("coreml", {"raw": True, "precision": "fp32"}),
+                ("onnx", {"precision": "fp16", "size": (64, 96)}),
+                ("litert", {"precision": "fp16"}),
                 ("executorch", {"raw": True, "batch": 2, "size": (64, 96)}),
                 ("litert", {"raw": True, "batch": 2, "size": (64, 96)}),
                 ("openvino", {"raw": True, "size": (64, 96)}),

@@ -137,6 +137,21 @@ def test_other_forms_of_the_artifact(
     assert tuple(shape) == info.input_shape
 
 
+def test_half_precision_begins_behind_the_normalisation(
+    model: Classifier, tmp_path: Path, photographs: list[Path]
+) -> None:
+    info = export_onnx(model, tmp_path / "tiny.onnx", precision="fp16", images=photographs)
+    assert info.parity is not None
+    assert 1e-5 < info.parity["max_relative_error"] < info.parity["tolerance"] == 2e-2
+    graph = onnx.load(tmp_path / "tiny.onnx").graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    convolutions = [weights[node.input[1]] for node in graph.node if node.op_type == "Conv"]
+    assert {weight.data_type for weight in convolutions} == {onnx.TensorProto.FLOAT16}
+    normalisation = [tensor for tensor in graph.initializer if tuple(tensor.dims) == (3, 1, 1)]
+    assert {tensor.data_type for tensor in normalisation} == {onnx.TensorProto.FLOAT}
+    assert [output.type.tensor_type.elem_type for output in graph.output] == [onnx.TensorProto.FLOAT]
+
+
 def test_the_file_says_nothing_about_this_machine(artifact: Path) -> None:
     content = artifact.read_bytes()
     assert str(Path(onnx_export.__file__).parent).encode() not in content

@@ -44,7 +44,9 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
         _Named(spec.module("NHWC"), spec.outputs).eval(), sample_kwargs={INPUT: spec.example("NHWC")}
     )
     content = converted.model_content()
-    if spec.calibration is not None:
+    if spec.precision == "fp16":
+        content = _halved(content)
+    elif spec.calibration is not None:
         content = _quantized(content, spec, spec.calibration)
     # the converter's own writer aborts the process if the disk is full
     path.write_bytes(content)
@@ -80,29 +82,74 @@ class LiteRtRunner(ArtifactRunner):
 RUNNER = LiteRtRunner
 
 
+def _halved(content: bytes) -> bytes:
+    """Store the weights of convolutions and linear layers in half precision; they are computed with in fp32."""
+    quantizer = require("ai_edge_quantizer.quantizer", extra=EXTRA)
+    recipes = require("ai_edge_quantizer.recipe", extra=EXTRA)
+    work = quantizer.Quantizer(content)
+    for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        work.add_weight_only_config(
+            ".*", recipes.TFLOperationName[operation], 16, algorithm_key=recipes.AlgorithmName.FLOAT_CASTING
+        )
+    return bytes(work.quantize().quantized_model)
+
+
 def _quantized(content: bytes, spec: ExportSpec, calibration: Calibration) -> bytes:
     """Quantize convolutions, linear layers and GELU (a table of 256 values) to INT8; the rest stays fp32.
 
-    With every operation in INT8 XNNPACK is slower: attention products, sigmoids and additions gain nothing.
+    With every operation in INT8 XNNPACK is slower: attention products, sigmoids and additions gain nothing. The
+    dynamic form has the weights of convolutions and linear layers in INT8 and no range of an activation.
     """
     quantizer = require("ai_edge_quantizer.quantizer", extra=EXTRA)
     recipes = require("ai_edge_quantizer.recipe", extra=EXTRA)
     work = quantizer.Quantizer(content)
-    for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "GELU", "PAD"):
-        work.add_static_config(".*", recipes.TFLOperationName[operation], 8, 8)
-    # the sums inside a split convolution lie between INT8 operations
-    work.add_static_config(f".*{SplitDepthwise.__qualname__}.*", recipes.TFLOperationName.ADD, 8, 8)
+    dynamic = spec.precision == "int8-dynamic"
+    if dynamic:
+        for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            work.add_dynamic_config(".*", recipes.TFLOperationName[operation], 8)
+    else:
+        for operation in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "GELU", "PAD"):
+            work.add_static_config(".*", recipes.TFLOperationName[operation], 8, 8)
+        for name in products_of_activations(content):
+            work.update_quantization_recipe(
+                f"^{re.escape(name)}",
+                recipes.TFLOperationName.FULLY_CONNECTED,
+                algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
+            )
+        # the sums inside a split convolution lie between INT8 operations
+        work.add_static_config(f".*{SplitDepthwise.__qualname__}.*", recipes.TFLOperationName.ADD, 8, 8)
     for name in calibration.kept:
         work.update_quantization_recipe(
             _scope(spec.network, name),
             recipes.TFLOperationName.ALL_SUPPORTED,
             algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
         )
+    if dynamic:
+        return bytes(work.quantize().quantized_model)
     interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
     (signature,) = interpreter.Interpreter(model_content=content).get_signature_list()
     images = [{INPUT: fed.numpy()} for fed in spec.calibration_inputs("NHWC")]
     ranges = work.calibrate({signature: images})
     return bytes(work.quantize(ranges).quantized_model)
+
+
+def products_of_activations(content: bytes) -> list[str]:
+    """Return the output names of FULLY_CONNECTED operations with computed weights: products of attention.
+
+    In INT8 they do not run in XNNPACK but in LiteRT's own kernels, which round differently on ARM and on x86.
+    """
+    flatbuffers = require("ai_edge_litert.tools.flatbuffer_utils", extra=EXTRA)
+    model = flatbuffers.read_model_from_bytearray(bytearray(content))
+    (graph,) = model.subgraphs
+    names = []
+    for operation in graph.operators:
+        code = flatbuffers.get_builtin_code_from_operator_code(model.operatorCodes[operation.opcodeIndex])
+        weight = graph.tensors[operation.inputs[1]] if len(operation.inputs) > 1 else None
+        if code == flatbuffers.BuiltinOperator.FULLY_CONNECTED and weight is not None:
+            buffer = model.buffers[weight.buffer]
+            if buffer.data is None and not buffer.offset:
+                names.append(graph.tensors[operation.outputs[0]].name.decode())
+    return names
 
 
 def _scope(network: nn.Module, name: str) -> str:

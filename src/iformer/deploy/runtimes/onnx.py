@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iformer._version import __version__
 from iformer.dependencies import require
@@ -29,10 +31,13 @@ _EXTERNAL_DATA = b"\x0a\x08location\x12"
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     """Convert a network to one `.onnx` file."""
     onnx = require("onnx", extra=EXTRA)
+    if spec.precision == "fp16":
+        spec = replace(spec, network=_Half(spec.network))
     proto = _traced(spec, path) if spec.limits is not None and spec.limits.traced else _exported(spec)
     _remove_notes(proto)
     if spec.calibration is not None:
         proto = _quantized(proto, spec, spec.calibration, path)
+    _halve_last(proto)
     if spec.opset is not None and spec.opset < _OLDEST_OF_EXPORTER:
         _lower_to_17(proto)
     # the exporter writes its newest format for every operator set; older runtimes refuse it
@@ -77,6 +82,18 @@ def _exported(spec: ExportSpec) -> Any:
     return program.model_proto
 
 
+class _Half(nn.Module):
+    """A network in half precision between float32 inputs and outputs; its normalisation stays float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, x: Tensor) -> Any:
+        found = self.network(x.half())
+        return found.float() if isinstance(found, Tensor) else tuple(output.float() for output in found)
+
+
 class OnnxRunner(ArtifactRunner):
     """An ONNX artifact in ONNX Runtime on the CPU."""
 
@@ -105,6 +122,8 @@ RUNNER = OnnxRunner
 def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Path) -> Any:
     """Quantize convolutions to INT8 with one weight scale per channel; everything else stays fp32.
 
+    In the symmetric scheme activations are signed with the zero point 0 and biases stay fp32, for TensorRT.
+
     With every operation in INT8 the network is slower: ONNX Runtime's GELU, softmax and matrix products in INT8
     do not pay for the conversions around them.
     """
@@ -121,6 +140,7 @@ def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Pat
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     # the exporter names weights after their modules: model.stem.conv1.weight
     kept = tuple(f".{name}.weight" for name in calibration.kept)
+    symmetric = calibration.scheme == "symmetric"
     quantization.quantize_static(
         proto,
         path,
@@ -129,10 +149,36 @@ def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Pat
         op_types_to_quantize=["Conv"],
         nodes_to_exclude=[node.name for node in convolutions if f".{node.input[1]}".endswith(kept)],
         per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
+        activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "QuantizeBias": False} if symmetric else None,
     )
     return require("onnx", extra=EXTRA).load(path)
+
+
+def _halve_last(proto: Any) -> None:
+    """Rewrite decomposed GELUs from x (0.5 (1 + erf)) to (x (1 + erf)) 0.5, which is the same to the last bit.
+
+    OpenCV 4 looks for the second form and crashes at the first.
+    """
+    made = {node.output[0]: node for node in proto.graph.node}
+
+    def is_made_by(name: str, operation: str) -> bool:
+        return name in made and made[name].op_type == operation
+
+    for last in proto.graph.node:
+        for x, halved in (tuple(last.input), tuple(last.input)[::-1]) if last.op_type == "Mul" else ():
+            if not is_made_by(halved, "Mul"):
+                continue
+            half, added = sorted(made[halved].input, key=lambda name: name in made)
+            if (
+                half not in made
+                and is_made_by(added, "Add")
+                and any(is_made_by(name, "Erf") for name in made[added].input)
+            ):
+                made[halved].input[:] = [x, added]
+                last.input[:] = [halved, half]
+                break
 
 
 def _lower_to_17(proto: Any) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from iformer.deploy.runner import ArtifactRunner
     from iformer.deploy.spec import ExportSpec
 
-QUANTIZED = ("int8", "palette6")
+QUANTIZED = ("int8", "int8-dynamic", "palette6")
 """Precisions that are judged by a metric, because the outputs differ too much."""
 
 MAX_DROP = 1.0
@@ -24,6 +24,9 @@ MAX_DROP = 1.0
 
 OPSETS = range(17, 21)
 """Versions of ONNX's operator set that can be asked for. Version 17 is that of 2022; version 20 has GELU."""
+
+INT8_SCHEMES = ("asymmetric", "symmetric")
+"""Ranges of INT8 activations: from minimum to maximum, or around zero, as TensorRT needs it."""
 
 CALIBRATION_IMAGES = 128
 """Number of images that give the ranges of the activations."""
@@ -73,7 +76,7 @@ class Runtime:
 
     def needs(self, precision: str | None = None) -> tuple[tuple[str, str], ...]:
         """Return the packages that a precision needs."""
-        return self.packages + (self.int8_packages if precision == "int8" else ())
+        return self.packages + (self.int8_packages if precision in ("int8", "int8-dynamic") else ())
 
     def module(self) -> RuntimeModule:
         """Import the runtime's file."""
@@ -92,7 +95,7 @@ RUNTIMES = {
             title="ONNX Runtime",
             packages=(("onnx", "onnx"), ("onnxscript", "onnxscript"), ("onnxruntime", "onnxruntime")),
             suffix=".onnx",
-            precisions=("fp32", "int8"),
+            precisions=("fp32", "fp16", "int8"),
             any_batch=True,
         ),
         Runtime(
@@ -117,7 +120,7 @@ RUNTIMES = {
             title="LiteRT",
             packages=(("litert_torch", "litert-torch"), ("ai_edge_litert", "ai-edge-litert")),
             suffix=".tflite",
-            precisions=("fp32", "int8"),
+            precisions=("fp32", "fp16", "int8", "int8-dynamic"),
             int8_packages=(("ai_edge_quantizer", "ai-edge-quantizer"),),
         ),
         Runtime(

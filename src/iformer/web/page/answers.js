@@ -133,11 +133,12 @@ function drawDetections(context, found) {
     context.strokeRect(left, top, right - left, bottom - top);
     const label = `${name} ${Math.round(100 * share)} %`;
     const width = context.measureText(label).width + size / 2;
+    const x = Math.max(0, Math.min(left, context.canvas.width - width));
     const y = Math.max(0, top - 1.3 * size);
     context.fillStyle = color;
-    context.fillRect(left, y, width, 1.3 * size);
+    context.fillRect(x, y, width, 1.3 * size);
     context.fillStyle = "#10121a";
-    context.fillText(label, left + size / 4, y + size * 0.15);
+    context.fillText(label, x + size / 4, y + size * 0.15);
   }
 }
 

@@ -1,0 +1,124 @@
+"""Records of several devices side by side: the `bench.json` that `iformer bench --out` writes on each of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iformer.bench.subjects import MATRIX_PRODUCT
+from iformer.deploy.runtimes.registry import RUNTIMES
+from iformer.errors import UserError, counted, printable
+
+_MAX_BYTES = 16_000_000
+_TITLE = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What a row of the table is about."""
+
+    label: str
+    precision: str
+    size: tuple[int, int]
+    """Height and width of the input in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The latencies of one device in one runtime, or in one backend of its browser."""
+
+    device: str
+    where: str
+    """The runtime or backend, with its threads or its batch where they tell columns apart."""
+    median_ms: dict[Network, float]
+
+    @property
+    def title(self) -> str:
+        """The runtime and the device in words."""
+        return f"{self.where}: {self.device}"
+
+
+def read_columns(paths: Sequence[Path]) -> list[Column]:
+    """Read records of `iformer bench`; every runtime and backend of a record is one column.
+
+    A network without a latency, because its answers were wrong or its backend failed, has none here either.
+
+    Raises:
+        UserError: a file cannot be read, or is not a record of `iformer bench`.
+    """
+    columns: list[Column] = []
+    for path in paths:
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise UserError(f"{path} is not a record of iformer bench: more than {_MAX_BYTES:,} bytes")
+            found = _columns(json.loads(path.read_text(encoding="utf-8")))
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise UserError(f"{path} is not a record of iformer bench; expected the bench.json of --out") from None
+        known = {column.title for column in columns}
+        columns += [
+            Column(device=f"{column.device} ({path.stem})", where=column.where, median_ms=column.median_ms)
+            if column.title in known
+            else column
+            for column in found
+        ]
+    return columns
+
+
+def networks(columns: Sequence[Column]) -> list[Network]:
+    """Return the networks of all columns, each once, in the order of the records."""
+    return list(dict.fromkeys(network for column in columns for network in column.median_ms))
+
+
+def _columns(record: dict[str, Any]) -> list[Column]:
+    here = _words(record["device"])
+    found = []
+    for name, rows in record["figures"].items():
+        if name == "web":
+            found += _browser_columns(rows)
+        elif name in RUNTIMES:
+            found += _grouped(here, RUNTIMES[name].title, rows)
+    if not found:
+        raise ValueError("no latency")
+    return found
+
+
+def _browser_columns(web: dict[str, Any]) -> list[Column]:
+    about = web["device"]
+    device = ", ".join(_words(about[part]) for part in ("model", "system", "browser") if about[part])
+    backends: dict[str, list[dict[str, Any]]] = {}
+    for row in web["rows"]:
+        backend = _words(row["backend"])
+        if "WebGPU" not in backend:
+            backend += f", {counted(int(row['threads']), 'thread')}"
+        backends.setdefault(backend, []).append(row)
+    return [column for backend, rows in backends.items() for column in _grouped(device, backend, rows)]
+
+
+def _grouped(device: str, where: str, rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """Return one column for each batch."""
+    batches: dict[int, dict[Network, float]] = {}
+    for row in rows:
+        if row["label"] != MATRIX_PRODUCT and row["median_ms"] is not None:
+            height, width = row["size"]
+            network = Network(
+                label=_words(row["label"]), precision=_words(row["precision"]), size=(int(height), int(width))
+            )
+            batches.setdefault(int(row.get("batch", 1)), {})[network] = float(row["median_ms"])
+    return [
+        Column(device=device, where=where if batch == 1 else f"{where}, batch {batch}", median_ms=times)
+        for batch, times in batches.items()
+    ]
+
+
+def _words(value: Any) -> str:
+    """Return text of a record, which may come from a phone, without control characters."""
+    if not isinstance(value, str):
+        raise TypeError("expected text")
+    return printable(value, limit=_TITLE)
