@@ -194,6 +194,7 @@ def test_a_layer_that_is_kept_has_its_own_weights(
         assert {types[product] for product in products} == {flatbuffers.TensorType.FLOAT32}
 
 
+@pytest.mark.sweep
 def test_the_symmetric_scheme_is_what_tensorrt_takes(
     model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Forward], dict[str, float]]
 ) -> None:

@@ -137,6 +137,7 @@ def test_other_forms_of_the_artifact(
     assert tuple(shape) == info.input_shape
 
 
+@pytest.mark.sweep
 def test_half_precision_begins_behind_the_normalisation(
     model: Classifier, tmp_path: Path, photographs: list[Path]
 ) -> None:
