@@ -22,10 +22,10 @@ from iformer.deploy.runtimes.registry import (
     MAX_DROP,
     QUANTIZED,
     RUNTIMES,
+    Int8Scheme,
     Runtime,
     find_runtime,
 )
-from iformer.deploy.spec import Int8Scheme
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.weights.header import backbone_config

@@ -32,6 +32,7 @@ from iformer.deploy.runtimes.registry import (
     MAX_DROP,
     OPSETS,
     RUNTIMES,
+    Int8Scheme,
     find_runtime,
 )
 from iformer.errors import UserError
@@ -127,7 +128,7 @@ def export(
         ),
     ] = False,
     int8_scheme: Annotated[
-        str,
+        Int8Scheme,
         typer.Option(
             help="ONNX in int8: ranges of activations, asymmetric, or symmetric (around zero) for TensorRT."
         ),
@@ -148,8 +149,7 @@ def export(
     """
     if to == "web":
         own = (size, batch, precision, opset, calibration, attention, windows, raw or None)
-        own += (None if int8_scheme == INT8_SCHEMES[0] else int8_scheme,)
-        if any(option is not None for option in own):
+        if int8_scheme != INT8_SCHEMES[0] or any(option is not None for option in own):
             raise UserError(
                 "--to web takes no options of a conversion; export to onnx or litert with them and give that "
                 "artifact"

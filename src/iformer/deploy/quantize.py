@@ -20,8 +20,8 @@ from iformer.data.images import ImageSource, read_input
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.exportable import Forward, Outputs, named
 from iformer.deploy.runner import ArtifactRunner
-from iformer.deploy.runtimes.registry import MAX_DROP
-from iformer.deploy.spec import AccuracyControl, ExportSpec, Int8Scheme
+from iformer.deploy.runtimes.registry import MAX_DROP, Int8Scheme
+from iformer.deploy.spec import AccuracyControl, ExportSpec
 from iformer.errors import UserError
 
 SENSITIVITY_IMAGES = 16

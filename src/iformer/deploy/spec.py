@@ -19,10 +19,10 @@ from iformer.config.checking import to_plain
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.transforms import Normalize
 from iformer.deploy.exportable import Exportable, Forward, Limits
+from iformer.deploy.runtimes.registry import Int8Scheme
 from iformer.errors import UserError
 
 Layout = Literal["NHWC", "NCHW"]
-Int8Scheme = Literal["asymmetric", "symmetric"]
 
 EMBEDDED = (
     "class_names", "preprocessing", "network", "task", "precision", "normalized_by", "postprocess", "checksum",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from iformer.dependencies import require
 from iformer.errors import UnknownNameError
@@ -25,7 +25,8 @@ MAX_DROP = 1.0
 OPSETS = range(17, 21)
 """Versions of ONNX's operator set that can be asked for. Version 17 is that of 2022; version 20 has GELU."""
 
-INT8_SCHEMES = ("asymmetric", "symmetric")
+Int8Scheme = Literal["asymmetric", "symmetric"]
+INT8_SCHEMES = get_args(Int8Scheme)
 """Ranges of INT8 activations: from minimum to maximum, or around zero, as TensorRT needs it."""
 
 CALIBRATION_IMAGES = 128
