@@ -20,7 +20,8 @@ from iformer.cli.main import main
 from iformer.data.listing import files_below
 from iformer.data.sources import load_data
 from iformer.data.sources.shards.stores import UrlStore
-from iformer.errors import DataError, UserError, WeightsError
+from iformer.dependencies import require
+from iformer.errors import DataError, MissingDependencyError, UserError, WeightsError
 from iformer.models.weights.convert import read_class_names
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.pictures import Bar, Card, draw_sheet
@@ -181,3 +182,19 @@ def test_a_share_that_is_no_number_is_drawn_as_an_empty_bar() -> None:
     card = Card(picture=Image.new("RGB", (200, 200)), caption="a", bars=(bar,))
     sheet = draw_sheet([card], columns=1, title="x", subtitle="y")
     assert (0x12, 0x34, 0x56) not in {colour for _, colour in sheet.getcolors(2**24) or []}
+
+
+def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, line in (
+        ("broken_value", "raise ValueError(\"Key backend: 'abc' is not valid\\nfor it\")"),
+        ("broken_library", "raise ImportError('libGL.so.1: cannot open shared object file')"),
+        ("broken_need", "import nothing_of_that_name"),
+    ):
+        (tmp_path / f"{name}.py").write_text(line)
+        with pytest.raises(
+            MissingDependencyError, match=rf"^{name} cannot be imported \(.*\); install it again, or"
+        ):
+            require(name, extra="train")
+    with pytest.raises(MissingDependencyError, match="nowhere is not installed; run: pip install 'iformer"):
+        require("nowhere.at_all", extra="train")

@@ -8,24 +8,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from iformer.errors import MissingDependencyError
+from iformer.errors import MissingDependencyError, one_line
 
 
 def require(module: str, *, extra: str) -> Any:
     """Import an optional module.
 
     Raises:
-        MissingDependencyError: it is not installed; the message says which extra of iformer brings it.
+        MissingDependencyError: it is not installed, and the message says which extra of iformer brings it; or it
+            is installed and cannot be imported, such as without a shared library or with a variable of its own in
+            the environment that has no meaning.
     """
+    name = module.partition(".")[0]
     try:
         with without_telemetry():
             return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name.partition(".")[0]):
-            raise
+    except Exception as error:  # whatever the module does when it is imported
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and module.startswith(error.name.partition(".")[0])
+        ):
+            raise MissingDependencyError(f"{name} is not installed; run: pip install 'iformer[{extra}]'") from None
         raise MissingDependencyError(
-            f"{module.partition('.')[0]} is not installed; run: pip install 'iformer[{extra}]'"
-        ) from None
+            f"{name} cannot be imported ({one_line(error)}); install it again, or check the environment variables "
+            "that it reads"
+        ) from error
 
 
 @contextmanager

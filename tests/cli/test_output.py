@@ -151,3 +151,12 @@ def test_sigterm_s_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert main(["--version"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-1", "abc", "10000000000"])
+def test_a_terminal_without_columns_loses_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    output.console().print("top-1 82.50 %")
+    assert capsys.readouterr().out == "top-1 82.50 %\n"

@@ -35,6 +35,7 @@ the state saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C; st
 
 WARNINGS_SHOWN = 20
 _NAME_SHOWN = 300
+_LEAST_COLUMNS = 40
 
 _SMALLER = {"batch_size": "--batch-size", "batch": "--batch", "size": "--size"}
 """Options that take less memory with a smaller value, by the parameters of the verbs that have them."""
@@ -51,7 +52,10 @@ def console(*, stderr: bool = False) -> Console:
     """Return a console for results (stdout) or messages (stderr), as they are redirected now."""
     from iformer.cli.safe_console import SafeConsole  # deferred: importing rich takes 0.1 s
 
-    return SafeConsole(stderr=stderr, highlight=False)
+    made = SafeConsole(stderr=stderr, highlight=False)
+    if made.width < _LEAST_COLUMNS:  # as the variable COLUMNS says; rich would leave the text out
+        made.width = _LEAST_COLUMNS
+    return made
 
 
 def escaped(text: str) -> str:
