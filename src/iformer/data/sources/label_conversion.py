@@ -55,10 +55,13 @@ def convert_labels(
     again, and gives the same images, classes, boxes and masks.
 
     Args:
-        data, val_split, workers, progress: see `iformer.data.sources.detection.load_detection`.
+        data: see `iformer.data.sources.detection.load_detection`.
         out: a new or empty folder.
         to: "coco": `annotations/instances_train.json` and `images/train/`; "yolo": `data.yaml`, `images/train/`
             and `labels/train/`.
+        val_split: share of the images for validation, if the data has none.
+        workers: threads that decode; None means one per core, at most 16.
+        progress: called with the number of images checked and their total.
 
     Raises:
         DataError: the data cannot be used.

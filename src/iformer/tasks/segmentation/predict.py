@@ -48,7 +48,9 @@ class SegmentationPredictor(PyramidPredictor):
         """Prepare a segmenter.
 
         Args:
-            subject, device, sliding: see `iformer.tasks.segmentation.inference.pixel_classifier`.
+            subject: the segmenter.
+            device: where a network runs.
+            sliding: see `iformer.tasks.segmentation.inference.pixel_classifier`.
             tiling: look at large images in tiles; None: as a whole.
         """
         self._tiling = tiling
