@@ -47,14 +47,21 @@ class ConfidenceCurves:
 
     @property
     def best(self) -> tuple[float, float]:
-        """The lowest score with the highest mean F1 of the classes, and that F1 (0 to 1)."""
+        """The best confidence, and the mean F1 of the classes there (0 to 1)."""
+        index = self._best_index()
+        return float(THRESHOLDS[index]), float(self.f1[:, index].mean())
+
+    def _best_index(self) -> int:
+        """Return where the mean F1 is highest; of a plateau its middle, which new images change least."""
         mean_T = self.f1.mean(0)
-        index = int(mean_T.argmax())
-        return float(THRESHOLDS[index]), float(mean_T[index])
+        first = last = int(mean_T.argmax())
+        while last + 1 < len(mean_T) and mean_T[last + 1] >= mean_T[first] - 1e-9:
+            last += 1
+        return (first + last) // 2
 
     def at_best(self) -> tuple[float, float]:
         """Mean precision and recall of the classes at the best confidence."""
-        index = int(self.f1.mean(0).argmax())
+        index = self._best_index()
         return float(self.precision[:, index].mean()), float(self.recall[:, index].mean())
 
 
