@@ -26,6 +26,8 @@ def evaluate(
     workers: int | None = None,
     strict: bool = False,
     sliding: bool = False,
+    max_detections: int | None = None,
+    iou: float | None = None,
     entry: str | None = None,
     warn: Warn | None = None,
 ) -> Evaluation:
@@ -43,6 +45,8 @@ def evaluate(
         workers: processes that load images.
         strict: an image that cannot be read is an error instead of being skipped.
         sliding: segmenters: overlapping windows instead of the whole image.
+        max_detections: detectors: most objects on an image. None: as trained.
+        iou: detectors: overlap above which the box with the lower score is dropped. None: as trained.
         entry: which weights of a training script's file to take.
         warn: called with notes about the result, one line each. None: each line is a Python warning.
 
@@ -63,6 +67,8 @@ def evaluate(
         val_split=val_split,
         batch_size=batch_size,
         sliding=sliding or None,
+        max_detections=max_detections,
+        iou=iou,
     )
     module: EvaluateModule = subject.row.module("evaluate")
     check_options(options, module.TAKES, subject.row.networks)

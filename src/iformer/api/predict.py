@@ -145,6 +145,8 @@ def predict(
     flip: bool = False,
     min_score: float | None = None,
     sliding: bool = False,
+    max_detections: int | None = None,
+    iou: float | None = None,
     tile: int | None = None,
     overlap: float | None = None,
     device: str | torch.device = "auto",
@@ -169,6 +171,8 @@ def predict(
         flip: classifiers: average the logits of each image and its mirror image.
         min_score: detectors: the lowest score that is reported. None: 0.5.
         sliding: segmenters: overlapping windows instead of the whole image.
+        max_detections: detectors: most objects on an image. None: as trained.
+        iou: detectors: overlap above which the box with the lower score is dropped. None: as trained.
         tile: detectors and segmenters: look at large images in square tiles with sides of so many pixels.
         overlap: share of a tile that it has in common with the next one. None: 0.2.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
@@ -211,6 +215,8 @@ def predict(
             flip=flip or None,
             min_score=min_score,
             sliding=sliding or None,
+            max_detections=max_detections,
+            iou=iou,
             tile=tile,
             overlap=overlap,
         )

@@ -51,6 +51,19 @@ def evaluate(
     sliding: Annotated[
         bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
     ] = False,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(min=1, max=100_000, help="Detectors: most objects on an image.", show_default="as trained"),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Detectors: overlap above which the weaker box is dropped.",
+            show_default="as trained",
+        ),
+    ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -75,6 +88,8 @@ def evaluate(
         workers=workers,
         strict=strict_data,
         sliding=sliding,
+        max_detections=max_detections,
+        iou=iou,
         entry=entry,
         warn=note_warnings,
     )

@@ -71,6 +71,19 @@ def predict(
     sliding: Annotated[
         bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
     ] = False,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(min=1, max=100_000, help="Detectors: most objects on an image.", show_default="as trained"),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Detectors: overlap above which the weaker box is dropped.",
+            show_default="as trained",
+        ),
+    ] = None,
     tile: Annotated[
         int | None,
         typer.Option(min=1, metavar="PIXELS", help="Detectors, segmenters: look at large images in tiles."),
@@ -107,6 +120,8 @@ def predict(
             flip=flip,
             min_score=min_score,
             sliding=sliding,
+            max_detections=max_detections,
+            iou=iou,
             tile=tile,
             overlap=overlap,
             device=device,

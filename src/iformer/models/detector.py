@@ -67,19 +67,29 @@ class Detector(nn.Module):
         ]
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
+    def detect(
+        self,
+        images: Sequence[Tensor],
+        *,
+        min_score: float = 0.0,
+        detections: int | None = None,
+        nms_iou: float | None = None,
+    ) -> list[dict[str, Any]]:
         """Return what `forward` returns in eval mode, with masks that take memory only when they are read.
 
         Args:
             images: uint8 3 x H x W on any device, each with its own H and W.
             min_score: detections with a lower score are dropped before their masks are computed. The config's
                 `score_threshold` applies too.
+            detections: most detections of an image; None: the config's.
+            nms_iou: overlap above which the box with the lower score is dropped, class by class; None:
+                torchvision's 0.5.
 
         Returns:
             For each image a dict of `boxes`, `scores`, `labels` and with masks `masks`, a `PastedMasks`.
         """
         device = next(self.parameters()).device
-        with self._threshold(min_score):
+        with self._limits(min_score, detections, nms_iou):
             return self._detections([image.to(device).float().div_(255) for image in images])
 
     def _detections(self, images: list[Tensor]) -> list[dict[str, Any]]:
@@ -92,16 +102,18 @@ class Detector(nn.Module):
         return detections
 
     @contextmanager
-    def _threshold(self, min_score: float) -> Iterator[None]:
-        """Let the heads drop detections with a score below `min_score`."""
+    def _limits(self, min_score: float, detections: int | None, nms_iou: float | None) -> Iterator[None]:
+        """Let the heads drop detections as the arguments of `detect` say."""
         heads = self.rcnn.roi_heads
-        before = heads.score_thresh
+        before = heads.score_thresh, heads.detections_per_img, heads.nms_thresh
         # torchvision keeps scores above its threshold, in fp32
-        heads.score_thresh = max(before, float(np.nextafter(np.float32(min_score), np.float32(-1))))
+        heads.score_thresh = max(before[0], float(np.nextafter(np.float32(min_score), np.float32(-1))))
+        heads.detections_per_img = before[1] if detections is None else detections
+        heads.nms_thresh = before[2] if nms_iou is None else nms_iou
         try:
             yield
         finally:
-            heads.score_thresh = before
+            heads.score_thresh, heads.detections_per_img, heads.nms_thresh = before
 
 
 class PastedMasks(Sequence[Tensor]):

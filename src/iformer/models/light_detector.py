@@ -179,12 +179,15 @@ class LightDetector(nn.Module):
         )
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Tensor]]:
+    def detect(
+        self, images: Sequence[Tensor], *, min_score: float = 0.0, rule: SelectionRule | None = None
+    ) -> list[dict[str, Tensor]]:
         """The objects on images of any sizes, in eval mode.
 
         Args:
             images: uint8 3 x h x w, RGB, each of its own size.
             min_score: detections with a lower score are dropped; the config's `score_threshold` applies too.
+            rule: which detections are kept; None: `self.rule`.
 
         Returns:
             See `iformer.models.detections.detect_letterboxed`.
@@ -196,7 +199,8 @@ class LightDetector(nn.Module):
             found = self.head(self._maps(images_BCHW.to(device).float().div_(255)))
             return found.boxes, found.logits.sigmoid()
 
-        return detect_letterboxed(forward, images, config.input_size, config.fill, self.rule, min_score=min_score)
+        chosen = self.rule if rule is None else rule
+        return detect_letterboxed(forward, images, config.input_size, config.fill, chosen, min_score=min_score)
 
 
 def level_points(

@@ -41,6 +41,10 @@ class EvaluateOptions:
     val_split: float | None = None
     batch_size: int | None = None
     sliding: bool | None = None
+    max_detections: int | None = None
+    """Most detections of an image."""
+    iou: float | None = None
+    """Overlap above which a detector drops the box with the lower score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,10 @@ class PredictOptions:
     flip: bool | None = None
     min_score: float | None = None
     sliding: bool | None = None
+    max_detections: int | None = None
+    """See `EvaluateOptions`."""
+    iou: float | None = None
+    """See `EvaluateOptions`."""
     tile: int | None = None
     """Side of the tiles in which large images are looked at, in pixels."""
     overlap: float | None = None

@@ -16,7 +16,7 @@ from iformer.errors import ConfigError, DataError, UserError
 from iformer.files import json_text
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, with_class_order
-from iformer.tasks.detection.inference import Subject, object_detector
+from iformer.tasks.detection.inference import DetectionLimits, Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import trained_val_split
@@ -24,7 +24,7 @@ from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
 
-TAKES = frozenset({"split", "workers", "val_split", "batch_size"})
+TAKES = frozenset({"split", "workers", "val_split", "batch_size", "max_detections", "iou"})
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
@@ -141,13 +141,15 @@ def evaluate_data(
     if not len(image_set):
         other = "val" if options.split == "train" else "train"
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
-    detector = object_detector(subject)
+    subject = subject.to(options.device) if isinstance(subject, nn.Module) else subject
+    limits = DetectionLimits(detections=options.max_detections, nms_iou=options.iou)
+    detector = object_detector(subject, limits)
     if options.strict:
         refuse_unknown(detector.class_names, image_set.class_names)
     notes = [*splits.warnings, *_share(image_set, detector.class_names)]
     with ProgressView(total=len(image_set), what="evaluating") as view:
         evaluation = evaluate_set(
-            subject.to(options.device) if isinstance(subject, nn.Module) else subject,
+            detector,
             image_set,
             batch_size=options.batch_size or 4,
             workers=options.workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,19 +51,62 @@ class ObjectDetector(ABC):
         """Return the objects on images of any sizes, uint8 3 x h x w; see `iformer.models.detector.Detector`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DetectionLimits:
+    """What replaces the settings that a detector was trained with."""
+
+    detections: int | None = None
+    """Most detections of an image; None: the detector's."""
+    nms_iou: float | None = None
+    """Overlap above which the box with the lower score is dropped, class by class; None: the detector's."""
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            UserError: a value is out of its range.
+        """
+        if self.detections is not None and self.detections < 1:
+            raise UserError(f"--max-detections is {self.detections}; expected 1 or more")
+        if self.nms_iou is not None and not 0 < self.nms_iou <= 1:
+            raise UserError(f"--iou is {self.nms_iou:g}; expected an overlap above 0, up to 1")
+
+    def apply(self, rule: SelectionRule) -> SelectionRule:
+        """Return a rule with these limits.
+
+        Raises:
+            UserError: the rule has no non-maximum suppression outside the network.
+        """
+        if self.detections is not None:
+            rule = replace(rule, detections=self.detections)
+        if self.nms_iou is None:
+            return rule
+        if rule.nms_iou is None:
+            raise UserError(f"--iou is {self.nms_iou:g}; this detector suppresses no boxes outside the network")
+        return replace(rule, nms_iou=self.nms_iou)
+
+
+NO_LIMITS = DetectionLimits()
+
+
 class NetworkDetector(ObjectDetector):
     """A network in eval mode."""
 
-    def __init__(self, network: Detector | LightDetector) -> None:
+    def __init__(self, network: Detector | LightDetector, limits: DetectionLimits = NO_LIMITS) -> None:
         config = network.config
-        self._network = network
+        self._network, self._limits = network, limits
+        self._rule = limits.apply(network.rule) if isinstance(network, LightDetector) else None
         self.name, self.num_classes = config.backbone.name, config.num_classes
         self.class_names, self.value_range = network.metadata.class_names, config.value_range
         self.has_masks = isinstance(config, DetectorConfig) and config.masks
-        self.detections = config.detections
+        self.detections = config.detections if limits.detections is None else limits.detections
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
-        return self._network.detect(images, min_score=min_score)
+        if isinstance(self._network, LightDetector):
+            return self._network.detect(images, min_score=min_score, rule=self._rule)
+        return self._network.detect(
+            images, min_score=min_score, detections=self._limits.detections, nms_iou=self._limits.nms_iou
+        )
 
 
 class LetterboxDetector(ObjectDetector):
@@ -89,11 +133,11 @@ class LetterboxDetector(ObjectDetector):
         self.value_range = value_range
 
     @classmethod
-    def of_artifact(cls, runner: ArtifactRunner) -> LetterboxDetector:
+    def of_artifact(cls, runner: ArtifactRunner, limits: DetectionLimits = NO_LIMITS) -> LetterboxDetector:
         """Read the record of an artifact.
 
         Raises:
-            UserError: the record does not describe a detector.
+            UserError: the record does not describe a detector, or `limits` do not fit it.
         """
         info = runner.info
         expected = (*info.shapes.get(BOXES, ())[:1], info.num_classes)
@@ -105,7 +149,7 @@ class LetterboxDetector(ObjectDetector):
             raise UserError(f"{runner.path}: its record does not describe a detector's outputs")
         return cls(
             runner,
-            rule,
+            limits.apply(rule),
             size=info.preprocessing.size,
             fill=info.preprocessing.letterbox,
             num_classes=info.num_classes,
@@ -179,17 +223,17 @@ Subject = Detector | LightDetector | ArtifactRunner | ObjectDetector
 """A detector that can be evaluated: a network in eval mode, an artifact, or the result of `object_detector`."""
 
 
-def object_detector(subject: Subject) -> ObjectDetector:
-    """Prepare a network in eval mode, or an artifact.
+def object_detector(subject: Subject, limits: DetectionLimits = NO_LIMITS) -> ObjectDetector:
+    """Prepare a network in eval mode, or an artifact. A prepared detector keeps its limits.
 
     Raises:
-        UserError: the artifact's record does not describe a detector.
+        UserError: the artifact's record does not describe a detector, or `limits` do not fit it.
     """
     if isinstance(subject, ObjectDetector):
         return subject
-    return (
-        LetterboxDetector.of_artifact(subject) if isinstance(subject, ArtifactRunner) else NetworkDetector(subject)
-    )
+    if isinstance(subject, ArtifactRunner):
+        return LetterboxDetector.of_artifact(subject, limits)
+    return NetworkDetector(subject, limits)
 
 
 def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:

@@ -17,7 +17,13 @@ from iformer.config.segmenter import default_palette
 from iformer.data.detection import Instance, decode_mask
 from iformer.device import resolve_device
 from iformer.files import json_text, write_text
-from iformer.tasks.detection.inference import Subject, TiledDetector, object_detector
+from iformer.tasks.detection.inference import (
+    NO_LIMITS,
+    DetectionLimits,
+    Subject,
+    TiledDetector,
+    object_detector,
+)
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import blend, draw_label, label_font
@@ -25,7 +31,7 @@ from iformer.tasks.pyramid import PyramidPredictor
 from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
-TAKES = frozenset({"min_score", "tile", "overlap"})
+TAKES = frozenset({"min_score", "max_detections", "iou", "tile", "overlap"})
 """The options of `PredictOptions` that this task reads."""
 
 MAX_NAMES = 50
@@ -43,6 +49,7 @@ class DetectionPredictor(PyramidPredictor):
         device: torch.device | str = "cpu",
         min_score: float = 0.5,
         tiling: Tiling | None = None,
+        limits: DetectionLimits = NO_LIMITS,
     ) -> None:
         """Prepare a network or an artifact.
 
@@ -51,11 +58,12 @@ class DetectionPredictor(PyramidPredictor):
             device: where a network runs.
             min_score: detections with a lower score are dropped.
             tiling: look at large images in tiles; None: as a whole only.
+            limits: replace settings of the detector.
         """
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
             subject.to(on).eval()
-        found = object_detector(subject)
+        found = object_detector(subject, limits)
         self._detector = found = TiledDetector(found, tiling) if tiling is not None else found
         super().__init__(
             found.name, found.class_names, found.num_classes, value_range=found.value_range, device=on
@@ -116,7 +124,11 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
     """Build the predictor of the verb `predict`."""
     min_score = 0.5 if options.min_score is None else options.min_score
     return DetectionPredictor(
-        subject, device=options.device, min_score=min_score, tiling=tiling(options.tile, options.overlap)
+        subject,
+        device=options.device,
+        min_score=min_score,
+        tiling=tiling(options.tile, options.overlap),
+        limits=DetectionLimits(detections=options.max_detections, nms_iou=options.iou),
     )
 
 
