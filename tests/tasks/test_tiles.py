@@ -147,9 +147,9 @@ def test_predict_in_tiles(build: Any, tmp_path: Path, capsys: pytest.CaptureFixt
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 255, (150, 200, 3), dtype=np.uint8)).save(tmp_path / "large.png")
     arguments = ["predict", str(tmp_path / "large.png"), "--weights", str(tmp_path / "net.safetensors")]
-    arguments += ["--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert main([*arguments, "--tile", "96", "--overlap", "0.2"]) == 0
+    arguments += ["--device", "cpu", "--out"]
+    assert main([*arguments, str(tmp_path / "out"), "--tile", "96", "--overlap", "0.2"]) == 0
     with Image.open(tmp_path / "out" / "large.png") as picture:
         assert picture.size == (200, 150)
-    assert main([*arguments, "--overlap", "0.2"]) == 1
+    assert main([*arguments, str(tmp_path / "other"), "--overlap", "0.2"]) == 1
     assert "--overlap is for --tile; give both" in capsys.readouterr().err
