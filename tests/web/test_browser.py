@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import itertools
@@ -202,7 +203,7 @@ def test_a_changed_weight_is_refused(demo: Any, browser: Any, tiny_onnx: Path, t
             assert page.is_disabled("#camera")
 
 
-@pytest.mark.full
+@sweep
 def test_pixels_are_those_of_the_evaluation_transform(demo: Any, browser: Any, tiny_onnx: Path) -> None:
     sizes = [(64, 64), (96, 64), (64, 160)]
     crops = [
@@ -214,19 +215,21 @@ def test_pixels_are_those_of_the_evaluation_transform(demo: Any, browser: Any, t
     script = """async ([pixels, width, height, preprocessing]) => {
         const { placement, resample } = await import("/preprocess.js");
         const place = placement(preprocessing, width, height);
-        return Array.from(resample(Uint8ClampedArray.from(pixels), width, place, preprocessing));
+        const rgba = Uint8ClampedArray.from(atob(pixels), (character) => character.charCodeAt(0));
+        return btoa(String.fromCharCode(...resample(rgba, width, place, preprocessing)));
     }"""
     generator = np.random.default_rng(0)
     server = demo(str(tiny_onnx))
     with server, opened(browser, server.new_address()) as page:
         for preprocessing, (width, height) in itertools.product(
-            crops + letterboxes, ((90, 70), (64, 64), (33, 201), (20, 20), (300, 4))
+            crops + letterboxes, ((90, 70), (64, 64), (33, 201), (20, 20), (300, 4), (90, 300))
         ):
             rgb = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
             rgba = np.concatenate([rgb, np.full((height, width, 1), 255, np.uint8)], axis=2)
-            found = page.evaluate(script, [rgba.flatten().tolist(), width, height, preprocessing.to_plain()])
+            sent = base64.b64encode(rgba.tobytes()).decode()
+            found = base64.b64decode(page.evaluate(script, [sent, width, height, preprocessing.to_plain()]))
             wanted = eval_transform(preprocessing)(Image.fromarray(rgb)).permute(1, 2, 0).numpy()
-            np.testing.assert_array_equal(np.array(found, np.uint8).reshape(wanted.shape), wanted)
+            np.testing.assert_array_equal(np.frombuffer(found, np.uint8).reshape(wanted.shape), wanted)
 
 
 @sweep

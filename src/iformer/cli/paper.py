@@ -76,7 +76,7 @@ def paper(
 ) -> None:
     """Show a table or draw a figure of the paper.
 
-    Tables have the printed values beside the counts of the networks that are built here.
+    A table shows the printed values beside the parameters and operations counted on the networks of this package.
     """
     if sum((csv, markdown, json)) > 1:
         raise UserError("give one of --json, --csv and --markdown")

@@ -72,7 +72,10 @@ class ConvLayerNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self) -> nn.Sequential:
-        """Return the same function for inference. The layer norm stays: its statistics depend on the input."""
+        """Return a module for inference that computes the same.
+
+        The layer norm stays: its statistics depend on the input.
+        """
         return nn.Sequential(fold_conv(self.conv), frozen(self.norm))
 
 
@@ -89,7 +92,7 @@ class LayerNormConv(nn.Module):
         return self.conv(self.norm(x))
 
     def fold(self) -> nn.Sequential:
-        """Return the same function for inference; the layer norm stays."""
+        """Return a module for inference that computes the same; the layer norm stays."""
         return nn.Sequential(frozen(self.norm), fold_conv(self.conv))
 
 

@@ -88,7 +88,15 @@ class Windows:
         return tokens.reshape(-1, self.count * self.config.window_size**2, _channels(tokens, 2))
 
     def each(self, module: nn.Module, strip: Tensor) -> Tensor:
-        """Apply a module to a batch of windows, B*N x C x P x P, which is a view in channels-last format."""
+        """Apply a module to each window of a strip.
+
+        Args:
+            module: maps B*N x C x P x P, a view in channels-last format, to the same height and width.
+            strip: B x C x N*P x P; see `cut`.
+
+        Returns:
+            The results as a strip.
+        """
         size = self.config.window_size
         channels = _channels(strip, 1)
         windows = strip.permute(0, 2, 3, 1).reshape(-1, size, size, channels).permute(0, 3, 1, 2)

@@ -1,7 +1,8 @@
 """The letterbox: the one rule by which an image of any size becomes a network's input of a fixed size.
 
 The image is resized by one factor (Pillow's bilinear filter) so that it just fits, placed at the top left, and the
-rest is filled with one colour. Training, evaluation, artifacts and their documentation use this function.
+rest is filled with one colour. Evaluation, prediction, artifacts and the snippets of the docs use this
+function; training places images by `iformer.tasks.detection.augment` and `iformer.tasks.segmentation.dataset`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The tasks, one row each. Importing it loads no torch.
 
-A new task is a folder beside this file, a row here, and a row in `iformer.models.weights.header` for checkpoints.
+A new task is a folder beside this file, a row here, a recipe in `iformer.config.recipes`, a row in
+`iformer.models.weights.header` for checkpoints, and an entry in the import contracts of `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ class TaskRow:
         return (multi_label and self.multi_label_metric) or (self.metric, self.metric_label)
 
     def module(self, name: str) -> ModuleType:
-        """Import a module of the folder.
+        """Import a module of the task's folder.
 
         Args:
-            name: such as `config`, `training`, `evaluate`, `predict` or `export`.
+            name: `config`, `training`, `evaluate`, `predict`, `export` or another file of the folder.
         """
         return importlib.import_module(f"iformer.tasks.{self.package}.{name}")
 

@@ -33,7 +33,7 @@ class Subject:
 
     @contextmanager
     def in_eval_mode(self) -> Iterator[None]:
-        """Put a network in eval mode, and back into the mode that it had."""
+        """Context manager: the network is in eval mode inside, and in its former mode afterwards."""
         training = isinstance(self.model, nn.Module) and self.model.training
         if training:
             self.model.eval()

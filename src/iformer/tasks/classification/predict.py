@@ -277,9 +277,15 @@ def draw_predictions(answers: Sequence[Answer], folder: Path, *, title: str, sub
 
 
 def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) -> list[Path]:
-    """Write `explain.png` (then `explain-2.png` …): each image beside an overlay of its attention.
+    """Draw each image beside an overlay of its attention; see `overlay`.
 
-    See `overlay`. The caption gives the attention of the most attended place, as a multiple of an even share.
+    Args:
+        answers: predictions with attention.
+        folder: gets `explain.png`, and `explain-2.png` and so on for many images.
+        title: the heading of each picture.
+
+    Returns:
+        The files written. Each caption gives the largest attention, in multiples of an even share.
     """
     cards = []
     for answer in answers[: max_drawn(explain=True)]:

@@ -1,8 +1,9 @@
 // From a decoded image to a network's input: the evaluation transform of the Python package, pixel for pixel.
-// Bytes are resampled with weights in fixed point, rows first, and rounded after each pass: by Pillow with 22
-// fractional bits; torchvision, which letterboxes, takes as many as leave the largest weight within 16 bits.
+// As Pillow does, bytes are resampled with weights in fixed point and rounded after each pass: first along the rows,
+// or first along the columns where the height shrinks by more than twice as many pixels as the width. Pillow before 13
+// always begins with the rows; its pixels differ by 1 of 255 at most there.
 
-const PILLOW_BITS = 22;
+const FRACTION_BITS = 22;
 const LONGEST_ASPECT = 64;
 
 const KERNELS = {
@@ -68,38 +69,56 @@ export function resample(rgba, width, place, preprocessing) {
   const { box, resizedWidth, resizedHeight, left, top, inputWidth, inputHeight } = place;
   const fill = preprocessing.letterbox ?? [0, 0, 0];
   const kernel = KERNELS[preprocessing.letterbox ? "bilinear" : preprocessing.interpolation];
-  const [columns, columnBits] = fixedPoint(
-    weights(box.right - box.left, resizedWidth, left, inputWidth, kernel),
-    preprocessing.letterbox,
-  );
-  const [rows, rowBits] = fixedPoint(
-    weights(box.bottom - box.top, resizedHeight, top, inputHeight, kernel),
-    preprocessing.letterbox,
-  );
-  const firstRow = Math.min(...rows.filter(Boolean).map((row) => row.start));
-  const lastRow = Math.max(...rows.filter(Boolean).map((row) => row.start + row.values.length));
-  const between = new Uint8ClampedArray((lastRow - firstRow) * inputWidth * 3);
-  for (let y = firstRow; y < lastRow; y++) {
-    const line = ((y + box.top) * width + box.left) * 4;
-    for (let x = 0; x < inputWidth; x++) {
-      if (!columns[x]) continue;
-      const at = ((y - firstRow) * inputWidth + x) * 3;
-      accumulate(rgba, line + columns[x].start * 4, 4, columns[x].values, columnBits, between, at);
+  const columns = weights(box.right - box.left, resizedWidth, left, inputWidth, kernel);
+  const rows = weights(box.bottom - box.top, resizedHeight, top, inputHeight, kernel);
+  const [firstRow, lastRow] = extent(rows);
+  const [firstColumn, lastColumn] = extent(columns);
+  const heightLost = box.bottom - box.top - resizedHeight;
+  const columnsFirst = heightLost > 0 && heightLost > 2 * (box.right - box.left - resizedWidth);
+  const span = columnsFirst ? lastColumn - firstColumn : inputWidth;
+  const between = new Uint8ClampedArray((columnsFirst ? inputHeight : lastRow - firstRow) * span * 3);
+  if (columnsFirst) {
+    for (let y = 0; y < inputHeight; y++) {
+      if (!rows[y]) continue;
+      const line = ((rows[y].start + box.top) * width + box.left) * 4;
+      for (let x = firstColumn; x < lastColumn; x++) {
+        accumulate(rgba, line + x * 4, width * 4, rows[y].values, between, (y * span + x - firstColumn) * 3);
+      }
+    }
+  } else {
+    for (let y = firstRow; y < lastRow; y++) {
+      const line = ((y + box.top) * width + box.left) * 4;
+      for (let x = 0; x < inputWidth; x++) {
+        if (!columns[x]) continue;
+        accumulate(rgba, line + columns[x].start * 4, 4, columns[x].values, between, ((y - firstRow) * span + x) * 3);
+      }
     }
   }
   const result = new Uint8ClampedArray(inputHeight * inputWidth * 3);
   for (let y = 0; y < inputHeight; y++) {
     for (let x = 0; x < inputWidth; x++) {
       const at = (y * inputWidth + x) * 3;
-      if (rows[y] && columns[x]) {
-        const start = ((rows[y].start - firstRow) * inputWidth + x) * 3;
-        accumulate(between, start, inputWidth * 3, rows[y].values, rowBits, result, at);
-      } else {
+      if (!rows[y] || !columns[x]) {
         result.set(fill, at);
+      } else if (columnsFirst) {
+        const start = (y * span + columns[x].start - firstColumn) * 3;
+        accumulate(between, start, 3, columns[x].values, result, at);
+      } else {
+        const start = ((rows[y].start - firstRow) * span + x) * 3;
+        accumulate(between, start, span * 3, rows[y].values, result, at);
       }
     }
   }
   return new Uint8Array(result.buffer);
+}
+
+// The first source position that any entry uses, and the one after the last.
+function extent(entries) {
+  const used = entries.filter(Boolean);
+  return [
+    Math.min(...used.map((entry) => entry.start)),
+    Math.max(...used.map((entry) => entry.start + entry.values.length)),
+  ];
 }
 
 // Returns the input that an artifact takes: bytes or floats, in its layout, as its record says.
@@ -122,8 +141,8 @@ export function networkInput(artifact, rgb) {
   return values;
 }
 
-function accumulate(source, start, step, values, bits, target, at) {
-  const half = 1 << (bits - 1);
+function accumulate(source, start, step, values, target, at) {
+  const half = 1 << (FRACTION_BITS - 1);
   let red = half;
   let green = half;
   let blue = half;
@@ -134,12 +153,12 @@ function accumulate(source, start, step, values, bits, target, at) {
     blue += source[from + 2] * weight;
   }
   // Uint8ClampedArray clips to 0..255
-  target[at] = red >> bits;
-  target[at + 1] = green >> bits;
-  target[at + 2] = blue >> bits;
+  target[at] = red >> FRACTION_BITS;
+  target[at + 1] = green >> FRACTION_BITS;
+  target[at + 2] = blue >> FRACTION_BITS;
 }
 
-// The weights of each output position from `first` on; null outside of the resized image.
+// The weights of each output position from `first` on, in fixed point; null outside of the resized image.
 function weights(length, resized, first, count, kernel) {
   const scale = length / resized;
   const stretch = Math.max(1, scale);
@@ -151,7 +170,7 @@ function weights(length, resized, first, count, kernel) {
       continue;
     }
     if (resized === length) {
-      found.push({ start: position, values: Float64Array.of(1) });
+      found.push({ start: position, values: Int32Array.of(1 << FRACTION_BITS) });
       continue;
     }
     const centre = (position + 0.5) * scale;
@@ -163,21 +182,13 @@ function weights(length, resized, first, count, kernel) {
       values[index] = kernel.weight((index + start - centre + 0.5) * (1 / stretch));
       sum += values[index];
     }
-    found.push({ start, values: values.map((value) => (sum ? value / sum : value)) });
+    found.push({ start, values: Int32Array.from(values, (value) => fixedPoint(sum ? value / sum : value)) });
   }
   return found;
 }
 
-// Returns the weights as whole numbers, and their number of fractional bits.
-function fixedPoint(found, within16Bits) {
-  let bits = PILLOW_BITS;
-  if (within16Bits) {
-    const largest = Math.max(...found.map((entry) => (entry ? Math.max(...entry.values) : 0)));
-    for (bits = 0; bits < PILLOW_BITS && Math.trunc(0.5 + largest * 2 ** (bits + 1)) < 1 << 15; bits++);
-  }
-  const whole = (value) => Math.trunc((value < 0 ? -0.5 : 0.5) + value * (1 << bits));
-  const entries = found.map((entry) => entry && { start: entry.start, values: Int32Array.from(entry.values, whole) });
-  return [entries, bits];
+function fixedPoint(weight) {
+  return Math.trunc((weight < 0 ? -0.5 : 0.5) + weight * (1 << FRACTION_BITS));
 }
 
 function limitAspect(width, height, inputWidth, inputHeight) {

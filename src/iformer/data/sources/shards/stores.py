@@ -77,7 +77,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def local(self, name: str) -> Any:
-        """Return a context manager whose value is the local path of a file or of its copy.
+        """Context manager that gives the local path of a file: of the file itself, or of a temporary copy.
 
         Raises:
             OSError: the file cannot be read.
