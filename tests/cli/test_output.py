@@ -71,7 +71,7 @@ def test_characters_that_the_terminal_lacks_are_escaped(encoding: str, monkeypat
 
 def test_messages_name_only_options_that_exist() -> None:
     """Every `--option` in a text of the package is an option of some verb, or of another program that it names."""
-    known = {"--help", "--version"}
+    known = {"--help", "--help-all", "--version"}
     commands = get_command(build_app()).commands  # type: ignore[attr-defined]
     for verb in VERBS:
         for parameter in commands[verb].params:

@@ -53,7 +53,7 @@ class Verb(TyperCommand):
         """Parse the verb's arguments; see `current_options`. `--help-all` prints the whole help."""
         if HELP_ALL in args:
             ctx.meta[HELP_ALL] = True
-            print(ctx.get_help())
+            self.format_help(ctx, ctx.make_formatter())
             raise typer.Exit
         known = {name for parameter in self.params for name in parameter.opts}
         return super().parse_args(ctx, current_options(args, known))

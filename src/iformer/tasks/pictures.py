@@ -23,7 +23,8 @@ _GAP, _MARGIN, _PADDING = 18, 36, 10
 _HEADER, _HEADING = 84, 900
 """Height of the heading, and the width up to which it makes a narrow sheet wider."""
 _CAPTION = 30
-_BAR_ROW = 25
+_BAR_ROW, _BAR = 30, 6
+"""Height of a label with its bar below it, and of the bar."""
 
 _MARK = 26
 """Side of the plate with a tick or a cross."""
@@ -178,16 +179,16 @@ def _draw_card_text(
     draw.text((left, top + 9), _shortened(card.caption, fonts["small"], room), font=fonts["small"], fill=_FAINT)
     for row, bar in enumerate(card.bars):
         y = top + _CAPTION + row * _BAR_ROW
-        draw.rounded_rectangle((left, y, left + width - 1, y + _BAR_ROW - 5), radius=3, fill=_TRACK)
-        filled = round(bar.share * (width - 1)) if math.isfinite(bar.share) else 0
-        if filled >= 2:
-            box = (left, y, left + filled, y + _BAR_ROW - 5)
-            draw.rounded_rectangle(box, radius=min(3, filled // 2), fill=bar.colour)
         percent = f"{100 * bar.share:.1f} %"
         percent_width = fonts["text"].getlength(percent)
-        label = _shortened(bar.label, fonts["text"], width - percent_width - 18)
-        draw.text((left + 6, y + 2), label, font=fonts["text"], fill=_INK)
-        draw.text((left + width - 6 - percent_width, y + 2), percent, font=fonts["text"], fill=_INK)
+        label = _shortened(bar.label, fonts["text"], width - percent_width - 12)
+        draw.text((left, y), label, font=fonts["text"], fill=_INK)
+        draw.text((left + width - percent_width, y), percent, font=fonts["text"], fill=_INK)
+        under = y + _BAR_ROW - _BAR - 5  # no bar runs behind letters
+        draw.rectangle((left, under, left + width - 1, under + _BAR - 1), fill=_TRACK)
+        filled = round(bar.share * width) if math.isfinite(bar.share) else 0
+        if filled:
+            draw.rectangle((left, under, left + filled - 1, under + _BAR - 1), fill=bar.colour)
 
 
 def _draw_scale(

@@ -178,7 +178,7 @@ def draw_reliability(evaluation: ClassificationEvaluation, path: Path) -> Path:
     figure = new_figure(5.6, 5.6)
     curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     curve.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
-    curve.text(0.04, 0.1, "calibrated", color=FAINT, fontsize=9, rotation=0)
+    curve.text(0.16, 0.07, "calibrated", color=FAINT, fontsize=9)
     curve.plot(confidence, accuracy, color=_LINE, marker="o", markersize=5, linewidth=1.8)
     curve.set_ylim(-0.02, 1.02)
     curve.set_ylabel("share of right answers", color=FAINT)

@@ -296,8 +296,8 @@ def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) ->
         scale = Scale(colours=heat_scale, low="1x an even share", high=f"{brightest:.1f}x")
         cards.append(Card(picture=pair, caption=answer.path.name, scale=scale, bars=_bars(answer)))
     subtitle = (
-        "Right: attention received in the last attention stage, mean over queries and blocks. It shows what the "
-        "network gathers from, not why it chose a class."
+        "Right: attention received in the last stage, mean over queries and blocks. "
+        "It is not why a class was chosen."
     )
     return _save_pages(cards, folder, "explain", columns=_COLUMNS // 2, title=title, subtitle=subtitle)
 
