@@ -142,6 +142,49 @@ def _gpu_large() -> str:
     return markdown_table(["ms at batch 1, bf16", *sizes], rows)
 
 
+# -------------------------------------------------------------------------------------------------------- browser
+
+
+def _browser() -> str:
+    if not (RESULTS / "browser.json").is_file():
+        return "Not measured yet: `python benchmarks/browser.py --assets . --out benchmarks/results/browser.json`"
+    rows = [
+        [
+            f"`{name}`",
+            f"{row['python ms']:.1f}",
+            f"{row['browser ms']:.1f}",
+            f"{row['ratio']:.2f}x",
+            f"{min(row['ratios']):.2f}x to {max(row['ratios']):.2f}x",
+        ]
+        for name, row in figures("browser")["networks"].items()
+    ]
+    return markdown_table(["network", "Python, ms", "Chromium, ms", "ratio", "range over the blocks"], rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ ARM
+
+
+def _arm() -> str:
+    rows = []
+    for name, row in figures("arm")["rows"].items():
+        runtime, precision = name.split()
+        beside = row["arm to x86"]
+        rows.append(
+            [
+                f"{_RUNTIMES[runtime]}, {precision}",
+                str(row["photographs"]),
+                f"{beside['max abs error']:.1e} ({beside['max relative error']:.1e})",
+                f"{100 * beside['top-1 agreement']:.2f} %",
+                *(f"{row['top-1'][where]:.2f} %" for where in ("arm", "x86", "network")),
+            ]
+        )
+    columns = ["artifact", "photographs", "largest logit error", "same first class"]
+    return markdown_table([*columns, "top-1 on ARM", "on x86", "PyTorch, fp32"], rows)
+
+
+_RUNTIMES = {"onnx": "ONNX Runtime", "litert": "LiteRT", "ncnn": "ncnn"}
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gpu-inference-256": lambda: _gpu_inference(256),
     "gpu-inference-32": lambda: _gpu_inference(32),
@@ -151,6 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-loop": _gpu_loop,
     "gpu-attention": _gpu_attention,
     "gpu-large": _gpu_large,
+    "browser": _browser,
 }
 
 

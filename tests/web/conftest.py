@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from iformer.deploy.export import export_artifact
+from iformer.deploy.quantize import Quantization
 from iformer.errors import UserError
 from iformer.tasks.export import exportable
 from iformer.web.assets import PACKAGES, load_assets
@@ -55,6 +58,24 @@ def new_litert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("litert") / "tiny.tflite"
     export_artifact(exportable(labelled_classifier()), path, "litert")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_int8(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The tiny classifier in INT8 for ONNX Runtime and LiteRT, calibrated on noise. Read only."""
+    pytest.importorskip("ai_edge_quantizer")
+    folder = tmp_path_factory.mktemp("int8")
+    generator = np.random.default_rng(0)
+    images = []
+    for index in range(8):
+        images.append(folder / f"{index}.png")
+        Image.fromarray(generator.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(images[-1])
+    quantization = Quantization(images=images, measure=lambda forward: {"top1": 100.0})
+    paths = [folder / "tiny_int8.onnx", folder / "tiny_int8.tflite"]
+    for path, runtime in zip(paths, ("onnx", "litert"), strict=True):
+        network = exportable(labelled_classifier())
+        export_artifact(network, path, runtime, precision="int8", quantization=quantization)
+    return paths
 
 
 @pytest.fixture(scope="session")

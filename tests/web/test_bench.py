@@ -59,6 +59,24 @@ def test_every_backend_gives_a_row_or_a_reason(
 
 
 @pytest.mark.sweep
+def test_int8_has_the_same_first_class_on_every_photograph(
+    assets: str, browser: Any, tiny_int8: list[Path], photographs: list[Path]
+) -> None:
+    pictures = reference_pictures(photographs, read_page_artifact(tiny_int8[0], []).info.preprocessing)
+    assert len(pictures) == 3
+    artifacts = [read_page_artifact(path, pictures) for path in tiny_int8]
+    result = measure_web(artifacts, pictures, rounds=1, calls=1, gpu=False, browser="auto", assets=assets)
+    assert [row.backend for row in result.rows] == ["WebAssembly", "LiteRT WebAssembly"]
+    rows = {row.runtime: row for row in result.rows}
+    assert rows.keys() == {"onnx", "litert"}
+    for row in rows.values():
+        assert row.precision == "int8"
+        assert row.reason == ""
+        assert row.same_class
+        assert row.median_ms is not None
+
+
+@pytest.mark.sweep
 def test_bench_on_web(
     assets: str, browser: Any, tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,12 +25,14 @@ from iformer.data.transforms import eval_transform
 from iformer.deploy.export import export_artifact
 from iformer.deploy.runner import open_artifact
 from iformer.models.detections import SelectionRule
+from iformer.models.factory import create_model
 from iformer.models.letterbox import content_size
 from iformer.tasks.export import exportable
 from iformer.web.demo import open_demo
 from iformer.web.server import Resource
 from iformer.web.static import write_page
 from tiny.dense import BUILDERS
+from tiny.networks import randomize
 
 sweep = pytest.mark.sweep
 
@@ -312,3 +314,18 @@ def test_by_keyboard(demo: Any, browser: Any, tiny_onnx: Path) -> None:
             "e.closest('label')?.innerText || e.id)"
         )
         assert all(names)
+
+
+@sweep
+def test_an_old_operator_set_agrees(demo: Any, browser: Any, tmp_path: Path) -> None:
+    """iFormer-T with `--opset 17`; the page compares its answers with those of this machine."""
+    pytest.importorskip("onnxscript")
+    model: Any = create_model("iformer_t", num_classes=5).eval()
+    randomize(model)
+    path = tmp_path / "t.onnx"
+    export_artifact(exportable(model), path, "onnx", opset=17)
+    server = demo(str(path))
+    with server, opened(browser, server.new_address()) as page:
+        assert state(page) == "ready", page.inner_text("#problem")
+        shown = page.inner_text("#equality")
+        assert shown == "exact" or float(shown) <= 1e-4

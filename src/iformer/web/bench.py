@@ -56,6 +56,7 @@ def measure_web(
     calls: int = 5,
     warmup: int = 2,
     threads: Sequence[int] = (1,),
+    gpu: bool = True,
     browser: str | None = None,
     lan: bool = False,
     address: str | None = None,
@@ -77,6 +78,7 @@ def measure_web(
         calls: number of timed calls per turn.
         warmup: number of calls before them.
         threads: numbers of threads of WebAssembly, as far as the device allows them; 1 is always measured.
+        gpu: measure WebGPU too.
         browser: `auto` or a program, which is started without a window; None waits for a phone.
         lan: see `iformer.web.demo.open_server`; so are `address` and `port`.
         assets: see `iformer.web.assets.load_assets`.
@@ -99,6 +101,7 @@ def measure_web(
             "calls": calls,
             "warmup": warmup,
             "threads": sorted(set(threads)),
+            "gpu": gpu,
             "limit_seconds": limit_seconds,
         },
     )

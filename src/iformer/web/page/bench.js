@@ -39,7 +39,7 @@ export async function runBenchmark(connection, manifest, device) {
 
 function plan(manifest, device) {
   const rows = [];
-  for (const backend of BACKENDS) {
+  for (const backend of BACKENDS.filter(({ gpu }) => manifest.bench.gpu || !gpu)) {
     for (const [index, artifact] of manifest.artifacts.entries()) {
       if (artifact.runtime !== backend.runtime) continue;
       const usable = manifest.bench.threads.filter((count) => count <= device.threads);
