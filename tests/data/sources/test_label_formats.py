@@ -118,6 +118,29 @@ def test_boxes_of_any_floats_survive_conversion(coco: Path, tmp_path: Path) -> N
             assert_same(getattr(before, split), getattr(after, split), masks=False)
 
 
+def test_names_that_lead_out_of_the_data_stay_inside_the_result(coco: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(coco, tmp_path / "deep" / "er" / "data"))
+    path = data / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    outside = tmp_path / "deep" / "val-0.png"
+    (data / "images" / "val" / "val-0.png").rename(outside)
+    content["images"][0]["file_name"] = "../../../../val-0.png"
+    path.write_text(json.dumps(content))
+    before = load_detection(data, workers=1)
+    assert len(before.val) == 3
+    convert_labels(data, tmp_path / "out", to="yolo", workers=1)
+    assert {p.name for p in (tmp_path / "out" / "images" / "val").rglob("*.png")} == images_of(before.val).keys()
+    assert_same(before.val, load_detection(tmp_path / "out", workers=1).val)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "out"]
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["er", "val-0.png"]
+
+
+def test_options_of_weights_are_not_for_labels(coco: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(coco), str(tmp_path / "out"), "--to", "coco", "--half"]) == 2
+    assert main(["convert", "elpv", str(tmp_path / "out"), "--to", "timm", "--val-split", "0.2"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_conversion_that_fails_leaves_nothing(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

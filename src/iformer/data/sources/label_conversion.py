@@ -126,11 +126,15 @@ class _Lost:
 
 def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
     """Copy the images of a split; return their relative paths by image id. No two differ in the ending only."""
-    base = Path(os.path.commonpath([sample.path.absolute().parent for sample in image_set.samples]))
+    # normalised, so that no name leads out of `folder`
+    paths = {sample.image_id: Path(os.path.normpath(sample.path.absolute())) for sample in image_set.samples}
+    base = Path(os.path.commonpath([path.parent for path in paths.values()]))
     used: set[str] = set()
     names: dict[int, Path] = {}
     for sample in image_set.samples:
-        name = sample.path.absolute().relative_to(base)
+        name = paths[sample.image_id].relative_to(base)
+        # readers of YOLO's labels look for `labels` in the place of the last `images`
+        name = Path(*(part for part in name.parts[:-1] if part != "images"), name.name)
         number = 1
         while str(name.with_suffix("")) in used:
             number += 1
