@@ -28,7 +28,7 @@ def draw_curves(
     loss_label: str = "cross entropy",
 ) -> Path:
     """Draw loss, the task's metric and learning rate by epoch, from the records of `TrainResult.history`."""
-    figure = new_figure(13.5, 3.9)
+    figure = new_figure(13.5, 4.3)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in history]
     marker = "o" if len(epochs) <= 40 else None
@@ -73,11 +73,12 @@ def _mark_sizes(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     changes = [sizes[i] for i in range(len(sizes)) if i == 0 or sizes[i][1] != sizes[i - 1][1]]
     if len(changes) < 2:
         return
+    rates = {record["epoch"]: record["lr"] for record in history if "lr" in record}
+    middle = sum(axes.get_ylim()) / 2
     for epoch, size in changes:
         axes.axvline(epoch, color=FAINT, linewidth=0.8, linestyle=":")
-        axes.text(
-            epoch, 0.02, f" {size} px", transform=axes.get_xaxis_transform(), fontsize=8, color=FAINT,
-        )  # fmt: skip
+        y = 0.95 if rates.get(epoch, 0.0) < middle else 0.02  # on the other side than the curve
+        axes.text(epoch, y, f" {size} px", transform=axes.get_xaxis_transform(), fontsize=8, color=FAINT)
 
 
 def finish_axes(axes: Axes, title: str, unit: str, *, legend: bool = True) -> None:
@@ -90,7 +91,10 @@ def finish_axes(axes: Axes, title: str, unit: str, *, legend: bool = True) -> No
     axes.spines[["left", "bottom"]].set_color(_GRID)
     axes.tick_params(colors=FAINT, length=0)
     if legend and axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        # below the axes, where it covers no data
+        axes.legend(
+            frameon=False, fontsize=9, labelcolor=INK, loc="upper left", bbox_to_anchor=(-0.02, -0.14), ncols=2
+        )
 
 
 def new_figure(width: float, height: float) -> Figure:
