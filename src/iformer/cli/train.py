@@ -319,6 +319,7 @@ def _print_result(result: TrainResult, *, json: bool) -> None:
     say(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
     best = f"{'best':<{len(label)}} {result.best[name]:.2f} %"
     say(f"{best} in epoch {result.best['epoch']}: chosen on these very images")
-    say(f"network: {files.last}")
+    say(f"network: {files.last} (last epoch: the metrics above)")
+    say(f"         {files.best} (best epoch: what the name of the run folder stands for)")
     if result.report is not None:
         say(f"report:  {result.report}")

@@ -167,7 +167,7 @@ def epoch_line(record: dict[str, Any], epochs: int, task: Task) -> str:
         f"validation loss {record['val_loss']:.4f}" if "val_loss" in record else "",
         f"validation {task.metric_label} {value:.2f} %" if value is not None else "",
         f"{rate:.1f} images/s" if rate else "",
-        format_seconds(record["seconds"]),
+        f"{format_seconds(record['seconds'])} so far",
     ]
     return ", ".join(part for part in parts if part)
 
