@@ -34,7 +34,7 @@ def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | No
     data_name, metrics = _data_name(metadata), _numbers(metadata.metrics)
     card = ModelCardData(
         library_name="iformer",
-        pipeline_tag=row.pipeline_tag,
+        pipeline_tag=row.pipeline_tag or None,
         tags=["iformer", *(["multi-label"] if metadata.multi_label else [])],
         model_name=repo.partition("/")[2] if repo else name,
         eval_results=[
@@ -47,7 +47,7 @@ def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | No
                 metric_value=round(value, 4),
             )
             for key, value in metrics.items()
-            if key != "images"
+            if key != "images" and row.pipeline_tag
         ]
         or None,
     )

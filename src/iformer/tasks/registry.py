@@ -47,12 +47,12 @@ class TaskRow:
     """The headline metric as it is printed."""
     networks: str
     """Plural noun for networks of the task, in messages."""
-    pipeline_tag: str
-    """Name of the task on the Hugging Face hub."""
     data: str
     """Data that `--data` accepts, for help and error messages."""
     multi_label_metric: tuple[str, str] | None = None
     """Key and printed form of the headline metric of networks with several labels per image, if there are any."""
+    pipeline_tag: str = ""
+    """Name of the task on the Hugging Face hub; empty if it has none."""
     option: str = ""
     """Name of the option of `train` that chooses the kind of network; empty if there is one kind."""
     kinds: Mapping[str, NetworkKind] = field(default_factory=dict)
