@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socketserver
 import struct
@@ -184,7 +185,9 @@ def test_a_share_that_is_no_number_is_drawn_as_an_empty_bar() -> None:
     assert (0x12, 0x34, 0x56) not in {colour for _, colour in sheet.getcolors(2**24) or []}
 
 
-def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     for name, line in (
         ("broken_value", "raise ValueError(\"Key backend: 'abc' is not valid\\nfor it\")"),
@@ -196,5 +199,8 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch:
             MissingDependencyError, match=rf"^{name} cannot be imported \(.*\); install it again, or"
         ):
             require(name, extra="train")
+    monkeypatch.setattr("iformer.cli.doctor._machine", lambda: importlib.import_module("broken_value"))
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("error: broken_value cannot be imported (Key backend: 'abc' is not")
     with pytest.raises(MissingDependencyError, match="nowhere is not installed; run: pip install 'iformer"):
         require("nowhere.at_all", extra="train")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from iformer.errors import StoppedBySignalError, UserError, printable
+from iformer.errors import StoppedBySignalError, UserError, one_line, printable
 from iformer.files import json_text
 
 if TYPE_CHECKING:
@@ -177,7 +177,23 @@ def describe_error(error: BaseException, smaller: Sequence[str] = ()) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         hint = f"; a smaller {' or '.join(smaller)} needs less" if smaller else ""
         return f"error: out of memory{hint}"
+    if (package := _failed_import(error)) is not None:
+        return (
+            f"error: {package} cannot be imported ({one_line(error)}); install it again, or check the environment "
+            "variables that it reads"
+        )
     return f"internal error: {type(error).__name__}: {_one_line(error)}; run again with --debug for the traceback"
+
+
+def _failed_import(error: BaseException) -> str | None:
+    """Return the name of another package that raised the error while it was imported."""
+    bodies = [
+        str(frame.f_globals.get("__name__"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
+    package = bodies[-1].partition(".")[0] if bodies else "__main__"
+    return None if package in ("__main__", "iformer", "iformer_paper") else package
 
 
 def _one_line(error: BaseException) -> str:
