@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import accelerate
 import pytest
 
 from iformer.errors import UserError
 from iformer.training.distributed import launch, launched_processes
 
 
+@pytest.fixture
+def new_process() -> Iterator[None]:
+    """Accelerate as in a process that has trained nothing yet."""
+    reset = accelerate.state.AcceleratorState._reset_state
+    reset(reset_partial_state=True)
+    yield
+    reset(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("new_process")
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
