@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from iformer.deploy.artifact import read_record
 from iformer.web.assets import install_command
-from tiny.networks import CLASS_NAMES
 from tiny.pages import blocks
 
 
@@ -71,7 +71,7 @@ def test_every_demo_of_the_tutorial(
         assert page.evaluate("isSecureContext && crossOriginIsolated")
         page.tap("#camera")
         page.locator("#answer .class").first.wait_for(timeout=60_000)
-        names = ["defective", "functional"] if network == "elpv" else sorted(CLASS_NAMES)
+        names = ["defective", "functional"] if network == "elpv" else sorted(read_record(tiny_onnx).class_names)
         assert sorted(page.locator("#answer .name").all_inner_texts()) == names
         assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways
         page.click("summary")
