@@ -140,6 +140,32 @@ def test_gray_images_and_images_that_are_none(model: Classifier) -> None:
             iformer.predict(model, wrong)
 
 
+def test_an_image_in_memory_is_turned_upright_like_its_file(model: Classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    path = tmp_path / "phone.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    from_file, from_memory = iformer.predict(model, [path, Image.open(path)], device="cpu")
+    assert from_memory.score == from_file.score
+
+
+def test_an_image_in_memory_that_is_none_does_not_stop_the_others(model: Classifier) -> None:
+    sound = Image.new("RGB", (64, 64), "red")
+    closed = Image.new("RGB", (64, 64))
+    closed.close()
+    meta = torch.empty(3, 64, 64, dtype=torch.uint8, device="meta")
+    answers = list(iformer.predict(model, [sound, sound.convert("HSV"), closed, meta, sound], device="cpu"))
+    assert {answer.source for answer in answers if answer.error} == {"image 2", "image 3", "image 4"}
+    assert {answer.source for answer in answers if not answer.error} == {"image 1", "image 5"}
+    nested: list[Any] = []
+    nested.append(nested)
+    with pytest.raises(DataError, match="nested too deeply"):
+        list(iformer.predict(model, nested))
+    with pytest.raises(UserError, match="top_k is 0; expected 1 or more"):
+        list(iformer.predict(model, sound, top_k=0))
+
+
 def test_a_missing_file_does_not_stop_the_others(
     model: Classifier, photographs: list[Path], tmp_path: Path
 ) -> None:

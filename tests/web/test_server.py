@@ -71,6 +71,25 @@ def test_an_address_that_is_none_gets_an_answer(server: PageServer) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [
+        ("", rb'{"token": "\ud800"}', b"HTTP/1.1 403 "),
+        ("Origin: http://[x\r\n", b"{}", b"HTTP/1.1 403 "),
+        ("", b"{", b"HTTP/1.1 400 "),
+    ],
+)
+def test_a_session_that_cannot_be_opened_gets_an_answer(
+    server: PageServer, headers: str, body: bytes, expected: bytes
+) -> None:
+    server.new_address()
+    head = f"POST /session HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Type: application/json\r\n"
+    with socket.create_connection((server.host, server.port), timeout=10) as connection:
+        connection.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))  # ends: the connection is closed as asked
+    assert answer.startswith(expected)
+
+
 def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(
     server: PageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from iformer.data.stream import find_images
@@ -58,16 +58,20 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
         folder: returns a folder for images that are not files; called only if there are any.
 
     Returns:
-        One input for each file. A file that is missing or cannot be fetched is an input with an `error`.
+        One input for each file or image. What is missing, cannot be fetched or is no image is an input with an
+        `error`.
 
     Raises:
-        DataError: nothing was found, or an image in memory has a form that is not supported.
+        DataError: nothing was found that can be read.
     """
     numbers = count(1)
     found: dict[Path | str, Input] = {}
-    for source in _flat(sources):
-        for item in _inputs(source, folder, numbers):
-            found.setdefault(item.path or item.source, item)
+    try:
+        for source in _flat(sources):
+            for item in _inputs(source, folder, numbers):
+                found.setdefault(item.path or item.source, item)
+    except RecursionError:
+        raise DataError("the lists of images are nested too deeply") from None
     inputs = list(found.values())
     if not any(item.path for item in inputs):
         reason = (
@@ -102,8 +106,13 @@ def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> 
             yield Input(source=text, error=str(error).removeprefix(f"{text}: "))
     else:
         number = next(numbers)
-        image = source if isinstance(source, Image.Image) else _from_array(source)
-        yield Input(source=f"image {number}", path=_stored(image, folder(), number), is_stored=True)
+        try:
+            image = source if isinstance(source, Image.Image) else _from_array(source)
+            yield Input(source=f"image {number}", path=_stored(image, folder(), number), is_stored=True)
+        except DataError as error:
+            yield Input(source=f"image {number}", error=str(error))
+        except Exception as error:  # Pillow and torch raise errors of any type for damaged or unusual images
+            yield Input(source=f"image {number}", error=f"cannot be read ({one_line(error)[:200]})")
 
 
 def _fetched(source: str, folder: Callable[[], Path]) -> Input:
@@ -163,7 +172,7 @@ def _stored(image: Image.Image, folder: Path, number: int) -> Path:
     as_png = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
     path = folder / f"image-{number}{'.png' if as_png else '.tif'}"
     options: dict[str, Any] = {"compress_level": 1} if as_png else {}
-    image.save(path, **options)
+    ImageOps.exif_transpose(image).save(path, **options)  # files are read upright, too
     return path
 
 

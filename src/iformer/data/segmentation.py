@@ -20,6 +20,8 @@ from iformer.data.images import open_image
 from iformer.errors import DataError
 
 _VOID = (224, 224, 192)
+_SCALED = {"L;2": 85, "L;4": 17}
+"""Gray PNGs of 2 and 4 bits, and the factor by which Pillow scales their values to 0 to 255."""
 """Pascal VOC's colour of pixels of no class, 255 in its palette."""
 
 
@@ -110,6 +112,10 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
         DataError: the file is not an image of indices from 0 to 255, or has a colour that is not in `colours`.
     """
     with open_image(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise DataError(f"{path}: a mask in JPEG, which changes values; save masks as PNG")
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise DataError(f"{path}: a mask of {frames} pictures; expected one")
         if colours:
             return _indices_of_colours(np.asarray(image.convert("RGB")), colours, path)
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
@@ -120,9 +126,16 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
                 f"{path}: a mask {kind} (mode {image.mode}); expected a PNG whose values are class indices, or a "
                 "table of colours, labelmap.txt or class_dict.csv"
             )
+        stored = (
+            image.tile[0].args if image.tile else None
+        )  # how pixels are stored, such as L;4, until they are read
         values = np.asarray(image)
+    step = _SCALED.get(stored, 1) if isinstance(stored, str) else 1
+    if step > 1 and not np.isin(values, (0, 255)).all():
+        values = values // step
     if values.size and (values.min() < 0 or values.max() > IGNORED):
-        raise DataError(f"{path}: has the index {int(values.max())}; expected 0 to {IGNORED}")
+        index = values.min() if values.min() < 0 else values.max()
+        raise DataError(f"{path}: has the index {int(index)}; expected 0 to {IGNORED}")
     return values.astype(np.uint8)
 
 

@@ -150,7 +150,9 @@ class PageServer:
     def open_session(self, token: str) -> str | None:
         """Exchange the token for a session; None if it is wrong or was used."""
         with self._lock:
-            if self._token is None or not hmac.compare_digest(self._token.encode(), token.encode()):
+            if self._token is None or not hmac.compare_digest(
+                self._token.encode(), token.encode(errors="replace")
+            ):
                 return None
             self._token = None
             session = secrets.token_urlsafe(32)
@@ -163,12 +165,13 @@ class PageServer:
         """Return whether a session is open."""
         return any(hmac.compare_digest(known.encode(), session.encode()) for known in tuple(self._sessions))
 
-    def receive(self, message: Any) -> str | None:
-        """Hand a message on, one at a time; see `on_message`."""
+    def receive(self, content: bytes) -> str | None:
+        """Read a message and hand it on, one at a time; see `on_message`."""
         if self.on_message is None:
             return "this page sends no messages"
-        with self._message_lock:
-            return self.on_message(message)
+        with self._message_lock:  # many large messages are never in memory at once
+            value = _json(content)
+            return "expected JSON" if value is None else self.on_message(value)
 
     def is_own_name(self, host: str) -> bool:
         """Return whether a Host header names this machine; other names come from a DNS that was tampered with."""
@@ -181,6 +184,14 @@ class PageServer:
                 name == "localhost" or ipaddress.ip_address(name or "").is_loopback
             )
         return False
+
+
+def _json(content: bytes) -> Any:
+    """Return a JSON value; None for null and for what is no JSON."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 class _Server(ThreadingHTTPServer):
@@ -268,22 +279,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Open a session or take a message."""
+        self._keep_open = not self.close_connection
         self.close_connection = True  # unless the body is read
         path = urlsplit(self.path).path
         if not self._is_allowed():
             return
         if path == "/session":
-            message = self._read_json(MAX_TOKEN_BODY)
+            content = self._read_body(MAX_TOKEN_BODY)
+            if content is None:
+                return
+            message = _json(content)
             token = message.get("token") if isinstance(message, dict) else None
             session = self.page.open_session(token) if isinstance(token, str) else None
             if session is not None:
                 self._send(HTTPStatus.OK, json.dumps({"session": session}).encode())
-            elif message is not None:
+            elif message is None:
+                self._refuse(HTTPStatus.BAD_REQUEST, "expected JSON")
+            else:
                 self._refuse(HTTPStatus.FORBIDDEN, "the address is wrong or was used before")
         elif path != "/message":
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
-        elif self._has_session() and (message := self._read_json(MAX_BODY)) is not None:
-            wrong = self.page.receive(message)
+        elif self._has_session() and (content := self._read_body(MAX_BODY)) is not None:
+            wrong = self.page.receive(content)
             if wrong is None:
                 self._send(HTTPStatus.OK, b"{}")
             else:
@@ -319,8 +336,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_allowed(self) -> bool:
         """Whether the request names this server; a page of another site that is open in the browser does not."""
         origin = self.headers.get("Origin")
-        hosts = [self.headers.get("Host", "")] + ([urlsplit(origin).netloc] if origin else [])
         with suppress(ValueError):
+            hosts = [self.headers.get("Host", "")] + ([urlsplit(origin).netloc] if origin else [])
             if all(self.page.is_own_name(host) for host in hosts):
                 return True
         self._refuse(HTTPStatus.FORBIDDEN, "this server has another name")
@@ -333,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(HTTPStatus.FORBIDDEN, "open the page by the address that the terminal shows")
         return False
 
-    def _read_json(self, limit: int) -> Any:
+    def _read_body(self, limit: int) -> bytes | None:
         """Return the body, or None after a refusal. A body that is not read ends the connection."""
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit() and len(length) < 20):
@@ -351,14 +368,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not chunk or time.monotonic() > end:
                 return None
             content += chunk
-        self.close_connection = False
-        try:
-            value = json.loads(content)
-        except (ValueError, RecursionError):
-            value = None
-        if value is None:
-            self._refuse(HTTPStatus.BAD_REQUEST, "expected JSON")
-        return value
+        self.close_connection = not self._keep_open
+        return bytes(content)
 
     def _refuse(self, status: HTTPStatus, reason: str, *, body: bool = True) -> None:
         self._send(status, json.dumps({"error": reason}).encode(), body=body)

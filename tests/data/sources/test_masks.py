@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,57 @@ def test_what_is_read(shapes_data: Path) -> None:
     assert all(sample.mask.stem == sample.path.stem for sample in split.train.samples)
     assert set(np.unique(read_mask(split.train.samples[2].mask))) <= {0, 1, 2}
     assert len(split.val) == 4
+
+
+def gray_png(bits: int, values_HW: np.ndarray) -> bytes:
+    """A PNG of 2 or 4 bits per pixel, which Pillow cannot write."""
+    height, width = values_HW.shape
+    lines = ["".join(f"{value:0{bits}b}" for value in row) for row in values_HW]
+    lines = [line + "0" * (-len(line) % 8) for line in lines]
+    pixels = b"".join(b"\0" + int(line, 2).to_bytes(len(line) // 8, "big") for line in lines)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_short_gray_values_are_the_stored_ones(tmp_path: Path, bits: int) -> None:
+    values = np.arange(15).reshape(3, 5) % 2**bits
+    (tmp_path / "mask.png").write_bytes(gray_png(bits, values))
+    assert read_mask(tmp_path / "mask.png").tolist() == values.tolist()
+
+
+def test_masks_whose_values_cannot_be_trusted(tmp_path: Path) -> None:
+    values = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 3)
+    values.save(tmp_path / "mask.jpg")
+    with pytest.raises(DataError, match="a mask in JPEG, which changes values"):
+        read_mask(tmp_path / "mask.jpg")
+    values.save(tmp_path / "mask.tif", save_all=True, append_images=[values])
+    with pytest.raises(DataError, match="a mask of 2 pictures; expected one"):
+        read_mask(tmp_path / "mask.tif")
+
+
+def test_two_masks_of_one_image_are_named(data: Path) -> None:
+    mask = next((data / "masks/train").glob("0.*"))
+    shutil.copy(mask, mask.with_suffix(".bmp"))
+    with pytest.raises(DataError, match=r"for one image; keep one of them"):
+        load_semantic(data)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("\nbackground\ndisc\nsquare\n", "line 1 is empty"),
+        ("background\nros\u00e9\nrose\u0301\n", "two Unicode forms"),
+    ],
+)
+def test_lists_of_classes_that_mislead(data: Path, names: str, message: str) -> None:
+    (data / "classes.txt").write_text(names, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        load_semantic(data)
 
 
 def test_ade20k_counts_from_one(data: Path) -> None:

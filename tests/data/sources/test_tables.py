@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,70 @@ def test_images_that_cannot_be_read_are_left_out(folder: Path) -> None:
 def test_mistakes_are_named(folder: Path, columns: dict[str, list[str]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_data(write(folder, columns))
+
+
+def test_rows_that_contradict_each_other(folder: Path) -> None:
+    for content, message in (
+        ("image,label,label\nphotos/0.png,rose,tulip\n", "has the column label 2 times"),
+        ("image,label, LABEL\nphotos/0.png,rose,tulip\n", "has the column label 2 times"),
+        ("image,label\nphotos/0.png,ros\u00e9\nphotos/4.png,rose\u0301\n", "two Unicode forms"),
+        ("image,label\nphotos/0.png,rose\n./photos/0.png,tulip\n", "has two different rows"),
+        ("", "is empty; expected the columns image and label"),
+    ):
+        (folder / "labels.csv").write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            load_data(folder / "labels.csv")
+    spelled = [*photos(), "./photos/0.png"]
+    data = load_data(write(folder, {"image": spelled, "label": [*LABELS, "rose"]}))
+    assert len(data.train) + len(data.val) == 8
+
+
+def test_groups_and_splits_that_do_not_fit(folder: Path) -> None:
+    columns = {
+        "image": photos(),
+        "label": LABELS,
+        "split": ["train", "val"] * 4,
+        "group": ["p"] * 2 + list("abcdef"),
+    }
+    data = load_data(write(folder, columns))
+    assert any("the group p are in training and in validation" in note for note in data.warnings)
+    del columns["split"]
+    with pytest.raises(DataError, match="groups stay together, and there are too few of them"):
+        load_data(write(folder, columns | {"group": ["p"] * 4 + ["q"] * 4}))
+
+
+def test_types_of_parquet_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = folder / "labels.parquet"
+
+    def load(**columns: object) -> object:
+        parquet.write_table(pyarrow.table(columns), path)
+        return load_data(path, val_split=0.25)
+
+    assert load(image=photos(), label=[0, 0, 0, 0, 1, 1, 1, 1]).train.class_names == ("0", "1")  # type: ignore[attr-defined]
+    for values, message in (
+        ([*([0.0] * 4), *([float("nan")] * 4)], "row 5 has no label"),
+        ([b"red"] * 8, "the column label is binary; expected text or whole numbers"),
+        ([["red"]] * 8, "--multi-label reads lists"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load(image=photos(), label=values)
+    with pytest.raises(DataError, match="the column image is struct"):
+        load(image=[{"bytes": b"", "path": name} for name in photos()], label=LABELS)
+    monkeypatch.setattr("iformer.data.sources.tables._MAX_ROWS", 7)
+    with pytest.raises(DataError, match="has 8 rows; expected at most 7"):
+        load(image=photos(), label=LABELS)
+    with pytest.raises(DataError, match="has more than 7 rows"):
+        load_data(write(folder, {"image": photos(), "label": LABELS}))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_table_that_is_a_pipe_is_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_data(tmp_path / "labels.csv")
 
 
 def test_other_files_are_refused(folder: Path) -> None:

@@ -115,10 +115,10 @@ def same_but_for_unicode(names: Iterable[str]) -> list[Sequence[str]]:
     return [group for group in groups.values() if len(set(group)) > 1]
 
 
-def explain_unicode(names: Iterable[str]) -> str:
-    """Return a sentence about names that look the same; empty if there are none."""
+def explain_unicode(names: Iterable[str], *, remedy: str = "rename one folder") -> str:
+    """Return a clause about names that look the same; empty if there are none."""
     groups = same_but_for_unicode(names)
     if not groups:
         return ""
     forms = " and ".join(dict.fromkeys(ascii(name) for name in groups[0]))
-    return f"; {groups[0][0]} is written in two Unicode forms ({forms}): rename one folder"
+    return f"; {groups[0][0]} is written in two Unicode forms ({forms}): {remedy}"

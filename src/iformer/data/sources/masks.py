@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,15 @@ from iformer.data.images import has_image_extension, open_image
 from iformer.data.listing import files_below, images_below
 from iformer.data.parallel import Progress, map_in_threads
 from iformer.data.segmentation import SemanticSample, SemanticSet, SemanticSplits, read_indices
-from iformer.data.sources.annotations.split import read_lines
+from iformer.data.sources.annotations.split import read_bytes, read_lines
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
-from iformer.data.sources.layout import SPLIT_NAMES, display_name, require_folder, writable
+from iformer.data.sources.layout import SPLIT_NAMES, display_name, explain_unicode, require_folder, writable
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
 from iformer.errors import ConfigError, DataError, listed
 
 _IMAGES, _MASKS = ("images", "img", "JPEGImages"), ("annotations", "masks", "labels")
 _CLASSES = "classes.txt"
+_MAX_CLASSES_BYTES = 2**20
 _ADE20K_CLASSES = "objectInfo150.txt"
 _COLOURS = ("labelmap.txt", "class_dict.csv")
 """Lists of classes with the colours of their masks: of CVAT, `name:r,g,b::`, and a table `name,r,g,b`."""
@@ -150,9 +151,12 @@ def _read_classes(root: Path) -> _Classes:
         return _Classes(_VOC_CLASSES)
     path = plain if plain.is_file() else ade20k
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
+        text = read_bytes(path, max_bytes=_MAX_CLASSES_BYTES).decode("utf-8-sig")
+    except (DataError, UnicodeDecodeError):
         raise DataError(f"{root}: has no readable {_CLASSES}; {_LAYOUT}") from None
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if "" in lines[:-1]:  # the names after it would move by one index
+        raise DataError(f"{path}: line {lines.index('') + 1} is empty; expected one class per line")
     if path is ade20k:  # a table with a header; the last column lists synonyms
         lines = [line.split("\t")[-1].split(",")[0].strip() for line in lines[1:]]
     names = tuple(lines)
@@ -161,6 +165,8 @@ def _read_classes(root: Path) -> _Classes:
         names = tuple(f"{name} {index}" if name in repeated else name for index, name in enumerate(names, start=1))
     elif repeated:
         raise DataError(f"{path}: names {', '.join(repeated)} twice")
+    elif alike := explain_unicode(names, remedy="keep one"):
+        raise DataError(f"{path}: {alike.removeprefix('; ')}")
     if not 2 <= len(names) < IGNORED:
         raise DataError(f"{path}: names {len(names)} classes; expected 2 to {IGNORED - 1}")
     return _Classes(names, zero_is_ignored=path is ade20k)
@@ -212,7 +218,7 @@ def _find_voc(root: Path) -> dict[str, _Pairs]:
         lists = [root / _VOC_LISTS / f"{name}.txt" for name in SPLIT_NAMES[split]]
         if (path := next(filter(Path.is_file, lists), None)) is None:
             continue
-        by_stem = {kind: {_stem(path, kind): path for path in images_below(kind)} for kind in (images, masks)}
+        by_stem = {kind: _by_stem(kind, images_below(kind)) for kind in (images, masks)}
         samples, warnings = [], []
         for name in read_lines(path, max_bytes=_MAX_LIST_BYTES):
             stem = unicodedata.normalize("NFC", name)
@@ -264,7 +270,7 @@ def _folders(root: Path, split: str) -> tuple[Path, Path] | None:
 
 def _pairs(images: Path, masks: Path) -> tuple[list[SemanticSample], list[str]]:
     """Pair images with the masks of the same name; return the pairs, and a warning per image without a mask."""
-    by_stem = {_stem(path, masks): path for path in files_below(masks) if has_image_extension(path)}
+    by_stem = _by_stem(masks, filter(has_image_extension, files_below(masks)))
     samples, warnings = [], []
     for path in images_below(images):
         mask = by_stem.get(_stem(path, images))
@@ -273,6 +279,20 @@ def _pairs(images: Path, masks: Path) -> tuple[list[SemanticSample], list[str]]:
         else:
             samples.append(SemanticSample(path, mask))
     return samples, warnings
+
+
+def _by_stem(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Return files by their names without extensions.
+
+    Raises:
+        DataError: two files have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(_stem(path, folder), path)
+        if other is not path:
+            raise DataError(f"{folder}: has {other.name} and {path.name} for one image; keep one of them")
+    return found
 
 
 def _stem(path: Path, folder: Path) -> str:

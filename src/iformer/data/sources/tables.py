@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from iformer.data.listing import natural_key
 from iformer.data.parallel import Progress
 from iformer.data.samples import DataSplits, FileSample, ImageSet
 from iformer.data.sources.checks import check_images, refuse_warnings
 from iformer.data.sources.duplicates import find_duplicates
-from iformer.data.sources.layout import display_name, parse_split, writable
+from iformer.data.sources.layout import display_name, explain_unicode, parse_split, writable
 from iformer.data.sources.splitting import split_groups
 from iformer.dependencies import require
 from iformer.errors import ConfigError, DataError, listed, one_line
+from iformer.files import require_regular_file
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 _COLUMNS = ("image", "label", "split", "group")
@@ -26,6 +29,7 @@ _EXPECTED = "expected the columns image and label, and optionally split (train, 
 _SEPARATORS = re.compile(r"[|;]")
 """Between the labels of one image."""
 _MAX_BYTES = 2**30
+_MAX_ROWS = 20_000_000
 _MAX_CELL = 10_000
 """Characters in a cell of a CSV file."""
 
@@ -71,11 +75,13 @@ def load_table(
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
     path = Path(file)
-    rows = _unique(path, list(_rows(path, multi_label=multi_label)))
+    rows = _unique(path, _rows(path, multi_label=multi_label))
     labels = {row.label: _labels(row.label) if multi_label else (row.label,) for row in rows}
     class_names = tuple(sorted({name for names in labels.values() for name in names}, key=natural_key))
     if not class_names:
         raise DataError(f"{path}: no row has a label; {_EXPECTED}")
+    if alike := explain_unicode(class_names, remedy="write it in one form"):
+        raise DataError(f"{path}: {alike.removeprefix('; ')}")
     indices = {name: index for index, name in enumerate(class_names)}
     if for_training and len(class_names) < 2:
         raise DataError(f"{path}: only one class ({class_names[0]}); a classifier needs at least two")
@@ -103,7 +109,7 @@ def load_table(
         sets["train"], sets["val"] = split_groups(sets["train"], val_share=val_split, seed=seed)
     if for_training:
         _check_classes(path, sets["train"], sets["val"], split_off=split_off and not multi_label)
-    warnings += [*notes, *checked.notes, *_unsplit(class_names)]
+    warnings += [*notes, *checked.notes, *_unsplit(class_names), *_torn_groups(path, by_split)]
     warnings += find_duplicates(sets["train"], sets["val"], checked.rows, checked.hashes, checked.thumbnails)
     return DataSplits(train=sets["train"], val=sets["val"], warnings=tuple(warnings), split_off=split_off)
 
@@ -129,10 +135,13 @@ def _unsplit(class_names: Sequence[str]) -> list[str]:
 def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
     """Yield the rows of a table; the columns that it lacks are empty."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if require_regular_file(path) > _MAX_BYTES:
             raise DataError(f"{path}: has more than {_MAX_BYTES // 2**30} GiB")
-        read = _read_parquet if path.suffix.lower() == ".parquet" else _read_text
-        for number, cells in enumerate(read(path), start=1):
+        is_parquet = path.suffix.lower() == ".parquet"
+        read = _read_parquet(path, multi_label=multi_label) if is_parquet else _read_text(path)
+        for number, cells in enumerate(read, start=1):
+            if number > _MAX_ROWS:
+                raise DataError(f"{path}: has more than {_MAX_ROWS:,} rows")
             row = _Row(**{name: writable(value.strip()) for name, value in cells.items()})
             if not row.image or not (row.label or multi_label):
                 missing = "image" if not row.image else "label"
@@ -159,11 +168,18 @@ def _read_text(path: Path) -> Iterator[dict[str, str]]:
         raise DataError(f"{path}: is not a table ({one_line(error)})") from None
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, str]]:
+def _read_parquet(path: Path, *, multi_label: bool) -> Iterator[dict[str, str]]:
     parquet = require("pyarrow.parquet", extra="data")
     try:
         with parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > _MAX_ROWS:
+                raise DataError(f"{path}: has {file.metadata.num_rows:,} rows; expected at most {_MAX_ROWS:,}")
             columns = _columns(path, file.schema_arrow.names)
+            for name, column in columns.items():
+                kind = file.schema_arrow.field(column).type
+                if not _holds_text(kind, lists=multi_label and name == "label"):
+                    hint = "; --multi-label reads lists" if name == "label" and _is_list(kind) else ""
+                    raise DataError(f"{path}: the column {column} is {kind}; expected text or whole numbers{hint}")
             for batch in file.iter_batches(columns=list(columns.values())):
                 for cells in batch.to_pylist():
                     values = {name: cells[column] for name, column in columns.items()}
@@ -174,15 +190,37 @@ def _read_parquet(path: Path) -> Iterator[dict[str, str]]:
         raise DataError(f"{path}: is not a Parquet file that can be read ({one_line(error)[:200]})") from None
 
 
+def _is_list(kind: Any) -> bool:
+    types = require("pyarrow", extra="data").types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _holds_text(kind: Any, *, lists: bool) -> bool:
+    """Whether values of an Arrow type are names or numbers, or with `lists` also lists of them."""
+    types = require("pyarrow", extra="data").types
+    if types.is_dictionary(kind):
+        return _holds_text(kind.value_type, lists=False)
+    if lists and _is_list(kind):
+        return _holds_text(kind.value_type, lists=False)
+    plain = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_floating)
+    return any(fits(kind) for fits in (*plain, types.is_boolean, types.is_null))
+
+
 def _text(value: object) -> str:
     if isinstance(value, list):
         return "|".join(map(_text, value))
-    return "" if value is None else str(value)
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else str(value)
 
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
     """Return each known column with its name in the table, which may have capitals and spaces."""
+    known = [name for name in (name.strip().lower() for name in names) if name in _COLUMNS]
+    if twice := sorted(name for name in set(known) if known.count(name) > 1):
+        raise DataError(f"{path}: has the column {twice[0]} {known.count(twice[0])} times; keep one")
     columns = {name.strip().lower(): name for name in names}
+    if not names:
+        raise DataError(f"{path}: is empty; {_EXPECTED}")
     if not {"image", "label"} <= columns.keys():
         raise DataError(f"{path}: its columns are {listed(list(map(writable, names)))}; {_EXPECTED}")
     return {name: columns[name] for name in _COLUMNS if name in columns}
@@ -192,21 +230,29 @@ def _located(path: Path, row: _Row) -> Path:
     return path.parent / row.image
 
 
-def _unique(path: Path, rows: list[_Row]) -> list[_Row]:
-    """Return the rows without repetitions.
+def _unique(path: Path, rows: Iterable[_Row]) -> list[_Row]:
+    """Return the rows without repetitions; `a.png` and `./a.png` are one image.
 
     Raises:
         DataError: there is no row, or an image has two different rows.
     """
-    if not rows:
-        raise DataError(f"{path}: has no row; {_EXPECTED}")
     first: dict[str, _Row] = {}
     for row in rows:
-        if first.setdefault(row.image, row) != row:
-            raise DataError(
-                f"{path}: {row.image} has two different rows ({first[row.image].label}, {row.label}); keep one"
-            )
+        found = first.setdefault(os.path.normpath(_located(path, row)), row)
+        if found is not row and replace(found, image=row.image) != row:
+            raise DataError(f"{path}: {row.image} has two different rows ({found.label}, {row.label}); keep one")
+    if not first:
+        raise DataError(f"{path}: has no row; {_EXPECTED}")
     return list(first.values())
+
+
+def _torn_groups(path: Path, by_split: Mapping[str, Sequence[_Row]]) -> list[str]:
+    """Return a note if the column `split` puts one group into training and validation."""
+    groups = [{row.group for row in by_split.get(name, ()) if row.group} for name in ("train", "val")]
+    torn = sorted(groups[0] & groups[1], key=natural_key)
+    if not torn:
+        return []
+    return [f"{path}: images of the group {listed(torn)} are in training and in validation, by the column split"]
 
 
 def _splits(path: Path, rows: list[_Row]) -> tuple[dict[str, list[_Row]], list[str]]:
@@ -236,7 +282,8 @@ def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: boo
     for images, what in ((train, "training"), (val, "validation")):
         empty = [name for name, count in images.class_counts.items() if count == 0]
         if empty and (images is train or split_off or not len(images)):
+            few = split_off and any(getattr(sample, "group", "") for sample in train.samples)
             raise DataError(
                 f"{path}: no {what} image that can be read of the class{'es' if len(empty) > 1 else ''} "
-                f"{listed(empty)}"
+                f"{listed(empty)}" + ("; groups stay together, and there are too few of them" if few else "")
             )

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import constants
+
+from iformer.errors import ConfigError, UserError, WeightsError, one_line, printable
+
+try:
+    from huggingface_hub import constants  # reads environment variables
+except ValueError as wrong:
+    raise UserError(
+        f"an environment variable of the Hugging Face hub is wrong ({one_line(wrong)}); see HF_ENDPOINT, "
+        "HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+    ) from None
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -32,7 +41,6 @@ from iformer._version import __version__
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import Release, list_models, release
-from iformer.errors import ConfigError, WeightsError, one_line, printable
 from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.read import read_weights
 

@@ -254,8 +254,8 @@ def open_predictor(subject: Classifier | ArtifactRunner, options: PredictOptions
     """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     predictor = Predictor(
         subject,
-        top_k=options.top_k or 5,
-        batch_size=options.batch_size or 32,
+        top_k=5 if options.top_k is None else options.top_k,
+        batch_size=32 if options.batch_size is None else options.batch_size,
         workers=options.workers,
         device=options.device,
         attention=bool(options.explain),
