@@ -107,7 +107,8 @@ def cross_validate(
     """Train a classifier once for each fold of the data; the same as `iformer train --folds`.
 
     Every image of the data, whatever its split, validates one of the networks and trains the others. Folds are
-    stratified by class; the images of a group (column `group` of a table) are never on both sides.
+    stratified by class; the images of a group (column `group` of a table) are never on both sides. Arguments that
+    are not listed are those of `train`.
 
     Args:
         data: image files: a folder, a table or `elpv`.
@@ -115,7 +116,6 @@ def cross_validate(
         folds: number of folds, 2 to 100.
         resume: continue the runs that are in `out`.
         overwrite: remove the runs that are in `out` first.
-        model, recipe, classes, strict, device, tensorboard, tracker, warn, settings, fields: see `train`.
 
     Returns:
         Mean, standard deviation and values of each metric, and the runs.

@@ -21,7 +21,7 @@ from iformer.data.sources.checks import CheckedImages, check_images, refuse_warn
 from iformer.data.sources.duplicates import find_shared_images
 from iformer.data.sources.layout import display_name, require_folder
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
-from iformer.errors import ConfigError, DataError, counted, listed
+from iformer.errors import ConfigError, DataError, counted, listed, printable
 
 _LAYOUT = (
     "expected COCO (DIR/annotations/instances_train*.json and instances_val*.json, DIR/train.json and "
@@ -233,7 +233,7 @@ def _without_broken(image_set: DetectionSet, checked: CheckedImages, errors: lis
     kept = tuple(sample for sample in image_set.samples if sample.path not in broken)
     if not kept:
         some = next(iter(broken.values()), "the annotation file has none")
-        raise DataError(f"{image_set.name}: no image can be read ({some})")
+        raise DataError(f"{image_set.name}: no image can be read ({printable(some, limit=500)})")
     for sample in kept:
         width, height = checked.size(sample.path)
         if (width, height) != (sample.width, sample.height):

@@ -21,7 +21,7 @@ from iformer.data.sources.annotations.split import read_bytes, read_lines
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
 from iformer.data.sources.layout import SPLIT_NAMES, display_name, explain_unicode, require_folder, writable
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
-from iformer.errors import ConfigError, DataError, listed
+from iformer.errors import ConfigError, DataError, listed, printable
 
 _IMAGES, _MASKS = ("images", "img", "JPEGImages"), ("annotations", "masks", "labels")
 _CLASSES = "classes.txt"
@@ -185,7 +185,7 @@ def _read_colours(path: Path) -> _Classes:
         if not name or len(numbers) != 3 or not all(n.isascii() and n.isdigit() and len(n) < 4 for n in numbers):
             raise DataError(f"{path}: has the line {','.join(row)!r:.80}; expected a name and red, green, blue")
         if name in classes:
-            raise DataError(f"{path}: names {name:.80} twice")
+            raise DataError(f"{path}: names {printable(name, limit=80)} twice")
         red, green, blue = map(int, numbers)
         classes[name] = red, green, blue
     if not 2 <= len(classes) < IGNORED or len(set(classes.values())) != len(classes):

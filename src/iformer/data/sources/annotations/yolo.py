@@ -21,7 +21,7 @@ from iformer.data.sources.annotations.split import (
     stored_size,
 )
 from iformer.data.sources.layout import SPLIT_NAMES, writable
-from iformer.errors import ConfigError, DataError, listed
+from iformer.errors import ConfigError, DataError, listed, printable
 from iformer.safe_yaml import read_yaml
 
 MAX_CLASSES = 100_000
@@ -174,7 +174,7 @@ def _read_split(settings: _Settings, split: str, values: Sequence[str]) -> Annot
         images |= dict.fromkeys(_images(settings, split, value))
     paths = list(images)
     labels = [_label_file(path) for path in paths]
-    if not any(label.is_file() for label in labels):
+    if not any(map(_exists, labels)):
         where = f"such as {labels[0]}" if labels else f"and no image in {listed(list(values))}"
         raise DataError(f"{settings.path}: no file of labels for {split}, {where}")
     read = map_in_threads(lambda pair: _labelled(*pair, settings), zip(paths, labels, strict=True))
@@ -186,8 +186,10 @@ def _read_split(settings: _Settings, split: str, values: Sequence[str]) -> Annot
 def _without_image(labels: Sequence[Path]) -> list[Path]:
     """Return the files in the folders called labels that belong to none of the images."""
     known = set(labels)
-    folders = {label.parent for label in labels if "labels" in label.parts and label.parent.is_dir()}
-    files = (Path(entry.path) for folder in folders for entry in entries(folder))
+    folders = {label.parent for label in labels if "labels" in label.parts}
+    files = (
+        Path(entry.path) for folder in folders if _exists(folder) and folder.is_dir() for entry in entries(folder)
+    )
     return natural_order(
         path
         for path in files
@@ -200,7 +202,10 @@ def _images(settings: _Settings, split: str, value: str) -> list[Path]:
     found = _located(settings, value)
     if found is None:
         tried = listed([str(folder / value) for folder in settings.folders])
-        raise DataError(f"{settings.path}: its {split} is {value}; no such folder or list of images ({tried})")
+        raise DataError(
+            f"{settings.path}: its {split} is {printable(value, limit=200)}; no such folder or list of images "
+            f"({tried})"
+        )
     if found.is_dir():
         return images_below(found)
     if has_image_extension(found):
