@@ -181,6 +181,12 @@ def test_metrics_against_their_definitions() -> None:
     )
 
 
+def test_of_equal_thresholds_the_middle_one_is_chosen() -> None:
+    targets = np.array([[1, 0], [0, 1]], np.float32)
+    assert multi_label_metrics(targets * 0.8 + 0.1, targets, ("a", "b"))["threshold"] == 0.5
+    assert multi_label_metrics(targets * 0.1 + 0.1, targets, ("a", "b"))["threshold"] == 0.2
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -138,7 +138,7 @@ def multi_label_metrics(
     # the last point has no threshold; 0 where a class has neither an answer nor an image
     precision_KT, recall_KT = (share_KT[:, :-1].nan_to_num(0) for share_KT in (precision_KT, recall_KT))
     f1_KT = 2 * precision_KT * recall_KT / (precision_KT + recall_KT).clamp(min=1e-12)
-    best = int(f1_KT[present_K].mean(0).argmax()) if present_K.any() else len(THRESHOLDS) // 2
+    best = _best_threshold(f1_KT[present_K])
     scores = {
         "ap": torch.zeros(classes).masked_scatter(present_K, ap_K),
         "precision": precision_KT[:, best],
@@ -161,6 +161,16 @@ def multi_label_metrics(
             for k, name in enumerate(class_names)
         },
     }
+
+
+def _best_threshold(f1_KT: Tensor) -> int:
+    """Return the index of the threshold with the largest mean F1; of several, the one nearest to 0.5."""
+    middle = len(THRESHOLDS) // 2
+    if not len(f1_KT):
+        return middle
+    mean_T = f1_KT.mean(0)
+    equal = torch.nonzero(mean_T >= mean_T.max() - 1e-6).flatten().tolist()
+    return int(min(equal, key=lambda index: abs(index - middle)))
 
 
 def confusion_entries(confusion: Confusion) -> npt.NDArray[np.int64]:
