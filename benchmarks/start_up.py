@@ -67,7 +67,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     network = folder / "m.safetensors"
     save(create_model("iformer_m", num_classes=2), network, class_names=("a", "b"))
     one = str(next(data.rglob("*.jpg")))
-    predict = iformer("predict", one, "--weights", str(network), "--out", str(folder / "answers"))
+    predict = iformer("predict", one, "--weights", str(network), "--overwrite", "--out", str(folder / "answers"))
     calls = {
         "import torch, torchvision, timm": IMPORTS,
         "iformer predict PHOTO": predict,
