@@ -219,6 +219,21 @@ def test_core_ml_gets_an_image_and_gives_names(model: Classifier, artifact: Path
             open_artifact(artifact)
 
 
+REPEATABLE = ("onnx", "executorch", "litert", "ncnn")
+"""Core ML's and OpenVINO's converters write identifiers or counters that are new every time."""
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("artifact", REPEATABLE, indirect=True)
+def test_the_same_network_gives_the_same_bytes(
+    model: Classifier, artifact: Path, photographs: list[Path], tmp_path: Path
+) -> None:
+    first = read_record(artifact)
+    path = tmp_path / "again" / artifact.name
+    again = export_artifact(exportable(model), path, first.runtime, precision="fp32", images=photographs)
+    assert again.sha256 == first.sha256
+
+
 # --------------------------------------------------------------------------------------------- tampering
 
 
