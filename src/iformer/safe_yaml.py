@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from iformer.errors import ConfigError
+from iformer.files import require_regular_file
 
 MAX_BYTES = 2**16
 MAX_NODES = 500_000
@@ -45,6 +46,7 @@ def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int 
         OSError: it cannot be read.
     """
     source = source or str(path)
+    require_regular_file(path)
     with Path(path).open("rb") as file:
         contents = file.read(max_bytes + 1)
     if len(contents) > max_bytes:

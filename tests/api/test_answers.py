@@ -61,6 +61,16 @@ def test_parquet(tmp_path: Path) -> None:
     assert rows == [row for record in RECORDS for row in answer_rows(record)]
 
 
+def test_odd_names_of_files_are_escaped_and_other_formats_go(tmp_path: Path) -> None:
+    records = [{"file": "\udcff.png", "classes": []}, {"file": "a\x1b[31m\r\n.png", "classes": []}]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = parquet.read_table(write_answers(tmp_path, records, "parquet")).to_pylist()
+    assert rows[0]["file"] == r"\udcff.png"
+    text = write_answers(tmp_path, records, "csv").read_text()
+    assert [row["file"] for row in csv.DictReader(io.StringIO(text))] == [r"\udcff.png", r"a\x1b[31m\r\n.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+
+
 def test_answers_are_not_overwritten_silently(model: Classifier, photographs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     list(iformer.predict(model, photographs[0], out=out, format="csv"))

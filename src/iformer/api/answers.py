@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iformer.dependencies import require
-from iformer.errors import UserError
+from iformer.errors import UserError, printable
 from iformer.files import json_text, write_bytes, write_text
 from iformer.tables import csv_text
 from iformer.tasks.interface import Record
@@ -81,10 +81,19 @@ def check_format(format: str) -> AnswerFormat:
 def write_answers(folder: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
     """Write `answers_file`: a line for each record, or a table of `answer_rows`.
 
+    Answers of an earlier call in another format are removed.
+
     Raises:
         OutputError: it cannot be written.
     """
-    path = answers_file(folder, format)
+    path = _write(answers_file(folder, format), records, format)
+    for other in FORMATS:
+        if other != format:
+            answers_file(folder, other).unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
     if format == "jsonl":
         return write_text(path, "".join(json_text(record, ascii_only=False) + "\n" for record in records))
     rows = [row for record in records for row in answer_rows(record)]
@@ -92,6 +101,7 @@ def write_answers(folder: Path, records: Sequence[Record], format: AnswerFormat)
         return write_text(
             path, csv_text(list(_COLUMNS), [[_cell(row[name]) for name in _COLUMNS] for row in rows])
         )
+    rows = [{name: _valid(value) for name, value in row.items()} for row in rows]
     pyarrow = require("pyarrow", extra="data")
     schema = pyarrow.schema(
         [(name, getattr(pyarrow, _PYARROW.get(kind, kind))()) for name, kind in _COLUMNS.items()]
@@ -126,4 +136,11 @@ def answer_rows(record: Record) -> list[dict[str, Any]]:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str):
+        return printable(value)
     return "" if value is None else value
+
+
+def _valid(value: Any) -> Any:
+    """Escape bytes of a name that are not UTF-8."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value

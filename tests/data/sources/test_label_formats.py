@@ -299,6 +299,14 @@ BAD_YOLO: dict[str, tuple[Callable[[Path], None], str]] = {
     "a score": (lambda d: labels(d, "1 .5 .5 .1 .1 .9"), "line 1: has 6 values; expected a line CLASS X Y"),
     "no UTF-8": (lambda d: d.joinpath("labels/train/train-0.txt").write_bytes(b"\xff"), "is not text in UTF-8"),
     "no names": (lambda d: settings(d, "train: images/train\nnames: 3"), "expected a list of names"),
+    "names that YAML changes": (
+        lambda d: settings(d, "train: images/train\nnames: [yes, no]"),
+        "have True, which is no text; put names in quotes",
+    ),
+    "numbers that are none": (
+        lambda d: settings(d, "train: images/train\nnames: {true: cat, 0: dog}"),
+        "expected 0, 1, 2 and so on",
+    ),
     "names with a gap": (
         lambda d: settings(d, "train: images/train\nnames: {0: cat, 2: dog}"),
         "expected 0, 1, 2 and so on",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import zipfile
 from pathlib import Path
 
@@ -116,3 +117,31 @@ def test_forked_workers_read_at_the_same_time(photographs: Path, tmp_path: Path)
         assert pool.map(_first_pixels, [data.train] * 4) == [expected] * 4
     dataset = ImageDataset(data.train, eval_transform(Preprocessing(size=(32, 32))))
     assert dataset[0][0].shape == (3, 32, 32)
+
+
+def test_archives_of_windows_have_backslashes(photographs: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(photographs.rglob("*.png")):
+            info = zipfile.ZipInfo("x")
+            info.filename = str(path.relative_to(photographs)).replace("/", "\\")
+            file.writestr(info, path.read_bytes())
+    assert load_data(archive).train.class_counts == load_data(photographs).train.class_counts
+
+
+def test_archives_that_mislead(photographs: Path, tmp_path: Path) -> None:
+    image = next(photographs.rglob("*.png")).read_bytes()
+    for entries, message in (
+        (["a/0.png", "b/0.png", "a/0.png"], r"has two entries named a/0\.png; pack it anew"),
+        (["ros\u00e9/0.png", "rose\u0301/0.png"], "two Unicode forms"),
+    ):
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+            for number, name in enumerate(entries):
+                info = zipfile.ZipInfo(f"{number}")
+                info.filename = name
+                file.writestr(info, image)
+        with pytest.raises(DataError, match=message):
+            load_data(tmp_path / "photos.zip")
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_data(tmp_path / "pipe.zip")

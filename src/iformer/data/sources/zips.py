@@ -6,7 +6,7 @@ import functools
 import os
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from iformer.data.listing import is_hidden, natural_key
 from iformer.data.parallel import Progress
 from iformer.data.samples import DataSplits, ImageSet, Sample
 from iformer.data.sources.checks import check_images, refuse_warnings
-from iformer.data.sources.layout import display_name, parse_split, writable
+from iformer.data.sources.layout import display_name, explain_unicode, parse_split, writable
 from iformer.data.sources.splitting import split_groups
 from iformer.errors import ConfigError, DataError, counted, listed, one_line
+from iformer.files import require_regular_file
 
 _LAYOUT = "expected one folder per class in it (cat/1.jpg, dog/2.jpg), or train/ and val/ made of such folders"
-_MAX_MEMBER_BYTES = 2**30
-"""Largest image that is unpacked."""
+_MAX_MEMBER_BYTES = 2**28
+"""Largest image file that is unpacked; each thread may hold one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ def load_zip(
     by_split, notes = _members(path)
     names = {split: {name for name, _ in found} for split, found in by_split.items()}
     class_names = tuple(sorted(set().union(*names.values()), key=natural_key))
+    if alike := explain_unicode(class_names):
+        raise DataError(f"{path}: {alike.removeprefix('; ')}")
     if for_training:
         _check_classes(path, names)
     samples = {
@@ -139,24 +142,31 @@ _Member = tuple[str, zipfile.ZipInfo]
 def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
     """Return the images of each split with their classes, and notes about what is left out."""
     try:
+        require_regular_file(path)
         with zipfile.ZipFile(path) as archive:
             entries = [info for info in archive.infolist() if not info.is_dir()]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not a zip archive that can be read ({one_line(error)})") from None
-    visible = [info for info in entries if not any(map(is_hidden, info.filename.split("/")))]
+    parts = {
+        info.filename: info.filename.replace("\\", "/").split("/") for info in entries
+    }  # Windows: backslashes
+    if len(parts) < len(entries):
+        twice = [name for name, count in Counter(info.filename for info in entries).items() if count > 1]
+        raise DataError(f"{path}: has two entries named {listed(list(map(writable, twice)))}; pack it anew")
+    visible = [info for info in entries if not any(map(is_hidden, parts[info.filename]))]
     images = [info for info in visible if has_image_extension(info.filename)]
     too_large = [info.filename for info in images if info.file_size > _MAX_MEMBER_BYTES]
     if too_large:
         raise DataError(
-            f"{path}: {listed(list(map(writable, too_large)))} unpack to more than 1 GiB; leave them out"
+            f"{path}: {listed(list(map(writable, too_large)))} unpack to more than {_MAX_MEMBER_BYTES // 2**20} MiB; leave them out"
         )
     if not images:
         raise DataError(f"{path}: holds no image; {_LAYOUT}")
     others = len(visible) - len(images)
     notes = [f"{path}: {counted(others, 'file')} without an image's extension left out"] if others else []
-    parts = {info.filename: info.filename.split("/") for info in images}
+    parts = {info.filename: parts[info.filename] for info in images}
     depth = 0  # of the class folders, or of train/ and val/
     while len({names[depth] for names in parts.values()}) == 1 and min(map(len, parts.values())) > depth + 2:
         depth += 1

@@ -144,13 +144,16 @@ def _read_settings(path: Path) -> _Settings:
 def _class_names(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     names = content["names"]
     if isinstance(names, dict):
-        if len(names) > MAX_CLASSES or sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbers = all(type(key) is int for key in names)
+        if len(names) > MAX_CLASSES or not numbers or sorted(names) != list(range(len(names))):
             raise DataError(
                 f"{path}: the numbers of its names are {list(names)!r:.80}; expected 0, 1, 2 and so on"
             )
         names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
+    if not isinstance(names, list):
         raise DataError(f"{path}: its names are {names!r:.80}; expected a list of names")
+    if changed := [name for name in names if type(name) not in (str, int)]:  # YAML reads no as False, 0.50 as 0.5
+        raise DataError(f"{path}: its names have {changed[0]!r:.80}, which is no text; put names in quotes")
     count = content.get("nc", len(names))
     if count != len(names):
         raise DataError(
