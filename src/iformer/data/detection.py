@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from iformer.data.samples import check_class_names
 from iformer.dependencies import require
 
 
@@ -54,6 +55,9 @@ class DetectionSet:
     samples: tuple[DetectionSample, ...]
     root: Path
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_class_names(self.class_names, self.name)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -14,7 +14,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from iformer.errors import DataError
+from iformer.errors import DataError, printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +120,26 @@ class IndexedSamples(Sequence[Sample], ABC):
         return self.sample(range(len(self))[position])
 
 
+_MAX_NAME, _MAX_NAMES = 1_000, 2_000_000
+"""Characters of one class name, and of all: they are stored in each checkpoint."""
+
+
+def check_class_names(names: Sequence[str], data: str) -> None:
+    """Check that class names fit into checkpoints, before anything is trained with them.
+
+    Raises:
+        DataError: a name or all names together are too long.
+    """
+    longest = max(names, key=len, default="")
+    if len(longest) > _MAX_NAME:
+        raise DataError(
+            f"{data}: the class name {printable(longest, limit=40)} has {len(longest):,} characters; expected at "
+            f"most {_MAX_NAME:,}"
+        )
+    if (total := sum(map(len, names))) > _MAX_NAMES:
+        raise DataError(f"{data}: its class names have {total:,} characters; expected at most {_MAX_NAMES:,}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """The images of one split (training or validation) of a data set."""
@@ -133,6 +153,9 @@ class ImageSet:
     """The data set's folder."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """Files of this split that were left out and why, one line each."""
+
+    def __post_init__(self) -> None:
+        check_class_names(self.class_names, self.name)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from iformer.config.segmenter import IGNORED
 from iformer.data.images import open_image
+from iformer.data.samples import check_class_names
 from iformer.errors import DataError
 
 _VOID = (224, 224, 192)
@@ -53,6 +54,9 @@ class SemanticSet:
     classes_of_masks: tuple[int, ...] = ()
     """For masks of another list of classes: the class of each of their indices, `IGNORED` if it has none. Empty:
     the index is the class."""
+
+    def __post_init__(self) -> None:
+        check_class_names(self.class_names, self.name)
 
     def __len__(self) -> int:
         return len(self.samples)

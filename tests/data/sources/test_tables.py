@@ -122,6 +122,10 @@ def test_rows_that_contradict_each_other(folder: Path) -> None:
         ("image,label\nphotos/0.png,ros\u00e9\nphotos/4.png,rose\u0301\n", "two Unicode forms"),
         ("image,label\nphotos/0.png,rose\n./photos/0.png,tulip\n", "has two different rows"),
         ("", "is empty; expected the columns image and label"),
+        (
+            f"image,label\nphotos/0.png,{'a' * 1001}\nphotos/4.png,tulip\n",
+            "has 1,001 characters; expected at most",
+        ),
     ):
         (folder / "labels.csv").write_text(content, encoding="utf-8")
         with pytest.raises(DataError, match=message):

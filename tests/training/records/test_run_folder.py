@@ -156,3 +156,11 @@ def taken_elsewhere(folder: RunFolder) -> bool:
         output, errors = other.communicate()
     assert other.returncode == 0 or "is in use" in errors
     return output != "has it\n"
+
+
+def test_overwrite_leaves_the_folders_of_other_programs_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("title: my site\n")
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds files that are not of a training run"):
+        RunFolder(tmp_path).prepare(resume=False, overwrite=True)
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -149,9 +149,8 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not a zip archive that can be read ({one_line(error)})") from None
-    parts = {
-        info.filename: info.filename.replace("\\", "/").split("/") for info in entries
-    }  # Windows: backslashes
+    # some programs of Windows write backslashes
+    parts = {info.filename: info.filename.replace("\\", "/").split("/") for info in entries}
     if len(parts) < len(entries):
         twice = [name for name, count in Counter(info.filename for info in entries).items() if count > 1]
         raise DataError(f"{path}: has two entries named {listed(list(map(writable, twice)))}; pack it anew")
@@ -160,7 +159,8 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
     too_large = [info.filename for info in images if info.file_size > _MAX_MEMBER_BYTES]
     if too_large:
         raise DataError(
-            f"{path}: {listed(list(map(writable, too_large)))} unpack to more than {_MAX_MEMBER_BYTES // 2**20} MiB; leave them out"
+            f"{path}: {listed(list(map(writable, too_large)))} unpack to more than "
+            f"{_MAX_MEMBER_BYTES // 2**20} MiB; leave them out"
         )
     if not images:
         raise DataError(f"{path}: holds no image; {_LAYOUT}")

@@ -110,13 +110,21 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; --out names a folder")
         if not self.path.exists() or all(_is_leftover(file) for file in self.path.iterdir()):
             return
-        if not self.config.is_file():
+        if not self.config.is_file() or (overwrite and not self._is_run()):
             raise UserError(f"{self.path} holds files that are not of a training run; give another --out")
         if not (resume or overwrite):
             raise UserError(
                 f"{self.path} holds a run already; --resume continues it, --overwrite removes it, "
                 "another --out leaves it alone"
             )
+
+    def _is_run(self) -> bool:
+        """Whether a folder with a `config.yaml` is one of a run; other programs have such files, too."""
+        if self.holds_state or self.best.is_file() or self.last.is_file():
+            return True
+        with suppress(UserError, OSError):
+            return bool(self.read_config())
+        return False
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Create the folder. `overwrite` removes the files of an older run, and no others; `resume` keeps them.
