@@ -17,8 +17,8 @@ from iformer.errors import UserError
 from iformer.web import assets, demo, manifest
 from iformer.web.assets import PACKAGES, Package, install_command, load_assets
 from iformer.web.demo import open_demo
+from iformer.web.headers import CONTENT_SECURITY_POLICY
 from iformer.web.manifest import page_files, read_page_artifact, reference_pictures
-from iformer.web.server import CONTENT_SECURITY_POLICY
 
 FILE = b'import { x } from "@litertjs/wasm-utils";'
 

@@ -26,7 +26,8 @@ from iformer.errors import UserError, printable
 from iformer.models.weights.resolve import Artifact, load, resolve
 from iformer.tasks.export import exportable
 from iformer.web.assets import PACKAGES, load_assets, runtime_folder
-from iformer.web.server import CONTENT_SECURITY_POLICY, Resource
+from iformer.web.headers import CONTENT_SECURITY_POLICY
+from iformer.web.server import Resource
 
 TOLERANCE = 1e-4
 """Allowed error of an fp32 output in a browser, as a share of the output's largest value."""

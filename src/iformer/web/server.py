@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from iformer.errors import UserError
+from iformer.web.headers import HEADERS, TYPES
 
 MAX_BODY = 1 << 25
 """Largest message of a session in bytes; a larger one is refused before it is read."""
@@ -40,36 +41,6 @@ _HEADER_SECONDS = 40  # from the end of a response to the end of the next reques
 _BODY_SECONDS = 30
 _POLL_SECONDS = 0.1
 _CHUNK = 1 << 16
-
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
-    "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
-)
-"""Also in the page itself, for static hosts, which send no such header."""
-
-HEADERS = {
-    "Content-Security-Policy": f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'",
-    # these two let WebAssembly use threads
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-"""Headers of every response."""
-
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
-    ".wasm": "application/wasm",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if not resource.public and not self._has_session():
             return
-        kind = _TYPES.get(Path("index.html" if path == "/" else path).suffix, "application/octet-stream")
+        kind = TYPES.get(Path("index.html" if path == "/" else path).suffix, "application/octet-stream")
         if isinstance(resource.content, bytes):
             self._send(HTTPStatus.OK, resource.content, kind, lasting=resource.lasting, body=body)
             return
