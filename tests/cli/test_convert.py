@@ -82,6 +82,12 @@ def test_one_line_and_exit_code_1(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "a.safetensors", "b.safetensors"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Missing option '--to'. Choose from: iformer, timm,")
+
+
 def test_an_unknown_format_is_a_usage_error(
     authors_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

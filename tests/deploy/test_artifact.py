@@ -163,6 +163,14 @@ def test_every_mutated_artifact_is_refused(artifact: Path) -> None:
             open_artifact(artifact)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_record_that_is_a_pipe_is_refused_unread(artifact: Path) -> None:
+    record_path(artifact).unlink()
+    os.mkfifo(record_path(artifact))
+    with pytest.raises(UserError, match=r"cannot be read \(not a regular file\)"):
+        read_record(artifact)
+
+
 def test_an_artifact_without_its_record_says_so(
     artifact: Path, photographs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

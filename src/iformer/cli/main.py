@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _usage_error() as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "iformer"
-        complaint = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        complaint = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
         note(f"error: {complaint}; see: {command} --help")
         return USAGE
     return code if isinstance(code, int) else 0

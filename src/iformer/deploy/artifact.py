@@ -19,7 +19,7 @@ from torch import nn
 from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import ConfigError, UserError
-from iformer.files import write_text
+from iformer.files import require_regular_file, write_text
 
 try:
     import fcntl
@@ -245,13 +245,15 @@ def read_record(artifact: Path) -> ArtifactInfo:
     """
     path = record_path(artifact)
     try:
-        if path.stat().st_size > _MAX_RECORD_BYTES:
+        if require_regular_file(path) > _MAX_RECORD_BYTES:
             raise UserError(f"{path} is not the record of an artifact: more than {_MAX_RECORD_BYTES:,} bytes")
         plain = json.loads(path.read_text(encoding="utf-8"))
         info = ArtifactInfo.from_plain(plain)
         edited = info.record_sha256 not in ("", record_hash(plain))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy it together with the artifact") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     except ConfigError as error:
         raise UserError(f"{path} is not the record of an artifact: {error}") from None
     except UserError:

@@ -25,6 +25,7 @@ from iformer.config.network import NetworkConfig
 from iformer.config.variants import list_models, network_config, shipped_checkpoints
 from iformer.config.windows import with_design
 from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
+from iformer.files import require_regular_file
 from iformer.models.classifier import Classifier
 from iformer.models.timm_interface import Indices
 from iformer.models.weights.checkpoint import Weights, build_network
@@ -213,7 +214,7 @@ def _record(path: Path) -> Path:
 
 def _runtime(record: Path) -> str | None:
     try:
-        if record.stat().st_size > _MAX_RECORD_BYTES:
+        if require_regular_file(record) > _MAX_RECORD_BYTES:
             return None
         runtime = json.loads(record.read_text(encoding="utf-8"))["runtime"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
