@@ -157,6 +157,7 @@ def test_sigterm_s_handler_is_restored() -> None:
 def test_a_terminal_without_columns_loses_no_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
 ) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    output.console().print("top-1 82.50 %")
+    with monkeypatch.context() as changed:  # pytest's own lines are as long as COLUMNS says
+        changed.setenv("COLUMNS", columns)
+        output.console().print("top-1 82.50 %")
     assert capsys.readouterr().out == "top-1 82.50 %\n"
