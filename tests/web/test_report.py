@@ -102,6 +102,14 @@ def test_latency_counts_where_the_answer_is_right(
     assert (row.median_ms is None) == bool(reason)
 
 
+def test_a_failure_without_a_message_is_none_the_less_one(artifact: PageArtifact) -> None:
+    collector = started(artifact)
+    assert collector.receive(answers(outputs=[], error="")) is None
+    assert collector.receive(samples()) is None
+    (row,) = collector.rows()
+    assert (row.reason, row.median_ms) == ("failed without a message", None)
+
+
 def test_a_page_that_ends_early_leaves_rows_with_the_reason(artifact: PageArtifact) -> None:
     collector = started(artifact)
     assert collector.receive(answers()) is None

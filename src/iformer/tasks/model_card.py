@@ -139,7 +139,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {
         key: value
         for key, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15  # no NaN
     }
 
 

@@ -140,7 +140,7 @@ def blend(image: Image.Image, overlay_HWC: npt.NDArray[np.uint8], opacity: float
 
 def label_font(image_size: tuple[int, int]) -> ImageFont.FreeTypeFont:
     """Return a font whose size suits labels on an image of this size."""
-    return _font(max(10, round(max(image_size) / 45)))
+    return _font(min(200, max(10, round(max(image_size) / 45))))
 
 
 def draw_label(

@@ -201,7 +201,7 @@ class Collector:
             raise UserError("the row exists")
         row = self._new_row(key, artifact)
         if answers.error is not None:
-            row = replace(row, reason=printable(answers.error, limit=200))
+            row = replace(row, reason=printable(answers.error, limit=200) or "failed without a message")
         else:
             error, same = compare_outputs(artifact, answers.outputs)
             row = replace(
@@ -221,7 +221,7 @@ class Collector:
             raise UserError("the row is not expected")
         self._samples[samples.row] = samples.samples_ms
         if samples.error is not None and not self._rows[samples.row].reason:
-            reason = printable(samples.error, limit=200)
+            reason = printable(samples.error, limit=200) or "failed without a message"
             self._rows[samples.row] = replace(self._rows[samples.row], reason=reason)
 
     def _artifact_of(self, key: RowKey) -> PageArtifact:

@@ -438,3 +438,13 @@ def test_a_folder_of_no_known_format_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "data" / "b.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(DataError, match=r"has a\.json, b\.json; give one of them as --data"):
         load_detection(tmp_path / "data")
+
+
+def test_reasons_are_given_where_no_object_is_left(tmp_path: Path) -> None:
+    data = make_labelme(tmp_path / "data")
+    for path in data.rglob("*.json"):
+        content = json.loads(path.read_text())
+        content["shapes"] = [{"label": "cat", "points": [[1, 1], [5, 5]], "shape_type": "circle"}]
+        path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"no object of a class can be read \(.*circle"):
+        load_detection(data)

@@ -123,7 +123,8 @@ def read_detection(
         entries = dict.fromkeys(("train", "val"), entries[whole])
     for split, image_set in sets.items():
         if not any(image_set.class_counts.values()):
-            raise DataError(f"{root}: no object to {'train on' if split == 'train' else 'validate with'}")
+            what = "train on" if split == "train" else "validate with"
+            raise DataError(f"{root}: no object to {what}{_reasons(image_set)}")
         unused = [name for name, count in image_set.class_counts.items() if count == 0]
         if unused and split == "train" and for_training:
             source = found["train" if "train" in found else "all"].source
@@ -193,7 +194,9 @@ def _image_set(
     """Check the objects of a split; add what makes it useless to `errors`."""
     ids = list(annotated.class_names)
     class_names = tuple(annotated.class_names.values())
-    if not ids or len(set(class_names)) != len(ids):
+    if not ids:
+        raise DataError(f"{annotated.source}: no object of a class can be read{_reasons(annotated)}")
+    if len(set(class_names)) != len(ids):
         raise DataError(
             f"{annotated.source}: its categories are {listed([repr(name) for name in class_names])}; "
             "expected one or more, each named once"
@@ -219,6 +222,12 @@ def _image_set(
     return image_set, {
         number: [annotated.objects[position] for _, position in found] for number, found in objects.items()
     }
+
+
+def _reasons(found: AnnotatedSplit | DetectionSet) -> str:
+    """Return a clause with what a split's reader left out; empty if there is nothing."""
+    reasons = [*getattr(found, "errors", ()), *found.warnings]
+    return f" ({listed(reasons, separator='; ', length=500)})" if reasons else ""
 
 
 def _without_broken(image_set: DetectionSet, checked: CheckedImages, errors: list[str]) -> DetectionSet:
