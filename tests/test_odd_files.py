@@ -142,6 +142,7 @@ def test_overwriting_a_run_leaves_the_files_of_others(tmp_path: Path) -> None:
     mine = ["mine.png", ".mine.part", "notes.txt"]
     for name in (*mine, "config.yaml", "curves.png", "log.jsonl", f".{'a' * 16}.part"):
         (tmp_path / name).write_bytes(b"x")
+    RunFolder(tmp_path).write_config({"recipe": {"epochs": 1}})
     (tmp_path / ".folder.part").mkdir()
     RunFolder(tmp_path).prepare(resume=False, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "config.yaml", ".folder.part"])

@@ -227,6 +227,23 @@ def test_mistakes_are_one_line(model: Classifier, images: Path, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_arguments_that_are_none(model: Classifier, images: Path, tmp_path: Path) -> None:
+    calls: list[tuple[Any, str]] = [
+        (lambda: iformer.evaluate(model, images, split="x"), "split is 'x'; expected val, train, all"),
+        (lambda: iformer.evaluate(model, images, batch_size=0), "batch_size is 0; expected 1 or more"),
+        (lambda: iformer.evaluate(model, images, precision="x"), "precision is 'x'; expected fp32, bf16"),
+        (lambda: iformer.export(model, to=[]), "no runtime is given"),
+        (lambda: iformer.export(model, batch=True), "batch is True; expected a whole number"),
+        (lambda: iformer.export(model, calibration_images=-1), "calibration_images is -1"),
+        (lambda: iformer.export(torch.nn.Linear(1, 1)), "Linear is not a network of this package"),
+        (lambda: iformer.train(images, out=tmp_path / "run", classes="red"), "classes is 'red'; expected a list"),
+    ]
+    for call, message in calls:
+        with pytest.raises(UserError, match=message):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_detection_and_segmentation(shapes_data: Path, tmp_path: Path, tiny_size: None, task: str) -> None:
     fields = {

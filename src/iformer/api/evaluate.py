@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from iformer.api.train import python_warnings
+from iformer.errors import UserError
 from iformer.tasks.interface import EvaluateModule, EvaluateOptions, Split, Warn, check_options
 from iformer.tasks.subject import open_subject
 from iformer.training.network.precision import resolve_precision
@@ -57,6 +58,10 @@ def evaluate(
     Raises:
         UserError: the model or the data cannot be opened, or do not fit each other.
     """
+    if split not in (None, *get_args(Split)):
+        raise UserError(f"split is {split!r}; expected {', '.join(get_args(Split))}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; expected 1 or more")
     subject = open_subject(model, device=device, precision=precision, entry=entry)
     options = EvaluateOptions(
         split=split,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iformer.errors import UserError
 from iformer.tasks.folds import CrossValidation, check_folder, train_folds
 from iformer.tasks.interface import Warn
 from iformer.tasks.train import is_main_process, training_job
@@ -64,6 +65,8 @@ def train(
     Raises:
         UserError: a file or setting of the job does not exist, does not fit or cannot be read.
     """
+    if isinstance(classes, str):
+        raise UserError(f"classes is '{classes}'; expected a list of names")
     job = prepare(
         data,
         out=out,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
@@ -117,6 +119,20 @@ def test_forked_workers_read_at_the_same_time(photographs: Path, tmp_path: Path)
         assert pool.map(_first_pixels, [data.train] * 4) == [expected] * 4
     dataset = ImageDataset(data.train, eval_transform(Preprocessing(size=(32, 32))))
     assert dataset[0][0].shape == (3, 32, 32)
+
+
+def test_an_archive_that_is_replaced_is_read_anew(photographs: Path, tmp_path: Path) -> None:
+    archive = packed(photographs, tmp_path / "photos.zip")
+    before = load_data(archive).train.samples[0]
+    contents = before.read()
+    changed = tmp_path / "changed"
+    shutil.copytree(photographs, changed)
+    for path in changed.rglob("*.png"):
+        Image.open(path).transpose(Image.Transpose.ROTATE_180).resize((20, 20)).save(path)
+    os.replace(packed(changed, tmp_path / "new.zip"), archive)
+    assert load_data(archive).train.samples[0].read() != contents
+    with pytest.raises(DataError, match="has changed since the data set was opened"):
+        before.read()
 
 
 def test_archives_of_windows_have_backslashes(photographs: Path, tmp_path: Path) -> None:

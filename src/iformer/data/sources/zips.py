@@ -47,7 +47,12 @@ class ZipSample(Sample):
 
     def read(self) -> bytes:
         try:
-            return _opened(self.archive, os.getpid()).read(self.member)
+            status = self.archive.stat()
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            archive = _opened(self.archive, os.getpid(), identity)
+            if self.crc32 != archive.getinfo(self.member).CRC:
+                raise DataError(f"{self}: has changed since the data set was opened")
+            return archive.read(self.member)
         except (
             OSError,
             zipfile.BadZipFile,
@@ -64,8 +69,12 @@ class ZipSample(Sample):
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(archive: Path, process: int) -> zipfile.ZipFile:
-    """Return an archive opened by this process: forked processes would share the position in its file."""
+def _opened(archive: Path, process: int, identity: tuple[int, ...]) -> zipfile.ZipFile:
+    """Return an archive opened by this process: forked processes would share the position in its file.
+
+    Args:
+        identity: of the file, so that one that takes its place is opened anew.
+    """
     return zipfile.ZipFile(archive)
 
 

@@ -18,13 +18,14 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
     """Return `wanted`, with `auto` resolved to bf16 if the device multiplies it in hardware, else fp32.
 
     Raises:
-        UserError: fp16 on a CPU.
+        UserError: fp16 on a CPU, or an unknown precision.
     """
     if wanted == "auto":
         return "bf16" if multiplies_bf16(device) else "fp32"
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("precision is fp16, which is for GPUs; a CPU takes fp32 or bf16")
-    assert wanted in ("fp32", "bf16", "fp16")
+    if wanted not in ("fp32", "bf16", "fp16"):
+        raise UserError(f"precision is {wanted!r}; expected fp32, bf16, fp16 or auto")
     return wanted  # type: ignore[return-value]
 
 
