@@ -21,6 +21,7 @@ from iformer.data.samples import check_class_names
 from iformer.errors import DataError
 
 _VOID = (224, 224, 192)
+_ORIENTATION = 0x0112
 _SCALED = {"L;2": 85, "L;4": 17}
 """Gray PNGs of 2 and 4 bits, and the factor by which Pillow scales their values to 0 to 255."""
 """Pascal VOC's colour of pixels of no class, 255 in its palette."""
@@ -120,6 +121,12 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
             raise DataError(f"{path}: a mask in JPEG, which changes values; save masks as PNG")
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise DataError(f"{path}: a mask of {frames} pictures; expected one")
+        # how pixels are stored, such as L;4; known until they are read
+        stored = image.tile[0].args if image.tile else None
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            raise DataError(
+                f"{path}: a mask with an EXIF orientation, which other programs ignore; save it upright"
+            )
         if colours:
             return _indices_of_colours(np.asarray(image.convert("RGB")), colours, path)
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
@@ -130,9 +137,6 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
                 f"{path}: a mask {kind} (mode {image.mode}); expected a PNG whose values are class indices, or a "
                 "table of colours, labelmap.txt or class_dict.csv"
             )
-        stored = (
-            image.tile[0].args if image.tile else None
-        )  # how pixels are stored, such as L;4, until they are read
         values = np.asarray(image)
     step = _SCALED.get(stored, 1) if isinstance(stored, str) else 1
     if step > 1 and not np.isin(values, (0, 255)).all():

@@ -63,6 +63,11 @@ def test_masks_whose_values_cannot_be_trusted(tmp_path: Path) -> None:
     values.save(tmp_path / "mask.tif", save_all=True, append_images=[values])
     with pytest.raises(DataError, match="a mask of 2 pictures; expected one"):
         read_mask(tmp_path / "mask.tif")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    values.save(tmp_path / "mask.png", exif=exif)
+    with pytest.raises(DataError, match="a mask with an EXIF orientation"):
+        read_mask(tmp_path / "mask.png")
 
 
 def test_two_masks_of_one_image_are_named(data: Path) -> None:

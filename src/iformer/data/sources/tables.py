@@ -8,7 +8,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _EXPECTED = "expected the columns image and label, and optionally split (train, 
 _SEPARATORS = re.compile(r"[|;]")
 """Between the labels of one image."""
 _MAX_BYTES = 2**30
-_MAX_ROWS = 20_000_000
+_MAX_ROWS = 2_000_000
 _MAX_CELL = 10_000
 """Characters in a cell of a CSV file."""
 
@@ -75,7 +75,7 @@ def load_table(
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
     path = Path(file)
-    rows = _unique(path, _rows(path, multi_label=multi_label))
+    rows = _unique(path, _rows(path, multi_label=multi_label), multi_label=multi_label)
     labels = {row.label: _labels(row.label) if multi_label else (row.label,) for row in rows}
     class_names = tuple(sorted({name for names in labels.values() for name in names}, key=natural_key))
     if not class_names:
@@ -230,7 +230,12 @@ def _located(path: Path, row: _Row) -> Path:
     return path.parent / row.image
 
 
-def _unique(path: Path, rows: Iterable[_Row]) -> list[_Row]:
+def _meaning(row: _Row, multi_label: bool) -> tuple[object, ...]:
+    """Return what a row says of its image."""
+    return frozenset(_labels(row.label)) if multi_label else row.label, row.split, row.group
+
+
+def _unique(path: Path, rows: Iterable[_Row], *, multi_label: bool) -> list[_Row]:
     """Return the rows without repetitions; `a.png` and `./a.png` are one image.
 
     Raises:
@@ -239,7 +244,7 @@ def _unique(path: Path, rows: Iterable[_Row]) -> list[_Row]:
     first: dict[str, _Row] = {}
     for row in rows:
         found = first.setdefault(os.path.normpath(_located(path, row)), row)
-        if found is not row and replace(found, image=row.image) != row:
+        if found is not row and _meaning(found, multi_label) != _meaning(row, multi_label):
             raise DataError(f"{path}: {row.image} has two different rows ({found.label}, {row.label}); keep one")
     if not first:
         raise DataError(f"{path}: has no row; {_EXPECTED}")

@@ -111,12 +111,17 @@ class RunFolder:
         if not self.path.exists() or all(_is_leftover(file) for file in self.path.iterdir()):
             return
         if not self.config.is_file() or (overwrite and not self._is_run()):
-            raise UserError(f"{self.path} holds files that are not of a training run; give another --out")
+            folds = "; its runs are in fold-1 and so on: add --folds" if self._holds_folds else ""
+            raise UserError(f"{self.path} holds files that are not of a training run; give another --out{folds}")
         if not (resume or overwrite):
             raise UserError(
                 f"{self.path} holds a run already; --resume continues it, --overwrite removes it, "
                 "another --out leaves it alone"
             )
+
+    @property
+    def _holds_folds(self) -> bool:
+        return (self.path / "fold-1" / self.config.name).is_file()
 
     def _is_run(self) -> bool:
         """Whether a folder with a `config.yaml` is one of a run; other programs have such files, too."""
