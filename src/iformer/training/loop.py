@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from iformer.errors import counted
 from iformer.files import json_text, write_text
 from iformer.models.complexity import count_parameters
 from iformer.models.weights.resolve import load
@@ -314,7 +315,8 @@ class _Run:
         self.view.say(
             f"{begin}: {job.model_name} on {job.data_name}, {len(job.data.train)} images of "
             f"{len(job.task.class_names)} classes, {len(job.data.val)} to validate; recipe {job.recipe_name}, "
-            f"{self.length.epochs} epochs of {self.length.steps_per_epoch} steps, {self.context.precision} on "
+            f"{counted(self.length.epochs, 'epoch')} of {counted(self.length.steps_per_epoch, 'step')}, "
+            f"{self.context.precision} on "
             f"{describe_device(self.context.device)}" + (f", {processes} processes" if processes > 1 else "")
         )
 
