@@ -140,7 +140,7 @@ class Started:
         for file in self.logs:
             text = file.read_text()
             if "Traceback" in text or "internal error" in text:
-                problems.append(text[-300:])
+                problems.append(text[-2000:])
         return {"kind": kind, "seconds": seconds, "problems": problems}
 
 
@@ -242,6 +242,7 @@ def kill_training(task: str, root: Path, kills: int, epochs: int, draw: random.R
         remaining = [kind for kind in kinds if KINDS[kind][0] == ranks]
         draw.shuffle(remaining)
         while True:
+            before = hidden(killed) if killed.is_dir() else []  # SIGKILL leaves a lock, which is free at once
             started = train(task, root, killed, epochs, ranks)
             outcome = None
             if remaining:
@@ -257,7 +258,7 @@ def kill_training(task: str, root: Path, kills: int, epochs: int, draw: random.R
                     break
                 continue
             if not remaining[0].startswith(("SIGKILL of the parent", "SIGKILL of one")) and killed.is_dir():
-                outcome["problems"] += [f"{name} is left" for name in hidden(killed)]
+                outcome["problems"] += [f"{name} is left" for name in hidden(killed) if name not in before]
             found.append(outcome | {"while": moment, "step": last_good_step(RunFolder(killed))})
             print(f"{task}: {found[-1]}", flush=True)
             del remaining[0]

@@ -16,7 +16,7 @@ from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import Batch, ImageDataset
 from iformer.data.images import read_image
-from iformer.data.loader import Loader, build_loader
+from iformer.data.loader import Loader, _report_unless_disconnected, build_loader
 from iformer.data.samples import FileSample, ImageSet
 from iformer.data.sampling import EpochSampler
 from iformer.data.transforms import TransformSchedule, eval_transform, train_transform
@@ -236,3 +236,11 @@ def test_an_image_that_breaks_later_is_one_line(images: ImageSet, workers: int) 
         with pytest.raises(DataError) as caught:
             collect(loader)
         assert str(caught.value) == f"{images.samples[7].path}: the file is empty (0 bytes)"
+
+
+def test_a_worker_says_nothing_of_a_main_process_that_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (ConnectionResetError(104, "reset"), EOFError()):
+        _report_unless_disconnected(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    _report_unless_disconnected(ValueError, ValueError("wrong"), None)
+    assert "ValueError: wrong" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -55,7 +56,7 @@ class Loader:
             options = {
                 "prefetch_factor": prefetch,
                 "persistent_workers": True,
-                "worker_init_fn": _ignore_interrupt,
+                "worker_init_fn": _prepare_worker,
                 "multiprocessing_context": _start_method(),
             }
         self._loader = DataLoader(
@@ -201,11 +202,20 @@ def _kill(workers: Sequence[Any]) -> None:
             worker.kill()
 
 
-def _ignore_interrupt(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     """Ignore signals, which reach the whole process group: the main process ends the workers."""
+    sys.excepthook = _report_unless_disconnected
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _report_unless_disconnected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Report an exception of a worker's thread, but not that the main process ended while it received a tensor."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _as_is(batch: Any) -> Any:
