@@ -258,7 +258,9 @@ def kill_training(task: str, root: Path, kills: int, epochs: int, draw: random.R
                     break
                 continue
             if not remaining[0].startswith(("SIGKILL of the parent", "SIGKILL of one")) and killed.is_dir():
-                outcome["problems"] += [f"{name} is left" for name in hidden(killed) if name not in before]
+                outcome["problems"] += [
+                    f"{name} is left" for name in hidden(killed) if moment != "starting" or name not in before
+                ]
             found.append(outcome | {"while": moment, "step": last_good_step(RunFolder(killed))})
             print(f"{task}: {found[-1]}", flush=True)
             del remaining[0]
