@@ -109,15 +109,7 @@ class Untimed:
         return {"label": self.subject.label, "size": self.subject.size}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("a shipped name", marks=pytest.mark.sweep),
-        "a run folder",
-        pytest.param("a file of a training script", marks=pytest.mark.sweep),
-    ],
-    indirect=True,
-)
+@pytest.mark.sweep
 def test_export_and_bench(
     name: str,
     tmp_path: Path,
@@ -197,6 +189,7 @@ def test_entry_is_an_option_of_every_verb(
         assert "it has no state dict 'none'; it has model, ema" in capsys.readouterr().err
 
 
+@pytest.mark.sweep
 def test_a_network_for_gray_images_predicts_and_exports(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -210,7 +210,7 @@ def test_no_token_of_the_map_depends_on_masked_padding(network) -> None:
 
 @pytest.mark.parametrize("padded_tokens", ["attended", "masked"])
 @pytest.mark.parametrize("chunks", [1, 4])
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", [False, pytest.param(True, marks=pytest.mark.sweep)])
 def test_graphs_of_windows(network, chunks: int, padded_tokens: str, folded: bool) -> None:
     """`torch.export` with a free batch, and a trace."""
     config, plain = network

@@ -76,7 +76,7 @@ def artifact(
 
 each_artifact = pytest.mark.parametrize("artifact", NAMES, indirect=True)
 each_runtime = pytest.mark.parametrize("name", NAMES)
-SLOW = ("executorch", "litert")
+SLOW = ("executorch", "litert", "coreml", "openvino")
 each_artifact_made_again = pytest.mark.parametrize(
     "artifact",
     [pytest.param(name, marks=pytest.mark.sweep if name in SLOW else ()) for name in NAMES],
