@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -87,6 +88,9 @@ def make_files(folder: Path) -> Path:
         Image.fromarray(pixels).save(folder / f"image.{ending}")
     make_odd_images(pixels, folder)
     make_tables(folder)
+    with zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((folder / "images").rglob("*.*")):
+            archive.write(path, path.relative_to(folder))
     network = iformer.load(folder / "networks" / "classify.safetensors")
     torch.save({"state_dict": network.state_dict()}, folder / "network.pth")
     with VideoWriter(folder / "video.mp4", rate=Fraction(10), width=32, height=32) as video:
@@ -221,8 +225,8 @@ def fresh_shards(folder: Path) -> Path:
     return folder
 
 
-def read_table(path: Path) -> None:
-    """Read a table and the images that it lists."""
+def read_images(path: Path) -> None:
+    """Read a table and the images that it lists, or an archive."""
     load_data(path, workers=1)
 
 
@@ -312,9 +316,10 @@ READERS: dict[str, Reader] = {
     "classes.txt of shards": Reader(
         "foreign/classes.txt", BYTES, lambda f: load_data(fresh_shards(f.parent), for_training=False)
     ),
-    "CSV table": Reader("table.csv", BYTES, read_table),
-    "TSV table": Reader("table.tsv", BYTES, read_table),
-    "Parquet table": Reader("table.parquet", BYTES, read_table, needs="pyarrow"),
+    "zip archive": Reader("images.zip", BYTES, read_images),
+    "CSV table": Reader("table.csv", BYTES, read_images),
+    "TSV table": Reader("table.tsv", BYTES, read_images),
+    "Parquet table": Reader("table.parquet", BYTES, read_images, needs="pyarrow"),
     "class names": Reader("names.txt", BYTES, read_class_names),
     "messages of a device": Reader(
         "messages.json", (json_values,), lambda f: read_messages(f, f.parent / ONNX), needs="onnxruntime"

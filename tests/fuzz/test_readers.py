@@ -13,8 +13,8 @@ from fuzz.forked import Outcome, call
 from fuzz.mutations import mutate
 from fuzz.readers import READERS, make_files
 
-SAMPLE, ALL = range(6), range(6, 60)
-"""Seeds of the mutations in the fast tests, and of those that the sweep adds."""
+SAMPLE, MORE, MOST = range(6), range(6, 30), range(30, 60)
+"""Seeds of the mutations in the fast tests, of those that the sweep adds, and of those that `-m full` adds."""
 
 
 @pytest.fixture(scope="module")
@@ -59,4 +59,10 @@ def test_a_sample_of_changed_files(name: str, files: Path) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", list(READERS))
 def test_many_changed_files(name: str, files: Path) -> None:
-    assert_sound(outcomes(name, files, ALL))
+    assert_sound(outcomes(name, files, MORE))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", list(READERS))
+def test_most_changed_files(name: str, files: Path) -> None:
+    assert_sound(outcomes(name, files, MOST))
