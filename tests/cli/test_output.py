@@ -161,3 +161,17 @@ def test_a_terminal_without_columns_loses_no_result(
         changed.setenv("COLUMNS", columns)
         output.console().print("top-1 82.50 %")
     assert capsys.readouterr().out == "top-1 82.50 %\n"
+
+
+def test_a_converter_that_catches_everything_does_not_hide_sigterm() -> None:
+    @output.with_clear_errors
+    def export() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except BaseException:
+            raise ValueError("the conversion failed") from None
+
+    with pytest.raises(output.Terminated), output.process_settings():
+        export()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -48,6 +48,10 @@ class Terminated(BaseException):
     """SIGTERM has arrived."""
 
 
+_terminated = threading.Event()
+"""Set when SIGTERM has arrived: some converters turn every exception into an error of their own."""
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console for results (stdout) or messages (stderr), as they are redirected now."""
     from iformer.cli.safe_console import SafeConsole  # deferred: importing rich takes 0.1 s
@@ -113,6 +117,7 @@ def process_settings() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         if os.getpid() == process:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _terminated.set()
             raise Terminated
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker ends at once
         os.kill(os.getpid(), signal.SIGTERM)
@@ -122,6 +127,7 @@ def process_settings() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _terminated.clear()
 
 
 def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
@@ -134,6 +140,8 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                 raise
+            if _terminated.is_set() and not isinstance(error, StoppedBySignalError):
+                raise Terminated from error
             if kwargs.get("debug") and isinstance(error, Exception):
                 traceback.print_exc()
             smaller = [option for name, option in _SMALLER.items() if name in kwargs]
