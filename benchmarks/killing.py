@@ -280,7 +280,7 @@ def kill_verb(
     check: Callable[[str], list[str]],
 ) -> dict[str, Any]:
     """Kill a verb that is not a training; `check` says what is wrong with what a kind of kill left."""
-    codes = {"SIGTERM of the parent": {143}}
+    codes = {"SIGTERM of the parent": {143, -signal.SIGTERM}}  # a shell's 143 too, while Python itself starts
     kinds = [kind for kind, _ in zip(itertools.cycle(PARENT), range(kills), strict=False)]
     found: list[dict[str, Any]] = []
     while len(found) < kills:
