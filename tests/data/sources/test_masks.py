@@ -267,6 +267,12 @@ def test_masks_in_colours_are_read_by_their_table(data: Path) -> None:
     (plain / "class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\ndisc,220,60,50\nsquare,50,90,230\n")
     again = load_semantic(plain)
     assert again.train.fingerprint() == found.train.fingerprint()
+    for table in (
+        "b,g,r,name\n0,0,0,background\n50,60,220,disc\n230,90,50,square\n",
+        'background,0,0,0\n"disc",220,60,50\nsquare,50,90,230\n',
+    ):
+        (plain / "class_dict.csv").write_text(table)
+        assert load_semantic(plain).train.fingerprint() == found.train.fingerprint()
     assert [np.unique(mask).tolist() for mask in masks] == [
         np.unique(again.train.read_mask(sample)).tolist() for sample in again.train.samples
     ]

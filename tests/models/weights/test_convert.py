@@ -564,3 +564,10 @@ def test_a_damaged_pickle_is_a_weights_error(tmp_path: Path) -> None:
         with pytest.raises(WeightsError) as caught:
             read_weights(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_zip_archive_of_images_holds_no_weights(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("cat/1.png", b"")
+    with pytest.raises(WeightsError, match="is a zip archive without weights"):
+        read_weights(tmp_path / "data.zip")

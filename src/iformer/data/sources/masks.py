@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import unicodedata
 from collections import Counter
@@ -21,7 +22,7 @@ from iformer.data.sources.annotations.split import read_bytes, read_lines
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
 from iformer.data.sources.layout import SPLIT_NAMES, display_name, explain_unicode, require_folder, writable
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
-from iformer.errors import ConfigError, DataError, listed, printable
+from iformer.errors import ConfigError, DataError, listed, one_line, printable
 
 _IMAGES, _MASKS = ("images", "img", "JPEGImages"), ("annotations", "masks", "labels")
 _CLASSES = "classes.txt"
@@ -176,7 +177,10 @@ def _read_colours(path: Path) -> _Classes:
     """Read a table of classes and colours; see `_COLOURS`."""
     lines = [line for line in read_lines(path, max_bytes=_MAX_LIST_BYTES) if not line.startswith("#")]
     if path.suffix == ".csv":
-        rows = [line.split(",") for line in lines[1:]]
+        try:
+            rows = _by_header(list(csv.reader(lines)))
+        except csv.Error as error:
+            raise DataError(f"{path}: is not a table ({one_line(error)})") from None
     else:
         rows = [[parts[0], *parts[1].split(",")] for line in lines if len(parts := line.split(":")) > 1]
     classes: dict[str, tuple[int, int, int]] = {}
@@ -193,6 +197,17 @@ def _read_colours(path: Path) -> _Classes:
     if max(value for colour in classes.values() for value in colour) > 255:
         raise DataError(f"{path}: has a colour above 255")
     return _Classes(tuple(classes), colours=tuple(classes.values()))
+
+
+def _by_header(rows: list[list[str]]) -> list[list[str]]:
+    """Return the columns name, r, g and b of a table; without a header in this order."""
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    if all(value.isdigit() for value in header[1:]):
+        return rows
+    if {"name", "r", "g", "b"} <= set(header):
+        places = [header.index(name) for name in ("name", "r", "g", "b")]
+        return [[row[place] for place in places] if len(row) == len(header) else row for row in rows[1:]]
+    return rows[1:]
 
 
 def _find_pairs(root: Path) -> dict[str, _Pairs]:

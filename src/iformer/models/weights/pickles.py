@@ -77,6 +77,10 @@ def _check_archive(path: Path) -> None:
         raise WeightsError(
             f"{path} is truncated or damaged ({size} bytes; {one_line(error)}); download or copy it again"
         ) from error
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
+        raise WeightsError(
+            f"{path} is a zip archive without weights: it lacks the data.pkl that torch.save writes"
+        )
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or sum(entry.file_size for entry in entries) > size:
         raise WeightsError(
