@@ -42,6 +42,18 @@ def require_regular_file(path: str | os.PathLike[str]) -> int:
     return status.st_size
 
 
+def read_at_most(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
+    """Return the contents of a regular file; None if it has more than `max_bytes`.
+
+    Raises:
+        OSError: see `require_regular_file`; or it cannot be read.
+    """
+    require_regular_file(path)
+    with open(path, "rb") as file:
+        contents = file.read(max_bytes + 1)
+    return contents if len(contents) <= max_bytes else None
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write a string in UTF-8 as `write_bytes` does. Names that are not UTF-8 become escape sequences."""
     return write_bytes(path, text.encode(errors="backslashreplace"))

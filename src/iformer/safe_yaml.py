@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from iformer.errors import ConfigError
-from iformer.files import require_regular_file
+from iformer.files import read_at_most
 
 MAX_BYTES = 2**16
 MAX_NODES = 500_000
@@ -46,10 +45,8 @@ def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int 
         OSError: it cannot be read.
     """
     source = source or str(path)
-    require_regular_file(path)
-    with Path(path).open("rb") as file:
-        contents = file.read(max_bytes + 1)
-    if len(contents) > max_bytes:
+    contents = read_at_most(path, max_bytes)
+    if contents is None:
         raise ConfigError(f"{source} is larger than {max_bytes // 1024} KiB; expected a YAML file of settings")
     return parse_yaml(contents, source)
 

@@ -28,9 +28,10 @@ from iformer.deploy.runtimes.registry import (
 )
 from iformer.device import resolve_device
 from iformer.errors import UserError
-from iformer.models.weights.header import backbone_config, row_of
+from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import load, load_classifier, resolve_weights
 from iformer.tasks.export import export_module, exportable
+from iformer.tasks.subject import require_network
 
 Report = Callable[[str], None]
 """Takes a line about the progress of a quantization or a warning about its data."""
@@ -161,8 +162,8 @@ def export_each(
         raise UserError(f"batch is {batch}; expected a whole number, or dynamic")
     if calibration_images < 1:
         raise UserError(f"calibration_images is {calibration_images}; expected 1 or more")
-    if isinstance(model, nn.Module) and row_of(getattr(model, "config", None)) is None:
-        raise UserError(f"{type(model).__name__} is not a network of this package; give one, or a name")
+    if isinstance(model, nn.Module):
+        require_network(model)
     _check(precision, calibration, max_drop)
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done

@@ -173,7 +173,7 @@ def predict(
         sliding: segmenters: overlapping windows instead of the whole image.
         max_detections: detectors: most objects on an image. None: as trained.
         iou: detectors: overlap above which the box with the lower score is dropped. None: as trained.
-        tile: detectors and segmenters: look at large images in square tiles with sides of so many pixels.
+        tile: detectors and segmenters: look at large images in square tiles; their side in pixels.
         overlap: share of a tile that it has in common with the next one. None: 0.2.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
         entry: which weights of a training script's file to take.
@@ -246,9 +246,8 @@ def _once(make: Any) -> Any:
 def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
     """Leave out the pictures of an earlier run below a folder such as "."."""
     here = folder.resolve()
-    if here.name.isdecimal() and holds_answers(
-        here.parent
-    ):  # `predictions/2` lies beside the answers of `predictions`
+    # `predictions/2` lies beside the answers of `predictions`
+    if here.name.isdecimal() and holds_answers(here.parent):
         here = here.parent
     kept = [
         item for item in inputs if item.is_stored or item.path is None or here not in item.path.resolve().parents

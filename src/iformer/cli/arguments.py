@@ -58,6 +58,19 @@ def current_options(arguments: Sequence[str], known: Collection[str]) -> list[st
     return current
 
 
+MaxDetectionsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=100_000, help="Detectors: most objects on an image.", show_default="as trained"),
+]
+IouOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Detectors: overlap above which the weaker box is dropped.",
+        show_default="as trained",
+    ),
+]
 EntryOption = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, EntryOption
+from iformer.cli.arguments import DeviceOption, EntryOption, IouOption, MaxDetectionsOption
 from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
 from iformer.tables import terminal_table
 
@@ -51,19 +51,8 @@ def evaluate(
     sliding: Annotated[
         bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
     ] = False,
-    max_detections: Annotated[
-        int | None,
-        typer.Option(min=1, max=100_000, help="Detectors: most objects on an image.", show_default="as trained"),
-    ] = None,
-    iou: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=1,
-            help="Detectors: overlap above which the weaker box is dropped.",
-            show_default="as trained",
-        ),
-    ] = None,
+    max_detections: MaxDetectionsOption = None,
+    iou: IouOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, EntryOption
+from iformer.cli.arguments import DeviceOption, EntryOption, IouOption, MaxDetectionsOption
 from iformer.cli.output import FAILED, DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.errors import WeightsError, printable
 
@@ -71,19 +71,8 @@ def predict(
     sliding: Annotated[
         bool, typer.Option("--sliding", help="Segmenters: overlapping windows instead of the whole image.")
     ] = False,
-    max_detections: Annotated[
-        int | None,
-        typer.Option(min=1, max=100_000, help="Detectors: most objects on an image.", show_default="as trained"),
-    ] = None,
-    iou: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=1,
-            help="Detectors: overlap above which the weaker box is dropped.",
-            show_default="as trained",
-        ),
-    ] = None,
+    max_detections: MaxDetectionsOption = None,
+    iou: IouOption = None,
     tile: Annotated[
         int | None,
         typer.Option(min=1, metavar="PIXELS", help="Detectors, segmenters: look at large images in tiles."),

@@ -188,6 +188,8 @@ def train(
 
     given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
     is_main = is_main_process()
+    if dry_run and find_lr:
+        raise UserError("--dry-run and --find-lr are two measurements; give one of them")
     options: dict[str, Any] = {
         "out": out,
         "model": model,
@@ -215,8 +217,6 @@ def train(
             _print_folds(found_folds, json=json)
         return
     job = prepare(data, val_split=val_split, **options)
-    if dry_run and find_lr:
-        raise UserError("--dry-run and --find-lr are two measurements; give one of them")
     if dry_run:
         from iformer.training.dry_run import dry_run as measure
 

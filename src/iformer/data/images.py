@@ -208,7 +208,7 @@ def check_image(source: ImageSource) -> ImageFacts:
     with open_image(source) as image:
         deep = has_16_bit_colours(image)  # before the orientation is read, for which Pillow decodes PNGs
         width, height = image.size
-        if _orientation(image) >= 5:
+        if orientation(image) >= 5:
             width, height = height, width
         image.draft(None, (max(_CHECKED_SIDE, image.width // 8), max(_CHECKED_SIDE, image.height // 8)))
         _apply_orientation(image)
@@ -228,7 +228,7 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """
     with open_image(source) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 def _open(source: ImageSource, name: str) -> ImageFile.ImageFile:
@@ -317,7 +317,8 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def orientation(image: ImageFile.ImageFile) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, which means upright, without one or if it cannot be read."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # the EXIF block is damaged, the pixels are not
@@ -365,6 +366,11 @@ def keep_extra_channel(image: ImageFile.ImageFile) -> None:
         return
     if all(_raw(tile).split(";")[0] == "RGBX" for tile in image.tile):
         image._mode = "RGBX"
+
+
+def stored_mode(image: ImageFile.ImageFile) -> str:
+    """Return how an image that is not decoded yet stores its pixels, such as `L;4` for 4 bits of gray."""
+    return _raw(image.tile[0]) if image.tile else ""
 
 
 def _raw(tile: ImageFile._Tile) -> str:

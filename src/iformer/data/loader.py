@@ -203,7 +203,7 @@ def _kill(workers: Sequence[Any]) -> None:
 
 
 def _prepare_worker(worker: int) -> None:
-    """Ignore signals, which reach the whole process group: the main process ends the workers."""
+    """Ignore signals, which reach the whole process group, and what follows when the main process has ended."""
     sys.excepthook = _report_unless_disconnected
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):

@@ -16,15 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from iformer.config.segmenter import IGNORED
-from iformer.data.images import open_image
+from iformer.data.images import open_image, orientation, stored_mode
 from iformer.data.samples import check_class_names
 from iformer.errors import DataError
 
 _VOID = (224, 224, 192)
-_ORIENTATION = 0x0112
+"""Pascal VOC's colour of pixels of no class, 255 in its palette."""
 _SCALED = {"L;2": 85, "L;4": 17}
 """Gray PNGs of 2 and 4 bits, and the factor by which Pillow scales their values to 0 to 255."""
-"""Pascal VOC's colour of pixels of no class, 255 in its palette."""
 
 
 class SemanticSample(NamedTuple):
@@ -121,9 +120,9 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
             raise DataError(f"{path}: a mask in JPEG, which changes values; save masks as PNG")
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise DataError(f"{path}: a mask of {frames} pictures; expected one")
-        # how pixels are stored, such as L;4; known until they are read
-        stored = image.tile[0].args if image.tile else None
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        # before the orientation is read, for which Pillow decodes PNGs
+        step = _SCALED.get(stored_mode(image), 1) if image.format == "PNG" else 1
+        if orientation(image) != 1:
             raise DataError(
                 f"{path}: a mask with an EXIF orientation, which other programs ignore; save it upright"
             )
@@ -138,7 +137,6 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
                 "table of colours, labelmap.txt or class_dict.csv"
             )
         values = np.asarray(image)
-    step = _SCALED.get(stored, 1) if isinstance(stored, str) else 1
     if step > 1 and not np.isin(values, (0, 255)).all():
         values = values // step
     if values.size and (values.min() < 0 or values.max() > IGNORED):

@@ -44,6 +44,18 @@ class Subject:
                 self.model.train()
 
 
+def require_network(module: nn.Module) -> None:
+    """Check that a module is a network of this package.
+
+    Raises:
+        UserError: it is another module.
+    """
+    from iformer.models.weights.header import row_of
+
+    if row_of(getattr(module, "config", None)) is None:
+        raise UserError(f"{type(module).__name__} is not a network of this package; give one, or a name")
+
+
 def open_subject(
     subject: str | os.PathLike[str] | nn.Module | Any,
     *,
@@ -65,12 +77,10 @@ def open_subject(
     """
     from iformer.deploy.artifact import is_artifact, read_record, record_path
     from iformer.deploy.runner import ArtifactRunner, open_artifact
-    from iformer.models.weights.header import row_of
     from iformer.models.weights.resolve import Artifact, load, load_classifier, resolve, resolve_weights
 
     if isinstance(subject, nn.Module):
-        if row_of(getattr(subject, "config", None)) is None:
-            raise UserError(f"{type(subject).__name__} is not a network of this package; give one, or a name")
+        require_network(subject)
         network: Any = subject
         used = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         on = used if device == "auto" else resolve_device(device)

@@ -201,7 +201,7 @@ class Collector:
             raise UserError("the row exists")
         row = self._new_row(key, artifact)
         if answers.error is not None:
-            row = replace(row, reason=printable(answers.error, limit=200) or "failed without a message")
+            row = replace(row, reason=_failure(answers.error))
         else:
             error, same = compare_outputs(artifact, answers.outputs)
             row = replace(
@@ -221,8 +221,7 @@ class Collector:
             raise UserError("the row is not expected")
         self._samples[samples.row] = samples.samples_ms
         if samples.error is not None and not self._rows[samples.row].reason:
-            reason = printable(samples.error, limit=200) or "failed without a message"
-            self._rows[samples.row] = replace(self._rows[samples.row], reason=reason)
+            self._rows[samples.row] = replace(self._rows[samples.row], reason=_failure(samples.error))
 
     def _artifact_of(self, key: RowKey) -> PageArtifact:
         if key.artifact >= len(self._artifacts) or key.threads not in self._threads:
@@ -296,3 +295,8 @@ def _judged(artifact: PageArtifact, error: float, same: bool | None) -> str:
     if artifact.tolerance is not None and error > artifact.tolerance:
         return f"wrong: differs by {error:.2g} of the largest value; {artifact.tolerance:g} is allowed"
     return ""
+
+
+def _failure(text: str) -> str:
+    """Return what a device says of a failure, which is one without a message, too."""
+    return printable(text, limit=200) or "failed without a message"

@@ -220,7 +220,7 @@ def _check_classes(scans: Mapping[str, _Scan], *, for_training: bool) -> tuple[s
     if for_training and "val" in scans:
         _check_same_classes(scans["train"], scans["val"])
     if alike := explain_unicode(names):
-        raise DataError(f"{first.folder}: two classes of the same name{alike}")
+        raise DataError(f"{first.folder}: two classes of the same name; {alike}")
     for scan in scans.values():
         empty = [name for name, images in scan.classes.items() if not images]
         if len(empty) == len(scan.classes):
@@ -239,9 +239,10 @@ def _check_same_classes(train: _Scan, val: _Scan) -> None:
         if (names := [name for name in scan.classes if name not in other.classes])
     ]
     if differences:
+        alike = explain_unicode([*train.classes, *val.classes])
         raise DataError(
             f"{train.folder.parent}: the classes of {train.folder.name}/ and {val.folder.name}/ differ "
-            f"({'; '.join(differences)}){explain_unicode([*train.classes, *val.classes])}"
+            f"({'; '.join(differences)})" + (f"; {alike}" if alike else "")
         )
 
 

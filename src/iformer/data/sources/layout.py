@@ -121,4 +121,4 @@ def explain_unicode(names: Iterable[str], *, remedy: str = "rename one folder") 
     if not groups:
         return ""
     forms = " and ".join(dict.fromkeys(ascii(name) for name in groups[0]))
-    return f"; {groups[0][0]} is written in two Unicode forms ({forms}): {remedy}"
+    return f"{groups[0][0]} is written in two Unicode forms ({forms}): {remedy}"

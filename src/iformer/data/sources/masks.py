@@ -167,7 +167,7 @@ def _read_classes(root: Path) -> _Classes:
     elif repeated:
         raise DataError(f"{path}: names {', '.join(repeated)} twice")
     elif alike := explain_unicode(names, remedy="keep one"):
-        raise DataError(f"{path}: {alike.removeprefix('; ')}")
+        raise DataError(f"{path}: {alike}")
     if not 2 <= len(names) < IGNORED:
         raise DataError(f"{path}: names {len(names)} classes; expected 2 to {IGNORED - 1}")
     return _Classes(names, zero_is_ignored=path is ade20k)

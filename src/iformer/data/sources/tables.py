@@ -81,7 +81,7 @@ def load_table(
     if not class_names:
         raise DataError(f"{path}: no row has a label; {_EXPECTED}")
     if alike := explain_unicode(class_names, remedy="write it in one form"):
-        raise DataError(f"{path}: {alike.removeprefix('; ')}")
+        raise DataError(f"{path}: {alike}")
     indices = {name: index for index, name in enumerate(class_names)}
     if for_training and len(class_names) < 2:
         raise DataError(f"{path}: only one class ({class_names[0]}); a classifier needs at least two")

@@ -108,7 +108,7 @@ def load_zip(
     names = {split: {name for name, _ in found} for split, found in by_split.items()}
     class_names = tuple(sorted(set().union(*names.values()), key=natural_key))
     if alike := explain_unicode(class_names):
-        raise DataError(f"{path}: {alike.removeprefix('; ')}")
+        raise DataError(f"{path}: {alike}")
     if for_training:
         _check_classes(path, names)
     samples = {

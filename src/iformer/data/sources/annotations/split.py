@@ -12,7 +12,7 @@ import numpy as np
 
 from iformer.data.images import MAX_PIXELS, image_size
 from iformer.errors import DataError
-from iformer.files import require_regular_file
+from iformer.files import read_at_most
 
 Point = tuple[float, float]
 
@@ -38,7 +38,7 @@ class AnnotatedSplit:
     objects: list[Any]
     """COCO's annotations: `image_id`, `category_id`, `bbox`, and optionally `segmentation`, `area`, `iscrowd`."""
     places: list[str] = field(default_factory=list)
-    """Where each object was read, for messages; empty: the object's id says it."""
+    """Where each object was read, for messages. Empty: messages name the object's id."""
     warnings: list[str] = field(default_factory=list)
     """What the reader left out."""
     errors: list[str] = field(default_factory=list)
@@ -121,12 +121,10 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
         DataError: it is missing, no regular file, or larger than `max_bytes`.
     """
     try:
-        require_regular_file(path)
-        with path.open("rb") as file:
-            contents = file.read(max_bytes + 1)
+        contents = read_at_most(path, max_bytes)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if len(contents) > max_bytes:
+    if contents is None:
         raise DataError(f"{path}: has more than {max_bytes / 2**20:g} MiB, the limit for a file of labels")
     return contents
 
