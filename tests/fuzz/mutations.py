@@ -113,7 +113,18 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def change_value(plain: Any, chance: random.Random) -> Any:
-    """Replace, remove, nest or repeat one of the values."""
+    """Replace, remove, nest or repeat one of the values; the result is never equal to `plain`."""
+    while True:
+        changed = _changed_once(plain, chance)
+        if _meaning(changed) != _meaning(plain):
+            return changed
+
+
+def _meaning(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True, default=repr)
+
+
+def _changed_once(plain: Any, chance: random.Random) -> Any:
     plain = copy.deepcopy(plain)
     path = chance.choice([path for path in places(plain) if path] or [()])
     if not path:
@@ -167,6 +178,8 @@ def header_values(content: bytes, chance: random.Random) -> bytes:
     """Change a value in the header of a safetensors file, or in one of the JSON texts of its metadata."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
+    if "__metadata__" in header:  # safetensors writes it in another order each time
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     texts = [name for name, text in header.get("__metadata__", {}).items() if text[:1] in "{["]
     if texts and chance.random() < 0.8:
         name = chance.choice(texts)
