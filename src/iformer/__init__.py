@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from iformer.api.evaluate import evaluate
     from iformer.api.export import export
     from iformer.api.predict import predict
+    from iformer.api.pretrain import pretrain
     from iformer.api.push import push
     from iformer.api.train import cross_validate, train
     from iformer.config.variants import list_models
@@ -32,6 +33,7 @@ __all__ = [
     "list_models",
     "load",
     "predict",
+    "pretrain",
     "push",
     "save",
     "train",
@@ -48,6 +50,7 @@ _HOMES = {
     "list_models": "iformer.config.variants",
     "load": "iformer.models.weights.resolve",
     "predict": "iformer.api.predict",
+    "pretrain": "iformer.api.pretrain",
     "push": "iformer.api.push",
     "save": "iformer.models.weights.checkpoint",
     "train": "iformer.api.train",

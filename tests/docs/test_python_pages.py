@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import iformer
+from iformer.api.train import train
 from iformer.config.variants import VARIANTS
 from tiny.classification import make_images
 from tiny.networks import tiny_variant
@@ -57,6 +58,15 @@ def shorten(monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any])
     monkeypatch.setattr(
         iformer, name, lambda *args, **given: function(*args, **{**given, **options}), raising=False
     )
+
+
+def test_pretraining(photos: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"epochs": 1, "size": 32, "workers": 0, "device": "cpu"}
+    shorten(monkeypatch, "pretrain", {**options, "model": "iformer_tiny", "batch_size": 8})
+    monkeypatch.setattr(iformer, "train", train)
+    shorten(monkeypatch, "train", options)
+    exec(compile(code("how-to/pretrain.md", "pretrain"), "docs/how-to/pretrain.md", "exec"), {})
+    assert len(capsys.readouterr().out.split()) == 2
 
 
 @pytest.mark.parametrize("label", ["train", "folds", "predict", pytest.param("flow", marks=pytest.mark.sweep)])

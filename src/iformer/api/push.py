@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iformer.errors import UserError
@@ -61,9 +61,10 @@ def push(
     if last and not is_run:
         raise UserError(f"--last is for a run folder; {os.fspath(run)} is none")
     network = load(RunFolder(folder).last if last else run)
-    card = model_card(
-        network.metadata, name=network_name(network), parameters=count_parameters(network), repo=repo
-    )
+    metadata = network.metadata
+    if getattr(network, "num_classes", None) == 0:
+        metadata = replace(metadata, task="pretrain")  # the card of a backbone
+    card = model_card(metadata, name=network_name(network), parameters=count_parameters(network), repo=repo)
     with tempfile.TemporaryDirectory(prefix="iformer-") as temporary:
         weights = Path(temporary) / WEIGHTS_FILE
         save(network, weights)

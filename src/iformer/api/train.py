@@ -82,7 +82,7 @@ def train(
         tensorboard=tensorboard,
         trackers=_names(tracker),
         warn=warn,
-        overrides={**(settings or {}), **fields},
+        overrides=_overrides(settings, fields),
     )
     from iformer.training.loop import train as run  # deferred: `--help` needs no loop
 
@@ -140,7 +140,7 @@ def cross_validate(
         tensorboard=tensorboard,
         trackers=_names(tracker),
         warn=warn,
-        overrides={**(settings or {}), **fields},
+        overrides=_overrides(settings, fields),
     )
 
 
@@ -204,6 +204,12 @@ def _ignore(lines: Sequence[str]) -> None:
 
 def _text(name: str | os.PathLike[str] | None) -> str | None:
     return None if name is None else os.fspath(name)
+
+
+def _overrides(settings: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge recipe fields; a path or a finished run, such as a teacher, becomes its name."""
+    merged = {**(settings or {}), **fields}
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in merged.items()}
 
 
 def _names(tracker: str | Sequence[str] | None) -> Sequence[str] | None:

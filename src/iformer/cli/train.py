@@ -39,6 +39,8 @@ RECIPE_OPTIONS = {
 """The options that set a field of the recipe, with the fields."""
 
 
+_TASKS = {name: row for name, row in TASKS.items() if row.verb == "train"}
+
 _GROUPS = {
     "weights": MODEL,
     "multi_label": DATA,
@@ -67,14 +69,14 @@ def train(
         str | None,
         typer.Option(
             help="A recipe's name, or a YAML file.",
-            show_default=", ".join(row.default_recipe for row in TASKS.values()) + " by task",
+            show_default=", ".join(row.default_recipe for row in _TASKS.values()) + " by task",
             rich_help_panel=RECIPE,
         ),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help=f"The task: {', '.join(TASKS)}.", show_default="the recipe's, or classify", rich_help_panel=MODEL
+            help=f"The task: {', '.join(_TASKS)}.", show_default="the recipe's, or classify", rich_help_panel=MODEL
         ),
     ] = None,
     detector: Annotated[
@@ -188,6 +190,8 @@ def train(
 
     given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
     is_main = is_main_process()
+    if task is not None and find_task(task).verb != "train":
+        raise UserError(f"--task is {task}; that is the verb of its own: iformer {find_task(task).verb}")
     if dry_run and find_lr:
         raise UserError("--dry-run and --find-lr are two measurements; give one of them")
     options: dict[str, Any] = {
@@ -211,7 +215,7 @@ def train(
         for name, wrong in one_run.items():
             if wrong:
                 raise UserError(f"{name} is for a single run, not for --folds; leave one of them out")
-        with _explained_stop(out):
+        with explained_stop(out):
             found_folds = run_folds(data, folds=folds, **options)
         if is_main:
             _print_folds(found_folds, json=json)
@@ -233,14 +237,15 @@ def train(
         return
     from iformer.training.loop import train as run
 
-    with _explained_stop(out):
+    with explained_stop(out):
         result = run(job)
     if is_main:
-        _print_result(result, json=json)
+        print_result(result, json=json)
 
 
 @contextmanager
-def _explained_stop(out: Path) -> Iterator[None]:
+def explained_stop(out: Path) -> Iterator[None]:
+    """Say how a run goes on that was stopped with Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -299,7 +304,8 @@ def format_hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:,.0f} days"
 
 
-def _print_result(result: TrainResult, *, json: bool) -> None:
+def print_result(result: TrainResult, *, json: bool) -> None:
+    """Print the metrics and files of a run."""
     from iformer.training.records.run_folder import RunFolder
 
     files = RunFolder(result.folder)

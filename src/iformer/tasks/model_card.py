@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from iformer.config.metadata import Metadata
 from iformer.errors import printable
 from iformer.tables import markdown_code, markdown_table, markdown_text
-from iformer.tasks.registry import find_task
+from iformer.tasks.registry import TaskRow, find_task
 
 _NAMED_CLASSES = 50
 """Classes that the card lists; of more, the first ones."""
@@ -55,7 +55,7 @@ def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | No
         f"---\n{card.to_yaml()}\n---",
         f"# {markdown_text(repo or name)}",
         _summary(metadata, name=name, parameters=parameters, headline=(metric, label), metrics=metrics),
-        _usage(repo or "USER/NAME"),
+        _usage(repo or "USER/NAME", row),
         "## Metrics\n\n"
         + markdown_table(
             ["on the validation images", ""], [[k.replace("_", " "), _form(v)] for k, v in metrics.items()]
@@ -78,13 +78,20 @@ def _summary(
     several = " An image may have several labels: apply a sigmoid to each logit." if metadata.multi_label else ""
     score = f" {headline[1]}: **{metrics[headline[0]]:.2f} %**." if headline[0] in metrics else ""
     height, width = preprocessing.size
+    classes = f"{len(metadata.class_names)} classes, " if metadata.class_names else ""
     return (
         f"One of the {row.networks} of {_PAPER}: {markdown_text(name)}, {parameters / 1e6:.2f} M parameters, "
-        f"{len(metadata.class_names)} classes, inputs of {height} x {width} pixels.{score}{several}"
+        f"{classes}inputs of {height} x {width} pixels.{score}{several}"
     )
 
 
-def _usage(repo: str) -> str:
+def _usage(repo: str, row: TaskRow) -> str:
+    if row.verb == "pretrain":
+        return (
+            "## Use\n\nThe network has no classes yet. Training starts from it:\n\n```sh\npip install iformer\n"
+            f"iformer train --data FOLDER --model hf-hub:{repo} --out runs/tuned\n```\n\n"
+            "`model.safetensors` holds the preprocessing and these figures too."
+        )
     return (
         "## Use\n\n```sh\npip install iformer\n"
         f"iformer predict photo.jpg --weights hf-hub:{repo}\n```\n\n"

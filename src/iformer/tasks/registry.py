@@ -51,6 +51,8 @@ class TaskRow:
     """Data that `--data` accepts, for help and error messages."""
     multi_label_metric: tuple[str, str] | None = None
     """Key and printed form of the headline metric of networks with several labels per image, if there are any."""
+    verb: str = "train"
+    """The verb that trains its networks."""
     pipeline_tag: str = ""
     """Name of the task on the Hugging Face hub; empty if it has none."""
     option: str = ""
@@ -126,6 +128,17 @@ TASKS = {
                 "light": NetworkKind(recipe="segmentation-light", fields={"network": "light"}),
                 "semantic-fpn": NetworkKind(recipe="segmentation", fields={"network": "semantic-fpn"}),
             },
+        ),
+        TaskRow(
+            name="pretrain",
+            package="classification.pretraining",
+            recipe="PretrainingRecipe",
+            default_recipe="pretrain",
+            metric="cosine",
+            metric_label="cosine similarity",
+            networks="backbones",
+            verb="pretrain",
+            data="a folder of images, at any depth, or elpv",
         ),
     )
 }

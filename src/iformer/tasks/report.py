@@ -64,7 +64,7 @@ def write_task_report(
         headline,
         chosen,
         f"## Curves\n\n![Loss, {metric_label} and learning rate by epoch](curves.png)",
-        "## Classes\n\n" + markdown_table(["class", *evaluation.columns.values()], rows),
+        "## Classes\n\n" + markdown_table(["class", *evaluation.columns.values()], rows) if rows else "",
         *sections,
         making(result, result.history),
         settings(result),

@@ -51,14 +51,14 @@ class Checkpointer:
         )
 
     def save_network(self, network: nn.Module, path: Path, metadata: Metadata) -> None:
-        """Write a network that was evaluated.
+        """Write the published part of a network that was evaluated.
 
         Raises:
             UserError: it cannot be written.
         """
         if self.is_main:
             with self.explain_failure():
-                save_network(network, path, name=self.job.model_name, metadata=metadata)
+                save_network(self.job.published(network), path, name=self.job.model_name, metadata=metadata)
 
     def save_state(self) -> None:
         """Write the state, and keep the one before it.

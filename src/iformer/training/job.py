@@ -63,6 +63,10 @@ class RunSettings:
         return self.resume and RunFolder(self.folder).holds_state
 
 
+def _whole(model: nn.Module) -> nn.Module:
+    return model
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(RunSettings):
     """A training run, ready to start. `train` changes `model` in place.
@@ -81,6 +85,8 @@ class TrainJob(RunSettings):
     preprocessing: Preprocessing
     multi_label: bool = False
     """See `iformer.config.metadata.Metadata`."""
+    published: Callable[[nn.Module], nn.Module] = _whole
+    """Returns the part of `model` that checkpoints hold."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Further plain values that a resumed run must share, such as the hash of a teacher's weights."""
 

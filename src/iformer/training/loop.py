@@ -206,7 +206,7 @@ class _Run:
             data_name=job.data_name,
             recipe=self.recipe,
             recipe_name=job.recipe_name,
-            parameters=count_parameters(self.state.model),
+            parameters=count_parameters(job.published(self.state.model)),
             train_images=len(job.data.train),
             evaluation=evaluation,
             best=self.progress.best,
@@ -311,10 +311,11 @@ class _Run:
 
     def _announce(self) -> None:
         job, processes = self.job, self.context.world_size
+        classes = f" of {len(job.task.class_names)} classes" if job.task.class_names else ""
         begin = f"continuing at step {self.progress.step}" if self.progress.step else "training"
         self.view.say(
-            f"{begin}: {job.model_name} on {job.data_name}, {len(job.data.train)} images of "
-            f"{len(job.task.class_names)} classes, {len(job.data.val)} to validate; recipe {job.recipe_name}, "
+            f"{begin}: {job.model_name} on {job.data_name}, {len(job.data.train)} images{classes}, "
+            f"{len(job.data.val)} to validate; recipe {job.recipe_name}, "
             f"{counted(self.length.epochs, 'epoch')} of {counted(self.length.steps_per_epoch, 'step')}, "
             f"{self.context.precision} on "
             f"{describe_device(self.context.device)}" + (f", {processes} processes" if processes > 1 else "")

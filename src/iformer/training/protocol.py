@@ -57,7 +57,7 @@ class Task(Protocol):
     """A loss, and the name of the metric that ranks checkpoints."""
 
     name: str
-    """`classify`, `detect` or `segment`, as in `Metadata.task`."""
+    """A name of `iformer.tasks.registry.TASKS`, as in `Metadata.task`."""
     primary_metric: str
     """Key of the metric that selects the best checkpoint, in percent; higher is better."""
     metric_label: str

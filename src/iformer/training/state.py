@@ -39,7 +39,10 @@ FORMAT = "iformer-training-2"
 OLD_FORMAT = "iformer-training-1"
 """Still read. Its checksum, if it has one, does not cover the header."""
 
-_FILES = ("model", "recipe.weights", "recipe.distillation.teacher")
+_FILES = (
+    *("model", "recipe.weights", "recipe.distillation.teacher"),
+    *("recipe.teacher", "recipe.teacher_weights"),
+)
 """Fields of the identity that may name a file, which a run resumed elsewhere finds under another path."""
 
 _UNSET = "(not set)"

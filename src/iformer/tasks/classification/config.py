@@ -29,10 +29,9 @@ class DistillationConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationRecipe(Recipe):
-    """Settings of a classifier's training."""
+class ImageRecipe(Recipe):
+    """Settings of a training on whole images of one size."""
 
-    task: Literal["classify"] = "classify"
     size_schedule: tuple[tuple[Annotated[int, Range(0, 1_000_000)], Pixels], ...] = ()
     """Progressive resizing: pairs of (first epoch, from 0; training size). `size` before the first pair."""
     crop_pct: Annotated[float, Range(0.05, 1)] = 0.875
@@ -44,6 +43,50 @@ class ClassificationRecipe(Recipe):
     infrared). None: those of the starting weights, else 3."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
+    cache: Literal["none", "ram"] = "none"
+    """Where decoded images are kept; ram: each image is decoded once and kept in memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        starts = [start for start, _ in self.size_schedule]
+        check(
+            all(start < self.epochs for start in starts)
+            and starts == sorted(set(starts))
+            and all(size <= self.size for _, size in self.size_schedule),
+            self,
+            "size_schedule",
+            f"pairs of rising epochs below epochs ({self.epochs}) and sizes from {MIN_INPUT_SIZE} to size "
+            f"({self.size}), or [] for one size",
+        )
+        assert self.preprocessing  # building it checks size and crop_pct together
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        if self.in_chans is None:
+            return super().network_options
+        return super().network_options | {"in_chans": self.in_chans, "adapt_in_chans": True}
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of evaluation, prediction and export."""
+        interpolation = self.augment.interpolation
+        return Preprocessing(
+            size=(self.size, self.size),
+            crop_pct=self.crop_pct,
+            interpolation="bicubic" if interpolation == "random" else interpolation,
+            value_range=self.value_range,
+        )
+
+    def train_size(self, epoch: int) -> int:
+        """Return the side of the training images of an epoch (from 0), in pixels."""
+        return next((size for start, size in reversed(self.size_schedule) if start <= epoch), self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationRecipe(ImageRecipe):
+    """Settings of a classifier's training."""
+
+    task: Literal["classify"] = "classify"
     multi_label: bool = False
     """An image of a table may have several labels, or none. The network answers each class with yes or no."""
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "backbone"] = "none"
@@ -69,8 +112,6 @@ class ClassificationRecipe(Recipe):
     temperature_scaling: bool = False
     """After training, divide the logits by the temperature that fits the validation images best
     (arXiv 1706.04599), so that probabilities are calibrated. The division is in the weights of the head."""
-    cache: Literal["none", "ram"] = "none"
-    """Where decoded images are kept; ram: each image is decoded once and kept in memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,46 +122,14 @@ class ClassificationRecipe(Recipe):
                 expected = f"{one_label}, because multi_label is set"
                 check(getattr(self, field) == one_label, self, field, expected)
             check(self.distillation.loss == "none", self, "multi_label", "false, because there is a teacher")
-        starts = [start for start, _ in self.size_schedule]
-        check(
-            all(start < self.epochs for start in starts)
-            and starts == sorted(set(starts))
-            and all(size <= self.size for _, size in self.size_schedule),
-            self,
-            "size_schedule",
-            f"pairs of rising epochs below epochs ({self.epochs}) and sizes from {MIN_INPUT_SIZE} to size "
-            f"({self.size}), or [] for one size",
-        )
         check(
             self.batch_size // self.grad_accum % self.images_per_group == 0,
             self,
             "batch_size",
             "an even number of images in each pass, because mixup and cutmix mix them in pairs",
         )
-        assert self.preprocessing  # building it checks size and crop_pct together
 
     @property
     def images_per_group(self) -> int:
         """2 if mixup or cutmix is on: they mix images in pairs."""
         return 2 if self.augment.mixes else 1
-
-    @property
-    def network_options(self) -> dict[str, Any]:
-        if self.in_chans is None:
-            return super().network_options
-        return super().network_options | {"in_chans": self.in_chans, "adapt_in_chans": True}
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """The preprocessing of evaluation, prediction and export."""
-        interpolation = self.augment.interpolation
-        return Preprocessing(
-            size=(self.size, self.size),
-            crop_pct=self.crop_pct,
-            interpolation="bicubic" if interpolation == "random" else interpolation,
-            value_range=self.value_range,
-        )
-
-    def train_size(self, epoch: int) -> int:
-        """Return the side of the training images of an epoch (from 0), in pixels."""
-        return next((size for start, size in reversed(self.size_schedule) if start <= epoch), self.size)

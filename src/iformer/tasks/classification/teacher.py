@@ -1,10 +1,10 @@
-"""The teacher of a distillation: any classifier, called with the student's batches."""
+"""Teachers: frozen networks that are called with the student's batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models, shipped_checkpoints
 from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, one_line, printable
+from iformer.models.backbone import Backbone
 from iformer.models.folding import fold
 from iformer.models.weights.hub import imagenet_class_names, release_names
 from iformer.models.weights.resolve import RUN_CHECKPOINT, load_classifier
@@ -28,7 +29,9 @@ TIMM = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class TeacherSource:
+    """What the name of a teacher means."""
+
     network: nn.Module
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
@@ -37,13 +40,59 @@ class _Source:
     """Height and width of the input in pixels, if the network takes only one size."""
 
 
-class Teacher:
-    """A frozen classifier that is called with the student's batches: float B x 3 x H x W -> fp32 logits B x K.
+class FrozenNetwork:
+    """A frozen network that takes the student's batches: float B x C x H x W, augmented, mixed and normalised.
 
-    The input is the student's batch, augmented, mixed and normalised. The teacher replaces the student's
-    normalisation by its own and resizes the batch if its network takes only one size. It runs without gradients,
-    in bf16 or fp16 if the device has fast arithmetic for them, on the device of the batch.
+    The student's normalisation is replaced by the network's own, and the batch is resized if the network takes
+    only one size. It runs on the device of the batch, in bf16 or fp16 if the device has fast arithmetic for them.
     """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        student: Preprocessing,
+        fixed_size: tuple[int, int] | None = None,
+    ) -> None:
+        """
+        Args:
+            network: takes normalised images.
+            preprocessing: preprocessing of the network; only mean and std are used.
+            student: preprocessing of the batches.
+            fixed_size: height and width in pixels to which batches are resized; None keeps their size.
+        """
+        self.network = network.eval().requires_grad_(False)
+        self.fingerprint = _fingerprint(network)
+        """SHA-256 of the weights, in hexadecimal."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (student.mean, student.std))
+        own_mean, own_std = (
+            torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+        )
+        self._scale, self._shift = std / own_std, (mean - own_mean) / own_std
+        self._same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
+        self._fixed_size = fixed_size
+        self._device: torch.device | None = None
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return a batch of the student as a batch of the network, which is moved to the device of the batch."""
+        if images.device != self._device:
+            self.move(images.device)
+        if not self._same:
+            images = images * self._scale + self._shift
+        if self._fixed_size is not None and tuple(images.shape[2:]) != self._fixed_size:
+            images = functional.interpolate(images, self._fixed_size, mode="bicubic", antialias=True)
+        return images.to(self._dtype)
+
+    def move(self, device: torch.device) -> None:
+        """Move the network to a device."""
+        self._device, self._dtype = device, _half(device)
+        self.network.to(device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
+
+
+class Teacher(FrozenNetwork):
+    """A frozen classifier: the student's batch -> fp32 logits B x K, without gradient."""
 
     def __init__(
         self,
@@ -64,40 +113,22 @@ class Teacher:
             fixed_size: height and width in pixels to which batches are resized; None keeps their size.
             compiled: whether to use `torch.compile`; "auto" means on CUDA GPUs.
         """
-        self.network = network.eval().requires_grad_(False)
-        self.fingerprint = _fingerprint(network)
-        """SHA-256 of the weights, in hexadecimal."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (student.mean, student.std))
-        own_mean, own_std = (
-            torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std)
-        )
-        self._scale, self._shift = std / own_std, (mean - own_mean) / own_std
-        self._same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
+        super().__init__(network, preprocessing, student=student, fixed_size=fixed_size)
         self._order = None if order is None else torch.tensor(order)
-        self._fixed_size = fixed_size
         self._compiled = compiled
         self._answer: Any = self.network
-        self._device: torch.device | None = None
+
+    @torch.inference_mode()
+    def _logits(self, images: Tensor) -> Tensor:
+        logits_BK: Tensor = self._answer(self.inputs(images)).float()
+        return logits_BK if self._order is None else logits_BK[:, self._order]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits of a batch."""
-        if images.device != self._device:
-            self._move(images.device)
-        logits_BK: Tensor
-        with torch.inference_mode():
-            if not self._same:
-                images = images * self._scale + self._shift
-            if self._fixed_size is not None and tuple(images.shape[2:]) != self._fixed_size:
-                images = functional.interpolate(images, self._fixed_size, mode="bicubic", antialias=True)
-            logits_BK = self._answer(images.to(self._dtype)).float()
-            if self._order is not None:
-                logits_BK = logits_BK[:, self._order]
-        return logits_BK.clone()  # not an inference tensor, so that a loss can save it for its backward pass
+        return self._logits(images).clone()  # not an inference tensor, so that a loss can save it for its backward
 
-    def _move(self, device: torch.device) -> None:
-        self._device, self._dtype = device, _half(device)
-        self.network.to(device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
+    def move(self, device: torch.device) -> None:
+        super().move(device)
         if self._order is not None:
             self._order = self._order.to(device)
         self._answer = torch.compile(self.network) if compiles(self._compiled, device) else self.network
@@ -126,22 +157,45 @@ def build_teacher(
         WeightsError: the weights cannot be fetched or read, or are not those of a classifier.
         DataError: the teacher's classes or channels are not the student's.
     """
-    source = _read(name, entry)
-    takes, given = len(source.preprocessing.mean), len(student.mean)
-    if given not in (1, takes):
-        raise DataError(f"the teacher {name} takes images of {takes} channels, the student's have {given}")
-    order = _class_order(name, source, class_names)
+    source = read_teacher(name, student, entry=entry)
     return Teacher(
         source.network,
         source.preprocessing,
         student=student,
-        order=order,
+        order=_class_order(name, source, class_names),
         fixed_size=source.fixed_size,
         compiled=compiled,
     )
 
 
-def _read(name: str, entry: str | None) -> _Source:
+def read_teacher(
+    name: str,
+    student: Preprocessing,
+    *,
+    entry: str | None = None,
+    weights: str | None = None,
+    load: Callable[..., Backbone] = load_classifier,
+) -> TeacherSource:
+    """Read the network that the name of a teacher means.
+
+    Args:
+        name: see `build_teacher`.
+        student: preprocessing of the student.
+        entry: which state dict of a training script's file to take.
+        weights: file of the weights of a timm network by timm's key names. None: timm's own weights.
+        load: opens the names that `iformer.load` knows.
+
+    Raises:
+        UnknownNameError, WeightsError, DataError: see `build_teacher`.
+    """
+    source = _read(name, entry, weights, load)
+    takes, given = len(source.preprocessing.mean), len(student.mean)
+    if given not in (1, takes):
+        raise DataError(f"the teacher {name} takes images of {takes} channels, the student's have {given}")
+    return source
+
+
+def _read(name: str, entry: str | None, weights: str | None, load: Callable[..., Backbone]) -> TeacherSource:
     import timm
 
     path = Path(name)
@@ -154,9 +208,11 @@ def _read(name: str, entry: str | None) -> _Source:
     if not is_ours and timm.is_model(timm_name.partition(".")[0]):
         if entry is not None:
             raise UserError(f"teacher_entry is for files of training scripts; {name} is not one")
-        return _timm_network(timm_name)
+        return _timm_network(timm_name, weights)
+    if weights is not None:
+        raise UserError(f"teacher_weights is for the name of a timm network; {name} has weights of its own")
     try:
-        network = load_classifier(name, entry=entry)
+        network = load(name, entry=entry)
     except UnknownNameError:
         known = [*shipped_checkpoints(), *list_models(), *timm.list_pretrained()]
         raise UnknownNameError("teacher", timm_name, known) from None
@@ -165,10 +221,12 @@ def _read(name: str, entry: str | None) -> _Source:
         text = str(error).replace("--entry (in Python entry=)", option).replace("--entry", option)
         raise WeightsError(f"the teacher: {text}") from None
     metadata = network.metadata
-    return _Source(network=fold(network), preprocessing=metadata.preprocessing, class_names=metadata.class_names)
+    return TeacherSource(
+        network=fold(network), preprocessing=metadata.preprocessing, class_names=metadata.class_names
+    )
 
 
-def _trained_timm_network(path: Path) -> _Source | None:
+def _trained_timm_network(path: Path) -> TeacherSource | None:
     """Read a checkpoint that training wrote of a network of another library; None if the file is another one."""
     import timm
 
@@ -195,9 +253,11 @@ def _trained_timm_network(path: Path) -> _Source | None:
     return _of_timm(network, metadata.preprocessing, metadata.class_names)
 
 
-def _timm_network(name: str) -> _Source:
+def _timm_network(name: str, weights: str | None) -> TeacherSource:
     import timm
 
+    if weights is not None:
+        return _with_weights(timm.create_model(name), weights, name)
     try:
         network: Any = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client has no common base class of its errors
@@ -205,17 +265,35 @@ def _timm_network(name: str) -> _Source:
             f"the weights of the teacher {name} cannot be fetched: {one_line(error)}; "
             "try again with a connection, or give --teacher a checkpoint file"
         ) from None
+    return _of_timm(network, _preprocessing(network), ())
+
+
+def _with_weights(network: Any, weights: str, name: str) -> TeacherSource:
+    """Load the weights of a timm network from a file, strictly and without running code of the file."""
+    from timm.models import load_checkpoint
+
+    try:
+        load_checkpoint(network, weights, use_ema=False)
+    except FileNotFoundError:
+        raise WeightsError(f"teacher_weights is {weights}; there is no such file") from None
+    except Exception as error:  # a damaged or hostile file can fail in any way
+        reason = printable(" ".join(str(error).split()), limit=300)
+        raise WeightsError(f"{weights} does not hold the weights of timm's {name}: {reason}") from None
+    return _of_timm(network, _preprocessing(network), ())
+
+
+def _preprocessing(network: Any) -> Preprocessing:
     config = network.pretrained_cfg
-    return _of_timm(network, Preprocessing(mean=tuple(config["mean"]), std=tuple(config["std"])), ())
+    return Preprocessing(mean=tuple(config["mean"]), std=tuple(config["std"]))
 
 
-def _of_timm(network: Any, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> _Source:
+def _of_timm(network: Any, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> TeacherSource:
     config = network.pretrained_cfg
     fixed = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
-    return _Source(network=network, preprocessing=preprocessing, class_names=class_names, fixed_size=fixed)
+    return TeacherSource(network=network, preprocessing=preprocessing, class_names=class_names, fixed_size=fixed)
 
 
-def _class_order(name: str, source: _Source, class_names: tuple[str, ...]) -> list[int] | None:
+def _class_order(name: str, source: TeacherSource, class_names: tuple[str, ...]) -> list[int] | None:
     """Return the teacher's output for each of the student's classes; None if the order is the same."""
     with torch.no_grad():
         size = source.fixed_size or (64, 64)

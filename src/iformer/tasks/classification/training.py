@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.image_dataset import ImageDataset
@@ -31,7 +31,7 @@ from iformer.errors import ConfigError, DataError, listed
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.calibration import fit_temperature, scale_logits
-from iformer.tasks.classification.config import ClassificationRecipe
+from iformer.tasks.classification.config import ClassificationRecipe, ImageRecipe
 from iformer.tasks.classification.dataset import select_classes
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import (
@@ -201,20 +201,20 @@ def _task(
     return task, {"teacher": teacher.fingerprint}
 
 
-class ClassificationWorkload(Workload):
-    """Images of one size with a label each."""
+class ImageWorkload(Workload):
+    """Whole images of one size."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
-        assert isinstance(job.recipe, ClassificationRecipe)
-        super().__init__(job.recipe, context)
-        self.job, self.recipe = job, job.recipe
-        recipe = self.recipe
+        recipe = job.recipe
+        assert isinstance(recipe, ImageRecipe)
+        super().__init__(recipe, context)
+        self.job, self._image_recipe = job, recipe
         self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self._normalize = Normalize(job.preprocessing).to(context.device)
         self._erase = random_erasing(recipe.augment, context.device)
 
     def train_dataset(self) -> ImageDataset:
-        job, recipe = self.job, self.recipe
+        job, recipe = self.job, self._image_recipe
         stages: list[tuple[int, Transform]] = []
         for epoch in sorted({0, *(start for start, _ in recipe.size_schedule)}):
             size = recipe.train_size(epoch)
@@ -227,7 +227,7 @@ class ClassificationWorkload(Workload):
             cache=recipe.cache,
             channels=len(job.preprocessing.mean),
             value_range=recipe.value_range,
-            multi_label=recipe.multi_label,
+            multi_label=job.multi_label,
         )
 
     def val_dataset(self) -> ImageDataset:
@@ -235,17 +235,31 @@ class ClassificationWorkload(Workload):
         return ImageDataset(
             self.job.data.val,
             eval_transform(preprocessing),
-            cache=self.recipe.cache,
+            cache=self._image_recipe.cache,
             channels=len(preprocessing.mean),
-            value_range=self.recipe.value_range,
-            multi_label=self.recipe.multi_label,
+            value_range=self._image_recipe.value_range,
+            multi_label=self.job.multi_label,
         )
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return uint8 images on the device of the rank as the input of the network."""
+        normalized: Tensor = self._normalize(images).contiguous(memory_format=self._layout)
+        return normalized
 
     def prepare(self, batch: Batch) -> Batch:
         on_device = {name: value.to(self.context.device, non_blocking=True) for name, value in batch.items()}
-        images = self._normalize(on_device["images"]).contiguous(memory_format=self._layout)
+        images = self.normalized(on_device["images"])
         on_device["images"] = self._erase(images) if self._erase is not None else images
         return on_device
+
+
+class ClassificationWorkload(ImageWorkload):
+    """Images of one size with a label each."""
+
+    def __init__(self, job: TrainJob, context: RankContext) -> None:
+        super().__init__(job, context)
+        assert isinstance(job.recipe, ClassificationRecipe)
+        self.recipe = job.recipe
 
     def train_weights(self) -> Sequence[float] | None:
         if self.recipe.sampling == "shuffle":

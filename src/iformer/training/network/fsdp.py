@@ -23,10 +23,10 @@ class ShardedNetwork:
         # FSDP splits the first dimension of contiguous parameters; activations keep their memory format
         self.network = network.to(memory_format=torch.contiguous_format)
         self._shell = copy.deepcopy(network).to("meta")
-        if isinstance(network, Backbone):
-            for stage in network.stages:
-                for block in stage.blocks:  # type: ignore[union-attr]
-                    fully_shard(block)
+        backbone = next((module for module in network.modules() if isinstance(module, Backbone)), None)
+        for stage in [] if backbone is None else backbone.stages:
+            for block in stage.blocks:  # type: ignore[union-attr]
+                fully_shard(block)
         fully_shard(network)
 
     def gather(self) -> nn.Module:

@@ -35,8 +35,8 @@ def draw_curves(
     _line(loss, history, "train_loss", "training (augmented)", _TRAIN, marker)
     _line(loss, history, "val_loss", "validation", _VAL, marker)
     finish_axes(loss, "Loss", loss_label)
-    if metric == "top1":
-        _line(accuracy, history, "train_accuracy", "training (augmented)", _TRAIN, marker)
+    train_metric = "train_accuracy" if metric == "top1" else f"train_{metric}"
+    _line(accuracy, history, train_metric, "training (augmented)", _TRAIN, marker)
     name = f"val_{metric}"
     _line(accuracy, history, name, "validation", _VAL, marker)
     best = [record for record in history if record["epoch"] == best_epoch and name in record]

@@ -1,0 +1,142 @@
+"""`iformer pretrain`: train a backbone without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from iformer.cli.arguments import DATA, MODEL, MORE, RECIPE, RUN, DeviceOption
+from iformer.cli.output import DebugOption, JsonOption, note_warnings, say
+from iformer.cli.recipe_options import recipe_options
+from iformer.cli.train import explained_stop, print_result
+from iformer.tasks.registry import TASKS
+
+_ROW = TASKS["pretrain"]
+RECIPE_OPTIONS = {
+    name: name
+    for name in (
+        "teacher",
+        "teacher_weights",
+        "weights",
+        "epochs",
+        "batch_size",
+        "lr",
+        "size",
+        "seed",
+        "precision",
+    )
+}
+"""The options that set a field of the recipe, with the fields."""
+
+
+@recipe_options(
+    _ROW.recipe_class,
+    RECIPE_OPTIONS,
+    groups={
+        **dict.fromkeys(("teacher", "teacher_weights", "weights"), MODEL),
+        **dict.fromkeys(("seed", "precision"), MORE),
+    },
+)
+def pretrain(
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Images without labels: {_ROW.data}.", rich_help_panel=DATA),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The network to train: a name, or a checkpoint.", show_default="iformer_t", rich_help_panel=MODEL
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe's name, or a YAML file.", show_default=_ROW.default_recipe, rich_help_panel=RECIPE
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder: networks, log, report.", rich_help_panel=RUN)],
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run in --out with its own settings.", rich_help_panel=RUN),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the run that is in --out.", rich_help_panel=RUN)
+    ] = False,
+    val_split: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the images on which the features are compared.",
+            show_default="0.1",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    strict_data: Annotated[
+        bool,
+        typer.Option(
+            "--strict-data",
+            help="Stop at an image that cannot be read, instead of skipping it.",
+            rich_help_panel=MORE,
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any field of the recipe, for example augment.hflip=0.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option(help="Write TensorBoard's files, if there is no --tracker.", rich_help_panel=MORE)
+    ] = True,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="tensorboard, wandb, mlflow, comet or none; several with commas.",
+            show_default="tensorboard",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+    **fields: Any,
+) -> None:
+    """Train a backbone on images without labels, by the features of a teacher.
+
+    `iformer train --model RUN` starts from the result. Prints the path of the report.
+    """
+    from iformer.api.train import prepare
+    from iformer.config.recipe_files import merge_overrides
+    from iformer.tasks.train import is_main_process
+
+    given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
+    job = prepare(
+        data,
+        out=out,
+        model=model,
+        recipe=recipe,
+        task=_ROW.name,
+        overrides=merge_overrides(set_ or [], given),
+        val_split=val_split,
+        strict=strict_data,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+        tensorboard=tensorboard,
+        trackers=tracker or None,
+        warn=note_warnings,
+    )
+    from iformer.training.loop import train as run
+
+    with explained_stop(out):
+        result = run(job)
+    if is_main_process():
+        print_result(result, json=json)
+        if not json:
+            say(f"next:    iformer train --data FOLDER --model {result.folder} --out RUN")

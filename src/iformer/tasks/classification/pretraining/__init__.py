@@ -1,0 +1,1 @@
+"""Pretraining without labels: the backbone learns the features of a frozen teacher."""

@@ -1,0 +1,33 @@
+"""Recipes for pretraining. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from iformer.config.checking import Share, Text, check
+from iformer.tasks.classification.config import ImageRecipe
+
+NO_TEACHER = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingRecipe(ImageRecipe):
+    """Settings of a pretraining."""
+
+    task: Literal["pretrain"] = "pretrain"
+    teacher: Text = NO_TEACHER
+    """A timm network with released weights, or any network of this package: a size, a checkpoint of any task,
+    a run folder, `hf-hub:…`."""
+    teacher_weights: Text | None = None
+    """File with the weights of a timm network by timm's key names. None: the released weights."""
+    teacher_entry: Text | None = None
+    """Which weights of a training script's file the teacher has, such as `model_ema`. None: not an average."""
+    dense_weight: Share = 0.5
+    """Share of the feature maps in the loss; the pooled features have the rest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(not self.augment.mixes, self, "augment", "without mixup and cutmix: pretraining does not mix images")
+        passes = self.batch_size // self.grad_accum
+        check(passes > 1, self, "batch_size", "two images or more in each pass")
