@@ -92,6 +92,36 @@ def test_every_verb_has_help_json_and_debug(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "completed"), [("iformer pre", ["pretrain", "predict"]), ("iformer train --ep", ["--epochs"])]
+)
+def test_the_shell_completes_verbs_and_options(
+    words: str, completed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_IFORMER_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == completed
+
+
+def test_completion_installs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        main(["--install-completion"])
+    assert not stop.value.code
+    assert str(tmp_path / ".bash_completions" / "iformer.sh") in (tmp_path / ".bashrc").read_text()
+    assert "complete" in (tmp_path / ".bash_completions" / "iformer.sh").read_text()
+    monkeypatch.setenv("HOME", str(tmp_path / ".bashrc" / "none"))
+    capsys.readouterr()
+    assert main(["--install-completion"]) == 1
+    assert only_line(capsys.readouterr().err).startswith("error: ")
+
+
+@pytest.mark.parametrize(
     ("verb", "common", "rare"), [("train", "--epochs", "--seed"), ("export", "--to", "--opset")]
 )
 def test_help_all_shows_the_rare_options_too(verb: str, common: str, rare: str) -> None:

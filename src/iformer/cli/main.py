@@ -27,6 +27,7 @@ VERBS = {
     "quickstart": "quickstart",
     "info": "info",
     "train": "train",
+    "pretrain": "pretrain",
     "eval": "evaluate",
     "predict": "predict",
     "demo": "demo",
@@ -81,7 +82,6 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="iformer",
         help="iFormer: train mobile vision networks on your images, export them with proof, measure honestly.",
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # importing rich takes longer than all the rest of `iformer --help`
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -128,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complaint = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
         note(f"error: {complaint}; see: {command} --help")
         return USAGE
+    except OSError as error:  # --install-completion: verbs report their own
+        return report_error(error)
     return code if isinstance(code, int) else 0
 
 
