@@ -10,13 +10,18 @@ from typing import Any, ClassVar
 
 from iformer.config.checking import Config, Share, Text
 from iformer.config.recipe import Recipe
+from iformer.config.recipe_files import list_recipes
 from iformer.config.variants import list_models
-from iformer.errors import ConfigError, UnknownNameError, UserError
+from iformer.errors import ConfigError, UnknownNameError, UserError, counted
 from iformer.tasks.interface import TrainModule, Warn
 from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe
+from iformer.training.distributed import launched_processes
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import tracker_names
+
+MIN_STEPS, MIN_BATCH = 20, 8
+"""Recipes of the package adapt to few images: steps of an epoch that are wanted, and the smallest batch for it."""
 
 _NOT_PATHS = ("elpv", "none", "pretrained")
 
@@ -147,7 +152,38 @@ def training_job(
         val_split = before.val_split
     module: TrainModule = row.module("training")
     model = model or (before.locate(before.model, folder) if before else "iformer_t")
-    return module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
+    job = module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
+    chosen = before is not None or name not in list_recipes() or "batch_size" in fields.nested(overrides or {})
+    return job if chosen else _for_few_images(job, warn)
+
+
+def _for_few_images(job: TrainJob, warn: Warn) -> TrainJob:
+    """Halve the recipe's batch until an epoch has `MIN_STEPS` steps, or the batch is `MIN_BATCH`; see `warn`.
+
+    The learning rate follows, because it is scaled to the batch.
+    """
+    recipe, images = job.recipe, len(job.data.train)
+    batch = recipe.batch_size
+    unit = launched_processes() * recipe.grad_accum * recipe.images_per_group
+    while images // batch < MIN_STEPS and batch % 2 == 0 and batch // 2 >= MIN_BATCH and batch // 2 % unit == 0:
+        batch //= 2
+    if batch == recipe.batch_size or recipe.max_steps is not None:
+        return job
+    peak = recipe.lr * batch / recipe.lr_batch
+    adapted = replace(
+        recipe,
+        batch_size=batch,
+        eval_batch_size=recipe.eval_batch_size or recipe.batch_size,
+        min_lr=min(recipe.min_lr, peak),
+        warmup_lr=min(recipe.warmup_lr, peak),
+    )
+    warn(
+        [
+            f"{counted(images, 'training image')}: batches of {batch} instead of {recipe.batch_size}, so that an "
+            f"epoch has {counted(max(1, images // batch), 'step')}; --batch-size {recipe.batch_size} keeps them"
+        ]
+    )
+    return replace(job, recipe=adapted)
 
 
 def _kind(option: str, value: str, task: str | None) -> tuple[str, NetworkKind]:

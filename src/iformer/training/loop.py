@@ -32,6 +32,7 @@ from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
 from iformer.training.optimizer import base_lr
 from iformer.training.records.logs import ProgressView, RunLog, epoch_line, read_history
+from iformer.training.records.pace import Pace
 from iformer.training.records.provenance import (
     describe_device,
     identity_defaults,
@@ -307,7 +308,8 @@ class _Run:
         done = sum(work * length.steps_in(epoch) for epoch, work in enumerate(works[: progress.epoch]))
         done += works[progress.epoch] * progress.step_in_epoch if progress.epoch < len(works) else 0
         total = sum(work * length.steps_in(epoch) for epoch, work in enumerate(works))
-        return ProgressView(total=total, done=done, shown=self.is_main)
+        pace = Pace() if self.is_main and self.context.device.type == "cpu" else None
+        return ProgressView(total=total, done=done, shown=self.is_main, pace=pace)
 
     def _announce(self) -> None:
         job, processes = self.job, self.context.world_size

@@ -9,10 +9,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iformer.training.protocol import Task
 from iformer.training.records.trackers import Trackers
+
+if TYPE_CHECKING:
+    from iformer.training.records.pace import Pace
 
 PLAIN_LINE_SECONDS = 60.0
 """Longest time between two lines if there is no terminal."""
@@ -102,8 +105,17 @@ class ProgressView:
     `total` and `done` may have any unit that is proportional to time.
     """
 
-    def __init__(self, *, total: int, done: int = 0, shown: bool = True, what: str = "training") -> None:
-        self._total, self._done, self._start_done = total, done, done
+    def __init__(
+        self,
+        *,
+        total: int,
+        done: int = 0,
+        shown: bool = True,
+        what: str = "training",
+        pace: Pace | None = None,
+    ) -> None:
+        """`pace` gives lines about the first pieces of work, which are shown."""
+        self._total, self._done, self._start_done, self._pace = total, done, done, pace
         self._text = ""
         self._began = self._last_line = time.monotonic()
         self._shown = shown
@@ -129,6 +141,8 @@ class ProgressView:
             self._bar.update(self._task, completed=self._done, text=self._text, left=self._left())
         elif text is not None and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self.say(f"{text}, {self._left()} left")
+        for line in [] if self._pace is None else self._pace.step(self._done, self._total):
+            self.say(line)
 
     def say(self, line: str) -> None:
         """Print a line that stays."""

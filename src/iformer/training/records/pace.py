@@ -1,0 +1,80 @@
+"""The pace of a run's first steps on a CPU: how long it will take, and whether it has the CPU for itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from iformer.training.records.logs import format_seconds
+
+STEPS = 4
+"""Steps that are measured, after a first one that also starts workers and prepares kernels."""
+LONG = 60.0
+"""Seconds from which the duration of a run is worth a line."""
+BUSY = 0.25
+"""Share of the time waiting for a core from which other processes are in the way."""
+_ENOUGH = 0.2
+"""Seconds of measured computation that this share needs."""
+
+
+class Pace:
+    """Measures the first steps of a run; see `step`."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        core_times: Callable[[], tuple[float, float] | None] | None = None,
+    ) -> None:
+        self._clock, self._core_times = clock, core_times or read_core_times
+        self._steps = 0
+
+    def step(self, done: int, total: int) -> list[str]:
+        """Return what is to be said after a step; nothing but after the last measured one.
+
+        Args:
+            done: work done so far, in a unit that is proportional to time.
+            total: work of the run.
+        """
+        self._steps += 1
+        if self._steps == 1:
+            self._began, self._done, self._cores = self._clock(), done, self._core_times()
+        if self._steps != 1 + STEPS:
+            return []
+        seconds = (self._clock() - self._began) / (done - self._done) * (total - done)
+        lines = []
+        if seconds >= LONG:
+            lines.append(
+                f"about {format_seconds(seconds)} left at the pace of the first steps, without evaluations; "
+                "Ctrl-C stops, --resume continues"
+            )
+        waited = self._waited()
+        if waited is not None and waited >= BUSY:
+            lines.append(
+                "note: the CPU is busy with other processes: this one waited for a free core "
+                f"{100 * waited:.0f} % of its time, which slows down training by much more than that; stop them, "
+                "or train with fewer threads (OMP_NUM_THREADS)"
+            )
+        return lines
+
+    def _waited(self) -> float | None:
+        """Share of the time that the threads of this process wanted to run and had no core; None if unknown."""
+        now = self._core_times()
+        if now is None or self._cores is None:
+            return None
+        ran, waited = (after - before for after, before in zip(now, self._cores, strict=True))
+        return waited / (ran + waited) if ran >= _ENOUGH else None
+
+
+def read_core_times() -> tuple[float, float] | None:
+    """Return the seconds in which the threads of this process ran, and waited for a core; None if unknown."""
+    ran = waited = 0
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            fields = Path("/proc/self/task", thread, "schedstat").read_text(encoding="ascii").split()
+            ran, waited = ran + int(fields[0]), waited + int(fields[1])
+    except (OSError, ValueError, IndexError):  # another system, or a thread that has just ended
+        return None
+    return ran / 1e9, waited / 1e9
