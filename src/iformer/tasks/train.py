@@ -204,7 +204,8 @@ def _located(fields: Recipe, before: StoredRun, folder: Path, overrides: Mapping
     distillation = vars(fields).get("distillation")
     for name in ("teacher", "teacher_weights"):  # of a pretraining
         if vars(fields).get(name) is not None and name not in given:
-            fields = replace(fields, **{name: before.locate(vars(fields)[name], folder)})
+            located: dict[str, Any] = {name: before.locate(vars(fields)[name], folder)}
+            fields = replace(fields, **located)
     if distillation is not None and distillation.loss != "none" and "teacher" not in given.get("distillation", {}):
         teacher = before.locate(distillation.teacher, folder)
         fields = replace(fields, distillation=replace(distillation, teacher=teacher))  # type: ignore[call-arg]

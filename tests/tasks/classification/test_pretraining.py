@@ -19,6 +19,7 @@ from iformer.config.variants import VARIANTS
 from iformer.data.sources.unlabelled import load_unlabelled
 from iformer.errors import ConfigError, DataError, UnknownNameError, UserError, WeightsError
 from iformer.tasks.classification.pretraining.features import FeatureTeacher, Level, ProjectedNetwork
+from iformer.tasks.classification.pretraining.training import PretrainingWorkload
 from iformer.tasks.classification.teacher import TeacherSource
 from iformer.training.records.logs import read_history
 from iformer.training.records.results import TrainResult
@@ -99,7 +100,7 @@ def test_the_next_training_starts_from_it(option: str, run: TrainResult, images:
     tuned = iformer.train(
         images, out=tmp_path / "tuned", **{**SMALL, **still, "weights": "pretrained", option: run}
     )
-    start, end = (iformer.load(folder).stages[3].blocks[0].state_dict() for folder in (run.paths.last, tuned))
+    start, end = (iformer.load(folder).stages[3].blocks[0].state_dict() for folder in (run, tuned))
     for name, tensor in start.items():
         if name.endswith("weight"):
             torch.testing.assert_close(end[name], tensor, atol=1e-6, rtol=1e-5)
@@ -111,10 +112,16 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.fixture
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PretrainingWorkload, "write_report", lambda self, result: result.folder)
+
+
+@pytest.mark.usefixtures("_no_report")
 def test_a_run_that_was_stopped_ends_with_the_same_weights(
     images: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**SMALL, "teacher": teacher, "ema_decay": 0.9, "checkpoint_steps": 1}
+    options = {**SMALL, "teacher": teacher, "ema_decay": 0.9, "checkpoint_steps": 1, "eval_every": 1}
     whole = iformer.pretrain(images, out=tmp_path / "whole", **options)
     save = TrainState.save
 
@@ -126,8 +133,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
     monkeypatch.setattr(TrainState, "save", save_and_stop)
     with pytest.raises(StoppedError):
         iformer.pretrain(images, out=tmp_path / "stopped", **options)
-    monkeypatch.undo()
-    monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
+    monkeypatch.setattr(TrainState, "save", save)
     resumed = iformer.pretrain(out=tmp_path / "stopped", resume=True, device="cpu", tensorboard=False)
     for file in ("last", "best", "resume"):
         one, other = (load_file(folder / f"{file}.safetensors") for folder in (whole.folder, resumed.folder))
@@ -185,6 +191,7 @@ def test_maps_of_another_size_are_interpolated_and_offsets_do_not_count() -> Non
     torch.testing.assert_close(shifted, plain, atol=0.03, rtol=0)
 
 
+@pytest.mark.usefixtures("_no_report")
 def test_a_teacher_of_timm_from_a_file(images: Path, tmp_path: Path) -> None:
     network = timm.create_model("test_resnet")
     save_file(network.state_dict(), tmp_path / "net.safetensors")

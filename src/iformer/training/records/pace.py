@@ -12,7 +12,7 @@ from iformer.training.records.logs import format_seconds
 STEPS = 4
 """Steps that are measured, after a first one that also starts workers and prepares kernels."""
 LONG = 60.0
-"""Seconds from which the duration of a run is worth a line."""
+"""Seconds from which the duration of a run, and what slows it down, is worth a line."""
 BUSY = 0.25
 """Share of the time waiting for a core from which other processes are in the way."""
 _ENOUGH = 0.2
@@ -44,12 +44,12 @@ class Pace:
         if self._steps != 1 + STEPS:
             return []
         seconds = (self._clock() - self._began) / (done - self._done) * (total - done)
-        lines = []
-        if seconds >= LONG:
-            lines.append(
-                f"about {format_seconds(seconds)} left at the pace of the first steps, without evaluations; "
-                "Ctrl-C stops, --resume continues"
-            )
+        if seconds < LONG:
+            return []
+        lines = [
+            f"about {format_seconds(seconds)} left at the pace of the first steps, without evaluations; "
+            "Ctrl-C stops, --resume continues"
+        ]
         waited = self._waited()
         if waited is not None and waited >= BUSY:
             lines.append(
