@@ -154,7 +154,9 @@ def test_shipped_recipe_says_its_command_and_hardware(name: str) -> None:
     assert "hardware:" in header
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS.values() if task.verb == "train"], ids=lambda task: task.name
+)
 def test_default_recipe_fine_tunes_released_weights(task: TaskRow) -> None:
     recipe = load_recipe(task.default_recipe)
     assert recipe.weights == "pretrained"
