@@ -1,4 +1,4 @@
-"""Recipes of the package take smaller batches for few images, and say so."""
+"""The default recipes take smaller batches for few images, and say so."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ def test_a_choice_is_kept(overrides: dict[str, int], images: Path, tmp_path: Pat
     assert (made.recipe.batch_size, notes) == (64, [])
 
 
-def test_a_recipe_file_is_kept(images: Path, tmp_path: Path) -> None:
+def test_other_recipes_are_kept(images: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("epochs: 1\nbatch_size: 48\nlr: 0.001\n")
-    made, notes = job(images, tmp_path / "run", recipe=str(file))
-    assert (made.recipe.batch_size, notes) == (48, [])
+    for recipe, batch in ((str(file), 48), ("imagenet-300", 4096)):
+        made, notes = job(images, tmp_path / "run", recipe=recipe)
+        assert (made.recipe.batch_size, notes) == (batch, [])
 
 
 def test_several_processes_share_the_batch(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,11 @@ class TaskRow:
         return importlib.import_module(f"iformer.tasks.{self.package}.{name}")
 
     @property
+    def default_recipes(self) -> set[str]:
+        """Names of the recipes that are used if none is given, for each kind of network."""
+        return {self.default_recipe, *(kind.recipe for kind in self.kinds.values())}
+
+    @property
     def recipe_class(self) -> type[Recipe]:
         """The class of the task's recipes."""
         found: type[Recipe] = getattr(self.module("config"), self.recipe)

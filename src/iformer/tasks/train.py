@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from iformer.config.checking import Config, Share, Text
 from iformer.config.recipe import Recipe
-from iformer.config.recipe_files import list_recipes
 from iformer.config.variants import list_models
 from iformer.errors import ConfigError, UnknownNameError, UserError, counted
 from iformer.tasks.interface import TrainModule, Warn
@@ -21,7 +20,7 @@ from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import tracker_names
 
 MIN_STEPS, MIN_BATCH = 20, 8
-"""Recipes of the package adapt to few images: steps of an epoch that are wanted, and the smallest batch for it."""
+"""The default recipes adapt to few images: steps of an epoch that are wanted, and the smallest batch for it."""
 
 _NOT_PATHS = ("elpv", "none", "pretrained")
 
@@ -153,7 +152,9 @@ def training_job(
     module: TrainModule = row.module("training")
     model = model or (before.locate(before.model, folder) if before else "iformer_t")
     job = module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
-    chosen = before is not None or name not in list_recipes() or "batch_size" in fields.nested(overrides or {})
+    chosen = (
+        before is not None or name not in row.default_recipes or "batch_size" in fields.nested(overrides or {})
+    )
     return job if chosen else _for_few_images(job, warn)
 
 
