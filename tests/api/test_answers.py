@@ -84,6 +84,24 @@ def test_answers_are_not_overwritten_silently(model: Classifier, photographs: li
         iformer.predict(model, photographs[1], format="xml")
 
 
+def test_two_calls_at_once_do_not_replace_each_others_answers(
+    model: Classifier, photographs: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = iformer.predict(model, photographs[:2], out=out)
+    next(first)
+    second, third = (iformer.predict(model, photographs[1], out=out) for _ in range(2))
+    with pytest.raises(UserError, match="out is in use: another predict writes into it"):
+        next(second)
+    list(first)
+    with pytest.raises(UserError, match="out holds answers already"):
+        next(third)
+    assert [json.loads(line)["file"] for line in (out / "predictions.jsonl").read_text().splitlines()] == [
+        str(photograph) for photograph in photographs[:2]
+    ]
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
 def test_the_default_folder_is_numbered(
     model: Classifier,
     photographs: list[Path],

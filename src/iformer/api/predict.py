@@ -20,6 +20,7 @@ from iformer.data.stream import find_images
 from iformer.data.video import has_video_extension
 from iformer.errors import UserError
 from iformer.files import output_folder
+from iformer.locks import reserved
 from iformer.tasks.interface import PredictModule, PredictOptions, Record, TaskPredictor, Warn, check_options
 from iformer.tasks.subject import open_subject
 
@@ -82,12 +83,13 @@ class Predictions(Iterator[Prediction]):
         stack: ExitStack,
         *,
         format: AnswerFormat = "jsonl",
+        overwrite: bool = False,
     ) -> None:
-        """`stack` is closed after the last prediction, or by `close`."""
+        """`stack` is closed after the last prediction, or by `close`. While it runs, `out` is locked."""
         self.inputs, self.predictor, self.out = inputs, predictor, out
         self.written: list[str] = []
         """After the last prediction: lines that say which files are in `out`."""
-        self._stack, self._format = stack, format
+        self._stack, self._format, self._overwrite = stack, format, overwrite
         self._records: list[Record] = []
         self._running = self._run()
 
@@ -105,6 +107,10 @@ class Predictions(Iterator[Prediction]):
     def _run(self) -> Generator[Prediction]:
         by_path = {item.path: item for item in self.inputs if item.path is not None}
         with self._stack:
+            if self.out is not None:
+                lock = self.out / ".predicting.part"
+                self._stack.enter_context(reserved(lock, f"{self.out} is in use: another predict writes into it"))
+                _check_unused(self.out, overwrite=self._overwrite)
             for item in self.inputs:
                 if item.path is None:
                     yield self._kept(item, {"file": item.source, "error": item.error})
@@ -185,15 +191,13 @@ def predict(
 
     Raises:
         UserError: the model cannot be opened, an option is not for its task, no image was found, or `out` holds
-            answers of an earlier call.
+            answers of an earlier call or is in use by another one.
     """
     answer_format = check_format(format)
     with ExitStack() as stack:
         folder = None if out is None else output_folder(Path(out))
-        if folder is not None and holds_answers(folder) and not overwrite:
-            raise UserError(
-                f"{folder} holds answers already; --overwrite replaces them, another --out leaves them alone"
-            )
+        if folder is not None:
+            _check_unused(folder, overwrite=overwrite)
 
         def storage() -> Path:
             if folder is None:
@@ -226,10 +230,16 @@ def predict(
         (warn or python_warnings)(subject.notes)
         check_options(options, module.TAKES, subject.row.networks)
         stack.enter_context(subject.in_eval_mode())
-        return Predictions(
-            inputs, module.open_predictor(subject.model, options), folder, stack.pop_all(), format=answer_format
-        )
+        predictor = module.open_predictor(subject.model, options)
+        return Predictions(inputs, predictor, folder, stack.pop_all(), format=answer_format, overwrite=overwrite)
     raise AssertionError
+
+
+def _check_unused(folder: Path, *, overwrite: bool) -> None:
+    if holds_answers(folder) and not overwrite:
+        raise UserError(
+            f"{folder} holds answers already; --overwrite replaces them, another --out leaves them alone"
+        )
 
 
 def _once(make: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import distributed
 
 from iformer.errors import StoppedBySignalError
 from iformer.files import remove_unfinished
-from iformer.training.records.run_folder import remove_locks
+from iformer.locks import remove_locks
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals that schedulers send before they kill a job: SIGTERM, and SIGUSR1 as an early warning."""

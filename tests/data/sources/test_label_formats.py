@@ -296,6 +296,8 @@ BAD_YOLO: dict[str, tuple[Callable[[Path], None], str]] = {
     "pixels": (lambda d: labels(d, "1 30 20 10 10"), "line 1: has the coordinate 30; expected shares"),
     "text": (lambda d: labels(d, "1 .5 .5 x .1"), "line 1: could not convert string"),
     "not finite": (lambda d: labels(d, "1 .5 .5 nan .1"), "is not a finite number"),
+    "Python's digits": (lambda d: labels(d, "1 .5 .5 1_0e-1 .1"), "'1_0e-1' is no number"),
+    "other digits": (lambda d: labels(d, "1 .5 .5 .1 \u0660.\u0665"), "is no number"),
     "a score": (lambda d: labels(d, "1 .5 .5 .1 .1 .9"), "line 1: has 6 values; expected a line CLASS X Y"),
     "no UTF-8": (lambda d: d.joinpath("labels/train/train-0.txt").write_bytes(b"\xff"), "is not text in UTF-8"),
     "no names": (lambda d: settings(d, "train: images/train\nnames: 3"), "expected a list of names"),

@@ -104,7 +104,7 @@ def test_images_that_cannot_be_read_are_left_out(folder: Path) -> None:
         ({"image": [], "label": []}, "has no row"),
         ({"image": photos(2), "label": ["a", ""]}, "row 2 has no label"),
         ({"image": photos(2), "label": ["a", "a"]}, r"only one class \(a\)"),
-        ({"image": ["photos/0.png"] * 2, "label": ["a", "b"]}, r"has two different rows \(a, b\)"),
+        ({"image": ["photos/0.png"] * 2, "label": ["a", "b"]}, r"has two different rows \(a / b\)"),
         ({"image": photos(2), "label": ["a", "b"], "split": ["train", "other"]}, "the column split has other"),
         ({"image": photos(2), "label": ["a", "b"], "split": ["val", "val"]}, "no row has the split train"),
         ({"image": photos(3), "label": ["a", "b", "b"], "split": ["val", "train", "train"]}, "no training image"),
@@ -190,7 +190,7 @@ def test_other_files_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"none\.csv: cannot be read \(No such file"):
         load_data(folder / "none.csv")
     (folder / "odd.csv").write_text('image,label\n"photos/0.png,a\n')
-    with pytest.raises(DataError, match="is not a table"):
+    with pytest.raises(DataError, match="line 2 is not one of a table"):
         load_data(folder / "odd.csv")
     (folder / "folder.csv").mkdir()
     assert not is_table(folder / "folder.csv")

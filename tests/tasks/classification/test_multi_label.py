@@ -121,6 +121,31 @@ def test_without_the_setting_a_cell_is_one_class_and_a_note_says_so(table: Path)
     assert any("look like several labels of one image; --multi-label" in line for line in data.warnings)
 
 
+def test_the_rows_of_an_image_are_joined(table: Path) -> None:
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    long = [",".join((image, label, split)) for image, labels, split in rows for label in labels.split("|")]
+    other = table.with_name("long.csv")
+    other.write_text("\n".join(["image,label,split", *long]))
+    assert len(long) > len(rows)
+    assert (
+        load_data(other, multi_label=True).train.fingerprint()
+        == load_data(table, multi_label=True).train.fingerprint()
+    )
+    image, label, split = rows[-1]
+    other.write_text(
+        "\n".join(["image,label,split", *long, f"{image},{label},{'val' if split == 'train' else 'train'}"])
+    )
+    with pytest.raises(DataError, match="has two different rows"):
+        load_data(other, multi_label=True)
+
+
+def test_commas_between_labels_are_named(table: Path) -> None:
+    other = table.with_name("commas.csv")
+    other.write_text(table.read_text().replace("5.png,blue|red", '5.png,"blue, red"'))
+    data = load_data(other, multi_label=True)
+    assert any("blue, red look like several labels; the separator" in line for line in data.warnings)
+
+
 def test_a_split_has_every_label_in_both_splits(table: Path) -> None:
     unsplit = table.with_name("unsplit.csv")
     unsplit.write_text("\n".join(line.rpartition(",")[0] for line in table.read_text().splitlines()))

@@ -8,7 +8,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def load_table(
     stay in the same split. Classes are in natural order.
 
     With `multi_label`, `label` has any number of classes, with `|` or `;` between them; an empty cell is an image
-    without any. In Parquet files it may also be a list.
+    without any. In Parquet files it may also be a list. An image may also have several rows, whose labels are
+    joined.
 
     Raises:
         DataError, ConfigError: see `iformer.data.sources.load_data`.
@@ -109,7 +110,8 @@ def load_table(
         sets["train"], sets["val"] = split_groups(sets["train"], val_share=val_split, seed=seed)
     if for_training:
         _check_classes(path, sets["train"], sets["val"], split_off=split_off and not multi_label)
-    warnings += [*notes, *checked.notes, *_unsplit(class_names), *_torn_groups(path, by_split)]
+    unsplit = _with_commas(class_names) if multi_label else _unsplit(class_names)
+    warnings += [*notes, *checked.notes, *unsplit, *_torn_groups(path, by_split)]
     warnings += find_duplicates(sets["train"], sets["val"], checked.rows, checked.hashes, checked.thumbnails)
     return DataSplits(train=sets["train"], val=sets["val"], warnings=tuple(warnings), split_off=split_off)
 
@@ -130,6 +132,15 @@ def _unsplit(class_names: Sequence[str]) -> list[str]:
     if not several:
         return []
     return [f"{listed(several)} look like several labels of one image; --multi-label takes them apart"]
+
+
+def _with_commas(class_names: Sequence[str]) -> list[str]:
+    """Return a note if names of classes are other names with commas between them."""
+    known = set(class_names)
+    several = [name for name in class_names if "," in name and known & set(map(str.strip, name.split(",")))]
+    if not several:
+        return []
+    return [f"{listed(several)} look like several labels; the separator between labels is | or ;, not a comma"]
 
 
 def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
@@ -153,6 +164,7 @@ def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
 
 def _read_text(path: Path) -> Iterator[dict[str, str]]:
     csv.field_size_limit(_MAX_CELL)
+    line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             start = file.readline()
@@ -160,12 +172,14 @@ def _read_text(path: Path) -> Iterator[dict[str, str]]:
             file.seek(0)
             reader = csv.DictReader(file, delimiter=separator, strict=True)
             columns = _columns(path, [name or "" for name in reader.fieldnames or ()])
+            line = reader.line_num + 1
             for cells in reader:
                 yield {name: cells[column] or "" for name, column in columns.items()}
+                line = reader.line_num + 1
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not UTF-8; save it as UTF-8") from None
     except csv.Error as error:
-        raise DataError(f"{path}: is not a table ({one_line(error)})") from None
+        raise DataError(f"{path}: line {line} is not one of a table ({one_line(error)})") from None
 
 
 def _read_parquet(path: Path, *, multi_label: bool) -> Iterator[dict[str, str]]:
@@ -230,25 +244,25 @@ def _located(path: Path, row: _Row) -> Path:
     return path.parent / row.image
 
 
-def _meaning(row: _Row, multi_label: bool) -> tuple[object, ...]:
-    """Return what a row says of its image."""
-    return frozenset(_labels(row.label)) if multi_label else row.label, row.split, row.group
-
-
 def _unique(path: Path, rows: Iterable[_Row], *, multi_label: bool) -> list[_Row]:
-    """Return the rows without repetitions; `a.png` and `./a.png` are one image.
+    """Return one row for each image; `a.png` and `./a.png` are one image. With `multi_label`, labels are joined.
 
     Raises:
         DataError: there is no row, or an image has two different rows.
     """
-    first: dict[str, _Row] = {}
+    by_image: dict[str, _Row] = {}
     for row in rows:
-        found = first.setdefault(os.path.normpath(_located(path, row)), row)
-        if found is not row and _meaning(found, multi_label) != _meaning(row, multi_label):
-            raise DataError(f"{path}: {row.image} has two different rows ({found.label}, {row.label}); keep one")
-    if not first:
+        image = os.path.normpath(_located(path, row))
+        found = by_image.setdefault(image, row)
+        if (found.split, found.group) != (row.split, row.group) or (found.label != row.label and not multi_label):
+            values = [", ".join(filter(None, (one.label, one.split, one.group))) for one in (found, row)]
+            raise DataError(f"{path}: {row.image} has two different rows ({' / '.join(values)}); keep one")
+        if found.label != row.label:
+            joined = "|".join(dict.fromkeys((*_labels(found.label), *_labels(row.label))))
+            by_image[image] = replace(found, label=joined)
+    if not by_image:
         raise DataError(f"{path}: has no row; {_EXPECTED}")
-    return list(first.values())
+    return list(by_image.values())
 
 
 def _torn_groups(path: Path, by_split: Mapping[str, Sequence[_Row]]) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,8 @@ import yaml
 
 from iformer.errors import ConfigError, UserError
 from iformer.files import write_text
+from iformer.locks import reserved
 from iformer.safe_yaml import read_yaml
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 """Largest `config.yaml` that is read: it lists the class names."""
@@ -160,57 +153,14 @@ class RunFolder:
             for file in [*self.tensorboard.glob("events.out.tfevents.*"), *pictures]:
                 file.unlink(missing_ok=True)
 
-    @contextmanager
-    def reserved(self) -> Iterator[None]:
-        """Lock the folder against other runs, on this or another machine that mounts it.
-
-        Windows and file systems without locks have none. The lock of a killed process is free at once.
+    def reserved(self) -> AbstractContextManager[None]:
+        """Lock the folder against other runs; see `iformer.locks.reserved`.
 
         Raises:
             UserError: another run has the lock.
             OSError: the folder cannot be created or written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = self._lock()
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                self._unlock(descriptor)
-
-    def _lock(self) -> int | None:
-        if fcntl is None:
-            return None
-        in_use = UserError(f"{self.path} is in use: another run trains into it; wait for it or give another --out")
-        while True:
-            with suppress(FileNotFoundError):
-                if _identity(os.stat(self.lock)) in _held:
-                    raise in_use
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                # not flock: forked workers share its locks and outlive a killed process by seconds
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
-                    _held[_identity(os.fstat(descriptor))] = self.lock
-                    return descriptor
-            except (BlockingIOError, PermissionError):
-                os.close(descriptor)
-                raise in_use from None
-            except FileNotFoundError:  # the owner has just removed it
-                pass
-            except OSError:  # the file system has no locks
-                os.close(descriptor)
-                return None
-            os.close(descriptor)
-
-    def _unlock(self, descriptor: int) -> None:
-        try:
-            with suppress(OSError):  # the folder may be gone, or hold the lock of another run
-                if _identity(os.fstat(descriptor)) == _identity(os.stat(self.lock)):
-                    self.lock.unlink()
-        finally:
-            _held.pop(_identity(os.fstat(descriptor)), None)
-            os.close(descriptor)
+        return reserved(self.lock, f"{self.path} is in use: another run trains into it")
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write `config.yaml`.
@@ -243,20 +193,6 @@ _REPORT_PICTURES = (
 """The pictures of the tasks' reports."""
 _LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
 """Names of the lock and of unfinished files (`iformer.files.replacing`)."""
-_held: dict[tuple[int, int], Path] = {}
-"""Lock files held by this process. A process loses its lock when it closes any descriptor of the file."""
-
-
-def remove_locks() -> None:
-    """Remove the locks of this process; for one that ends at once, without unwinding its calls."""
-    for identity, lock in tuple(_held.items()):
-        with suppress(OSError):
-            if _identity(os.stat(lock)) == identity:
-                lock.unlink()
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def _is_leftover(file: Path) -> bool:

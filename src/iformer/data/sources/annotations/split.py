@@ -150,6 +150,8 @@ def finite(text: object) -> float:
     """
     if isinstance(text, bool) or not isinstance(text, str | int | float) or len(str(text)) > 400:
         raise ValueError(f"{text!r:.40} is no number")
+    if isinstance(text, str) and ("_" in text or not text.isascii()):  # Python's float takes 1_0 and Arabic digits
+        raise ValueError(f"{text!r:.40} is no number")
     number = float(text)
     if not math.isfinite(number) or abs(number) > 1e15:
         raise ValueError(f"{text!r:.40} is not a finite number")

@@ -1,0 +1,90 @@
+"""Lock files: one process at a time writes into a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from iformer.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def reserved(lock: Path, in_use: str) -> Iterator[None]:
+    """Hold a lock file, against processes on this or another machine that mounts its folder, and remove it.
+
+    The folder is created. Windows and file systems without locks have none. The lock of a killed process is free
+    at once.
+
+    Args:
+        lock: the file.
+        in_use: what is said if it is held.
+
+    Raises:
+        UserError: another process, or another call in this one, holds it.
+        OSError: the folder cannot be created or written.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(lock, UserError(f"{in_use}; wait for it or give another --out"))
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            _unlock(lock, descriptor)
+
+
+def remove_locks() -> None:
+    """Remove the locks of this process; for one that ends at once, without unwinding its calls."""
+    for identity, lock in tuple(_held.items()):
+        with suppress(OSError):
+            if _identity(os.stat(lock)) == identity:
+                lock.unlink()
+
+
+_held: dict[tuple[int, int], Path] = {}
+"""Lock files held by this process. A process loses its lock when it closes any descriptor of the file."""
+
+
+def _lock(lock: Path, in_use: UserError) -> int | None:
+    if fcntl is None:
+        return None
+    while True:
+        with suppress(FileNotFoundError):
+            if _identity(os.stat(lock)) in _held:
+                raise in_use
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            # not flock: forked workers share its locks and outlive a killed process by seconds
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _identity(os.fstat(descriptor)) == _identity(os.stat(lock)):
+                _held[_identity(os.fstat(descriptor))] = lock
+                return descriptor
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            raise in_use from None
+        except FileNotFoundError:  # the owner has just removed it
+            pass
+        except OSError:  # the file system has no locks
+            os.close(descriptor)
+            return None
+        os.close(descriptor)
+
+
+def _unlock(lock: Path, descriptor: int) -> None:
+    try:
+        with suppress(OSError):  # the folder may be gone, or hold the lock of another process
+            if _identity(os.fstat(descriptor)) == _identity(os.stat(lock)):
+                lock.unlink()
+    finally:
+        _held.pop(_identity(os.fstat(descriptor)), None)
+        os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
