@@ -150,7 +150,7 @@ def _browser() -> str:
         return "Not measured yet: `python benchmarks/browser.py --assets . --out benchmarks/results/browser.json`"
     rows = [
         [
-            f"`{name}`",
+            name,
             f"{row['python ms']:.1f}",
             f"{row['browser ms']:.1f}",
             f"{row['ratio']:.2f}x",
