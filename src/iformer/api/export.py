@@ -18,6 +18,7 @@ from iformer.deploy.artifact import ArtifactInfo, is_artifact, record_path
 from iformer.deploy.export import BatchSize, export_artifact, resolve_options
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runtimes.registry import (
+    BACKENDS,
     CALIBRATION_IMAGES,
     MAX_DROP,
     QUANTIZED,
@@ -56,7 +57,7 @@ class ExportedArtifact(os.PathLike[str]):
     @property
     def runtime(self) -> Runtime:
         """The row of its runtime."""
-        return find_runtime(self.info.runtime)
+        return find_runtime(self.info.runtime).with_backend(self.info.backend)
 
     @property
     def parity(self) -> dict[str, Any] | None:
@@ -110,6 +111,8 @@ def export_each(
     precision: str | None = None,
     raw: bool = False,
     opset: int | None = None,
+    executorch_backend: str | None = None,
+    soc_model: str | None = None,
     images: Any = None,
     calibration: str | os.PathLike[str] | None = None,
     max_drop: float = MAX_DROP,
@@ -135,6 +138,9 @@ def export_each(
         precision: "fp32", "fp16", "int8", "int8-dynamic" or "palette6". None: fp32; for Core ML fp16.
         raw: export without normalisation: float32 input, N x C x H x W.
         opset: ONNX only: version of the operator set, 17 to 20. None: that of the installed torch's exporter.
+        executorch_backend: ExecuTorch only: "xnnpack", "coreml", "vulkan" or "qnn". None: "xnnpack". A program for
+            a backend that does not run on this machine is not compared; its record says so.
+        soc_model: ExecuTorch's backend "qnn" only: the phone's chip, such as "SM8650".
         images: photographs for the comparison: files, folders or patterns.
         calibration: labelled images for int8, int8-dynamic and palette6. Training images calibrate the artifact,
             validation images measure its accuracy.
@@ -155,7 +161,7 @@ def export_each(
     Raises:
         UserError: what cannot work for any runtime, before any work is done.
     """
-    runtimes = [find_runtime(name) for name in dict.fromkeys(to)]
+    runtimes = [find_runtime(name).with_backend(executorch_backend) for name in dict.fromkeys(to)]
     if not runtimes:
         raise UserError("no runtime is given; give some of them, such as onnx")
     if isinstance(batch, bool | float):
@@ -167,7 +173,9 @@ def export_each(
     _check(precision, calibration, max_drop)
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done
-        resolve_options(runtime, batch=batch, precision=precision, opset=opset, int8_scheme=int8_scheme)
+        resolve_options(
+            runtime, batch=batch, precision=precision, opset=opset, int8_scheme=int8_scheme, soc_model=soc_model
+        )
         with quiet():
             runtime.require(precision)
     sources = [images] if isinstance(images, str | os.PathLike) else images
@@ -185,7 +193,7 @@ def export_each(
     pixels = (size, size) if isinstance(size, int) else size
     with _ready(network, on):
         prepared = exportable(network)
-        if not photographs:
+        if not photographs and executorch_backend in (None, BACKENDS[0].name):
             report("comparing on generated patterns only; give images (--images FOLDER) to compare on photographs")
         quantization = None
         if calibration is not None:
@@ -212,6 +220,8 @@ def export_each(
                     precision=precision,
                     raw=raw,
                     opset=opset,
+                    executorch_backend=executorch_backend,
+                    soc_model=soc_model,
                     images=photographs,
                     quantization=quantization,
                 )
@@ -255,7 +265,14 @@ def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, pre
             return [out]
         if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or out.is_file():
             raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
-    return [folder / f"{name}{runtime.suffix}" for runtime in runtimes]
+    return [folder / f"{name}{_backend_mark(runtime)}{runtime.suffix}" for runtime in runtimes]
+
+
+def _backend_mark(runtime: Runtime) -> str:
+    """Return "_coreml" for ExecuTorch's backend Core ML, and nothing for the default backend."""
+    if runtime.backend is None or runtime.backend == runtime.backends[0]:
+        return ""
+    return f"_{runtime.backend.name}"
 
 
 def artifact_name(weights: str) -> str:

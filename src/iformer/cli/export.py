@@ -32,6 +32,7 @@ from iformer.deploy.runtimes.registry import (
     MAX_DROP,
     OPSETS,
     RUNTIMES,
+    ExecuTorchBackend,
     Int8Scheme,
     find_runtime,
 )
@@ -133,6 +134,22 @@ def export(
             help="ONNX in int8: ranges of activations, asymmetric, or symmetric (around zero) for TensorRT."
         ),
     ] = INT8_SCHEMES[0],
+    executorch_backend: Annotated[
+        ExecuTorchBackend | None,
+        typer.Option(
+            help="ExecuTorch: the backend that the program is for. Programs for another one than xnnpack are "
+            "compared only where this machine runs it.",
+            show_default="xnnpack",
+        ),
+    ] = None,
+    soc_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHIP",
+            help="ExecuTorch's backend qnn: the phone's chip, such as SM8650.",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
     entry: EntryOption = None,
     attention: AttentionOption = None,
     windows: WindowsOption = None,
@@ -148,7 +165,8 @@ def export(
     runs on --device.
     """
     if to == "web":
-        own = (size, batch, precision, opset, calibration, attention, windows, raw or None)
+        own: tuple[Any, ...] = (size, batch, precision, opset, calibration, attention, windows, raw or None)
+        own += (executorch_backend, soc_model)
         if int8_scheme != INT8_SCHEMES[0] or any(option is not None for option in own):
             raise UserError(
                 "--to web takes no options of a conversion; export to onnx or litert with them and give that "
@@ -174,6 +192,8 @@ def export(
         precision=precision,
         raw=raw,
         opset=opset,
+        executorch_backend=executorch_backend,
+        soc_model=soc_model,
         images=images,
         calibration=calibration,
         max_drop=max_drop,
@@ -227,9 +247,7 @@ def _batch(text: str | None) -> BatchSize | None:
 def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
     from iformer.deploy.artifact import artifact_bytes, record_path
 
-    parity: dict[str, Any] = info.parity or {}
     shape = " x ".join("N" if side is None else str(side) for side in info.input_shape)
-    photographs = parity["images"] - parity["generated_images"]
     rows = [
         ["file", f"{path} ({artifact_bytes(path) / 1e6:.2f} MB)"],
         ["record", str(record_path(path))],
@@ -237,7 +255,33 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         ["normalisation", "in the artifact" if info.normalized_by == "graph" else "by the caller (--raw)"],
         ["classes", f"{info.num_classes}{'' if info.class_names else ', without names'}"],
         ["status", info.status],
-        ["checked by", info.checked_by],
+        ["checked by", info.checked_by or f"nothing: {runtime.title} does not run on this machine"],
+        *_parity_rows(info.parity),
+    ]
+    if info.accuracy is not None and info.quantization is not None:
+        metric, kept = info.accuracy["metric"], info.quantization["kept"]
+        own, now = info.accuracy["network"][metric], info.accuracy["metrics"][metric]
+        rows += [
+            [metric, f"{now:.2f} %; the network {own:.2f} %; on {info.accuracy['data']}"],
+            ["in higher precision", ", ".join([f"{len(kept)} of {info.quantization['layers']} layers", *kept])],
+        ]
+    if "not_delegated" in info.graph:
+        left = ", ".join(f"{count} {name}" for name, count in info.graph["not_delegated"].items())
+        rows.append([f"not in {runtime.backend.title if runtime.backend else 'a delegate'}", left or "none"])
+    if "transposes" in info.graph:
+        rows.append(["rearranged", f"{info.graph['reshapes']} reshapes, {info.graph['transposes']} transposes"])
+    title = f"{info.network} for {runtime.title}, {info.precision}"
+    console().print(terminal_table(title, ["", ""], rows, left=2))
+    if info.accuracy is not None and "per_class" in info.accuracy["metrics"]:
+        console().print(_class_table(info.accuracy))
+
+
+def _parity_rows(parity: dict[str, Any] | None) -> list[list[str]]:
+    """Return the rows about the comparison with the network; None if the artifact was not compared."""
+    if parity is None:
+        return []
+    photographs = parity["images"] - parity["generated_images"]
+    rows = [
         ["compared on", f"{photographs} photographs and {parity['generated_images']} generated patterns"],
         [
             "largest error",
@@ -257,22 +301,7 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
     if "point_agreement" in parity:
         agreement = f"{100 * parity['point_agreement']:.1f} % of {parity['clear_points']:,} clear points"
         rows.append(["same class", agreement])
-    if info.accuracy is not None and info.quantization is not None:
-        metric, kept = info.accuracy["metric"], info.quantization["kept"]
-        own, now = info.accuracy["network"][metric], info.accuracy["metrics"][metric]
-        rows += [
-            [metric, f"{now:.2f} %; the network {own:.2f} %; on {info.accuracy['data']}"],
-            ["in higher precision", ", ".join([f"{len(kept)} of {info.quantization['layers']} layers", *kept])],
-        ]
-    if "not_delegated" in info.graph:
-        left = ", ".join(f"{count} {name}" for name, count in info.graph["not_delegated"].items())
-        rows.append(["not in XNNPACK", left or "none"])
-    if "transposes" in info.graph:
-        rows.append(["rearranged", f"{info.graph['reshapes']} reshapes, {info.graph['transposes']} transposes"])
-    title = f"{info.network} for {runtime.title}, {info.precision}"
-    console().print(terminal_table(title, ["", ""], rows, left=2))
-    if info.accuracy is not None and "per_class" in info.accuracy["metrics"]:
-        console().print(_class_table(info.accuracy))
+    return rows
 
 
 def _class_table(accuracy: dict[str, Any]) -> Any:

@@ -207,16 +207,20 @@ def _describe_task_network(weights: Weights, *, json: bool) -> None:
 
 def _describe_artifact(path: Path, *, json: bool) -> None:
     from iformer.deploy.artifact import read_record
+    from iformer.deploy.runtimes.registry import BACKENDS
 
     record = read_record(path)
     if json:
         print_json({"file": path, **record.to_plain()})
         return
     shape = " x ".join("any" if side is None else str(side) for side in record.input_shape)
+    runtime = f"{record.runtime}, {record.precision}"
+    if record.runtime == "executorch":
+        runtime += f", for the backend {record.backend or BACKENDS[0].name}"
     _print_facts(
         [
             ("artifact", f"{path} of {record.network}"),
-            ("runtime", f"{record.runtime}, {record.precision}"),
+            ("runtime", runtime),
             (
                 "input",
                 f"{record.input_dtype} {record.input_layout}, {shape}, normalised by the {record.normalized_by}",
@@ -224,7 +228,7 @@ def _describe_artifact(path: Path, *, json: bool) -> None:
             ("task", record.task),
             ("class names", _class_names(record.class_names)),
             ("status", record.status),
-            ("compared with", record.checked_by or "nothing"),
+            ("compared with", record.checked_by or "nothing: its answers were not compared"),
             ("record", "fits its checksum" if record.record_sha256 else "has no checksum, as in early versions"),
         ]
     )

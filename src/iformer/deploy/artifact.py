@@ -45,6 +45,9 @@ class ArtifactInfo(Config):
     format: Literal["iformer-artifact-1"] = "iformer-artifact-1"
     runtime: Text
     """A name in `iformer.deploy.runtimes.registry.RUNTIMES`."""
+    backend: Text | None = None
+    """ExecuTorch only: the backend that the program is for, a name in `iformer.deploy.runtimes.registry.BACKENDS`.
+    Records of early versions have none; their programs are for XNNPACK."""
     file: Text
     """Name of the artifact, a file or folder beside this record."""
     sha256: _Sha256
@@ -91,7 +94,7 @@ class ArtifactInfo(Config):
     status: Literal["run here", "converted, not run here"] = "run here"
     """Whether the exporting machine ran the artifact in its own runtime."""
     checked_by: str = ""
-    """Runtime or stand-in that computed the artifact's outputs for `parity`."""
+    """Runtime or stand-in that computed the artifact's outputs for `parity`; empty if they were not compared."""
     parity: dict[str, Any] | None = None
     """Result of `iformer.deploy.parity.compare`; None if not compared."""
     accuracy: dict[str, Any] | None = None

@@ -56,6 +56,8 @@ def export_artifact(
     precision: str | None = None,
     raw: bool = False,
     opset: int | None = None,
+    executorch_backend: str | None = None,
+    soc_model: str | None = None,
     images: Sequence[Path] = (),
     quantization: Quantization | None = None,
 ) -> ArtifactInfo:
@@ -75,6 +77,9 @@ def export_artifact(
         precision: one of the runtime's precisions; the first by default.
         raw: export without normalisation: the input is normalised float32, B x C x H x W.
         opset: ONNX only: version of the operator set, 17 to 20; that of the installed torch's exporter by default.
+        executorch_backend: ExecuTorch only: a name in `iformer.deploy.runtimes.registry.BACKENDS`; the first by
+            default. If it cannot run here, the record's `parity` is None.
+        soc_model: ExecuTorch's backend QNN only: the chip, such as "SM8650".
         images: photographs for the comparison, in addition to generated patterns.
         quantization: calibration and metric; required for int8 and palette6 and only allowed there. Layers return
             to higher precision until the metric holds.
@@ -89,13 +94,14 @@ def export_artifact(
             metric of a quantized artifact falls too far.
         OSError: the file cannot be written.
     """
-    row = find_runtime(runtime)
+    row = find_runtime(runtime).with_backend(executorch_backend)
     fixed_batch, chosen = resolve_options(
         row,
         batch=batch,
         precision=precision,
         opset=opset,
         int8_scheme=None if quantization is None else quantization.scheme,
+        soc_model=soc_model,
     )
     _check_limits(network, row, chosen)
     with quiet():
@@ -105,7 +111,7 @@ def export_artifact(
             f"size is {size[0]} x {size[1]}; the networks take sides of {MIN_INPUT_SIZE} pixels or more"
         )
     _check_quantization(row, chosen, quantization)
-    _check_replaced(path, chosen)
+    _check_replaced(path, row, chosen)
     preprocessing = network.metadata.preprocessing
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
@@ -122,11 +128,13 @@ def export_artifact(
         precision=chosen,
         calibration=calibration,
         opset=opset,
+        backend=None if row.backend is None else row.backend.name,
+        soc_model=soc_model,
     )
     with staged(path) as file:
         _check_space(file, spec)
 
-        def build(spec: ExportSpec) -> ArtifactRunner:
+        def build(spec: ExportSpec) -> ArtifactRunner | None:
             _remove(file)
             convert(
                 row,
@@ -138,23 +146,32 @@ def export_artifact(
             with quiet():
                 return row.module().RUNNER.for_check(file)
 
+        def build_to_measure(spec: ExportSpec) -> ArtifactRunner:
+            built = build(spec)
+            if built is None:
+                raise UserError(f"{row.title} does not run on this machine, so {chosen} cannot be judged here")
+            return built
+
         measured: dict[str, Any] = {}
         if quantization is None:
             runner = build(spec)
         else:
             reference = quantization.measure(network_forward(spec))
-            runner, attempts = quantize_until_it_holds(spec, quantization, build, reference)
+            runner, attempts = quantize_until_it_holds(spec, quantization, build_to_measure, reference)
             measured = summary(spec, quantization, reference, attempts)
-        with quiet():
-            parity = compare(network, runner, images, tolerance=_tolerance(chosen))
-        parity.require(path)
-        info = replace(
-            runner.info,
-            parity=parity.to_plain(),
-            status="converted, not run here" if runner.stands_in_for else "run here",
-            checked_by=runner.stands_in_for or row.title,
-            **measured,
-        )
+        if runner is None:
+            info = replace(read_record(file), status="converted, not run here")
+        else:
+            with quiet():
+                parity = compare(network, runner, images, tolerance=_tolerance(chosen))
+            parity.require(path)
+            info = replace(
+                runner.info,
+                parity=parity.to_plain(),
+                status="converted, not run here" if runner.stands_in_for else "run here",
+                checked_by=runner.stands_in_for or row.title,
+                **measured,
+            )
         write_record(info, file)
         del runner  # it may hold the files open that are about to move
     return info
@@ -167,12 +184,21 @@ def resolve_options(
     precision: str | None,
     opset: int | None = None,
     int8_scheme: str | None = None,
+    soc_model: str | None = None,
 ) -> tuple[int | None, str]:
     """Return the batch (None means any) and the precision of an artifact.
 
     Raises:
-        UserError: the runtime does not support one of them, or the operator set or the scheme of INT8.
+        UserError: the runtime does not support one of them, or the operator set or the scheme of INT8; or the chip
+            is missing or not needed.
     """
+    needs_chip = row.backend is not None and row.backend.name == "qnn"
+    if needs_chip and soc_model is None:
+        raise UserError(
+            "executorch-backend is 'qnn'; it needs soc-model too, the phone's chip: SM8650 is a Snapdragon 8 Gen 3"
+        )
+    if soc_model is not None and not needs_chip:
+        raise UserError(f"soc-model is '{soc_model}'; it is for ExecuTorch's backend qnn, not for {row.title}")
     if int8_scheme not in (None, *INT8_SCHEMES):
         raise UserError(f"int8-scheme is '{int8_scheme}'; expected {' or '.join(INT8_SCHEMES)}")
     if int8_scheme == "symmetric" and (row.name, precision) != ("onnx", "int8"):
@@ -222,6 +248,7 @@ def convert(
     first = spec.outputs[0]
     info = ArtifactInfo(
         runtime=row.name,
+        backend=None if row.backend is None else row.backend.name,
         file=file.name,
         sha256=artifact_hash(file),
         network=spec.name,
@@ -267,12 +294,23 @@ def _check_quantization(row: Runtime, precision: str, quantization: Quantization
         raise UserError(f"NNCF's accuracy control is for OpenVINO; {row.title} has none")
 
 
-def _check_replaced(path: Path, precision: str) -> None:
+def _check_replaced(path: Path, row: Runtime, precision: str) -> None:
     older = None
     with suppress(UserError):  # a damaged artifact may be replaced
-        older = read_record(path).precision if precision in QUANTIZED and is_artifact(path) else None
-    if older is not None and older not in QUANTIZED:
-        raise UserError(f"{path} is an artifact in {older}; choose another name for the one in {precision}")
+        older = read_record(path) if is_artifact(path) else None
+    if older is None:
+        return
+    if precision in QUANTIZED and older.precision not in QUANTIZED:
+        raise UserError(
+            f"{path} is an artifact in {older.precision}; choose another name for the one in {precision}"
+        )
+    if row.backend is not None and older.runtime == row.name:
+        before = older.backend or row.backends[0].name
+        if before != row.backend.name:
+            raise UserError(
+                f"{path} is an artifact for the backend {before}; choose another name for the one for "
+                f"{row.backend.name}"
+            )
 
 
 def _tolerance(precision: str) -> float | None:

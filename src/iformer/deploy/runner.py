@@ -47,8 +47,11 @@ class ArtifactRunner(ABC):
             self._check_embedded(found)
 
     @classmethod
-    def for_check(cls, path: Path) -> ArtifactRunner:
-        """Load an artifact for the parity check: in the runtime, or by a stand-in if it cannot run here."""
+    def for_check(cls, path: Path) -> ArtifactRunner | None:
+        """Load an artifact for the parity check: in the runtime, or by a stand-in if it cannot run here.
+
+        None means that this machine cannot compute the artifact's outputs in any way.
+        """
         return cls(path)
 
     @abstractmethod
@@ -101,7 +104,7 @@ class ArtifactRunner(ABC):
         return outputs
 
     def _unusable(self, what: str, error: Exception) -> UserError:
-        title = find_runtime(self.info.runtime).title
+        title = find_runtime(self.info.runtime).with_backend(self.info.backend).title
         reason = " ".join(str(error).split()) or type(error).__name__
         return UserError(f"{self.path} cannot be {what} by {title}: {reason[:300]}")
 

@@ -86,6 +86,10 @@ class ExportSpec:
     """Set if and only if the precision is a quantized one."""
     opset: int | None = None
     """ONNX only: version of the operator set; None means that of the installed torch's exporter."""
+    backend: str | None = None
+    """ExecuTorch only: a name in `iformer.deploy.runtimes.registry.BACKENDS`; None means the default."""
+    soc_model: str | None = None
+    """ExecuTorch's backend QNN only: the chip that the program is made for."""
     limits: Limits | None = None
     """See `Exportable.limits`."""
     plain: bool = False
@@ -171,6 +175,8 @@ def make_spec(
     precision: str = "fp32",
     calibration: Calibration | None = None,
     opset: int | None = None,
+    backend: str | None = None,
+    soc_model: str | None = None,
 ) -> ExportSpec:
     """Fold a network and return its spec; `preprocessing` is the network's by default.
 
@@ -201,6 +207,8 @@ def make_spec(
         precision=precision,
         calibration=calibration,
         opset=opset,
+        backend=backend,
+        soc_model=soc_model,
         limits=limits,
     )
 

@@ -166,13 +166,8 @@ class CoreMLReference(ArtifactRunner):
 
     def open(self, threads: int) -> Mapping[str, str]:
         """Read a package on any system."""
-        coremltools = require("coremltools", extra=EXTRA)
-        milproto = require("coremltools.converters.mil.frontend.milproto.load", extra=EXTRA)
-        model = coremltools.models.MLModel(str(self.path), skip_model_load=True)
-        package = model.get_spec()
-        program = milproto.load(package, package.specificationVersion, file_weights_dir=model.weights_dir)
-        self.function = program.functions["main"]
-        self._check_interface(package.description)
+        model, self.function = read_program(self.path)
+        self._check_interface(model.get_spec().description)
         found: Mapping[str, str] = model.user_defined_metadata
         return found
 
@@ -198,3 +193,13 @@ class CoreMLReference(ArtifactRunner):
 
 
 RUNNER = CoreMLRunner
+
+
+def read_program(path: Path) -> tuple[Any, Any]:
+    """Return the model of a package, which is not compiled, and its MIL function, for `evaluate_program`."""
+    coremltools = require("coremltools", extra=EXTRA)
+    milproto = require("coremltools.converters.mil.frontend.milproto.load", extra=EXTRA)
+    model = coremltools.models.MLModel(str(path), skip_model_load=True)
+    package = model.get_spec()
+    program = milproto.load(package, package.specificationVersion, file_weights_dir=model.weights_dir)
+    return model, program.functions["main"]

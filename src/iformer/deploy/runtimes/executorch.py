@@ -1,7 +1,10 @@
-"""ExecuTorch: export to one `.pte` file that runs in XNNPACK, and ExecuTorch on the CPU."""
+"""ExecuTorch: export to one `.pte` file for one of its backends, XNNPACK on the CPU by default, and its runner."""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -11,30 +14,30 @@ import torch
 from torch import Tensor
 
 from iformer.dependencies import require
+from iformer.deploy.artifact import read_record
 from iformer.deploy.runner import ArtifactRunner
+from iformer.deploy.runtimes.coreml import read_program
+from iformer.deploy.runtimes.mil import evaluate_program
+from iformer.deploy.runtimes.registry import BACKENDS, find_runtime
 from iformer.deploy.runtimes.xnnpack import for_xnnpack
 from iformer.deploy.spec import EMBEDDED, Calibration, ExportSpec, operation_counts
+from iformer.errors import MissingDependencyError, UnknownNameError, UserError, one_line
 
 EXTRA = "executorch"
 
 
+REGISTERED = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
+"""Names of the backends in ExecuTorch's registry. QNN runs on Qualcomm's chips only, but some builds list it."""
+
+CAST = "dim_order_ops__to_dim_order_copy_default"
+"""The cast of the pixels to floats, in the record."""
+
+
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
-    """Convert a network; the record lists the operations that do not run in XNNPACK."""
-    exir = require("executorch.exir", extra=EXTRA)
-    xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", extra=EXTRA)
+    """Convert a network; the record lists the operations that do not run in the backend."""
+    require("executorch.exir", extra=EXTRA)
     debug = require("executorch.devtools.backend_debug", extra=EXTRA)
-    spec = for_xnnpack(spec)
-    example = (spec.example("NHWC"),)
-    module: Any = torch.export.export(spec.module("NHWC"), example).module()
-    if spec.calibration is not None:
-        module = _quantized(module, spec, spec.calibration)
-    elif not spec.plain:
-        module = _rewritten_for_xnnpack(module)
-    lowered = exir.to_edge_transform_and_lower(
-        torch.export.export(module, example),
-        partitioner=[xnnpack.XnnpackPartitioner()],
-        constant_methods=spec.embedded(),
-    )
+    lowered = LOWER[spec.backend or BACKENDS[0].name](spec)
     delegation = debug.get_delegation_info(
         lowered.exported_program().graph_module
     )  # before the program is changed below
@@ -46,36 +49,174 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
         {name: count.delegated for name, count in counts.items() if count.delegated},
         not_delegated={name: count.non_delegated for name, count in counts.items() if count.non_delegated},
         delegates=delegation.num_delegated_subgraphs,
+        **({"soc_model": spec.soc_model} if spec.soc_model else {}),
     )
 
 
+def _lower_to_xnnpack(spec: ExportSpec) -> Any:
+    xnnpack = _backend_module("xnnpack.partition.xnnpack_partitioner")
+    spec = for_xnnpack(spec)
+    module: Any = torch.export.export(spec.module("NHWC"), (spec.example("NHWC"),)).module()
+    if spec.calibration is not None:
+        module = _quantized(module, spec, spec.calibration)
+    elif not spec.plain:
+        module = _rewritten(module)
+    return _lowered(spec, module, xnnpack.XnnpackPartitioner())
+
+
+def _lower_to_coreml(spec: ExportSpec) -> Any:
+    coremltools = require("coremltools", extra="coreml")
+    compiler = _backend_module("apple.coreml.compiler")
+    partition = _backend_module("apple.coreml.partition")
+    kinds = coremltools.precision
+    options = compiler.CoreMLBackend.generate_compile_specs(
+        minimum_deployment_target=coremltools.target.iOS16,
+        compute_precision=kinds.FLOAT16 if spec.precision == "fp16" else kinds.FLOAT32,
+    )
+    # Core ML has no uint8 tensors, so the cast of the pixels stays outside
+    cast = ["dim_order_ops._to_dim_order_copy.default"]
+    partitioner = partition.CoreMLPartitioner(compile_specs=options, skip_ops_for_coreml_delegation=cast)
+    return _lowered(spec, spec.module("NHWC", float_first=True), partitioner)
+
+
+def _lower_to_vulkan(spec: ExportSpec) -> Any:
+    vulkan = _backend_module("vulkan.partitioner.vulkan_partitioner")
+    partitioner = vulkan.VulkanPartitioner({"force_fp16": spec.precision == "fp16"})
+    module: Any = torch.export.export(spec.module("NHWC", float_first=True), (spec.example("NHWC"),)).module()
+    return _lowered(spec, _rewritten(module), partitioner)
+
+
+def _lower_to_qnn(spec: ExportSpec) -> Any:
+    """Lower to Qualcomm's NPU by its SDK, which has a licence of its own and is never downloaded from here."""
+    schema = _backend_module("qualcomm.serialization.qc_schema")
+    chips = schema.QcomChipset.__members__
+    if spec.soc_model not in chips:
+        raise UnknownNameError("soc-model", str(spec.soc_model), chips)
+    if not os.environ.get("QNN_SDK_ROOT"):
+        raise UserError(
+            "QNN_SDK_ROOT is not set; install Qualcomm's AI Engine Direct SDK and set it to the SDK's folder"
+        )
+    qnn = _backend_module("qualcomm.utils.utils")
+    options = qnn.generate_qnn_executorch_compiler_spec(
+        soc_model=chips[spec.soc_model], backend_options=qnn.generate_htp_compiler_spec(use_fp16=True)
+    )
+    return qnn.to_edge_transform_and_lower_to_qnn(
+        spec.module("NHWC"), (spec.example("NHWC"),), options, constant_methods=spec.embedded()
+    )
+
+
+LOWER = {
+    "xnnpack": _lower_to_xnnpack,
+    "coreml": _lower_to_coreml,
+    "vulkan": _lower_to_vulkan,
+    "qnn": _lower_to_qnn,
+}
+
+
+def _lowered(spec: ExportSpec, module: Any, partitioner: Any) -> Any:
+    """Give a backend the operations that its partitioner chooses; ExecuTorch's own kernels run the others."""
+    exir = require("executorch.exir", extra=EXTRA)
+    return exir.to_edge_transform_and_lower(
+        torch.export.export(module, (spec.example("NHWC"),)),
+        partitioner=[partitioner],
+        constant_methods=spec.embedded(),
+    )
+
+
+def _backend_module(name: str) -> Any:
+    """Import a module of `executorch.backends`; not every build of ExecuTorch has all of them."""
+    try:
+        return require(f"executorch.backends.{name}", extra=EXTRA)
+    except MissingDependencyError as error:
+        backend = name.partition(".")[0]
+        raise MissingDependencyError(
+            f"the installed ExecuTorch has no usable backend {backend} ({one_line(error)}); install another build"
+        ) from error
+
+
 class ExecuTorchRunner(ArtifactRunner):
-    """An ExecuTorch artifact on the CPU; the number of threads holds for the whole process."""
+    """An ExecuTorch artifact on this machine; the number of threads holds for the whole process."""
+
+    @classmethod
+    def for_check(cls, path: Path) -> ArtifactRunner | None:
+        """Load an artifact, or a stand-in for Core ML; None if this machine can compute no outputs."""
+        info = read_record(path)
+        if _runs_here(info.backend):
+            return cls(path)
+        whole = info.graph["delegates"] == 1 and set(info.graph["not_delegated"]) <= {CAST}
+        return CoreMLDelegateReference(path) if info.backend == "coreml" and whole else None
 
     def open(self, threads: int) -> Mapping[str, str]:
         """Load the program into memory."""
         runtime = require("executorch.runtime", extra=EXTRA)
+        if not _runs_here(self.info.backend):
+            title = find_runtime("executorch").with_backend(self.info.backend).title
+            raise UserError(f"{self.path}: {title} does not run on this machine; it was converted, not run here")
         if threads:
             bindings = require("executorch.extension.pybindings.portable_lib", extra=EXTRA)
             bindings._unsafe_reset_threadpool(threads)  # unsafe only while a program runs
         # from bytes: a program loaded from a path reads the file again at later calls
         self.program = runtime.Runtime.get().load_program(self.path.read_bytes())  # must outlive its methods
         self.method = self.program.load_method("forward")
-        names = self.program.method_names & set(EMBEDDED)
-        return {name: str(self.program.load_method(name).execute([])[0]) for name in names}
+        return _stored_metadata(self.program)
 
     def run(self, fed: Tensor) -> Sequence[Any]:
         """See `ArtifactRunner.run`."""
         return [output.numpy() for output in self.method.execute([fed])]
 
 
+class CoreMLDelegateReference(ArtifactRunner):
+    """The program that Core ML gets, operation by operation in PyTorch, behind the cast to floats.
+
+    It shows what `CoreMLReference` shows: a wrong conversion or a damaged weight, not Core ML's arithmetic.
+    """
+
+    stands_in_for: str | None = (
+        "the definition of Core ML's program, computed by PyTorch; Core ML runs on Apple's devices only"
+    )
+
+    def open(self, threads: int) -> Mapping[str, str]:
+        """Read the one delegate of a program."""
+        serialized = require("executorch.exir._serialize._program", extra=EXTRA)
+        package = _backend_module("apple.coreml.executorchcoreml")
+        content = self.path.read_bytes()
+        (delegate,) = serialized.deserialize_pte_binary(content).program.backend_delegate_data
+        with tempfile.TemporaryDirectory() as folder:
+            package.unflatten_directory_contents(bytes(delegate.data), folder)
+            unpacked = Path(folder) / "lowered_module"
+            self.names: dict[str, Any] = json.loads((unpacked / "metadata.json").read_text())
+            _, self.function = read_program(unpacked / "model.mlpackage")
+        runtime = require("executorch.runtime", extra=EXTRA)
+        return _stored_metadata(runtime.Runtime.get().load_program(content))
+
+    def run(self, fed: Tensor) -> Sequence[Any]:
+        """See `ArtifactRunner.run`."""
+        (name,) = self.names["inputNames"]
+        found = evaluate_program(self.function, {name: fed.float()})
+        return [found[name].numpy() for name in self.names["outputNames"]]
+
+
 RUNNER = ExecuTorchRunner
 
 
-def _rewritten_for_xnnpack(module: Any) -> Any:
+def _stored_metadata(program: Any) -> dict[str, str]:
+    """Return the constant methods of `EMBEDDED`; they need no backend."""
+    names = program.method_names & set(EMBEDDED)
+    return {name: str(program.load_method(name).execute([])[0]) for name in names}
+
+
+def _runs_here(backend: str | None) -> bool:
+    """Return whether the installed ExecuTorch has a backend that runs on this machine."""
+    registry = require("executorch.runtime", extra=EXTRA).Runtime.get().backend_registry
+    name = REGISTERED.get(backend or BACKENDS[0].name)
+    return name is not None and bool(registry.is_available(name))
+
+
+def _rewritten(module: Any) -> Any:
     """Replace splits by slices, and pooling by pooling that keeps the axes.
 
-    XNNPACK takes neither in its original form; each would split the program into one more delegate.
+    XNNPACK takes neither in its original form, and Vulkan not the pooling; each would split the program into one
+    more delegate.
     """
     aten = torch.ops.aten
     nodes: torch.fx.Graph = module.graph

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from iformer.dependencies import require
-from iformer.errors import UnknownNameError
+from iformer.errors import UnknownNameError, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,9 @@ CALIBRATION_IMAGES = 128
 """Number of images that give the ranges of the activations."""
 
 
+ExecuTorchBackend = Literal["xnnpack", "coreml", "vulkan", "qnn"]
+
+
 class RuntimeModule(Protocol):
     """The contents of a runtime's file, `iformer/deploy/runtimes/NAME.py`."""
 
@@ -41,6 +44,35 @@ class RuntimeModule(Protocol):
 
     def write(self, spec: ExportSpec, path: Path) -> dict[str, Any]:
         """Convert a network to the file or folder `path`, and return facts about the converted graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A backend of ExecuTorch: the library of a processor that runs the operations of a program."""
+
+    name: ExecuTorchBackend
+    title: str
+    precisions: tuple[str, ...]
+    """Values of `--precision`; the first is the default."""
+    packages: tuple[tuple[str, str], ...] = ()
+    """Packages that it needs besides ExecuTorch: (name to import, name to install)."""
+    extra: str = "executorch"
+    """The extra that installs them."""
+
+
+BACKENDS = (
+    Backend(name="xnnpack", title="XNNPACK", precisions=("fp32", "int8")),
+    Backend(
+        name="coreml",
+        title="Core ML",
+        precisions=("fp16", "fp32"),
+        packages=(("coremltools", "coremltools"),),
+        extra="coreml",
+    ),
+    Backend(name="vulkan", title="Vulkan", precisions=("fp32", "fp16")),
+    Backend(name="qnn", title="QNN", precisions=("fp16",)),
+)
+"""The backends of ExecuTorch, the default first: CPUs; Apple's processors; GPUs of Android; Qualcomm's NPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +101,38 @@ class Runtime:
     """With `--raw` always NCHW."""
     output_name: str = "{name}"
     """Name of an output in the artifact, by its name and index."""
+    backends: tuple[Backend, ...] = ()
+    """ExecuTorch only: the backends that a program can be made for, the default first."""
+    backend: Backend | None = None
+    """ExecuTorch only: the backend that `precisions` and `title` are of."""
+
+    def with_backend(self, name: str | None) -> Runtime:
+        """Return the row of one of its backends, a name in `BACKENDS`; None means the default.
+
+        Raises:
+            UnknownNameError: no such backend.
+            UserError: the runtime has no backends.
+        """
+        if name is None:
+            return self
+        if not self.backends:
+            raise UserError(f"executorch-backend is '{name}'; backends are of ExecuTorch, not of {self.title}")
+        named: dict[str, Backend] = {backend.name: backend for backend in self.backends}
+        if name not in named:
+            raise UnknownNameError("backend", name, named)
+        found = named[name]
+        if found == self.backend:
+            return self
+        title = f"{self.title} with {found.title}"
+        return replace(self, backend=found, precisions=found.precisions, title=title)
 
     def require(self, precision: str | None = None) -> None:
         """Raise `MissingDependencyError` if a package is not installed; the message says how to install it."""
         for module, _ in self.needs(precision):
             require(module, extra=self.name)
+        if self.backend is not None:
+            for module, _ in self.backend.packages:
+                require(module, extra=self.backend.extra)
 
     def needs(self, precision: str | None = None) -> tuple[tuple[str, str], ...]:
         """Return the packages that a precision needs."""
@@ -114,7 +173,9 @@ RUNTIMES = {
             title="ExecuTorch",
             packages=(("executorch", "executorch"),),
             suffix=".pte",
-            precisions=("fp32", "int8"),
+            precisions=BACKENDS[0].precisions,
+            backends=BACKENDS,
+            backend=BACKENDS[0],
         ),
         Runtime(
             name="litert",
