@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str
     picture = cards[0].picture
     card_width = picture.width + 2 * _PADDING
     card_height = _PADDING + picture.height + _CAPTION + bars * _BAR_ROW + 8
-    fonts = {name: _font(size) for name, size in {"title": 24, "text": 14, "small": 12}.items()}
+    written = "".join(
+        [title, subtitle, *(text for card in cards for text in (card.caption, *(bar.label for bar in card.bars)))]
+    )
+    fonts = {name: _font(size, written) for name, size in {"title": 24, "text": 14, "small": 12}.items()}
     inner = columns * (card_width + _GAP) - _GAP
     title = _shortened(title, fonts["title"], max(inner, _HEADING))
     subtitle = _shortened(subtitle, fonts["text"], max(inner, _HEADING))
@@ -153,6 +157,7 @@ def draw_label(
 ) -> None:
     """Draw text on a coloured plate with its lower left corner at `corner`, moved to lie inside the image."""
     text = printable(text)
+    font = font if text.isascii() else _font(round(font.size), text)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
     x = min(max(0, corner[0]), max(0, image_size[0] - width))
@@ -205,7 +210,12 @@ def _draw_scale(
     sheet.paste(strip, (after_low, top + 2))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Return a font with the letters of `text`: Pillow's has ASCII only, matplotlib's European scripts too."""
+    if not text.isascii() and (found := importlib.util.find_spec("matplotlib")) and found.origin:
+        file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(str(file), round(0.9 * size))  # its letters are larger
     return ImageFont.load_default(size)  # type: ignore[return-value]
 
 

@@ -17,7 +17,7 @@ from iformer.tasks.classification.evaluate import ClassificationEvaluation, Mult
 from iformer.tasks.classification.metric import Confusion, confusion_entries
 from iformer.tasks.confusion import classes_to_show, draw_matrix
 from iformer.tasks.pictures import Bar, Card, draw_sheet, save_png, square
-from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
+from iformer.training.records.figures import FAINT, INK, finish_axes, new_figure, save_figure
 
 MAX_MISTAKES = 24
 _LABELS = 2
@@ -88,7 +88,12 @@ def worst_labels(evaluation: MultiLabelEvaluation, limit: int = MAX_MISTAKES) ->
     ]
 
 
-def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> bool:
+GAP = "The images with the largest gap between the answer's probability and the true class's."
+LABELS = "The images with a label furthest on the wrong side of the threshold; true: labels that were missed."
+"""Which mistakes a sheet shows: of networks with one label per image, and with several."""
+
+
+def draw_mistakes(mistakes: Sequence[Mistake], path: Path, *, subtitle: str = GAP) -> bool:
     """Write a contact sheet of mistakes with the predicted and the true class, and return whether there is one.
 
     Images that can no longer be read are left out. If no image is left, an older sheet is removed.
@@ -107,7 +112,6 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> bool:
     if not cards:
         path.unlink(missing_ok=True)
         return False
-    subtitle = "The images with the largest gap between the answer's probability and the true class's."
     save_png(draw_sheet(cards, columns=6, title="The worst mistakes", subtitle=subtitle), path)
     return True
 
@@ -177,20 +181,17 @@ def draw_reliability(evaluation: ClassificationEvaluation, path: Path) -> Path:
     centres = (np.arange(BINS) + 0.5) / BINS
     figure = new_figure(5.6, 5.6)
     curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    curve.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
-    curve.text(0.16, 0.07, "calibrated", color=FAINT, fontsize=9)
-    curve.plot(confidence, accuracy, color=_LINE, marker="o", markersize=5, linewidth=1.8)
+    curve.plot(confidence, accuracy, color=_LINE, marker="o", markersize=5, linewidth=1.8, label="the network")
+    curve.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="calibrated")
     curve.set_ylim(-0.02, 1.02)
-    curve.set_ylabel("share of right answers", color=FAINT)
-    curve.set_title(
-        f"Reliability: expected calibration error {found.error:.1f} %", loc="left", fontsize=12, color=INK
-    )
+    title = f"Reliability: expected calibration error {found.error:.1f} %"
+    finish_axes(curve, title, "share of right answers", legend=False)
     counts.bar(centres, found.images, width=0.9 / BINS, color=_LINE)
-    counts.set_ylabel("images", color=FAINT)
+    finish_axes(counts, "", "images", legend=False)
+    # below the axes, where it covers no data
+    figure.legend(frameon=False, fontsize=9, labelcolor=INK, loc="outside lower left", ncols=2)
     counts.yaxis.get_major_locator().set_params(integer=True, nbins=3)
     counts.set_xlabel("probability of the answer", color=FAINT)
     counts.set_xlim(0, 1)
-    for axes in (curve, counts):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=FAINT, length=0)
+    counts.tick_params(axis="x", pad=8)
     return save_figure(figure, path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,11 @@ def draw_curves(
             [best_epoch], [best[0][name]], s=90, facecolors="none", edgecolors=_MARK, linewidths=1.8,
             label=f"best, epoch {best_epoch}: {best[0][name]:.1f} %", zorder=4,
         )  # fmt: skip
-    finish_axes(accuracy, "Accuracy" if metric == "top1" else f"Validation {metric_label}", f"{metric_label}, %")
+    both = any(train_metric in record for record in history)
+    title = "Accuracy" if metric == "top1" else f"{'' if both else 'Validation '}{metric_label}"
+    finish_axes(accuracy, title[:1].upper() + title[1:], f"{metric_label}, %")
     _line(rate, history, "lr", "learning rate", _LR, marker)
-    rate.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+    rate.yaxis.set_major_formatter(_rate_format(max((record["lr"] for record in history), default=1.0)))
     _mark_sizes(rate, history)
     finish_axes(rate, "Learning rate", "", legend=False)
     for axes in (loss, accuracy, rate):
@@ -56,6 +59,12 @@ def draw_curves(
         if epochs:
             axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     return save_figure(figure, path)
+
+
+def _rate_format(largest: float) -> Callable[[float, int], str]:
+    """Return a format of learning rates with the exponent of the largest one, without one from 0.001."""
+    exponent = 0 if largest >= 1e-3 or largest <= 0 else math.floor(math.log10(largest))
+    return lambda value, _position: f"{value / 10**exponent:g}" + (f"e{exponent}" if exponent and value else "")
 
 
 def _line(
