@@ -160,7 +160,7 @@ def test_trained_networks_are_fine_tuned(
         data=str(shapes_data),
         recipe=RECIPES[task],
         model=path if option == "model" else None,
-        overrides={"size": 96, "max_size": 1000, **overrides},
+        overrides={"size": 96, "max_size": 1000, "batch_size": 8, **overrides},
         device="cpu",
         warn=said.extend,
     )
