@@ -76,6 +76,9 @@ def test_eval_says_what_training_said(
     assert 100 * right / 12 == pytest.approx(result["metrics"]["top1"], abs=1e-3)
     assert main(command) == 0
     assert "top-1" in capsys.readouterr().out
+    assert main([*command, "--out", str(run)]) == 1
+    assert "holds a training run, and its metrics.json would be replaced" in capsys.readouterr().err
+    assert json.loads((run / "metrics.json").read_text())["metrics"] == trained
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,12 @@ def test_folders_that_hold_something_else(tmp_path: Path) -> None:
         check_folder(tmp_path, 5, resume=False, overwrite=True)
     with pytest.raises(UserError, match=r"note\.txt is a file"):
         check_folder(tmp_path / "note.txt", 5, resume=False, overwrite=False)
+    (tmp_path / "five/fold-1").mkdir(parents=True)
+    for name in (".DS_Store", "Thumbs.db", ".0123456789abcdef.part", "notes.txt"):
+        (tmp_path / "five" / name).touch()
+    check_folder(tmp_path / "five", 5, resume=True, overwrite=False)
+    with pytest.raises(UserError, match="files that are not of a cross-validation"):
+        check_folder(tmp_path / "five", 5, resume=False, overwrite=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").touch()
     with pytest.raises(UserError, match="holds a single run"):

@@ -32,10 +32,11 @@ def new_process() -> Iterator[None]:
         ({"RANK": "-1"}, "RANK is '-1'; expected a number of 0 or more"),
         ({"MASTER_PORT": "9" * 5000}, "MASTER_PORT is '999"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 and WORLD_SIZE 2 do not fit"),
+        ({"ACCELERATE_USE_CPU": "abc"}, "Accelerate cannot start (.*); the environment sets ACCELERATE_USE_CPU"),
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "cannot be joined (.*); start them with torchrun"),
     ],
 )
-def test_variables_that_describe_no_process_group(
+def test_variables_of_launchers_that_do_not_fit(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
     for name, value in variables.items():

@@ -126,7 +126,8 @@ def prepare(
     else:
         model = load_classifier(found) if found.task == "classify" else load(found)
     network = exportable(model)
-    info = export_artifact(network, path, runtime.name, size=size, batch=batch, raw=True)
+    raw = network.limits is None  # an R-CNN has its normalisation inside
+    info = export_artifact(network, path, runtime.name, size=size, batch=batch, raw=raw)
     macs = count_macs(network.model, info.preprocessing.size, in_chans=network.channels)
     return _subject(label or Path(name).stem, path, macs, batch)
 

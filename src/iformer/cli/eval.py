@@ -9,6 +9,7 @@ import typer
 
 from iformer.cli.arguments import DeviceOption, EntryOption, IouOption, MaxDetectionsOption
 from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
+from iformer.errors import UserError
 from iformer.tables import terminal_table
 
 Split = Literal["val", "train", "all"]
@@ -65,6 +66,8 @@ def evaluate(
     from iformer.files import json_text, output_folder, write_text
 
     if out is not None:
+        if (out / "config.yaml").exists() or (out / "fold-1").exists():
+            raise UserError(f"{out} holds a training run, and its metrics.json would be replaced; give another")
         output_folder(out)
     evaluation = measure(
         checkpoint,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iformer.data.listing import is_hidden
 from iformer.data.sources.splitting import MAX_FOLDS
 from iformer.errors import UserError
 from iformer.files import json_text, write_text
@@ -81,9 +82,11 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
         raise UserError(f"{folder} holds a single run; give another --out")
     numbers = [int(found[1]) for file in folder.iterdir() if (found := _FOLD.fullmatch(file.name))]
     others = [
-        f for f in folder.iterdir() if not _FOLD.fullmatch(f.name) and f not in (files.report, files.metrics)
+        file
+        for file in folder.iterdir()
+        if not (_FOLD.fullmatch(file.name) or is_hidden(file.name) or file in (files.report, files.metrics))
     ]
-    if others:
+    if others and not (resume and numbers):
         raise UserError(f"{folder} holds files that are not of a cross-validation; give another --out")
     if numbers and max(numbers) > folds:
         raise UserError(f"{folder} holds fold-{max(numbers)} of more folds than {folds}; give another --out")

@@ -13,7 +13,7 @@ import torch
 
 from iformer.dependencies import require
 from iformer.device import resolve_device
-from iformer.errors import UserError, one_line, printable
+from iformer.errors import UserError, listed, one_line, printable
 from iformer.training.network.precision import Precision, autocast, resolve_precision
 
 
@@ -44,7 +44,12 @@ def launch(device: str, precision: str) -> tuple[Any, RankContext]:
         torch.accelerator.set_device_index(on.index)
     try:
         accelerator = accelerate.Accelerator(cpu=on.type == "cpu", mixed_precision="no")
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
+        if settings := sorted(name for name in os.environ if name.startswith("ACCELERATE_")):
+            raise UserError(
+                f"Accelerate cannot start ({one_line(error)}); the environment sets {listed(settings)}; unset "
+                "what is not for this run"
+            ) from error
         if not _LAUNCHER.keys() & os.environ.keys():
             raise
         raise UserError(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from iformer.cli.main import main
 from iformer.data.detection import DetectionSet, Instance, decode_mask
+from iformer.data.sources import label_conversion
 from iformer.data.sources.detection import load_detection
 from iformer.data.sources.label_conversion import convert_labels
 from iformer.errors import ConfigError, DataError, UserError
@@ -450,3 +452,74 @@ def test_reasons_are_given_where_no_object_is_left(tmp_path: Path) -> None:
         path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"no object of a class can be read \(.*circle"):
         load_detection(data)
+
+
+def test_lists_of_pascal_voc_may_have_spaces_quotes_and_marks(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    expected = [image.path.name for image in load_detection(data, workers=1).train.samples]
+    for path in (*data.rglob("train-0.*"), *data.rglob("train-1.*")):
+        path.rename(path.with_name(f"my {path.name}"))
+    for path in data.rglob("my *.xml"):
+        path.write_text(path.read_text().replace("<filename>", "<filename>my "))
+    lines = ['"my train-0"', "my train-1", "train-2  1", "train-3\t-1"]
+    (data / "ImageSets" / "Main" / "train.txt").write_text("\n".join(lines))
+    found = [image.path.name for image in load_detection(data, workers=1).train.samples]
+    assert [name.removeprefix("my ") for name in found] == expected
+
+
+def test_lists_of_yolo_may_have_backslashes_and_detours(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "data")
+    expected = load_detection(data, workers=1)
+    names = sorted(path.name for path in (data / "images/train").iterdir())
+    (data / "train.txt").write_text("\n".join(f"images\\val\\..\\train\\{name}" for name in names))
+    settings = data / "data.yaml"
+    settings.write_text(settings.read_text().replace("train: images/train", "train: train.txt"))
+    found = load_detection(data, workers=1)
+    assert [sample.path for sample in found.train.samples] == [sample.path for sample in expected.train.samples]
+    assert found.warnings == expected.warnings
+
+
+def test_class_names_in_two_forms_are_one_clear_line(tmp_path: Path) -> None:
+    data = make_labelme(tmp_path / "labelme")
+    labelled = [path for path in sorted((data / "train").glob("*.json")) if "cat" in path.read_text()]
+    for path, name in zip(labelled[:2], ("caf\u00e9", "cafe\u0301"), strict=True):
+        path.write_text(path.read_text().replace("cat", name))
+    with pytest.raises(DataError, match="is written in two Unicode forms"):
+        load_detection(data, workers=1)
+    data = make_coco(tmp_path / "coco")
+    for path in data.rglob("*.json"):
+        path.write_text(path.read_text().replace('"cat"', '"cat "'))
+    assert load_detection(data, workers=1).train.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_conversion_names_images_so_that_every_reader_lists_them(to: Any, tmp_path: Path) -> None:
+    data = make_coco(tmp_path / "data")
+    path = data / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    for image, name in zip(content["images"], ("0001", ".cache/1.png", "b.png ", "__MACOSX/2.png"), strict=False):
+        (data / "images/train" / name).parent.mkdir(exist_ok=True)
+        (data / "images/train" / image["file_name"]).rename(data / "images/train" / name)
+        image["file_name"] = name
+    content["categories"][0]["name"] = "c\ufffet"
+    val = data / "annotations" / "instances_val.json"
+    val.write_text(json.dumps({**json.loads(val.read_text()), "categories": content["categories"]}))
+    path.write_text(json.dumps(content))
+    before = load_detection(data, workers=1)
+    convert_labels(data, tmp_path / "out", to=to, workers=1)
+    after = load_detection(tmp_path / "out", workers=1)
+    assert after.train.class_names == before.train.class_names
+    assert len(after.train) == len(before.train)
+    assert after.train.class_counts == before.train.class_counts
+
+
+def test_a_failed_conversion_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_coco(tmp_path / "data")
+    monkeypatch.setattr(label_conversion, "_compare", raise_data_error)
+    with pytest.raises(DataError, match="not the same"):
+        convert_labels(data, tmp_path / "a" / "b" / "out", to="coco", workers=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+def raise_data_error(*arguments: Any, **options: Any) -> None:
+    raise DataError("not the same")

@@ -81,6 +81,17 @@ def test_what_is_left_out_is_noted(photographs: Path, tmp_path: Path) -> None:
         load_data(archive, strict=True)
 
 
+@pytest.mark.parametrize("stray", ["train/cover.png", "docs/figure.png", "/train//cover.png"])
+def test_stray_images_do_not_make_the_splits_the_classes(photographs: Path, tmp_path: Path, stray: str) -> None:
+    archive = packed(photographs, tmp_path / "photos.zip")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.write(next(photographs.rglob("*.png")), stray)
+    found = load_data(archive)
+    assert found.train.class_names == load_data(photographs).train.class_names
+    assert names(found.train) == names(load_data(photographs).train)
+    assert any("outside the class folders" in line or "docs/ is not used" in line for line in found.warnings)
+
+
 def test_archives_that_cannot_be_used(photographs: Path, tmp_path: Path) -> None:
     archive = tmp_path / "photos.zip"
     with pytest.raises(DataError, match="cannot be read"):

@@ -48,6 +48,21 @@ def test_resume_keeps_everything_but_leftovers(tmp_path: Path) -> None:
     assert folder.state.read_text() == folder.last.read_text() == "old"
 
 
+@pytest.mark.parametrize("kept", ["metrics.json", "log.jsonl"])
+def test_a_run_without_its_state_does_not_begin_anew(tmp_path: Path, kept: str) -> None:
+    folder = used(tmp_path / "run")
+    for file in (folder.state, folder.metrics):
+        file.unlink()
+    folder.prepare(resume=True, overwrite=False)  # killed in its first epoch, before the first state
+    folder.log.write_text('{"event": "epoch", "epoch": 1}\n{"event": "epoch", "epoch": 2}\n')
+    if kept == "metrics.json":
+        folder.metrics.write_text("{}")
+        folder.log.unlink()
+    with pytest.raises(UserError, match=r"run has no resume.safetensors.*--overwrite begins anew, --model .*last"):
+        folder.prepare(resume=True, overwrite=False)
+    assert folder.last.read_text() == "old"
+
+
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     folder = used(tmp_path / "run")
     folder.prepare(resume=False, overwrite=True)

@@ -19,7 +19,7 @@ from iformer.data.sources.annotations.voc import find_voc, read_voc
 from iformer.data.sources.annotations.yolo import find_yolo, read_yolo
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
 from iformer.data.sources.duplicates import find_shared_images
-from iformer.data.sources.layout import display_name, require_folder
+from iformer.data.sources.layout import display_name, explain_unicode, require_folder
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
 from iformer.errors import ConfigError, DataError, counted, listed, printable
 
@@ -201,6 +201,8 @@ def _image_set(
             f"{annotated.source}: its categories are {listed([repr(name) for name in class_names])}; "
             "expected one or more, each named once"
         )
+    if alike := explain_unicode(class_names, remedy="write it in one form"):
+        raise DataError(f"{annotated.source}: {alike}")
     reader = ObjectReader(annotated.images, {number: label for label, number in enumerate(ids)})
     objects = reader.read(annotated.objects, annotated.places)
     # a place names its file

@@ -6,11 +6,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from iformer.data.detection import DetectionSample, DetectionSet, Instance
+from iformer.data.images import has_image_extension, open_image
+from iformer.data.listing import is_hidden
 from iformer.data.parallel import Progress
 from iformer.data.sources.annotations.split import bounds
 from iformer.data.sources.detection import load_detection, read_detection
@@ -21,6 +24,8 @@ Format = Literal["coco", "yolo"]
 _SPLITS = ("train", "val")
 _TOLERANCE = 1e-3
 """Pixels by which a box may change: YOLO's shares of the image are decimals."""
+_EXTENSIONS = {"JPEG2000": "jp2"}
+"""Extensions that are not the names of their formats."""
 _BOUNDS_TOLERANCE = 0.5
 """Pixels between a box and the bounds of its outline; YOLO has no box beside an outline."""
 
@@ -76,6 +81,7 @@ def convert_labels(
     sets = {split: image_set for split, image_set in sets.items() if len(image_set)}
     lost = _Lost()
     part = target.absolute().parent / f".{secrets.token_hex(8)}.part"
+    missing = [folder for folder in part.parents if not folder.exists()]
     try:
         part.mkdir(parents=True)
         names = {split: _copy_images(image_set, part / "images" / split) for split, image_set in sets.items()}
@@ -96,6 +102,9 @@ def convert_labels(
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # not empty: the conversion has succeeded
+                folder.rmdir()
     return LabelSummary(
         folder=str(target),
         format=to,
@@ -132,18 +141,29 @@ def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
     used: set[str] = set()
     names: dict[int, Path] = {}
     for sample in image_set.samples:
-        name = paths[sample.image_id].relative_to(base)
-        # readers of YOLO's labels look for `labels` in the place of the last `images`
-        name = Path(*(part for part in name.parts[:-1] if part != "images"), name.name)
-        number = 1
+        name = _readable(paths[sample.image_id].relative_to(base), sample.path)
+        stem, number = name.stem, 1
         while str(name.with_suffix("")) in used:
             number += 1
-            name = name.with_name(f"{sample.path.stem}-{number}{sample.path.suffix}")
+            name = name.with_name(f"{stem}-{number}{name.suffix}")
         used.add(str(name.with_suffix("")))
         names[sample.image_id] = name
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(sample.path, folder / name)
     return names
+
+
+def _readable(name: Path, image: Path) -> Path:
+    """Return a relative path that every reader lists: not hidden, and with the extension of an image.
+
+    Readers of YOLO's labels look for `labels` in the place of the last `images`, so no folder has that name.
+    """
+    folders = (part for part in name.parts[:-1] if part != "images" and not is_hidden(part))
+    last = name.name.strip().lstrip(".")
+    if not has_image_extension(last):
+        with open_image(image) as opened:
+            last = f"{last or 'image'}.{_EXTENSIONS.get(opened.format or '', str(opened.format).lower())}"
+    return Path(*folders, last)
 
 
 def _write_coco(
@@ -225,7 +245,10 @@ def _centre(box: tuple[float, float, float, float]) -> list[float]:
 def _write_settings(image_set: DetectionSet, out: Path, splits: Sequence[str]) -> None:
     """Write `data.yaml`. JSON strings are YAML too, for names with quotes and colons."""
     lines = [f"{split}: images/{split}" for split in splits]
-    names = [f"  {index}: {json_text(name, ascii_only=False)}" for index, name in enumerate(image_set.class_names)]
+    names = [
+        f"  {index}: {json_text(name, ascii_only=not name.isprintable())}"
+        for index, name in enumerate(image_set.class_names)
+    ]
     (out / "data.yaml").write_text("\n".join([*lines, "names:", *names, ""]), encoding="utf-8")
 
 

@@ -159,7 +159,7 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not a zip archive that can be read ({one_line(error)})") from None
     # some programs of Windows write backslashes
-    parts = {info.filename: info.filename.replace("\\", "/").split("/") for info in entries}
+    parts = {info.filename: list(filter(None, info.filename.replace("\\", "/").split("/"))) for info in entries}
     if len(parts) < len(entries):
         twice = [name for name, count in Counter(info.filename for info in entries).items() if count > 1]
         raise DataError(f"{path}: has two entries named {listed(list(map(writable, twice)))}; pack it anew")
@@ -188,16 +188,21 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
             by_first[names[depth]].append(info)
     if not by_first:
         raise DataError(f"{path}: its images are in no folders; {_LAYOUT}")
-    splits = {name: split for name in by_first if (split := parse_split(name)) is not None}
-    inside = (parts[info.filename] for found in by_first.values() for info in found)
-    if len(splits) < len(by_first) or min(map(len, inside)) < depth + 3:
+    deeper = {name: [len(parts[info.filename]) > depth + 2 for info in found] for name, found in by_first.items()}
+    splits = {name: split for name in by_first if (split := parse_split(name)) is not None and any(deeper[name])}
+    # a class may be called train, beside car and bus: alone, it must hold folders and no images
+    both = {split.split for split in splits.values()} == {"train", "val"}
+    if not splits or not (both or (len(splits) == len(by_first) and all(map(all, deeper.values())))):
         return {"train": [(writable(name), info) for name, found in by_first.items() for info in found]}, notes
+    notes += [f"{path}: {writable(name)}/ is not used" for name in by_first if name not in splits]
     by_split: dict[str, list[_Member]] = {"train": []}
     for name in sorted(splits, key=lambda name: (splits[name].split, splits[name].rank)):
         if by_split.get(splits[name].split):
             notes.append(f"{path}: {writable(name)}/ is not used")
         else:
-            found = by_first[name]
+            found = [info for info, inside in zip(by_first[name], deeper[name], strict=True) if inside]
+            loose = [info for info, inside in zip(by_first[name], deeper[name], strict=True) if not inside]
+            notes += [f"{path}/{writable(info.filename)}: is outside the class folders" for info in loose]
             by_split[splits[name].split] = [(writable(parts[info.filename][depth + 1]), info) for info in found]
     return by_split, notes
 

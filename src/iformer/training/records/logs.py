@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iformer.training.protocol import Task
-from iformer.training.records.trackers import Trackers
-
 if TYPE_CHECKING:
+    from iformer.training.protocol import Task
     from iformer.training.records.pace import Pace
+    from iformer.training.records.trackers import Trackers
 
 PLAIN_LINE_SECONDS = 60.0
 """Longest time between two lines if there is no terminal."""

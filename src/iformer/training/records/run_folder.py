@@ -14,6 +14,7 @@ from iformer.errors import ConfigError, UserError
 from iformer.files import write_text
 from iformer.locks import reserved
 from iformer.safe_yaml import read_yaml
+from iformer.training.records.logs import read_history
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 """Largest `config.yaml` that is read: it lists the class names."""
@@ -94,8 +95,8 @@ class RunFolder:
         """Check that a run may use the folder, and change nothing.
 
         Raises:
-            UserError: it is a file, holds files that are not of a run, or holds a run and not exactly one of
-                `resume` and `overwrite` is set.
+            UserError: it is a file, holds files that are not of a run, holds a run and not exactly one of `resume`
+                and `overwrite` is set, or holds a run to resume whose state is gone.
         """
         if resume and overwrite:
             raise UserError("--resume continues the run in the folder, --overwrite removes it: give one of them")
@@ -111,6 +112,16 @@ class RunFolder:
                 f"{self.path} holds a run already; --resume continues it, --overwrite removes it, "
                 "another --out leaves it alone"
             )
+        if resume and not self.holds_state and (self.metrics.is_file() or self._epochs > 1):
+            raise UserError(
+                f"{self.path} has no {self.state.name}, without which the run cannot go on; --overwrite begins "
+                f"anew, --model {self.last} with another --out trains its network further"
+            )
+
+    @property
+    def _epochs(self) -> int:
+        """Number of epochs that the log has."""
+        return len(read_history(self.log)) if self.log.is_file() else 0
 
     @property
     def _holds_folds(self) -> bool:

@@ -151,10 +151,10 @@ def _drop_groups(files: Sequence[_Contents]) -> list[str]:
     used = {number for file in files for number in file.used_categories()}
     dropped: dict[str, None] = {}
     for file in files:
-        names = Counter(str(category["name"]) for category in file.categories.values())
+        names = Counter(str(category["name"]).strip() for category in file.categories.values())
         groups = {str(category.get("supercategory")) for category in file.categories.values()}
         for number, category in list(file.categories.items()):
-            name = str(category["name"])
+            name = str(category["name"]).strip()
             if number not in used and (names[name] > 1 or name in groups - {str(category.get("supercategory"))}):
                 names[name] -= 1
                 del file.categories[number]
@@ -176,7 +176,7 @@ def _read_split(found: _Contents, root: Path, split: str) -> AnnotatedSplit:
             for number, image in found.images.items()
         },
         class_names={
-            number: writable(str(found.categories[number]["name"])) for number in sorted(found.categories)
+            number: writable(str(found.categories[number]["name"]).strip()) for number in sorted(found.categories)
         },
         objects=found.objects,
     )

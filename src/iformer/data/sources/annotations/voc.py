@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -47,9 +48,19 @@ def find_voc(root: Path) -> dict[str, list[Path]]:
             (lists / f"{name}.txt" for name in SPLIT_NAMES[split] if (lists / f"{name}.txt").is_file()), None
         )
         if path is not None:
-            names = [line.split()[0] for line in read_lines(path, max_bytes=_MAX_LIST_BYTES)]
-            splits[split] = [annotations / f"{name}.xml" for name in names]
+            lines = read_lines(path, max_bytes=_MAX_LIST_BYTES)
+            splits[split] = [_listed(annotations, line) for line in lines]
     return splits or {"all": _xml_files(annotations)}
+
+
+def _listed(annotations: Path, line: str) -> Path:
+    """Return the XML file of a line: a name, perhaps in quotes or with spaces, perhaps with a mark -1, 0 or 1."""
+    marked = re.fullmatch(r"(.*\S)\s+(?:-1|0|1)", line)
+    if marked and not (annotations / f"{line}.xml").is_file():
+        line = marked[1]
+    if len(line) > 2 and line[0] == line[-1] == '"':
+        line = line[1:-1]
+    return annotations / f"{line}.xml"
 
 
 def read_voc(root: Path, files: dict[str, list[Path]]) -> tuple[dict[str, AnnotatedSplit], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,10 +214,10 @@ def _images(settings: _Settings, split: str, value: str) -> list[Path]:
         return images_below(found)
     if has_image_extension(found):
         return [found]
-    lines = read_lines(found, max_bytes=_MAX_LIST_BYTES)
+    lines = [line.replace("\\", "/") for line in read_lines(found, max_bytes=_MAX_LIST_BYTES)]
     starts = (found.parent, *settings.folders)
     start = next((base for base in starts for line in lines[:20] if _exists(base / line)), found.parent)
-    return [start / line for line in lines]
+    return [Path(os.path.normpath(start / line)) for line in lines]
 
 
 def _located(settings: _Settings, value: str) -> Path | None:
