@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from iformer.api.answers import holds_answers
 from iformer.data.stream import find_images
 from iformer.errors import DataError, one_line
 
@@ -69,7 +70,9 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
     try:
         for source in _flat(sources):
             for item in _inputs(source, folder, numbers):
-                found.setdefault(item.path or item.source, item)
+                earlier = found.setdefault(item.path or item.source, item)
+                if item.is_given and not earlier.is_given:  # its folder was given before it
+                    found[item.path or item.source] = item
     except RecursionError:
         raise DataError("the lists of images are nested too deeply") from None
     inputs = list(found.values())
@@ -96,6 +99,8 @@ def _flat(sources: Any) -> Iterator[Any]:
 def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> Iterator[Input]:
     if isinstance(source, str) and (_URL.match(source) or source == STANDARD_INPUT):
         yield _fetched(source, folder)
+    elif isinstance(source, str) and not source:
+        raise DataError("the name of an image is empty; give files, folders, patterns or URLs")
     elif isinstance(source, str | os.PathLike):
         text = os.path.expanduser(os.fspath(source))
         is_given = os.path.lexists(text) and not os.path.isdir(text)
@@ -118,16 +123,22 @@ def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> 
 def _fetched(source: str, folder: Callable[[], Path]) -> Input:
     """Store what a URL or standard input holds."""
     name = Path(source.partition("?")[0].partition("#")[0]).name if source != STANDARD_INPUT else "stdin"
+    stored = re.sub(r"[^\w.-]", "_", name).encode()[-100:].decode(errors="ignore") or "download"
     try:
-        from_stdin = source == STANDARD_INPUT
-        contents = sys.stdin.buffer.read(MAX_DOWNLOAD_BYTES + 1) if from_stdin else _download(source)
+        contents = _from_standard_input() if source == STANDARD_INPUT else _download(source)
+        if len(contents) > MAX_DOWNLOAD_BYTES:
+            return Input(source=source, error=f"has more than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
+        path = _free_name(folder(), stored)
+        path.write_bytes(contents)
     except (OSError, ValueError, HTTPException) as error:
         return Input(source=source, error=f"cannot be fetched ({one_line(error)})")
-    if len(contents) > MAX_DOWNLOAD_BYTES:
-        return Input(source=source, error=f"has more than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
-    path = _free_name(folder(), re.sub(r"[^\w.-]", "_", name)[-100:] or "download")
-    path.write_bytes(contents)
     return Input(source=source, path=path, is_stored=True)
+
+
+def _from_standard_input() -> bytes:
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.buffer.read(MAX_DOWNLOAD_BYTES + 1)
 
 
 def _download(url: str) -> bytes:
@@ -171,6 +182,8 @@ def _free_name(folder: Path, name: str) -> Path:
 def _stored(image: Image.Image, folder: Path, number: int) -> Path:
     as_png = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
     path = folder / f"image-{number}{'.png' if as_png else '.tif'}"
+    if not holds_answers(folder.parent):  # nothing in the folder is of an earlier call
+        path = _free_name(folder, path.name)
     options: dict[str, Any] = {"compress_level": 1} if as_png else {}
     ImageOps.exif_transpose(image).save(path, **options)  # files are read upright, too
     return path

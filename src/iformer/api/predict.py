@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from iformer.api.train import python_warnings
 from iformer.data.stream import find_images
 from iformer.data.video import has_video_extension
 from iformer.errors import UserError
-from iformer.files import output_folder
+from iformer.files import output_folder, write_bytes
 from iformer.locks import reserved
 from iformer.tasks.interface import PredictModule, PredictOptions, Record, TaskPredictor, Warn, check_options
 from iformer.tasks.subject import open_subject
+
+_UNFINISHED = ".predict.unfinished"
+"""Empty file in the folder of a call that is not complete, also of an interrupted one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,19 @@ class Predictions(Iterator[Prediction]):
         format: AnswerFormat = "jsonl",
         overwrite: bool = False,
     ) -> None:
-        """`stack` is closed after the last prediction, or by `close`. While it runs, `out` is locked."""
+        """`stack` is closed after the last prediction, or by `close`. While it runs, `out` is locked.
+
+        Raises:
+            UserError: a file that would be written is in the way; see `_check_files`.
+        """
         self.inputs, self.predictor, self.out = inputs, predictor, out
         self.written: list[str] = []
         """After the last prediction: lines that say which files are in `out`."""
         self._stack, self._format, self._overwrite = stack, format, overwrite
+        self._paths = [item.path for item in inputs if item.path is not None]
+        self._files = [] if out is None else [out / file for file in predictor.files(self._paths)]
+        if out is not None:
+            _check_files(out, self._files, self._paths)
         self._records: list[Record] = []
         self._running = self._run()
 
@@ -111,10 +122,12 @@ class Predictions(Iterator[Prediction]):
                 lock = self.out / ".predicting.part"
                 self._stack.enter_context(reserved(lock, f"{self.out} is in use: another predict writes into it"))
                 _check_unused(self.out, overwrite=self._overwrite)
+                _check_files(self.out, self._files, self._paths)
+                self._stack.enter_context(_marked_as_unfinished(self.out, self._files))
             for item in self.inputs:
                 if item.path is None:
                     yield self._kept(item, {"file": item.source, "error": item.error})
-            for record in self.predictor.predict(list(by_path), self.out):
+            for record in self.predictor.predict(self._paths, self.out):
                 item = by_path[Path(record["file"])]
                 yield self._kept(item, {**record, "file": item.source})
             if self.out is not None:
@@ -191,7 +204,8 @@ def predict(
 
     Raises:
         UserError: the model cannot be opened, an option is not for its task, no image was found, or `out` holds
-            answers of an earlier call or is in use by another one.
+            answers of an earlier call, is in use by another one, or holds files that would be replaced and are
+            not of an earlier call.
     """
     answer_format = check_format(format)
     with ExitStack() as stack:
@@ -242,6 +256,49 @@ def _check_unused(folder: Path, *, overwrite: bool) -> None:
         )
 
 
+def _check_files(folder: Path, files: Sequence[Path], images: Sequence[Path]) -> None:
+    """Check that no file that is not of an earlier call would be replaced.
+
+    Args:
+        folder: holds answers of an earlier call, or not.
+        files: what would be written.
+        images: what is read.
+
+    Raises:
+        UserError: a file to be written is one of the images, or exists in a folder without answers.
+    """
+    read = {identity for path in images if (identity := _identity(path)) is not None}
+    ours = holds_answers(folder) or (folder / _UNFINISHED).exists()
+    for file in files:
+        identity = _identity(file)
+        if identity in read:
+            raise UserError(
+                f"{file} is one of the images to be read, and the result would replace it; give another --out"
+            )
+        if identity is not None and not ours:
+            raise UserError(f"{file} exists, and no earlier predict wrote it; give another --out")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what identifies an existing file under all its names; None if there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _marked_as_unfinished(folder: Path, files: Sequence[Path]) -> Iterator[None]:
+    """Mark a folder until its answers are written: a later call may replace what an interrupted one has drawn."""
+    mark = write_bytes(folder / _UNFINISHED, b"")
+    try:
+        yield
+    finally:
+        if holds_answers(folder) or not any(map(_identity, files)):
+            mark.unlink(missing_ok=True)
+
+
 def _once(make: Any) -> Any:
     made: list[Path] = []
 
@@ -254,15 +311,15 @@ def _once(make: Any) -> Any:
 
 
 def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
-    """Leave out the pictures of an earlier run below a folder such as "."."""
+    """Leave out the pictures of an earlier run below a folder such as ".". Files that are named stay."""
     here = folder.resolve()
     # `predictions/2` lies beside the answers of `predictions`
     if here.name.isdecimal() and holds_answers(here.parent):
         here = here.parent
     kept = [
-        item for item in inputs if item.is_stored or item.path is None or here not in item.path.resolve().parents
+        item for item in inputs if item.is_given or item.path is None or here not in item.path.resolve().parents
     ]
-    return kept or inputs
+    return kept if any(item.path for item in kept) else inputs
 
 
 def _without_videos(inputs: list[Input], images: Any) -> list[Input]:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 
+from iformer.data.images import MAX_PIXELS
 from iformer.dependencies import require
 from iformer.errors import DataError
+from iformer.files import replacing
 
 VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"))
 """Extensions of video files, in lower case."""
+
+_FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp"))
+"""Formats of FFmpeg that are lists: their files name other files or addresses, which it would read."""
 
 _TICKS = 90_000
 """Units of time of a written video per second, as in MPEG."""
@@ -36,13 +44,13 @@ class Frame(NamedTuple):
 
 
 class VideoReader:
-    """The frames of a video, in order. A context manager."""
+    """The frames of a video, in order, once. A context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the video and decode its first frame, so that a bad file is reported at once.
 
         Raises:
-            DataError: the file is missing, damaged or not a video.
+            DataError: the file is missing, damaged, not a video, or has frames of more than `MAX_PIXELS` pixels.
             MissingDependencyError: PyAV is not installed.
         """
         self._av: Any = require("av", extra="video")
@@ -50,20 +58,24 @@ class VideoReader:
         if not self.path.is_file():
             raise DataError(f"{path}: no such file")
         try:
-            self._container = self._av.open(str(path))
-        except (self._av.error.FFmpegError, ValueError) as error:
+            # an absolute path: FFmpeg takes the `12:` of `12:30.mp4` for a protocol
+            self._container = self._av.open(str(self.path.absolute()), options=self._limits())
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
             raise DataError(f"{path}: not a video, or damaged ({_reason(error)})") from None
         try:
             if not self._container.streams.video:
                 raise DataError(f"{path}: has no video stream")
             self._stream = self._container.streams.video[0]
-            first = next(self._decoded(), None)
-            if first is None:
+            self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            self._check_size(self._stream.width, self._stream.height)
+            self._frames = self._decoded()
+            self._first = next(self._frames, None)
+            if self._first is None:
                 raise DataError(f"{path}: has no frame that can be decoded")
-            self.width, self.height = first.width, first.height
-            if first.rotation % 180:
+            self._check_size(self._first.width, self._first.height)
+            self.width, self.height = self._first.width, self._first.height
+            if self._first.rotation % 180:
                 self.width, self.height = self.height, self.width
-            self._container.seek(0)
         except DataError:
             self._container.close()
             raise
@@ -72,14 +84,33 @@ class VideoReader:
         self.frames: int | None = self._stream.frames or None
         """Number of frames that the file states; None if it does not."""
 
+    def _limits(self) -> dict[str, str]:
+        """Options of FFmpeg: no huge frames, no other files, and no protocols such as http."""
+        formats = self._av.formats_available - _FORMATS_OF_OTHER_FILES
+        return {
+            "format_whitelist": ",".join(sorted(formats)),
+            "protocol_whitelist": "file",
+            "max_pixels": str(MAX_PIXELS),
+        }
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise DataError(
+                f"{self.path}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; not decoded"
+            )
+
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames, turned as the file says, as phones write it.
 
         Raises:
             DataError: the file is damaged after some frame.
         """
-        for number, frame in enumerate(self._decoded()):
-            pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+        # raw streams cannot be rewound, so the first frame is kept
+        for number, frame in enumerate(chain([self._first], self._frames)):
+            try:
+                pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            except (self._av.error.FFmpegError, OSError, ValueError) as error:
+                raise DataError(f"{self.path}: damaged after frame {number} ({_reason(error)})") from None
             seconds = frame.time if frame.time is not None else number / self.rate
             yield Frame(Image.fromarray(np.ascontiguousarray(pixels_HWC)), float(seconds))
 
@@ -89,8 +120,11 @@ class VideoReader:
             for frame in self._container.decode(self._stream):
                 yield frame
                 count += 1
-        except self._av.error.FFmpegError as error:
-            raise DataError(f"{self.path}: damaged after frame {count} ({_reason(error)})") from None
+        except (self._av.error.FFmpegError, OSError) as error:
+            reason = _reason(error)
+            if isinstance(error, self._av.error.ArgumentError):
+                reason = f"{reason}; frames of more than {MAX_PIXELS:,} pixels are not decoded"
+            raise DataError(f"{self.path}: damaged after frame {count} ({reason})") from None
 
     def __enter__(self) -> Self:
         return self
@@ -103,43 +137,61 @@ class VideoWriter:
     """Writer of an MP4 file from RGB images of one size. The file appears when the block ends without an error."""
 
     def __init__(self, path: Path, *, rate: Fraction, width: int, height: int) -> None:
-        """Open a hidden file beside `path`.
+        """Open the video.
 
         Raises:
+            DataError: the encoder does not take the rate or the size.
+            OutputError: the file cannot be written.
             MissingDependencyError: PyAV is not installed.
         """
         self._av: Any = require("av", extra="video")
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._path = path
         # H.264 stores colours at half the resolution: both sides must be even
-        self._size = (width - width % 2, height - height % 2)
-        self._container = self._av.open(str(self._partial), mode="w", format="mp4")
-        codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-        self._stream = self._container.add_stream(codec, rate=rate)
-        self._stream.width, self._stream.height = self._size
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        self._size = (max(2, width - width % 2), max(2, height - height % 2))
         self._last = -1
+        with ExitStack() as stack:
+            file = stack.enter_context(replacing(path))
+            stack.enter_context(self._errors())
+            self._container = stack.enter_context(self._av.open(file, mode="w", format="mp4"))
+            codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+            self._stream = self._container.add_stream(codec, rate=rate)
+            self._stream.width, self._stream.height = self._size
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = Fraction(1, _TICKS)
+            self._stack = stack.pop_all()
 
     def write(self, image: Image.Image, seconds: float) -> None:
-        """Append a frame that is shown from `seconds` on; times must increase."""
-        pixels_HWC = np.asarray(image.crop((0, 0, *self._size)))
-        frame = self._av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")
-        self._last = max(self._last + 1, round(seconds * _TICKS))
-        frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
-        self._container.mux(self._stream.encode(frame))
+        """Append a frame that is shown from `seconds` on; times must increase.
+
+        Raises:
+            DataError: the frame cannot be encoded.
+        """
+        with self._errors():
+            pixels_HWC = np.asarray(image.crop((0, 0, *self._size)))
+            frame = self._av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")
+            self._last = max(self._last + 1, round(seconds * _TICKS))
+            frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
+            self._container.mux(self._stream.encode(frame))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn errors of the encoder into `DataError`; those of the disk are `OSError` and pass."""
+        try:
+            yield
+        except self._av.error.FFmpegError as error:
+            raise DataError(f"cannot be encoded as {self._path.name} ({_reason(error)})") from None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._container.mux(self._stream.encode(None))
-            self._container.close()
-            if kind is None:
-                os.replace(self._partial, self._path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._container.mux(self._stream.encode(None))
 
 
 def _reason(error: Exception) -> str:

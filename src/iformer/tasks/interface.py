@@ -115,6 +115,9 @@ class TaskPredictor(Protocol):
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
         """Yield a record for each image and each frame of a video, in order, and write pictures to `out`."""
 
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the paths, relative to `out`, of all files that `predict` and `finish` may write."""
+
     def words(self, record: Record) -> str:
         """Return a record without an error in words."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,9 @@ from iformer.tasks.pictures import Card, beside, draw_sheet, save_png
 from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
+
+MAX_STEM_BYTES = 245
+"""Longest name of an output without its extension: file systems allow 255 bytes, numbers and `.png` take some."""
 
 _DEFAULT_SIZE = "iformer_t"
 """The model of a run that names none: trained weights may be of another size."""
@@ -214,6 +218,13 @@ class PyramidPredictor(ABC):
         """Write what belongs to one image beside its picture, and return further entries of its record."""
         return {}
 
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the drawn images and videos; see `iformer.tasks.interface.TaskPredictor`."""
+        return [
+            Path(f"{name}.mp4" if has_video_extension(path) else f"{name}.png")
+            for path, name in zip(paths, output_names(paths), strict=True)
+        ]
+
     def finish(self, out: Path) -> list[str]:
         """Write what belongs to all images together; see `iformer.tasks.interface.TaskPredictor`."""
         return [f"written: {out}"]
@@ -221,41 +232,38 @@ class PyramidPredictor(ABC):
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
         """Yield a record for each image and each frame of a video, in order.
 
-        A file that cannot be read yields a record with an `error`, and the others go on.
+        A file that cannot be read, or a video that cannot be drawn, yields a record with an `error`, and the
+        others go on.
 
         Args:
             paths: image and video files.
             out: existing folder for `NAME.png` (the drawn image), `NAME.mp4` (the drawn video) and the files
                 of the task; None: nothing is written.
         """
-        names, video_names = _Names(), _Names()
-        for path in paths:
+        for path, name in zip(paths, output_names(paths), strict=True):
             try:
                 if has_video_extension(path):
-                    yield from self._video(path, out, video_names)
+                    yield from self._video(path, out, name)
                 else:
-                    yield self._image(path, out, names)
+                    yield self._image(path, out, name)
             except DataError as error:
                 yield {"file": str(path), "error": str(error).removeprefix(f"{path}: ")}
 
-    def _image(self, path: Path, out: Path | None, names: _Names) -> Record:
+    def _image(self, path: Path, out: Path | None, name: str) -> Record:
         image = read_image(path, value_range=self.value_range)
         answer = self.latest = self.answer(image)
         record: Record = {"file": str(path), **self.record(answer)}
-        name = names.unique(path)
         if out is not None:
             record["picture"] = str(save_png(self.draw(image, answer), out / f"{name}.png"))
         return {**record, **self.write(path, image, answer, out, name)}
 
-    def _video(self, path: Path, out: Path | None, names: _Names) -> Iterator[Record]:
+    def _video(self, path: Path, out: Path | None, name: str) -> Iterator[Record]:
         """Yield a record for each frame. An incomplete drawn video is removed."""
         with VideoReader(path) as reader, ProgressView(total=reader.frames or 0, what=path.name) as view:
             if out is None:
                 yield from self._frames(reader, None, view)
                 return
-            target = out / f"{names.unique(path)}.mp4"
-            if target.resolve() == path.resolve():
-                raise DataError(f"{path}: lies in the folder that the result is written to; give another --out")
+            target = out / f"{name}.mp4"
             with VideoWriter(target, rate=reader.rate, width=reader.width, height=reader.height) as writer:
                 yield from self._frames(reader, writer, view)
 
@@ -290,14 +298,19 @@ def example_sheet(
     return draw_sheet(cards, columns=columns, title=title, subtitle=subtitle)
 
 
-class _Names:
-    """Names for the files of images: the image's own, with a number if it is taken."""
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name without extension for the output of each file: the file's own, with a number if it is taken.
 
-    def __init__(self) -> None:
-        self._used: set[str] = set()
-
-    def unique(self, path: Path) -> str:
-        numbered = (path.stem if number == 1 else f"{path.stem}-{number}" for number in itertools.count(1))
-        name = next(name for name in numbered if name not in self._used)
-        self._used.add(name)
-        return name
+    Images and videos have names of their own: their outputs have different extensions.
+    """
+    used: set[tuple[bool, str]] = set()
+    names = []
+    for path in paths:
+        is_video, stem = has_video_extension(path), path.stem
+        if len(os.fsencode(stem)) > MAX_STEM_BYTES:
+            stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        name = next(name for name in numbered if (is_video, name) not in used)
+        used.add((is_video, name))
+        names.append(name)
+    return names

@@ -229,6 +229,11 @@ class ClassificationPredictor:
         """Return a function that returns None: a classifier has no masks."""
         return lambda: None
 
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""
+        files = _pages("predict", len(paths), _COLUMNS)
+        return files + _pages("explain", len(paths), _COLUMNS // 2) if self._explain else files
+
     def finish(self, out: Path) -> list[str]:
         """Write the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""
         if not self._drawn:
@@ -324,12 +329,17 @@ def _save_pages(
     per_page = columns * _ROWS
     pages = [cards[start : start + per_page] for start in range(0, len(cards), per_page)]
     written = []
-    for number, page in enumerate(pages, start=1):
-        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+    for number, (name, page) in enumerate(zip(_pages(stem, len(cards), columns), pages, strict=True), start=1):
         heading = title if len(pages) == 1 else f"{title}, page {number} of {len(pages)}"
         sheet = draw_sheet(page, columns=columns, title=heading, subtitle=subtitle)
         written.append(save_png(sheet, folder / name))
     return written
+
+
+def _pages(stem: str, cards: int, columns: int) -> list[Path]:
+    """Return the files of the contact sheets that a number of cards takes, at most `MAX_PAGES`."""
+    count = min(MAX_PAGES, -(-cards // (columns * _ROWS)))
+    return [Path(f"{stem}.png" if number == 1 else f"{stem}-{number}.png") for number in range(1, count + 1)]
 
 
 def _photograph(pixels_CHW: Tensor) -> Image.Image:

@@ -34,6 +34,7 @@ VIDEOS = True
 TAKES = frozenset({"min_score", "max_detections", "iou", "tile", "overlap"})
 """The options of `PredictOptions` that this task reads."""
 
+COCO_FILE = "coco.json"
 MAX_NAMES = 50
 """Names drawn on an image; more cover it."""
 _MASK_OPACITY = 0.45
@@ -112,11 +113,15 @@ class DetectionPredictor(PyramidPredictor):
                 self._annotations.append({"id": len(self._annotations) + 1, "iscrowd": 0, "area": area, **result})
         return {}
 
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the drawn images and videos, and `coco.json`."""
+        return [*super().files(paths), Path(COCO_FILE)]
+
     def finish(self, out: Path) -> list[str]:
         """Write `coco.json`: COCO's format, with detections as annotations that have a score."""
         categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
-        write_text(out / "coco.json", json_text(content))
+        write_text(out / COCO_FILE, json_text(content))
         return super().finish(out)
 
 

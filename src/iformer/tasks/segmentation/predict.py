@@ -25,6 +25,8 @@ from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
 TAKES = frozenset({"sliding", "tile", "overlap"})
+MASKS = Path("masks")
+"""Folder of the masks in `out`."""
 """The options of `PredictOptions` that this task reads."""
 
 _OPACITY = 0.55
@@ -105,13 +107,18 @@ class SegmentationPredictor(PyramidPredictor):
     def words(self, record: Record) -> str:
         return "   ".join(f"{item['name']} {100 * item['share']:.1f} %" for item in record["classes"][:8])
 
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the drawn images and videos, and the masks of images."""
+        drawn = super().files(paths)
+        return drawn + [MASKS / name for name in drawn if name.suffix == ".png"]
+
     def write(self, path: Path, image: Image.Image, answer: ClassMap, out: Path | None, name: str) -> Record:
         """Write `masks/NAME.png`: class indices with the network's palette."""
         if out is None:
             return {}
-        (out / "masks").mkdir(exist_ok=True)
+        (out / MASKS).mkdir(exist_ok=True)
         mask = index_png(answer, self.colours)
-        return {"mask": str(save_png(mask, out / "masks" / f"{name}.png"))}
+        return {"mask": str(save_png(mask, out / MASKS / f"{name}.png"))}
 
 
 def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPredictor:

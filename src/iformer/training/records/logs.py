@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iformer.errors import printable
+
 if TYPE_CHECKING:
     from iformer.training.protocol import Task
     from iformer.training.records.pace import Pace
@@ -120,7 +122,7 @@ class ProgressView:
         self._shown = shown
         self._bar: Any = None
         self._task: Any = None
-        if shown and sys.stderr.isatty():
+        if shown and sys.stderr is not None and sys.stderr.isatty():
             self._bar, self._task = _bar(total, done, what)
 
     def __enter__(self) -> ProgressView:
@@ -145,7 +147,7 @@ class ProgressView:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        if not self._shown:
+        if not self._shown or sys.stderr is None:
             return
         self._last_line = time.monotonic()
         if self._bar is not None:
@@ -190,14 +192,14 @@ def _bar(total: int, done: int, what: str) -> tuple[Any, Any]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     bar = Progress(
-        TextColumn(what),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        TextColumn("{task.fields[text]}"),
-        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.fields[text]}", markup=False),
+        TextColumn("{task.fields[left]} left", markup=False),
         console=Console(stderr=True),
         # a refresh takes time from a training that uses all cores
         refresh_per_second=2,
         transient=True,
     )
-    return bar, bar.add_task("", total=total, completed=done, text="", left="?")
+    return bar, bar.add_task(printable(what), total=total, completed=done, text="", left="?")

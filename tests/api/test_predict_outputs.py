@@ -1,0 +1,142 @@
+"""What `predict` writes replaces only what an earlier `predict` wrote, and what is named is answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import iformer
+from iformer.cli.main import main
+from iformer.errors import UserError
+from iformer.models.classifier import Classifier
+from iformer.models.light_detector import LightDetector
+from iformer.tasks.pyramid import MAX_STEM_BYTES, output_names
+from tiny.dense import light_detector, light_segmenter
+from tiny.networks import labelled_classifier
+
+
+@pytest.fixture(scope="module")
+def detector() -> LightDetector:
+    return light_detector()
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return labelled_classifier()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.png")):
+        Image.new("RGB", (40, 32), (90 * number, 120, 60)).save(folder / name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_photographs_are_not_replaced(detector: LightDetector, photos: Path) -> None:
+    before = contents(photos)
+    for images in (photos, photos / "a.png", [photos / "b.png"]):
+        with pytest.raises(UserError, match=r"[ab]\.png is one of the images to be read"):
+            iformer.predict(detector, images, out=photos)
+    with pytest.raises(UserError, match=r"a\.png is one of the images to be read"):
+        iformer.predict(light_segmenter(), photos, out=photos)
+    link = photos.parent / "link"
+    link.symlink_to(photos)
+    with pytest.raises(UserError, match="is one of the images to be read"):
+        iformer.predict(detector, link, out=photos, overwrite=True)
+    assert contents(photos) == before
+
+
+@pytest.mark.parametrize("name", ["a.png", "coco.json"])
+def test_other_files_are_not_replaced_by_a_detector(
+    detector: LightDetector, photos: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=f"{name} exists, and no earlier predict wrote it; give another --out"):
+            iformer.predict(detector, photos, out=out, overwrite=overwrite)
+    assert contents(out) == {name: b"mine"}
+
+
+def test_other_files_are_not_replaced_by_a_classifier(
+    classifier: Classifier, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = photos / "predict.png"
+    (photos / "a.png").rename(picture)
+    with pytest.raises(UserError, match=r"predict\.png is one of the images to be read"):
+        iformer.predict(classifier, picture, out=photos)
+    with pytest.raises(UserError, match=r"predict\.png exists, and no earlier predict wrote it"):
+        iformer.predict(classifier, photos / "b.png", out=photos)
+    iformer.save(classifier, tmp_path / "net.safetensors")
+    capsys.readouterr()
+    assert (
+        main(["predict", str(picture), "--weights", str(tmp_path / "net.safetensors"), "--out", str(photos)]) == 1
+    )
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_answers_of_an_earlier_call_are_replaced(detector: LightDetector, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    list(iformer.predict(detector, photos, out=out, min_score=0.0))
+    before = contents(out)
+    list(iformer.predict(detector, photos, out=out, min_score=1.0, overwrite=True))
+    after = contents(out)
+    assert after.keys() == before.keys() == {"a.png", "b.png", "coco.json", "predictions.jsonl"}
+    assert after["a.png"] != before["a.png"]
+    with pytest.raises(UserError, match=r"a\.png is one of the images to be read"):
+        iformer.predict(detector, out / "a.png", out=out, overwrite=True)
+
+
+def test_a_call_after_an_interrupted_one_is_not_refused(
+    detector: LightDetector, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stopped = iformer.predict(detector, photos, out=out)
+    next(stopped)
+    stopped.close()
+    assert (out / "a.png").is_file()
+    list(iformer.predict(detector, photos, out=out))
+    assert contents(out).keys() == {"a.png", "b.png", "coco.json", "predictions.jsonl"}
+
+
+def test_images_that_are_named_are_answered(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (32, 32)).save(other)
+    named = photos / "a.png"
+    assert [one.path for one in iformer.predict(classifier, [named, other], out=photos)] == [named, other]
+    # found by listing a folder: the answers of an earlier call are left out, unless they are named
+    again = iformer.predict(classifier, [photos, named, other], out=photos, overwrite=True)
+    assert [one.path for one in again] == [named, other]
+
+
+def test_images_in_memory_do_not_replace_files(classifier: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "image-1.png").write_text("mine")
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    (one,) = iformer.predict(classifier, pixels, out=tmp_path)
+    assert one.path == tmp_path / "inputs" / "image-1-2.png"
+    assert (tmp_path / "inputs" / "image-1.png").read_text() == "mine"
+
+
+def test_names_of_outputs() -> None:
+    long = "ä" * 130
+    paths = [Path(name) for name in ("x/a.jpg", "y/a.png", "a.mp4", "a.mov", f"{long}.png", f"{long}.jpg")]
+    names = output_names(paths)
+    assert names[:4] == ["a", "a-2", "a", "a-2"]
+    assert names[5] == f"{names[4]}-2"
+    assert len(names[4].encode()) <= MAX_STEM_BYTES
+
+
+def test_an_empty_name_is_not_the_working_folder(detector: LightDetector) -> None:
+    with pytest.raises(UserError, match="the name of an image is empty"):
+        iformer.predict(detector, "")
