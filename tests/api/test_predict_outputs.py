@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from PIL import Image
 
 import iformer
+from iformer.api import inputs
 from iformer.cli.main import main
-from iformer.errors import UserError
+from iformer.data.video import VideoWriter
+from iformer.errors import DataError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.pyramid import MAX_STEM_BYTES, output_names
@@ -140,3 +144,40 @@ def test_names_of_outputs() -> None:
 def test_an_empty_name_is_not_the_working_folder(detector: LightDetector) -> None:
     with pytest.raises(UserError, match="the name of an image is empty"):
         iformer.predict(detector, "")
+
+
+def test_a_video_that_cannot_be_read_or_drawn_is_one_error(
+    detector: LightDetector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    for name in ("12:30.mp4", "refused.mp4"):
+        with VideoWriter(photos / name, rate=Fraction(10), width=32, height=32) as writer:
+            writer.write(Image.new("RGB", (32, 32)), 0.0)
+    encode = VideoWriter.write
+
+    def refuse(writer: VideoWriter, image: Image.Image, seconds: float) -> None:
+        if writer._path.stem == "refused":
+            raise DataError("cannot be encoded as refused.mp4")
+        encode(writer, image, seconds)
+
+    monkeypatch.setattr(VideoWriter, "write", refuse)
+    (photos / "list.mp4").write_text("ffconcat version 1.0\nfile 12:30.mp4\n")
+    out = tmp_path / "out"
+    answers = list(iformer.predict(detector, photos, out=out))
+    errors = {one.path.name: one.error for one in answers if one.path is not None and one.error}
+    assert errors.keys() == {"list.mp4", "refused.mp4"}
+    assert errors["refused.mp4"] == "cannot be encoded as refused.mp4"
+    assert {path.name for path in out.iterdir()} == {
+        "12:30.mp4", "a.png", "b.png", "coco.json", "predictions.jsonl"
+    }  # fmt: skip
+
+
+def test_long_urls_and_a_closed_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_download", lambda url: b"contents")
+    (found,) = inputs.collect_inputs(f"https://example.org/{'写' * 150}.png", lambda: tmp_path)
+    assert found.path is not None
+    assert found.path.suffix == ".png"
+    assert found.path.read_bytes() == b"contents"
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match=r"-: cannot be fetched \(standard input is closed\)"):
+        inputs.collect_inputs("-", lambda: tmp_path)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from iformer import files
+from iformer.data import video
 from iformer.data.video import VideoReader, VideoWriter, has_video_extension
-from iformer.errors import DataError
+from iformer.errors import DataError, OutputError
 
 
 def write(path: Path, frames: int = 6) -> Path:
@@ -94,3 +101,102 @@ def test_frames_have_their_own_times(tmp_path: Path, extension: str) -> None:
             writer.write(Image.new("RGB", (64, 48)), seconds)
     with VideoReader(path) as reader:
         assert [frame.seconds for frame in reader] == pytest.approx(times, abs=2e-3)
+
+
+def encoded(
+    path: Path, *, container: str, codec: str, size: tuple[int, int], pixels: str = "yuv420p", frames: int = 3
+) -> Path:
+    """Write a black video as cameras and converters do."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
+        black = np.zeros((size[1], size[0]), np.uint8)
+        for _ in range(frames):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(black, format="gray").reformat(format=pixels)))
+        file.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "container", "codec"),
+    [("raw.mpg", "h264", "libx264"), ("raw.avi", "mjpeg", "mjpeg"), ("raw.mp4", "m4v", "mpeg4")],
+)
+def test_streams_that_cannot_be_rewound_give_every_frame(
+    tmp_path: Path, name: str, container: str, codec: str
+) -> None:
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = encoded(tmp_path / name, container=container, codec=codec, size=(64, 48), pixels=pixels)
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 1), (1, 64)])
+def test_videos_of_one_pixel_are_written(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = encoded(tmp_path / "a.mov", container="mov", codec="png", size=size, pixels="rgb24")
+    sides: Any = dict(zip(("width", "height"), size, strict=True))
+    with VideoReader(path) as reader, VideoWriter(tmp_path / "b.mp4", rate=reader.rate, **sides) as writer:
+        for image, seconds in reader:
+            writer.write(image, seconds)
+    with VideoReader(tmp_path / "b.mp4") as reader:
+        assert (reader.width, reader.height) == (max(2, size[0]), max(2, size[1]))
+        assert len(list(reader)) == 3
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "pipe:0.mp4", "file:a.mp4", "{1}.mp4", "n" * 251 + ".mp4"])
+def test_any_name_of_a_file_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path(name), frames=2)
+    with VideoReader(name) as reader:
+        assert len(list(reader)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_lists_of_other_files_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "other.mp4")
+    for name, text in (
+        ("concat.mp4", "ffconcat version 1.0\nfile other.mp4\n"),
+        ("playlist.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=f"{name}: not a video, or damaged"):
+            VideoReader(tmp_path / name)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "ffv1"), ("mov", "png")])
+def test_frames_have_the_limit_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str, codec: str
+) -> None:
+    path = encoded(tmp_path / "a.mov", container=container, codec=codec, size=(64, 48), pixels="gray", frames=1)
+    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48)
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 1
+    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 47)
+    with pytest.raises(DataError, match=r"3,008.*not decoded"):
+        VideoReader(path)
+
+
+def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    @contextlib.contextmanager
+    def replacing(path: Path) -> Iterator[io.BytesIO]:
+        with files.replacing(path):
+            yield Full()
+
+    monkeypatch.setattr(video, "replacing", replacing)
+    with pytest.raises(OutputError, match=r"cannot write .*a\.mp4: No space left on device"):
+        write(tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_encoder_refuses_is_an_error_of_the_video(tmp_path: Path) -> None:
+    def wide() -> None:
+        with VideoWriter(tmp_path / "a.mp4", rate=Fraction(10), width=40_000, height=2) as writer:
+            writer.write(Image.new("RGB", (40_000, 2)), 0.0)
+
+    with pytest.raises(DataError, match=r"cannot be encoded as a\.mp4"):
+        wide()
+    assert list(tmp_path.iterdir()) == []

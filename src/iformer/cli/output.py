@@ -22,6 +22,7 @@ import typer
 
 from iformer.errors import StoppedBySignalError, UserError, one_line, printable
 from iformer.files import json_text
+from iformer.standard_streams import open_closed_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,9 +100,11 @@ def print_json_line(result: Any) -> None:
 def process_settings() -> Iterator[None]:
     """Make the process safe for a command line.
 
+    Standard streams that are closed are connected to the null device.
     stdout and stderr escape characters that their encoding lacks instead of failing. SIGTERM raises `Terminated`,
     so that unfinished files are removed; further ones are ignored meanwhile.
     """
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -122,7 +122,7 @@ class VideoReader:
                 count += 1
         except (self._av.error.FFmpegError, OSError) as error:
             reason = _reason(error)
-            if isinstance(error, self._av.error.ArgumentError):
+            if not self._stream.width or isinstance(error, self._av.error.ArgumentError):
                 reason = f"{reason}; frames of more than {MAX_PIXELS:,} pixels are not decoded"
             raise DataError(f"{self.path}: damaged after frame {count} ({reason})") from None
 

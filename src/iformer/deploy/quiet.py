@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from iformer.standard_streams import open_closed_streams
+
 _NOTE_BYTES = 4000
 
 
@@ -18,6 +20,7 @@ def quiet() -> Iterator[None]:
 
     The end of the suppressed text is added to the notes of an error that leaves the block; `--debug` shows it.
     """
+    open_closed_streams()
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as written, warnings.catch_warnings():

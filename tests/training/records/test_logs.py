@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,29 @@ def test_damaged_lines_are_left_out_of_the_history(tmp_path: Path) -> None:
     ]
     path.write_bytes(b"\n".join([good[0], *damaged, good[1]]) + b"\n")
     assert read_history(path) == [{"epoch": 1, "step": 2}, {"epoch": 2, "step": 4}]
+
+
+def test_what_is_shown_on_a_terminal_is_neither_a_format_nor_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for what in ("clip {1}", "{task.x}", "{.mp4", "a[link=x]b", "x[#]", "a\x1b]8;;x"):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        monkeypatch.setenv("COLUMNS", "200")
+        with ProgressView(total=2, what=what) as view:
+            view.advance(1, "frame [1] {0}")
+        written = sys.stderr.getvalue()
+        assert what.replace("\x1b", r"\x1b") in written
+        assert "frame [1] {0}" in written
+        assert "\x1b]8" not in written
+
+
+def test_a_closed_stderr_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with ProgressView(total=2) as view:
+        view.advance(1, "step")
+        view.say("line")
+    assert capsys.readouterr().out == ""
