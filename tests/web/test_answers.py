@@ -1,4 +1,4 @@
-"""The words and bars that the page makes of a classifier's logits."""
+"""The words and bars that the page makes of a classifier's logits, and its comparison of outputs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from typing import Any
 import pytest
 import torch
 
-PAGE = resources.files("iformer.web") / "page" / "answers.js"
+from iformer.deploy.parity import LEAST_SCALE, error_scale
+
+PAGE = resources.files("iformer.web") / "page"
 LOGITS = [2.0, -1.0, 0.5]
+
+
+def from_node(module: str, name: str, call: str) -> Any:
+    """The value of an expression with the function `name` of a module of the page, from Node."""
+    if shutil.which("node") is None:
+        pytest.skip("Node is not installed")
+    code = f"import {{ {name} }} from {json.dumps(str(PAGE / module))}; console.log(JSON.stringify({call}));"
+    done = subprocess.run(["node", "--input-type=module"], input=code, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def classes(artifact: dict[str, Any]) -> list[tuple[str, float]]:
     """The answer of `classesOf` in answers.js for `LOGITS`, from Node."""
-    if shutil.which("node") is None:
-        pytest.skip("Node is not installed")
-    code = (
-        f"import {{ classesOf }} from {json.dumps(str(PAGE))};"
-        f"const outputs = {{ logits: {{ data: Float32Array.from({LOGITS}) }} }};"
-        f"console.log(JSON.stringify(classesOf({json.dumps(artifact)}, outputs)));"
-    )
-    done = subprocess.run(["node", "--input-type=module"], input=code, capture_output=True, text=True, check=True)
-    return [(found["name"], found["share"]) for found in json.loads(done.stdout)]
+    outputs = f"{{ logits: {{ data: Float32Array.from({LOGITS}) }} }}"
+    found = from_node("answers.js", "classesOf", f"classesOf({json.dumps(artifact)}, {outputs})")
+    return [(row["name"], row["share"]) for row in found]
 
 
 def test_one_label_has_a_softmax_and_several_labels_have_sigmoids() -> None:
@@ -38,3 +43,22 @@ def test_one_label_has_a_softmax_and_several_labels_have_sigmoids() -> None:
     several = classes({**artifact, "postprocess": {"activation": "sigmoid", "threshold": 0.3}})
     assert [name for name, _ in several] == order
     assert dict(several) == pytest.approx(dict(zip("abc", sigmoid, strict=True)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "found", "error"),
+    [
+        ("boxes", [0.0, 200.0], [0.0, 200.02], 1e-4),
+        ("scores", [0.0, 0.5], [0.0, 0.50005], 1e-4),
+        ("scores", [0.0, 1e-4], [0.0, 1.002e-4], 2e-5),  # a detector that sees nothing
+        ("scores", [0.0, 1e-3], [1e-3, 0.0], 0.1),
+    ],
+)
+def test_errors_of_scores_near_zero_are_shares_of_one_percent(
+    name: str, expected: list[float], found: list[float], error: float
+) -> None:
+    scales = json.dumps(LEAST_SCALE)
+    call = f"compare({json.dumps({name: expected})}, {json.dumps({name: found})}, {scales})"
+    assert from_node("engine.js", "compare", call) == pytest.approx(error)
+    largest = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    assert largest / error_scale(name, max(expected)) == pytest.approx(error)

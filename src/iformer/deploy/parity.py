@@ -31,6 +31,10 @@ FP32_TOLERANCE = 1e-3
 FP16_TOLERANCE = 2e-2
 """Allowed error of an artifact with weights or arithmetic in half precision."""
 
+LEAST_SCALE = {"scores": 0.01}
+"""Outputs that may be nearly 0 everywhere, with the least value that their error is a share of. Scores are
+sigmoids: runtimes differ by up to 2e-7, and where a detector sees nothing its largest score may be 1e-4."""
+
 _CHUNK = 16
 
 
@@ -106,7 +110,7 @@ def compare(
             shapes = [list(value.shape[1:]) for value in (actual[name], output)]
             raise UserError(f"{info.file}: {name} has shape {shapes[0]} per image; the network's has {shapes[1]}")
         error = (output - actual[name]).abs().max().item()
-        relative = error / output.abs().max().clamp_min(torch.finfo(torch.float32).tiny).item()
+        relative = error / error_scale(name, output.abs().max().item())
         if not math.isfinite(relative):
             failures.append(f"{name} are not finite numbers")
         elif ordered and tolerance is not None and relative > tolerance:
@@ -126,6 +130,16 @@ def compare(
         metrics=agreement.metrics,
         failures=tuple(failures),
     )
+
+
+def error_scale(name: str, largest: float) -> float:
+    """Return the value that the error of an output is a share of.
+
+    Args:
+        name: the output, such as "scores".
+        largest: its largest absolute value.
+    """
+    return max(largest, LEAST_SCALE.get(name, torch.finfo(torch.float32).tiny))
 
 
 def _record_failures(network: Exportable, runner: ArtifactRunner) -> list[str]:

@@ -18,7 +18,7 @@ from iformer.data.transforms import eval_transform
 from iformer.deploy.artifact import ArtifactInfo, artifact_bytes, read_record
 from iformer.deploy.export import export_artifact
 from iformer.deploy.exportable import Outputs
-from iformer.deploy.parity import FP16_TOLERANCE, generated_images
+from iformer.deploy.parity import FP16_TOLERANCE, LEAST_SCALE, generated_images
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runner import open_artifact
 from iformer.deploy.runtimes.registry import QUANTIZED, RUNTIMES, find_runtime
@@ -88,6 +88,8 @@ def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry
     network = exportable(load(found))
     if network.limits is not None:
         raise UserError(f"{name} does not run in a browser; train a light detector (--detector light)")
+    for runtime in runtimes:  # report what is missing before any work is done
+        find_runtime(runtime).require()
     paths = []
     for runtime in runtimes:
         paths.append(folder / f"network{find_runtime(runtime).suffix}")
@@ -227,6 +229,7 @@ def _described(index: int, artifact: PageArtifact, pictures: int) -> dict[str, A
             "outputs": [_plain(artifact.sampled(outputs)) for outputs in artifact.outputs],
             "strides": artifact.strides,
             "tolerance": artifact.tolerance,
+            "least_scale": {name: LEAST_SCALE[name] for name in info.outputs if name in LEAST_SCALE},
         },
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 from iformer.bench.timing import Timings
 from iformer.config.checking import Config, Length, Range
 from iformer.deploy.artifact import artifact_bytes
+from iformer.deploy.parity import error_scale
 from iformer.errors import UserError, counted, printable
 from iformer.web.manifest import PageArtifact
 
@@ -274,7 +275,7 @@ def compare_outputs(artifact: PageArtifact, found: Sequence[dict[str, Any]]) -> 
         for name, tensor in expected.items():
             wanted = tensor.flatten().double().numpy()
             values = _numbers(actual[name], len(wanted))
-            scale = max(float(np.abs(wanted).max()), float(np.finfo(np.float32).tiny))
+            scale = error_scale(name, float(np.abs(wanted).max()))
             largest = max(largest, float(np.abs(values - wanted).max()) / scale)
             if name == "logits" and artifact.info.task == "classify":
                 same = same is not False and bool(values.argmax() == wanted.argmax())

@@ -8,7 +8,7 @@ export function showAnswer(list, context, artifact, outputs, place, [width, heig
   if (artifact.task === "detect") {
     const found = detectionsOf(artifact, outputs, place, width, height);
     drawDetections(context, found);
-    showRows(list, found.slice(0, SHOWN), "Nothing found.");
+    showRows(list, found.slice(0, SHOWN), nothingFound(artifact, outputs));
     return countsInWords(found);
   }
   if (artifact.task === "segment") {
@@ -77,6 +77,16 @@ export function detectionsOf(artifact, outputs, place, width, height) {
     const [top, bottom] = [raw[1], raw[3]].map((y) => Math.min(height, Math.max(0, y * down)));
     return { name: nameOf(artifact, kind), share, box: [left, top, right, bottom], color: colorOf(kind) };
   });
+}
+
+// Says what the network holds for most likely where no score is above the threshold.
+function nothingFound(artifact, outputs) {
+  const scores = outputs.scores.data;
+  const best = scores.reduce((index, score, other) => (score > scores[index] ? other : index), 0);
+  const percent = (share) => `${Math.round(100 * share)} %`;
+  const least = percent(Math.max(artifact.postprocess.score_threshold, MIN_SCORE));
+  const name = nameOf(artifact, best % artifact.num_classes);
+  return `Nothing found with a score above ${least}. The best: ${name}, ${percent(scores[best])}.`;
 }
 
 // Returns the class of each point of the network's map, and the share of each class in the picture, largest first.
@@ -196,7 +206,8 @@ export function drawCrop(context, place) {
   const width = inputWidth * across;
   const height = inputHeight * down;
   const corner = Math.min(width, height) / 10;
-  const inset = context.lineWidth;
+  const line = context.lineWidth;
+  const inset = line;
   context.beginPath();
   for (const [horizontal, vertical] of [[0, 0], [1, 0], [1, 1], [0, 1]]) {
     const cornerX = x + (horizontal ? width - inset : inset);
@@ -205,7 +216,12 @@ export function drawCrop(context, place) {
     context.lineTo(cornerX, cornerY);
     context.lineTo(cornerX, cornerY + (vertical ? -corner : corner));
   }
-  context.stroke();
+  // light on dark, so that the corners show on any picture
+  for (const [color, lines] of [["rgb(0 0 0 / 55%)", 2], ["rgb(255 255 255 / 95%)", 1]]) {
+    context.strokeStyle = color;
+    context.lineWidth = lines * line;
+    context.stroke();
+  }
 }
 
 function classItem() {

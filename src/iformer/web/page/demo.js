@@ -123,7 +123,8 @@ export class Demo {
       setText(element("equality"), "refused");
       document.body.dataset.state = "refused";
       this.problem(`${this.titleOf(backend)}: ${failure.message}. Choose another backend.`);
-      this.state("");
+      this.state(this.camera || this.photograph ? "" : `${this.titleOf(backend)} cannot be used.`);
+      element("progress").hidden = true;
       element("backend").disabled = false;
       return;
     }
@@ -181,7 +182,7 @@ export class Demo {
   }
 
   async openPhotograph(file) {
-    if (!file) return;
+    if (!file || document.body.dataset.state === "refused") return;
     element("file").value = "";
     let bitmap;
     try {
@@ -245,7 +246,6 @@ export class Demo {
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, width, height);
     context.lineWidth = (3 * width) / Math.max(1, canvas.clientWidth);
-    context.strokeStyle = "rgb(255 255 255 / 85%)";
     context.lineCap = "round";
     return context;
   }

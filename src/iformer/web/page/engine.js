@@ -123,13 +123,13 @@ export function sampled(check, outputs) {
 }
 
 // Compares outputs, by `sampled`, with those of the computer. Returns the largest difference
-// as a share of the largest value of an output.
-export function compare(expected, actual) {
+// as a share of the largest value of an output, or of its value in `leastScale` where that is larger.
+export function compare(expected, actual, leastScale = {}) {
   let largest = 0;
   for (const [name, values] of Object.entries(expected)) {
     const found = actual[name];
     if (!found || found.length !== values.length) return Infinity;
-    let scale = Number.MIN_VALUE;
+    let scale = leastScale[name] ?? Number.MIN_VALUE;
     let difference = 0;
     for (let index = 0; index < values.length; index++) {
       scale = Math.max(scale, Math.abs(values[index]));
@@ -143,12 +143,12 @@ export function compare(expected, actual) {
 
 // Runs the reference photographs and compares the outputs with those that the computer computed. Throws if they differ.
 export async function verify(connection, engine) {
-  const { photographs, outputs, tolerance } = engine.artifact.check;
+  const { photographs, outputs, tolerance, least_scale: leastScale } = engine.artifact.check;
   let largest = 0;
   for (const [index, photograph] of photographs.entries()) {
     const { outputs: found } = await engine.answer(await bitmapOf(connection, photograph));
     const values = sampled(engine.artifact.check, found);
-    const error = compare(outputs[index], values);
+    const error = compare(outputs[index], values, leastScale);
     const sameClass =
       engine.artifact.task !== "classify" || indexOfLargest(outputs[index].logits) === indexOfLargest(values.logits);
     if (!sameClass || (tolerance !== null && !(error <= tolerance))) {
