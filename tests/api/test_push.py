@@ -96,6 +96,18 @@ def test_a_pushed_run_is_read_back(hub: Hub, run: Path) -> None:
     assert there.metadata.provenance["hub_repo"] == "ann/flowers"
 
 
+def test_the_card_of_a_backbone_says_how_to_train_from_it(hub: Hub, tmp_path: Path) -> None:
+    model = labelled_classifier()
+    model.reset_classifier(0)
+    iformer.save(model, tmp_path / "backbone.safetensors", class_names=(), metrics={"cosine": 61.5})
+    iformer.push(tmp_path / "backbone.safetensors", "ann/start")
+    card = ModelCard(hub.others["ann/start"]["README.md"].decode())
+    assert card.data.pipeline_tag is None
+    assert "cosine similarity: **61.50 %**" in card.text
+    assert "iformer train --data FOLDER --model hf-hub:ann/start" in card.text
+    assert "iformer predict" not in card.text
+
+
 def test_the_verb_pushes_the_last_network(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", str(run), "ann/flowers", "--last", "--private", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
