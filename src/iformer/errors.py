@@ -30,8 +30,11 @@ class MissingDependencyError(UserError):
     """An optional package is not installed. The message says what to install; nothing is installed by us."""
 
 
-class StoppedBySignalError(Exception):
-    """A scheduler told the run to stop; it is saved. The message is one clear line."""
+class StoppedBySignalError(BaseException):
+    """A scheduler told the run to stop; it is saved. The message is one clear line.
+
+    Like `KeyboardInterrupt` it is no `Exception`: libraries turn those into errors of their own.
+    """
 
 
 class UnknownNameError(UserError):

@@ -101,6 +101,8 @@ def test_what_is_no_record(tmp_path: Path, content: str) -> None:
         read_columns([tmp_path / "a.json"])
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_columns([tmp_path / "b.json"])
+    with pytest.raises(UserError, match="cannot be read: not a regular file"):
+        read_columns([Path("/dev/zero")])
 
 
 def test_records_measure_nothing(computer: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from iformer.bench.subjects import MATRIX_PRODUCT
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import UserError, counted, printable
+from iformer.files import read_at_most
 
 _MAX_BYTES = 16_000_000
 _TITLE = 120
@@ -52,9 +53,10 @@ def read_columns(paths: Sequence[Path]) -> list[Column]:
     columns: list[Column] = []
     for path in paths:
         try:
-            if path.stat().st_size > _MAX_BYTES:
+            content = read_at_most(path, _MAX_BYTES)
+            if content is None:
                 raise UserError(f"{path} is not a record of iformer bench: more than {_MAX_BYTES:,} bytes")
-            found = _columns(json.loads(path.read_text(encoding="utf-8")))
+            found = _columns(json.loads(content))
         except UserError:
             raise
         except OSError as error:

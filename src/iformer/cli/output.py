@@ -140,7 +140,7 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except (KeyboardInterrupt, Exception) as error:
+        except (KeyboardInterrupt, StoppedBySignalError, Exception) as error:
             if isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                 raise
             if _terminated.is_set() and not isinstance(error, StoppedBySignalError):

@@ -19,7 +19,7 @@ from torch import nn
 from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import ConfigError, UserError
-from iformer.files import require_regular_file, write_text
+from iformer.files import read_at_most, require_regular_file, write_text
 
 try:
     import fcntl
@@ -152,7 +152,7 @@ def staged(artifact: Path) -> Iterator[Path]:
         UserError: `artifact` is a folder and not an artifact.
         OSError: the folder cannot be created or written.
     """
-    if artifact.is_dir() and not record_path(artifact).is_file():
+    if artifact.is_dir() and not _is_record(record_path(artifact), artifact.name):
         raise UserError(f"{artifact} is a folder and not an artifact; choose another name")
     missing = [folder for folder in (artifact.parent, *artifact.parent.parents) if not folder.exists()]
     artifact.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +169,15 @@ def staged(artifact: Path) -> Iterator[Path]:
             with suppress(OSError):  # not empty any more
                 made.rmdir()
         raise
+
+
+def _is_record(path: Path, name: str) -> bool:
+    """Whether a file is the record of an artifact of this name, perhaps damaged."""
+    try:
+        content = json.loads(read_at_most(path, _MAX_RECORD_BYTES) or b"")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("file") == name and "runtime" in content
 
 
 @contextmanager
@@ -296,7 +305,7 @@ def _files(path: Path) -> list[Path]:
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Return whether a record lies beside `path`."""
-    return record_path(Path(path)).is_file()
+    return bool(Path(path).name) and record_path(Path(path)).is_file()
 
 
 def weights_hash(model: nn.Module) -> str:

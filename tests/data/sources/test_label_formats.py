@@ -513,6 +513,15 @@ def test_conversion_names_images_so_that_every_reader_lists_them(to: Any, tmp_pa
     assert after.train.class_counts == before.train.class_counts
 
 
+def test_an_empty_working_folder_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_coco(tmp_path / "data")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    convert_labels(data, ".", to="yolo", workers=1)
+    assert sorted(entry.name for entry in Path.cwd().iterdir()) == ["data.yaml", "images", "labels"]
+    assert_same(load_detection(data, workers=1).train, load_detection(Path.cwd(), workers=1).train, masks=True)
+
+
 def test_a_failed_conversion_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_coco(tmp_path / "data")
     monkeypatch.setattr(label_conversion, "_compare", raise_data_error)

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 
 from iformer import dependencies
+from iformer.api.export import artifact_paths
 from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from iformer.deploy.artifact import (
     ArtifactInfo,
@@ -486,7 +487,7 @@ def test_a_full_disk_is_said_before_the_work(
 def write_folder(path: Path, content: str) -> None:
     path.mkdir()
     (path / "model").write_text(content)
-    record_path(path).write_text(content)
+    record_path(path).write_text(json.dumps({"file": path.name, "runtime": "ncnn", "content": content}))
 
 
 def write_twice(path: Path) -> None:
@@ -502,14 +503,23 @@ def test_a_folder_takes_the_place_of_an_artifact_only(tmp_path: Path) -> None:
         assert (target / "model").read_text() == content
     with pytest.raises(FileExistsError), staged(target) as path:
         write_twice(path)
-    assert (target / "model").read_text() == record_path(target).read_text() == "second"
+    assert (target / "model").read_text() == json.loads(record_path(target).read_text())["content"] == "second"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.ncnn", "net.ncnn.json"]
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     (photographs / "a.jpg").touch()
-    with pytest.raises(UserError, match="is a folder and not an artifact"), staged(photographs) as path:
-        write_folder(path, "any")
-    assert (photographs / "a.jpg").exists()
+    for _ in range(2):
+        with pytest.raises(UserError, match="is a folder and not an artifact"), staged(photographs) as path:
+            write_folder(path, "any")
+        assert (photographs / "a.jpg").exists()
+        record_path(photographs).write_text('{"file": "another", "runtime": "ncnn"}')
+
+
+def test_folders_without_a_name_are_no_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "/", ""):
+        assert not is_artifact(path)
+        assert artifact_paths(Path(path), [RUNTIMES["onnx"]], "net", None) == [Path(path) / "net.onnx"]
 
 
 def test_an_artifact_whose_files_are_gone(tmp_path: Path) -> None:

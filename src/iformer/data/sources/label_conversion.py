@@ -95,9 +95,11 @@ def convert_labels(
         written = load_detection(part, workers=workers, progress=progress, for_training=False)
         for split, image_set in sets.items():
             _compare(image_set, getattr(written, split), names[split], part, lost.crowds, exact=to == "coco")
-        if target.exists():
-            target.rmdir()
-        part.rename(target)
+        if target.exists():  # it stays: it may be the working folder
+            for entry in part.iterdir():
+                entry.rename(target / entry.name)
+        else:
+            part.rename(target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
