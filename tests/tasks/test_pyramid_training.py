@@ -204,7 +204,7 @@ def test_masks_that_are_not_there(tmp_path: Path) -> None:
         for annotation in content["annotations"]:
             del annotation["segmentation"]
         path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="--set masks=false trains on boxes alone"):
+    with pytest.raises(DataError, match="--detector faster-rcnn trains on boxes alone"):
         detection(data, tmp_path / "run")
     result = train(detection(data, tmp_path / "run", fields={"masks": False, "epochs": 1}))
     assert "mask_ap" not in result.metrics

@@ -63,6 +63,16 @@ def test_a_run_without_its_state_does_not_begin_anew(tmp_path: Path, kept: str) 
     assert folder.last.read_text() == "old"
 
 
+def test_a_run_with_a_damaged_config_and_no_checkpoint_yet_can_be_replaced(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config.write_text("recipe: [")
+    with pytest.raises(UserError, match="not of a training run"):
+        folder.prepare(resume=False, overwrite=True)
+    folder.log.write_text('{"event": "start", "step": 0}\n')
+    folder.prepare(resume=False, overwrite=True)
+    assert not folder.log.exists()
+
+
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     folder = used(tmp_path / "run")
     folder.prepare(resume=False, overwrite=True)

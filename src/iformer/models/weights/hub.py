@@ -169,6 +169,8 @@ def upload(repo: str, contents: Mapping[str, bytes | Path], *, private: bool, me
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise WeightsError(f"'{repo}' is not a name on the hub; expected USER/NAME")
+    if not message.strip():
+        raise WeightsError("the message of the commit is empty; give a few words")
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     api = huggingface_hub.HfApi(endpoint=endpoint, library_name="iformer", library_version=__version__)
     files = [

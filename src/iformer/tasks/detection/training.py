@@ -104,7 +104,7 @@ def detection_job(
         model_name = model_name or model
     for split in (data.train, data.val):
         if isinstance(network, Detector) and network.config.masks and not split.has_masks:
-            raise DataError(f"{split.name}: some objects have no mask; --set masks=false trains on boxes alone")
+            raise DataError(f"{split.name}: objects without a mask; --detector faster-rcnn trains on boxes alone")
     warn(too_many_objects(data.val, network.config.detections))
     network.pyramid.freeze(recipe.freeze)
     return TrainJob(

@@ -119,6 +119,13 @@ class RunFolder:
             )
 
     @property
+    def _has_log(self) -> bool:
+        """Whether the log begins as a run's."""
+        with suppress(OSError), self.log.open("rb") as file:
+            return file.read(32).startswith(b'{"event": "')
+        return False
+
+    @property
     def _epochs(self) -> int:
         """Number of epochs that the log has."""
         return len(read_history(self.log)) if self.log.is_file() else 0
@@ -129,7 +136,7 @@ class RunFolder:
 
     def _is_run(self) -> bool:
         """Whether a folder with a `config.yaml` is one of a run; other programs have such files, too."""
-        if self.holds_state or self.best.is_file() or self.last.is_file():
+        if self.holds_state or self.best.is_file() or self.last.is_file() or self._has_log:
             return True
         with suppress(UserError, OSError):
             return bool(self.read_config())

@@ -71,6 +71,10 @@ def open_trackers(job: TrainJob, *, step: int) -> Trackers:
     )
 
 
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""MLflow's own settings let a server that does not answer stop a training for minutes."""
+
+
 class Trackers:
     """The trackers of one run. One that fails is named once and left out from then on: training goes on."""
 
@@ -112,6 +116,9 @@ class Trackers:
                 os.environ.get("COMET_PROJECT_NAME", PROJECT), experiment_key=ids.get("comet")
             ),
         }
+        if "mlflow" in names:
+            for variable, value in _MLFLOW_PATIENCE.items():
+                os.environ.setdefault(variable, value)
         for name in names:
             try:
                 tracker = makers[name]()
