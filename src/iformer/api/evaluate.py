@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 
 from iformer.api.train import python_warnings
+from iformer.config.checking import Count, FileName, Range, check_arguments
 from iformer.errors import UserError
 from iformer.tasks.interface import EvaluateModule, EvaluateOptions, Split, Warn, check_options
 from iformer.tasks.subject import open_subject
@@ -17,18 +18,18 @@ from iformer.training.records.results import Evaluation
 
 def evaluate(
     model: Any,
-    data: str | os.PathLike[str],
+    data: FileName,
     *,
     split: Split | None = None,
     val_split: float | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     precision: str = "fp32",
     device: str | torch.device = "auto",
-    workers: int | None = None,
+    workers: Annotated[int, Range(0, 1024)] | None = None,
     strict: bool = False,
     sliding: bool = False,
-    max_detections: int | None = None,
-    iou: float | None = None,
+    max_detections: Annotated[int, Range(1, 100_000)] | None = None,
+    iou: Annotated[float, Range(0, 1, above=True)] | None = None,
     entry: str | None = None,
     warn: Warn | None = None,
 ) -> Evaluation:
@@ -60,8 +61,7 @@ def evaluate(
     """
     if split not in (None, *get_args(Split)):
         raise UserError(f"split is {split!r}; expected {', '.join(get_args(Split))}")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; expected 1 or more")
+    check_arguments(evaluate, locals())
     subject = open_subject(model, device=device, precision=precision, entry=entry)
     options = EvaluateOptions(
         split=split,

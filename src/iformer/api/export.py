@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from iformer.config.checking import Count, FileName, check_arguments
 from iformer.data.stream import find_images
 from iformer.deploy.artifact import ArtifactInfo, is_artifact, record_path
 from iformer.deploy.export import BatchSize, export_artifact, resolve_options
@@ -30,7 +31,7 @@ from iformer.deploy.runtimes.registry import (
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.weights.header import backbone_config
-from iformer.models.weights.resolve import load, load_classifier, resolve_weights
+from iformer.models.weights.resolve import load, load_classifier, require_name, resolve_weights
 from iformer.tasks.export import export_module, exportable
 from iformer.tasks.subject import require_network
 
@@ -92,6 +93,7 @@ def export(
     Raises:
         UserError: an option is not for the runtime, a package is missing, or an artifact does not agree.
     """
+    check_arguments(export, locals())
     names = [to] if isinstance(to, str) else list(to)
     exported = []
     for outcome in export_each(model, names, **options):
@@ -105,7 +107,7 @@ def export_each(
     model: Any,
     to: Sequence[str],
     *,
-    out: str | os.PathLike[str] | None = None,
+    out: FileName | None = None,
     size: int | tuple[int, int] | None = None,
     batch: BatchSize | None = None,
     precision: str | None = None,
@@ -113,10 +115,10 @@ def export_each(
     opset: int | None = None,
     executorch_backend: str | None = None,
     soc_model: str | None = None,
-    images: Any = None,
-    calibration: str | os.PathLike[str] | None = None,
+    images: FileName | Iterable[Any] | None = None,
+    calibration: FileName | None = None,
     max_drop: float = MAX_DROP,
-    calibration_images: int = CALIBRATION_IMAGES,
+    calibration_images: Count = CALIBRATION_IMAGES,
     accuracy_control: bool = False,
     int8_scheme: Int8Scheme = "asymmetric",
     attention: str | None = None,
@@ -161,16 +163,17 @@ def export_each(
     Raises:
         UserError: what cannot work for any runtime, before any work is done.
     """
+    if isinstance(batch, bool | float):
+        raise UserError(f"batch is {batch}; expected a whole number, or dynamic")
+    if isinstance(max_drop, float) and not math.isfinite(max_drop):
+        raise UserError(f"--max-drop is {max_drop}; expected percentage points such as {MAX_DROP:g}")
+    check_arguments(export_each, locals())
     runtimes = [find_runtime(name).with_backend(executorch_backend) for name in dict.fromkeys(to)]
     if not runtimes:
         raise UserError("no runtime is given; give some of them, such as onnx")
-    if isinstance(batch, bool | float):
-        raise UserError(f"batch is {batch}; expected a whole number, or dynamic")
-    if calibration_images < 1:
-        raise UserError(f"calibration_images is {calibration_images}; expected 1 or more")
     if isinstance(model, nn.Module):
         require_network(model)
-    _check(precision, calibration, max_drop)
+    _check(precision, calibration)
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done
         resolve_options(
@@ -178,10 +181,10 @@ def export_each(
         )
         with quiet():
             runtime.require(precision)
-    sources = [images] if isinstance(images, str | os.PathLike) else images
+    sources = [images] if isinstance(images, str | os.PathLike) else list(images or ())
     photographs = find_images(sources) if sources else []
     config: Any = getattr(model, "config", None)
-    name = backbone_config(config).name if isinstance(model, nn.Module) else artifact_name(os.fspath(model))
+    name = backbone_config(config).name if isinstance(model, nn.Module) else artifact_name(require_name(model))
     paths = artifact_paths(None if out is None else Path(out), runtimes, name, precision)
     network = model
     if not isinstance(model, nn.Module):
@@ -243,7 +246,7 @@ def _ready(network: nn.Module, device: torch.device) -> Iterator[None]:
         network.train(training).to(before)
 
 
-def _check(precision: str | None, calibration: Any, max_drop: float) -> None:
+def _check(precision: str | None, calibration: Any) -> None:
     if precision in QUANTIZED and calibration is None:
         raise UserError(
             f"--precision {precision} needs --calibration DATA, labelled images to calibrate and judge with"
@@ -251,8 +254,6 @@ def _check(precision: str | None, calibration: Any, max_drop: float) -> None:
     if calibration is not None and precision not in QUANTIZED:
         quantized = f"{', '.join(QUANTIZED[:-1])} and {QUANTIZED[-1]}"
         raise UserError(f"--calibration is for --precision {quantized}")
-    if not math.isfinite(max_drop):
-        raise UserError(f"--max-drop is {max_drop}; expected percentage points such as {MAX_DROP:g}")
 
 
 def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, precision: str | None) -> list[Path]:

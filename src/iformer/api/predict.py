@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy.typing as npt
 import torch
@@ -16,6 +16,7 @@ import torch
 from iformer.api.answers import Answer, AnswerFormat, answers_of, check_format, holds_answers, write_answers
 from iformer.api.inputs import Input, collect_inputs
 from iformer.api.train import python_warnings
+from iformer.config.checking import Count, FileName, Range, Share, check_arguments
 from iformer.data.stream import find_images
 from iformer.data.video import has_video_extension
 from iformer.errors import UserError
@@ -154,20 +155,20 @@ def predict(
     model: Any,
     images: Any,
     *,
-    out: str | os.PathLike[str] | None = None,
+    out: FileName | None = None,
     format: str = "jsonl",
     overwrite: bool = False,
-    top_k: int | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
+    top_k: Count | None = None,
+    batch_size: Count | None = None,
+    workers: Count | None = None,
     explain: bool = False,
     flip: bool = False,
-    min_score: float | None = None,
+    min_score: Share | None = None,
     sliding: bool = False,
-    max_detections: int | None = None,
-    iou: float | None = None,
-    tile: int | None = None,
-    overlap: float | None = None,
+    max_detections: Annotated[int, Range(1, 100_000)] | None = None,
+    iou: Annotated[float, Range(0, 1, above=True)] | None = None,
+    tile: Count | None = None,
+    overlap: Annotated[float, Range(0, 0.9)] | None = None,
     device: str | torch.device = "auto",
     entry: str | None = None,
     warn: Warn | None = None,
@@ -207,6 +208,7 @@ def predict(
             answers of an earlier call, is in use by another one, or holds files that would be replaced and are
             not of an earlier call.
     """
+    check_arguments(predict, locals())
     answer_format = check_format(format)
     with ExitStack() as stack:
         folder = None if out is None else output_folder(Path(out))

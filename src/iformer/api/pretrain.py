@@ -6,23 +6,26 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iformer.api.train import train
+import torch
+
+from iformer.api.train import check_is_name, train
+from iformer.config.checking import FileName, check_arguments
 from iformer.tasks.interface import Warn
 from iformer.training.records.results import TrainResult
 
 
 def pretrain(
-    data: str | os.PathLike[str] | None = None,
+    data: FileName | None = None,
     *,
-    out: str | os.PathLike[str],
-    teacher: str | os.PathLike[str] | None = None,
-    model: str | os.PathLike[str] | None = None,
-    recipe: str | os.PathLike[str] | None = None,
+    out: FileName,
+    teacher: FileName | None = None,
+    model: FileName | None = None,
+    recipe: FileName | None = None,
     resume: bool = False,
     overwrite: bool = False,
     val_split: float | None = None,
     strict: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     tensorboard: bool = True,
     tracker: str | Sequence[str] | None = None,
     warn: Warn | None = None,
@@ -60,6 +63,8 @@ def pretrain(
     Raises:
         UserError: a file or setting of the job does not exist, does not fit or cannot be read.
     """
+    check_is_name(model)
+    check_arguments(pretrain, locals())
     if teacher is not None:
         fields["teacher"] = os.fspath(teacher)
     return train(

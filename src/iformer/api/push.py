@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
+from iformer.config.checking import FileName, Text, check_arguments
 from iformer.errors import UserError
 from iformer.models.complexity import count_parameters
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.hub import WEIGHTS_FILE, upload
 from iformer.models.weights.resolve import load
 from iformer.tasks.model_card import model_card
-from iformer.tasks.subject import network_name
+from iformer.tasks.subject import network_name, require_network
 from iformer.training.records.run_folder import RunFolder
 
 CARD = "README.md"
@@ -33,8 +35,8 @@ class PushedModel:
 
 
 def push(
-    run: str | os.PathLike[str],
-    repo: str,
+    run: FileName | nn.Module,
+    repo: Text,
     *,
     last: bool = False,
     private: bool = False,
@@ -46,8 +48,9 @@ def push(
     of `hf auth login`, or of the variable `HF_TOKEN`.
 
     Args:
-        run: a run folder, or any name of a network with weights that `iformer.load` takes. Its photographs and
-            report stay here; the metadata of the weights holds the command of the training.
+        run: a network of this package, a run folder, or any name of a network with weights that `iformer.load`
+            takes. Photographs and the report of a run stay here; the metadata of the weights holds the command of
+            the training.
         repo: `USER/NAME` or `ORGANISATION/NAME`.
         last: of a run folder: `last.safetensors`, which its report describes, instead of `best.safetensors`.
         private: create a private repository.
@@ -56,11 +59,16 @@ def push(
     Raises:
         UserError: the network cannot be opened, or the hub refuses; nothing is uploaded then.
     """
-    folder = Path(run)
-    is_run = folder.is_dir() and RunFolder(folder).config.is_file()
-    if last and not is_run:
-        raise UserError(f"--last is for a run folder; {os.fspath(run)} is none")
-    network = load(RunFolder(folder).last if last else run)
+    check_arguments(push, locals())
+    if isinstance(run, nn.Module):
+        require_network(run)
+    folder = None if isinstance(run, nn.Module) else Path(run)
+    if last and (folder is None or not RunFolder(folder).config.is_file()):
+        raise UserError(f"--last is for a run folder; {folder or 'a network'} is none")
+    if last and folder is not None:
+        network = load(RunFolder(folder).last)
+    else:
+        network = run if isinstance(run, nn.Module) else load(run)
     metadata = network.metadata
     if getattr(network, "num_classes", None) == 0:
         metadata = replace(metadata, task="pretrain")  # the card of a backbone

@@ -6,8 +6,12 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from torch import nn
+
+from iformer.config.checking import FileName, Range, check_arguments
 from iformer.errors import UserError
 from iformer.tasks.folds import CrossValidation, check_folder, train_folds
 from iformer.tasks.interface import Warn
@@ -17,18 +21,18 @@ from iformer.training.records.results import TrainResult
 
 
 def train(
-    data: str | os.PathLike[str] | None = None,
+    data: FileName | None = None,
     *,
-    out: str | os.PathLike[str],
-    model: str | os.PathLike[str] | None = None,
+    out: FileName,
+    model: FileName | None = None,
     task: str | None = None,
-    recipe: str | os.PathLike[str] | None = None,
+    recipe: FileName | None = None,
     resume: bool = False,
     overwrite: bool = False,
     val_split: float | None = None,
     classes: Sequence[str] | None = None,
     strict: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     tensorboard: bool = True,
     tracker: str | Sequence[str] | None = None,
     warn: Warn | None = None,
@@ -67,6 +71,8 @@ def train(
     """
     if isinstance(classes, str):
         raise UserError(f"classes is '{classes}'; expected a list of names")
+    check_is_name(model)
+    check_arguments(train, locals())
     job = prepare(
         data,
         out=out,
@@ -78,7 +84,7 @@ def train(
         val_split=val_split,
         classes=classes,
         strict=strict,
-        device=device,
+        device=str(device),
         tensorboard=tensorboard,
         trackers=_names(tracker),
         warn=warn,
@@ -90,17 +96,17 @@ def train(
 
 
 def cross_validate(
-    data: str | os.PathLike[str] | None = None,
+    data: FileName | None = None,
     *,
-    out: str | os.PathLike[str],
-    folds: int = 5,
-    model: str | os.PathLike[str] | None = None,
-    recipe: str | os.PathLike[str] | None = None,
+    out: FileName,
+    folds: Annotated[int, Range(2, 100)] = 5,
+    model: FileName | None = None,
+    recipe: FileName | None = None,
     resume: bool = False,
     overwrite: bool = False,
     classes: Sequence[str] | None = None,
     strict: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     tensorboard: bool = True,
     tracker: str | Sequence[str] | None = None,
     warn: Warn | None = None,
@@ -126,6 +132,8 @@ def cross_validate(
     Raises:
         UserError: see `train`; or the images do not make that many folds.
     """
+    check_is_name(model)
+    check_arguments(cross_validate, locals())
     return run_folds(
         data,
         out=out,
@@ -136,7 +144,7 @@ def cross_validate(
         overwrite=overwrite,
         classes=classes,
         strict=strict,
-        device=device,
+        device=str(device),
         tensorboard=tensorboard,
         trackers=_names(tracker),
         warn=warn,
@@ -190,6 +198,19 @@ def prepare(
     return training_job(
         Path(out), data=_text(data), model=_text(model), recipe=_text(recipe), warn=warn, **options
     )
+
+
+def check_is_name(model: Any) -> None:
+    """Refuse a network where a name is expected.
+
+    Raises:
+        UserError: `model` is a network.
+    """
+    if isinstance(model, nn.Module):
+        raise UserError(
+            "model is a network; a run records where it started, so save it with iformer.save(network, PATH) and "
+            "give that path"
+        )
 
 
 def python_warnings(lines: Sequence[str]) -> None:

@@ -10,15 +10,16 @@ import difflib
 import functools
 import math
 import operator
+import os
 import re
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from iformer.errors import ConfigError
+from iformer.errors import ConfigError, UserError
 
 ConfigT = TypeVar("ConfigT")
 
@@ -44,6 +45,8 @@ class Range:
 
     def describe(self, kind: str) -> str:
         """`kind` with the bounds: "a number from 0 to 1"."""
+        if self.most == math.inf:
+            return f"{self.least} or more"
         if self.step == 2:
             kind = "an odd whole number" if self.least % 2 else "an even whole number"
         elif self.step > 1:
@@ -87,9 +90,12 @@ class Pattern:
 
 Share = Annotated[float, Range(0, 1)]
 """A probability or a part of a whole."""
+Count = Annotated[int, Range(1, math.inf)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 Text = Annotated[str, Length(1, 4096)]
 """A name or a path."""
+FileName = Annotated[str, Length(1, 4096)] | os.PathLike[str]
+"""A path or another name, as an argument of a function."""
 
 
 class FieldError(ConfigError):
@@ -135,6 +141,33 @@ def check_types(config: Any) -> None:
     for name, hint in field_types(type(config)).items():
         if not _fits(getattr(config, name), hint):
             check(False, config, name, describe(hint))
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Check arguments against the types and ranges of a function's annotations.
+
+    Numbers and flags of NumPy and torch are accepted as those of Python.
+
+    Args:
+        function: its annotations say what is expected.
+        arguments: by name, such as `locals()` in the first line of the function.
+
+    Raises:
+        UserError: an argument is of another type or out of range; the message names the first one.
+    """
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        if name not in arguments or hint is Any:
+            continue
+        given = arguments[name]
+        value = given.item() if hasattr(given, "item") and getattr(given, "ndim", None) == 0 else given
+        if _fits(value, hint):
+            continue
+        if type(None) in typing.get_args(hint):
+            hint = functools.reduce(operator.or_, (arg for arg in typing.get_args(hint) if arg is not type(None)))
+        plain = without_range(hint)
+        short = given is None or isinstance(given, int | float | bytes | Sequence | Mapping)
+        text = shown(given) if short else f"of type {type(given).__name__}"
+        raise UserError(f"{name} is {text}; expected {describe(hint if _fits(value, plain) else plain)}")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -282,8 +315,13 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         return len(items) == len(value) and all(_fits(v, a) for v, a in zip(value, items, strict=True))
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if origin is Sequence:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return is_list and all(_fits(item, args[0]) for item in value)
+    if origin is dict or origin is Mapping:
+        return isinstance(value, origin) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if isinstance(origin, type):  # such as os.PathLike and Callable
+        return isinstance(value, origin)
     if hint is int or hint is float:
         is_number = isinstance(value, int | hint) and not isinstance(value, bool)
         return is_number and (isinstance(value, int) or math.isfinite(value))
@@ -307,8 +345,14 @@ def describe(hint: Any) -> str:
         return f"{count} values, each {items[0]}" if len(items) == 1 else f"{count} values: {', '.join(items)}"
     if dataclasses.is_dataclass(hint):
         return f"the fields of {typing.cast(type, hint).__name__}"
-    if origin is dict:
+    if origin is Sequence or origin is Iterable:
+        return "a list of texts" if args == (str,) else "a list"
+    if origin is dict or origin is Mapping:
         return "a mapping"
+    if origin is os.PathLike:
+        return "a path"
+    if origin is Callable:
+        return "a function"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )

@@ -77,7 +77,14 @@ def open_subject(
     """
     from iformer.deploy.artifact import is_artifact, read_record, record_path
     from iformer.deploy.runner import ArtifactRunner, open_artifact
-    from iformer.models.weights.resolve import Artifact, load, load_classifier, resolve, resolve_weights
+    from iformer.models.weights.resolve import (
+        Artifact,
+        load,
+        load_classifier,
+        require_name,
+        resolve,
+        resolve_weights,
+    )
 
     if isinstance(subject, nn.Module):
         require_network(subject)
@@ -89,7 +96,7 @@ def open_subject(
     runner: ArtifactRunner | None = subject if isinstance(subject, ArtifactRunner) else None
     artifact: Artifact | None = None
     if runner is None:
-        path = Path(subject)
+        path = Path(require_name(subject))
         if path.exists() and path.suffix in {row.suffix for row in RUNTIMES.values()} and not is_artifact(path):
             read_record(path)  # raises: an artifact needs its record
         found = resolve(subject, entry=entry)

@@ -82,6 +82,8 @@ def load_hub_data(spec: str, *, for_training: bool = True) -> DataSplits:
         MissingDependencyError: the datasets package is not installed.
         DataError: the data set cannot be fetched or read, or has no such splits or columns.
     """
+    if spec == HUB_PREFIX:
+        raise DataError(f"{spec}: names no data set; give {HUB_PREFIX}NAME")
     require("datasets", extra="data")
     from timm.data.readers.reader_factory import create_reader
 

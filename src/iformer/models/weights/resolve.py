@@ -73,11 +73,13 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
         entry: which state dict of a training script's file to take, such as `model_ema`.
 
     Raises:
+        UserError: it is neither a text nor a path.
         UnknownNameError: the name means nothing; the message suggests the nearest names.
         WeightsError: the file or folder does not exist, is damaged, or holds no iFormer.
     """
-    if not isinstance(name, str | os.PathLike):
+    if isinstance(name, Size | Artifact | Weights):
         return name
+    require_name(name)
     found: Resolved | None = _by_name(name, entry) if isinstance(name, str) else None
     path = Path(name)
     if found is None and path.suffix not in _WEIGHT_SUFFIXES and _record(path).is_file():
@@ -96,6 +98,17 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
         known = release_names() if "." in name else [*shipped_checkpoints(), *list_models()]
         raise UnknownNameError("model", name, known, expected=_EXPECTED)
     return read_weights(path, entry=entry)
+
+
+def require_name(name: Any) -> str:
+    """Return a name or a path as text.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not isinstance(name, str | os.PathLike) or not isinstance(text := os.fspath(name), str):
+        raise UserError(f"a network is named by a text or a path, not by {type(name).__name__}")
+    return text
 
 
 def resolve_weights(name: Name, *, entry: str | None = None) -> Weights:
