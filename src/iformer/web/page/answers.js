@@ -7,7 +7,7 @@ const MIN_SCORE = 0.5;
 export function showAnswer(list, context, artifact, outputs, place, [width, height]) {
   if (artifact.task === "detect") {
     const found = detectionsOf(artifact, outputs, place, width, height);
-    drawDetections(context, found);
+    drawDetections(context, found, width);
     showRows(list, found.slice(0, SHOWN), nothingFound(artifact, outputs));
     return countsInWords(found);
   }
@@ -49,6 +49,11 @@ function isMultiLabel(artifact) {
 
 export function nameOf(artifact, index) {
   return artifact.class_names[index] ?? `class ${index}`;
+}
+
+// A class called background is left without colour, as in the pictures of `iformer predict`.
+function isBackground(artifact, kind) {
+  return nameOf(artifact, kind).toLowerCase() === "background";
 }
 
 // Returns the objects of one image in its pixels, best first: [{ name, share, box, color }].
@@ -108,7 +113,7 @@ export function segmentsOf(artifact, outputs, place) {
   const named = shares.map((share, kind) => ({
     name: nameOf(artifact, kind),
     share: share / all,
-    color: `rgb(${artifact.postprocess.palette[kind].join(" ")})`,
+    color: isBackground(artifact, kind) ? null : `rgb(${artifact.postprocess.palette[kind].join(" ")})`,
   }));
   return { classes, shares: named.filter(({ share }) => share > 0).sort((a, b) => b.share - a.share) };
 }
@@ -133,7 +138,7 @@ function showRows(list, rows, otherwise) {
   }
 }
 
-function drawDetections(context, found) {
+function drawDetections(context, found, pictureWidth) {
   const size = 5 * context.lineWidth;
   context.font = `600 ${size}px system-ui, sans-serif`;
   context.textBaseline = "top";
@@ -143,7 +148,7 @@ function drawDetections(context, found) {
     context.strokeRect(left, top, right - left, bottom - top);
     const label = `${name} ${Math.round(100 * share)} %`;
     const width = context.measureText(label).width + size / 2;
-    const x = Math.max(0, Math.min(left, context.canvas.width - width));
+    const x = Math.max(0, Math.min(left, pictureWidth - width));
     const y = Math.max(0, top - 1.3 * size);
     context.fillStyle = color;
     context.fillRect(x, y, width, 1.3 * size);
@@ -157,7 +162,7 @@ function drawSegments(context, classes, artifact, outputs, place, width, height)
   const map = new ImageData(columns, rows);
   for (let point = 0; point < classes.length; point++) {
     map.data.set(artifact.postprocess.palette[classes[point]], 4 * point);
-    map.data[4 * point + 3] = 150;
+    map.data[4 * point + 3] = isBackground(artifact, classes[point]) ? 0 : 150;
   }
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(map, 0, 0);

@@ -239,13 +239,18 @@ export class Demo {
     this.say(showAnswer(element("answer"), context, artifact, outputs, place, [width, height]));
   }
 
-  // An empty canvas over the picture, in its pixels, with lines of a width that is visible at the size on the screen.
+  // An empty canvas over the picture, drawn on in the picture's pixels. Lines have a width that is visible at the size
+  // on the screen, and a small picture gets a finer canvas, so that letters are sharp.
   overlay(width, height) {
     const canvas = element("overlay");
-    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+    const shown = Math.max(1, Math.min(canvas.clientWidth, (canvas.clientHeight * width) / height));
+    const fineness = Math.max(1, Math.min(8, Math.ceil((shown * devicePixelRatio) / width)));
+    const [wide, high] = [width * fineness, height * fineness];
+    if (canvas.width !== wide || canvas.height !== high) [canvas.width, canvas.height] = [wide, high];
     const context = canvas.getContext("2d");
+    context.setTransform(fineness, 0, 0, fineness, 0, 0);
     context.clearRect(0, 0, width, height);
-    context.lineWidth = (3 * width) / Math.max(1, canvas.clientWidth);
+    context.lineWidth = (3 * width) / shown;
     context.lineCap = "round";
     return context;
   }
@@ -260,7 +265,7 @@ export class Demo {
 
   clear() {
     const canvas = element("overlay");
-    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+    canvas.width = canvas.width; // empty it, whatever is its transform
     this.rate = 0;
   }
 
