@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import iformer
@@ -20,6 +24,8 @@ from iformer.models.light_detector import LightDetector
 from iformer.tasks.pyramid import MAX_STEM_BYTES, output_names
 from tiny.dense import light_detector, light_segmenter
 from tiny.networks import labelled_classifier
+
+predict_module = importlib.import_module("iformer.api.predict")  # the name is that of the function, too
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +107,54 @@ def test_answers_of_an_earlier_call_are_replaced(detector: LightDetector, photos
         iformer.predict(detector, out / "a.png", out=out, overwrite=True)
 
 
-def test_a_call_after_an_interrupted_one_is_not_refused(
-    detector: LightDetector, photos: Path, tmp_path: Path
-) -> None:
+def test_an_interrupted_call_keeps_its_answers(detector: LightDetector, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stopped = iformer.predict(detector, photos, out=out)
     next(stopped)
     stopped.close()
+    assert contents(out).keys() == {"a.png", "predictions.jsonl"}
+    (line,) = (out / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == str(photos / "a.png")
+    with pytest.raises(UserError, match="holds answers already"):
+        iformer.predict(detector, photos, out=out)
+    list(iformer.predict(detector, photos, out=out, overwrite=True))
+    assert contents(out).keys() == {"a.png", "b.png", "coco.json", "predictions.jsonl"}
+
+
+def test_a_call_after_a_killed_one_is_not_refused(
+    detector: LightDetector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(predict_module, "write_answers", lambda *arguments: None)
+        stopped = iformer.predict(detector, photos, out=out)
+        next(stopped)
+        stopped.close()
     assert (out / "a.png").is_file()
     list(iformer.predict(detector, photos, out=out))
     assert contents(out).keys() == {"a.png", "b.png", "coco.json", "predictions.jsonl"}
+
+
+@pytest.mark.parametrize("make", [light_detector, light_segmenter])
+def test_a_network_in_training_mode_is_not_changed(make: Any, photos: Path) -> None:
+    network = make().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    running = iformer.predict(network, photos)
+    first = next(running)
+    network.train()
+    second = next(running)
+    expected = list(iformer.predict(network.eval(), photos))
+    assert [first.record, second.record] == [one.record for one in expected]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_too_many_tiles_are_the_error_of_one_image(detector: LightDetector, photos: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    Image.new("RGB", (1200, 1200)).save(large)
+    found = list(iformer.predict(detector, [photos / "a.png", large], tile=32, overlap=0.9))
+    assert found[0].error is None
+    assert found[1].error is not None
+    assert "has 152,881 tiles of 32" in found[1].error
 
 
 def test_images_that_are_named_are_answered(classifier: Classifier, photos: Path, tmp_path: Path) -> None:

@@ -77,7 +77,6 @@ def evaluate(
     )
     module: EvaluateModule = subject.row.module("evaluate")
     check_options(options, module.TAKES, subject.row.networks)
-    with subject.in_eval_mode():
-        evaluation, notes = module.evaluate_data(subject.model, os.fspath(data), options)
+    evaluation, notes = module.evaluate_data(subject.in_eval_mode().model, os.fspath(data), options)
     (warn or python_warnings)([*subject.notes, *notes])
     return evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,7 +109,7 @@ class Predictions(Iterator[Prediction]):
         return next(self._running)
 
     def close(self) -> None:
-        """Stop before the last prediction; nothing more is written."""
+        """Stop before the last prediction; the answers until then are written."""
         self._running.close()
         self._stack.close()
 
@@ -125,12 +125,18 @@ class Predictions(Iterator[Prediction]):
                 _check_unused(self.out, overwrite=self._overwrite)
                 _check_files(self.out, self._files, self._paths)
                 self._stack.enter_context(_marked_as_unfinished(self.out, self._files))
-            for item in self.inputs:
-                if item.path is None:
-                    yield self._kept(item, {"file": item.source, "error": item.error})
-            for record in self.predictor.predict(self._paths, self.out):
-                item = by_path[Path(record["file"])]
-                yield self._kept(item, {**record, "file": item.source})
+            try:
+                for item in self.inputs:
+                    if item.path is None:
+                        yield self._kept(item, {"file": item.source, "error": item.error})
+                for record in self.predictor.predict(self._paths, self.out):
+                    item = by_path[Path(record["file"])]
+                    yield self._kept(item, {**record, "file": item.source})
+            except BaseException:  # Ctrl-C, a full disk, a caller who has seen enough: keep the answers until then
+                if self.out is not None and self._records:
+                    with suppress(UserError, OSError):
+                        write_answers(self.out, self._records, self._format)
+                raise
             if self.out is not None:
                 write_answers(self.out, self._records, self._format)
                 self.written += self.predictor.finish(self.out)
@@ -245,8 +251,7 @@ def predict(
             inputs = _without_videos(inputs, images)
         (warn or python_warnings)(subject.notes)
         check_options(options, module.TAKES, subject.row.networks)
-        stack.enter_context(subject.in_eval_mode())
-        predictor = module.open_predictor(subject.model, options)
+        predictor = module.open_predictor(subject.in_eval_mode().model, options)
         return Predictions(inputs, predictor, folder, stack.pop_all(), format=answer_format, overwrite=overwrite)
     raise AssertionError
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,14 @@ class Subject:
     notes: tuple[str, ...] = ()
     """What its user should know, one line each."""
 
-    @contextmanager
-    def in_eval_mode(self) -> Iterator[None]:
-        """Context manager: the network is in eval mode inside, and in its former mode afterwards."""
-        training = isinstance(self.model, nn.Module) and self.model.training
-        if training:
-            self.model.eval()
-        try:
-            yield
-        finally:
-            if training:
-                self.model.train()
+    def in_eval_mode(self) -> Subject:
+        """Return the subject with its network in eval mode: a copy of a network that is in training mode.
+
+        The network that was given is not changed, so that it may go on training while answers are computed.
+        """
+        if isinstance(self.model, nn.Module) and self.model.training:
+            return replace(self, model=copy.deepcopy(self.model).eval())
+        return self
 
 
 def require_network(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from iformer.config.network import MIN_INPUT_SIZE
-from iformer.errors import UserError
+from iformer.errors import DataError, UserError
 
 DEFAULT_OVERLAP = 0.2
 MAX_TILES = 10_000
@@ -45,12 +45,12 @@ class Tiling:
         """Return tiles that cover an image, row by row. One that is no larger than a tile is one tile.
 
         Raises:
-            UserError: there are more than `MAX_TILES`.
+            DataError: there are more than `MAX_TILES`.
         """
         step = max(1, round(self.side * (1 - self.overlap)))
         columns, rows = starts(width, self.side, step), starts(height, self.side, step)
         if len(columns) * len(rows) > MAX_TILES:
-            raise UserError(
+            raise DataError(
                 f"an image of {width} x {height} pixels has {len(columns) * len(rows):,} tiles of {self.side}; "
                 f"the limit is {MAX_TILES:,}, give a larger --tile"
             )

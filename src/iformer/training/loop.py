@@ -11,6 +11,7 @@ that is killed at any moment and resumed ends with the same weights as one that 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -382,7 +383,8 @@ class _Run:
 
     def _is_best(self, evaluation: Evaluation, epoch: int) -> bool:
         best, name = self.progress.best, self.job.task.primary_metric
-        if best and best[name] >= evaluation.metrics[name]:
+        # a metric that is not a number never counts as better
+        if best and not (evaluation.metrics[name] > best[name] or math.isnan(best[name])):
             return False
         self.progress.best = {"epoch": epoch + 1, "step": self.progress.step, **evaluation.summary}
         return True

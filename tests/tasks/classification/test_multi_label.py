@@ -139,6 +139,14 @@ def test_the_rows_of_an_image_are_joined(table: Path) -> None:
         load_data(other, multi_label=True)
 
 
+def test_validation_images_without_any_label_are_refused(table: Path) -> None:
+    other = table.with_name("empty.csv")
+    lines = table.read_text().splitlines()
+    other.write_text("\n".join(f"{line.split(',')[0]},,val" if line.endswith(",val") else line for line in lines))
+    with pytest.raises(DataError, match="no validation image that can be read of the classes blue, green, red"):
+        load_data(other, multi_label=True)
+
+
 def test_commas_between_labels_are_named(table: Path) -> None:
     other = table.with_name("commas.csv")
     other.write_text(table.read_text().replace("5.png,blue|red", '5.png,"blue, red"'))

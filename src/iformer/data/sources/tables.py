@@ -300,7 +300,7 @@ def _splits(path: Path, rows: list[_Row]) -> tuple[dict[str, list[_Row]], list[s
 def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: bool) -> None:
     for images, what in ((train, "training"), (val, "validation")):
         empty = [name for name, count in images.class_counts.items() if count == 0]
-        if empty and (images is train or split_off or not len(images)):
+        if empty and (images is train or split_off or len(empty) == len(images.class_names)):
             few = split_off and any(getattr(sample, "group", "") for sample in train.samples)
             raise DataError(
                 f"{path}: no {what} image that can be read of the class{'es' if len(empty) > 1 else ''} "
