@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from iformer.cli.main import main
+from iformer_paper.tables import flat_rows, paper_table
 
 
 def test_a_table_on_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +30,20 @@ def test_no_number_is_lost_on_a_narrow_terminal(
     out = capsys.readouterr().out
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
     assert all(number in out for number in ("10.342", "1.7917", "+3.4", "80.4"))
+
+
+@pytest.mark.parametrize("number", [5, 9, 17, 18])
+def test_words_are_whole_in_80_columns(
+    number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["paper", "table", str(number)]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    shown = paper_table(number)
+    models = [cell for section in shown.sections for row in flat_rows(section)[1] for cell in row[0].split()]
+    assert models
+    assert set(models) <= set(out.split())
 
 
 def test_json_csv_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from iformer.files import output_folder
 from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from iformer_paper.figures import DrawnFigure
     from iformer_paper.tables import PaperTable
 
@@ -27,8 +29,6 @@ _LEFT_OUT = (
 """Columns left out on a terminal; --csv, --markdown and --json have all columns."""
 _ORDER = ("params_m", "counted_params_m", "params_diff_pct", "gmacs", "counted_gmacs", "gmacs_diff_pct")
 """Columns of counts, shown side by side where the first of them is."""
-_NEVER_BROKEN = 9
-"""Cells of at most this many characters stay on one line."""
 _HEADERS = {
     "params_m": "params M",
     "counted_params_m": "counted",
@@ -120,19 +120,39 @@ def _show(shown: PaperTable) -> None:
             first = min(columns.index(name) for name in counts)
             place = sum(columns.index(name) < first for name in kept)
             kept[place:place] = counts
-        drawn = terminal_table("", _header(kept), [[row[columns.index(name)] for name in kept] for row in rows])
-        words = [word for row in rows for word in row[columns.index(kept[0])].split()]
-        drawn.columns[0].min_width = min(_NEVER_BROKEN, max(map(len, words)))
-        for column, name in zip(drawn.columns[1:], kept[1:], strict=True):
-            widest = max(len(row[columns.index(name)]) for row in rows)
-            column.min_width = widest if widest <= _NEVER_BROKEN else None
-        out.print(drawn)
+        out.print(
+            _table(
+                _header(kept),
+                [[_cell(row[columns.index(name)], name) for name in kept] for row in rows],
+                out.width,
+            )
+        )
         out.print()
     remarks = [f"more than 1 % from the print, {reason}" for reason in reasons(shown)] + list(shown.notes)
     if any(row.count and row.count.by == TIMM for section in shown.sections for row in section.rows):
         remarks.append(f"counts of other networks were taken from {TIMM}; 1000 classes, at the row's resolution")
     for remark in remarks:
         out.print(f"- {remark}", markup=False)
+
+
+def _table(header: list[str], rows: list[list[str]], width: int) -> Table:
+    """Return a table of this width with whole words; if it is too narrow, those of the first column are broken."""
+    table = terminal_table("", header, rows)
+    cells = list(zip(header, *rows, strict=True))
+    words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]
+    gaps = len(words) - 1
+    gap = 2 if sum(words) + 2 * gaps <= width else 1
+    spare = width - gap * gaps - sum(words)
+    table.padding, table.pad_edge = (0, gap, 0, 0), False
+    for column, texts, word in zip(table.columns, cells, words, strict=True):
+        more = min(spare, max(map(len, texts)) - word)
+        column.width = max(1, word + more)
+        spare -= more
+    return table
+
+
+def _cell(text: str, column: str) -> str:
+    return text.replace("_", " ") if column == "our_config" else text  # names of fields, which may be broken
 
 
 def _header(columns: list[str]) -> list[str]:
