@@ -20,6 +20,7 @@ from iformer.errors import MissingDependencyError, UnknownNameError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.weights.checkpoint import save
 from iformer.tasks.export import exportable
+from tiny.dense import BUILDERS
 from tiny.networks import labelled_classifier
 from tiny.packages import need_packages
 
@@ -110,6 +111,19 @@ def test_the_backend_gets_everything_but_the_cast(
         assert ("computed by PyTorch" in info.checked_by) == (backend == "coreml")
         with pytest.raises(UserError, match="does not run on this machine"):
             open_artifact(path)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac runs Core ML")
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_core_ml_for_the_other_tasks(kind: str, tmp_path: Path) -> None:
+    """A segmenter's delegate can be evaluated; a detector's also takes its strides, so it is not compared."""
+    pytest.importorskip("coremltools")
+    path = tmp_path / "tiny.pte"
+    info = export_artifact(exportable(BUILDERS[kind]()), path, "executorch", executorch_backend="coreml")
+    assert (info.status, info.graph["delegates"]) == ("converted, not run here", 1)
+    assert set(info.graph["not_delegated"]) == set(ONLY_THE_CAST)
+    assert (info.parity is None) == (kind == "detector")
 
 
 # ------------------------------------------------------------------------------------------ what cannot work

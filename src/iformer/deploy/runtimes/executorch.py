@@ -143,8 +143,9 @@ class ExecuTorchRunner(ArtifactRunner):
         info = read_record(path)
         if _runs_here(info.backend):
             return cls(path)
-        whole = info.graph["delegates"] == 1 and set(info.graph["not_delegated"]) <= {CAST}
-        return CoreMLDelegateReference(path) if info.backend == "coreml" and whole else None
+        # a detector's strides are cast outside too and are further inputs of the delegate
+        is_whole = info.graph["delegates"] == 1 and info.graph["not_delegated"] in ({}, {CAST: 1})
+        return CoreMLDelegateReference(path) if info.backend == "coreml" and is_whole else None
 
     def open(self, threads: int) -> Mapping[str, str]:
         """Load the program into memory."""
