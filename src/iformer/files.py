@@ -164,8 +164,11 @@ def output_folder(path: Path) -> Path:
     """Make a folder for results and check that files can be written there, before any work is done.
 
     Raises:
-        OSError: it cannot be made, or nothing can be written there.
+        OutputError: it cannot be made, or nothing can be written there.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-        return path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise OutputError(f"cannot write into {path}: {error.strerror or error}") from error

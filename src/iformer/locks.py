@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iformer.errors import UserError
+from iformer.files import output_folder
 
 try:
     import fcntl
@@ -28,9 +29,9 @@ def reserved(lock: Path, in_use: str) -> Iterator[None]:
 
     Raises:
         UserError: another process, or another call in this one, holds it.
-        OSError: the folder cannot be created or written.
+        OutputError: the folder cannot be created or written.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    output_folder(lock.parent)
     descriptor = _lock(lock, UserError(f"{in_use}; wait for it or give another --out"))
     try:
         yield

@@ -111,6 +111,21 @@ def test_wrong_arguments_are_one_line(name: str, classifier: Classifier, images:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_results_that_cannot_be_written_are_one_line(classifier: Classifier, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    for call in (
+        lambda: iformer.predict(classifier, images / "val" / "red", out=out),
+        lambda: iformer.export(classifier, out=out / "net.onnx"),
+        lambda: iformer.train(
+            images, out=out, model="iformer_t", weights="none", tracker="none", warn=lambda lines: None
+        ),
+    ):
+        with pytest.raises(UserError, match=f"cannot write into {out}"):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_numbers_of_numpy_and_torch_are_numbers(classifier: Classifier, images: Path) -> None:
     counts: list[Any] = [np.int64(2), torch.tensor(2)]
     for top_k in counts:

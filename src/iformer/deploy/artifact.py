@@ -19,7 +19,7 @@ from torch import nn
 from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import ConfigError, UserError
-from iformer.files import read_at_most, require_regular_file, write_text
+from iformer.files import output_folder, read_at_most, require_regular_file, write_text
 
 try:
     import fcntl
@@ -150,12 +150,12 @@ def staged(artifact: Path) -> Iterator[Path]:
 
     Raises:
         UserError: `artifact` is a folder and not an artifact.
-        OSError: the folder cannot be created or written.
+        OutputError: the folder cannot be created or written.
     """
     if artifact.is_dir() and not _is_record(record_path(artifact), artifact.name):
         raise UserError(f"{artifact} is a folder and not an artifact; choose another name")
     missing = [folder for folder in (artifact.parent, *artifact.parent.parents) if not folder.exists()]
-    artifact.parent.mkdir(parents=True, exist_ok=True)
+    output_folder(artifact.parent)
     try:
         with _staging_folder(artifact.parent) as folder:
             path = folder / "new" / artifact.name
