@@ -41,9 +41,9 @@ PACKAGES = ("onnxruntime", "ai-edge-litert", "ncnn", "numpy")
 
 ROWS = (("litert", "int8"), ("litert", "fp32"), ("onnx", "int8"), ("onnx", "fp32"), ("ncnn", "fp32"))
 """The artifacts, and in which order they run; ncnn's Python package has no INT8."""
-PHOTOGRAPHS = {"litert int8": 656}
+PHOTOGRAPHS = {"litert int8": 656, "ncnn fp32": 8}
 """Photographs of an artifact, at most; `FEW` for the others."""
-FEW = 8
+FEW = 40
 
 CPU = "cortex-a76"
 """A phone's core of 2018 with the dot products of all newer ones; qemu knows it."""
