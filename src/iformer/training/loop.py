@@ -269,9 +269,8 @@ class _Run:
             longer = extend(before["recipe"], self.identity["recipe"])
             check_identity(before, self.identity, folder=job.folder, defaults=defaults)
             if longer and self.is_main:
-                print(
-                    f"note: {longer}; the learning rate follows the longer schedule", file=sys.stderr, flush=True
-                )
+                note = f"note: {longer}; the learning rate follows the longer schedule"
+                print(note, file=sys.stderr, flush=True)
                 self._write_config()
             self.accelerator.wait_for_everyone()  # every rank has read the state
             if self.is_main and warning is not None:
@@ -320,17 +319,16 @@ class _Run:
             f"{begin}: {job.model_name} on {job.data_name}, {len(job.data.train)} images{classes}, "
             f"{len(job.data.val)} to validate; recipe {job.recipe_name}, "
             f"{counted(self.length.epochs, 'epoch')} of {counted(self.length.steps_per_epoch, 'step')}, "
-            f"{self.context.precision} on "
-            f"{describe_device(self.context.device)}" + (f", {processes} processes" if processes > 1 else "")
+            f"{self.context.precision} on {describe_device(self.context.device)}"
+            + (f", {processes} processes" if processes > 1 else "")
         )
 
     # -------------------------------------------------------------------------------- logging and saving
 
     def _after_step(self, epoch: int) -> None:
         """Log the step, save the state if it is time to, and stop if a signal arrived."""
-        progress, recipe = self.progress, self.recipe
-        ends = progress.step_in_epoch == self.length.steps_in(epoch)
-        logs = progress.step_in_epoch % recipe.log_every == 0 or ends
+        progress, recipe, last = self.progress, self.recipe, self.length.steps_in(epoch)
+        logs = progress.step_in_epoch % recipe.log_every == 0 or progress.step_in_epoch == last
         self.view.advance(recipe.train_size(epoch) ** 2, self._log_step(epoch) if logs else None)
         due = recipe.checkpoint_steps is not None and progress.step % recipe.checkpoint_steps == 0
         late = time.monotonic() - self._saved_at >= 60 * recipe.checkpoint_minutes
