@@ -82,6 +82,11 @@ def printable(text: str, *, limit: int | None = None) -> str:
     return clean[: limit - 1] + "…"
 
 
+def printable_lines(text: str) -> str:
+    """Return text with its control characters as escape sequences, except for line ends."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def one_line(error: object) -> str:
     """Return the first line of an error's text, printable and at most 200 characters long."""
     text = str(error).strip()

@@ -56,7 +56,7 @@ from iformer.models.weights.pickles import read_pickle
 from iformer.tasks.export import exportable
 from iformer.tasks.registry import load_recipe
 from iformer.training.distributed import RankContext
-from iformer.training.records.logs import read_history
+from iformer.training.records.history import read_history
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState, read_state, stored_network
 

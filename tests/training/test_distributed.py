@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from iformer.training.loop import train
-from iformer.training.records.logs import read_history
+from iformer.training.records.history import read_history
 from tiny.classification import PLAIN, SYNCHRONISED, Linear, launch, step_losses, tiny_job, tiny_recipe
 
 

@@ -24,7 +24,7 @@ from iformer.tasks.classification.training import classification_job
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.loop import train
 from iformer.training.optimizer import base_lr, build_optimizer
-from iformer.training.records.logs import read_history
+from iformer.training.records.history import read_history
 from iformer.training.schedule import RunLength, build_schedule
 from tiny.classification import Linear, make_images, tiny_config, tiny_job, tiny_recipe
 from tiny.networks import randomize

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from iformer.errors import UserError
 from iformer.training.loop import train
-from iformer.training.records.logs import read_history
+from iformer.training.records.history import read_history
 from iformer.training.state import TrainState, read_state, saved_step
 from tiny.classification import make_images, tiny_job, tiny_recipe
 from tiny.programs import Forked

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from iformer.errors import StoppedBySignalError, UserError, one_line, printable
+from iformer.errors import StoppedBySignalError, UserError, one_line, printable, printable_lines
 from iformer.files import json_text
 from iformer.standard_streams import open_closed_streams
 
@@ -63,19 +63,14 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def escaped(text: str) -> str:
-    """Return text with its control characters as escape sequences, except for line ends."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def say(text: str, *, end: str = "\n") -> None:
     """Print text on stdout."""
-    print(escaped(text), end=end, flush=True)
+    print(printable_lines(text), end=end, flush=True)
 
 
 def note(text: str) -> None:
     """Print text on stderr."""
-    print(escaped(text), file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 def note_warnings(warnings: Sequence[str]) -> None:

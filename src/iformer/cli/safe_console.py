@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.segment import Segment
 
-from iformer.cli.output import escaped
+from iformer.errors import printable_lines
 
 
 class SafeConsole(Console):
@@ -17,4 +17,4 @@ class SafeConsole(Console):
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         """Render as rich does and escape the text; control segments, such as cursor movements, are kept."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
+            yield segment if segment.control else Segment(printable_lines(segment.text), segment.style)

@@ -32,7 +32,8 @@ from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
 from iformer.training.optimizer import base_lr
-from iformer.training.records.logs import ProgressView, RunLog, epoch_line, read_history
+from iformer.training.records.history import read_history
+from iformer.training.records.logs import ProgressView, RunLog, epoch_line
 from iformer.training.records.pace import Pace
 from iformer.training.records.provenance import (
     describe_device,

@@ -21,7 +21,7 @@ from iformer.errors import ConfigError, DataError, UnknownNameError, UserError, 
 from iformer.tasks.classification.pretraining.features import FeatureTeacher, Level, ProjectedNetwork
 from iformer.tasks.classification.pretraining.training import PretrainingWorkload
 from iformer.tasks.classification.teacher import TeacherSource
-from iformer.training.records.logs import read_history
+from iformer.training.records.history import read_history
 from iformer.training.records.results import TrainResult
 from iformer.training.state import TrainState
 from tiny.networks import labelled_classifier, randomize_statistics, tiny_variant

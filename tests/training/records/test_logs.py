@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from iformer.training.records import logs
-from iformer.training.records.logs import ProgressView, RunLog, format_seconds, read_history
+from iformer.training.records.history import read_history
+from iformer.training.records.logs import ProgressView, RunLog
+from iformer.training.records.pace import format_seconds
 from iformer.training.records.trackers import Trackers
 
 

@@ -14,7 +14,7 @@ from torchvision.ops import box_area, box_iou
 from iformer.config.detector import DetectorConfig
 from iformer.data.conversion import ValueRange
 from iformer.deploy.artifact import ArtifactInfo
-from iformer.deploy.exportable import Forward, Outputs
+from iformer.deploy.exportable import Agreement, Forward, Outputs
 from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, UserError
 from iformer.models.detections import SelectionRule, detect_letterboxed
@@ -304,3 +304,81 @@ def _merged(parts: list[dict[str, Any]], cut: Tensor, size: tuple[int, int]) -> 
         maps = torch.cat([part["masks"].maps.cpu() for part in parts])[kept]
         result["masks"] = PastedMasks(maps, result["boxes"], size)
     return result
+
+
+# ------------------------------------------------------------------------------------------- comparison
+
+_IOU_ERROR = 10
+"""Matched boxes have an overlap of at least 1 - 10 times the tolerance: 0.99 in fp32."""
+
+
+def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
+    """Compare the selected detections of each image as sets.
+
+    Every detection of one side must have one of the same class on the other, with nearly the same box and a score
+    that differs by `tolerance` at most, and with masks nearly the same mask. Detections so near to the limits of
+    the selection that errors of `tolerance` may drop them need none.
+    """
+    both = [
+        [_selected(rule, outputs, index, tolerance) for index in range(len(expected[BOXES]))]
+        for outputs in (expected, actual)
+    ]
+    missing = compared = 0
+    least_iou, largest_error, mask_error = 1.0, 0.0, 0.0
+    for ours, theirs in zip(*both, strict=True):
+        for one, other in ((ours, theirs), (theirs, ours)):
+            clear = {name: value[one["clear"]] for name, value in one.items()}
+            overlap, error, partner = _matched(clear, other, tolerance)
+            unmatched = overlap < 1 - _IOU_ERROR * tolerance
+            missing += int(unmatched.sum())
+            compared += len(overlap)
+            if (~unmatched).any():
+                least_iou = min(least_iou, float(overlap[~unmatched].min()))
+                largest_error = max(largest_error, float(error[~unmatched].max()))
+                if MASKS in one:
+                    errors = (clear[MASKS] - other[MASKS][partner]).abs()[~unmatched]
+                    mask_error = max(mask_error, float(errors.max()))
+    failures = []
+    if missing:
+        failures.append(f"{missing} of {compared} detections have no counterpart of the same class, box and score")
+    if mask_error > _IOU_ERROR * tolerance:
+        failures.append(f"masks differ by {mask_error:.2g}; {_IOU_ERROR * tolerance:g} is allowed")
+    metrics: dict[str, Any] = {
+        "compared_detections": compared,
+        "unmatched_detections": missing,
+        "min_iou": least_iou,
+        "max_score_error": largest_error,
+    }
+    if MASKS in expected:
+        metrics["max_mask_error"] = mask_error
+    return Agreement(metrics=metrics, max_error=largest_error, failures=tuple(failures))
+
+
+def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: float) -> dict[str, Tensor]:
+    """Return the detections of one image and some below the limits; `clear` says which are above them."""
+    wider = replace(rule, detections=2 * rule.detections, score_threshold=0.0)
+    found = wider.select_points(outputs[BOXES][index], outputs[SCORES][index])
+    points = found.pop("points")
+    scores = found["scores"]
+    if len(scores) > rule.detections:
+        first_left_out = scores[rule.detections]
+    elif len(scores) == outputs[BOXES].shape[1]:  # the network selects itself, and its places are full
+        first_left_out = scores[-1]
+    else:
+        first_left_out = scores.new_zeros(())
+    limit = max(rule.score_threshold, float(first_left_out))
+    if MASKS in outputs:
+        found[MASKS] = outputs[MASKS][index][points]
+    return {**found, "clear": scores > limit + 2 * tolerance}
+
+
+def _matched(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """For each detection of `one`: the best overlap with a fitting one of `other`, its score error, its index."""
+    if not len(one["scores"]) or not len(other["scores"]):
+        count = len(one["scores"])
+        return torch.zeros(count), torch.ones(count), torch.zeros(count, dtype=torch.int64)
+    error_NM = (one["scores"][:, None] - other["scores"]).abs()
+    fits_NM = (one["labels"][:, None] == other["labels"]) & (error_NM <= tolerance)
+    overlap_NM = torch.where(fits_NM, box_iou(one["boxes"], other["boxes"]), -1.0)
+    best_N, index_N = overlap_NM.max(1)
+    return best_N, error_NM.gather(1, index_N[:, None])[:, 0], index_N

@@ -19,8 +19,7 @@ from iformer.deploy.exportable import Agreement, Limits, Outputs
 from iformer.models.detections import SelectionRule
 from iformer.models.detector import Detector
 from iformer.models.folding import fold
-from iformer.tasks.detection.export import detection_agreement
-from iformer.tasks.detection.inference import BOXES, MASKS, SCORES
+from iformer.tasks.detection.inference import BOXES, MASKS, SCORES, detection_agreement
 from iformer.tasks.pyramid import check_side
 
 _STRIDE = 32

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import time
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iformer.errors import printable
+from iformer.training.records.pace import Pace, format_seconds
 
 if TYPE_CHECKING:
     from iformer.training.protocol import Task
-    from iformer.training.records.pace import Pace
     from iformer.training.records.trackers import Trackers
 
 PLAIN_LINE_SECONDS = 60.0
@@ -79,19 +78,6 @@ class RunLog:
             self._file.close()
         if self.trackers is not None:
             self.trackers.close()
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the `epoch` records of a log in order. Damaged lines are left out."""
-    history = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-            if record.pop("event") == "epoch" and isinstance(record["epoch"], int):
-                history.append(record)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-    return history
 
 
 def _ends_in_newline(path: Path) -> bool:
@@ -160,16 +146,6 @@ class ProgressView:
         if worked <= 0:
             return "?"
         return format_seconds((self._total - self._done) * (time.monotonic() - self._began) / worked)
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a duration as `9 s`, `3 min 20 s` or `2 h 05 min`."""
-    whole = max(0, math.ceil(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def epoch_line(record: dict[str, Any], epochs: int, task: Task) -> str:

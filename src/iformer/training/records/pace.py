@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from iformer.training.records.logs import format_seconds
 
 STEPS = 4
 """Steps that are measured, after a first one that also starts workers and prepares kernels."""
@@ -78,3 +77,13 @@ def read_core_times() -> tuple[float, float] | None:
     except (OSError, ValueError, IndexError):  # another system, or a thread that has just ended
         return None
     return ran / 1e9, waited / 1e9
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration as `9 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = max(0, math.ceil(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -14,7 +14,7 @@ from iformer.errors import ConfigError, UserError
 from iformer.files import write_text
 from iformer.locks import reserved
 from iformer.safe_yaml import read_yaml
-from iformer.training.records.logs import read_history
+from iformer.training.records.history import read_history
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 """Largest `config.yaml` that is read: it lists the class names."""

@@ -10,7 +10,7 @@ import yaml
 
 from iformer.files import write_text
 from iformer.tables import Markdown, markdown_code, markdown_table, markdown_text
-from iformer.training.records.logs import format_seconds
+from iformer.training.records.pace import format_seconds
 from iformer.training.records.results import TrainResult
 
 _WARNINGS = 20
