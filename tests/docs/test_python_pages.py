@@ -43,6 +43,10 @@ def test_other_libraries(block: Block) -> None:
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder: `photos` and the pictures of the docs; `train` and `export` take tiny settings."""
     make_images(tmp_path / "photos", 8)
+    rows = [
+        f"{path.relative_to(tmp_path)},{path.parent.name}|all" for path in (tmp_path / "photos").rglob("*.png")
+    ]
+    (tmp_path / "photos.csv").write_text("\n".join(["image,label", *rows]))
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
     monkeypatch.chdir(tmp_path)
@@ -69,7 +73,9 @@ def test_pretraining(photos: None, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert len(capsys.readouterr().out.split()) == 2
 
 
-@pytest.mark.parametrize("label", ["train", "folds", "predict", pytest.param("flow", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    "label", ["train", "folds", "predict", "labels", pytest.param("flow", marks=pytest.mark.sweep)]
+)
 def test_from_python(label: str, photos: None, capsys: pytest.CaptureFixture[str]) -> None:
     text = code("how-to/python.md", label)
     assert label != "flow" or len(text.strip().splitlines()) - 1 <= 8

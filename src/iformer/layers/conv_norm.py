@@ -99,7 +99,15 @@ class LayerNormConv(nn.Module):
 def conv_norm(
     in_channels: int, out_channels: int, kernel_size: int, *, norm: Norm, stride: int = 1, groups: int = 1
 ) -> ConvNorm | ConvLayerNorm:
-    """Build a convolution followed by a norm."""
+    """Build a convolution followed by a norm.
+
+    Odd kernels have the padding that keeps the size at stride 1, even ones none; see `same_padding`.
+
+    Shape: B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride), for odd kernels.
+
+    Args:
+        norm: "batch" for `ConvNorm`, without bias, which folds away, or "layer" for `ConvLayerNorm`, with bias.
+    """
     kind = ConvNorm if norm == "batch" else ConvLayerNorm
     return kind(in_channels, out_channels, kernel_size, stride=stride, groups=groups)
 

@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Options of `eval`. None: not given, the task decides."""
+    """Options of `eval`. Where a field may be None, None means that it was not given and the task decides."""
 
     device: torch.device
     split: Split | None = None
@@ -49,7 +49,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Options of `predict`. None: not given, the task decides."""
+    """Options of `predict`. Where a field may be None, None means that it was not given and the task decides."""
 
     device: torch.device
     title: str = ""

@@ -17,7 +17,7 @@ from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe
 from iformer.training.distributed import launched_processes
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.records.trackers import tracker_names
+from iformer.training.records.trackers import stored_trackers, tracker_names
 
 MIN_STEPS, MIN_BATCH = 20, 8
 """The default recipes adapt to few images: steps of an epoch that are wanted, and the smallest batch for it."""
@@ -134,6 +134,8 @@ def training_job(
     for flag, given in (("--folds", fold is not None), ("--classes", classes is not None)):
         if given and row.name != "classify":
             raise UserError(f"{flag} is for classifiers, the recipe {name} is for {row.networks}; leave it out")
+    if trackers is None and before is not None:
+        trackers = stored_trackers(folder)
     settings = RunSettings(
         data_name=data,
         recipe=fields,
@@ -159,9 +161,9 @@ def training_job(
 
 
 def _for_few_images(job: TrainJob, warn: Warn) -> TrainJob:
-    """Halve the recipe's batch until an epoch has `MIN_STEPS` steps, or the batch is `MIN_BATCH`; see `warn`.
+    """Halve the recipe's batch until an epoch has `MIN_STEPS` steps, or the batch is `MIN_BATCH`.
 
-    The learning rate follows, because it is scaled to the batch.
+    The learning rate follows, because it is scaled to the batch. `warn` gets a line that says so.
     """
     recipe, images = job.recipe, len(job.data.train)
     batch = recipe.batch_size

@@ -26,7 +26,7 @@ class RunSettings:
     """Settings of a training run that all tasks have."""
 
     data_name: str
-    """The data as the user named it: `elpv` or a folder."""
+    """The data as the user named it: a folder, a table, an archive, shards, `elpv` or another name."""
     recipe: Recipe
     recipe_name: str
     folder: Path

@@ -2,9 +2,8 @@
 
 A state is one `.safetensors` file. Its tensors are the network, the EMA and the optimizer's moments; its header
 holds the progress, the identity, the loss scaler and the network's config as JSON, and a checksum of header and
-tensors. Reading it runs
-no pickle. It holds no random state: all randomness is a function of the seed, the epoch or step, and the index of
-the image.
+tensors. No pickle is read. There is no random state: all randomness is a function of the seed, the epoch or step,
+and the index of the image.
 """
 
 from __future__ import annotations
@@ -238,8 +237,11 @@ def read_newest_state(files: RunFolder) -> tuple[SavedState, str | None] | None:
 def stored_network(files: RunFolder) -> nn.Module | None:
     """Build the network of a run, with random weights, as its state describes it.
 
-    With it, a resumed run does not need the file that it started from. None if no state describes its network:
-    states of early versions do not, and neither do states of other networks than ours.
+    A resumed run then does not need the file that the run started from.
+
+    Returns:
+        The network, or None if the state does not describe one: states of early versions, and states of networks
+        that are not of this package.
     """
     for path in (files.state, files.state_before):
         try:
@@ -289,7 +291,9 @@ def saved_step(path: Path) -> int | None:
 
 
 def extend(saved: dict[str, Any], current: dict[str, Any]) -> str:
-    """Take over a larger number of epochs or steps, with which a run may be resumed, into the saved recipe.
+    """Copy a larger number of epochs or steps from the current recipe to the saved one.
+
+    A run may be resumed with more of them.
 
     Args:
         saved: the recipe in the state file; it is changed.

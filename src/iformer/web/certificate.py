@@ -31,10 +31,10 @@ def local_address() -> str:
 
 
 def check_address(address: str) -> str:
-    """Return a numeric address of this machine.
+    """Return a numeric IPv4 address in its usual form. Whether this machine has it is not checked.
 
     Raises:
-        UserError: it is not a numeric address, or stands for all addresses.
+        UserError: `address` is not a numeric IPv4 address, or stands for all addresses.
     """
     try:
         parsed = ipaddress.ip_address(address)

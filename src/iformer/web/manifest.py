@@ -55,8 +55,8 @@ class PageArtifact:
 
     @property
     def strides(self) -> dict[str, int]:
-        """For each output, every how many values are compared: at most about 20,000 values."""
-        return {name: max(1, output.numel() // _COMPARED_VALUES) for name, output in self.outputs[0].items()}
+        """Sampling stride of each output: every n-th value is compared, 20,000 values at most."""
+        return {name: -(-output.numel() // _COMPARED_VALUES) for name, output in self.outputs[0].items()}
 
     def sampled(self, outputs: Outputs) -> dict[str, Tensor]:
         """Return the values of outputs that are compared, float32, flat."""

@@ -218,6 +218,8 @@ def test_of_equal_thresholds_the_middle_one_is_chosen() -> None:
     targets = np.array([[1, 0], [0, 1]], np.float32)
     assert multi_label_metrics(targets * 0.8 + 0.1, targets, ("a", "b"))["threshold"] == 0.5
     assert multi_label_metrics(targets * 0.1 + 0.1, targets, ("a", "b"))["threshold"] == 0.2
+    kept = multi_label_metrics(targets * 0.1 + 0.1, targets, ("a", "b"), threshold=0.6)
+    assert (kept["threshold"], kept["f1"], kept["map"]) == (0.6, 0.0, 100.0)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +258,8 @@ def test_evaluation_agrees_with_training(run: TrainResult, table: Path) -> None:
     assert isinstance(evaluation, MultiLabelEvaluation)
     for name in ("map", "f1", "threshold", "loss", "images"):
         assert evaluation.metrics[name] == pytest.approx(run.metrics[name], abs=1e-4)
+    train = iformer.evaluate(run, table, split="train")
+    assert train.metrics["threshold"] == run.metrics["threshold"], "not the best one of these images"
     line = json.loads(evaluation.files()["predictions.jsonl"].splitlines()[0])
     assert line["labels"] == []  # 24.png
     assert set(line["probabilities"]) == set(COLOURS)

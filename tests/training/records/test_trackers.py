@@ -14,7 +14,14 @@ from PIL import Image
 from iformer.cli.main import main
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError
 from iformer.training.loop import train
-from iformer.training.records.trackers import TRACKERS, Trackers, tracker_names
+from iformer.training.records.run_folder import RunFolder
+from iformer.training.records.trackers import (
+    TRACKERS,
+    Trackers,
+    open_trackers,
+    stored_trackers,
+    tracker_names,
+)
 from tiny.classification import make_images, tiny_job, tiny_recipe
 
 PICTURE = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
@@ -113,6 +120,16 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker(wandb: SimpleNames
     assert "id" not in wandb.options[-1]
 
 
+def test_a_resumed_run_keeps_its_trackers_and_their_settings(wandb: SimpleNamespace, tmp_path: Path) -> None:
+    assert stored_trackers(tmp_path) is None
+    Trackers(["wandb"], tmp_path, config={"epochs": 1}).close()
+    assert stored_trackers(tmp_path) == ("wandb",)
+    (tmp_path / "tensorboard").mkdir()
+    assert stored_trackers(tmp_path) == ("wandb", "tensorboard")
+    Trackers(["wandb"], tmp_path, config={"epochs": 2}, resume=True).close()
+    assert [run.config for run in wandb.runs] == [{"epochs": 1}, {}]  # MLflow refuses other values of a known run
+
+
 def test_a_tracker_that_fails_is_left_out(
     wandb: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +149,16 @@ def test_a_tracker_that_cannot_start_is_one_line(wandb: SimpleNamespace, tmp_pat
     sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"the tracker wandb cannot be started \(api_key not configured\)"):
         Trackers(["tensorboard", "wandb"], tmp_path, config={})
+    job: Any = SimpleNamespace(
+        tracker_names=("wandb",), folder=tmp_path, model_name="", data_name="", recipe=tiny_recipe(), resume=True
+    )
+    config = RunFolder(tmp_path).config
+    for resume in (True, False):
+        config.touch()
+        job.resume = resume
+        with pytest.raises(UserError, match="cannot be started"):
+            open_trackers(job, step=0)
+        assert config.exists() == resume, "the same command can be given again"
 
 
 def test_tensorboard_has_pictures(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
             row = _Row(**{name: writable(value.strip()) for name, value in cells.items()})
             if not row.image or not (row.label or multi_label):
                 missing = "image" if not row.image else "label"
-                raise DataError(f"{path}: row {number} has no {missing}; leave the row out, or give one")
+                several = "; with --multi-label it is an image without any" if row.image else ""
+                raise DataError(f"{path}: row {number} has no {missing}; leave the row out, or give one{several}")
             yield row
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -112,11 +112,12 @@ def require_name(name: Any) -> str:
 
 
 def resolve_weights(name: Name, *, entry: str | None = None) -> Weights:
-    """Return the weights that a name means; the released weights of a size are fetched.
+    """Return the weights that a name stands for. The released weights of a size are downloaded.
 
     Raises:
-        UserError: it is an exported artifact.
-        UnknownNameError, WeightsError: see `resolve`; or the weights cannot be fetched.
+        UserError: the name is that of an exported artifact.
+        UnknownNameError: the name is not known.
+        WeightsError: the weights cannot be read or downloaded.
     """
     found = resolve(name, entry=entry)
     if isinstance(found, Artifact):
@@ -149,7 +150,8 @@ def load(
         windows: the settings of the windows, "released" or "paper", with `attention`.
 
     Returns:
-        A `Classifier`, `Detector`, `Segmenter` or, with `features_only`, `Backbone`.
+        A `Classifier`, `Detector`, `LightDetector`, `Segmenter` or `LightSegmenter`; with `features_only` a
+        `Backbone`.
 
     Raises:
         UnknownNameError: the name means nothing; the message suggests the nearest names.

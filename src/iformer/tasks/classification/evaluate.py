@@ -113,9 +113,10 @@ class MultiLabelEvaluation(Evaluation):
     Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are sorted by index.
 
     `metrics` has `map` (mean over classes of the average precision), `threshold` (the probability from which a
-    class is a yes, 0.01 to 0.99: the one with the largest `f1`), `f1` (mean over classes of F1 at this threshold),
-    `loss` (mean binary cross entropy), `images` (N), `macro`: `{"ap", "precision", "recall", "f1"}` (means over
-    classes) and `per_class`: `{class name: {"ap", "precision", "recall", "f1", "support"}}`.
+    class is a yes: the network's; in training the one with the largest `f1`, 0.01 to 0.99), `f1` (mean over
+    classes of F1 at this threshold), `loss` (mean binary cross entropy), `images` (N), `macro`: `{"ap",
+    "precision", "recall", "f1"}` (means over classes) and `per_class`: `{class name: {"ap", "precision",
+    "recall", "f1", "support"}}`.
     """
 
     image_set: ImageSet
@@ -248,6 +249,7 @@ def evaluate(
     loader: Loader,
     *,
     device: torch.device | str = "cpu",
+    threshold: float | None = None,
     progress: Progress | None = None,
 ) -> ClassificationEvaluation | MultiLabelEvaluation:
     """Evaluate a predictor on every image of a loader over an `ImageDataset`.
@@ -261,6 +263,7 @@ def evaluate(
         predictor: its outputs have the order of the image set's classes.
         loader: yields each image once.
         device: device of the metric.
+        threshold: see `multi_label_metrics`.
 
     Raises:
         DataError: an image cannot be read.
@@ -299,7 +302,7 @@ def evaluate(
             indices=rows[0][order],
             targets=targets_NK,
             probabilities=probabilities_NK,
-            metrics=multi_label_metrics(probabilities_NK, targets_NK, class_names),
+            metrics=multi_label_metrics(probabilities_NK, targets_NK, class_names, threshold=threshold),
         )
     return ClassificationEvaluation(
         image_set=dataset.image_set,
@@ -351,7 +354,8 @@ def evaluate_on_data(
         multi_label=metadata.multi_label,
     )
     with loader, ProgressView(total=len(found.images), shown=progress, what="evaluating") as view:
-        evaluation = evaluate(predictor, loader, device=device, progress=view.advance)
+        threshold = metadata.threshold if metadata.multi_label else None
+        evaluation = evaluate(predictor, loader, device=device, threshold=threshold, progress=view.advance)
     return replace(evaluation, split=found.split), list(found.notes)
 
 
@@ -373,6 +377,7 @@ def evaluate_data(
             class_names=info.class_names,
             multi_label=info.multi_label,
             preprocessing=info.preprocessing,
+            metrics={name: value for name, value in (info.postprocess or {}).items() if name == "threshold"},
             provenance=info.provenance,
         )
     return evaluate_on_data(

@@ -113,7 +113,11 @@ class ClassificationMetric:
 
 
 def multi_label_metrics(
-    probabilities_NK: npt.NDArray[np.float32], targets_NK: npt.NDArray[np.float32], class_names: Sequence[str]
+    probabilities_NK: npt.NDArray[np.float32],
+    targets_NK: npt.NDArray[np.float32],
+    class_names: Sequence[str],
+    *,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """Return the metrics that `MultiLabelEvaluation` documents; shares are percentages.
 
@@ -121,11 +125,13 @@ def multi_label_metrics(
         probabilities_NK: of each class for itself.
         targets_NK: 1 for each class that an image has, else 0.
         class_names: K names.
+        threshold: probability from which a class is a yes. None: the one with the largest mean F1.
 
     Raises:
         MissingDependencyError: torchmetrics is not installed.
     """
     of = require("torchmetrics.functional.classification", extra="train")
+    thresholds = THRESHOLDS if threshold is None else (threshold,)
     preds, targets = torch.from_numpy(probabilities_NK), torch.from_numpy(targets_NK)
     classes, support_K = len(class_names), targets.sum(0).long()
     present_K = support_K > 0  # a class without an image has no recall: it is left out of the means
@@ -133,12 +139,12 @@ def multi_label_metrics(
         preds[:, present_K], targets[:, present_K].long(), num_labels=int(present_K.sum()), average="none"
     ) if present_K.any() else torch.zeros(0)  # fmt: skip
     precision_KT, recall_KT, _ = of.multilabel_precision_recall_curve(
-        preds, targets.long(), num_labels=classes, thresholds=torch.tensor(THRESHOLDS)
+        preds, targets.long(), num_labels=classes, thresholds=torch.tensor(thresholds)
     )
     # the last point has no threshold; 0 where a class has neither an answer nor an image
     precision_KT, recall_KT = (share_KT[:, :-1].nan_to_num(0) for share_KT in (precision_KT, recall_KT))
     f1_KT = 2 * precision_KT * recall_KT / (precision_KT + recall_KT).clamp(min=1e-12)
-    best = _best_threshold(f1_KT[present_K])
+    best = _best_threshold(f1_KT[present_K]) if threshold is None else 0
     scores = {
         "ap": torch.zeros(classes).masked_scatter(present_K, ap_K),
         "precision": precision_KT[:, best],
@@ -149,7 +155,7 @@ def multi_label_metrics(
     return {
         "map": means["ap"],
         "f1": means["f1"],
-        "threshold": THRESHOLDS[best],
+        "threshold": thresholds[best],
         "loss": float(functional.binary_cross_entropy(preds, targets)),
         "images": len(targets),
         "macro": means,

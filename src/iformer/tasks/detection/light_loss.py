@@ -1,9 +1,9 @@
 """The loss of the light detector, and which of its points learn which object.
 
-Task-aligned assignment (TOOD, Feng et al. 2021, arXiv 2108.07755, section 3.2): a point is as good for an object
-as `score ** ALPHA * iou ** BETA`. The one-to-many head takes the best `topk` points of each object, the one-to-one
-head the best one, by the same measure (consistent dual assignment; YOLOv10, Wang et al. 2024, arXiv 2405.14458,
-section 3.1).
+Task-aligned assignment (TOOD, Feng et al. 2021, arXiv 2108.07755, section 3.2): the alignment of a point with an
+object is `score ** ALPHA * iou ** BETA`. The one-to-many head takes the best `topk` points of each object, the
+one-to-one head the best one, by the same measure (consistent dual assignment; YOLOv10, Wang et al. 2024, arXiv
+2405.14458, section 3.1).
 
 Shape letters: B batch, A points, K classes, N objects of an image, P points that learn an object.
 """

@@ -22,6 +22,7 @@ from PIL import Image
 from iformer.dependencies import require
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError, one_line
 from iformer.files import json_text, write_text
+from iformer.training.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from iformer.training.job import TrainJob
@@ -60,15 +61,32 @@ def tracker_names(given: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
+def stored_trackers(folder: Path) -> tuple[str, ...] | None:
+    """Return the trackers that a run has been given to; None if they are not known, as for TensorBoard alone."""
+    ids = _read_ids(folder / "trackers.json")
+    if not ids:
+        return None
+    return (*ids, *(["tensorboard"] if (folder / "tensorboard").is_dir() else []))
+
+
 def open_trackers(job: TrainJob, *, step: int) -> Trackers:
-    """Start the trackers of a run, or continue those of a resumed run at a step; see `Trackers`."""
-    return Trackers(
-        job.tracker_names,
-        job.folder,
-        config={"model": job.model_name, "data": job.data_name, **job.recipe.to_plain()},
-        resume=job.resume,
-        purge_from=step + 1 if job.resume else None,
-    )
+    """Start the trackers of a run, or continue those of a resumed run at a step; see `Trackers`.
+
+    Raises:
+        UserError: a tracker cannot be started. The folder of a new run holds no run then.
+    """
+    try:
+        return Trackers(
+            job.tracker_names,
+            job.folder,
+            config={"model": job.model_name, "data": job.data_name, **job.recipe.to_plain()},
+            resume=job.resume,
+            purge_from=step + 1 if job.resume else None,
+        )
+    except UserError:
+        if not job.resume:
+            RunFolder(job.folder).config.unlink(missing_ok=True)
+        raise
 
 
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -123,11 +141,12 @@ class Trackers:
             try:
                 tracker = makers[name]()
                 tracker.start()
-                if name != "tensorboard":  # Accelerate writes a folder of its own for them
+                # Accelerate writes a folder of its own for TensorBoard; MLflow refuses new values for a known run
+                if name != "tensorboard" and name not in ids:
                     tracker.store_init_configuration(dict(_flat(config)))
             except Exception as error:  # the services have no common base class
                 self.close()
-                raise UserError(f"the tracker {name} cannot be started ({one_line(error)[:300]})") from error
+                raise UserError(f"the tracker {name} cannot be started ({one_line(error)[:1000]})") from error
             self._running[name] = tracker
         found = {name: _RUN_ID[name](tracker) for name, tracker in self._running.items() if name in _RUN_ID}
         if found:
