@@ -6,9 +6,11 @@ forked from `multiprocessing`'s fork server, which imports `PRELOADED` once and 
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -97,10 +99,16 @@ class Forked:
         self._process.kill()
 
     def communicate(self, timeout: float | None = None) -> tuple[None, bytes]:
-        """Wait for the end and return what the program has written to stderr."""
+        """Wait for the end and return what the program has written to stderr.
+
+        Raises:
+            TimeoutError: it still runs; the message has what it has written, and the stacks of its threads.
+        """
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("forked", timeout or 0)
+            self.send_signal(signal.SIGUSR2)
+            self._process.join(2)
+            raise TimeoutError(f"still running after {timeout} s:\n{Path(self._stderr.name).read_text()}")
         return None, Path(self._stderr.name).read_bytes()
 
 
@@ -110,6 +118,7 @@ def _run_module(module: str, arguments: tuple[str, ...], variables: dict[str, st
     sys.stderr.flush()
     descriptor = os.open(stderr, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 2)
+    faulthandler.register(signal.SIGUSR2, file=2)
     sys.argv = [module, *arguments]
     if module.endswith(".py"):
         runpy.run_path(module, run_name="__main__")

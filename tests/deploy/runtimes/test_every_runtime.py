@@ -38,7 +38,7 @@ from iformer.deploy.runner import open_artifact
 from iformer.deploy.runtimes import registry as runtimes
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.deploy.spec import folded_for_export
-from iformer.errors import MissingDependencyError, UnknownNameError, UserError
+from iformer.errors import MissingDependencyError, OutputError, UnknownNameError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
 from iformer.tasks.export import exportable
@@ -442,7 +442,7 @@ def test_an_unknown_runtime_and_a_folder_that_cannot_be_made(model: Classifier, 
         export_artifact(exportable(model), tmp_path / "a", "openvno")
     need("onnx")
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OutputError, match=r"cannot write into .*file: File exists"):
         export_artifact(exportable(model), tmp_path / "file" / "a.onnx", "onnx")
 
 
