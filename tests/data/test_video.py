@@ -70,6 +70,19 @@ def test_what_is_no_video_is_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_video_that_is_cut_anywhere_is_read_or_refused(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.mp4").read_bytes()
+    path, refused = tmp_path / "cut.mp4", 0
+    for length in range(0, len(whole), max(1, len(whole) // 300)):
+        path.write_bytes(whole[:length])
+        try:
+            with VideoReader(path) as video:
+                list(video)
+        except DataError:
+            refused += 1
+    assert refused > 100
+
+
 @pytest.mark.parametrize(
     ("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((1, 0, 0, 1), 0)]
 )

@@ -66,6 +66,8 @@ class VideoReader:
             if not self._container.streams.video:
                 raise DataError(f"{path}: has no video stream")
             self._stream = self._container.streams.video[0]
+            if self._stream.codec_context is None:  # a truncated header, or a codec that FFmpeg does not know
+                raise DataError(f"{path}: not a video, or damaged (no decoder for its frames)")
             self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             self._check_size(self._stream.width, self._stream.height)
             self._frames = self._decoded()
