@@ -26,7 +26,7 @@ from iformer.tasks.interface import PredictModule, PredictOptions, Record, TaskP
 from iformer.tasks.subject import open_subject
 
 _UNFINISHED = ".predict.unfinished"
-"""Empty file in the folder of a call that is not complete, also of an interrupted one."""
+"""Empty file in the folder of a call that is not complete, also of a killed one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +297,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _marked_as_unfinished(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Mark a folder until its answers are written: a later call may replace what an interrupted one has drawn."""
+    """Mark a folder until its answers are written: a later call may replace what a killed one has drawn."""
     mark = write_bytes(folder / _UNFINISHED, b"")
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +65,7 @@ def pretrain(
     check_is_name(model)
     check_arguments(pretrain, locals())
     if teacher is not None:
-        fields["teacher"] = os.fspath(teacher)
+        fields["teacher"] = teacher
     return train(
         data,
         out=out,

@@ -56,7 +56,7 @@ def read_columns(paths: Sequence[Path]) -> list[Column]:
             content = read_at_most(path, _MAX_BYTES)
             if content is None:
                 raise UserError(f"{path} is not a record of iformer bench: more than {_MAX_BYTES:,} bytes")
-            found = _columns(json.loads(content))
+            found = _columns(json.loads(content.decode()))
         except UserError:
             raise
         except OSError as error:

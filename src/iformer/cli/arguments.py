@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -78,6 +79,47 @@ EntryOption = Annotated[
         metavar="KEY",
         help="Which weights of a training script's file to take, such as model_ema. [default: the weights "
         "themselves, an average only if there is nothing else]",
+    ),
+]
+
+# what every training has
+
+RunFolderOption = Annotated[
+    Path, typer.Option(help="The run's folder: networks, log, report.", rich_help_panel=RUN)
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out with its own settings.", rich_help_panel=RUN)
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Remove the run that is in --out.", rich_help_panel=RUN)
+]
+StrictDataOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict-data",
+        help="Stop at an image that cannot be read, instead of skipping it.",
+        rich_help_panel=MORE,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any field of the recipe, for example augment.hflip=0.",
+        rich_help_panel=RECIPE,
+    ),
+]
+TensorboardOption = Annotated[
+    bool, typer.Option(help="Write TensorBoard's files, if there is no --tracker.", rich_help_panel=MORE)
+]
+TrackerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="tensorboard, wandb, mlflow, comet or none; several with commas.",
+        show_default="tensorboard",
+        rich_help_panel=RUN,
     ),
 ]
 

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iformer.cli.arguments import DATA, MODEL, MORE, RECIPE, RUN, DeviceOption
+from iformer.cli.arguments import (
+    DATA,
+    MODEL,
+    MORE,
+    RECIPE,
+    RUN,
+    DeviceOption,
+    OverwriteOption,
+    ResumeOption,
+    RunFolderOption,
+    SetOption,
+    StrictDataOption,
+    TensorboardOption,
+    TrackerOption,
+)
 from iformer.cli.output import DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.cli.recipe_options import recipe_options
 from iformer.errors import UserError
@@ -95,11 +109,8 @@ def train(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The run's folder: networks, log, report.", rich_help_panel=RUN)],
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the run in --out with its own settings.", rich_help_panel=RUN),
-    ] = False,
+    out: RunFolderOption,
+    resume: ResumeOption = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -116,9 +127,7 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove the run that is in --out.", rich_help_panel=RUN)
-    ] = False,
+    overwrite: OverwriteOption = False,
     val_split: Annotated[
         float | None,
         typer.Option(
@@ -146,36 +155,11 @@ def train(
             rich_help_panel=DATA,
         ),
     ] = None,
-    strict_data: Annotated[
-        bool,
-        typer.Option(
-            "--strict-data",
-            help="Stop at an image that cannot be read, instead of skipping it.",
-            rich_help_panel=MORE,
-        ),
-    ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Any field of the recipe, for example augment.hflip=0.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
+    strict_data: StrictDataOption = False,
+    set_: SetOption = None,
     device: DeviceOption = "auto",
-    tensorboard: Annotated[
-        bool, typer.Option(help="Write TensorBoard's files, if there is no --tracker.", rich_help_panel=MORE)
-    ] = True,
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="tensorboard, wandb, mlflow, comet or none; several with commas.",
-            show_default="tensorboard",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    tensorboard: TensorboardOption = True,
+    tracker: TrackerOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
     **fields: Any,

@@ -19,7 +19,7 @@ from torch import nn
 from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import ConfigError, UserError
-from iformer.files import output_folder, read_at_most, require_regular_file, write_text
+from iformer.files import output_folder, read_at_most, write_text
 
 try:
     import fcntl
@@ -257,9 +257,10 @@ def read_record(artifact: Path) -> ArtifactInfo:
     """
     path = record_path(artifact)
     try:
-        if require_regular_file(path) > _MAX_RECORD_BYTES:
+        content = read_at_most(path, _MAX_RECORD_BYTES)
+        if content is None:
             raise UserError(f"{path} is not the record of an artifact: more than {_MAX_RECORD_BYTES:,} bytes")
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(content.decode())
         info = ArtifactInfo.from_plain(plain)
         edited = info.record_sha256 not in ("", record_hash(plain))
     except FileNotFoundError:

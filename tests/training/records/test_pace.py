@@ -1,4 +1,4 @@
-"""What the first steps of a run on a CPU say about it."""
+"""Lines about the duration of a run on a CPU, from its first steps."""
 
 from __future__ import annotations
 
