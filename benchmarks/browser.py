@@ -20,7 +20,7 @@ import torch
 
 from iformer.bench.latency import measure
 from iformer.bench.record import write_record
-from iformer.bench.subjects import Subject, prepare
+from iformer.bench.subjects import Subject, prepare_subject
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.web.bench import WebResult, measure_browser
 
@@ -86,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        subjects = [prepare(name, RUNTIMES["onnx"], Path(folder), label=name) for name in options.models]
+        subjects = [prepare_subject(name, RUNTIMES["onnx"], Path(folder), label=name) for name in options.models]
         found = figures(
             subjects,
             blocks=options.blocks,

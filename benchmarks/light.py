@@ -21,7 +21,7 @@ from torch import nn
 import iformer
 from iformer.bench.latency import measure
 from iformer.bench.record import write_record
-from iformer.bench.subjects import Subject, prepare
+from iformer.bench.subjects import Subject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.deploy.export import convert
@@ -73,7 +73,7 @@ def artifact(label: str, network: nn.Module, folder: Path) -> Subject:
     runtime, path = RUNTIMES["onnx"], folder / f"{label.replace(' ', '_')}.onnx"
     spec = make_spec(exportable(network))
     convert(runtime, spec, path, weights_sha256=hashlib.sha256(b"").hexdigest(), provenance={"weights": "random"})
-    return prepare(str(path), runtime, folder, label=label)
+    return prepare_subject(str(path), runtime, folder, label=label)
 
 
 def main() -> None:

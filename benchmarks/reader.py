@@ -23,7 +23,6 @@ from PIL import Image
 
 from iformer.bench.record import write_record
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader
 from iformer.data.samples import DataSplits, ImageSet, IndexedSamples, Sample
 from iformer.data.sampling import EpochSampler
@@ -31,6 +30,7 @@ from iformer.data.sources.shards.index import INDEX
 from iformer.data.sources.shards.packing import pack
 from iformer.data.sources.shards.reader import load_shards
 from iformer.data.transforms import eval_transform
+from iformer.tasks.classification.dataset import ImageDataset
 
 IMAGENET, CLASSES = 1_281_167, 1000
 _DIFFERENT = 997

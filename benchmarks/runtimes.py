@@ -21,7 +21,7 @@ from PIL import Image
 
 from iformer.bench.latency import Latency, measure
 from iformer.bench.record import write_record
-from iformer.bench.subjects import TIMM_PREFIX, Subject, prepare, prepare_matrix_product
+from iformer.bench.subjects import TIMM_PREFIX, Subject, prepare_matrix_product, prepare_subject
 from iformer.deploy.export import export_artifact
 from iformer.deploy.exportable import Forward
 from iformer.deploy.quantize import Quantization
@@ -35,11 +35,11 @@ HERE = ("onnx", "openvino", "executorch", "litert", "ncnn")
 def subjects(name: str, runtime: Runtime, folder: Path, *, int8: bool) -> list[Subject]:
     """Export timm's network, ours, ours in INT8 if `int8`, and the matrix product."""
     found = [
-        prepare(f"{TIMM_PREFIX}{name}", runtime, folder, size=(224, 224), label="timm, fused"),
-        prepare(name, runtime, folder, size=(224, 224), label="ours"),
+        prepare_subject(f"{TIMM_PREFIX}{name}", runtime, folder, size=(224, 224), label="timm, fused"),
+        prepare_subject(name, runtime, folder, size=(224, 224), label="ours"),
     ]
     if int8 and "int8" in runtime.precisions:
-        found.append(prepare(str(_int8(name, runtime, folder)), runtime, folder, label="ours, int8"))
+        found.append(prepare_subject(str(_int8(name, runtime, folder)), runtime, folder, label="ours, int8"))
     return [*found, prepare_matrix_product(runtime, folder)]
 
 

@@ -13,7 +13,7 @@ import pytest
 from iformer import save
 from iformer.bench import core_ml
 from iformer.bench.core_ml import measure_core_ml
-from iformer.bench.subjects import Subject, prepare
+from iformer.bench.subjects import Subject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.export import export_artifact
@@ -106,8 +106,8 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[Subject]:
     save(model, folder / "tiny.safetensors")
     checkpoint = str(folder / "tiny.safetensors")
     return [
-        prepare(checkpoint, COREML, folder, label="a"),
-        prepare(checkpoint, COREML, folder, size=(32, 32), label="b"),
+        prepare_subject(checkpoint, COREML, folder, label="a"),
+        prepare_subject(checkpoint, COREML, folder, size=(32, 32), label="b"),
     ]
 
 
@@ -153,7 +153,7 @@ def test_an_artifact_that_takes_images_is_refused(
     model = Classifier(tiny_config()).eval()
     model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(32, 32)))
     export_artifact(exportable(model), tmp_path / "images.mlpackage", "coreml")
-    subject = prepare(str(tmp_path / "images.mlpackage"), COREML, tmp_path)
+    subject = prepare_subject(str(tmp_path / "images.mlpackage"), COREML, tmp_path)
     with pytest.raises(UserError, match=r"images.mlpackage takes images, .*; export it with --raw"):
         measure_core_ml([subject])
 

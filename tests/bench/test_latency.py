@@ -10,7 +10,7 @@ import torch
 from iformer import save
 from iformer.bench.energy import EnergyMeter
 from iformer.bench.latency import measure
-from iformer.bench.subjects import MATRIX_PRODUCT, Subject, prepare
+from iformer.bench.subjects import MATRIX_PRODUCT, Subject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.artifact import write_record
@@ -38,7 +38,7 @@ def subject(folder: Path) -> Subject:
         model = Classifier(tiny_config())
         model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(64, 64)))
         save(model, folder / "tiny.safetensors")
-        _prepared.append(prepare(str(folder / "tiny.safetensors"), ONNX, folder))
+        _prepared.append(prepare_subject(str(folder / "tiny.safetensors"), ONNX, folder))
     return _prepared[0]
 
 
@@ -50,7 +50,7 @@ def test_what_was_prepared_is_described(subject: Subject) -> None:
     assert subject.gmacs is not None
     assert 0 < subject.gmacs < 0.1
     assert subject.file_mb > 0.1
-    again = prepare(str(subject.artifact), ONNX, subject.artifact.parent, label="the artifact")
+    again = prepare_subject(str(subject.artifact), ONNX, subject.artifact.parent, label="the artifact")
     assert (again.label, again.artifact) == ("the artifact", subject.artifact)
 
 
@@ -70,7 +70,7 @@ def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
     from dataclasses import replace
 
     said: list[str] = []
-    four = prepare(str(subject.artifact.with_name("tiny.safetensors")), ONNX, tmp_path, batch=4)
+    four = prepare_subject(str(subject.artifact.with_name("tiny.safetensors")), ONNX, tmp_path, batch=4)
     product = replace(subject, label=MATRIX_PRODUCT)
     rows = measure([four, product], rounds=3, calls=2, warmup=0, meter=Steady([]), report=said.append)
     # 0.4 J a turn of two calls: of eight images, and of two
@@ -87,7 +87,7 @@ def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
     assert said[0] == "tiny loaded"
     assert said[-1] == "round 3 of 3"
     with pytest.raises(UserError, match="takes 4 images in one call, not 1; see --batch"):
-        prepare(str(four.artifact), ONNX, tmp_path)
+        prepare_subject(str(four.artifact), ONNX, tmp_path)
 
 
 @pytest.mark.sweep
@@ -101,9 +101,9 @@ def test_invalid_subjects_are_refused(subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="have the same name"):
         measure([subject, subject])
     with pytest.raises(UserError, match="is for ONNX Runtime, not for OpenVINO"):
-        prepare(str(subject.artifact), find_runtime("openvino"), tmp_path)
+        prepare_subject(str(subject.artifact), find_runtime("openvino"), tmp_path)
     with pytest.raises(UserError, match="timm has no network 'repvit'"):
-        prepare("timm/repvit", ONNX, tmp_path)
+        prepare_subject("timm/repvit", ONNX, tmp_path)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a network")
     write_record(replace(read_record(subject.artifact), file=broken.name, sha256=artifact_hash(broken)), broken)
@@ -114,7 +114,7 @@ def test_invalid_subjects_are_refused(subject: Subject, tmp_path: Path) -> None:
 @pytest.mark.sweep
 def test_networks_of_timm_are_exported_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    peer = prepare("timm/mobilenetv3_large_075", ONNX, tmp_path, label="MobileNetV3-Large 0.75x")
+    peer = prepare_subject("timm/mobilenetv3_large_075", ONNX, tmp_path, label="MobileNetV3-Large 0.75x")
     assert (peer.label, peer.size) == ("MobileNetV3-Large 0.75x", (224, 224))
     assert peer.gmacs == pytest.approx(0.155, rel=0.01)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [peer.artifact.name, peer.artifact.name + ".json"]

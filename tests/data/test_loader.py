@@ -14,13 +14,13 @@ from PIL import Image
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import Batch, ImageDataset
 from iformer.data.images import read_image
-from iformer.data.loader import Loader, _report_unless_disconnected, build_loader
+from iformer.data.loader import Batch, Loader, _report_unless_disconnected, build_loader
 from iformer.data.samples import FileSample, ImageSet
 from iformer.data.sampling import EpochSampler
 from iformer.data.transforms import TransformSchedule, eval_transform, train_transform
 from iformer.errors import ConfigError, DataError
+from iformer.tasks.classification.dataset import ImageDataset
 
 SMALL = Preprocessing(size=(32, 32))
 AUGMENTATION = AugmentConfig(vflip=0.5, rot90=True, rand_augment="rand-m9-mstd0.5-inc1", interpolation="random")
@@ -223,7 +223,7 @@ def test_cache_keeps_gray_images_gray_and_exact(images: ImageSet) -> None:
 
 
 def test_cache_that_does_not_fit(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iformer.data.image_dataset._free_memory", lambda: 1000)
+    monkeypatch.setattr("iformer.tasks.classification.dataset._free_memory", lambda: 1000)
     with pytest.raises(DataError, match="use cache=none"):
         ImageDataset(images, eval_transform(SMALL), cache="ram")
 

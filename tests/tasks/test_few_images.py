@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from iformer.config.variants import VARIANTS
-from iformer.tasks.train import training_job
+from iformer.tasks.training_job import training_job
 from iformer.training.job import TrainJob
 from tiny.networks import tiny_variant
 

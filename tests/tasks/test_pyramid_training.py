@@ -17,7 +17,7 @@ from iformer.models.factory import build
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.training import detection_job
-from iformer.tasks.train import training_job
+from iformer.tasks.training_job import training_job
 from iformer.training.loop import train
 from iformer.training.state import TrainState
 from tiny.programs import run_on_two_processes

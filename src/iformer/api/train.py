@@ -15,7 +15,7 @@ from iformer.config.checking import FileName, Range, check_arguments
 from iformer.errors import UserError
 from iformer.tasks.folds import CrossValidation, check_folder, train_folds
 from iformer.tasks.interface import Warn
-from iformer.tasks.train import is_main_process, training_job
+from iformer.tasks.training_job import is_main_process, training_job
 from iformer.training.job import TrainJob
 from iformer.training.records.results import TrainResult
 
@@ -73,7 +73,7 @@ def train(
         raise UserError(f"classes is '{classes}'; expected a list of names")
     check_is_name(model)
     check_arguments(train, locals())
-    job = prepare(
+    job = build_job(
         data,
         out=out,
         model=model,
@@ -168,7 +168,7 @@ def run_folds(
         check_folder(folder, folds, resume=resume, overwrite=overwrite)
 
     def job(number: int) -> TrainJob:
-        return prepare(
+        return build_job(
             data,
             out=folder / f"fold-{number}",
             fold=(number, folds),
@@ -181,7 +181,7 @@ def run_folds(
     return train_folds(job, folder, folds=folds)
 
 
-def prepare(
+def build_job(
     data: str | os.PathLike[str] | None,
     *,
     out: str | os.PathLike[str],

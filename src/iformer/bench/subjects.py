@@ -63,7 +63,7 @@ class Subject:
 def prepare_all(
     name: str, runtime: Runtime, folder: Path, *, sizes: Sequence[tuple[int, int]], label: str, **options: Any
 ) -> list[Subject]:
-    """Prepare a network at several sizes; see `prepare` for the arguments.
+    """Prepare a network at several sizes; see `prepare_subject` for the arguments.
 
     Detectors and segmenters are timed twice at each size: their outputs alone, and with postprocessing.
 
@@ -80,7 +80,7 @@ def prepare_all(
     wanted: Sequence[tuple[int, int] | None] = sizes or [None]
     for size in wanted:
         title = label if size is None or len(sizes) == 1 else f"{label} at {size[0]} x {size[1]}"
-        subject = prepare(name, runtime, folder, size=size, label=title, **options)
+        subject = prepare_subject(name, runtime, folder, size=size, label=title, **options)
         subjects.append(subject)
         info = read_record(subject.artifact)
         if info.postprocess is not None and info.task != "classify":  # a sigmoid costs nothing
@@ -88,7 +88,7 @@ def prepare_all(
     return subjects
 
 
-def prepare(
+def prepare_subject(
     name: str,
     runtime: Runtime,
     folder: Path,

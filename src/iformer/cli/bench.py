@@ -230,7 +230,7 @@ def _subjects(
     batch: int,
     entry: str | None,
 ) -> list[Subject]:
-    from iformer.bench.subjects import prepare, prepare_all
+    from iformer.bench.subjects import prepare_all, prepare_subject
     from iformer_paper.pareto import published
 
     models = [name for name in models if not _is_for_another(Path(name), runtime)]
@@ -244,7 +244,9 @@ def _subjects(
     ]
     for row in published() if peers else ():
         try:
-            subjects.append(prepare(row.name, runtime, folder, size=row.size, batch=batch, label=row.label))
+            subjects.append(
+                prepare_subject(row.name, runtime, folder, size=row.size, batch=batch, label=row.label)
+            )
         except UserError as error:
             note(f"{row.label} is left out: {error}")
     note(f"ready for {runtime.title}: {', '.join(subject.label for subject in subjects)}")

@@ -93,12 +93,12 @@ def pretrain(
 
     `iformer train --model RUN` starts from the result. Prints the path of the report.
     """
-    from iformer.api.train import prepare
+    from iformer.api.train import build_job
     from iformer.config.recipe_files import merge_overrides
-    from iformer.tasks.train import is_main_process
+    from iformer.tasks.training_job import is_main_process
 
     given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
-    job = prepare(
+    job = build_job(
         data,
         out=out,
         model=model,

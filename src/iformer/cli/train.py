@@ -168,9 +168,9 @@ def train(
 
     Prints the path of the report.
     """
-    from iformer.api.train import prepare, run_folds
+    from iformer.api.train import build_job, run_folds
     from iformer.config.recipe_files import merge_overrides
-    from iformer.tasks.train import is_main_process
+    from iformer.tasks.training_job import is_main_process
 
     given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
     is_main = is_main_process()
@@ -204,7 +204,7 @@ def train(
         if is_main:
             _print_folds(found_folds, json=json)
         return
-    job = prepare(data, val_split=val_split, **options)
+    job = build_job(data, val_split=val_split, **options)
     if dry_run:
         from iformer.training.dry_run import dry_run as measure
 

@@ -14,10 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from iformer.data.image_dataset import Batch
 from iformer.data.parallel import available_cores
 from iformer.data.sampling import EpochSampler, Key
 from iformer.errors import DataError
+
+Batch = dict[str, Any]
+"""Of classifiers: images, uint8 (B, C, H, W) in channels-last memory; labels, int64 (B), or float32 (B, K) if an
+image may have several; indices, int64 (B)."""
 
 _SECONDS_TO_END = 2.0
 """Time that the workers of a loader have to end before they are killed."""
@@ -34,7 +37,7 @@ class BatchSource(Protocol):
 
 
 class Loader:
-    """Batches of an `ImageDataset` or another `BatchSource` by epoch, with persistent workers.
+    """Batches of a `BatchSource` by epoch, with persistent workers.
 
     Use it as a context manager or call `close` to end the workers.
     """

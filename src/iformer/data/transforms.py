@@ -67,7 +67,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     """Return the training transform: random crop, flips, rotations and colour changes, in timm's order.
 
     It draws from the global generators of `random`, `numpy.random` and torch, which
-    `iformer.data.image_dataset.ImageDataset` seeds for each image. Random erasing is applied to normalised
+    the task's `dataset.py` seeds for each image. Random erasing is applied to normalised
     batches, by `random_erasing`.
 
     Returns:

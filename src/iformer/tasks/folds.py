@@ -17,7 +17,7 @@ from iformer.errors import UserError
 from iformer.files import json_text, write_text
 from iformer.tables import Markdown, markdown_code, markdown_table, markdown_text
 from iformer.tasks.registry import find_task
-from iformer.tasks.train import is_main_process
+from iformer.tasks.training_job import is_main_process
 from iformer.training.job import TrainJob
 from iformer.training.records.results import TrainResult
 from iformer.training.records.run_folder import RunFolder

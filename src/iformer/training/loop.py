@@ -1,8 +1,8 @@
 """The training loop, for every task, on one process or several.
 
 `_Run.__init__` leads from a job, new or resumed, to the first step; then come the epochs; then the report. The job
-itself, with data and network, is made by `iformer.tasks.train`. One optimizer step is in `step.py`, what a task
-adds is a `Workload` (`protocol.py`), and what a resumed run restores is a `TrainState` (`state.py`).
+itself, with data and network, is made by `iformer.tasks.training_job`. One optimizer step is in `step.py`, what a
+task adds is a `Workload` (`protocol.py`), and what a resumed run restores is a `TrainState` (`state.py`).
 
 No random state is saved. The order of the images depends on (seed, epoch), the augmentation of an image on (seed,
 epoch, index), and everything random in a step (mixup, erasing, stochastic depth) on (seed, step, rank). So a run

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import build_loader
 from iformer.data.sources import load_data
 from iformer.data.transforms import eval_transform
 from iformer.errors import DataError
+from iformer.tasks.classification.dataset import ImageDataset
 from tiny.packages import need_packages
 
 need_packages("datasets")

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import read_image
 from iformer.data.samples import ImageSet
 from iformer.data.sources import load_data
 from iformer.data.sources.splitting import split_fold
 from iformer.data.transforms import eval_transform
 from iformer.errors import DataError
+from iformer.tasks.classification.dataset import ImageDataset
 from tiny.classification import make_images
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import Loader, build_loader
 from iformer.data.samples import ImageSet
 from iformer.data.transforms import Normalize, eval_transform
@@ -24,7 +23,7 @@ from iformer.deploy.exportable import Forward
 from iformer.deploy.runner import ArtifactRunner
 from iformer.files import json_text
 from iformer.models.classifier import Classifier
-from iformer.tasks.classification.dataset import find_labelled
+from iformer.tasks.classification.dataset import ImageDataset, find_labelled
 from iformer.tasks.classification.metric import ClassificationMetric, multi_label_metrics
 from iformer.tasks.interface import EvaluateOptions, Split
 from iformer.training.distributed import all_gather

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import check_channels
 from iformer.data.parallel import map_in_threads
 from iformer.data.samples import DataSplits, Sample
@@ -32,7 +31,7 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.calibration import fit_temperature, scale_logits
 from iformer.tasks.classification.config import ClassificationRecipe, ImageRecipe
-from iformer.tasks.classification.dataset import select_classes
+from iformer.tasks.classification.dataset import ImageDataset, select_classes
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import (
     ClassificationEvaluation,

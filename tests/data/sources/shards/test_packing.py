@@ -19,7 +19,6 @@ from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import ImageDataset
 from iformer.data.images import read_image
 from iformer.data.loader import build_loader
 from iformer.data.samples import DataSplits
@@ -30,6 +29,7 @@ from iformer.data.sources.shards.packing import pack, verify
 from iformer.data.sources.shards.reader import load_shards
 from iformer.data.transforms import eval_transform
 from iformer.errors import DataError, UserError
+from iformer.tasks.classification.dataset import ImageDataset
 
 CLASSES = ("ant", "bee", "cat")
 

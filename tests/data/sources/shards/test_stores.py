@@ -21,7 +21,6 @@ from PIL import Image
 
 from iformer.cli.main import main
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.image_dataset import ImageDataset
 from iformer.data.loader import build_loader
 from iformer.data.sources import load_data
 from iformer.data.sources.shards import stores
@@ -29,6 +28,7 @@ from iformer.data.sources.shards.index import INDEX
 from iformer.data.sources.shards.packing import describe, pack, verify
 from iformer.data.transforms import eval_transform
 from iformer.errors import DataError
+from iformer.tasks.classification.dataset import ImageDataset
 
 
 @pytest.fixture(scope="module")
