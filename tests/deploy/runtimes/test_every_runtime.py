@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import permutations
@@ -75,15 +75,21 @@ def artifact(
     return copied
 
 
-each_artifact = pytest.mark.parametrize("artifact", NAMES, indirect=True)
-each_runtime = pytest.mark.parametrize("name", NAMES)
-SLOW = ("executorch", "litert", "coreml", "openvino")
-each_artifact_made_again = pytest.mark.parametrize(
-    "artifact",
-    [pytest.param(name, marks=pytest.mark.sweep if name in SLOW else ()) for name in NAMES],
-    indirect=True,
-)
-"""For tests that export once more by the same code for all runtimes: the slow converters are in the sweep."""
+SLOW_TO_IMPORT = ("executorch", "litert")
+"""Their converters take 20 s to import and convert for the first time, so they are in the sweep."""
+SLOW = (*SLOW_TO_IMPORT, "coreml", "openvino")
+"""Those that take long for each export."""
+
+
+def named(names: Sequence[str], slow: Sequence[str] = SLOW_TO_IMPORT) -> list[Any]:
+    """Parameters of a test for each runtime; the slow ones belong to the sweep."""
+    return [pytest.param(name, marks=pytest.mark.sweep if name in slow else ()) for name in names]
+
+
+each_artifact = pytest.mark.parametrize("artifact", named(NAMES), indirect=True)
+each_artifact_run_here = pytest.mark.parametrize("artifact", named(RUN_HERE), indirect=True)
+each_artifact_made_again = pytest.mark.parametrize("artifact", named(NAMES, SLOW), indirect=True)
+each_runtime = pytest.mark.parametrize("name", named(NAMES))
 
 
 def need(name: str) -> None:
@@ -125,7 +131,7 @@ def test_the_artifact_is_the_network(model: Classifier, artifact: Path, photogra
     assert b"site-packages" not in everything_in(artifact)
 
 
-@pytest.mark.parametrize("artifact", RUN_HERE, indirect=True)
+@each_artifact_run_here
 def test_any_number_of_images(model: Classifier, artifact: Path) -> None:
     """More and fewer images than the artifact takes in one call, and in either memory format."""
     from iformer.data.transforms import Normalize
@@ -192,6 +198,7 @@ def test_the_smallest_size_of_the_family(tmp_path: Path, photographs: list[Path]
     assert info.preprocessing.size == (224, 224)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("artifact", ["executorch"], indirect=True)
 def test_what_xnnpack_does_not_take_is_in_the_record(artifact: Path) -> None:
     graph = read_record(artifact).graph
@@ -375,7 +382,7 @@ def test_a_file_changed_after_export_is_refused(artifact: Path) -> None:
         open_artifact(artifact)
 
 
-@pytest.mark.parametrize("artifact", RUN_HERE, indirect=True)
+@each_artifact_run_here
 def test_rubbish_is_refused_in_one_line(artifact: Path) -> None:
     for file in [artifact] if artifact.is_file() else artifact.rglob("*"):
         if file.is_file():

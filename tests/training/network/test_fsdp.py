@@ -14,6 +14,7 @@ from iformer.training.loop import train
 from tiny.classification import SYNCHRONISED, launch, step_losses, tiny_job, tiny_recipe
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_sharded_run_equals_the_run_of_one_process_and_continues_there(many_images: Path, tmp_path: Path) -> None:
     fields = SYNCHRONISED
