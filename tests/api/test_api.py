@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -294,3 +295,18 @@ def test_masks_belong_to_their_image(tiny_backbone_config: NetworkConfig, tmp_pa
     expected = [SegmentationPredictor(network).answer(image) for image in images]
     for answer, classes in zip(iformer.predict(network, images), expected, strict=True):
         assert np.array_equal(answer.masks, classes)  # type: ignore[arg-type]
+        copied = pickle.loads(pickle.dumps(answer))  # as a worker process returns it
+        assert copied == answer
+        assert np.array_equal(copied.masks, classes)
+
+
+def test_answers_can_be_pickled(model: Classifier) -> None:
+    from tiny.dense import rcnn
+
+    image = np.zeros((64, 80, 3), np.uint8)
+    for network, masks in ((model, False), (rcnn(), True)):
+        (answer,) = iformer.predict(network, image, **({"min_score": 0.0} if masks else {}))
+        copied = pickle.loads(pickle.dumps(answer))
+        assert copied == answer
+        assert (copied.masks is not None) == masks
+        assert not masks or np.array_equal(copied.masks, answer.masks)

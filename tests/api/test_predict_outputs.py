@@ -225,3 +225,19 @@ def test_long_urls_and_a_closed_standard_input(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match=r"-: cannot be fetched \(standard input is closed\)"):
         inputs.collect_inputs("-", lambda: tmp_path)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new folder", "folder of the user"])
+def test_a_call_that_fails_leaves_no_folder(
+    classifier: Classifier, photos: Path, tmp_path: Path, before: bool
+) -> None:
+    out = tmp_path / "new" / "out"
+    if before:
+        out.mkdir(parents=True)
+    with pytest.raises(UserError):
+        iformer.predict(str(tmp_path / "none.safetensors"), photos, out=out)
+    with pytest.raises(UserError):
+        iformer.predict(classifier, tmp_path / "none.png", out=out)
+    assert out.exists() == out.parent.exists() == before
+    list(iformer.predict(classifier, photos, out=out))
+    assert (out / "predictions.jsonl").is_file()

@@ -187,6 +187,22 @@ def test_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
         load_recipe(file)
 
 
+@pytest.mark.parametrize(
+    "text", ["lr: 0.1\n", "epochs: 1\nlr: high\n", "epochs: 1\nlr: 0.1\nsizes: 3\n", "task: cook\n"]
+)
+def test_an_error_of_a_file_names_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    for overrides in ({}, {"seed": 1}):
+        with pytest.raises(
+            ConfigError, match=r"own\.yaml: (recipe needs epochs|recipe\.lr is|a recipe for|unknown task)"
+        ):
+            load_recipe(file, overrides)
+    file.write_text("epochs: 1\nlr: 0.1\n")
+    with pytest.raises(ConfigError, match=r"^recipe\.lr is 'high'"):
+        load_recipe(file, {"lr": "high"})
+
+
 def test_own_recipe_file(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("epochs: 3\nlr: 1e-3\nbetas: [0.9, 99e-2]\n")

@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import iformer
 from iformer import files
 from iformer.errors import ConfigError, UserError
 from iformer.models.factory import build
@@ -26,6 +27,7 @@ from iformer.models.weights.read import read_weights
 from iformer.models.weights.resolve import load
 from iformer.tasks.classification.config import ClassificationRecipe
 from iformer.tasks.classification.training import classification_job
+from iformer.training.distributed import one_training_per_process
 from iformer.training.job import RunSettings
 from iformer.training.loop import train
 from iformer.training.records.results import TrainResult
@@ -131,6 +133,15 @@ def test_used_folder_is_refused_and_untouched(images: Path, finished: TrainResul
     with pytest.raises(UserError, match="holds a run already"):
         train(job(images, finished.folder))
     assert {file.name: file.stat().st_mtime_ns for file in finished.folder.iterdir()} == before
+
+
+def test_a_second_training_in_one_process_is_refused(images: Path, tmp_path: Path) -> None:
+    second = job(images, tmp_path / "second")
+    with one_training_per_process():
+        for start in (lambda: train(second), lambda: iformer.train(images, out=tmp_path / "third")):
+            with pytest.raises(UserError, match="this process is training already"):
+                start()
+    assert not list(tmp_path.iterdir())
 
 
 def test_overwrite_begins_anew(images: Path, tmp_path: Path) -> None:

@@ -22,7 +22,15 @@ from iformer.data.video import has_video_extension
 from iformer.errors import UserError
 from iformer.files import output_folder, write_bytes
 from iformer.locks import reserved
-from iformer.tasks.interface import PredictModule, PredictOptions, Record, TaskPredictor, Warn, check_options
+from iformer.tasks.interface import (
+    PredictModule,
+    PredictOptions,
+    Record,
+    TaskPredictor,
+    Warn,
+    check_options,
+    no_masks,
+)
 from iformer.tasks.subject import open_subject
 
 _UNFINISHED = ".predict.unfinished"
@@ -46,8 +54,8 @@ class Prediction:
     """Why the image could not be read; None: it could."""
     record: Record = field(repr=False)
     """The line of `predictions.jsonl`."""
-    make_masks: Callable[[], npt.NDArray[Any] | None] = field(default=lambda: None, repr=False, compare=False)
-    """Makes `masks`."""
+    make_masks: Callable[[], npt.NDArray[Any] | None] = field(default=no_masks, repr=False, compare=False)
+    """Makes `masks`; can be pickled."""
     words: str = field(default="", repr=False)
     """The answer in words."""
 
@@ -152,7 +160,7 @@ class Predictions(Iterator[Prediction]):
             labels=tuple(record["labels"]) if "labels" in record else None,
             error=record.get("error"),
             record=record,
-            make_masks=self.predictor.masks() if not failed else (lambda: None),
+            make_masks=self.predictor.masks() if not failed else no_masks,
             words="" if failed else self.predictor.words(record),
         )
 
@@ -217,15 +225,16 @@ def predict(
     check_arguments(predict, locals())
     answer_format = check_format(format)
     with ExitStack() as stack:
-        folder = None if out is None else output_folder(Path(out))
+        folder = None if out is None else stack.enter_context(_removed_if_empty(Path(out)))
         if folder is not None:
-            _check_unused(folder, overwrite=overwrite)
+            _check_unused(output_folder(folder), overwrite=overwrite)
 
         def storage() -> Path:
             if folder is None:
                 return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iformer-")))
-            (folder / "inputs").mkdir(exist_ok=True)
-            return folder / "inputs"
+            inner = stack.enter_context(_removed_if_empty(folder / "inputs"))
+            inner.mkdir(exist_ok=True)
+            return inner
 
         inputs = collect_inputs(images, _once(storage))
         if folder is not None:
@@ -293,6 +302,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[Path]:
+    """Remove a folder and its parents in the end where this call has made them and they have remained empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # the first one that is not empty
+            for path in missing:
+                path.rmdir()
 
 
 @contextmanager

@@ -122,10 +122,17 @@ class TaskPredictor(Protocol):
         """Return a record without an error in words."""
 
     def masks(self) -> Callable[[], Any]:
-        """Return a function that makes the masks of the latest record's image: a NumPy array, or None."""
+        """Return a function that makes the masks of the latest record's image: a NumPy array, or None.
+
+        It can be pickled.
+        """
 
     def finish(self, out: Path) -> list[str]:
         """Write what belongs to all images together, and return lines that say what was written."""
+
+
+def no_masks() -> None:
+    """What `TaskPredictor.masks` returns where there are none."""
 
 
 class PredictModule(Protocol):

@@ -7,7 +7,7 @@ A new task is a folder beside this file, a row here, a recipe in `iformer.config
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from typing import Any
 from iformer.config.checking import shown
 from iformer.config.recipe import Recipe
 from iformer.config.variants import DISTILLED_SUFFIX
-from iformer.errors import UnknownNameError
+from iformer.errors import ConfigError, UnknownNameError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +181,34 @@ def load_recipe(
     from iformer.config.recipe_files import read_recipe  # deferred: `iformer --help` needs no YAML
 
     fields, by_model = read_recipe(name_or_path)
-    overrides = overrides or {}
-    kind = find_task({"task": "classify", **fields, **overrides}["task"]).recipe_class
-    for own in by_model.values():
-        kind.nested(own)  # a mistake is reported whichever network is trained
-    own = by_model.get((model or "").removesuffix(DISTILLED_SUFFIX), {})
-    return kind.from_plain(kind.nested(fields, own, overrides))
+
+    def build(overrides: Mapping[str, Any]) -> Recipe:
+        kind = find_task({"task": "classify", **fields, **overrides}["task"]).recipe_class
+        for own in by_model.values():
+            kind.nested(own)  # a mistake is reported whichever network is trained
+        own = by_model.get((model or "").removesuffix(DISTILLED_SUFFIX), {})
+        return kind.from_plain(kind.nested(fields, own, overrides))
+
+    return recipe_of_file(name_or_path, build, overrides or {})
+
+
+def recipe_of_file(
+    source: str | Path, build: Callable[[Mapping[str, Any]], Recipe], overrides: Mapping[str, Any]
+) -> Recipe:
+    """Build a recipe from a file's fields and `overrides`; an error of the file's own names the file.
+
+    Raises:
+        UserError: that of `build`, with `source` before it if it does not come from the overrides.
+    """
+    try:
+        return build(overrides)
+    except UserError as error:
+        if overrides:
+            try:
+                build({})
+            except UserError as alone:
+                if str(alone) != str(error):
+                    raise error from None
+            else:
+                raise
+        raise ConfigError(f"{source}: {error}") from None

@@ -13,8 +13,8 @@ from iformer.config.recipe import Recipe
 from iformer.config.variants import list_models
 from iformer.errors import ConfigError, UnknownNameError, UserError, counted
 from iformer.tasks.interface import TrainModule, Warn
-from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe
-from iformer.training.distributed import launched_processes
+from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe, recipe_of_file
+from iformer.training.distributed import check_no_training, launched_processes
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import stored_trackers, tracker_names
@@ -114,6 +114,7 @@ def training_job(
     Raises:
         UserError: a file or setting of the job does not exist, does not fit or cannot be read.
     """
+    check_no_training()
     if is_main_process():  # the other processes may get here when this one has begun to write
         RunFolder(folder).check(resume=resume, overwrite=overwrite)
     before = StoredRun.read(folder) if resume else None
@@ -123,7 +124,12 @@ def training_job(
             task, kind = _kind(option, value, task)
             overrides = {**kind.fields, **(overrides or {})}
     name, fields = _recipe(
-        task, recipe or (kind.recipe if kind and not before else None), overrides or {}, before, model=model
+        task,
+        recipe or (kind.recipe if kind and not before else None),
+        overrides or {},
+        before,
+        folder=folder,
+        model=model,
     )
     row = find_task(fields.task)
     if before is not None and recipe is None:
@@ -226,13 +232,17 @@ def _recipe(
     overrides: Mapping[str, Any],
     before: StoredRun | None,
     *,
+    folder: Path,
     model: str | None,
 ) -> tuple[str, Recipe]:
     """Name and settings of the recipe: the one that is named, else the resumed run's, else the task's default."""
     default = find_task(task or "classify").default_recipe
     if before is not None and recipe is None:
         name, kind = before.recipe_name, find_task(before.task).recipe_class
-        fields = kind.from_plain(kind.nested(before.recipe, overrides))
+        stored = before.recipe
+        fields = recipe_of_file(
+            RunFolder(folder).config, lambda given: kind.from_plain(kind.nested(stored, given)), overrides
+        )
     else:
         name = recipe or default
         fields = load_recipe(name, overrides, model=model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,41 @@ class RankContext:
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of a forward pass; see `iformer.training.network.precision.autocast`."""
         return autocast(self.precision, self.device)
+
+
+_training = threading.Lock()
+
+
+@contextmanager
+def one_training_per_process() -> Iterator[None]:
+    """Refuse a second training in this process while the block runs.
+
+    Raises:
+        UserError: another thread trains.
+    """
+    if not _training.acquire(blocking=False):
+        raise _already_training()
+    try:
+        yield
+    finally:
+        _training.release()
+
+
+def check_no_training() -> None:
+    """Check that no thread of this process trains: both would draw from the same random numbers.
+
+    Raises:
+        UserError: another thread trains.
+    """
+    if _training.locked():
+        raise _already_training()
+
+
+def _already_training() -> UserError:
+    return UserError(
+        "this process is training already, and two trainings would change each other's random numbers; start "
+        "another process for the second one, or train one after the other"
+    )
 
 
 def launch(device: str, precision: str) -> tuple[Any, RankContext]:

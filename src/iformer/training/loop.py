@@ -27,7 +27,7 @@ from iformer.files import json_text, write_text
 from iformer.models.complexity import count_parameters
 from iformer.models.weights.resolve import load
 from iformer.training.checkpointer import Checkpointer
-from iformer.training.distributed import explain_lost_processes, launch
+from iformer.training.distributed import explain_lost_processes, launch, one_training_per_process
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
@@ -57,11 +57,12 @@ def train(job: TrainJob) -> TrainResult:
     """Train a network, evaluate it and write its report.
 
     Raises:
-        UserError: the folder is in use or holds another run, the loss is not finite, or the job cannot run.
+        UserError: the folder is in use or holds another run, this process trains already, the loss is not finite,
+            or the job cannot run.
         StoppedBySignalError: a scheduler's signal stopped the run; its state is saved.
         OSError, OutputError: the folder cannot be written.
     """
-    with explain_lost_processes(), ExitStack() as stack:
+    with one_training_per_process(), explain_lost_processes(), ExitStack() as stack:
         run = _Run(job, stack)
         for epoch in range(run.progress.epoch, run.length.epochs):
             if run.stops_early():

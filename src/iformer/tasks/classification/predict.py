@@ -29,7 +29,7 @@ from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
 from iformer.tasks.classification.evaluate import logits_of, with_mirror_images
 from iformer.tasks.classification.explain import AttentionRecorder, heat_scale, overlay
-from iformer.tasks.interface import PredictOptions, Record
+from iformer.tasks.interface import PredictOptions, Record, no_masks
 from iformer.tasks.pictures import Bar, Card, Scale, beside, draw_sheet, save_png, square
 
 VIDEOS = False
@@ -227,7 +227,7 @@ class ClassificationPredictor:
 
     def masks(self) -> Callable[[], None]:
         """Return a function that returns None: a classifier has no masks."""
-        return lambda: None
+        return no_masks
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
         """Return the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from iformer.tasks.detection.inference import (
     object_detector,
 )
 from iformer.tasks.detection.metric import coco_results
-from iformer.tasks.interface import PredictOptions, Record
+from iformer.tasks.interface import PredictOptions, Record, no_masks
 from iformer.tasks.pictures import blend, draw_label, label_font
 from iformer.tasks.pyramid import PyramidPredictor
 from iformer.tasks.tiles import Tiling, tiling
@@ -93,7 +94,7 @@ class DetectionPredictor(PyramidPredictor):
     def masks(self) -> Callable[[], npt.NDArray[np.bool_] | None]:
         """Return a function that makes bool N x H x W in the record's order, or None without masks or objects."""
         pasted: Sequence[torch.Tensor] = self.latest.get("masks", ())
-        return lambda: np.stack([(mask[0] > 0.5).numpy() for mask in pasted]) if len(pasted) else None
+        return partial(_binary_masks, pasted) if len(pasted) else no_masks
 
     def words(self, record: Record) -> str:
         found = [f"{item['name']} {100 * item['score']:.0f} %" for item in record["detections"]]
@@ -123,6 +124,10 @@ class DetectionPredictor(PyramidPredictor):
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
         write_text(out / COCO_FILE, json_text(content))
         return super().finish(out)
+
+
+def _binary_masks(pasted: Sequence[torch.Tensor]) -> npt.NDArray[np.bool_]:
+    return np.stack([(mask[0] > 0.5).numpy() for mask in pasted])
 
 
 def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredictor:

@@ -6,6 +6,7 @@ Shape letters: C channels, H and W an image's sides.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,7 @@ class SegmentationPredictor(PyramidPredictor):
 
     def masks(self) -> Callable[[], ClassMap]:
         """Return a function that returns the class of each pixel."""
-        classes: ClassMap = self.latest
-        return lambda: classes
+        return partial(_same, self.latest)
 
     def words(self, record: Record) -> str:
         return "   ".join(f"{item['name']} {100 * item['share']:.1f} %" for item in record["classes"][:8])
@@ -119,6 +119,10 @@ class SegmentationPredictor(PyramidPredictor):
         (out / MASKS).mkdir(exist_ok=True)
         mask = index_png(answer, self.colours)
         return {"mask": str(save_png(mask, out / MASKS / f"{name}.png"))}
+
+
+def _same(classes: ClassMap) -> ClassMap:
+    return classes
 
 
 def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPredictor:
