@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -87,3 +88,14 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_read_whole(tmp_path: Path
         stop.set()
         writer.join()
     assert len(seen) > 1
+
+
+def test_weights_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    write_bytes(folder / "net.safetensors", safetensors.torch.save({"a": torch.arange(3)}))
+    with open_safetensors(folder / "net.safetensors") as file:
+        assert file.get_tensor("a").tolist() == [0, 1, 2]

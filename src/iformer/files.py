@@ -42,6 +42,26 @@ def require_regular_file(path: str | os.PathLike[str]) -> int:
     return status.st_size
 
 
+@contextlib.contextmanager
+def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name of an existing file for libraries that take names in UTF-8 only; it is valid inside the block.
+
+    Raises:
+        OSError: the file's own name is not UTF-8, and it cannot be opened.
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            yield f"/dev/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield name
+
+
 def read_at_most(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
     """Return the contents of a regular file; None if it has more than `max_bytes`.
 

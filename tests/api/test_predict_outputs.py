@@ -241,3 +241,11 @@ def test_a_call_that_fails_leaves_no_folder(
     assert out.exists() == out.parent.exists() == before
     list(iformer.predict(classifier, photos, out=out))
     assert (out / "predictions.jsonl").is_file()
+
+
+def test_links_that_point_to_themselves_are_an_error_of_their_own(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "c.png").symlink_to("c.png")
+    found = list(iformer.predict(classifier, photos, out=tmp_path / "out"))
+    assert [answer.error is None for answer in found] == [True, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,11 @@ def test_dry_run_finds_a_full_disk(
     monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda path: Full)
     assert main(["train", "--data", str(images), "--out", str(tmp_path / "run"), *QUICK, "--dry-run"]) == 1
     assert "MiB for its checkpoints, 0 MiB are free there" in capsys.readouterr().err
+
+
+def test_dry_run_finds_a_folder_that_cannot_be_written(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    assert main(["train", "--data", str(images), "--out", str(tmp_path / "run"), *QUICK, "--dry-run"]) == 1
+    assert "cannot be written: no right to write into" in capsys.readouterr().err

@@ -58,3 +58,9 @@ def test_several_processes_share_the_batch(images: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "16")
     made, _ = job(images, tmp_path / "run")
     assert made.recipe.batch_size == 32  # finetune mixes images in pairs
+
+
+def test_no_pass_is_left_with_one_image(images: Path, tmp_path: Path) -> None:
+    overrides = {"grad_accum": 8, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+    made, _ = job(images, tmp_path / "run", overrides=overrides)
+    assert made.recipe.batch_size // made.recipe.grad_accum == 2

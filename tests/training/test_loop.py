@@ -324,3 +324,9 @@ def test_batch_that_mixing_cannot_pair(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fp16"):
         train(job(images, tmp_path / "run", fields={"precision": "fp16"}))
     assert not (tmp_path / "run").exists()
+
+
+def test_batches_of_one_image_are_one_clear_line(images: Path, tmp_path: Path) -> None:
+    fields = {"batch_size": 1, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "grad_accum": 1, "epochs": 1}
+    with pytest.raises(ConfigError, match=r"a forward pass has one image, and batch norm needs .* two or more"):
+        train(job(images, tmp_path / "run", fields=fields))

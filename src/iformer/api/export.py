@@ -257,16 +257,30 @@ def _check(precision: str | None, calibration: Any) -> None:
 
 
 def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, precision: str | None) -> list[Path]:
-    """Return one path for each runtime. `out` is an artifact if it ends like one, else a folder."""
+    """Return one path for each runtime. `out` is an artifact if it ends like one, else a folder.
+
+    Raises:
+        UserError: `out` ends like an artifact of another runtime, or a path is not UTF-8, which runtimes need.
+    """
     if precision in QUANTIZED:
         name += f"_{precision}"
     folder = out or Path()
     if out is not None and len(runtimes) == 1 and (is_artifact(out) or not out.is_dir()):
         if out.suffix == runtimes[0].suffix:
-            return [out]
+            return [_utf8(out)]
         if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or out.is_file():
             raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
-    return [folder / f"{name}{_backend_mark(runtime)}{runtime.suffix}" for runtime in runtimes]
+    return [_utf8(folder / f"{name}{_backend_mark(runtime)}{runtime.suffix}") for runtime in runtimes]
+
+
+def _utf8(path: Path) -> Path:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: the name is not UTF-8, and runtimes open no such file; give another --out"
+        ) from None
+    return path
 
 
 def _backend_mark(runtime: Runtime) -> str:

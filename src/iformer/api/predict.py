@@ -340,12 +340,14 @@ def _once(make: Any) -> Any:
 
 def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
     """Leave out the pictures of an earlier run below a folder such as ".". Files that are named stay."""
-    here = folder.resolve()
+    here = Path(os.path.realpath(folder))  # not Path.resolve: it raises at links that point to themselves
     # `predictions/2` lies beside the answers of `predictions`
     if here.name.isdecimal() and holds_answers(here.parent):
         here = here.parent
     kept = [
-        item for item in inputs if item.is_given or item.path is None or here not in item.path.resolve().parents
+        item
+        for item in inputs
+        if item.is_given or item.path is None or here not in Path(os.path.realpath(item.path)).parents
     ]
     return kept if any(item.path for item in kept) else inputs
 

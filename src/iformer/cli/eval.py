@@ -67,7 +67,9 @@ def evaluate(
 
     if out is not None:
         if (out / "config.yaml").exists() or (out / "fold-1").exists():
-            raise UserError(f"{out} holds a training run, and its metrics.json would be replaced; give another")
+            raise UserError(
+                f"{out} holds a training run, and its metrics.json would be replaced; give another --out"
+            )
         output_folder(out)
     evaluation = measure(
         checkpoint,

@@ -173,7 +173,7 @@ def _for_few_images(job: TrainJob, warn: Warn) -> TrainJob:
     """
     recipe, images = job.recipe, len(job.data.train)
     batch = recipe.batch_size
-    unit = launched_processes() * recipe.grad_accum * recipe.images_per_group
+    unit = launched_processes() * recipe.grad_accum * max(2, recipe.images_per_group)  # batch norm needs two
     while images // batch < MIN_STEPS and batch % 2 == 0 and batch // 2 >= MIN_BATCH and batch // 2 % unit == 0:
         batch //= 2
     if batch == recipe.batch_size or recipe.max_steps is not None:

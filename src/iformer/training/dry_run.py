@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import sys
@@ -147,11 +148,11 @@ def dry_run(job: TrainJob) -> DryRun:
 
 
 def _measured_batch(recipe: Recipe, device: torch.device) -> int:
-    """Images of one forward pass of one process in the launch under way; even, because mixup pairs images."""
+    """Images of one forward pass of one process in the launch under way; even where mixup pairs images."""
     share = max(1, recipe.batch_size // recipe.grad_accum // launched_processes())
     if device.type == "cpu":
         share = min(share, CPU_BATCH)
-    return share + share % 2
+    return share + -share % recipe.images_per_group
 
 
 def _measure(job: TrainJob, context: RankContext) -> tuple[float, float]:
@@ -201,6 +202,8 @@ def _check_disk(job: TrainJob) -> tuple[int, int]:
     folder = job.folder.absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{job.folder} cannot be written: no right to write into {existing}; give another --out")
     if free < needed:
         raise UserError(
             f"{job.folder}: the run needs {needed / 2**20:,.0f} MiB for its checkpoints, "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class OptimizerStep:
             # the last backward pass averages the gradients of the ranks
             last = number == len(micro_batches)
             with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
-                with self.context.autocast():
+                with self.context.autocast(), _explain_single_images():
                     values = self.task.loss(self.model, micro_batch)
                 self.guard.check_loss(values["loss"])
                 self.meter.add(values, share)
@@ -60,6 +61,24 @@ class OptimizerStep:
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         self.meter.count(images)
+
+
+@contextmanager
+def _explain_single_images() -> Iterator[None]:
+    """Explain what batch norm says about one image, from which it cannot compute statistics.
+
+    Raises:
+        ConfigError: instead of torch's ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "a forward pass has one image, and batch norm needs the statistics of two or more; give a larger "
+            "--batch-size, a smaller grad_accum or more training images"
+        ) from error
 
 
 def split_batch(batch: Batch, count: int) -> list[Batch]:

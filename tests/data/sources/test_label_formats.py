@@ -479,6 +479,15 @@ def test_lists_of_yolo_may_have_backslashes_and_detours(tmp_path: Path) -> None:
     assert found.warnings == expected.warnings
 
 
+def test_lists_of_cvat_begin_with_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "exported")
+    expected = [sample.path for sample in load_detection(data, workers=1).train.samples]
+    (data / "train.txt").write_text("\n".join(f"data/{path.relative_to(data)}" for path in expected))
+    settings = data / "data.yaml"
+    settings.write_text(settings.read_text().replace("train: images/train", "train: train.txt"))
+    assert [sample.path for sample in load_detection(data, workers=1).train.samples] == expected
+
+
 def test_class_names_in_two_forms_are_one_clear_line(tmp_path: Path) -> None:
     data = make_labelme(tmp_path / "labelme")
     labelled = [path for path in sorted((data / "train").glob("*.json")) if "cat" in path.read_text()]

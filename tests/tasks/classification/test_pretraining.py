@@ -216,7 +216,7 @@ def test_a_teacher_of_timm_from_a_file(images: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    with pytest.raises(UserError, match="--teacher is missing; give a network of timm"):
+    with pytest.raises(UserError, match="--teacher of iformer pretrain is missing; give a network of timm"):
         iformer.pretrain(images, out=out, **SMALL)
     with pytest.raises(UnknownNameError, match="unknown teacher 'resnet5000'"):
         iformer.pretrain(images, out=out, **SMALL, teacher="resnet5000")

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from iformer.errors import WeightsError, one_line
-from iformer.files import require_regular_file
+from iformer.files import require_regular_file, utf8_name
 
 SUFFIX = ".safetensors"
 _ATTEMPTS = 10
@@ -40,14 +40,19 @@ def _open(path: str) -> Any:
     for _ in range(_ATTEMPTS - 1):
         before = _identity(path)
         try:
-            file = safe_open(path, framework="pt")
+            file = _opened_once(path)
         except RuntimeError:
             if _identity(path) == before:
                 raise
         else:
             if _identity(path) == before:
                 return file
-    return safe_open(path, framework="pt")
+    return _opened_once(path)
+
+
+def _opened_once(path: str) -> Any:
+    with utf8_name(path) as name:
+        return safe_open(name, framework="pt")
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

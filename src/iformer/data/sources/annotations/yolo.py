@@ -216,8 +216,12 @@ def _images(settings: _Settings, split: str, value: str) -> list[Path]:
         return [found]
     lines = [line.replace("\\", "/") for line in read_lines(found, max_bytes=_MAX_LIST_BYTES)]
     starts = (found.parent, *settings.folders)
-    start = next((base for base in starts for line in lines[:20] if _exists(base / line)), found.parent)
-    return [Path(os.path.normpath(start / line)) for line in lines]
+    # CVAT begins each path with data/, a folder that its exports do not have
+    for known in (lines, [line.removeprefix("data/") for line in lines]):
+        start = next((base for base in starts for line in known[:20] if _exists(base / line)), None)
+        if start is not None:
+            return [Path(os.path.normpath(start / line)) for line in known]
+    return [Path(os.path.normpath(found.parent / line)) for line in lines]
 
 
 def _located(settings: _Settings, value: str) -> Path | None:

@@ -21,7 +21,7 @@ from safetensors.numpy import save as serialize
 
 from iformer.data.sources.shards.stores import FolderStore, ShardStore
 from iformer.errors import DataError
-from iformer.files import write_bytes, write_text
+from iformer.files import utf8_name, write_bytes, write_text
 
 INDEX = "index.safetensors"
 INFO = "_info.json"
@@ -149,7 +149,7 @@ def write_index(root: Path, index: ShardIndex) -> None:
 
 def _parse(local: Path) -> ShardIndex:
     """Read an index file; raise a `ValueError` that says what is wrong with it."""
-    with safe_open(os.fspath(local), framework="numpy") as file:
+    with utf8_name(local) as name, safe_open(name, framework="numpy") as file:
         header = file.metadata() or {}
         if header.get("format") != _FORMAT:
             raise ValueError("not an index of shards")

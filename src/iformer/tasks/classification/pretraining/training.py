@@ -34,7 +34,9 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
     if not isinstance(recipe, PretrainingRecipe):
         raise ConfigError(f"recipe {settings.recipe_name} is for {recipe.task}; expected one for pretrain")
     if recipe.teacher == NO_TEACHER:
-        raise UserError("--teacher is missing; give a network of timm (timm/NAME), a size or a checkpoint")
+        raise UserError(
+            "--teacher of iformer pretrain is missing; give a network of timm (timm/NAME), a size or a checkpoint"
+        )
     val_split = DEFAULT_VAL_SPLIT if val_split is None else val_split
     data = load_unlabelled(settings.data_name, val_split=val_split, strict=strict)
     warn(data.warnings)
