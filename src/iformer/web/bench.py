@@ -11,7 +11,7 @@ from typing import Any
 from iformer.bench.subjects import Subject
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.stream import find_images
-from iformer.errors import UserError
+from iformer.errors import UserError, counted
 from iformer.web.browser import find_browser, opened
 from iformer.web.demo import open_server
 from iformer.web.manifest import PageArtifact, page_files, read_page_artifact, reference_pictures
@@ -93,7 +93,7 @@ def measure_web(
     files = page_files(
         artifacts,
         pictures,
-        title=f"{len(artifacts)} networks",
+        title=counted(len(artifacts), "network"),
         licence="",
         assets=assets,
         bench={
