@@ -17,6 +17,8 @@ class LightDetectorOptions(LightOptions):
     """Separable convolutions of each tower of a head."""
     extra_level: bool = False
     """Also predict at stride 64, for objects that fill the input."""
+    semantic_head: bool = False
+    """Train the neck also to tell each point's class, by a head that inference leaves out."""
     score_threshold: ShareBelowOne = 0.001
     """Detections with a lower score are dropped."""
     detections: Annotated[int, Range(1, 100_000)] = 100

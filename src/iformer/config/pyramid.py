@@ -71,6 +71,8 @@ class LightOptions(Config):
     """Channels of the neck and of the heads."""
     kernel_size: Literal[3, 5, 7] = 5
     """Side of the depthwise kernels of neck and heads."""
+    residual: bool = False
+    """Add the input of each block of neck and heads to its output where their shapes agree."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,10 @@ Two heads are trained on the same features (consistent dual assignment; YOLOv10,
 the one-to-one head gives each object one point, so its detections need no non-maximum suppression. It learns more
 slowly, so detections come from the one-to-many head unless the config says otherwise.
 
+With `semantic_head` a third head classifies the points of the finest levels during training: a semantic branch as
+in Hybrid Task Cascade (Chen et al. 2019, arXiv 1901.07518, section 3.3). An object has few positive points in the
+other heads and hundreds in this one, which teaches the features classes in far fewer steps.
+
 Shape letters: B batch, A points over all levels, K classes, H and W the sides of the network's input.
 """
 
@@ -15,7 +19,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,8 @@ from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
 
 _PRIOR = 0.01
 """Score of every point before training, so that the many points without an object do not swamp the first steps."""
+SEMANTIC_LEVELS = 2
+"""Levels with a semantic head, the finest ones."""
 _MAX_LOG_DISTANCE = 6.0
 """Largest distance to a side, as the logarithm of a number of strides."""
 
@@ -43,19 +49,30 @@ class RawDetections:
     """B x A x 4: left, top, right, bottom in pixels of the input."""
 
 
+class TrainingOutputs(NamedTuple):
+    """Outputs of a `LightDetector` in training mode."""
+
+    one_to_many: RawDetections
+    one_to_one: RawDetections
+    semantic: tuple[Tensor, ...] = ()
+    """B x (K + 1) x H/s x W/s for s = 8 and 16: class logits, the background last. Empty without the head."""
+
+
 class LevelHead(nn.Module):
     """Class logits and log-distances of one level, each from a separate tower of convolutions.
 
     Shape: B x C x h x w to B x K x h x w and B x 4 x h x w.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, depth: int, kernel_size: int) -> None:
+    def __init__(self, config: LightDetectorConfig) -> None:
         super().__init__()
+        channels = config.channels
 
         def tower() -> list[nn.Module]:
-            return [SeparableConv(channels, channels, kernel_size=kernel_size) for _ in range(depth)]
+            options = {"kernel_size": config.kernel_size, "residual": config.residual}
+            return [SeparableConv(channels, channels, **options) for _ in range(config.head_depth)]
 
-        self.classes = nn.Sequential(*tower(), nn.Conv2d(channels, num_classes, 1))
+        self.classes = nn.Sequential(*tower(), nn.Conv2d(channels, config.num_classes, 1))
         self.distances = nn.Sequential(*tower(), nn.Conv2d(channels, 4, 1))
         for tail, bias in ((self.classes[-1], -math.log((1 - _PRIOR) / _PRIOR)), (self.distances[-1], 1.0)):
             assert isinstance(tail, nn.Conv2d)
@@ -73,10 +90,7 @@ class LightHead(nn.Module):
     def __init__(self, config: LightDetectorConfig) -> None:
         super().__init__()
         self.strides = config.strides
-        self.levels = nn.ModuleList(
-            LevelHead(config.channels, config.num_classes, depth=config.head_depth, kernel_size=config.kernel_size)
-            for _ in config.strides
-        )
+        self.levels = nn.ModuleList(LevelHead(config) for _ in config.strides)
 
     def fix_points(self, size: tuple[int, int]) -> None:
         """Keep the points as constants, for inputs of one height and width; some runtimes cannot compute them."""
@@ -111,10 +125,15 @@ class LightDetector(nn.Module):
             backbone or Backbone(config.backbone),
             config.channels,
             kernel_size=config.kernel_size,
+            residual=config.residual,
             extra_level=config.extra_level,
         )
         self.one_to_many: LightHead | None = LightHead(config)
         self.one_to_one: LightHead | None = LightHead(config)
+        self.semantic: nn.ModuleList | None = None
+        if config.semantic_head:
+            classes = config.num_classes + 1
+            self.semantic = nn.ModuleList(nn.Conv2d(config.channels, classes, 1) for _ in range(SEMANTIC_LEVELS))
 
     @property
     def head(self) -> LightHead:
@@ -127,15 +146,17 @@ class LightDetector(nn.Module):
         """Letterboxed images, B x 3 x H x W, RGB from 0 to 1, H and W multiples of the coarsest stride.
 
         Returns:
-            In training mode the `RawDetections` of the one-to-many and of the one-to-one head. In eval mode a
-            tuple of boxes, B x A x 4 in pixels of the input, and scores, B x A x K from 0 to 1.
+            In training mode `TrainingOutputs`. In eval mode a tuple of boxes, B x A x 4 in pixels of the input,
+            and scores, B x A x K from 0 to 1.
         """
         maps = self._maps(images)
         if self.training:
             assert self.one_to_many is not None
             assert self.one_to_one is not None
             # the one-to-one head learns from the features and does not shape them (YOLOv10)
-            return self.one_to_many(maps), self.one_to_one([x.detach() for x in maps])
+            one_to_one = self.one_to_one([x.detach() for x in maps])
+            semantic = tuple(head(x) for head, x in zip(self.semantic or (), maps, strict=False))
+            return TrainingOutputs(self.one_to_many(maps), one_to_one, semantic)
         found = self.head(maps)
         return found.boxes, found.logits.sigmoid()
 
@@ -145,13 +166,14 @@ class LightDetector(nn.Module):
         return maps
 
     def fold(self, size: tuple[int, int] | None = None) -> LightDetector:
-        """Return a folded copy in eval mode: norms merged into convolutions, without the head that is not used.
+        """Return a folded copy in eval mode: norms merged into convolutions, without the heads that are not used.
 
         Args:
             size: height and width of its inputs; None: any.
         """
         folded = copy.deepcopy(self).eval().requires_grad_(False)
         folded.pyramid.body = fold(folded.pyramid.body)
+        folded.semantic = None
         if self.config.nms:
             folded.one_to_one = None
         else:

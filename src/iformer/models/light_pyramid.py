@@ -20,20 +20,24 @@ from iformer.models.pyramid import FreezableBackbone
 
 
 class SeparableConv(nn.Module):
-    """Depthwise K x K convolution, batch norm, ReLU; 1x1 convolution, batch norm, ReLU.
+    """Depthwise K x K convolution, batch norm, ReLU; 1x1 convolution, batch norm, ReLU; `residual` adds the input.
 
     Shape: B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int = 5, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel_size: int = 5, stride: int = 1, residual: bool = False
+    ) -> None:
         super().__init__()
+        self.residual = residual and in_channels == out_channels and stride == 1
         self.depthwise: nn.Module = ConvNorm(
             in_channels, in_channels, kernel_size, stride=stride, groups=in_channels
         )
         self.pointwise: nn.Module = ConvNorm(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.pointwise(F.relu(self.depthwise(x))))
+        y = F.relu(self.pointwise(F.relu(self.depthwise(x))))
+        return x + y if self.residual else y
 
 
 class LightNeck(nn.Module):
@@ -44,7 +48,13 @@ class LightNeck(nn.Module):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], channels: int, *, kernel_size: int = 5, extra_level: bool = False
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        kernel_size: int = 5,
+        residual: bool = False,
+        extra_level: bool = False,
     ) -> None:
         super().__init__()
         levels = len(in_channels)
@@ -52,7 +62,8 @@ class LightNeck(nn.Module):
 
         def blocks(count: int, stride: int = 1) -> nn.ModuleList:
             return nn.ModuleList(
-                SeparableConv(channels, channels, kernel_size=kernel_size, stride=stride) for _ in range(count)
+                SeparableConv(channels, channels, kernel_size=kernel_size, stride=stride, residual=residual)
+                for _ in range(count)
             )
 
         self.top_down = blocks(levels - 1)
@@ -86,13 +97,16 @@ class LightPyramid(FreezableBackbone):
         channels: int,
         *,
         kernel_size: int = 5,
+        residual: bool = False,
         extra_level: bool = False,
         finest: Literal[4, 8] = 8,
     ) -> None:
         super().__init__(backbone)
         self._skipped = 0 if finest == 4 else 1
         widths = backbone.config.channels[self._skipped :]
-        self.neck = LightNeck(widths, channels, kernel_size=kernel_size, extra_level=extra_level)
+        self.neck = LightNeck(
+            widths, channels, kernel_size=kernel_size, residual=residual, extra_level=extra_level
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.neck(self.body(x)[self._skipped :])

@@ -31,11 +31,13 @@ class LightSegmenter(nn.Module):
         self.config = config
         self.metadata = Metadata(task="segment", preprocessing=config.preprocessing)
         self.pyramid = LightPyramid(
-            backbone or Backbone(config.backbone), config.channels, kernel_size=config.kernel_size, finest=4
+            backbone or Backbone(config.backbone),
+            config.channels,
+            kernel_size=config.kernel_size,
+            residual=config.residual,
+            finest=4,
         )
-        self.head = LightSegmentationHead(
-            config.channels, config.num_classes, kernel_size=config.kernel_size, dropout=config.dropout
-        )
+        self.head = LightSegmentationHead(config)
 
     def coarse_logits(self, images: Tensor) -> Tensor:
         """Map normalised images, B x 3 x H x W, to logits at a quarter of their size, B x K x H/4 x W/4."""
@@ -62,11 +64,12 @@ class LightSegmentationHead(nn.Module):
     Shape: maps B x C x h_i x w_i to B x K x h_0 x w_0.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, kernel_size: int, dropout: float) -> None:
+    def __init__(self, config: LightSegmenterConfig) -> None:
         super().__init__()
-        self.mix = SeparableConv(channels, channels, kernel_size=kernel_size)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
+        channels = config.channels
+        self.mix = SeparableConv(channels, channels, kernel_size=config.kernel_size, residual=config.residual)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.classify = nn.Conv2d(channels, config.num_classes, kernel_size=1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         size = maps[0].shape[2:]

@@ -46,7 +46,8 @@ _DEFAULT_SIZE = "iformer_t"
 _STRUCTURE = (
     "fpn_channels", "box_head_channels", "mask_head_channels", "mask_head_depth",  # detectors
     "head_channels",  # segmenters
-    "channels", "kernel_size", "head_depth", "extra_level",  # light detectors and segmenters
+    "channels", "kernel_size", "residual",  # light detectors and segmenters
+    "head_depth", "extra_level", "semantic_head",  # light detectors
 )  # fmt: skip
 """The fields of a network's config on which its weights depend, besides the classes and the backbone."""
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.errors import ConfigError
-from iformer.models.light_detector import LightDetector, RawDetections
+from iformer.models.light_detector import LightDetector, RawDetections, TrainingOutputs
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
-from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss
+from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss, semantic_loss
 from iformer.training.loop import train
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light
@@ -44,14 +44,15 @@ def test_outputs_follow_the_points(extra_level: bool) -> None:
     assert (boxes[..., 2:] > points.T).all()
 
 
-@pytest.mark.parametrize("nms", [True, False])
+@pytest.mark.parametrize(("nms", "residual"), [(True, False), (False, False), (True, True)])
 @torch.no_grad()
-def test_folding_changes_nothing(nms: bool) -> None:
-    model = network(nms=nms).eval()
+def test_folding_changes_nothing(nms: bool, residual: bool) -> None:
+    model = network(nms=nms, residual=residual, semantic_head=residual).eval()
     randomize(model)
     images = torch.rand(2, 3, 64, 96)
     folded = model.fold()
     assert (folded.one_to_many is None, folded.one_to_one is None) == (not nms, nms)
+    assert folded.semantic is None
     assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for one, other in zip(model(images), folded(images), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
@@ -171,17 +172,47 @@ def test_a_perfect_prediction_costs_less_than_a_wrong_one() -> None:
     logits[0, inside, 0] = 8.0
     good = RawDetections(logits, right)
     bad = RawDetections(logits.flip(2), right + 40)
-    assert light_loss((good, good), points, target)["one_boxes"] < 1e-5
-    assert light_loss((good, good), points, target)["loss"] < light_loss((bad, bad), points, target)["loss"]
+    assert light_loss(TrainingOutputs(good, good), points, target)["one_boxes"] < 1e-5
+    better, worse = (light_loss(TrainingOutputs(raw, raw), points, target) for raw in (good, bad))
+    assert better["loss"] < worse["loss"]
 
 
-def test_images_without_objects_have_a_finite_loss_with_gradients() -> None:
-    model = network().train()
+def test_points_in_an_object_learn_its_class() -> None:
+    """Right logits cost nothing; the smaller of two objects wins; corners of a box and the rest are background."""
+    model = network(semantic_head=True)
+    boxes = torch.tensor([[0.0, 0, 64, 64], [16, 16, 32, 32]])
+    targets = PaddedTargets.stack([{"boxes": boxes, "labels": torch.tensor([0, 2])}])
+    goals = []
+    for stride in (8, 16):
+        goal = torch.full((64 // stride, 96 // stride), 3)
+        for row in range(goal.shape[0]):
+            for column in range(goal.shape[1]):
+                x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                if ((x - 32) / 32) ** 2 + ((y - 32) / 32) ** 2 < 0.9:
+                    goal[row, column] = 0
+                if ((x - 24) / 8) ** 2 + ((y - 24) / 8) ** 2 < 0.9:
+                    goal[row, column] = 2
+        goals.append(goal)
+    assert [int(goal[0, 0]) for goal in goals] == [3, 3]
+    assert {0, 2, 3} <= set(goals[0].flatten().tolist())
+    right = [20 * torch.nn.functional.one_hot(goal, 4).permute(2, 0, 1)[None].float() for goal in goals]
+    assert semantic_loss(right, model.points(), targets) < 1e-6
+    for index, goal in enumerate(goals):
+        for point in goal.flatten().unique():
+            wrong = [logits.clone() for logits in right]
+            row, column = (goal == point).nonzero()[0]
+            wrong[index][0, :, row, column] = wrong[index][0, :, row, column].roll(1)
+            assert semantic_loss(wrong, model.points(), targets) > 0.01
+
+
+@pytest.mark.parametrize("semantic_head", [False, True])
+def test_images_without_objects_have_a_finite_loss_with_gradients(semantic_head: bool) -> None:
+    model = network(semantic_head=semantic_head).train()
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     loss = light_loss(model(torch.rand(2, 3, 64, 96)), model.points(), [empty, empty])["loss"]
     loss.backward()
     assert torch.isfinite(loss)
-    assert all(parameter.grad is not None for parameter in model.one_to_one.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_boxes_follow_the_pixels_of_a_canvas() -> None:

@@ -19,12 +19,17 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, complete_box_iou_loss
 
-from iformer.models.light_detector import RawDetections
+from iformer.models.light_detector import RawDetections, TrainingOutputs
 
 ALPHA, BETA = 0.5, 6.0
 TOPK = 10
 BOX_WEIGHT, CLASS_WEIGHT = 2.0, 1.0
 FOCUS = 2.0
+SEMANTIC_WEIGHT = 1.0
+BACKGROUND_WEIGHT = 0.2
+"""Of a point without an object in the semantic loss, beside 1 for the others."""
+ELLIPSE = 0.9
+"""Share of the ellipse in an object's box whose points belong to it; the corners mostly show something else."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,39 @@ def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, 
     }
 
 
+def semantic_loss(maps: Sequence[Tensor], points_2A: Tensor, targets: PaddedTargets) -> Tensor:
+    """Cross entropy of each point's class, a mean for each level, summed over the levels.
+
+    A point's class is that of the smallest object whose ellipse holds it, else the background. Masks are not
+    needed.
+
+    Args:
+        maps: `TrainingOutputs.semantic`.
+        points_2A: the detector's points; those of the first level come first.
+        targets: the objects.
+    """
+    centres_2BN1 = ((targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2).movedim(2, 0)[..., None]
+    radii_2BN1 = ((targets.boxes[..., 2:] - targets.boxes[..., :2]) / 2).clamp(min=1e-3).movedim(2, 0)[..., None]
+    area_BN1 = radii_2BN1.prod(0)
+    losses, start = [], 0
+    for logits_BKHW in maps:
+        count, background = logits_BKHW[0, 0].numel(), logits_BKHW.shape[1] - 1
+        level_2A = points_2A[:, start : start + count]
+        start += count
+        distance_BNA = (((level_2A[:, None, None] - centres_2BN1) / radii_2BN1) ** 2).sum(0)
+        inside_BNA = (distance_BNA < ELLIPSE) & targets.present[..., None]
+        smallest_BA = torch.where(inside_BNA, area_BN1, torch.inf).argmin(1)
+        goal_BA = torch.where(inside_BNA.any(1), targets.labels.gather(1, smallest_BA), background)
+        weight_K = logits_BKHW.new_ones(background + 1, dtype=torch.float32)
+        weight_K[-1] = BACKGROUND_WEIGHT
+        losses.append(F.cross_entropy(logits_BKHW.float().flatten(2), goal_BA, weight=weight_K))
+    return torch.stack(losses).sum()
+
+
 def light_loss(
-    outputs: tuple[RawDetections, RawDetections], points_2A: Tensor, targets: Sequence[Mapping[str, Tensor]]
+    outputs: TrainingOutputs, points_2A: Tensor, targets: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The loss of both heads of a `LightDetector`, and each part of it, detached.
+    """The loss of all heads of a `LightDetector`, and each part of it, detached.
 
     Args:
         outputs: of `LightDetector.forward` in training mode.
@@ -135,13 +169,16 @@ def light_loss(
         targets: for each image `boxes` (float N x 4, pixels of the input) and `labels` (int64 N); N may be 0.
     """
     padded = PaddedTargets.stack(targets)
-    many = head_loss(outputs[0], points_2A, padded, topk=TOPK)
-    one = head_loss(outputs[1], points_2A, padded, topk=1)
-    loss = sum(CLASS_WEIGHT * part["classes"] + BOX_WEIGHT * part["boxes"] for part in (many, one))
-    assert isinstance(loss, Tensor)
+    many = head_loss(outputs.one_to_many, points_2A, padded, topk=TOPK)
+    one = head_loss(outputs.one_to_one, points_2A, padded, topk=1)
+    loss = torch.stack([CLASS_WEIGHT * part["classes"] + BOX_WEIGHT * part["boxes"] for part in (many, one)]).sum()
     parts = {
         f"{head}_{name}": value.detach()
         for head, part in (("many", many), ("one", one))
         for name, value in part.items()
     }
+    if outputs.semantic:
+        semantic = semantic_loss(outputs.semantic, points_2A, padded)
+        loss = loss + SEMANTIC_WEIGHT * semantic
+        parts["semantic"] = semantic.detach()
     return {"loss": loss, **parts}

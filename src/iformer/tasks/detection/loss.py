@@ -48,6 +48,6 @@ class LightDetection(Detection):
         self._network = network
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss` and the losses of both heads; see `light_loss`."""
+        """Return `loss` and the losses of the heads; see `light_loss`."""
         images = torch.stack(batch["images"])
         return light_loss(model(images), self._network.points(images.device), batch["targets"])
