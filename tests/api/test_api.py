@@ -57,6 +57,14 @@ def test_every_public_name_is_listed_and_exists() -> None:
         iformer.trainer  # noqa: B018
 
 
+def test_warnings_point_at_the_caller() -> None:
+    from iformer.api.train import python_warnings
+
+    with pytest.warns(UserWarning, match="two images") as caught:
+        python_warnings(["two images were skipped"])
+    assert caught[0].filename == __file__
+
+
 def test_train_evaluate_and_predict(images: Path, tmp_path: Path, tiny_size: None) -> None:
     run = iformer.train(images, out=tmp_path / "run", batch_size=16, augment={"hflip": 0.0}, **SMALL)
     assert run.recipe.augment.hflip == 0.0  # type: ignore[attr-defined]

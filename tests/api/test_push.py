@@ -67,6 +67,15 @@ def test_the_card_is_one_that_the_hub_reads() -> None:
     assert "hf-hub:USER/NAME" in text
 
 
+def test_the_card_says_that_a_selected_epoch_flatters() -> None:
+    known = metadata()
+    text = "weights of epoch 20 of"
+    known.provenance["recipe"]["epochs"] = 20
+    assert text not in model_card(known, name="iformer_t", parameters=1)
+    known.provenance["recipe"]["epochs"] = 30
+    assert f"{text} 30. If they were selected" in model_card(known, name="iformer_t", parameters=1)
+
+
 def test_the_card_of_a_network_of_which_nothing_is_known() -> None:
     card = ModelCard(model_card(Metadata(task="detect"), name="iformer_m", parameters=9_000_000))
     assert card.data.pipeline_tag == "object-detection"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -214,9 +215,12 @@ def check_is_name(model: Any) -> None:
 
 
 def python_warnings(lines: Sequence[str]) -> None:
-    """Show each line as a Python warning."""
+    """Show each line as a Python warning at the line of the caller's code that called this package."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("iformer."):
+        level, frame = level + 1, frame.f_back
     for line in lines:
-        warnings.warn(line, stacklevel=4)
+        warnings.warn(line, stacklevel=level)
 
 
 def _ignore(lines: Sequence[str]) -> None:

@@ -64,9 +64,9 @@ def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | No
         else "",
         _classes(metadata.class_names),
         _training(metadata, data_name),
-        "## Limits\n\nThe metrics are those of the validation images above; on other images, such as "
-        "those of another camera, they may be lower. Weights and data may have licences of their own; this card "
-        "states none.",
+        f"## Limits\n\n{_selection(metadata)}The metrics are those of the validation images above; on other "
+        "images, such as those of another camera, they may be lower. Weights and data may have licences of their "
+        "own; this card states none.",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -124,6 +124,18 @@ def _training(metadata: Metadata, data_name: str) -> str:
     ]
     known = [[key, str(_without_folder(value))] for key, value in rows if value not in (None, "")]
     return "## Training\n\n" + markdown_table(["", ""], known, left=2)
+
+
+def _selection(metadata: Metadata) -> str:
+    """Return a sentence if the weights are not those of the last epoch."""
+    recipe, epoch = _mapping(metadata.provenance.get("recipe")), metadata.provenance.get("epoch")
+    epochs = recipe.get("epochs")
+    if not isinstance(epoch, int) or not isinstance(epochs, int) or epoch >= epochs:
+        return ""
+    return (
+        f"These are the weights of epoch {epoch} of {epochs}. If they were selected by the validation metric, "
+        "that metric is optimistic. "
+    )
 
 
 def _mapping(value: Any) -> dict[str, Any]:
