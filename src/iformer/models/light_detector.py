@@ -69,8 +69,10 @@ class LevelHead(nn.Module):
         channels = config.channels
 
         def tower() -> list[nn.Module]:
-            options = {"kernel_size": config.kernel_size, "residual": config.residual}
-            return [SeparableConv(channels, channels, **options) for _ in range(config.head_depth)]
+            return [
+                SeparableConv(channels, channels, kernel_size=config.kernel_size, residual=config.residual)
+                for _ in range(config.head_depth)
+            ]
 
         self.classes = nn.Sequential(*tower(), nn.Conv2d(channels, config.num_classes, 1))
         self.distances = nn.Sequential(*tower(), nn.Conv2d(channels, 4, 1))
