@@ -14,6 +14,7 @@ import torch
 from iformer.bench.timing import Timings, interleaved
 from iformer.config.network import NetworkConfig
 from iformer.deploy.export import export_artifact
+from iformer.deploy.runner import runtime_module
 from iformer.deploy.runtimes.registry import find_runtime
 from iformer.models.factory import build
 from iformer.tasks.export import exportable
@@ -51,7 +52,7 @@ def measure_latencies(networks: Mapping[Any, NetworkConfig], *, size: int = 224,
             model: Any = build(network).eval()
             path = Path(folder) / f"{number}{runtime.suffix}"
             export_artifact(exportable(model), path, _RUNTIME, size=(size, size), batch=1, raw=True)
-            runner: Any = runtime.module().RUNNER(path, threads=1)
+            runner: Any = runtime_module(runtime.name).RUNNER(path, threads=1)
             image = torch.randint(0, 256, (1, network.in_chans, size, size), dtype=torch.uint8)
             calls[str(name)] = partial(runner.run, runner.prepare(image))
         return interleaved(calls, rounds=rounds, warmup=5)

@@ -28,6 +28,7 @@ from iformer.deploy.quantize import (
     read_calibration_images,
 )
 from iformer.deploy.quiet import quiet
+from iformer.deploy.runner import runtime_module
 from iformer.deploy.runtimes.litert import products_of_activations
 from iformer.deploy.runtimes.registry import QUANTIZED, RUNTIMES, find_runtime
 from iformer.deploy.spec import Calibration, ExportSpec, folded_for_export, make_spec
@@ -176,7 +177,7 @@ def test_a_layer_that_is_kept_has_its_own_weights(
     changed = replace(spec, precision=precision, calibration=calibration)
     path = tmp_path / f"kept{find_runtime(name).suffix}"
     with quiet(), torch.no_grad():
-        find_runtime(name).module().write(changed, path)
+        runtime_module(name).write(changed, path)
     weight, other = (spec.network.get_submodule(layer).weight for layer in (kept, "stages.2.blocks.0.project"))
     assert isinstance(weight, torch.Tensor)
     assert isinstance(other, torch.Tensor)

@@ -15,6 +15,7 @@ from iformer.data.sources.masks import load_semantic
 from iformer.deploy.export import export_artifact
 from iformer.deploy.quantize import layers, network_forward, rank_by_sensitivity, read_calibration_images
 from iformer.deploy.quiet import quiet
+from iformer.deploy.runner import runtime_module
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.deploy.spec import Calibration, make_spec
 from iformer.errors import DataError, MissingDependencyError
@@ -130,7 +131,7 @@ def test_a_layer_that_is_kept_has_its_own_weights(
     spec = make_spec(network, precision="int8", calibration=Calibration(images=images, kept=(kept,)))
     path = tmp_path / f"kept{RUNTIMES[name].suffix}"
     with quiet(), torch.no_grad():
-        RUNTIMES[name].module().write(spec, path)
+        runtime_module(name).write(spec, path)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     content = b"".join(file.read_bytes() for file in files)
 

@@ -35,7 +35,7 @@ from iformer.deploy.quantize import (
     summary,
 )
 from iformer.deploy.quiet import quiet
-from iformer.deploy.runner import ArtifactRunner
+from iformer.deploy.runner import ArtifactRunner, runtime_module
 from iformer.deploy.runtimes.registry import INT8_SCHEMES, OPSETS, QUANTIZED, Runtime, find_runtime
 from iformer.deploy.spec import Calibration, ExportSpec, make_spec
 from iformer.errors import UserError
@@ -144,7 +144,7 @@ def export_artifact(
                 provenance=network.metadata.provenance,
             )
             with quiet():
-                return row.module().RUNNER.for_check(file)
+                return runtime_module(row.name).RUNNER.for_check(file)
 
         def build_to_measure(spec: ExportSpec) -> ArtifactRunner:
             built = build(spec)
@@ -234,7 +234,7 @@ def convert(
     """
     with quiet(), torch.no_grad():
         try:
-            graph = row.module().write(spec, file)
+            graph = runtime_module(row.name).write(spec, file)
         except (UserError, OSError):
             raise
         except Exception as error:  # the converters have no common base class of their errors

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from iformer.data.transforms import Normalize
 from iformer.deploy.artifact import read_record
 from iformer.deploy.exportable import Outputs, named
 from iformer.deploy.runtimes.registry import find_runtime
-from iformer.deploy.spec import embedded, embedded_hash
+from iformer.deploy.spec import ExportSpec, embedded, embedded_hash
 from iformer.errors import UserError
 
 
@@ -121,6 +122,26 @@ class ArtifactRunner(ABC):
                 raise UserError(f"{self.path}: {key} inside the file and in its record differ")
 
 
+class RuntimeModule(Protocol):
+    """The contents of a runtime's file, `iformer/deploy/runtimes/NAME.py`."""
+
+    RUNNER: type[ArtifactRunner]
+    """Loads and runs an artifact."""
+
+    def write(self, spec: ExportSpec, path: Path) -> dict[str, Any]:
+        """Convert a network to the file or folder `path`, and return facts about the converted graph."""
+
+
+def runtime_module(runtime: str) -> RuntimeModule:
+    """Import the file of a runtime, a name in `RUNTIMES`.
+
+    Raises:
+        UnknownNameError: no such runtime.
+    """
+    name = find_runtime(runtime).name
+    return cast(RuntimeModule, importlib.import_module(f"iformer.deploy.runtimes.{name}"))
+
+
 def open_artifact(path: Path, *, threads: int = 0) -> ArtifactRunner:
     """Load an artifact in the runtime that its record names; see `ArtifactRunner`."""
-    return find_runtime(read_record(path).runtime).module().RUNNER(path, threads=threads)
+    return runtime_module(read_record(path).runtime).RUNNER(path, threads=threads)

@@ -27,7 +27,8 @@ from iformer.deploy.artifact import (
 )
 from iformer.deploy.export import export_artifact
 from iformer.deploy.parity import compare
-from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
+from iformer.deploy.runner import runtime_module
+from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.deploy.spec import folded_for_export
 from iformer.errors import UserError
 from iformer.models.light_detector import LightDetector
@@ -69,7 +70,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path: Path, shared_exports: Pat
 
 def check(path: Path, images: list[Path] | None = None) -> tuple[str, ...]:
     """What the parity check has to say against an artifact."""
-    runner = RUNTIMES[read_record(path).runtime].module().RUNNER.for_check(path)
+    runner = runtime_module(read_record(path).runtime).RUNNER.for_check(path)
     return compare(exportable(BUILDERS[path.stem]()), runner, images or ()).failures
 
 
@@ -239,7 +240,7 @@ def test_red_for_blue_is_caught(artifact: Path) -> None:
 @pytest.mark.parametrize("artifact", [("detector", "onnx")], indirect=True, ids=["onnx"])
 def test_wrong_points_are_caught(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault of a converter that takes the constants of one level for those of all: scores are right."""
-    runner = find_runtime("onnx").module().RUNNER(artifact)
+    runner = runtime_module("onnx").RUNNER(artifact)
     right = runner.run
 
     def wrong(fed: Tensor) -> list[Any]:

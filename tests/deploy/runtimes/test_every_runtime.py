@@ -34,7 +34,7 @@ from iformer.deploy.artifact import (
 )
 from iformer.deploy.export import export_artifact
 from iformer.deploy.parity import compare
-from iformer.deploy.runner import open_artifact
+from iformer.deploy.runner import open_artifact, runtime_module
 from iformer.deploy.runtimes import registry as runtimes
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.deploy.spec import folded_for_export
@@ -102,7 +102,7 @@ def need(name: str) -> None:
 
 def check(model: Classifier, path: Path, images: list[Path] | None = None) -> tuple[str, ...]:
     """What the parity check has to say against an artifact."""
-    runner = RUNTIMES[read_record(path).runtime].module().RUNNER.for_check(path)
+    runner = runtime_module(read_record(path).runtime).RUNNER.for_check(path)
     return compare(exportable(model), runner, images or ()).failures
 
 
@@ -363,7 +363,7 @@ def test_a_record_of_an_early_version_opens(artifact: Path) -> None:
     record = json.loads(record_path(artifact).read_text())
     del record["record_sha256"]
     record_path(artifact).write_text(json.dumps(record))
-    runner = RUNTIMES[record["runtime"]].module().RUNNER
+    runner = runtime_module(record["runtime"]).RUNNER
     assert runner.for_check(artifact).info.record_sha256 == ""
     if record["runtime"] == "ncnn":  # its files hold no metadata
         return

@@ -5,16 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import Literal, get_args
 
 from iformer.dependencies import require
 from iformer.errors import UnknownNameError, UserError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from iformer.deploy.runner import ArtifactRunner
-    from iformer.deploy.spec import ExportSpec
 
 QUANTIZED = ("int8", "int8-dynamic", "palette6")
 """Precisions that are judged by a metric, because the outputs differ too much."""
@@ -34,16 +28,6 @@ CALIBRATION_IMAGES = 128
 
 
 ExecuTorchBackend = Literal["xnnpack", "coreml", "vulkan", "qnn"]
-
-
-class RuntimeModule(Protocol):
-    """The contents of a runtime's file, `iformer/deploy/runtimes/NAME.py`."""
-
-    RUNNER: type[ArtifactRunner]
-    """Loads and runs an artifact."""
-
-    def write(self, spec: ExportSpec, path: Path) -> dict[str, Any]:
-        """Convert a network to the file or folder `path`, and return facts about the converted graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +121,6 @@ class Runtime:
     def needs(self, precision: str | None = None) -> tuple[tuple[str, str], ...]:
         """Return the packages that a precision needs."""
         return self.packages + (self.int8_packages if precision in ("int8", "int8-dynamic") else ())
-
-    def module(self) -> RuntimeModule:
-        """Import the runtime's file."""
-        return cast(RuntimeModule, importlib.import_module(f"iformer.deploy.runtimes.{self.name}"))
 
     def versions(self, precision: str | None = None) -> dict[str, str]:
         """Return the version of each package."""
