@@ -1,9 +1,9 @@
 # The commands of daily work. They expect an environment with `pip install -e '.[dev]'`.
 
-.PHONY: help lint format test sweep docs serve bench
+.PHONY: help lint format test sweep docs serve bench bench-quick
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 lint:  ## style, types, import directions, spelling, file sizes
 	ruff check .
@@ -29,6 +29,12 @@ docs:  ## build the site into site/; a warning is an error
 serve:  ## show the site on 127.0.0.1:8000 and rebuild it on every change
 	mkdocs serve
 
-bench:  ## run one benchmark: make bench NAME=inference ARGS='--models iformer_t'
-	@test -n "$(NAME)" || { ls benchmarks/*.py | sed 's|.*/\(.*\)\.py|\1|'; echo "choose one: make bench NAME=inference"; exit 2; }
+bench:  ## all benchmarks of speed on this CPU (hours), or one: make bench NAME=inference ARGS='--models iformer_t'
+ifdef NAME
 	python benchmarks/$(NAME).py $(ARGS)
+else
+	python benchmarks/suite.py full
+endif
+
+bench-quick:  ## all benchmarks of speed on this CPU with short settings (about ten minutes)
+	python benchmarks/suite.py quick

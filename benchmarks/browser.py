@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import append_record
 
 from iformer.bench.latency import measure
-from iformer.bench.record import write_record
 from iformer.bench.subjects import Subject, prepare_subject
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.web.bench import WebResult, measure_browser
@@ -97,7 +97,7 @@ def main() -> None:
     for name, row in found["networks"].items():
         print(f"{name:30} {row['python ms']:7.2f} ms  {row['browser ms']:7.2f} ms  {row['ratio']:.2f}x")
     if options.out:
-        write_record(options.out, found)
+        append_record(options.out, found)
 
 
 if __name__ == "__main__":

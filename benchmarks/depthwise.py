@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import append_record
 from torch import nn
 
 from iformer.bench.latency import measure
-from iformer.bench.record import write_record
 from iformer.bench.subjects import prepare_layer
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.deploy.runtimes.xnnpack import SplitDepthwise
@@ -61,7 +61,7 @@ def main() -> None:
                 times = f"{1e3 * row.median_ms:8.1f} us  {row.times_as_fast:6.2f}x"
                 print(f"{name:10}  {where:14}  {row.label:11}  {times}")
     if options.out:
-        write_record(options.out, figures)
+        append_record(options.out, figures)
 
 
 if __name__ == "__main__":

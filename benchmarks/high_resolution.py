@@ -24,9 +24,9 @@ from typing import Any, cast
 
 import timm
 import torch
+from machine import append_record
 from torch import nn
 
-from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.config.network import NetworkConfig
 from iformer.config.variants import network_config
@@ -231,13 +231,13 @@ def main() -> None:
                         flush=True,
                     )
                 if options.out:  # keep the figures if a later size fails
-                    write_record(options.out, figures)
+                    append_record(options.out, figures)
     padding = measure_padding(options.rounds[0])
     print(
         f"padding at {PADDED_SIZE}: masked takes {padding['masked']['share of time']:.3f} of the time of attended"
     )
     if options.out:
-        write_record(options.out, {**figures, f"padding at {PADDED_SIZE}": padding})
+        append_record(options.out, {**figures, f"padding at {PADDED_SIZE}": padding})
     if options.plot and "pytorch" in figures:
         draw(figures["pytorch"], options.plot)
 

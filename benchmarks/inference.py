@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import timm
 import torch
+from machine import append_record
 from torch import nn
 
-from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.config.variants import network_config
 from iformer.models.factory import build
@@ -76,7 +76,7 @@ def main() -> None:
         for label, timing in figures[name].items():
             print(f"{name}  {label:26}  {timing['median_ms']:7.2f} ms  {timing['speedup over timm fused']:.3f}x")
     if options.out:
-        write_record(options.out, figures)
+        append_record(options.out, figures)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import append_record
 from torch import nn
 
 import iformer
 from iformer.bench.latency import measure
-from iformer.bench.record import write_record
 from iformer.bench.subjects import Subject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
@@ -103,7 +103,7 @@ def main() -> None:
         for row in rows:
             print(f"{size}  {row.label:16} {row.median_ms:8.1f} ms  {row.median_ms / alone:5.2f}x")
     if options.out:
-        write_record(options.out, figures)
+        append_record(options.out, figures)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from iformer.bench.record import write_record
+from machine import append_record
+
 from iformer.config.network import NetworkConfig
 from iformer_paper.ablations import ABLATIONS, DESIGNS
 from iformer_paper.latency import measure_latencies
@@ -102,7 +103,7 @@ def main() -> None:
         }
         print(f"{claim.slow} / {claim.fast}: {ratio:.3f} here, {paper:.3f} on the paper's phone ({claim.source})")
     if options.out:
-        write_record(options.out, figures)
+        append_record(options.out, figures)
 
 
 if __name__ == "__main__":

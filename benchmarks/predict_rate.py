@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from machine import append_record
 
 from iformer import create_model, fold
-from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.data.stream import find_images
 from iformer.dependencies import require
@@ -84,7 +84,7 @@ def main() -> None:
         f"{figures['bare_images_per_second']:.1f}, share {figures['share_of_bare_rate']:.3f}"
     )
     if options.out:
-        write_record(options.out, figures, device=torch.device(options.device))
+        append_record(options.out, figures, device=device)
 
 
 if __name__ == "__main__":

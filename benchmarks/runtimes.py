@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import append_record
 from PIL import Image
 
 from iformer.bench.latency import Latency, measure
-from iformer.bench.record import write_record
 from iformer.bench.subjects import TIMM_PREFIX, Subject, prepare_matrix_product, prepare_subject
 from iformer.deploy.export import export_artifact
 from iformer.deploy.exportable import Forward
@@ -84,7 +84,7 @@ def main() -> None:
             for row in rows:
                 _print(name, row)
     if options.out:
-        write_record(options.out, figures)
+        append_record(options.out, figures)
 
 
 def _print(name: str, row: Latency) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import append_record
 from PIL import Image
 
 from iformer import save
-from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.models.factory import create_model
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, peak in figures["peak MiB of iFormer-M"].items():
         print(f"peak of {name}: {peak:.0f} MiB")
     if options.out:
-        write_record(options.out, figures)
+        append_record(options.out, figures)
 
 
 if __name__ == "__main__":

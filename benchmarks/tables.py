@@ -25,9 +25,15 @@ _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", r
 
 
 def figures(record: str) -> dict[str, Any]:
-    """The figures of a record by its name."""
+    """The figures of the only record in a file."""
     result: dict[str, Any] = json.loads((RESULTS / f"{record}.json").read_text())["figures"]
     return result
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    """The records of a file that holds those of several machines, oldest first."""
+    found: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["records"]
+    return found
 
 
 def short(network: str) -> str:
@@ -146,8 +152,6 @@ def _gpu_large() -> str:
 
 
 def _browser() -> str:
-    if not (RESULTS / "browser.json").is_file():
-        return "Not measured yet: `python benchmarks/browser.py --assets . --out benchmarks/results/browser.json`"
     rows = [
         [
             name,
@@ -156,7 +160,7 @@ def _browser() -> str:
             f"{row['ratio']:.2f}x",
             f"{min(row['ratios']):.2f}x to {max(row['ratios']):.2f}x",
         ]
-        for name, row in figures("browser")["networks"].items()
+        for name, row in records("browser")[-1]["figures"]["networks"].items()
     ]
     return markdown_table(["network", "Python, ms", "Chromium, ms", "ratio", "range over the blocks"], rows)
 

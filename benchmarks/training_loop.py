@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from machine import append_record
 from PIL import Image
 from timm.data.dataset_factory import create_dataset
 from timm.data.loader import create_loader
@@ -31,7 +32,6 @@ from timm.data.mixup import Mixup
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm marks no exports
 
-from iformer.bench.record import write_record
 from iformer.bench.timing import Timings, interleaved
 from iformer.data.sources import load_data
 from iformer.data.transforms import allow_no_bits
@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shutil.rmtree(folder)
     if options.out:
         settings = {name: str(value) for name, value in vars(options).items()}
-        write_record(options.out, {"settings": settings, **figures}, device=device)
+        append_record(options.out, {"settings": settings, **figures}, device=device)
 
 
 if __name__ == "__main__":

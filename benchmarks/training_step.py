@@ -16,10 +16,10 @@ from pathlib import Path
 
 import timm
 import torch
+from machine import append_record
 from torch.nn import functional as F
 
 from iformer import create_model
-from iformer.bench.record import write_record
 from iformer.bench.timing import interleaved
 from iformer.tasks.registry import load_recipe
 from iformer.training.distributed import RankContext
@@ -111,7 +111,7 @@ def main() -> None:
             f"  {step['speedup over plain']:.2f}x"
         )
     if options.out:
-        write_record(options.out, figures)
+        append_record(options.out, figures)
 
 
 if __name__ == "__main__":
