@@ -20,7 +20,7 @@ import torch
 from machine import append_record
 
 from iformer.bench.latency import measure
-from iformer.bench.subjects import Subject, prepare_subject
+from iformer.bench.subjects import BenchSubject, prepare_subject
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.web.bench import WebResult, measure_browser
 
@@ -50,7 +50,7 @@ def browser_medians(result: WebResult) -> dict[str, float]:
 
 
 def figures(
-    subjects: list[Subject], *, blocks: int, rounds: int, assets: str | None, browser: str
+    subjects: list[BenchSubject], *, blocks: int, rounds: int, assets: str | None, browser: str
 ) -> dict[str, Any]:
     """Measure alternating blocks; return each network's median of both, and the ratio of each block."""
     python: dict[str, list[float]] = {subject.label: [] for subject in subjects}

@@ -21,7 +21,7 @@ from torch import nn
 
 import iformer
 from iformer.bench.latency import measure
-from iformer.bench.subjects import Subject, prepare_subject
+from iformer.bench.subjects import BenchSubject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.deploy.export import convert
@@ -68,7 +68,7 @@ def networks(model: str, size: int) -> dict[str, nn.Module]:
     }
 
 
-def artifact(label: str, network: nn.Module, folder: Path) -> Subject:
+def artifact(label: str, network: nn.Module, folder: Path) -> BenchSubject:
     """Export without the comparison of outputs: an R-CNN with random weights has no score to compare."""
     runtime, path = RUNTIMES["onnx"], folder / f"{label.replace(' ', '_')}.onnx"
     spec = make_spec(exportable(network))

@@ -21,7 +21,7 @@ from machine import append_record
 from PIL import Image
 
 from iformer.bench.latency import Latency, measure
-from iformer.bench.subjects import TIMM_PREFIX, Subject, prepare_matrix_product, prepare_subject
+from iformer.bench.subjects import TIMM_PREFIX, BenchSubject, prepare_matrix_product, prepare_subject
 from iformer.deploy.export import export_artifact
 from iformer.deploy.exportable import Forward
 from iformer.deploy.quantize import Quantization
@@ -32,7 +32,7 @@ from iformer.tasks.export import exportable
 HERE = ("onnx", "openvino", "executorch", "litert", "ncnn")
 
 
-def subjects(name: str, runtime: Runtime, folder: Path, *, int8: bool) -> list[Subject]:
+def subjects(name: str, runtime: Runtime, folder: Path, *, int8: bool) -> list[BenchSubject]:
     """Export timm's network, ours, ours in INT8 if `int8`, and the matrix product."""
     found = [
         prepare_subject(f"{TIMM_PREFIX}{name}", runtime, folder, size=(224, 224), label="timm, fused"),

@@ -31,9 +31,9 @@ class MissingDependencyError(UserError):
 
 
 class StoppedBySignalError(BaseException):
-    """A scheduler told the run to stop; it is saved. The message is one clear line.
+    """A scheduler told the run to stop; its state is saved. The message is one clear line.
 
-    Like `KeyboardInterrupt` it is no `Exception`: libraries turn those into errors of their own.
+    Like `KeyboardInterrupt`, it is not an `Exception`, because libraries catch and wrap exceptions.
     """
 
 
@@ -45,6 +45,7 @@ class UnknownNameError(UserError):
 
         Args:
             kind: what was named ("model", "recipe").
+            name: the unknown name.
             known: the names that exist.
             expected: what may be given instead of a name, as a sentence.
         """

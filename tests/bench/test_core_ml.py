@@ -13,7 +13,7 @@ import pytest
 from iformer import save
 from iformer.bench import core_ml
 from iformer.bench.core_ml import measure_core_ml
-from iformer.bench.subjects import Subject, prepare_subject
+from iformer.bench.subjects import BenchSubject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.export import export_artifact
@@ -99,7 +99,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> list[Phone]:
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[Subject]:
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[BenchSubject]:
     folder = tmp_path_factory.mktemp("coreml")
     model = Classifier(tiny_config())
     model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(64, 64)))
@@ -111,7 +111,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[Subject]:
     ]
 
 
-def test_times_on_this_mac_and_the_unit_of_each_operation(mac: list[Phone], subjects: list[Subject]) -> None:
+def test_times_on_this_mac_and_the_unit_of_each_operation(mac: list[Phone], subjects: list[BenchSubject]) -> None:
     said: list[str] = []
     first, second = measure_core_ml(subjects, rounds=3, calls=2, report=said.append)
     assert (first.label, first.device, first.median_ms, first.load_ms) == ("a", "this Mac", 1.0, 100.0)
@@ -123,7 +123,7 @@ def test_times_on_this_mac_and_the_unit_of_each_operation(mac: list[Phone], subj
     assert subjects[0].precision == "fp16", "the Neural Engine needs it"
 
 
-def test_a_connected_iphone_by_its_name(mac: list[Phone], subjects: list[Subject]) -> None:
+def test_a_connected_iphone_by_its_name(mac: list[Phone], subjects: list[BenchSubject]) -> None:
     (report,) = measure_core_ml(subjects[:1], iphone="second", team="TEAM123", rounds=1, calls=1)
     assert report.device == "second (iOS 18.1)"
     assert Benchmarker.made[0].device is mac[1]
@@ -141,14 +141,14 @@ def test_a_connected_iphone_by_its_name(mac: list[Phone], subjects: list[Subject
     ],
 )
 def test_what_an_iphone_needs(
-    mac: list[Phone], subjects: list[Subject], iphone: str, team: str | None, message: str
+    mac: list[Phone], subjects: list[BenchSubject], iphone: str, team: str | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         measure_core_ml(subjects, iphone=iphone, team=team)
 
 
 def test_an_artifact_that_takes_images_is_refused(
-    mac: list[Phone], subjects: list[Subject], tmp_path: Path
+    mac: list[Phone], subjects: list[BenchSubject], tmp_path: Path
 ) -> None:
     model = Classifier(tiny_config()).eval()
     model.metadata = Metadata(class_names=tuple("abcde"), preprocessing=Preprocessing(size=(32, 32)))
@@ -158,7 +158,7 @@ def test_an_artifact_that_takes_images_is_refused(
         measure_core_ml([subject])
 
 
-def test_other_systems_are_told_so(subjects: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_are_told_so(subjects: list[BenchSubject], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(UserError, match="Core ML is timed on macOS only"):
         measure_core_ml(subjects)

@@ -10,7 +10,7 @@ import torch
 from iformer import save
 from iformer.bench.energy import EnergyMeter
 from iformer.bench.latency import measure
-from iformer.bench.subjects import MATRIX_PRODUCT, Subject, prepare_subject
+from iformer.bench.subjects import MATRIX_PRODUCT, BenchSubject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.artifact import write_record
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def subject(folder: Path) -> Subject:
+def subject(folder: Path) -> BenchSubject:
     """The tiny network, exported from its checkpoint."""
     if not (folder / "tiny.safetensors").exists():
         model = Classifier(tiny_config())
@@ -42,10 +42,10 @@ def subject(folder: Path) -> Subject:
     return _prepared[0]
 
 
-_prepared: list[Subject] = []
+_prepared: list[BenchSubject] = []
 
 
-def test_what_was_prepared_is_described(subject: Subject) -> None:
+def test_what_was_prepared_is_described(subject: BenchSubject) -> None:
     assert (subject.label, subject.runtime, subject.precision, subject.size) == ("tiny", "onnx", "fp32", (64, 64))
     assert subject.gmacs is not None
     assert 0 < subject.gmacs < 0.1
@@ -65,7 +65,7 @@ class Steady(EnergyMeter):
 
 
 @pytest.mark.sweep
-def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
+def test_rounds_in_two_processes(subject: BenchSubject, tmp_path: Path) -> None:
     """Four images in one call of the network, and one in a matrix product of the same size."""
     from dataclasses import replace
 
@@ -91,7 +91,7 @@ def test_rounds_in_two_processes(subject: Subject, tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
-def test_invalid_subjects_are_refused(subject: Subject, tmp_path: Path) -> None:
+def test_invalid_subjects_are_refused(subject: BenchSubject, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from iformer.deploy.artifact import artifact_hash, read_record

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from iformer import load
-from iformer.bench.subjects import Subject
+from iformer.bench.subjects import BenchSubject
 from iformer.cli.main import main
 from iformer.config.variants import VARIANTS
 from iformer.models.classifier import Classifier
@@ -102,7 +102,7 @@ def test_train_starts_from_the_named_weights(
 class Untimed:
     """A row of `bench` without times."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: BenchSubject) -> None:
         self.subject = subject
 
     def to_plain(self) -> dict[str, object]:

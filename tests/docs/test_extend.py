@@ -29,8 +29,9 @@ from iformer.models.complexity import count_macs
 from iformer.models.folding import fold
 from iformer.models.weights.header import NETWORKS
 from iformer.tasks.registry import TASKS
+from tiny.dense import light_detector
 from tiny.networks import randomize, tiny_variant
-from tiny.pages import DOCS, blocks, code
+from tiny.pages import DOCS, ROOT, blocks, code
 
 SIZE, OPERATOR, TASK, RUNTIME = (f"extend/{name}.md" for name in ("size", "attention-operator", "task", "runtime"))
 
@@ -59,7 +60,7 @@ def linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: None) -> I
 
 
 @pytest.mark.usefixtures("restored")
-def test_one_row_makes_a_size(tmp_path: Path) -> None:
+def test_one_row_makes_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(code(SIZE, "size-row"), {})
     scope: dict[str, object] = {}
     exec(code(SIZE, "size-use"), scope)
@@ -75,6 +76,14 @@ def test_one_row_makes_a_size(tmp_path: Path) -> None:
     assert len(distilled.train()(images)) == 2
     iformer.save(model, tmp_path / "xs.safetensors")
     assert iformer.load(tmp_path / "xs.safetensors").config == model.config
+    golden = Path("tests/models/golden_state_dict.json")
+    (tmp_path / golden).parent.mkdir(parents=True)
+    shutil.copy(ROOT / golden, tmp_path / golden)
+    monkeypatch.chdir(tmp_path)
+    exec(code(SIZE, "size-golden"), {})
+    before, after = ((folder / golden).read_text().splitlines() for folder in (ROOT, tmp_path))
+    assert after[: len(before) - 2] == before[:-2]
+    assert set(json.loads(golden.read_text())) == set(list_models())
 
 
 @pytest.mark.usefixtures("linear")
@@ -113,6 +122,7 @@ def test_one_folder_and_its_rows_make_a_task(
 ) -> None:
     package = tmp_path / "added" / "regression"
     package.mkdir(parents=True)
+    (package / "__init__.py").touch()
     for name in ("config", "training", "evaluate", "predict"):
         (package / f"{name}.py").write_text(code(TASK, f"task-{name}"))
     monkeypatch.setattr(iformer.tasks, "__path__", [*iformer.tasks.__path__, str(package.parent)])
@@ -145,7 +155,19 @@ def test_one_folder_and_its_rows_make_a_task(
     assert metrics["images"] == 8
     assert metrics["r2"] == pytest.approx(iformer.load(weights).metadata.metrics["r2"], abs=0.01)
     assert main(["predict", str(tmp_path / "val7.png"), "--weights", weights, "--device", "cpu", "--json"]) == 0
-    assert isinstance(json.loads(capsys.readouterr().out)["value"], float)
+    value = json.loads(capsys.readouterr().out)["value"]
+    assert isinstance(value, float)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    pictures = [str(tmp_path / name) for name in ("broken.png", "val7.png")]
+    assert (
+        main(["predict", *pictures, "--weights", weights, "--device", "cpu", "--out", str(tmp_path / "out")]) == 1
+    )
+    printed = capsys.readouterr()
+    assert printed.out.split() == ["val7.png", f"{value:.2f}"]
+    assert "broken.png" in printed.err
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [set(record) for record in records] == [{"file", "error"}, {"file", "value"}]
 
 
 @pytest.mark.usefixtures("restored")
@@ -174,3 +196,8 @@ def test_one_file_and_one_row_make_a_runtime(
     torch.testing.assert_close(
         open_artifact(tmp_path / "elpv.pt2")(images)["logits"], expected, atol=1e-4, rtol=1e-4
     )
+    detector = iformer.export(
+        light_detector(), "pt2", out=tmp_path / "detector.pt2"
+    )  # several outputs, postprocess
+    assert detector.info.status == "run here"
+    assert {"boxes", "scores"} <= set(open_artifact(detector.path).info.outputs)

@@ -84,7 +84,8 @@ def export(
 
     Args:
         model: a network of this package, or any name that `iformer.load` takes.
-        to: a runtime: "onnx", "coreml", "executorch", "litert", "openvino" or "ncnn"; or several in a list.
+        to: a runtime, one of the names in `iformer.deploy.runtimes.registry.RUNTIMES` such as "onnx"; or several
+            in a list.
         options: see `export_each`.
 
     Returns:

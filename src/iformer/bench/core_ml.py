@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from iformer.bench.latency import NEURAL_ENGINE, Latency, check_labels, rows
-from iformer.bench.subjects import Subject
+from iformer.bench.subjects import BenchSubject
 from iformer.bench.timing import Timings
 from iformer.dependencies import require
 from iformer.deploy.artifact import read_record
@@ -36,7 +36,7 @@ def require_mac() -> None:
 
 
 def measure_core_ml(
-    subjects: Sequence[Subject],
+    subjects: Sequence[BenchSubject],
     *,
     iphone: str | None = None,
     team: str | None = None,
@@ -67,7 +67,7 @@ def measure_core_ml(
 
 
 async def _measure(
-    subjects: Sequence[Subject],
+    subjects: Sequence[BenchSubject],
     iphone: str | None,
     team: str | None,
     rounds: int,

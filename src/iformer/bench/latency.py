@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from iformer.bench.energy import EnergyMeter
-from iformer.bench.subjects import MATRIX_PRODUCT, Subject
+from iformer.bench.subjects import MATRIX_PRODUCT, BenchSubject
 from iformer.bench.timing import Timings
 from iformer.bench.worker import Worker
 from iformer.errors import UserError
@@ -77,7 +77,7 @@ class Latency:
 
 
 def measure(
-    subjects: Sequence[Subject],
+    subjects: Sequence[BenchSubject],
     *,
     rounds: int = 20,
     calls: int = 5,
@@ -145,14 +145,14 @@ def measure(
     ]
 
 
-def check_labels(subjects: Sequence[Subject]) -> None:
+def check_labels(subjects: Sequence[BenchSubject]) -> None:
     """Raise `UserError` if two subjects have the same label."""
     if len({subject.label for subject in subjects}) != len(subjects):
         raise UserError("two of the benchmarked networks have the same name; name each network once")
 
 
 def rows(
-    subjects: Sequence[Subject],
+    subjects: Sequence[BenchSubject],
     timings: Timings,
     *,
     device: str,

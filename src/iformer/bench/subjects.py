@@ -42,7 +42,7 @@ TIMM_PREFIX = "timm/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class BenchSubject:
     """An artifact to time."""
 
     label: str
@@ -57,12 +57,12 @@ class Subject:
     """10^9 multiply-accumulates per image; None if unknown."""
     file_mb: float
     postprocess: bool = False
-    """Whether what makes the outputs an answer is timed too."""
+    """Whether postprocessing is timed too."""
 
 
 def prepare_all(
     name: str, runtime: Runtime, folder: Path, *, sizes: Sequence[tuple[int, int]], label: str, **options: Any
-) -> list[Subject]:
+) -> list[BenchSubject]:
     """Prepare a network at several sizes; see `prepare_subject` for the arguments.
 
     Detectors and segmenters are timed twice at each size: their outputs alone, and with postprocessing.
@@ -97,7 +97,7 @@ def prepare_subject(
     batch: int = 1,
     label: str | None = None,
     entry: str | None = None,
-) -> Subject:
+) -> BenchSubject:
     """Export a network to a runtime in its default precision, or use an artifact as it is.
 
     Args:
@@ -132,7 +132,7 @@ def prepare_subject(
     return _subject(label or Path(name).stem, path, macs, batch)
 
 
-def prepare_matrix_product(runtime: Runtime, folder: Path) -> Subject:
+def prepare_matrix_product(runtime: Runtime, folder: Path) -> BenchSubject:
     """Export a product of 1024 x 1024 x 1024, as a 1x1 convolution like those of the networks."""
     network = nn.Conv2d(_PRODUCT_CHANNELS, _PRODUCT_CHANNELS, 1, bias=False)
     nn.init.normal_(network.weight, std=_PRODUCT_CHANNELS**-0.5)
@@ -142,7 +142,7 @@ def prepare_matrix_product(runtime: Runtime, folder: Path) -> Subject:
 
 def prepare_layer(
     layer: nn.Module, label: str, runtime: Runtime, folder: Path, *, size: tuple[int, int], channels: int
-) -> Subject:
+) -> BenchSubject:
     """Export a single layer, 1 x C x H x W to any map, without any rewrite of the graph."""
     path = folder / f"{label.replace(' ', '_')}{runtime.suffix}"
     network = _Pooled(layer)
@@ -162,7 +162,7 @@ class _Pooled(nn.Module):
         return y
 
 
-def _artifact(path: Path, runtime: Runtime, batch: int, label: str | None) -> Subject:
+def _artifact(path: Path, runtime: Runtime, batch: int, label: str | None) -> BenchSubject:
     info = read_record(path)
     if info.batch not in (None, batch):
         raise UserError(f"{path} takes {info.batch} images in one call, not {batch}; see --batch")
@@ -173,7 +173,7 @@ def _artifact(path: Path, runtime: Runtime, batch: int, label: str | None) -> Su
 
 def _peer(
     name: str, runtime: Runtime, path: Path, size: tuple[int, int] | None, batch: int, label: str
-) -> Subject:
+) -> BenchSubject:
     import timm
     from timm.utils.model import reparameterize_model
 
@@ -221,9 +221,9 @@ def _write_plain(
     convert(runtime, spec, path, weights_sha256=hashlib.sha256(b"").hexdigest(), provenance={"weights": "random"})
 
 
-def _subject(label: str, path: Path, macs: int | None, batch: int) -> Subject:
+def _subject(label: str, path: Path, macs: int | None, batch: int) -> BenchSubject:
     info = read_record(path)
-    return Subject(
+    return BenchSubject(
         label=label,
         runtime=info.runtime,
         artifact=path,

@@ -13,10 +13,14 @@ from iformer.cli.output import note
 from iformer.config.network import MAX_INPUT_SIZE, MIN_INPUT_SIZE
 from iformer.config.windows import DESIGNS, PRESETS
 from iformer.errors import UserError
+from iformer.tasks.registry import TASKS
 
 DATA, MODEL, RECIPE, RUN = "Data", "Model", "Recipe", "Run"
 MORE = "More options"
 """Groups of options in the help of a verb. Those of `MORE` are shown by --help-all."""
+
+LABELLED_DATA = "; ".join(f"{row.name}: {row.data}" for row in TASKS.values() if row.verb == "train") + "."
+"""Help of `--data`: what each task reads."""
 
 AttentionOption = Annotated[
     str | None,

@@ -29,7 +29,7 @@ WEB = {"web": "onnx", "web-litert": "litert"}
 
 if TYPE_CHECKING:
     from iformer.bench.latency import Latency
-    from iformer.bench.subjects import Subject
+    from iformer.bench.subjects import BenchSubject
     from iformer.deploy.runtimes.registry import Runtime
     from iformer.web.bench import WebResult
     from iformer.web.report import WebRow
@@ -229,7 +229,7 @@ def _subjects(
     sizes: list[tuple[int, int]],
     batch: int,
     entry: str | None,
-) -> list[Subject]:
+) -> list[BenchSubject]:
     from iformer.bench.subjects import prepare_all, prepare_subject
     from iformer_paper.pareto import published
 
@@ -276,7 +276,7 @@ def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Pa
 
 def _show_records(paths: list[Path], out: Path | None, *, json: bool) -> None:
     """Print the latencies of several devices side by side; draw accuracy against them where the paper has it."""
-    from iformer.bench.records import networks, read_columns
+    from iformer.bench.device_columns import networks, read_columns
 
     columns = read_columns(paths)
     rows = networks(columns)

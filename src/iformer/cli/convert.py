@@ -142,7 +142,7 @@ def _convert_labels(source: str, out: Path, *, to: LabelFormat, val_split: float
 
 
 def _say_progress(verb: str, noun: str, done: int, total: int) -> None:
-    """Tell ten times of work that may take an hour, and never of what is done at once."""
+    """Print progress about ten times; print nothing for short work."""
     if total >= _WORTH_TELLING and done % max(1, total // 10) == 0:
         note(f"{verb} {done:,} of {total:,} {noun}")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, EntryOption, IouOption, MaxDetectionsOption
+from iformer.cli.arguments import LABELLED_DATA, DeviceOption, EntryOption, IouOption, MaxDetectionsOption
 from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
 from iformer.errors import UserError
 from iformer.tables import terminal_table
@@ -21,9 +21,7 @@ def evaluate(
         str,
         typer.Argument(help="A checkpoint file, an exported artifact, or the name of a shipped network."),
     ],
-    data: Annotated[
-        str, typer.Option(help="A folder with one sub-folder a class (also in train/ and val/), or elpv.")
-    ],
+    data: Annotated[str, typer.Option(help=LABELLED_DATA)],
     split: Annotated[
         Split | None,
         typer.Option(

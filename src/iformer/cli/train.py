@@ -11,6 +11,7 @@ import typer
 
 from iformer.cli.arguments import (
     DATA,
+    LABELLED_DATA,
     MODEL,
     MORE,
     RECIPE,
@@ -68,8 +69,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="classify: a folder with one sub-folder per class (also in train/ and val/), a table, tar "
-            "shards, hfds/NAME or elpv; detect: with COCO annotations; segment: with images and masks.",
+            help=LABELLED_DATA,
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -175,7 +175,7 @@ def train(
     given = {RECIPE_OPTIONS[name]: value for name, value in fields.items() if value is not None}
     is_main = is_main_process()
     if task is not None and find_task(task).verb != "train":
-        raise UserError(f"--task is {task}; that is the verb of its own: iformer {find_task(task).verb}")
+        raise UserError(f"--task is {task}; use the command: iformer {find_task(task).verb}")
     if dry_run and find_lr:
         raise UserError("--dry-run and --find-lr are two measurements; give one of them")
     options: dict[str, Any] = {
@@ -229,7 +229,7 @@ def train(
 
 @contextmanager
 def explained_stop(out: Path) -> Iterator[None]:
-    """Say how a run goes on that was stopped with Ctrl-C."""
+    """After Ctrl-C, print how to continue the run."""
     try:
         yield
     except KeyboardInterrupt:
@@ -310,7 +310,7 @@ def print_result(result: TrainResult, *, json: bool) -> None:
     name, label = find_task(metadata.task).headline(multi_label=metadata.multi_label)
     say(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
     best = f"{'best':<{len(label)}} {result.best[name]:.2f} %"
-    say(f"{best} in epoch {result.best['epoch']}: chosen on these very images")
+    say(f"{best} in epoch {result.best['epoch']}: selected on these same images")
     say(f"network: {files.last} (last epoch: the metrics above)")
     say(f"         {files.best} (best epoch: what the name of the run folder stands for)")
     if result.report is not None:

@@ -42,10 +42,11 @@ _TINY = 32
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Return the evaluation transform: resize the shorter side to `floor(size / crop_pct)`, crop the centre.
 
-    With `preprocessing.letterbox` it is `iformer.models.letterbox.letterbox` instead. The rest is about crops.
+    If `preprocessing.letterbox` is set, images are letterboxed by `iformer.models.letterbox` instead. Otherwise:
 
-    It is timm's. If the input's height and width differ, the image is resized, keeping its aspect ratio, to just
-    cover both. Smaller images are enlarged. Extremely long images are cropped before they are resized.
+    It equals timm's evaluation transform. If the input's height and width differ, the image is resized, keeping
+    its aspect ratio, to just cover both. Smaller images are enlarged. Extremely long images are cropped before they
+    are resized.
 
     Returns:
         A callable that can be pickled: image, see `Transform`, -> uint8 (C, H, W), C = `len(preprocessing.mean)`,

@@ -168,8 +168,8 @@ def export_artifact(
             info = replace(
                 runner.info,
                 parity=parity.to_plain(),
-                status="converted, not run here" if runner.stands_in_for else "run here",
-                checked_by=runner.stands_in_for or row.title,
+                status="converted, not run here" if runner.stand_in else "run here",
+                checked_by=runner.stand_in or row.title,
                 **measured,
             )
         write_record(info, file)
@@ -204,7 +204,7 @@ def resolve_options(
     if int8_scheme == "symmetric" and (row.name, precision) != ("onnx", "int8"):
         raise UserError("int8-scheme symmetric is for ONNX in int8; other runtimes choose their ranges themselves")
     if opset is not None and row.name != "onnx":
-        raise UserError(f"opset is {opset}; operator sets are of ONNX, not of {row.title}")
+        raise UserError(f"opset is {opset}; only ONNX has operator sets, not {row.title}")
     if opset is not None and opset not in OPSETS:
         raise UserError(f"opset is {opset}; expected a number from {OPSETS[0]} to {OPSETS[-1]}")
     if precision is not None and precision not in row.precisions:

@@ -31,7 +31,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a network that is no plain chain of operations on fixed shapes can be exported to."""
+    """Export restrictions of networks with data-dependent shapes or control flow."""
 
     runtimes: tuple[str, ...]
     """Names of the runtimes that take it."""

@@ -22,7 +22,7 @@ from iformer.errors import UserError
 class ArtifactRunner(ABC):
     """An artifact loaded in its own runtime. Each runtime's file has a subclass."""
 
-    stands_in_for: str | None = None
+    stand_in: str | None = None
     """How the outputs are computed if the runtime itself cannot run on this machine; else None."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:

@@ -62,7 +62,7 @@ def _attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
 
 
 def _has_fused_kernel(k_BLD: Tensor) -> bool:
-    """Whether the kernel that does not store the scores serves: inference of many tokens on a GPU."""
+    """Whether to use the fused kernel: GPU inference with many tokens."""
     return (
         isinstance(k_BLD, Tensor)  # and not the proxy of a symbolic trace
         and not is_capturing()

@@ -64,9 +64,9 @@ class Head(nn.Module):
         return (logits + distilled_logits) / 2
 
     def fold(self) -> nn.Module:
-        """Return one linear layer that includes the norm and, with distillation, the mean of both classifiers.
+        """Return a linear layer that includes the batch norm and, with distillation, the mean of both classifiers.
 
-        Of a layer norm it includes scale and shift; the normalisation stays.
+        With a layer norm: return `Sequential(norm, linear)`; the linear layer includes the norm's scale and shift.
         """
         branches = [self.classifier] if self.distilled is None else [self.classifier, self.distilled]
         weights, biases = zip(*(branch.folded_parameters() for branch in branches), strict=True)

@@ -29,7 +29,7 @@ _NEVER = -1e4
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """The windows of maps with one size."""
+    """How feature maps of one size are divided into windows."""
 
     config: WindowConfig
     height: int
@@ -104,7 +104,10 @@ class Windows:
         return result.permute(0, 2, 3, 1).reshape(-1, self.count * size, size, channels).permute(0, 3, 1, 2)
 
     def convolve(self, conv: nn.Conv2d, strip: Tensor) -> Tensor:
-        """Apply a 3x3 convolution like `each`, in graphs without a larger batch, which some runtimes lack."""
+        """Apply a 3x3 convolution like `each`.
+
+        Exported graphs keep the batch size, because some runtimes cannot enlarge it.
+        """
         if not is_capturing():
             return self.each(conv, strip)
         # a row of zeros below every window pads it and the next window

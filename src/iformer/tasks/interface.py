@@ -7,6 +7,7 @@ with `open_predictor`; the last two name in `TAKES` the options that they read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -106,18 +107,21 @@ class EvaluateModule(Protocol):
         """
 
 
-class TaskPredictor(Protocol):
-    """A network or an artifact ready to answer."""
+class TaskPredictor(ABC):
+    """A network or an artifact ready to answer. By default it writes no files and has no masks."""
 
     name: str
+    """Name of the network, for messages."""
     device: torch.device
 
+    @abstractmethod
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
-        """Yield a record for each image and each frame of a video, in order, and write pictures to `out`."""
+        """Yield a record for each image and each frame of a video, in order, and write pictures to `out`.
 
-    def files(self, paths: Sequence[Path]) -> list[Path]:
-        """Return the paths, relative to `out`, of all files that `predict` and `finish` may write."""
+        A file that cannot be read yields a record with an `error`.
+        """
 
+    @abstractmethod
     def words(self, record: Record) -> str:
         """Return a record without an error in words."""
 
@@ -126,9 +130,15 @@ class TaskPredictor(Protocol):
 
         It can be pickled.
         """
+        return no_masks
+
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the paths, relative to `out`, of all files that `predict` and `finish` may write."""
+        return []
 
     def finish(self, out: Path) -> list[str]:
-        """Write what belongs to all images together, and return lines that say what was written."""
+        """Write the files that belong to all images together, and return lines that say what was written."""
+        return []
 
 
 def no_masks() -> None:

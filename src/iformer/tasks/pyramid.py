@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from iformer.models.segmenter import Segmenter
 from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import Size, resolve
-from iformer.tasks.interface import Record
+from iformer.tasks.interface import Record, TaskPredictor
 from iformer.tasks.pictures import Card, beside, draw_sheet, save_png
 from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.training.job import RunSettings, starting_network
@@ -56,7 +56,7 @@ def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
     """Return the weights of the recipe's task that a run fine-tunes, or None if it starts from a backbone.
 
     Args:
-        model: a model name or a checkpoint; one of it and `recipe.weights` may name a trained network.
+        model: a model name or a checkpoint. At most one of `model` and `recipe.weights` may name trained weights.
 
     Raises:
         UserError: both name weights, or `model` is another size than the trained network's.
@@ -145,9 +145,9 @@ def calibration_images(
     Raises:
         DataError: a split of `data` has no images.
     """
-    for part in (train, val):
-        if not len(part):
-            raise DataError(f"{data}: no images in {part.name}; INT8 needs images to calibrate and to validate")
+    for split in (train, val):
+        if not len(split):
+            raise DataError(f"{data}: no images in {split.name}; INT8 needs images to calibrate and to validate")
     samples = train.samples
     return [
         samples[index].path for index in random.Random(0).sample(range(len(samples)), min(count, len(samples)))
@@ -174,7 +174,7 @@ def check_side(size: tuple[int, int], multiple: int) -> None:
         raise UserError(f"size is {size[0]} x {size[1]}; the network takes sides that are multiples of {multiple}")
 
 
-class PyramidPredictor(ABC):
+class PyramidPredictor(TaskPredictor):
     """A detector or segmenter that answers for images and videos, one image or frame at a time.
 
     Subclasses implement `answer`, `draw` and `record`; an answer is of any type.
@@ -206,14 +206,6 @@ class PyramidPredictor(ABC):
     @abstractmethod
     def record(self, answer: Any) -> Record:
         """Return an answer as plain values."""
-
-    @abstractmethod
-    def words(self, record: Record) -> str:
-        """Return a record in words."""
-
-    @abstractmethod
-    def masks(self) -> Callable[[], Any]:
-        """See `iformer.tasks.interface.TaskPredictor`."""
 
     def write(self, path: Path, image: Image.Image, answer: Any, out: Path | None, name: str) -> Record:
         """Write what belongs to one image beside its picture, and return further entries of its record."""

@@ -97,7 +97,8 @@ TASKS = {
             multi_label_metric=("map", "mAP"),
             networks="classifiers",
             pipeline_tag="image-classification",
-            data="a folder with one sub-folder a class, a zip of them, a table (.csv, .tsv, .parquet), or elpv",
+            data="a folder with one sub-folder per class (also in train/ and val/), a zip of them, a table "
+            "(.csv, .tsv, .parquet), tar shards, hfds/NAME or elpv",
         ),
         TaskRow(
             name="detect",

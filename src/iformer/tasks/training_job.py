@@ -20,7 +20,7 @@ from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import stored_trackers, tracker_names
 
 MIN_STEPS, MIN_BATCH = 20, 8
-"""The default recipes adapt to few images: steps of an epoch that are wanted, and the smallest batch for it."""
+"""Targets when a default recipe adapts to few images: steps per epoch, and the minimum batch size."""
 
 _NOT_PATHS = ("elpv", "none", "pretrained")
 
@@ -47,8 +47,8 @@ class StoredRun(Config):
 
         Args:
             name: the path, or anything else that names data or weights, which is returned as it is.
-            folder: the run folder. Runs that do not say where they were started mostly have their files beside it
-                or above it.
+            folder: the run folder. Runs of early versions do not store the folder that they were started in. Their
+                files are searched in the current folder and in those above the run folder.
         """
         if name in _NOT_PATHS or name in list_models() or "://" in name or Path(name).is_absolute():
             return name

@@ -92,7 +92,7 @@ class TrainJob(RunSettings):
 
 
 def resumed_network(settings: RunSettings) -> nn.Module | None:
-    """Return the network of the run that `settings` continue, if its state describes it; see `stored_network`."""
+    """Build the resumed run's network from its saved config; None if none is stored. See `stored_network`."""
     return stored_network(RunFolder(settings.folder)) if settings.continues else None
 
 

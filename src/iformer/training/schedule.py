@@ -40,7 +40,7 @@ class RunLength:
         if not within and (epoch, step_in_epoch) != (self.epochs, 0):
             raise UserError(
                 f"{source} is at epoch {epoch}, step {step_in_epoch} of it, but the run has {self.epochs} epochs "
-                f"of {self.steps_per_epoch} steps: the state is damaged or of another run; --overwrite begins anew"
+                f"of {self.steps_per_epoch} steps: the state is damaged or of another run; --overwrite restarts"
             )
 
 

@@ -1,4 +1,4 @@
-"""Stopping on a signal: a scheduler's ends the run between two steps, saved; Ctrl-C ends it at once."""
+"""Stop on signals: a scheduler's signal saves and stops after the current step; Ctrl-C stops immediately."""
 
 from __future__ import annotations
 

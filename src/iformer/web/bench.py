@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from iformer.bench.subjects import Subject
+from iformer.bench.subjects import BenchSubject
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.stream import find_images
 from iformer.errors import UserError, counted
@@ -37,7 +37,7 @@ class WebResult:
         return {"device": self.device.to_plain(), "rows": [row.to_plain() for row in self.rows]}
 
 
-def measure_browser(subjects: Sequence[Subject], images: Sequence[str] | None, **options: Any) -> WebResult:
+def measure_browser(subjects: Sequence[BenchSubject], images: Sequence[str] | None, **options: Any) -> WebResult:
     """`measure_web` for what a benchmark times, compared on photographs or, by default, on generated patterns.
 
     Raises:

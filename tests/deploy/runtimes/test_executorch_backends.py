@@ -131,7 +131,7 @@ def test_core_ml_for_the_other_tasks(kind: str, tmp_path: Path) -> None:
 
 def test_options_that_do_not_fit_are_said_before_the_work(model: Classifier, tmp_path: Path) -> None:
     path, network = tmp_path / "new" / "tiny.pte", exportable(model)
-    with pytest.raises(UserError, match="backends are of ExecuTorch, not of ONNX Runtime"):
+    with pytest.raises(UserError, match="only ExecuTorch has backends, not ONNX Runtime"):
         export_artifact(network, path, "onnx", executorch_backend="vulkan")
     with pytest.raises(UnknownNameError, match="unknown backend 'vulcan'; did you mean vulkan"):
         export_artifact(network, path, "executorch", executorch_backend="vulcan")

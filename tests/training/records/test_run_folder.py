@@ -49,7 +49,7 @@ def test_resume_keeps_everything_but_leftovers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", ["metrics.json", "log.jsonl"])
-def test_a_run_without_its_state_does_not_begin_anew(tmp_path: Path, kept: str) -> None:
+def test_a_run_without_its_state_does_not_start_again(tmp_path: Path, kept: str) -> None:
     folder = used(tmp_path / "run")
     for file in (folder.state, folder.metrics):
         file.unlink()
@@ -58,7 +58,9 @@ def test_a_run_without_its_state_does_not_begin_anew(tmp_path: Path, kept: str) 
     if kept == "metrics.json":
         folder.metrics.write_text("{}")
         folder.log.unlink()
-    with pytest.raises(UserError, match=r"run has no resume.safetensors.*--overwrite begins anew, --model .*last"):
+    with pytest.raises(
+        UserError, match=r"run has no resume.safetensors.*--overwrite starts again, --model .*last"
+    ):
         folder.prepare(resume=True, overwrite=False)
     assert folder.last.read_text() == "old"
 
@@ -75,8 +77,15 @@ def test_a_run_with_a_damaged_config_and_no_checkpoint_yet_can_be_replaced(tmp_p
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     folder = used(tmp_path / "run")
+    folder.report.write_text(
+        "![A task's own picture](scatter.png) ![elsewhere](../notes.png) [holiday](holiday.png)"
+    )
+    for name in ("scatter.png", "holiday.png"):
+        (folder.path / name).write_text("old")
+    (tmp_path / "notes.png").write_text("mine")
     folder.prepare(resume=False, overwrite=True)
-    assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "notes.txt"]
+    assert (tmp_path / "notes.png").exists()
+    assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "holiday.png", "notes.txt"]
 
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])

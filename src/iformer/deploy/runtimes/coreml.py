@@ -162,7 +162,7 @@ class CoreMLReference(ArtifactRunner):
     operations run.
     """
 
-    stands_in_for: str | None = "the saved program's definition, computed by PyTorch; Core ML runs on macOS only"
+    stand_in: str | None = "the saved program's definition, computed by PyTorch; Core ML runs on macOS only"
 
     def open(self, threads: int) -> Mapping[str, str]:
         """Read a package on any system."""

@@ -172,7 +172,7 @@ class CoreMLDelegateReference(ArtifactRunner):
     It shows what `CoreMLReference` shows: a wrong conversion or a damaged weight, not Core ML's arithmetic.
     """
 
-    stands_in_for: str | None = (
+    stand_in: str | None = (
         "the definition of Core ML's program, computed by PyTorch; Core ML runs on Apple's devices only"
     )
 

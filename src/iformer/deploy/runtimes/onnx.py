@@ -98,7 +98,11 @@ class OnnxRunner(ArtifactRunner):
     """An ONNX artifact in ONNX Runtime on the CPU."""
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Start a session; 0 threads means one per core."""
+        """Load the model; return its metadata. `threads=0`: one per core.
+
+        Raises:
+            UserError: the weights are in a second file.
+        """
         runtime = require("onnxruntime", extra=EXTRA)
         if _EXTERNAL_DATA in self.path.read_bytes():
             raise UserError(f"{self.path} keeps weights in another file, not covered by its hash; export it again")

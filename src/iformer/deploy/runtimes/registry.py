@@ -100,7 +100,7 @@ class Runtime:
         if name is None:
             return self
         if not self.backends:
-            raise UserError(f"executorch-backend is '{name}'; backends are of ExecuTorch, not of {self.title}")
+            raise UserError(f"executorch-backend is '{name}'; only ExecuTorch has backends, not {self.title}")
         named: dict[str, Backend] = {backend.name: backend for backend in self.backends}
         if name not in named:
             raise UnknownNameError("backend", name, named)

@@ -1,6 +1,6 @@
 """Key names of timm and of the authors, and how they map to ours.
 
-Their names are derived from a network's config, so any stage pattern converts.
+Foreign key names are derived from the config, so any stage pattern can be converted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NORM_LINEAR = {
 }
 _GAMMA = {"gamma": "gamma"}
 NETWORK_FORM = ("stem", "stem_kernel_size", "downsample", "norm")
-"""Options of a network of which timm's and the authors' code know the default only."""
+"""Network options that timm and the authors implement only at their default."""
 _ATTENTION_FORM = (
     "operator",
     *(field.name for field in fields(AttentionConfig) if field.name in OPERATOR_OPTIONS),
 )
-"""The same for an attention."""
+"""Attention options that timm and the authors implement only at their default."""
 
 
 @dataclass(frozen=True, kw_only=True)

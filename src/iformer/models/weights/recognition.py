@@ -64,16 +64,16 @@ def recognise_network(state_dict: Mapping[str, Tensor], source: str = "state dic
 
 
 def variant_name(config: NetworkConfig) -> str | None:
-    """Return the name of the row in the table of variants that `config` is, or None.
+    """Return the name of the size that `config` matches, or None.
 
-    Classes, input channels and stochastic depth do not count; with distillation it is the distilled name.
+    Classes, input channels and stochastic depth are not compared. With distillation, it is the distilled name.
     """
     rows = (_row(base, distillation=config.distillation) for base in VARIANTS)
     return next((row.name for row in rows if not differences(row, config)), None)
 
 
 def differences(a: NetworkConfig, b: NetworkConfig) -> list[str]:
-    """Return the fields in which two backbones differ so that weights of one are wrong in the other."""
+    """Return the config fields that make two backbones' weights incompatible."""
     found = []
     if (a.layer_scale_init is None) != (b.layer_scale_init is None):
         found.append("layer_scale_init")

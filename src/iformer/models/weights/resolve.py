@@ -62,7 +62,7 @@ class Artifact:
 
 Resolved = Size | Artifact | Weights
 Name = str | os.PathLike[str] | Resolved
-"""What functions take that need a network: its name, or what `resolve` made of it."""
+"""A network argument: a name, a path, or a result of `resolve`."""
 
 
 def resolve(name: Name, *, entry: str | None = None) -> Resolved:
@@ -200,7 +200,7 @@ def is_known_folder(name: str) -> bool:
 
 
 def _by_name(name: str, entry: str | None) -> Size | Weights | None:
-    """Return what a name means that is no path."""
+    """Resolve a name that is not a path."""
     if name in list_models():
         return Size(name=name)
     if name in (shipped := shipped_checkpoints()):

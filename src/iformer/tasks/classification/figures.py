@@ -94,7 +94,7 @@ LABELS = "The images with a label furthest on the wrong side of the threshold; t
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], path: Path, *, subtitle: str = GAP) -> bool:
-    """Write a contact sheet of mistakes with the predicted and the true class, and return whether there is one.
+    """Write a contact sheet of mistakes with the predicted and the true class; return whether a sheet was written.
 
     Images that can no longer be read are left out. If no image is left, an older sheet is removed.
     """

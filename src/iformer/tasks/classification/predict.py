@@ -29,7 +29,7 @@ from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
 from iformer.tasks.classification.evaluate import logits_of, with_mirror_images
 from iformer.tasks.classification.explain import AttentionRecorder, heat_scale, overlay
-from iformer.tasks.interface import PredictOptions, Record, no_masks
+from iformer.tasks.interface import PredictOptions, Record, TaskPredictor
 from iformer.tasks.pictures import Bar, Card, Scale, beside, draw_sheet, save_png, square
 
 VIDEOS = False
@@ -198,7 +198,7 @@ class Predictor:
 # -------------------------------------------------------------------------------------------- the verb
 
 
-class ClassificationPredictor:
+class ClassificationPredictor(TaskPredictor):
     """A `Predictor` that gives records, and keeps the answers that the contact sheets show."""
 
     def __init__(self, predictor: Predictor, *, title: str, explain: bool) -> None:
@@ -224,10 +224,6 @@ class ClassificationPredictor:
         if "labels" in record:
             return ", ".join(record["labels"]) or "no label"
         return "   ".join(f"{item['name']} {100 * item['probability']:.1f} %" for item in record["classes"])
-
-    def masks(self) -> Callable[[], None]:
-        """Return a function that returns None: a classifier has no masks."""
-        return no_masks
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
         """Return the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""

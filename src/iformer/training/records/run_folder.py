@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from iformer.errors import ConfigError, UserError
-from iformer.files import write_text
+from iformer.files import read_at_most, write_text
 from iformer.locks import reserved
 from iformer.safe_yaml import read_yaml
 from iformer.training.records.history import read_history
@@ -114,8 +114,8 @@ class RunFolder:
             )
         if resume and not self.holds_state and (self.metrics.is_file() or self._epochs > 1):
             raise UserError(
-                f"{self.path} has no {self.state.name}, without which the run cannot go on; --overwrite begins "
-                f"anew, --model {self.last} with another --out trains its network further"
+                f"{self.path} has no {self.state.name}, which is needed to resume; --overwrite starts again, "
+                f"--model {self.last} with another --out trains its network further"
             )
 
     @property
@@ -129,6 +129,13 @@ class RunFolder:
     def _epochs(self) -> int:
         """Number of epochs that the log has."""
         return len(read_history(self.log)) if self.log.is_file() else 0
+
+    @property
+    def _linked_pictures(self) -> set[str]:
+        """Names of the pictures in the folder that the report shows."""
+        with suppress(OSError):
+            return set(_LINKED_PICTURE.findall((read_at_most(self.report, _MAX_REPORT_BYTES) or b"").decode()))
+        return set()
 
     @property
     def _holds_folds(self) -> bool:
@@ -155,6 +162,7 @@ class RunFolder:
             if leftover != self.lock:
                 leftover.unlink()
         if overwrite:
+            pictures = [self.path / name for name in {*_REPORT_PICTURES, *self._linked_pictures}]
             for file in [
                 self.best,
                 self.last,
@@ -167,7 +175,6 @@ class RunFolder:
                 self.card,
             ]:
                 file.unlink(missing_ok=True)
-            pictures = [self.path / name for name in _REPORT_PICTURES]
             for file in [*self.tensorboard.glob("events.out.tfevents.*"), *pictures]:
                 file.unlink(missing_ok=True)
 
@@ -208,7 +215,9 @@ class RunFolder:
 _REPORT_PICTURES = (
     *("confidence.png", "confusion.png", "curves.png", "mistakes.png", "predictions.png", "reliability.png"),
 )
-"""The pictures of the tasks' reports."""
+"""Pictures of reports. They may exist without a report, if the run was killed before it was written."""
+_LINKED_PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-]+\.png)\)")
+_MAX_REPORT_BYTES = 16 * 2**20
 _LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
 """Names of the lock and of unfinished files (`iformer.files.replacing`)."""
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.data.pixels import input_pixels
+from iformer.data.numpy_transform import input_pixels
 from iformer.data.transforms import eval_transform
 
 SIZES = ((90, 70), (64, 64), (33, 201), (20, 20), (300, 4), (641, 480), (2, 700))
@@ -45,5 +45,6 @@ def test_gray_images_become_rgb() -> None:
 
 
 def test_neither_torch_nor_anything_else_is_needed() -> None:
-    code = "import sys, iformer.data.pixels; assert not {'torch', 'torchvision', 'timm'} & sys.modules.keys()"
+    imported = "import sys, iformer.data.numpy_transform"
+    code = f"{imported}; assert not {{'torch', 'torchvision', 'timm'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from iformer.bench.device_columns import Network, networks, read_columns
 from iformer.bench.latency import Latency
 from iformer.bench.record import write_record
-from iformer.bench.records import Network, networks, read_columns
 from iformer.bench.subjects import MATRIX_PRODUCT
 from iformer.cli.main import main
 from iformer.errors import UserError
