@@ -45,8 +45,8 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     If `preprocessing.letterbox` is set, images are letterboxed by `iformer.models.letterbox` instead. Otherwise:
 
     It equals timm's evaluation transform. If the input's height and width differ, the image is resized, keeping
-    its aspect ratio, to just cover both. Smaller images are enlarged. Extremely long images are cropped before they
-    are resized.
+    its aspect ratio, to just cover both. Smaller images are enlarged. Extremely long images are cropped before
+    they are resized.
 
     Returns:
         A callable that can be pickled: image, see `Transform`, -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
