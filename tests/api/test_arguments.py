@@ -74,7 +74,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"opset": "17"}, "opset is '17'; expected a whole number"),
         ({"max_drop": "1"}, "max_drop is '1'; expected a number"),
         ({"images": 5}, "images is 5; expected a text or a path or a list"),
-        ({"images": [5]}, "int is no name of an image"),
+        ({"images": [5]}, "int is not the name of an image"),
         ({"model": 5}, "a network is named by a text or a path, not by int"),
     ],
     "push": [

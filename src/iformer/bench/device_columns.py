@@ -19,7 +19,7 @@ _TITLE = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What a row of the table is about."""
+    """The network of a row of the table."""
 
     label: str
     precision: str

@@ -48,7 +48,7 @@ class Latency:
     gflops: float | None
     """10^9 operations per second, two per multiply-accumulate, at the median."""
     postprocess: bool = False
-    """Whether the time includes what makes the outputs of a detector or segmenter an answer."""
+    """Whether the time includes the postprocessing of a detector or segmenter."""
     matrix_product_share: float | None = None
     """`gflops` as a share of what the same runtime reaches on a matrix product in the same run."""
     energy_mj: float | None = None

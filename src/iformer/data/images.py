@@ -291,7 +291,7 @@ def _file_size(path: str) -> int:
 
 
 def _unknown_format(source: ImageSource) -> str:
-    """Return what a file is that no reader knows, and what to do, if that can be told."""
+    """Return the format of a file that cannot be read, as far as it is recognised, and what to do."""
     start = b""
     with contextlib.suppress(OSError, DataError):
         if isinstance(source, str | os.PathLike):

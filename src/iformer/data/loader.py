@@ -206,7 +206,7 @@ def _kill(workers: Sequence[Any]) -> None:
 
 
 def _prepare_worker(worker: int) -> None:
-    """Ignore signals, which reach the whole process group, and what follows when the main process has ended."""
+    """Ignore signals, which reach the whole process group, and lost connections to an ended main process."""
     sys.excepthook = _report_unless_disconnected
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
@@ -216,7 +216,7 @@ def _prepare_worker(worker: int) -> None:
 def _report_unless_disconnected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Report an exception of a worker's thread, but not that the main process ended while it received a tensor."""
+    """Report an exception, unless it is a lost connection: the main process ended while it received a tensor."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 

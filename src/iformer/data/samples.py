@@ -175,7 +175,7 @@ class ImageSet:
         return [sample.classes for sample in self.samples]
 
     def multi_hot(self, index: int) -> npt.NDArray[np.float32]:
-        """Return 1 for each class that an image has and 0 for each that it has not, shape (K,)."""
+        """Return 1 for each class that an image has and 0 for the others, shape (K,)."""
         target_K = np.zeros(len(self.class_names), np.float32)
         target_K[list(self.samples[index].classes)] = 1
         return target_K

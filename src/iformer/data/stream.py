@@ -51,7 +51,9 @@ def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = Fal
     found: dict[Path, None] = {}
     for source in sources:
         if not isinstance(source, str | os.PathLike):
-            raise DataError(f"{type(source).__name__} is no name of an image; give files, folders or patterns")
+            raise DataError(
+                f"{type(source).__name__} is not the name of an image; give files, folders or patterns"
+            )
         text = os.path.expanduser(os.fspath(source))
         path = Path(text)
         if path.is_dir():

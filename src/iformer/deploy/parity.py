@@ -133,7 +133,7 @@ def compare(
 
 
 def error_scale(name: str, largest: float) -> float:
-    """Return the value that the error of an output is a share of.
+    """Return the value that the error of an output is divided by.
 
     Args:
         name: the output, such as "scores".

@@ -71,7 +71,7 @@ def share_notes(
         )
     if missing:
         notes.append(
-            f"the data has {len(ours & theirs)} of the network's {len(ours)} classes, which are those that are "
-            f"measured; it does not have {listed(missing)}"
+            f"the data has {len(ours & theirs)} of the network's {len(ours)} classes, and only they are measured; "
+            f"it does not have {listed(missing)}"
         )
     return notes

@@ -1,4 +1,4 @@
-"""What the verbs `train`, `eval` and `predict` ask of a task's folder.
+"""The interface of a task's folder for the verbs `train`, `eval` and `predict`.
 
 Each task has a module `training` with `load_job`, a module `evaluate` with `evaluate_data` and a module `predict`
 with `open_predictor`; the last two name in `TAKES` the options that they read.

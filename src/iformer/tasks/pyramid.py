@@ -168,7 +168,7 @@ def check_side(size: tuple[int, int], multiple: int) -> None:
     """Check the height and width of an artifact's input.
 
     Raises:
-        UserError: a side is no multiple of `multiple`.
+        UserError: a side is not a multiple of `multiple`.
     """
     if any(side % multiple for side in size):
         raise UserError(f"size is {size[0]} x {size[1]}; the network takes sides that are multiples of {multiple}")

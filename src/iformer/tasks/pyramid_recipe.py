@@ -18,7 +18,7 @@ class PyramidRecipe(Recipe):
     max_size: Pixels
     """Most pixels of an image's longer side when its shorter side is resized to `size`."""
     freeze: Literal["none", "norms", "weights"] = "norms"
-    """What of the backbone is not trained: none; norms, whose batch statistics stay ImageNet's; or all weights."""
+    """Frozen parts of the backbone: none; norms, whose batch statistics stay ImageNet's; or all weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ class Subject:
     title: str
     """Its name in pictures and messages."""
     notes: tuple[str, ...] = ()
-    """What its user should know, one line each."""
+    """Notes for the user, one line each."""
 
     def in_eval_mode(self) -> Subject:
         """Return the subject with its network in eval mode: a copy of a network that is in training mode.

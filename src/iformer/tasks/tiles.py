@@ -42,7 +42,7 @@ class Tiling:
             raise UserError(f"--overlap is {self.overlap:g}; expected a share from 0 to 0.9")
 
     def tiles(self, width: int, height: int) -> list[Tile]:
-        """Return tiles that cover an image, row by row. One that is no larger than a tile is one tile.
+        """Return tiles that cover an image, row by row. An image that is not larger than a tile is one tile.
 
         Raises:
             DataError: there are more than `MAX_TILES`.

@@ -32,7 +32,7 @@ _SMOOTHING = 0.9
 _DIVERGED = 3.0
 """The test ends when the smoothed loss is this many times as large as the smallest one."""
 _FEWEST = 10
-"""Steps without which nothing can be said."""
+"""Fewest steps from which a learning rate is suggested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def find_lr(job: TrainJob, *, steps: int = STEPS) -> LearningRates:
 
 
 def steepest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Return the rate, before that of the smallest loss, at which the loss falls fastest over log(rate)."""
+    """Return the rate at which the loss falls fastest over log(rate), among the rates before the smallest loss."""
     lowest = max(int(np.argmin(losses)), 2)
     slopes = np.gradient(np.asarray(losses[: lowest + 1]), np.log(rates[: lowest + 1]))
     return float(rates[int(np.argmin(slopes))])

@@ -1,4 +1,4 @@
-"""What training knows of a task: its data, its loss and metric, its batches, its report.
+"""The protocol between training and the tasks: data, loss and metric, batches, report.
 
 Each folder of `iformer.tasks` implements them; nothing in `iformer.training` imports a task.
 """
@@ -92,7 +92,7 @@ class Workload(ABC):
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Batch:
-        """Move a batch to the device in the form that `Task.loss` expects. The loop seeds what is random here."""
+        """Move a batch to the device in the form that `Task.loss` expects. The loop seeds all generators."""
 
     @abstractmethod
     def evaluate(self, network: nn.Module, *, precision: Precision) -> Evaluation:

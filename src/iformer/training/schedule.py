@@ -48,7 +48,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: Run
     """Build the learning-rate schedule: linear warm-up, then `recipe.schedule`.
 
     `schedule.step_update(step)` sets the learning rate of step `step`, counted from 0. It depends on nothing else,
-    so a resumed run needs no state of it.
+    so the schedule has no state to save.
     """
     from timm.scheduler.cosine_lr import CosineLRScheduler
     from timm.scheduler.multistep_lr import MultiStepLRScheduler

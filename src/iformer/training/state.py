@@ -266,7 +266,7 @@ def stored_network(files: RunFolder) -> nn.Module | None:
 
 
 def _described(model: nn.Module, *, source: str) -> dict[str, str]:
-    """Return config and preprocessing of one of our networks for a header; nothing for other networks."""
+    """Return config and preprocessing of an iFormer network for a header; an empty mapping for other networks."""
     known = getattr(model, "metadata", None)
     row = row_of(getattr(model, "config", None), getattr(known, "task", ""))
     if row is None or known is None:

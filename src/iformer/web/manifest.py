@@ -156,7 +156,7 @@ def page_files(
     assets: str | None,
     bench: dict[str, Any] | None = None,
 ) -> dict[str, Resource]:
-    """Return every file of the page by its path, `""` being the page itself.
+    """Return every file of the page by its path. The path of the page itself is `""`.
 
     Args:
         artifacts: the networks that the page runs.
@@ -191,7 +191,7 @@ def page_files(
 
 
 def own_files() -> dict[str, Resource]:
-    """Return the page and its scripts, styles and pictures by their paths, `""` being the page itself."""
+    """Return the page (its path is `""`), its scripts, styles and pictures by their paths."""
     files = {}
     for file in sorted(Path(str(resources.files("iformer.web"))).joinpath("page").iterdir()):
         content = file.read_bytes()

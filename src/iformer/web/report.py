@@ -299,5 +299,5 @@ def _judged(artifact: PageArtifact, error: float, same: bool | None) -> str:
 
 
 def _failure(text: str) -> str:
-    """Return what a device says of a failure, which is one without a message, too."""
+    """Return a device's message about a failure, or a default text if it is empty."""
     return printable(text, limit=200) or "failed without a message"

@@ -158,7 +158,7 @@ class PageServer:
 
 
 def _json(content: bytes) -> Any:
-    """Return a JSON value; None for null and for what is no JSON."""
+    """Return a JSON value; None for null and for text that is not JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._waiting.cancel()
 
     def parse_request(self) -> bool:
-        """Read the headers; refuse a path that is no path."""
+        """Read the headers; refuse an invalid path."""
         parsed = super().parse_request()
         self._waiting.cancel()
         try:

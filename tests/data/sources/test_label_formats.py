@@ -305,7 +305,7 @@ BAD_YOLO: dict[str, tuple[Callable[[Path], None], str]] = {
     "no names": (lambda d: settings(d, "train: images/train\nnames: 3"), "expected a list of names"),
     "names that YAML changes": (
         lambda d: settings(d, "train: images/train\nnames: [yes, no]"),
-        "have True, which is no text; put names in quotes",
+        "have True, which is not text; put names in quotes",
     ),
     "numbers that are none": (
         lambda d: settings(d, "train: images/train\nnames: {true: cat, 0: dog}"),

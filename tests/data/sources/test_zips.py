@@ -159,7 +159,7 @@ def test_archives_of_windows_have_backslashes(photographs: Path, tmp_path: Path)
 def test_archives_that_mislead(photographs: Path, tmp_path: Path) -> None:
     image = next(photographs.rglob("*.png")).read_bytes()
     for entries, message in (
-        (["a/0.png", "b/0.png", "a/0.png"], r"has two entries named a/0\.png; pack it anew"),
+        (["a/0.png", "b/0.png", "a/0.png"], r"has two entries named a/0\.png; pack it again"),
         (["ros\u00e9/0.png", "rose\u0301/0.png"], "two Unicode forms"),
     ):
         with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:

@@ -20,7 +20,7 @@ _FULL_RANGE = 2**14
 """16-bit images whose values all stay below this look nearly black."""
 
 _SHARE_OF_DARK = 0.1
-"""Fewer of them among 16-bit images of the full range are dark pictures."""
+"""Smallest share of such images among all 16-bit images that gives a note; fewer are taken for dark pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,7 @@ def _repeated(sets: Mapping[str, DetectionSet]) -> list[str]:
 def _image_set(
     annotated: AnnotatedSplit, root: Path, split: str, errors: list[str]
 ) -> tuple[DetectionSet, dict[int, list[Any]]]:
-    """Check the objects of a split; add what makes it useless to `errors`."""
+    """Check the objects of a split; add to `errors` what makes it unusable."""
     ids = list(annotated.class_names)
     class_names = tuple(annotated.class_names.values())
     if not ids:

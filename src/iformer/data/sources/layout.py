@@ -46,7 +46,7 @@ class SplitName(NamedTuple):
     rank: int
     """Position of the word in `SPLIT_NAMES`; lower is preferred."""
     rest: tuple[str, ...]
-    """The name's other words, without such as "set" and "images"."""
+    """The name's other words, without words such as "set" and "images"."""
 
     @property
     def is_test(self) -> bool:

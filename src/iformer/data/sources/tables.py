@@ -27,7 +27,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 _COLUMNS = ("image", "label", "split", "group")
 _EXPECTED = "expected the columns image and label, and optionally split (train, val) and group"
 _SEPARATORS = re.compile(r"[|;]")
-"""Between the labels of one image."""
+"""Separators between the labels of one image."""
 _MAX_BYTES = 2**30
 _MAX_ROWS = 2_000_000
 _MAX_CELL = 10_000

@@ -73,7 +73,7 @@ def _opened(archive: Path, process: int, identity: tuple[int, ...]) -> zipfile.Z
     """Return an archive opened by this process: forked processes would share the position in its file.
 
     Args:
-        identity: of the file, so that one that takes its place is opened anew.
+        identity: of the file, so that a file that replaces it is opened again.
     """
     return zipfile.ZipFile(archive)
 
@@ -162,7 +162,7 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
     parts = {info.filename: list(filter(None, info.filename.replace("\\", "/").split("/"))) for info in entries}
     if len(parts) < len(entries):
         twice = [name for name, count in Counter(info.filename for info in entries).items() if count > 1]
-        raise DataError(f"{path}: has two entries named {listed(list(map(writable, twice)))}; pack it anew")
+        raise DataError(f"{path}: has two entries named {listed(list(map(writable, twice)))}; pack it again")
     visible = [info for info in entries if not any(map(is_hidden, parts[info.filename]))]
     images = [info for info in visible if has_image_extension(info.filename)]
     too_large = [info.filename for info in images if info.file_size > _MAX_MEMBER_BYTES]

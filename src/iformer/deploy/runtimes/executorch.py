@@ -87,7 +87,7 @@ def _lower_to_vulkan(spec: ExportSpec) -> Any:
 
 
 def _lower_to_qnn(spec: ExportSpec) -> Any:
-    """Lower to Qualcomm's NPU by its SDK, which has a licence of its own and is never downloaded from here."""
+    """Lower to Qualcomm's NPU with Qualcomm's SDK, which has its own licence and is never downloaded here."""
     schema = _backend_module("qualcomm.serialization.qc_schema")
     chips = schema.QcomChipset.__members__
     if spec.soc_model not in chips:

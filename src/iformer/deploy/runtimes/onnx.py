@@ -22,7 +22,7 @@ from iformer.errors import UserError
 
 EXTRA = "onnx"
 _OLDEST_OF_EXPORTER = 18
-"""torch's exporter writes no older operator set."""
+"""The oldest operator set that torch's exporter writes."""
 
 _EXTERNAL_DATA = b"\x0a\x08location\x12"
 """The entry of a tensor in the serialized model that names the file with its values."""

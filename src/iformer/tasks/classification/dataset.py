@@ -217,7 +217,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             cache_side: cached images with a longer shorter side are reduced to it, which changes them. None
                 means keep them as they are.
             channels: see `iformer.data.images.read_image`.
-            value_range: likewise.
+            value_range: see `iformer.data.images.read_image`.
             multi_label: labels of a batch are float32 B x K, 1 for each class of an image.
             progress: called with the number of images cached and their total.
 

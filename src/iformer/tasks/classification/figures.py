@@ -39,7 +39,7 @@ class Mistake:
 
     sample: Sample
     wrong: tuple[tuple[str, float], ...]
-    """Classes that the network gives and the image has not, with their probabilities, 0 to 1."""
+    """Classes that the network predicts and the image does not have, with their probabilities, 0 to 1."""
     true: tuple[tuple[str, float], ...]
     """Classes that the image has, with their probabilities; of several labels, those that the network misses."""
 

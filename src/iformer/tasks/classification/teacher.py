@@ -30,7 +30,7 @@ TIMM = "timm:"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSource:
-    """What the name of a teacher means."""
+    """The network that the name of a teacher stands for."""
 
     network: nn.Module
     preprocessing: Preprocessing
@@ -176,7 +176,7 @@ def read_teacher(
     weights: str | None = None,
     load: Callable[..., Backbone] = load_classifier,
 ) -> TeacherSource:
-    """Read the network that the name of a teacher means.
+    """Read the network that the name of a teacher stands for.
 
     Args:
         name: see `build_teacher`.
@@ -227,7 +227,7 @@ def _read(name: str, entry: str | None, weights: str | None, load: Callable[...,
 
 
 def _trained_timm_network(path: Path) -> TeacherSource | None:
-    """Read a checkpoint that training wrote of a network of another library; None if the file is another one."""
+    """Read a checkpoint of another library's network that training wrote; None if the file is not one."""
     import timm
 
     with open_safetensors(path) as file:

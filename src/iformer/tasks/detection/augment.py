@@ -19,9 +19,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 _VISIBLE = 0.25
-"""Smallest share of an object's area that a crop may leave of it."""
+"""Smallest share of an object's area inside the crop with which the object is kept."""
 _SMALLEST_SIDE = 2.0
-"""Smallest side, in pixels of the canvas, of a box that is learnt."""
+"""Smallest side, in pixels of the canvas, of a box that is kept."""
 
 Item = tuple[Tensor, dict[str, Tensor]]
 """An image, uint8 3 x h x w, and its target: `boxes` (float N x 4, left, top, right, bottom) and `labels` (N)."""

@@ -52,7 +52,7 @@ class ConfidenceCurves:
         return float(THRESHOLDS[index]), float(self.f1[:, index].mean())
 
     def _best_index(self) -> int:
-        """Return where the mean F1 is highest; of a plateau its middle, which new images change least."""
+        """Return where the mean F1 is highest; on a plateau, its middle, which new images change least."""
         mean_T = self.f1.mean(0)
         first = last = int(mean_T.argmax())
         while last + 1 < len(mean_T) and mean_T[last + 1] >= mean_T[first] - 1e-9:

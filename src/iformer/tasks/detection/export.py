@@ -64,7 +64,7 @@ class ExportableDetector:
         """Return a folded copy for inputs of one size.
 
         Raises:
-            UserError: a side is no multiple of the coarsest stride.
+            UserError: a side is not a multiple of the coarsest stride.
         """
         check_side(size, self._detector.config.strides[-1])
         return DenseDetector(self._detector.fold(size)).eval()

@@ -53,7 +53,7 @@ class ObjectDetector(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionLimits:
-    """What replaces the settings that a detector was trained with."""
+    """Settings that replace those that a detector was trained with."""
 
     detections: int | None = None
     """Most detections of an image; None: the detector's."""

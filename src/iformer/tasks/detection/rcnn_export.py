@@ -111,7 +111,7 @@ class ExportableRcnn:
         """Return a copy with a folded backbone, for inputs of one size.
 
         Raises:
-            UserError: a side is no multiple of the coarsest stride.
+            UserError: a side is not a multiple of the coarsest stride.
         """
         check_side(size, _STRIDE)
         folded = copy.deepcopy(self.model).eval().requires_grad_(False)

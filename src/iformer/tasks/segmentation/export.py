@@ -68,7 +68,7 @@ class ExportableSegmenter:
         """Return a folded copy.
 
         Raises:
-            UserError: a side is no multiple of 32.
+            UserError: a side is not a multiple of 32.
         """
         check_side(size, _STRIDE)
         return CoarseSegmenter(self._segmenter.fold()).eval()

@@ -26,9 +26,9 @@ from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
 TAKES = frozenset({"sliding", "tile", "overlap"})
+"""The options of `PredictOptions` that this task reads."""
 MASKS = Path("masks")
 """Folder of the masks in `out`."""
-"""The options of `PredictOptions` that this task reads."""
 
 _OPACITY = 0.55
 _MAX_NAMES = 12

@@ -1,4 +1,4 @@
-"""What is read back from a run's `log.jsonl`."""
+"""Read the epochs of a run's `log.jsonl`."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class ProgressView:
         what: str = "training",
         pace: Pace | None = None,
     ) -> None:
-        """`pace` gives lines about the first pieces of work, which are shown."""
+        """Start at `done` of `total` work. The lines that `pace` returns about the first steps are printed."""
         self._total, self._done, self._start_done, self._pace = total, done, done, pace
         self._text = ""
         self._began = self._last_line = time.monotonic()

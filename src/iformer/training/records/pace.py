@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEPS = 4
-"""Steps that are measured, after a first one that also starts workers and prepares kernels."""
+"""Number of measured steps. The step before them is not measured: it also starts workers and prepares kernels."""
 LONG = 60.0
-"""Seconds from which the duration of a run, and what slows it down, is worth a line."""
+"""Runs that take at least this many seconds get lines about their duration and what slows them down."""
 BUSY = 0.25
-"""Share of the time waiting for a core from which other processes are in the way."""
+"""Share of the time spent waiting for a core from which the CPU counts as busy with other processes."""
 _ENOUGH = 0.2
-"""Seconds of measured computation that this share needs."""
+"""Least computation in seconds from which this share is measured."""
 
 
 class Pace:
@@ -31,7 +31,7 @@ class Pace:
         self._steps = 0
 
     def step(self, done: int, total: int) -> list[str]:
-        """Return what is to be said after a step; nothing but after the last measured one.
+        """Return the lines to print after a step. Only the last measured step has any.
 
         Args:
             done: work done so far, in a unit that is proportional to time.

@@ -61,7 +61,7 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
 
 
 def identity_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Return values for the fields of `run_identity` that the version of a saved run may not have had."""
+    """Return the values of fields of `run_identity` that older versions did not save."""
     defaults = plain_defaults(type(recipe))
     return {"recipe": {name: value for name, value in defaults.items() if name not in _FREE_TO_CHANGE}}
 

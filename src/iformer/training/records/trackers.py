@@ -62,7 +62,7 @@ def tracker_names(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def stored_trackers(folder: Path) -> tuple[str, ...] | None:
-    """Return the trackers that a run has been given to; None if they are not known, as for TensorBoard alone."""
+    """Return the names of the trackers of a run; None if none are stored, as for TensorBoard alone."""
     ids = _read_ids(folder / "trackers.json")
     if not ids:
         return None
@@ -94,7 +94,7 @@ _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST
 
 
 class Trackers:
-    """The trackers of one run. One that fails is named once and left out from then on: training goes on."""
+    """The trackers of one run. If one fails, it is named once and no longer used; training continues."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class Trackers:
         self._each(log)
 
     def flush(self) -> None:
-        """Write what TensorBoard holds back; the others send by themselves."""
+        """Write the buffer of TensorBoard; the other trackers send by themselves."""
         if "tensorboard" in self._running:
             self._running["tensorboard"].writer.flush()
 

@@ -24,7 +24,7 @@ from iformer.data.sources.layout import writable
 from iformer.errors import DataError, one_line
 
 _MAX_BYTES = 2**28
-"""The image is stored in the file too, unless the tool is told not to."""
+"""The image is stored in the file too, unless the tool is set not to store it."""
 _MAX_POINTS = 100_000
 _TRIED = 20
 """Files of a folder that are read to recognise it."""
@@ -80,7 +80,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_file(path: Path) -> LabelledImage | None:
-    """Read a file; None if it is no annotation but JSON for something else."""
+    """Read a file; None if it is JSON, but not an annotation."""
     try:
         content = _read_json(path)
     except DataError as error:

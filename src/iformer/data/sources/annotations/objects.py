@@ -35,7 +35,7 @@ class ObjectReader:
     def __init__(self, images: Mapping[int, ImageEntry], labels: Mapping[int, int]) -> None:
         self._images, self._labels = images, labels
         self.errors: list[str] = []
-        """Annotations that make the file useless."""
+        """Annotations that make the file unusable."""
         self.warnings: list[str] = []
         """Annotations that were changed or left out."""
 
@@ -147,7 +147,7 @@ class ObjectReader:
 
 
 class _AnnotationError(Exception):
-    """An annotation that makes its file useless."""
+    """An annotation that makes its file unusable."""
 
 
 def _run_lengths(segmentation: dict[str, Any], image: ImageEntry) -> bytes:

@@ -40,9 +40,9 @@ class AnnotatedSplit:
     places: list[str] = field(default_factory=list)
     """Where each object was read, for messages. Empty: messages name the object's id."""
     warnings: list[str] = field(default_factory=list)
-    """What the reader left out."""
+    """What the reader left out, one line each."""
     errors: list[str] = field(default_factory=list)
-    """What makes the split useless."""
+    """What makes the split unusable, one line each."""
 
 
 class LabelledObject(NamedTuple):

@@ -14,7 +14,7 @@ _MAX_DEPTH = 32
 
 
 class _RefusedError(Exception):
-    """What this reader does not take."""
+    """XML that this reader does not accept."""
 
 
 def read_xml(path: Path) -> Element:

@@ -32,7 +32,7 @@ _MAX_SETTINGS_BYTES = 2**22
 _MAX_LABEL_BYTES = 2**24
 _MAX_LIST_BYTES = 2**28
 _MAX_SHARE = 2.0
-"""Larger coordinates are pixels, or nonsense; up to it a box is clipped with a warning."""
+"""Largest coordinate that is clipped with a warning. Larger ones are an error: pixels, or nonsense."""
 _LINE = "expected a line CLASS X Y WIDTH HEIGHT, or CLASS X1 Y1 X2 Y2 X3 Y3 …, in shares of the image"
 
 
@@ -154,7 +154,7 @@ def _class_names(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise DataError(f"{path}: its names are {names!r:.80}; expected a list of names")
     if changed := [name for name in names if type(name) not in (str, int)]:  # YAML reads no as False, 0.50 as 0.5
-        raise DataError(f"{path}: its names have {changed[0]!r:.80}, which is no text; put names in quotes")
+        raise DataError(f"{path}: its names have {changed[0]!r:.80}, which is not text; put names in quotes")
     count = content.get("nc", len(names))
     if count != len(names):
         raise DataError(
