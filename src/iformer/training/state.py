@@ -286,7 +286,7 @@ def saved_step(path: Path) -> int | None:
     try:
         with open_safetensors(path) as file:
             return int(json.loads((file.metadata() or {})["position"])["step"])
-    except (WeightsError, KeyError, TypeError, ValueError):
+    except (WeightsError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -362,6 +362,19 @@ def test_weights_of_another_network_are_one_error_that_lists_the_keys(checkpoint
     assert len(str(caught.value)) < 2000
 
 
+def test_weights_that_are_not_finite(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint)
+    key = next(key for key, value in tensors.items() if value.is_floating_point())
+    tensors[key].view(-1)[0] = float("nan")
+    with safe_open(checkpoint, framework="pt") as file:
+        header = file.metadata()
+    save_file(tensors, checkpoint, header)
+    with pytest.raises(
+        WeightsError, match=r"has weights that are not finite numbers \(.*diverged, or the file is damaged"
+    ):
+        load(checkpoint)
+
+
 def test_wrong_kinds_of_numbers(checkpoint: Path) -> None:
     tensors = load_file(checkpoint)
     with safe_open(checkpoint, framework="pt") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -115,9 +116,13 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker(wandb: SimpleNames
     Trackers(["wandb"], tmp_path, config={}, resume=True).close()
     Trackers(["wandb"], tmp_path, config={}).close()
     assert [options.get("id") for options in wandb.options] == [None, "run-7", None]
-    (tmp_path / "trackers.json").write_text("[")
-    Trackers(["wandb"], tmp_path, config={}, resume=True).close()
-    assert "id" not in wandb.options[-1]
+    for damaged in ("[", "[" * 100_000, "7", "x" * 100_000):
+        (tmp_path / "trackers.json").write_text(damaged)
+        Trackers(["wandb"], tmp_path, config={}, resume=True).close()
+        assert "id" not in wandb.options[-1]
+    (tmp_path / "trackers.json").unlink()
+    os.mkfifo(tmp_path / "trackers.json")
+    assert stored_trackers(tmp_path) is None  # and does not wait for a writer
 
 
 def test_a_resumed_run_keeps_its_trackers_and_their_settings(wandb: SimpleNamespace, tmp_path: Path) -> None:

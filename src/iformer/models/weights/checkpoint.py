@@ -193,7 +193,7 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
     """Give `model`, which may be on the meta device, copies of weights: fp32, counters as int64.
 
     Raises:
-        WeightsError: a key is missing, extra or misshapen, or a tensor has another kind of number.
+        WeightsError: a key is missing, extra or misshapen, or a tensor has another kind of number or NaN.
     """
     own = model.state_dict()
     check_fit(shapes_of(own), shapes_of(state_dict), source=source, network=_name_of(model))
@@ -213,6 +213,12 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
         )
         for key, value in state_dict.items()
     }
+    # networks of such weights answer without an error: "nothing", or the first class everywhere
+    if broken := [key for key, value in copies.items() if not torch.isfinite(value).all()]:
+        raise WeightsError(
+            f"{source}: has weights that are not finite numbers ({listed(broken, limit=5)}); the training that "
+            "wrote it has diverged, or the file is damaged"
+        )
     model.load_state_dict(copies, strict=True, assign=True)
 
 

@@ -236,7 +236,7 @@ def _trained_timm_network(path: Path) -> TeacherSource | None:
             return None
         try:
             name, metadata = json.loads(header["network"]), Metadata.from_plain(json.loads(header["metadata"]))
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise WeightsError(f"{path} is damaged: {one_line(error)}") from None
         if not isinstance(name, str):  # an iFormer in timm's format
             return None

@@ -121,6 +121,8 @@ class RunFolder:
     @property
     def _has_log(self) -> bool:
         """Whether the log begins as a run's."""
+        if not self.log.is_file():  # a pipe would be waited for
+            return False
         with suppress(OSError), self.log.open("rb") as file:
             return file.read(32).startswith(b'{"event": "')
         return False

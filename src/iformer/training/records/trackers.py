@@ -21,7 +21,7 @@ from PIL import Image
 
 from iformer.dependencies import require
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError, one_line
-from iformer.files import json_text, write_text
+from iformer.files import json_text, read_at_most, write_text
 from iformer.training.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -203,9 +203,12 @@ _RUN_ID: dict[str, Callable[[Any], str]] = {
 }
 
 
+_MAX_IDS_BYTES = 1 << 16
+
+
 def _read_ids(path: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError):
-        ids = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, RecursionError):
+        ids = json.loads(read_at_most(path, _MAX_IDS_BYTES) or b"")
         if isinstance(ids, dict):
             return {name: value for name, value in ids.items() if name in TRACKERS and isinstance(value, str)}
     return {}

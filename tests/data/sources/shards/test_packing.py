@@ -139,6 +139,17 @@ def test_verify_finds_what_changed(shards: Path) -> None:
         verify(shards)
 
 
+def test_shards_that_came_after_the_index_are_named(shards: Path) -> None:
+    first = sorted(shards.glob("train-*.tar"))[0]
+    (shards / "._train-00000.tar").write_bytes(b"of macOS")
+    load_shards(shards)
+    (shards / "train-00099.tar").write_bytes(first.read_bytes())
+    with pytest.raises(
+        DataError, match=rf"{INDEX} does not name train-00099.tar; if the shards have changed, remove"
+    ):
+        load_shards(shards)
+
+
 def test_truncated_and_missing_shards_are_named_before_reading(shards: Path) -> None:
     last = sorted(shards.glob("train-*.tar"))[-1]
     contents = last.read_bytes()

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
+from iformer.data.sources.layout import SPLIT_NAMES
 from iformer.data.sources.shards.stores import FolderStore, ShardStore
-from iformer.errors import DataError
+from iformer.errors import DataError, listed
 from iformer.files import utf8_name, write_bytes, write_text
 
 INDEX = "index.safetensors"
@@ -33,6 +34,9 @@ UNFINISHED = "PACKING-NOT-FINISHED"
 MAX_IMAGE_BYTES = 2**30
 """Size limit of an image file in a shard."""
 
+_SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
+"""Words in a foreign shard's file name, and the split that they mean."""
+_CHANGED = f"if the shards have changed, remove {INDEX}: training indexes them anew"
 _FORMAT = "iformer-shards-1"
 _COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "crc32": np.uint32, "label": np.int64}
 _HEADER = {"format", "class_names", "parts", "sha256"}
@@ -89,7 +93,7 @@ def read_index(store: ShardStore) -> ShardIndex:
     """Read an index and check that each shard exists and is long enough.
 
     Raises:
-        DataError: the index is missing or damaged, or a shard is missing or truncated.
+        DataError: the index or a shard is missing or damaged, or a folder has shards that are not in the index.
     """
     path = store.path(INDEX)
     try:
@@ -111,6 +115,8 @@ def read_index(store: ShardStore) -> ShardIndex:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     for split in index.splits.values():
         _check_shards(store, split)
+    if isinstance(store, FolderStore):
+        _check_no_others(store.folder, index)
     return index
 
 
@@ -219,9 +225,29 @@ def _check_shards(store: ShardStore, split: SplitIndex) -> None:
         try:
             size = next(sizes)
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}, but {INDEX} names it") from None
+            raise DataError(
+                f"{path}: {error.strerror or error}, but {INDEX} names it; copy it again, or {_CHANGED}"
+            ) from None
         if size is not None and size < end:
             raise DataError(f"{path}: {size:,} bytes, but its index needs {int(end):,}; copy it again")
+
+
+def _check_no_others(folder: Path, index: ShardIndex) -> None:
+    """Refuse shards that came after the index was written: they would be left out without a word."""
+    known = {name for split in index.splits.values() for name in split.shards}
+    others = [path.name for path in shards_in(folder) if path.name not in known and split_of(path.name)]
+    if others:
+        raise DataError(f"{folder}: {INDEX} does not name {listed(others, limit=3)}; {_CHANGED}")
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """Return the tar files of a folder, without the hidden files that macOS writes beside them."""
+    return sorted(path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that the name of a foreign shard says; None if it says none."""
+    return next((split for word, split in _SPLIT_OF_WORD.items() if word in name.lower()), None)
 
 
 def class_names_of(root: Path, labels: Sequence[npt.NDArray[np.int64]]) -> tuple[str, ...]:

@@ -12,20 +12,18 @@ import numpy as np
 
 from iformer.data.images import has_image_extension
 from iformer.data.parallel import Progress
-from iformer.data.sources.layout import SPLIT_NAMES
 from iformer.data.sources.shards.index import (
     MAX_IMAGE_BYTES,
     UNFINISHED,
     ShardIndex,
     SplitIndex,
     class_names_of,
+    shards_in,
+    split_of,
     write_index,
 )
 from iformer.data.sources.shards.stores import FolderStore, ShardStore
 from iformer.errors import DataError
-
-_SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
-"""Words in a foreign shard's file name, and the split that they mean."""
 
 _MAX_LABEL_BYTES = 32
 
@@ -78,11 +76,11 @@ def index_foreign(store: FolderStore, progress: Progress | None = None) -> Shard
     if (root / UNFINISHED).exists():
         raise DataError(f"{root}: packing was stopped before it was complete; remove this folder and pack again")
     shards: dict[str, list[str]] = {}
-    for path in sorted(path for path in root.glob("*.tar") if path.is_file()):
-        words = [word for word in _SPLIT_OF_WORD if word in path.name.lower()]
-        if not words:
+    for path in shards_in(root):
+        split = split_of(path.name)
+        if split is None:
             raise DataError(f"{path}: expected train or val in its name")
-        shards.setdefault(_SPLIT_OF_WORD[words[0]], []).append(path.name)
+        shards.setdefault(split, []).append(path.name)
     splits = {split: scan_shards(store, names, progress) for split, names in shards.items()}
     class_names = class_names_of(root, [split.label for split in splits.values()])
     index = ShardIndex(class_names=class_names, splits=splits)
