@@ -163,6 +163,24 @@ def test_images_of_a_batch_do_not_affect_each_other() -> None:
         torch.testing.assert_close(together.quality[index, learning], quality)
 
 
+def test_predicted_boxes_without_area_have_a_finite_loss() -> None:
+    """Two images with one and two objects: the first one's padding has no area either."""
+    points = grid_points()
+    boxes = torch.cat([points, points]).T.repeat(2, 1, 1).requires_grad_()
+    logits = torch.zeros(2, points.shape[1], 3, requires_grad=True)
+    targets = [
+        {"boxes": torch.tensor([[4.0, 4, 28, 28]]), "labels": torch.tensor([0])},
+        {"boxes": torch.tensor([[4.0, 4, 28, 28], [40, 30, 64, 54]]), "labels": torch.tensor([0, 2])},
+    ]
+    raw = RawDetections(logits, boxes)
+    losses = light_loss(TrainingOutputs(raw, raw), points, targets)
+    assert all(torch.isfinite(value) for value in losses.values())
+    losses["loss"].backward()
+    for tensor in (logits, boxes):
+        assert tensor.grad is not None
+        assert torch.isfinite(tensor.grad).all()
+
+
 def test_a_perfect_prediction_costs_less_than_a_wrong_one() -> None:
     points = grid_points()
     target = [{"boxes": torch.tensor([[4.0, 4, 28, 28]]), "labels": torch.tensor([0])}]

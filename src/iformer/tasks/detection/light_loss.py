@@ -25,6 +25,8 @@ ALPHA, BETA = 0.5, 6.0
 TOPK = 10
 BOX_WEIGHT, CLASS_WEIGHT = 2.0, 1.0
 FOCUS = 2.0
+SMALLEST_SIDE = 0.01
+"""Of a predicted box in the loss, in pixels."""
 SEMANTIC_WEIGHT = 1.0
 BACKGROUND_WEIGHT = 0.2
 """Of a point without an object in the semantic loss, beside 1 for the others."""
@@ -115,7 +117,7 @@ def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, 
     one: after four epochs no score of the one-to-one head was above 0.02. The box loss is complete IoU weighted by
     quality. Both are divided by the sum of the qualities.
     """
-    logits_BAK, boxes_BA4 = raw.logits.float(), raw.boxes.float()
+    logits_BAK, boxes_BA4 = raw.logits.float(), _with_area(raw.boxes.float())
     found = assign(logits_BAK.detach().sigmoid(), boxes_BA4.detach(), points_2A, targets, topk=topk)
     labels_BA = targets.labels.gather(1, found.objects)
     goal_BAK = torch.zeros_like(logits_BAK).scatter_(2, labels_BA[..., None], found.quality[..., None])
@@ -127,6 +129,12 @@ def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, 
         "classes": ((goal_BAK - logits_BAK.sigmoid()).abs() ** FOCUS * entropy_BAK).sum() / total,
         "boxes": (overlap_P * found.quality[found.learns]).sum() / total,
     }
+
+
+def _with_area(boxes_BA4: Tensor) -> Tensor:
+    """Return boxes of at least `SMALLEST_SIDE` a side; without an area, overlap and aspect ratio are 0 / 0."""
+    corners_BA2 = boxes_BA4[..., :2]
+    return torch.cat([corners_BA2, torch.maximum(boxes_BA4[..., 2:], corners_BA2 + SMALLEST_SIDE)], 2)
 
 
 def semantic_loss(maps: Sequence[Tensor], points_2A: Tensor, targets: PaddedTargets) -> Tensor:
