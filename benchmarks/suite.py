@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = run(STEPS, options.results, quick=options.settings == "quick")
     for command in failed:
         print(f"failed: {command}")
+    print("python benchmarks/tables.py writes the new figures into the pages")
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 """Write the tables of the docs that are made from the records in `benchmarks/results`.
 
-A page marks the place of a table with `<!-- table: NAME -->` and `<!-- end of table -->`. A test fails when a page
-and the records disagree.
+A page marks the place of a table with `<!-- table: NAME -->` and `<!-- end of table -->`, and figures in a
+line with `<!-- figure: NAME -->` and `<!-- end of figure -->`. A test fails when a page and the records disagree.
 
     python benchmarks/tables.py            # rewrite the pages
     python benchmarks/tables.py --check    # only say which pages are out of date
@@ -17,28 +17,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpu_tables import FIGURES, short
+from cpu_tables import TABLES as CPU_TABLES
+from machine_records import RESULTS, records
+
 from iformer.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_FIGURE = re.compile(r"(<!-- figure: ([\w-]+) -->).*?(<!-- end of figure -->)", re.DOTALL)
 
 
 def figures(record: str) -> dict[str, Any]:
     """The figures of the only record in a file."""
     result: dict[str, Any] = json.loads((RESULTS / f"{record}.json").read_text())["figures"]
     return result
-
-
-def records(name: str) -> list[dict[str, Any]]:
-    """The records of a file that holds those of several machines, oldest first."""
-    found: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["records"]
-    return found
-
-
-def short(network: str) -> str:
-    """`iformer_m` as M."""
-    return network.removeprefix("iformer_").upper()
 
 
 def by_size(rows: list[list[str]]) -> list[list[str]]:
@@ -200,6 +193,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-loop": _gpu_loop,
     "gpu-attention": _gpu_attention,
     "gpu-large": _gpu_large,
+    **CPU_TABLES,
     "browser": _browser,
     "arm": _arm,
 }
@@ -211,8 +205,9 @@ def pages() -> list[Path]:
 
 
 def with_tables(text: str) -> str:
-    """The text of a page with each of its marked tables made from the records."""
-    return _PLACE.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}", text)
+    """The text of a page with each of its marked tables and figures made from the records."""
+    text = _PLACE.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}", text)
+    return _FIGURE.sub(lambda match: f"{match[1]}{FIGURES[match[2]]()}{match[3]}", text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

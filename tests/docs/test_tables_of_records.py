@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -12,14 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables_of_records", ROOT / "benchmarks" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("tables")
 
 
 def test_pages_and_records_agree(tables: ModuleType) -> None:
@@ -28,9 +25,12 @@ def test_pages_and_records_agree(tables: ModuleType) -> None:
 
 def test_every_table_is_on_a_page(tables: ModuleType) -> None:
     placed = {
-        name for page in tables.pages() for name in re.findall(r"<!-- table: ([\w-]+) -->", page.read_text())
+        (kind, name)
+        for page in tables.pages()
+        for kind, name in re.findall(r"<!-- (table|figure): ([\w-]+) -->", page.read_text())
     }
-    assert placed == set(tables.TABLES)
+    made = {"table": tables.TABLES, "figure": tables.FIGURES}
+    assert placed == {(kind, name) for kind, names in made.items() for name in names}
 
 
 def test_a_changed_figure_is_found(tables: ModuleType) -> None:
@@ -38,3 +38,33 @@ def test_a_changed_figure_is_found(tables: ModuleType) -> None:
     row = next(line for line in page.splitlines() if re.match(r"\| M \| [\d,]+ \|", line))
     changed = page.replace(row, re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), row, count=1), 1)
     assert tables.with_tables(changed) == page
+
+
+@pytest.fixture
+def several(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Records of three machines: the last one is known by its processor's name only."""
+    machine_records = importlib.import_module("machine_records")
+    known: dict[str, list[str]] = {"instructions": []}
+    rows = [
+        ({"fingerprint": "a", "cpu": "A", **known}, "CPU", {"ratio": 1.0}),
+        ({"fingerprint": "b", "cpu": "B", **known}, "CPU", {"ratio": 2.0, "rows": [{"label": "x", "it": 5}]}),
+        ({"fingerprint": "b?", "cpu": "B"}, "CPU", {"ratio": 4.0}),
+        ({"fingerprint": "c", "cpu": "C"}, "CPU", {"ratio": 1.5}),
+        ({"fingerprint": "a", "cpu": "A", **known}, "NVIDIA", {"ratio": 100.0}),
+    ]
+    records = [{"machine": machine, "device": device, "figures": found} for machine, device, found in rows]
+    (tmp_path / "some.json").write_text(json.dumps({"records": records}))
+    monkeypatch.setattr(machine_records, "RESULTS", tmp_path)
+    return machine_records
+
+
+def test_several_machines_give_a_median_and_a_range(several: ModuleType) -> None:
+    assert several.values("some", several.at("ratio")) == {"a": [1.0], "b": [2.0, 4.0], "c": [1.5]}
+    assert several.spread("some", several.at("ratio")) == "1.50x (1.00 to 4.00)"
+    assert several.seen_on("some") == (
+        "3 machines: the median (range over 4 records); figures without a range on one of them"
+    )
+
+
+def test_records_without_a_figure_do_not_count(several: ModuleType) -> None:
+    assert several.spread("some", several.at("rows", "x", "it")) == "5.00x"
