@@ -144,9 +144,33 @@ def _paper_ratios() -> str:
     return _table(["pair", "iPhone 13 (paper)", "here"], rows, "paper_ratios")
 
 
+def _depthwise() -> str:
+    where, layers = "192 x 14 x 14", ("3 x 3", "5 x 5", "7 x 7", "7 x 7 split")
+    rows = [
+        [title, *(f"{1e3 * median('depthwise', at(runtime, where, layer, 'median_ms')):.0f}" for layer in layers)]
+        for runtime, title in (_RUNTIMES | {"ncnn": "ncnn"}).items()
+    ]
+    return _table(["us by kernel", *(layer.replace("split", "in parts") for layer in layers)], rows, "depthwise")
+
+
+def _light() -> str:
+    rows = [
+        [
+            network,
+            f"{median('light', at('320', network, 'million parameters')):.2f} M",
+            f"{median('light', at('320', network, 'median_ms')):.1f}",
+            spread("light", at("320", network, "times the backbone")),
+        ]
+        for network in ("backbone", "light detector", "light segmenter", "Mask R-CNN", "Semantic FPN")
+    ]
+    return _table(["network", "parameters in training", "ms", "to the backbone alone"], rows, "light")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "eager": _eager,
     "runtimes": _runtimes,
+    "depthwise": _depthwise,
+    "light": _light,
     "predict": _predict,
     "training-step": _training_step,
     "training-loop": _training_loop,
