@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 
+from iformer.cli.main import main
 from iformer.cli.recipe_options import recipe_options
 from iformer.config.reference import recipe_fields
 from iformer.errors import OutputError
@@ -45,3 +46,27 @@ def test_generated_options_have_plain_types() -> None:
     scalars = {name: hint for name, hint in hints.items() if "tuple" not in str(hint)}
     assert len(scalars) > 40
     assert [name for name, hint in scalars.items() if "Annotated" in str(hint)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "elpv", "--data", "elpv", "--out", ""], "--out is empty; give a path"),
+        (["predict", "a.png", "--weights", "elpv", "--out="], "--out is empty; give a path"),
+        (["bench", "elpv", "--threads", "99999"], "less than or equal to 1024"),
+        (["export", "elpv", "--to", "onnx", "--accuracy-control"], "--accuracy-control is for OpenVINO in int8"),
+    ],
+)
+def test_values_that_mean_nothing_good(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -175,6 +175,8 @@ def export_each(
     if isinstance(model, nn.Module):
         require_network(model)
     _check(precision, calibration)
+    if accuracy_control and (precision != "int8" or any(runtime.name != "openvino" for runtime in runtimes)):
+        raise UserError("--accuracy-control is for OpenVINO in int8; leave it out")
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done
         resolve_options(

@@ -53,10 +53,15 @@ def current_options(arguments: Sequence[str], known: Collection[str]) -> list[st
     Args:
         arguments: of one verb.
         known: the options of that verb.
+
+    Raises:
+        typer.BadParameter: `--out` has an empty value, which would mean the working folder.
     """
     current = list(arguments)
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
+        if name == "--out" and not value and (equals or arguments[index + 1 : index + 2] == [""]):
+            raise typer.BadParameter("--out is empty; give a path, or . for the working folder")
         if name in RENAMED_OPTIONS and name not in known and RENAMED_OPTIONS[name] in known:
             current[index] = RENAMED_OPTIONS[name] + equals + value
             note(f"note: {name} is now {RENAMED_OPTIONS[name]}")

@@ -64,7 +64,7 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads of the runtime; in a browser 1 is measured too.")
+        int, typer.Option(min=1, max=1024, help="Threads of the runtime; in a browser 1 is measured too.")
     ] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Samples per network, taken in turns.")] = 20,
     calls: Annotated[int, typer.Option(min=1, help="Timed calls per sample, which is their median.")] = 5,
