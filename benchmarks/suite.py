@@ -62,7 +62,7 @@ STEPS = (
     Step(script="paper_ratios", quick="--rounds 10"),
     Step(
         script="high_resolution",
-        quick="--runtimes onnx --sizes 512 --rounds 5",
+        quick="--runtimes onnxruntime --sizes 512 --rounds 5",
         full="--rounds 15 6 2",
     ),
     Step(script="depthwise", quick="--runtimes onnx --rounds 5"),
