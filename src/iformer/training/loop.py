@@ -50,8 +50,6 @@ from iformer.training.signals import SignalHandler
 from iformer.training.state import SavedState, TrainState, check_identity, extend, read_newest_state
 from iformer.training.step import OptimizerStep, check_batch_size, seed_everything
 
-__all__ = ["train"]
-
 
 def train(job: TrainJob) -> TrainResult:
     """Train a network, evaluate it and write its report.
