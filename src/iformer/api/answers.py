@@ -35,40 +35,40 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One thing that a network says about an image: a class, or an object."""
+    """One class or object that a network predicts for an image."""
 
     name: str
     """Name of the class."""
     score: float
     """0 to 1: the probability of the class, the score of the object, or the share of the image's pixels."""
     box: tuple[float, float, float, float] | None = None
-    """Detectors: left, top, width and height, in pixels."""
+    """Detectors: left, top, width and height of the object in pixels. None: not an object."""
 
 
 def answers_of(record: Record) -> Iterator[Answer]:
     """Yield the answers in a record, the highest score first."""
-    # a task of its own may answer in other words; they are in the record
+    # a task outside this package may use other keys: they stay in the record
     for item in record.get("detections") or record.get("classes") or ():
         score = next(item[key] for key in ("probability", "score", "share") if key in item)
         yield Answer(name=item["name"], score=score, box=tuple(item["box"]) if "box" in item else None)
 
 
 def answers_file(folder: Path, format: AnswerFormat) -> Path:
-    """Return the path of the answers in a folder: `predictions.jsonl`, `.csv` or `.parquet`."""
+    """Return the path of the file of answers in a folder: `predictions.jsonl`, `.csv` or `.parquet`."""
     return folder / f"predictions.{format}"
 
 
 def holds_answers(folder: Path) -> bool:
-    """Whether there are answers of an earlier call in a folder."""
+    """Return whether a folder holds a file of answers, in any format."""
     return any(answers_file(folder, format).exists() for format in FORMATS)
 
 
 def check_format(format: str) -> AnswerFormat:
-    """Return the format.
+    """Check the name of a file format and return it.
 
     Raises:
-        UserError: there is no such format.
-        MissingDependencyError: pyarrow is not installed, which Parquet needs.
+        UserError: the format is not one of `FORMATS`.
+        MissingDependencyError: the format is Parquet, and pyarrow is not installed.
     """
     for known in FORMATS:
         if format == known:
@@ -79,12 +79,12 @@ def check_format(format: str) -> AnswerFormat:
 
 
 def write_answers(folder: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
-    """Write `answers_file`: a line for each record, or a table of `answer_rows`.
+    """Write the file of answers into a folder and return its path: a line per record, or a table of `answer_rows`.
 
-    Answers of an earlier call in another format are removed.
+    Files of answers in other formats are removed.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     path = _write(answers_file(folder, format), records, format)
     for other in FORMATS:
@@ -112,14 +112,15 @@ def _write(path: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
 
 
 _PYARROW = {"bool": "bool_"}
-"""Names of types in pyarrow where they differ."""
+"""Types of `_COLUMNS` that have another name in pyarrow."""
 
 
 def answer_rows(record: Record) -> list[dict[str, Any]]:
-    """Return a row for each answer of an image or frame; one row without a name if there is none or an error.
+    """Return one row for each answer of an image or frame; without an answer, one row with `file` and `error`.
 
     `rank` counts from 1. `is_label` says whether a class reaches the threshold of a multi-label classifier.
-    `left`, `top`, `width` and `height` are those of an object's box, in pixels.
+    `left`, `top`, `width` and `height` describe the box of an object, in pixels. Values that a record does not
+    have are None.
     """
     empty = dict.fromkeys(_COLUMNS) | {name: record.get(name) for name in ("file", "frame", "error")}
     rows = []

@@ -38,8 +38,8 @@ def evaluate(
     Args:
         model: a network of this package, or any name that `iformer.load` takes, or an exported artifact.
         data: the data set, as for `iformer.train`.
-        split: "val", "train" or "all". None: "val"; for classifiers "all", if the data is not split and not that
-            of the training.
+        split: "val", "train" or "all". None: "val", but "all" for a classifier if the data is neither split nor
+            the data that it was trained on.
         val_split: share of the images for validation, if the data is not split.
         batch_size: images in one call.
         precision: "fp32", "bf16", "fp16" or "auto".
@@ -47,14 +47,14 @@ def evaluate(
         workers: processes that load images.
         strict: an image that cannot be read is an error instead of being skipped.
         sliding: segmenters: overlapping windows instead of the whole image.
-        max_detections: detectors: most objects on an image. None: as trained.
+        max_detections: detectors: largest number of objects on an image. None: as trained.
         iou: detectors: overlap above which the box with the lower score is dropped. None: as trained.
-        entry: which weights of a training script's file to take.
+        entry: which weights to take from the file of a training script, such as "model_ema".
         warn: called with notes about the result, one line each. None: each line is a Python warning.
 
     Returns:
-        The metrics, also as attributes: `top1`, `top5` and `loss`; for several labels `map`, `f1` and `loss`;
-        `box_ap` and `mask_ap`; `miou`.
+        The metrics, also as attributes: `top1`, `top5` and `loss` of classifiers; `map`, `f1` and `loss` of
+        multi-label classifiers; `box_ap` and `mask_ap` of detectors; `miou` of segmenters.
 
     Raises:
         UserError: the model or the data cannot be opened, or do not fit each other.

@@ -1,4 +1,4 @@
-"""`iformer.export`: a network to a checked artifact for one runtime or several."""
+"""`iformer.export`: export a network as checked artifacts for one or several runtimes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from iformer.tasks.export import export_module, exportable
 from iformer.tasks.subject import require_network
 
 Report = Callable[[str], None]
-"""Takes a line about the progress of a quantization or a warning about its data."""
+"""Callback for one line of text: the progress of a quantization, or a note about the export or its data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedArtifact(os.PathLike[str]):
-    """An artifact that was exported and checked. It stands for its path where a name is taken."""
+    """An artifact that was exported and checked. It can be given wherever a path is expected."""
 
     path: Path
     info: ArtifactInfo = field(repr=False)
@@ -52,17 +52,17 @@ class ExportedArtifact(os.PathLike[str]):
 
     @property
     def record(self) -> Path:
-        """The JSON file beside the artifact that describes it."""
+        """The path of the JSON file next to the artifact that describes the artifact."""
         return record_path(self.path)
 
     @property
     def runtime(self) -> Runtime:
-        """The row of its runtime."""
+        """The runtime of the artifact; for ExecuTorch, with the backend."""
         return find_runtime(self.info.runtime).with_backend(self.info.backend)
 
     @property
     def parity(self) -> dict[str, Any] | None:
-        """How far its outputs are from the network's; None if not compared."""
+        """Differences between the outputs of the artifact and of the network; None if they were not compared."""
         return self.info.parity
 
     @property
@@ -89,7 +89,7 @@ def export(
         options: see `export_each`.
 
     Returns:
-        The artifact, or a list of them if `to` is one.
+        The artifact, or a list of artifacts if `to` is a list.
 
     Raises:
         UserError: an option is not for the runtime, a package is missing, or an artifact does not agree.
@@ -133,14 +133,14 @@ def export_each(
     Args:
         model: a network of this package, or any name that `iformer.load` takes.
         to: names of runtimes.
-        out: the artifact, or a folder for the artifacts; with several runtimes always a folder. None: the
-            network's name and the runtime's ending, in the current folder.
-        size: side, or height and width, of the input in pixels. None: the network's.
+        out: path of the artifact, or a folder for the artifacts; with several runtimes always a folder. None: a
+            file in the current folder, named after the network, with the runtime's extension.
+        size: side, or height and width, of the input in pixels. None: the network's own.
         batch: "dynamic", or a fixed number of images in each call. None: dynamic if the runtime supports it,
             else 1.
         precision: "fp32", "fp16", "int8", "int8-dynamic" or "palette6". None: fp32; for Core ML fp16.
         raw: export without normalisation: float32 input, N x C x H x W.
-        opset: ONNX only: version of the operator set, 17 to 20. None: that of the installed torch's exporter.
+        opset: ONNX only: version of the operator set, 17 to 20. None: the exporter's default.
         executorch_backend: ExecuTorch only: "xnnpack", "coreml", "vulkan" or "qnn". None: "xnnpack". A program for
             a backend that does not run on this machine is not compared; its record says so.
         soc_model: ExecuTorch's backend "qnn" only: the phone's chip, such as "SM8650".
@@ -154,15 +154,16 @@ def export_each(
         int8_scheme: ONNX in int8: "symmetric" for TensorRT, else "asymmetric".
         attention: attention design for large images; None: the network's own.
         windows: settings of the attention's windows, with `attention`.
-        entry: which weights of a training script's file to take.
-        device: computes the network's side of the comparison.
+        entry: which weights to take from the file of a training script, such as "model_ema".
+        device: device on which the network computes its outputs for the comparison.
         report: called with each line about the progress.
 
     Yields:
         The artifact, or the error of a runtime that could not export; the next runtimes are still tried.
 
     Raises:
-        UserError: what cannot work for any runtime, before any work is done.
+        UserError: the network cannot be opened, or an argument is invalid or does not fit one of the runtimes.
+            Raised before the first export.
     """
     if isinstance(batch, bool | float):
         raise UserError(f"batch is {batch}; expected a whole number, or dynamic")
@@ -239,7 +240,7 @@ def export_each(
 
 @contextmanager
 def _ready(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a network in eval mode on a device, and back afterwards."""
+    """Put a network in eval mode and on a device; restore its mode and device afterwards."""
     training = network.training
     before = next((parameter.device for parameter in network.parameters()), device)
     network.eval().to(device)
@@ -260,10 +261,11 @@ def _check(precision: str | None, calibration: Any) -> None:
 
 
 def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, precision: str | None) -> list[Path]:
-    """Return one path for each runtime. `out` is an artifact if it ends like one, else a folder.
+    """Return the path of each runtime's artifact. `out` is a file with the runtime's extension, or a folder.
 
     Raises:
-        UserError: `out` ends like an artifact of another runtime, or a path is not UTF-8, which runtimes need.
+        UserError: `out` is another file or has another runtime's extension, or a path is not UTF-8, which runtimes
+            need.
     """
     if precision in QUANTIZED:
         name += f"_{precision}"
@@ -287,13 +289,13 @@ def _utf8(path: Path) -> Path:
 
 
 def _backend_mark(runtime: Runtime) -> str:
-    """Return "_coreml" for ExecuTorch's backend Core ML, and nothing for the default backend."""
+    """Return the part of a file name that names the backend, such as "_coreml"; empty for the default backend."""
     if runtime.backend is None or runtime.backend == runtime.backends[0]:
         return ""
     return f"_{runtime.backend.name}"
 
 
 def artifact_name(weights: str) -> str:
-    """Return the last part of a path or of a name on the hub."""
+    """Return the last part of a path or of a name on the hub, without the extension of a file."""
     path = Path(weights)
     return path.stem if path.is_file() else path.name or path.resolve().name

@@ -1,4 +1,4 @@
-"""What predictions can be asked for: files, folders, globs, URLs, standard input, and images in memory."""
+"""Inputs of `iformer.predict`: files, folders, globs, URLs, standard input and images in memory."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from iformer.errors import DataError, one_line
 
 STANDARD_INPUT = "-"
 MAX_DOWNLOAD_BYTES = 512 * 2**20
-"""Largest image or video that is fetched from a URL or read from standard input."""
+"""Largest image or video, in bytes, that is fetched from a URL or read from standard input: 512 MiB."""
 _TIMEOUT_SECONDS = 30
-"""Longest wait for the next bytes of a URL."""
+"""Longest wait, in seconds, for the next bytes of a download."""
 _TOTAL_SECONDS = 600
-"""Longest time for a whole URL."""
+"""Longest time, in seconds, for a whole download."""
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One image or video file, or the reason why there is none."""
+    """An image or video file, or the reason why a source gives no file."""
 
     source: str
-    """What was given, for records and messages: a path, a URL, or the number of an image in memory."""
+    """Name in records and messages: a path, a URL, or "image 3" for the third image in memory."""
     path: Path | None = None
     error: str = ""
     """One line; empty if there is a file."""
     is_given: bool = True
-    """Whether the user named this file. False if a folder or a pattern led to it."""
+    """Whether the user named this file. False: it was found by a folder or a pattern."""
     is_stored: bool = False
-    """Whether the file was written here, for an image in memory or from a URL."""
+    """Whether this call wrote the file, for an image in memory, from a URL or from standard input."""
 
 
 def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
-    """Find the files that the sources mean, images and videos, in their order, each file once.
+    """Return the image and video files of the sources, in the order of the sources, each file once.
 
     Args:
         sources: one source or an iterable of them. A source is a file, folder or pattern, an http(s) URL, "-" for
@@ -59,11 +59,11 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
         folder: returns a folder for images that are not files; called only if there are any.
 
     Returns:
-        One input for each file or image. What is missing, cannot be fetched or is no image is an input with an
-        `error`.
+        One input for each file or image. A source that is missing or cannot be fetched or converted gives an
+        input with an `error`.
 
     Raises:
-        DataError: nothing was found that can be read.
+        DataError: no source gives a file, or a source has a type that is not supported.
     """
     numbers = count(1)
     found: dict[Path | str, Input] = {}
@@ -71,7 +71,7 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
         for source in _flat(sources):
             for item in _inputs(source, folder, numbers):
                 earlier = found.setdefault(item.path or item.source, item)
-                if item.is_given and not earlier.is_given:  # its folder was given before it
+                if item.is_given and not earlier.is_given:  # its folder was among the earlier sources
                     found[item.path or item.source] = item
     except RecursionError:
         raise DataError("the lists of images are nested too deeply") from None
@@ -121,7 +121,7 @@ def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> 
 
 
 def _fetched(source: str, folder: Callable[[], Path]) -> Input:
-    """Store what a URL or standard input holds."""
+    """Store the contents of a URL or of standard input in a file; return an input with that file or an error."""
     name = Path(source.partition("?")[0].partition("#")[0]).name if source != STANDARD_INPUT else "stdin"
     stored = re.sub(r"[^\w.-]", "_", name).encode()[-100:].decode(errors="ignore") or "download"
     try:
@@ -142,13 +142,14 @@ def _from_standard_input() -> bytes:
 
 
 def _download(url: str) -> bytes:
-    """Return what a URL holds, at most one byte more than `MAX_DOWNLOAD_BYTES`.
+    """Return the contents of a URL, at most one byte more than `MAX_DOWNLOAD_BYTES`.
 
-    It runs in a thread: each read has a time limit, but a server that sends a byte now and then never exceeds it.
+    The download runs in a thread, because only each read has a time limit: a server that sends a byte now and then
+    would never exceed that limit.
 
     Raises:
-        OSError, ValueError, HTTPException: it cannot be fetched.
-        TimeoutError: it is not complete in time.
+        OSError, ValueError, HTTPException: the URL cannot be fetched.
+        TimeoutError: the download is not complete after `_TOTAL_SECONDS`.
     """
     found: list[bytes | Exception] = []
 
@@ -182,7 +183,7 @@ def _free_name(folder: Path, name: str) -> Path:
 def _stored(image: Image.Image, folder: Path, number: int) -> Path:
     as_png = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
     path = folder / f"image-{number}{'.png' if as_png else '.tif'}"
-    if not holds_answers(folder.parent):  # nothing in the folder is of an earlier call
+    if not holds_answers(folder.parent):  # files in the folder are not from an earlier call, so none is replaced
         path = _free_name(folder, path.name)
     options: dict[str, Any] = {"compress_level": 1} if as_png else {}
     ImageOps.exif_transpose(image).save(path, **options)  # files are read upright, too

@@ -34,7 +34,7 @@ from iformer.tasks.interface import (
 from iformer.tasks.subject import open_subject
 
 _UNFINISHED = ".predict.unfinished"
-"""Empty file in the folder of a call that is not complete, also of a killed one."""
+"""Name of the empty file that marks the output folder of a running call; it stays if the call is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Prediction:
     """The answer for one image or video frame."""
 
     source: str
-    """What was given: a path, a URL, or "image 3" for the third image in memory."""
+    """The source of the image: a path, a URL, or "image 3" for the third image in memory."""
     path: Path | None
     """The image file; None for an image in memory or from a URL that was not kept."""
     answers: tuple[Answer, ...] = ()
@@ -51,30 +51,30 @@ class Prediction:
     labels: tuple[str, ...] | None = None
     """Multi-label classifiers: names of the classes whose probability reaches the threshold; None for others."""
     error: str | None = None
-    """Why the image could not be read; None: it could."""
+    """Why the image could not be read. None: it was read."""
     record: Record = field(repr=False)
     """The line of `predictions.jsonl`."""
     make_masks: Callable[[], npt.NDArray[Any] | None] = field(default=no_masks, repr=False, compare=False)
-    """Makes `masks`; can be pickled."""
+    """Function that computes `masks`; can be pickled."""
     words: str = field(default="", repr=False)
-    """The answer in words."""
+    """The answers as one line of text."""
 
     @property
     def name(self) -> str | None:
-        """Name of the first answer; None without one."""
+        """Class name of the first answer; None if there is no answer."""
         return self.answers[0].name if self.answers else None
 
     @property
     def score(self) -> float | None:
-        """Score of the first answer; None without one."""
+        """Score of the first answer; None if there is no answer."""
         return self.answers[0].score if self.answers else None
 
     @property
     def masks(self) -> npt.NDArray[Any] | None:
-        """Masks, made at each access: they are large.
+        """Masks of the image, computed at each access because they are large.
 
         Segmenters: class of each pixel, uint8 H x W. Detectors with masks: bool N x H x W, in the order of
-        `answers`. None without any.
+        `answers`. None if there are no masks.
         """
         return self.make_masks()
 
@@ -85,7 +85,7 @@ class Prediction:
 
 
 class Predictions(Iterator[Prediction]):
-    """The predictions of one call, computed while they are iterated over."""
+    """Iterator over the predictions of one call, which are computed on demand."""
 
     def __init__(
         self,
@@ -97,10 +97,13 @@ class Predictions(Iterator[Prediction]):
         format: AnswerFormat = "jsonl",
         overwrite: bool = False,
     ) -> None:
-        """`stack` is closed after the last prediction, or by `close`. While it runs, `out` is locked.
+        """Prepare the predictions; nothing is computed yet.
+
+        `stack` is closed after the last prediction, or by `close`. From the first prediction until then, `out` is
+        locked.
 
         Raises:
-            UserError: a file that would be written is in the way; see `_check_files`.
+            UserError: a file that is not of an earlier call would be replaced; see `_check_files`.
         """
         self.inputs, self.predictor, self.out = inputs, predictor, out
         self.written: list[str] = []
@@ -117,7 +120,7 @@ class Predictions(Iterator[Prediction]):
         return next(self._running)
 
     def close(self) -> None:
-        """Stop before the last prediction; the answers until then are written."""
+        """Stop early. The answers so far are written."""
         self._running.close()
         self._stack.close()
 
@@ -140,7 +143,7 @@ class Predictions(Iterator[Prediction]):
                 for record in self.predictor.predict(self._paths, self.out):
                     item = by_path[Path(record["file"])]
                     yield self._kept(item, {**record, "file": item.source})
-            except BaseException:  # Ctrl-C, a full disk, a caller who has seen enough: keep the answers until then
+            except BaseException:  # Ctrl-C, a full disk, a caller who has seen enough: keep the answers so far
                 if self.out is not None and self._records:
                     with suppress(UserError, OSError):
                         write_answers(self.out, self._records, self._format)
@@ -201,25 +204,26 @@ def predict(
         top_k: classifiers: classes in an answer. None: 5.
         batch_size: classifiers: images in one call. None: 32.
         workers: classifiers: threads that decode.
-        explain: classifiers: also draw where the network looks, with `out`.
+        explain: classifiers: also draw where the network looks; needs `out`.
         flip: classifiers: average the logits of each image and its mirror image.
         min_score: detectors: the lowest score that is reported. None: 0.5.
         sliding: segmenters: overlapping windows instead of the whole image.
-        max_detections: detectors: most objects on an image. None: as trained.
+        max_detections: detectors: largest number of objects on an image. None: as trained.
         iou: detectors: overlap above which the box with the lower score is dropped. None: as trained.
-        tile: detectors and segmenters: look at large images in square tiles; their side in pixels.
-        overlap: share of a tile that it has in common with the next one. None: 0.2.
+        tile: detectors and segmenters: side, in pixels, of the square tiles into which large images are cut. None:
+            no tiles.
+        overlap: smallest overlap of neighbouring tiles, as a share of their side. None: 0.2.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
-        entry: which weights of a training script's file to take.
+        entry: which weights to take from the file of a training script, such as "model_ema".
         warn: called with notes about the model, one line each. None: each line is a Python warning.
 
     Returns:
-        An iterator over one `Prediction` for each image and frame. An image that cannot be read gives one with an
-        `error`, and the others go on.
+        An iterator over one `Prediction` for each image and frame. An image that cannot be read gives a prediction
+        with an `error`; the other images are still processed.
 
     Raises:
         UserError: the model cannot be opened, an option is not for its task, no image was found, or `out` holds
-            answers of an earlier call, is in use by another one, or holds files that would be replaced and are
+            answers of an earlier call, is in use by another call, or holds files that would be replaced and are
             not of an earlier call.
     """
     check_arguments(predict, locals())
@@ -273,15 +277,15 @@ def _check_unused(folder: Path, *, overwrite: bool) -> None:
 
 
 def _check_files(folder: Path, files: Sequence[Path], images: Sequence[Path]) -> None:
-    """Check that no file that is not of an earlier call would be replaced.
+    """Check that writing replaces only files of an earlier call.
 
     Args:
-        folder: holds answers of an earlier call, or not.
-        files: what would be written.
-        images: what is read.
+        folder: the output folder.
+        files: the files that would be written.
+        images: the files that are read.
 
     Raises:
-        UserError: a file to be written is one of the images, or exists in a folder without answers.
+        UserError: a file to be written is one of the images, or exists in a folder that no earlier call wrote to.
     """
     read = {identity for path in images if (identity := _identity(path)) is not None}
     ours = holds_answers(folder) or (folder / _UNFINISHED).exists()
@@ -296,7 +300,7 @@ def _check_files(folder: Path, files: Sequence[Path], images: Sequence[Path]) ->
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what identifies an existing file under all its names; None if there is none."""
+    """Return the device and inode of a file, which all its names share; None if there is no such file."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -306,7 +310,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _removed_if_empty(folder: Path) -> Iterator[Path]:
-    """Remove a folder and its parents in the end where this call has made them and they have remained empty."""
+    """On exit, remove the folder and its parents if they did not exist before and are still empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield folder
@@ -318,7 +322,7 @@ def _removed_if_empty(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _marked_as_unfinished(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Mark a folder until its answers are written: a later call may replace what a killed one has drawn."""
+    """Mark a folder until its answers are written, so that a later call may replace the files of a killed one."""
     mark = write_bytes(folder / _UNFINISHED, b"")
     try:
         yield
@@ -339,9 +343,9 @@ def _once(make: Any) -> Any:
 
 
 def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
-    """Leave out the pictures of an earlier run below a folder such as ".". Files that are named stay."""
+    """Leave out inputs that lie in the output folder, such as pictures of an earlier call. Named files stay."""
     here = Path(os.path.realpath(folder))  # not Path.resolve: it raises at links that point to themselves
-    # `predictions/2` lies beside the answers of `predictions`
+    # the folder `predictions/2` lies next to the answers in `predictions`
     if here.name.isdecimal() and holds_answers(here.parent):
         here = here.parent
     kept = [

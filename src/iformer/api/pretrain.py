@@ -1,4 +1,4 @@
-"""`iformer.pretrain`: a backbone that is trained without labels."""
+"""`iformer.pretrain`: train a backbone without labels."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def pretrain(
     settings: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> TrainResult:
-    """Train a backbone on images without labels, by the features of a teacher; the same as the verb `pretrain`.
+    """Train a backbone, without labels, to imitate the features of a teacher; the same as the verb `pretrain`.
 
-    The pooled features and the feature maps of the network, behind learned projections, become similar to those of
-    the teacher. `iformer.train(DATA, model=RUN, out=...)` starts from the result.
+    Learned projections of the network's pooled features and feature maps are trained to be similar to the features
+    of the teacher. `iformer.train(DATA, model=RUN, out=...)` starts from the result.
 
     Args:
-        data: a folder of images at any depth, or a labelled data set, whose labels are not used. None: that of the
-            run in `out`, with `resume`.
+        data: a folder of images at any depth, or a labelled data set, whose labels are not used. None: the data
+            of the run in `out`, with `resume`.
         out: the run folder.
         teacher: a timm network with released weights (`timm/NAME`), a size, or a checkpoint of any task. None:
-            that of the resumed run.
-        model: a size, or a checkpoint to start from. None: "iformer_t", or that of the resumed run.
+            the teacher of the resumed run.
+        model: a size, or a checkpoint to start from. None: "iformer_t", or the model of the resumed run.
         recipe: name or YAML file of a recipe. None: "pretrain".
         resume: continue the run in `out`, with its own settings where an argument is None.
         overwrite: remove the run that is in `out` first.
@@ -56,8 +56,8 @@ def pretrain(
         fields: recipe fields: `epochs=20`, `teacher_weights="net.safetensors"`. They replace `settings`.
 
     Returns:
-        Metrics, history and paths of the run; `metrics["cosine"]` is the mean cosine similarity in percent. It
-        stands for the run folder where a name is taken, such as `model` of `iformer.train`.
+        Metrics, history and paths of the run; `metrics["cosine"]` is the mean cosine similarity in percent. The
+        result can be given in place of the run folder, such as for `model` of `iformer.train`.
 
     Raises:
         UserError: a file or setting of the job does not exist, does not fit or cannot be read.

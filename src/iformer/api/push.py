@@ -1,4 +1,4 @@
-"""`iformer.push`: a trained network to the Hugging Face hub."""
+"""`iformer.push`: upload a trained network to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PushedModel:
     """A network on the hub."""
 
     repo: str
-    """`USER/NAME`."""
+    """Name of the repository, `USER/NAME`."""
     name: str
     """The name that `iformer.load` takes: `hf-hub:USER/NAME`."""
     url: str
@@ -42,17 +42,17 @@ def push(
     private: bool = False,
     message: str = "Upload by iformer",
 ) -> PushedModel:
-    """Upload a network with its model card; the same as the verb `push`.
+    """Upload a network and its model card to the Hugging Face hub; the same as the verb `push`.
 
-    `iformer.load("hf-hub:USER/NAME")` reads it back. The repository is created if there is none. The token is that
-    of `hf auth login`, or of the variable `HF_TOKEN`.
+    `iformer.load("hf-hub:USER/NAME")` reads the network back. The repository is created if it does not exist. The
+    token comes from `hf auth login` or from the environment variable `HF_TOKEN`.
 
     Args:
         run: a network of this package, a run folder, or any name of a network with weights that `iformer.load`
-            takes. Photographs and the report of a run stay here; the metadata of the weights holds the command of
-            the training.
+            takes. Pictures and the report of a run are not uploaded; the metadata of the weights holds the command
+            of the training.
         repo: `USER/NAME` or `ORGANISATION/NAME`.
-        last: of a run folder: `last.safetensors`, which its report describes, instead of `best.safetensors`.
+        last: run folders: upload `last.safetensors`, which the report describes, instead of `best.safetensors`.
         private: create a private repository.
         message: message of the commit.
 

@@ -46,9 +46,9 @@ def train(
 
     Args:
         data: a folder, tar shards, a URL, `hfds/NAME` or `elpv`; see "Train a classifier" and the pages of the
-            other tasks. None: that of the run in `out`, with `resume`.
+            other tasks. None: the data of the run in `out`, with `resume`.
         out: the run folder.
-        model: a size, or a checkpoint to fine-tune. None: "iformer_t", or that of the resumed run.
+        model: a size, or a checkpoint to fine-tune. None: "iformer_t", or the model of the resumed run.
         task: "classify", "detect" or "segment". None: the recipe's, or "classify".
         recipe: name or YAML file of a recipe. None: the task's default.
         resume: continue the run in `out`, with its own settings where an argument is None.
@@ -64,7 +64,7 @@ def train(
         fields: recipe fields: `epochs=20`, `lr=1e-4`, `augment={"hflip": 0.0}`. They replace `settings`.
 
     Returns:
-        Metrics, history and paths of the run. It stands for the run folder where a name is taken, such as in
+        Metrics, history and paths of the run. The result can be given in place of the run folder, such as to
         `iformer.load`.
 
     Raises:
@@ -117,8 +117,8 @@ def cross_validate(
     """Train a classifier once for each fold of the data; the same as `iformer train --folds`.
 
     Every image of the data, whatever its split, validates one of the networks and trains the others. Folds are
-    stratified by class; the images of a group (column `group` of a table) are never on both sides. Arguments that
-    are not listed are those of `train`.
+    stratified by class; images of one group (column `group` of a table) stay together in one fold. The arguments
+    that are not listed here are described at `train`.
 
     Args:
         data: image files: a folder, a table or `elpv`.
@@ -131,7 +131,7 @@ def cross_validate(
         Mean, standard deviation and values of each metric, and the runs.
 
     Raises:
-        UserError: see `train`; or the images do not make that many folds.
+        UserError: see `train`; also if there are too few images for this number of folds.
     """
     check_is_name(model)
     check_arguments(cross_validate, locals())
@@ -163,7 +163,7 @@ def run_folds(
     warn: Warn | None = None,
     **options: Any,
 ) -> CrossValidation:
-    """Run `cross_validate`. `options` are those of `training_job`."""
+    """Do what `cross_validate` does, with arguments that are checked already; `options` go to `training_job`."""
     folder = Path(out)
     if is_main_process():
         check_folder(folder, folds, resume=resume, overwrite=overwrite)
@@ -191,7 +191,7 @@ def build_job(
     warn: Warn | None = None,
     **options: Any,
 ) -> TrainJob:
-    """Build the job that `train` runs; nothing is written. `options` are those of `training_job`."""
+    """Build the job that `train` runs, without writing anything; `options` go to `training_job`."""
     if warn is None:
         warn = python_warnings
     if not is_main_process():
@@ -202,7 +202,7 @@ def build_job(
 
 
 def check_is_name(model: Any) -> None:
-    """Refuse a network where a name is expected.
+    """Check that `model` is a name and not a network.
 
     Raises:
         UserError: `model` is a network.
@@ -232,7 +232,7 @@ def _text(name: str | os.PathLike[str] | None) -> str | None:
 
 
 def _overrides(settings: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge recipe fields; a path or a finished run, such as a teacher, becomes its name."""
+    """Merge recipe fields, where `fields` win; paths and finished runs, such as a teacher, become strings."""
     merged = {**(settings or {}), **fields}
     return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in merged.items()}
 

@@ -1,1 +1,1 @@
-"""Tasks: loss, decoding and metric of a network; no loop."""
+"""Tasks: data, loss, decoding and metrics of each kind of network. The loop is in `iformer.training`."""

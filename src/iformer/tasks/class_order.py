@@ -1,4 +1,4 @@
-"""A data set's classes in the order of a network's outputs, by their names."""
+"""Match the classes of a data set to the outputs of a network, by name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from iformer.errors import DataError, counted, listed
 
 
 def class_order(known: Sequence[str], class_names: Sequence[str]) -> tuple[int | None, ...]:
-    """Return, for each class of a data set, the network's output of that name; None if it has none.
+    """Return, for each class of a data set, the index of the network's output of that name, or None.
 
     Args:
-        known: the network's class names in the order of its outputs; empty means those of the data.
-        class_names: the data set's.
+        known: class names of the network, in the order of its outputs. Empty: the classes of the data.
+        class_names: class names of the data set.
 
     Raises:
         DataError: the network knows none of the classes.
@@ -28,7 +28,7 @@ def class_order(known: Sequence[str], class_names: Sequence[str]) -> tuple[int |
 
 
 def other_classes(known: Sequence[str], class_names: Sequence[str]) -> DataError:
-    """Return the error for data with classes that a network does not know; it names the differences."""
+    """Return the error for data whose classes differ from the network's; the message lists the differences."""
     ours, theirs = [writable(name) for name in known], [writable(name) for name in class_names]
     differences = [
         f"only {whose}: {listed(sorted(names))}"
@@ -42,7 +42,7 @@ def other_classes(known: Sequence[str], class_names: Sequence[str]) -> DataError
 
 
 def refuse_unknown(known: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raise a `DataError` if a data set has a class that a network with names does not know."""
+    """Raise a `DataError` if a data set has a class that is not in `known`, unless `known` is empty."""
     if None in class_order(known, class_names):
         raise other_classes(known, class_names)
 
@@ -50,13 +50,13 @@ def refuse_unknown(known: Sequence[str], class_names: Sequence[str]) -> None:
 def share_notes(
     known: Sequence[str], class_names: Sequence[str], *, used: int, total: int, noun: str
 ) -> list[str]:
-    """Return notes on what an evaluation leaves out where the network and the data have other classes.
+    """Return notes on the annotations and classes that an evaluation leaves out, because classes differ.
 
     Args:
-        known: the network's class names; empty means those of the data.
-        class_names: the data set's.
-        used: annotations of classes that the network knows.
-        total: annotations.
+        known: class names of the network. Empty: the classes of the data.
+        class_names: class names of the data set.
+        used: number of annotations of classes that the network knows.
+        total: number of all annotations.
         noun: what an annotation is, in the singular.
     """
     if not known:

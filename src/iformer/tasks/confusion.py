@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix, for every task."""
+"""Draw confusion matrices, for every task."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from iformer.errors import printable
 from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
 
 MAX_CONFUSION_CLASSES = 50
-"""With more classes than this the confusion matrix shows only those most confused with each other."""
+"""Largest number of classes that are all shown. With more, only the most confused ones are."""
 MOST_CONFUSED = 24
+"""Largest number of classes shown if there are more than `MAX_CONFUSION_CLASSES`."""
 _ZERO = "#7f8aa0"
 _COUNTED_CLASSES = 20
-"""Up to this number of classes the confusion matrix shows counts as text."""
+"""Largest number of shown classes with which each cell has its count as text."""
 
 
 def draw_matrix(
@@ -31,17 +32,17 @@ def draw_matrix(
     labels: tuple[str, str] = ("true (images)", "predicted"),
     unit: str = "share of the true class's images",
 ) -> Path:
-    """Write a confusion matrix as a picture.
+    """Draw a confusion matrix, write it as a PNG file and return the path.
 
     Args:
         counts: R x C, rows true, columns predicted.
-        totals: R, what a row's counts are shares of; it stands beside the row's name.
+        totals: R, the number that a row's counts are shares of; shown next to the row's name.
         rows: R names.
         columns: C names.
         path: the PNG file.
-        title: its heading.
-        labels: of the vertical and the horizontal axis.
-        unit: what the colours mean.
+        title: heading of the picture.
+        labels: labels of the vertical and the horizontal axis.
+        unit: label of the colour bar.
     """
     share = counts / np.maximum(totals[:, None], 1)
     count = max(counts.shape)
@@ -77,11 +78,11 @@ def draw_matrix(
 
 
 def classes_to_show(entries: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
-    """Return all classes or, if there are too many, those of the largest confusions, in their own order.
+    """Return the indices of the classes to show, rising: all or, if there are too many, the most confused ones.
 
     Args:
         entries: rows of true class, predicted class and count.
-        classes: their number.
+        classes: number of classes.
     """
     if classes <= MAX_CONFUSION_CLASSES:
         return np.arange(classes)
@@ -95,7 +96,7 @@ def classes_to_show(entries: npt.NDArray[np.int64], classes: int) -> npt.NDArray
 
 
 def shortened(text: str, length: int) -> str:
-    """Return a printable text for matplotlib; one that is too long is cut in its middle."""
+    """Return a printable text for matplotlib, cut in its middle if it is longer than `length`."""
     text = printable(text).replace("$", r"\$")  # a dollar sign starts a formula in matplotlib
     if len(text) <= length:
         return text

@@ -1,4 +1,4 @@
-"""A network of any task, prepared for export by its task."""
+"""Prepare networks of any task for export."""
 
 from __future__ import annotations
 

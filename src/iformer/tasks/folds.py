@@ -28,7 +28,7 @@ _FOLD = re.compile(r"fold-(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A metric over the folds."""
+    """Mean, standard deviation and values of a metric over the folds."""
 
     mean: float
     std: float
@@ -47,7 +47,7 @@ class CrossValidation(os.PathLike[str]):
     metrics: dict[str, Spread] = field(repr=False)
     """Each metric that is one number, such as `top1`, `loss`, or `map` and `f1`; shares in percent."""
     report: Path
-    """`report.md` of the folder."""
+    """Path of `report.md` in `folder`."""
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -69,7 +69,8 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
     """Check that a cross-validation may use the folder; the runs check their own folders.
 
     Raises:
-        UserError: `folds` is out of its range, or the folder is a file or holds something else.
+        UserError: `folds` is out of its range, or the folder is a file, holds other files, or holds a
+            cross-validation that is neither resumed nor overwritten.
     """
     if not 2 <= folds <= MAX_FOLDS:
         raise UserError(f"--folds is {folds}; expected 2 to {MAX_FOLDS}")
@@ -178,7 +179,7 @@ def _fold_table(result: CrossValidation) -> str:
 
 
 def _class_table(result: CrossValidation) -> str:
-    """Mean and standard deviation of each score of each class, over the folds that have images of it."""
+    """Return a table of the mean and standard deviation of each class's scores, over the folds with its images."""
     columns = {name: title for name, title in result.folds[0].evaluation.columns.items() if name != "support"}
 
     def cell(class_name: str, column: str) -> str:

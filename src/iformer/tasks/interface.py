@@ -23,15 +23,15 @@ from iformer.training.records.results import Evaluation
 Split = Literal["val", "train", "all"]
 
 Warn = Callable[[Sequence[str]], None]
-"""Takes warnings about the data, one line each."""
+"""Callback for warnings about the data, one line each."""
 
 Record = dict[str, Any]
-"""The answer for one image or video frame as plain values: `file` and either `error` or the task's own."""
+"""The answer for one image or video frame as plain values: `file`, and either `error` or the task's own keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Options of `eval`. Where a field may be None, None means that it was not given and the task decides."""
+    """Options of the verb `eval`. None: the option was not given, and the task decides."""
 
     device: torch.device
     split: Split | None = None
@@ -43,14 +43,14 @@ class EvaluateOptions:
     batch_size: int | None = None
     sliding: bool | None = None
     max_detections: int | None = None
-    """Most detections of an image."""
+    """Largest number of detections of an image."""
     iou: float | None = None
     """Overlap above which a detector drops the box with the lower score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Options of `predict`. Where a field may be None, None means that it was not given and the task decides."""
+    """Options of the verb `predict`. None: the option was not given, and the task decides."""
 
     device: torch.device
     title: str = ""
@@ -67,9 +67,9 @@ class PredictOptions:
     iou: float | None = None
     """See `EvaluateOptions`."""
     tile: int | None = None
-    """Side of the tiles in which large images are looked at, in pixels."""
+    """Side, in pixels, of the square tiles into which large images are cut."""
     overlap: float | None = None
-    """Share of a tile that it has in common with the next one."""
+    """Smallest overlap of neighbouring tiles, as a share of their side."""
 
 
 class TrainModule(Protocol):
@@ -84,7 +84,7 @@ class TrainModule(Protocol):
             model: a model name, or a checkpoint to fine-tune.
             val_split: share of the images for validation, if the data is not split. None: the default.
             strict: an unreadable image is an error instead of being skipped.
-            warn: called with each warning about the data, one line.
+            warn: called with warnings about the data, one line each.
 
         Raises:
             UserError: the data or the weights cannot be used, or the task does not take an option.
@@ -97,7 +97,7 @@ class EvaluateModule(Protocol):
     TAKES: Collection[str]
 
     def evaluate_data(self, subject: Any, data: str, options: EvaluateOptions) -> tuple[Evaluation, Sequence[str]]:
-        """Evaluate a network or an artifact of the task on a data set by name.
+        """Evaluate a network or an artifact of the task on the data set that `data` names.
 
         Returns:
             The evaluation, and notes for its reader, one line each.
@@ -108,7 +108,7 @@ class EvaluateModule(Protocol):
 
 
 class TaskPredictor(ABC):
-    """A network or an artifact ready to answer. By default it writes no files and has no masks."""
+    """Base class: a network or an artifact that answers for images. By default it has no files and no masks."""
 
     name: str
     """Name of the network, for messages."""
@@ -123,13 +123,10 @@ class TaskPredictor(ABC):
 
     @abstractmethod
     def words(self, record: Record) -> str:
-        """Return a record without an error in words."""
+        """Return the answer of a record without an `error` as one line of text."""
 
     def masks(self) -> Callable[[], Any]:
-        """Return a function that makes the masks of the latest record's image: a NumPy array, or None.
-
-        It can be pickled.
-        """
+        """Return a picklable function that computes the masks of the latest record: a NumPy array, or None."""
         return no_masks
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
@@ -142,7 +139,7 @@ class TaskPredictor(ABC):
 
 
 def no_masks() -> None:
-    """What `TaskPredictor.masks` returns where there are none."""
+    """Return None: the function that `TaskPredictor.masks` gives if there are no masks."""
 
 
 class PredictModule(Protocol):
@@ -150,14 +147,14 @@ class PredictModule(Protocol):
 
     TAKES: Collection[str]
     VIDEOS: bool
-    """Whether its predictors read videos."""
+    """Whether the predictors of the task read videos."""
 
     def open_predictor(self, subject: Any, options: PredictOptions) -> TaskPredictor:
         """Prepare a network or an artifact of the task."""
 
 
 def check_options(options: EvaluateOptions | PredictOptions, takes: Collection[str], what: str) -> None:
-    """Check that no option was given that a task does not read.
+    """Check that the task reads every option that was given.
 
     Args:
         takes: names of the optional options that the task reads.

@@ -1,4 +1,4 @@
-"""The model card of a network, `README.md` in the form of the Hugging Face hub."""
+"""The model card of a network: a `README.md` in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from iformer.tables import markdown_code, markdown_table, markdown_text
 from iformer.tasks.registry import TaskRow, find_task
 
 _NAMED_CLASSES = 50
-"""Classes that the card lists; of more, the first ones."""
+"""Largest number of classes that the card lists; of more classes it lists the first ones."""
 _SHOWN_FIELDS = ("size", "batch_size", "lr", "optimizer", "weights")
 """Recipe fields that the card shows."""
 _PAPER = "[iFormer](https://arxiv.org/abs/2501.15369)"
 
 
 def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | None = None) -> str:
-    """Return the card of a network: YAML for the hub, then what it is, how good it is and how to use it.
+    """Return the model card of a network: YAML for the hub, then a summary, usage, metrics, classes and training.
 
     Args:
-        metadata: of the network's checkpoint.
+        metadata: metadata of the network's checkpoint.
         name: name of the architecture.
-        parameters: number of its parameters.
-        repo: `USER/NAME` on the hub; None: not there yet.
+        parameters: number of parameters of the network.
+        repo: `USER/NAME` on the hub. None: the network is not on the hub yet.
     """
     row = find_task(metadata.task)
     metric, label = row.headline(multi_label=metadata.multi_label)
@@ -127,7 +127,7 @@ def _training(metadata: Metadata, data_name: str) -> str:
 
 
 def _selection(metadata: Metadata) -> str:
-    """Return a sentence if the weights are not those of the last epoch."""
+    """Return a caveat if the weights are from an epoch before the last one, else an empty string."""
     recipe, epoch = _mapping(metadata.provenance.get("recipe")), metadata.provenance.get("epoch")
     epochs = recipe.get("epochs")
     if not isinstance(epoch, int) or not isinstance(epochs, int) or epoch >= epochs:
@@ -149,7 +149,7 @@ def _data_name(metadata: Metadata) -> str:
 
 
 def _without_folder(value: Any) -> Any:
-    """Return the last part of a path: where files lie on a machine is nobody else's concern."""
+    """Return the last part of an absolute path, to keep folders of the machine private; other values unchanged."""
     is_path = isinstance(value, str) and os.sep in value and "://" not in value and os.path.isabs(value)
     return Path(value).name if is_path else value
 

@@ -18,17 +18,17 @@ from iformer.files import replacing
 Colour = tuple[int, int, int]
 
 THUMBNAIL = 220
-"""Side of a picture on a contact sheet, in pixels, unless another one is asked for."""
+"""Default side, in pixels, of a picture on a contact sheet."""
 
 _GAP, _MARGIN, _PADDING = 18, 36, 10
 _HEADER, _HEADING = 84, 900
-"""Height of the heading, and the width up to which it makes a narrow sheet wider."""
+"""Height of the heading, and the largest width to which a long heading widens a narrow sheet, in pixels."""
 _CAPTION = 30
 _BAR_ROW, _BAR = 30, 6
-"""Height of a label with its bar below it, and of the bar."""
+"""Height of a label with the bar below it, and height of the bar alone, in pixels."""
 
 _MARK = 26
-"""Side of the plate with a tick or a cross."""
+"""Side, in pixels, of the square behind a tick or a cross."""
 
 RIGHT, WRONG = "#0072b2", "#d55e00"
 """Blue and vermilion of Okabe and Ito's palette, which colour-blind people can tell apart."""
@@ -51,7 +51,7 @@ class Scale:
     """A strip of colours with a label at each end."""
 
     colours: Callable[[tuple[int, int]], Image.Image]
-    """Draws the strip in a size."""
+    """Function that draws the strip, from its width and height in pixels."""
     low: str
     high: str
 
@@ -65,9 +65,9 @@ class Card:
     caption: str
     bars: tuple[Bar, ...] = ()
     scale: Scale | None = None
-    """A scale beside the caption, under the right half of the picture."""
+    """A scale next to the caption, under the right half of the picture."""
     is_right: bool | None = None
-    """Whether the answer is the truth, which the card's corner marks; None: not marked."""
+    """Whether the answer is right, marked by a tick or a cross in the corner of the card. None: no mark."""
 
 
 def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str) -> Image.Image:
@@ -109,7 +109,7 @@ def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str
 
 
 def square(picture: Image.Image, side: int = THUMBNAIL) -> Image.Image:
-    """Return the whole picture, resized, in the middle of a square."""
+    """Return the whole picture, resized to fit a square of `side` pixels and placed in its middle."""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     resized = picture.resize(size, Image.Resampling.LANCZOS)
@@ -138,7 +138,7 @@ def save_png(picture: Image.Image, path: Path) -> Path:
 
 
 def blend(image: Image.Image, overlay_HWC: npt.NDArray[np.uint8], opacity: float) -> Image.Image:
-    """Return an RGB image mixed with an overlay; an overlay pixel equal to the image's leaves it unchanged."""
+    """Return an RGB image mixed with an overlay of the same size. Pixels that are equal in both stay unchanged."""
     return Image.blend(image, Image.fromarray(overlay_HWC), opacity)
 
 
@@ -199,7 +199,7 @@ def _draw_card_text(
 def _draw_scale(
     sheet: Image.Image, scale: Scale, place: tuple[int, int, int], font: ImageFont.FreeTypeFont
 ) -> None:
-    """Draw a scale in one line; `place` is its left and right end and its top."""
+    """Draw a scale on one line; `place` is the left end, the right end and the top of the scale, in pixels."""
     left, right, top = place
     draw = ImageDraw.Draw(sheet)
     after_low = left + math.ceil(font.getlength(scale.low)) + 6
@@ -211,16 +211,16 @@ def _draw_scale(
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """Return a font with the letters of `text`: Pillow's has ASCII only, matplotlib's European scripts too."""
+    """Return a font for `text`: Pillow's for ASCII, else matplotlib's with European scripts, if installed."""
     if not text.isascii() and (found := importlib.util.find_spec("matplotlib")) and found.origin:
         file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if file.is_file():
-            return ImageFont.truetype(str(file), round(0.9 * size))  # its letters are larger
+            return ImageFont.truetype(str(file), round(0.9 * size))  # letters of this font are larger
     return ImageFont.load_default(size)  # type: ignore[return-value]
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Return a printable text; one that is too wide is cut in its middle, because names differ at both ends."""
+    """Return a printable text, cut in its middle to `width` pixels: names differ at both ends."""
     text = printable(text)
     if font.getlength(text) <= width:
         return text

@@ -1,4 +1,4 @@
-"""What detection and segmentation share: the start of training, class checks, predictions image by image."""
+"""Parts that detection and segmentation share: starting weights, calibration images, prediction by image."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
 
 MAX_STEM_BYTES = 245
-"""Longest name of an output without its extension: file systems allow 255 bytes, numbers and `.png` take some."""
+"""Longest name of an output file without its extension, in bytes: file systems allow 255, and a number and `.png`
+need some of them."""
 
 _DEFAULT_SIZE = "iformer_t"
-"""The model of a run that names none: trained weights may be of another size."""
+"""The model of a run that names no model. Trained weights may then be of another size."""
 _STRUCTURE = (
     "fpn_channels", "box_head_channels", "mask_head_channels", "mask_head_depth",  # detectors
     "head_channels",  # segmenters
     "channels", "kernel_size", "residual",  # light detectors and segmenters
     "head_depth", "extra_level", "semantic_head",  # light detectors
 )  # fmt: skip
-"""The fields of a network's config on which its weights depend, besides the classes and the backbone."""
+"""The config fields of a network that its weights depend on, besides the classes and the backbone."""
 
 
 def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
@@ -59,8 +60,8 @@ def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
         model: a model name or a checkpoint. At most one of `model` and `recipe.weights` may name trained weights.
 
     Raises:
-        UserError: both name weights, or `model` is another size than the trained network's.
-        UnknownNameError, WeightsError: a name means nothing, or its weights cannot be read.
+        UserError: `model` and the weights that the recipe names are of different sizes.
+        UnknownNameError, WeightsError: a name is unknown, or its weights cannot be read.
     """
     named = resolve(model)
     if recipe.weights not in ("none", "pretrained"):
@@ -76,7 +77,7 @@ def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
 def starting_backbone(
     model: str, recipe: PyramidRecipe, settings: RunSettings, weights: Weights | None = None
 ) -> Backbone:
-    """Build a backbone with trained weights or those that the recipe names; see `starting_network`.
+    """Build a backbone from `weights` or, if None, from what `model` and the recipe name; see `starting_network`.
 
     Raises:
         UnknownNameError: no such network.
@@ -91,14 +92,14 @@ def starting_backbone(
 
 
 def structure(weights: Weights) -> dict[str, Any]:
-    """Return the fields of a network's config that fit weights to be fine-tuned."""
+    """Return the config fields, with their values, that a network must have to take these weights."""
     return {name: getattr(weights.config, name) for name in _STRUCTURE if hasattr(weights.config, name)}
 
 
 def fine_tune(
     network: Detector | LightDetector | Segmenter | LightSegmenter, weights: Weights, class_names: tuple[str, ...]
 ) -> str:
-    """Copy trained weights into a network; layers whose shape depends on the classes stay new if those differ.
+    """Copy trained weights into a network. If the classes differ, layers whose shape depends on them stay new.
 
     Returns:
         A line that says what was copied.
@@ -140,7 +141,7 @@ def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:
 def calibration_images(
     train: DetectionSet | SemanticSet, val: DetectionSet | SemanticSet, data: str, *, count: int
 ) -> list[Path]:
-    """Return at most `count` training images, always the same, to calibrate an INT8 artifact.
+    """Return at most `count` training images for INT8 calibration; each call chooses the same ones.
 
     Raises:
         DataError: a split of `data` has no images.
@@ -155,7 +156,7 @@ def calibration_images(
 
 
 def trained_val_split(subject: Any, data: str) -> float | None:
-    """Return the share of `data` that a network's training kept for validation; None if its data was split."""
+    """Return the share of `data` that a network's training split off for validation; None if it split none."""
     metadata = getattr(subject, "metadata", None)
     trained_on = metadata.provenance.get("data") if isinstance(metadata, Metadata) else None
     if not isinstance(trained_on, dict) or trained_on.get("name") != data:
@@ -208,7 +209,7 @@ class PyramidPredictor(TaskPredictor):
         """Return an answer as plain values."""
 
     def write(self, path: Path, image: Image.Image, answer: Any, out: Path | None, name: str) -> Record:
-        """Write what belongs to one image beside its picture, and return further entries of its record."""
+        """Write further files of an image, besides the drawn picture, and return further entries of its record."""
         return {}
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
@@ -219,14 +220,14 @@ class PyramidPredictor(TaskPredictor):
         ]
 
     def finish(self, out: Path) -> list[str]:
-        """Write what belongs to all images together; see `iformer.tasks.interface.TaskPredictor`."""
+        """Write the files that belong to all images together; see `iformer.tasks.interface.TaskPredictor`."""
         return [f"written: {out}"]
 
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
         """Yield a record for each image and each frame of a video, in order.
 
-        A file that cannot be read, or a video that cannot be drawn, yields a record with an `error`, and the
-        others go on.
+        A file that cannot be read, or a video that cannot be drawn, yields a record with an `error`; the
+        remaining files are still processed.
 
         Args:
             paths: image and video files.
@@ -279,7 +280,7 @@ def example_sheet(
     """Draw evenly spaced validation images, each with its annotations and with the predictions.
 
     Args:
-        draw_truth: draws the annotations of the image with an index into `paths`.
+        draw_truth: maps an index into `paths` and its image to a picture with the annotations.
     """
     count, columns, side = 12, 3, 260
     cards = []
@@ -292,9 +293,9 @@ def example_sheet(
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name without extension for the output of each file: the file's own, with a number if it is taken.
+    """Return a name without extension for each file's output: the file's name, with a number if it is taken.
 
-    Images and videos have names of their own: their outputs have different extensions.
+    An image and a video may get the same name, because their outputs have different extensions.
     """
     used: set[tuple[bool, str]] = set()
     names = []

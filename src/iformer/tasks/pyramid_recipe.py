@@ -1,4 +1,4 @@
-"""What the recipes of detection and segmentation share. No torch here."""
+"""Recipe fields that detection and segmentation share. No torch here."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ class PyramidRecipe(Recipe):
     """Settings of a network with a feature pyramid."""
 
     max_size: Pixels
-    """Most pixels of an image's longer side when its shorter side is resized to `size`."""
+    """Limit of an image's longer side, in pixels, when the shorter side is resized to `size`."""
     freeze: Literal["none", "norms", "weights"] = "norms"
-    """Frozen parts of the backbone: none; norms, whose batch statistics stay ImageNet's; or all weights."""
+    """Frozen parts of the backbone: none; norms (scales, shifts and statistics of batch norms); or weights (all
+    weights, while the statistics adapt)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
-"""The tasks, one row each. Importing it loads no torch.
+"""The table of tasks, one row each. Importing this module loads no torch.
 
-A new task is a folder beside this file, a row here, a recipe in `iformer.config.recipes`, a row in
+A new task is a folder next to this file, a row here, a recipe in `iformer.config.recipes`, a row in
 `iformer.models.weights.header` for checkpoints, and an entry in the import contracts of `pyproject.toml`.
 """
 
@@ -21,12 +21,12 @@ from iformer.errors import ConfigError, UnknownNameError, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkKind:
-    """One kind of a task's networks."""
+    """A kind of network of a task, such as light detectors."""
 
     recipe: str
     """Name of the recipe that is used if none is given."""
     fields: Mapping[str, Any]
-    """The fields of a recipe that choose this kind."""
+    """The recipe fields that select this kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class TaskRow:
     package: str
     """The folder below `iformer.tasks`."""
     recipe: str
-    """The class of its recipes, in the module `config` of the folder."""
+    """Name of the recipe class, in the module `config` of the folder."""
     default_recipe: str
     """Name of the recipe that is used if none is given."""
     metric: str
@@ -52,13 +52,13 @@ class TaskRow:
     multi_label_metric: tuple[str, str] | None = None
     """Key and printed form of the headline metric of networks with several labels per image, if there are any."""
     verb: str = "train"
-    """The verb that trains its networks."""
+    """The verb that trains networks of the task."""
     pipeline_tag: str = ""
     """Name of the task on the Hugging Face hub; empty if it has none."""
     option: str = ""
     """Name of the option of `train` that chooses the kind of network; empty if there is one kind."""
     kinds: Mapping[str, NetworkKind] = field(default_factory=dict)
-    """Values of that option."""
+    """The values of `option`, with the kind of network that each selects."""
 
     def headline(self, *, multi_label: bool = False) -> tuple[str, str]:
         """Return the key of the headline metric and the metric as it is printed."""
@@ -167,10 +167,10 @@ def load_recipe(
     """Load a recipe by name or from a YAML file and replace some of its fields.
 
     Args:
-        name_or_path: see `iformer.config.recipe_files.list_recipes`, or a file.
+        name_or_path: a name of `iformer.config.recipe_files.list_recipes`, or the path of a YAML file.
         overrides: fields that replace the recipe's: `augment.hflip`, or `hflip` for short.
-        model: the network to be trained. A recipe may have a `by_model` mapping from networks to fields; those of
-            this network, or of the network whose distilled form this is, replace the others.
+        model: name of the network to be trained. A recipe may have a mapping `by_model` from networks to fields;
+            the fields of this network replace the recipe's. A distilled form has the fields of its plain form.
 
     Returns:
         An instance of the recipe class of the recipe's task.
@@ -196,10 +196,10 @@ def load_recipe(
 def recipe_of_file(
     source: str | Path, build: Callable[[Mapping[str, Any]], Recipe], overrides: Mapping[str, Any]
 ) -> Recipe:
-    """Build a recipe from a file's fields and `overrides`; an error of the file's own names the file.
+    """Build a recipe from a file and `overrides`; an error in the file's own fields names the file.
 
     Raises:
-        UserError: that of `build`, with `source` before it if it does not come from the overrides.
+        UserError: the error of `build`, after the name of `source` if the overrides do not cause the error.
     """
     try:
         return build(overrides)

@@ -15,7 +15,7 @@ from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.sections import making, settings, write_markdown
 
 EXAMPLES = "predictions.png"
-"""The sheet of annotations and predictions of detectors and segmenters, beside the report."""
+"""Name of the sheet with annotations and predictions of detectors and segmenters, next to the report."""
 EXAMPLES_SECTION = f"## Predictions\n\n![Annotations and predictions on validation images]({EXAMPLES})"
 
 
@@ -27,13 +27,13 @@ def write_task_report(
     mean_row: Sequence[str] = (),
     loss_label: str = "cross entropy",
 ) -> Path:
-    """Write `report.md`, `curves.png` and the model card into a run folder, over older files of these names.
+    """Write `report.md`, `curves.png` and the model card into a run folder; older files are replaced.
 
     Args:
-        headline: the metrics of the final weights, in a paragraph.
+        headline: a paragraph with the metrics of the final weights.
         sections: the task's own sections, placed after the classes.
         mean_row: a last row for the table of classes.
-        loss_label: what the training loss is.
+        loss_label: name of the training loss, for the curves.
 
     Returns:
         The path of `report.md`.
@@ -76,6 +76,6 @@ def write_task_report(
 
 
 def final_weights(result: TrainResult) -> str:
-    """Return the words that say which weights the headline belongs to."""
+    """Return a phrase that says which weights were evaluated for the headline."""
     averaged = " (exponential moving average)" if result.recipe.ema_decay is not None else ""
     return f"the weights at the end of training{averaged}, in fp32"

@@ -1,4 +1,4 @@
-"""Open what is evaluated or asked for predictions: a network or an exported artifact, with its task."""
+"""Open a network or an exported artifact, with its task, for evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from iformer.tasks.registry import TaskRow, find_task
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network or an artifact that is ready to answer."""
+    """A network or an artifact, with its task and device."""
 
     model: Any
     """A network in eval mode, or an `iformer.deploy.runner.ArtifactRunner`."""
     row: TaskRow
     device: torch.device
     title: str
-    """Its name in pictures and messages."""
+    """Name of the subject in pictures and messages."""
     notes: tuple[str, ...] = ()
     """Notes for the user, one line each."""
 
     def in_eval_mode(self) -> Subject:
-        """Return the subject with its network in eval mode: a copy of a network that is in training mode.
+        """Return the subject with its network in eval mode; a network in training mode is copied first.
 
-        The network that was given is not changed, so that it may go on training while answers are computed.
+        The given network is not changed, so its training can go on while answers are computed.
         """
         if isinstance(self.model, nn.Module) and self.model.training:
             return replace(self, model=copy.deepcopy(self.model).eval())
@@ -44,7 +44,7 @@ def require_network(module: nn.Module) -> None:
     """Check that a module is a network of this package.
 
     Raises:
-        UserError: it is another module.
+        UserError: `module` is not a network of this package.
     """
     from iformer.models.weights.header import row_of
 
@@ -65,11 +65,11 @@ def open_subject(
         subject: any name that `iformer.models.weights.resolve` knows, a network of this package, or an open
             artifact. A network is used as it is.
         device: where a network runs; "auto" leaves a network that is given where it is. Artifacts run on the CPU.
-        precision: of a network.
+        precision: precision of a network's calls; must be "fp32" for an artifact, which runs as it was exported.
         entry: which state dict of a training script's file to take.
 
     Raises:
-        UserError: it cannot be opened, or is an artifact and `device` or `precision` are for a network.
+        UserError: `subject` cannot be opened, or is an artifact, and `device` or `precision` is only for networks.
     """
     from iformer.deploy.artifact import is_artifact, read_record, record_path
     from iformer.deploy.runner import ArtifactRunner, open_artifact

@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles: where the tiles lie."""
+"""Positions of the overlapping tiles of a large image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from iformer.config.network import MIN_INPUT_SIZE
 from iformer.errors import DataError, UserError
 
 DEFAULT_OVERLAP = 0.2
+"""Default of `Tiling.overlap`."""
 MAX_TILES = 10_000
+"""Largest number of tiles of an image."""
 
 
 class Tile(NamedTuple):
@@ -28,7 +30,7 @@ class Tiling:
     side: int
     """Pixels."""
     overlap: float = DEFAULT_OVERLAP
-    """Smallest share of a tile that it has in common with the next one."""
+    """Smallest overlap of neighbouring tiles, as a share of their side."""
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -61,7 +63,7 @@ class Tiling:
         ]
 
     def inner(self, tile: Tile, width: int, height: int) -> Tile:
-        """Return the part of a tile that lies nearer to its centre than to those of its neighbours.
+        """Return the part of a tile that ends at the middle of each overlap with a neighbour.
 
         The inner parts of `tiles(width, height)` cover the image, each pixel once.
         """
@@ -93,6 +95,6 @@ def tiling(side: int | None, overlap: float | None) -> Tiling | None:
 
 
 def starts(length: int, window: int, step: int) -> list[int]:
-    """Return where windows begin so that they cover a side; the last one ends at its end."""
+    """Return where windows begin to cover a side of `length`; the last window ends at the end of the side."""
     last = max(0, length - window)
     return [*range(0, last, step), last]

@@ -1,4 +1,4 @@
-"""From the description of a training run to a job that is ready to start, for every task."""
+"""Build a job that is ready to start from the description of a training run, for every task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import stored_trackers, tracker_names
 
 MIN_STEPS, MIN_BATCH = 20, 8
-"""Targets when a default recipe adapts to few images: steps per epoch, and the minimum batch size."""
+"""Targets when a default recipe is adapted to few images: smallest number of steps per epoch, smallest batch."""
 
 _NOT_PATHS = ("elpv", "none", "pretrained")
 
@@ -43,7 +43,7 @@ class StoredRun(Config):
     """Folder in which the run was started; None in runs of older versions."""
 
     def locate(self, name: str, folder: Path) -> str:
-        """Find a file or folder that the run names by a relative path.
+        """Return the path of a file or folder that the run names by a relative path.
 
         Args:
             name: the path, or anything else that names data or weights, which is returned as it is.
@@ -59,7 +59,7 @@ class StoredRun(Config):
 
     @classmethod
     def read(cls, folder: Path) -> StoredRun | None:
-        """Read `config.yaml` of a run folder; None where there is none.
+        """Read the settings from `config.yaml` of a run folder; return None if the folder has no such file.
 
         Raises:
             UserError: the file is damaged.
@@ -108,8 +108,8 @@ def training_job(
         recipe: name or file of a recipe. None: the task's default.
         task: a name of `iformer.tasks.registry.TASKS`. None: the recipe's.
         overrides: fields that replace the recipe's.
-        kinds: the kind of network by the option that chooses it, such as `{"detector": "light"}`. It also chooses
-            the recipe, if none is named.
+        kinds: the kind of network by the option that chooses it, such as `{"detector": "light"}`. The kind
+            also chooses the recipe, if none is named.
 
     Raises:
         UserError: a file or setting of the job does not exist, does not fit or cannot be read.
@@ -196,7 +196,7 @@ def _for_few_images(job: TrainJob, warn: Warn) -> TrainJob:
 
 
 def _kind(option: str, value: str, task: str | None) -> tuple[str, NetworkKind]:
-    """Return the task of an option that chooses a kind of network, and that kind."""
+    """Return the task and the kind of network that an option such as `--detector` chooses."""
     row = next(row for row in TASKS.values() if row.option == option)
     if task not in (None, row.name):
         raise UserError(f"--{option} is for --task {row.name}; leave it out")
@@ -206,7 +206,7 @@ def _kind(option: str, value: str, task: str | None) -> tuple[str, NetworkKind]:
 
 
 def _located(fields: Recipe, before: StoredRun, folder: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """Locate the weights and the teacher that the recipe of a resumed run names."""
+    """Return a resumed run's recipe with the paths of its weights and teacher located, unless overridden."""
     given = fields.nested(overrides)
     if "weights" not in given:
         fields = replace(fields, weights=before.locate(fields.weights, folder))
@@ -222,7 +222,7 @@ def _located(fields: Recipe, before: StoredRun, folder: Path, overrides: Mapping
 
 
 def is_main_process() -> bool:
-    """Whether this is the only process, or rank 0 of those that a launcher has started."""
+    """Return whether this is the only process, or rank 0 of the processes that a launcher has started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -235,7 +235,7 @@ def _recipe(
     folder: Path,
     model: str | None,
 ) -> tuple[str, Recipe]:
-    """Name and settings of the recipe: the one that is named, else the resumed run's, else the task's default."""
+    """Return name and settings of the recipe: the named one, else the resumed run's, else the task's default."""
     default = find_task(task or "classify").default_recipe
     if before is not None and recipe is None:
         name, kind = before.recipe_name, find_task(before.task).recipe_class

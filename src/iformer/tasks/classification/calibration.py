@@ -19,7 +19,7 @@ from iformer.layers.heads import Head
 from iformer.models.classifier import Classifier
 
 BINS = 15
-"""Bins of equal width of the expected calibration error, as in the paper."""
+"""Number of bins of equal width for the expected calibration error, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Reliability:
     """How often answers of similar probability are right, in `BINS` bins of equal width."""
 
     images: npt.NDArray[np.int64]
-    """Images of each bin."""
+    """Number of images in each bin."""
     confidence: npt.NDArray[np.float64]
     """Sum of the probabilities of the answers in each bin."""
     right: npt.NDArray[np.int64]
@@ -35,12 +35,12 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """The expected calibration error in percent: |accuracy - confidence| of each bin, by its images."""
+        """The expected calibration error in percent: |accuracy - confidence| of the bins, weighted by images."""
         return float(100 * np.abs(self.right - self.confidence).sum() / max(1, self.images.sum()))
 
 
 def reliability(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> Reliability:
-    """Sort answers into bins.
+    """Sort answers into bins by their probability.
 
     Args:
         confidences: probabilities of the answers, (N,).
@@ -60,7 +60,7 @@ def calibration_error(confidences: npt.NDArray[np.floating], right: npt.NDArray[
 
 
 def fit_temperature(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
-    """Return the temperature T, 0.05 to 20, that makes softmax(logits / T) most likely.
+    """Return the temperature T, 0.05 to 20, with the smallest cross entropy of softmax(logits / T).
 
     Args:
         probabilities: softmax of the logits, N x K.
@@ -85,7 +85,7 @@ def fit_temperature(probabilities: npt.NDArray[np.floating], labels: npt.NDArray
 
 @torch.no_grad()
 def scale_logits(network: nn.Module, temperature: float) -> None:
-    """Divide the logits of a classifier by a temperature, in place, in the weights of its head."""
+    """Divide the logits of a classifier by a temperature: changes the weights of the head in place."""
     assert isinstance(network, Classifier)
     assert isinstance(network.head, Head)
     for branch in (network.head.classifier, network.head.distilled):

@@ -21,7 +21,8 @@ class DistillationConfig(Config):
     teacher: Text = "regnety_160.deit_in1k"
     """A timm network with released weights, or any name of a classifier: a size, a checkpoint, `hf-hub:…`."""
     teacher_entry: Text | None = None
-    """Which weights of a training script's file the teacher has, such as `model_ema`. None: not an average."""
+    """Which weights of a training script's file the teacher has, such as `model_ema`. None: the weights without
+    averaging."""
     weight: Share = 0.5
     """Share of the teacher's loss; the labels' loss has the rest."""
     temperature: Annotated[float, Range(0, 1000, above=True)] = 3.0
@@ -37,10 +38,11 @@ class ImageRecipe(Recipe):
     crop_pct: Annotated[float, Range(0.05, 1)] = 0.875
     """Evaluation resizes the shorter side to `size / crop_pct`, then cuts out the centre."""
     value_range: tuple[PixelValue, PixelValue] | None = None
-    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: by their bits."""
+    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: from the bit depth or
+    the values of the image."""
     in_chans: Annotated[int, Range(1, 4)] | None = None
     """Channels of the images: 1 (gray), 3 (RGB), or 2 or 4 (gray or RGB and one more, such as transparency or
-    infrared). None: those of the starting weights, else 3."""
+    infrared). None: as the starting weights, else 3."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
     cache: Literal["none", "ram"] = "none"
@@ -90,8 +92,8 @@ class ClassificationRecipe(ImageRecipe):
     multi_label: bool = False
     """An image of a table may have several labels, or none. The network answers each class with yes or no."""
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "backbone"] = "none"
-    """The part of the network up to which weights and batch-norm statistics stay as they are; backbone: only the
-    head is trained."""
+    """Last part of the network whose weights and batch-norm statistics are frozen, with all parts before it;
+    backbone: only the head is trained."""
     loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     """Loss of the labels. focal: cross entropy times `(1 - p) ** focal_gamma` (arXiv 1708.02002); bce: binary
     cross entropy of each class. With multi_label, cross_entropy and focal are binary too."""
@@ -131,5 +133,5 @@ class ClassificationRecipe(ImageRecipe):
 
     @property
     def images_per_group(self) -> int:
-        """2 if mixup or cutmix is on: they mix images in pairs."""
+        """2 if mixup or cutmix is on, because they mix images in pairs; else 1."""
         return 2 if self.augment.mixes else 1

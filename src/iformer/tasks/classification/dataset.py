@@ -1,4 +1,4 @@
-"""Labelled images by name, with classes in the order of a network's outputs, and their tensors."""
+"""Load labelled images with classes in the order of a network's outputs, and make tensors of them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class LabelledImages:
     split: Split
     """The split of `images`."""
     train: ImageSet
-    """The training split; the same as `images` if that split was asked for."""
+    """The training split; equal to `images` if `split` is "train"."""
     notes: tuple[str, ...]
-    """One line each for the reader of an evaluation: skipped files, the share in use, images seen in training."""
+    """Notes on an evaluation, one line each: skipped files, the share in use, images seen in training."""
 
 
 def find_labelled(
@@ -51,18 +51,18 @@ def find_labelled(
     strict: bool = False,
     for_training: bool = False,
 ) -> LabelledImages:
-    """Load a data set for a network.
+    """Load a data set with the classes of a network.
 
     Args:
         metadata: class names of the network and the data it was trained on.
         num_classes: outputs of the network.
         data: `elpv` or a folder; see `iformer.data.sources.load_data`.
-        split: images for validation, for training, or all. None: those for validation; all, if the data is not
-            split and the network was not trained on it.
+        split: "val", "train" or "all". None: "val", but "all" if the data is not split, the network was not
+            trained on it, and neither `val_split` nor `for_training` is given.
         val_split: share of each class for validation if the data is not split. None: the share used in the
             network's training if known, else `DEFAULT_VAL_SPLIT`.
         strict: an unreadable image is an error instead of being skipped.
-        for_training: require images of every class in both splits. False: any labelled images, of any of the
+        for_training: require images of every class in both splits. False: take any labelled images of the
             network's classes.
 
     Raises:
@@ -105,10 +105,10 @@ def find_labelled(
 def select_classes(splits: DataSplits, names: Sequence[str]) -> DataSplits:
     """Keep only some classes of a data set, in the order of `names`.
 
-    Images of other classes are left out; of images with several labels, the other labels are.
+    Images of other classes are left out. Images with several labels stay, without the other labels.
 
     Raises:
-        DataError: fewer than two names, a name twice, or a class that the data has not.
+        DataError: fewer than two names, a name twice, or a class that the data does not have.
     """
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(f"--classes is {listed(names)}; expected two different classes or more")
@@ -132,7 +132,7 @@ def select_classes(splits: DataSplits, names: Sequence[str]) -> DataSplits:
 
 
 def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:
-    """Return the same images with labels that are indices into `class_names`, which may have more classes.
+    """Return an image set whose labels are indices into `class_names`, which may have more classes than the set.
 
     Raises:
         DataError: the images have a class that is not in `class_names`; the message names the differences.
@@ -188,7 +188,7 @@ def _seen_in_training(splits: DataSplits, split: Split, data: str, trained_on: d
 
 
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """The images of an `ImageSet` after a transform. A key is (epoch, index), or an index for epoch 0.
+    """Data set of the transformed images of an `ImageSet`. A key is (epoch, index), or an index for epoch 0.
 
     While an image is transformed, the global generators of `random`, `numpy.random` and torch (CPU) are seeded
     with (seed, epoch, index); afterwards their states are restored.
@@ -214,8 +214,8 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             transform: decoded image -> uint8 (C, H, W), for all epochs or by epoch.
             seed: seed of the augmentation.
             cache: "ram" keeps the decoded images (gray ones with one channel); workers share them.
-            cache_side: cached images with a longer shorter side are reduced to it, which changes them. None
-                means keep them as they are.
+            cache_side: cached images whose shorter side has more pixels are reduced to this side, which changes
+                the training images. None: keep the size.
             channels: see `iformer.data.images.read_image`.
             value_range: see `iformer.data.images.read_image`.
             multi_label: labels of a batch are float32 B x K, 1 for each class of an image.

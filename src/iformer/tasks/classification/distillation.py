@@ -17,8 +17,8 @@ from iformer.tasks.classification.loss import Classification
 from iformer.training.protocol import Batch
 
 Teach = Callable[[Tensor], Tensor]
-"""The student's batch, float B x 3 x H x W, after mixing, erasing and normalisation -> the teacher's logits, fp32
-B x K, without gradient."""
+"""Function from the student's batch (float B x 3 x H x W, after mixing, erasing and normalisation) to the
+teacher's logits (fp32 B x K, without gradient)."""
 
 Distillation = Literal["hard", "soft"]
 
@@ -46,7 +46,8 @@ class DistilledClassification(Classification):
         temperature: float = 3.0,
         **options: Any,
     ) -> None:
-        """
+        """Describe the task.
+
         Args:
             class_names: names of the K classes.
             teacher: returns the teacher's logits of a batch.

@@ -38,7 +38,7 @@ LOGITS = "logits"
 """Name of the output of an exported classifier."""
 
 Predictor = Callable[[Tensor], Tensor]
-"""uint8 images from the evaluation transform (B x C x H x W) to logits (B x K)."""
+"""Function from uint8 images of the evaluation transform (B x C x H x W) to logits (B x K)."""
 
 Progress = Callable[[int], None]
 """Called after each batch with its number of images."""
@@ -90,7 +90,7 @@ class ClassificationEvaluation(Evaluation):
         return f"top-1 {metrics['top1']:.2f} %{top5}, loss {metrics['loss']:.4f} on {metrics['images']} images"
 
     def files(self) -> dict[str, str]:
-        """Return `predictions.jsonl`: one line an image with its label, the answer and its probability."""
+        """Return `predictions.jsonl`: one line per image with label, answer and probability of the answer."""
         names = self.image_set.class_names
         lines = []
         for index, label, probabilities_K in zip(self.indices, self.labels, self.probabilities, strict=True):
@@ -112,8 +112,8 @@ class MultiLabelEvaluation(Evaluation):
     Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are sorted by index.
 
     `metrics` has `map` (mean over classes of the average precision), `threshold` (the probability from which a
-    class is a yes: the network's; in training the one with the largest `f1`, 0.01 to 0.99), `f1` (mean over
-    classes of F1 at this threshold), `loss` (mean binary cross entropy), `images` (N), `macro`: `{"ap",
+    class is a yes: the network's own, or in training the one from 0.01 to 0.99 with the largest `f1`), `f1` (mean
+    over classes of F1 at this threshold), `loss` (mean binary cross entropy), `images` (N), `macro`: `{"ap",
     "precision", "recall", "f1"}` (means over classes) and `per_class`: `{class name: {"ap", "precision",
     "recall", "f1", "support"}}`.
     """
@@ -162,7 +162,7 @@ class MultiLabelEvaluation(Evaluation):
         )
 
     def files(self) -> dict[str, str]:
-        """Return `predictions.jsonl`: one line an image with its labels, the answers and all probabilities."""
+        """Return `predictions.jsonl`: one line per image with the labels, the answers and all probabilities."""
         names = self.image_set.class_names
         lines = []
         for row, index in enumerate(self.indices):
@@ -180,7 +180,7 @@ class MultiLabelEvaluation(Evaluation):
 class NetworkPredictor:
     """A network behind its normalisation, as a `Predictor`.
 
-    The weights are those of the network at the time of the call, so a network in training can be evaluated
+    Each call uses the weights that the network has at that time, so a network in training can be evaluated
     repeatedly.
     """
 
@@ -253,7 +253,7 @@ def evaluate(
 ) -> ClassificationEvaluation | MultiLabelEvaluation:
     """Evaluate a predictor on every image of a loader over an `ImageDataset`.
 
-    If images may have several labels (`ImageDataset.multi_label`), each class is a yes or no.
+    If images may have several labels (`ImageDataset.multi_label`), each class is a yes or a no.
 
     With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
     result over all images.
@@ -326,9 +326,9 @@ def evaluate_on_data(
     strict: bool = False,
     progress: bool = False,
 ) -> tuple[ClassificationEvaluation | MultiLabelEvaluation, list[str]]:
-    """Evaluate a predictor on a data set by name.
+    """Evaluate a predictor on the data set that `data` names.
 
-    `data`, `split`, `val_split` and `strict` are those of `iformer.tasks.classification.dataset.find_labelled`.
+    For `data`, `split`, `val_split` and `strict` see `iformer.tasks.classification.dataset.find_labelled`.
 
     Args:
         predictor: images to logits of `num_classes` classes.

@@ -1,4 +1,4 @@
-"""Maps of the attention in the last attention stage.
+"""Attention maps of the last stage that has attention.
 
 Shape letters: B batch, H height and W width of the stage's feature map, L = H * W tokens, D channels of a query or
 key.
@@ -41,7 +41,8 @@ class AttentionRecorder:
     """
 
     def __init__(self, model: Backbone) -> None:
-        """
+        """Find the attention blocks of the last stage that has any.
+
         Args:
             model: a network that is not folded.
 
@@ -104,7 +105,7 @@ def overlay(photograph: Image.Image, attention_hw: Tensor) -> Image.Image:
         map, or twice an even share if the maximum is lower.
     """
     received = attention_hw.numpy().astype(np.float32)
-    # an almost even map must not be stretched into a picture of something
+    # an almost even map must not be stretched to full contrast
     heat = (received - 1) / max(float(received.max()) - 1, 1.0)
     smooth = Image.fromarray(heat).resize(photograph.size, Image.Resampling.BICUBIC)
     value = np.asarray(smooth, dtype=np.float32).clip(0, 1)

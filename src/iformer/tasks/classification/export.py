@@ -26,7 +26,7 @@ from iformer.tasks.registry import find_task
 
 
 class ExportableClassifier:
-    """A classifier as `iformer.deploy.exportable.Exportable`."""
+    """A classifier with the interface `iformer.deploy.exportable.Exportable`."""
 
     outputs = (LOGITS,)
     limits = None
@@ -48,7 +48,7 @@ class ExportableClassifier:
         self.num_classes = model.num_classes
         several = self.metadata.multi_label
         self.class_logits = None if several else LOGITS
-        """Core ML's own classifiers answer with one class."""
+        """The output for Core ML's classifier type, which answers with one class; None with several labels."""
         self.postprocess: dict[str, Any] | None = (
             {"activation": "sigmoid", "threshold": self.metadata.threshold} if several else None
         )
@@ -58,9 +58,9 @@ class ExportableClassifier:
         return fold(self.model)
 
     def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
-        """Compare the predicted classes of all images whose first two logits differ clearly.
+        """Compare the predicted classes of all images whose two largest logits differ clearly.
 
-        A margin is clear if errors of `tolerance` cannot exchange the two classes.
+        A difference is clear if errors of `tolerance` cannot swap the two classes.
         """
         expected_NK, actual_NK = expected[LOGITS], actual[LOGITS]
         if self.metadata.multi_label:
@@ -77,7 +77,7 @@ class ExportableClassifier:
         )
 
     def _label_agreement(self, expected_NK: Tensor, actual_NK: Tensor, *, tolerance: float) -> Agreement:
-        """Compare yes and no of each class, where the logit differs clearly from the threshold's."""
+        """Compare the yes or no of each class where the logit is clearly above or below the threshold."""
         limit = math.log(self.metadata.threshold / (1 - self.metadata.threshold))
         clear = (expected_NK - limit).abs() > tolerance * expected_NK.abs().max().item()
         agree = (expected_NK > limit) == (actual_NK > limit)
@@ -101,15 +101,15 @@ def quantization(
     accuracy_control: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Quantization, list[str]]:
-    """Prepare a quantized export: calibrate on training images, measure top-1 on validation images.
+    """Prepare a quantized export: calibrate on training images, measure top-1 or mAP on validation images.
 
     Args:
         model: the classifier.
         data: `elpv` or a folder with one sub-folder per class.
-        size: height and width of the artifact's input; the network's by default.
+        size: height and width of the artifact's input in pixels. None: the network's own.
         images: number of calibration images, at most.
-        max_drop: percentage points of top-1 that the artifact may lose.
-        accuracy_control: OpenVINO only: NNCF chooses the operations to keep.
+        max_drop: percentage points of the metric that the artifact may lose.
+        accuracy_control: OpenVINO only: NNCF chooses the operations to keep in higher precision.
         report: called with a line after each attempt.
 
     Returns:

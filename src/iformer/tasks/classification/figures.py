@@ -1,4 +1,4 @@
-"""Figures of an evaluation: the confusion matrix and the worst mistakes."""
+"""Figures of an evaluation: confusion matrix, reliability, examples and the worst mistakes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from iformer.tasks.pictures import Bar, Card, draw_sheet, save_png, square
 from iformer.training.records.figures import FAINT, INK, finish_axes, new_figure, save_figure
 
 MAX_MISTAKES = 24
+"""Largest number of images on the sheet of mistakes."""
 _LABELS = 2
-"""Wrong labels of one image that the sheet of mistakes shows."""
+"""Largest number of wrong labels of one image that the sheet of mistakes shows."""
 
 EXAMPLES = 24
-"""Images on the sheet that trackers get."""
+"""Number of images on the sheet of examples that experiment trackers get."""
 _ANSWERS = 2
-"""Classes with a bar for each of them."""
+"""Number of classes that have a bar below each example."""
 
 _LINE = "#0072b2"
 _WRONG, _TRUE, _PALE = "#eba77a", "#56b4e9", "#c3dcec"
@@ -41,7 +42,7 @@ class Mistake:
     wrong: tuple[tuple[str, float], ...]
     """Classes that the network predicts and the image does not have, with their probabilities, 0 to 1."""
     true: tuple[tuple[str, float], ...]
-    """Classes that the image has, with their probabilities; of several labels, those that the network misses."""
+    """Classes that the image has, with their probabilities; with several labels, only missed classes."""
 
 
 def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
@@ -64,7 +65,7 @@ def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAK
 
 
 def worst_labels(evaluation: MultiLabelEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
-    """Return the images whose worst label is furthest on the wrong side of the threshold, two labels each."""
+    """Return the images with a label furthest on the wrong side of the threshold, with up to two such labels."""
     threshold, targets_NK = evaluation.metrics["threshold"], evaluation.targets > 0
     wrong_NK = (evaluation.probabilities >= threshold) != targets_NK
     error_NK = np.where(wrong_NK, np.abs(evaluation.probabilities - targets_NK), 0)
@@ -90,7 +91,7 @@ def worst_labels(evaluation: MultiLabelEvaluation, limit: int = MAX_MISTAKES) ->
 
 GAP = "The images with the largest gap between the answer's probability and the true class's."
 LABELS = "The images with a label furthest on the wrong side of the threshold; true: labels that were missed."
-"""Which mistakes a sheet shows: of networks with one label per image, and with several."""
+"""Subtitles of the sheet of mistakes: `GAP` for networks with one label per image, `LABELS` with several."""
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], path: Path, *, subtitle: str = GAP) -> bool:
@@ -121,7 +122,7 @@ def example_sheet(
 ) -> Image.Image | None:
     """Draw evenly spaced images of an evaluation with the truth and the answers; right ones have a tick.
 
-    Returns None if none of them can be read.
+    Returns None if no image can be read.
     """
     rows = np.linspace(0, len(evaluation.indices) - 1, min(count, len(evaluation.indices))).round().astype(int)
     cards = []

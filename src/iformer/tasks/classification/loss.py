@@ -25,21 +25,21 @@ LossName = Literal["cross_entropy", "focal", "bce"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelLoss:
-    """The loss between logits and labels, in fp32; a mean over the images."""
+    """The loss between logits and labels, computed in fp32 and averaged over the images."""
 
     kind: LossName = "cross_entropy"
     multi_label: bool = False
     """Each class has a binary loss of its own; the loss is the mean over the classes."""
     focal_gamma: float = 2.0
     class_weights: Tensor | None = None
-    """fp32 K, on any device; None: 1 for each class."""
+    """Weight of each class, fp32 K, on any device. None: 1 for each class."""
 
     def __call__(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Compute the loss.
 
         Args:
             logits: B x K.
-            targets: int64 B classes, or float B x K class probabilities; with `multi_label` the latter.
+            targets: int64 B classes, or float B x K class probabilities, which `multi_label` needs.
             label_smoothing: share of the probability to spread over all classes.
         """
         logits_BK = logits.float()
@@ -61,7 +61,7 @@ class LabelLoss:
 
 @dataclass(frozen=True)
 class MixedBatch:
-    """Images and targets of one step."""
+    """Images and targets of one step, after mixing."""
 
     images: Tensor
     """Float B x 3 x H x W."""
@@ -83,9 +83,12 @@ class MixedBatch:
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
-    """Return weights of classes with these numbers of images, fp32 K: images / (classes * images of the class).
+    """Return the weight of each class, fp32 K: images / (classes * images of the class).
 
-    The mean over the images is 1. A class without an image has weight 0.
+    The mean weight over the images is 1. A class without an image has weight 0.
+
+    Args:
+        counts: number of images of each class.
     """
     counts_K = torch.tensor(counts, dtype=torch.float64)
     weights_K = counts_K.sum() / (len(counts) * counts_K.clamp(min=1))
@@ -108,7 +111,7 @@ def named_weights(weights: Mapping[str, float], class_names: Sequence[str]) -> T
 
 
 class Classification:
-    """Images to one class each or, with `LabelLoss.multi_label`, to any number of classes.
+    """The task of classification: images to one class or, with `LabelLoss.multi_label`, any number of classes.
 
     `batch["labels"]` is int64 B; for several labels float B x K, 1 for each class of an image. A network
     with two heads learns the labels with both; the loss is their mean.
@@ -155,7 +158,7 @@ class Classification:
             )
 
     def mix(self, batch: Batch) -> MixedBatch:
-        """Return the images and targets of a step, mixed if the recipe mixes."""
+        """Return the images and targets of a step, mixed by mixup or cutmix if these are on."""
         images, labels_B = batch["images"], batch["labels"]
         if self.multi_label:
             return self._mix_labels(images, labels_B)

@@ -20,24 +20,24 @@ from iformer.tasks.classification.calibration import calibration_error
 from iformer.training.distributed import all_gather
 
 Confusion = Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
-"""K x K counts, row true class, column predicted class; or the nonzero ones as columns `true`, `predicted` and
-`images`."""
+"""K x K counts, row true class, column predicted class; or only the nonzero counts, as lists `true`, `predicted`
+and `images`."""
 
 MATRIX_CLASSES = 1000
-"""With more classes the confusion matrix has only its nonzero entries: 5,000 classes are 25 million numbers."""
+"""Largest number of classes with all K x K counts; 5,000 classes, with 25 million, keep only nonzero ones."""
 
 THRESHOLDS = tuple(round(percent / 100, 2) for percent in range(1, 100))
 """Probabilities that are tried as the threshold between yes and no of multi-label networks."""
 
 TOP5_CLASSES = 6
-"""Top-5 accuracy is reported from this number of classes on."""
+"""Smallest number of classes with which top-5 accuracy is reported."""
 
 
 class ClassificationMetric:
     """Top-1 and top-5 accuracy, cross entropy, precision, recall, F1 and the confusion matrix.
 
-    Accuracy and loss are torchmetrics'. Its scores by class count all K x K pairs of classes at each update, which
-    takes seconds for thousands of classes; here they come from the pairs that occur.
+    Accuracy and loss come from torchmetrics. The scores by class do not: torchmetrics counts all K x K pairs of
+    classes at each update, which takes seconds for thousands of classes. This class counts only pairs that occur.
     """
 
     def __init__(self, class_names: tuple[str, ...], *, device: Any = "cpu") -> None:
@@ -122,7 +122,7 @@ def multi_label_metrics(
     """Return the metrics that `MultiLabelEvaluation` documents; shares are percentages.
 
     Args:
-        probabilities_NK: of each class for itself.
+        probabilities_NK: the probability of each class, independent of the other classes.
         targets_NK: 1 for each class that an image has, else 0.
         class_names: K names.
         threshold: probability from which a class is a yes. None: the one with the largest mean F1.
@@ -170,7 +170,7 @@ def multi_label_metrics(
 
 
 def _best_threshold(f1_KT: Tensor) -> int:
-    """Return the index of the threshold with the largest mean F1; of several, the one nearest to 0.5."""
+    """Return the index of the threshold with the largest mean F1; of equal ones, the one nearest to 0.5."""
     middle = len(THRESHOLDS) // 2
     if not len(f1_KT):
         return middle

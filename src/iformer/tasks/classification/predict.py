@@ -1,4 +1,4 @@
-"""Classify images: decoded in threads, predicted in batches, answered in the order in which they were given.
+"""Classify images: decode in threads, predict in batches, answer in the order of the inputs.
 
 Shape letters: B batch, C channels, H and W the input's sides, h and w the attention map's, K classes.
 """
@@ -37,7 +37,7 @@ TAKES = frozenset({"top_k", "batch_size", "workers", "explain", "flip"})
 """The options of `PredictOptions` that this task reads."""
 
 MAX_PAGES = 5
-"""Pages of one kind that are drawn; the answers beyond them are only in the JSON lines."""
+"""Largest number of pages of each contact sheet. Further answers are only in the file of answers."""
 
 _COLUMNS, _ROWS, _BARS = 6, 6, 3
 _FIRST, _OTHER = "#56b4e9", "#c3dcec"
@@ -52,11 +52,11 @@ class Answer:
     classes: tuple[tuple[str, float], ...]
     """Names and probabilities of the top k classes, in falling order."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes whose probability reaches the threshold, of a multi-label network; None for others."""
+    """Multi-label networks: names of the classes whose probability reaches the threshold. None for others."""
     pixels: Tensor
     """The image as the network saw it: uint8, C x H x W, resized and cropped."""
     attention: Tensor | None = None
-    """Attention that each place receives, h x w (`AttentionRecorder`), if it was asked for."""
+    """Attention that each location receives, h x w (`AttentionRecorder`). None: not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +81,23 @@ class Predictor:
         attention: bool = False,
         flip: bool = False,
     ) -> None:
-        """Prepare a network; the one given is not changed.
+        """Prepare a network or an artifact.
+
+        A network is folded as a copy. With `attention`, or if it is folded already, it is not copied but moved to
+        `device` and set to eval mode.
 
         Args:
             model: a network, or an artifact in its own runtime (`iformer.deploy.runner.open_artifact`).
             top_k: largest number of classes in an answer.
             batch_size: images in one call of the network.
-            workers: threads that decode; None: one a core, at most 8.
+            workers: threads that decode. None: one per core, at most 8.
             attention: also record where the network looks. The network is then not folded, which is slower
                 and gives the same answers.
             flip: average the logits of each image and its mirror image.
 
         Raises:
-            UserError: a number is below 1, or `attention` is asked with `flip`, of an artifact or of a network
-                without it.
+            UserError: a number is below 1, or `attention` is set together with `flip`, for an artifact, or for a
+                network without attention to show.
         """
         for name, value in {"top_k": top_k, "batch_size": batch_size, "workers": workers}.items():
             if value is not None and value < 1:
@@ -143,7 +146,7 @@ class Predictor:
         """Yield an answer or a failure for each different path, in order.
 
         Decoding runs ahead of the network, unless the network uses every core of the CPU: then the two take
-        turns, because a decoder on a core of the network's would make all of its threads wait.
+        turns, because a decoder on one of the network's cores would make all threads of the network wait.
         """
         in_order = iter(dict.fromkeys(paths))
         takes_turns = self.device.type == "cpu" and torch.get_num_threads() >= available_cores()
@@ -282,8 +285,8 @@ def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) ->
 
     Args:
         answers: predictions with attention.
-        folder: gets `explain.png`, and `explain-2.png` and so on for many images.
-        title: the heading of each picture.
+        folder: folder for `explain.png` and, for many images, `explain-2.png` and so on.
+        title: heading of each sheet.
 
     Returns:
         The files written. Each caption gives the largest attention, in multiples of an even share.
@@ -333,7 +336,7 @@ def _save_pages(
 
 
 def _pages(stem: str, cards: int, columns: int) -> list[Path]:
-    """Return the files of the contact sheets that a number of cards takes, at most `MAX_PAGES`."""
+    """Return the file names of the contact sheets for a number of cards, at most `MAX_PAGES`."""
     count = min(MAX_PAGES, -(-cards // (columns * _ROWS)))
     return [Path(f"{stem}.png" if number == 1 else f"{stem}-{number}.png") for number in range(1, count + 1)]
 

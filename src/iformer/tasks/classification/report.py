@@ -1,4 +1,4 @@
-"""`report.md` of a classifier: accuracy, classes, confusion and mistakes."""
+"""Write the `report.md` of a classifier: accuracy, classes, confusion and mistakes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ _PAIRS = 10
 
 
 def write_report(result: TrainResult) -> Path:
-    """Write `report.md`, `curves.png`, `confusion.png`, `reliability.png` and, if there are mistakes,
-    `mistakes.png`.
+    """Write the `report.md` of a classifier and its figures into the run folder.
 
-    Multi-label networks have no confusion matrix.
-
-    Existing files of these names are replaced.
+    The figures are `curves.png`, `confusion.png`, `reliability.png` and, if there are mistakes, `mistakes.png`.
+    Multi-label networks have neither `confusion.png` nor `reliability.png`. Older files are replaced.
 
     Returns:
         The path of `report.md`.

@@ -55,7 +55,8 @@ class FrozenNetwork:
         student: Preprocessing,
         fixed_size: tuple[int, int] | None = None,
     ) -> None:
-        """
+        """Freeze a network.
+
         Args:
             network: takes normalised images.
             preprocessing: preprocessing of the network; only mean and std are used.
@@ -75,7 +76,7 @@ class FrozenNetwork:
         self._device: torch.device | None = None
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return a batch of the student as a batch of the network, which is moved to the device of the batch."""
+        """Return a batch of the student as input of the network, which is moved to the device of the batch."""
         if images.device != self._device:
             self.move(images.device)
         if not self._same:
@@ -92,7 +93,7 @@ class FrozenNetwork:
 
 
 class Teacher(FrozenNetwork):
-    """A frozen classifier: the student's batch -> fp32 logits B x K, without gradient."""
+    """A frozen classifier: from the student's batch to fp32 logits, B x K, without gradient."""
 
     def __init__(
         self,
@@ -104,7 +105,8 @@ class Teacher(FrozenNetwork):
         fixed_size: tuple[int, int] | None = None,
         compiled: Literal["auto"] | bool = False,
     ) -> None:
-        """
+        """Freeze a classifier.
+
         Args:
             network: maps normalised images to logits.
             preprocessing: preprocessing of the network; only mean and std are used.
@@ -124,7 +126,7 @@ class Teacher(FrozenNetwork):
         return logits_BK if self._order is None else logits_BK[:, self._order]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits of a batch."""
+        """Return the logits, fp32 B x K, of a batch of the student."""
         return self._logits(images).clone()  # not an inference tensor, so that a loss can save it for its backward
 
     def move(self, device: torch.device) -> None:
@@ -153,9 +155,9 @@ def build_teacher(
         compiled: see `Teacher`.
 
     Raises:
-        UnknownNameError: the name means nothing; the message suggests the nearest names.
-        WeightsError: the weights cannot be fetched or read, or are not those of a classifier.
-        DataError: the teacher's classes or channels are not the student's.
+        UnknownNameError: the name is unknown; the message suggests the nearest names.
+        WeightsError: the weights cannot be fetched or read, or do not belong to a classifier.
+        DataError: the teacher has other classes or channels than the student.
     """
     source = read_teacher(name, student, entry=entry)
     return Teacher(
@@ -182,8 +184,8 @@ def read_teacher(
         name: see `build_teacher`.
         student: preprocessing of the student.
         entry: which state dict of a training script's file to take.
-        weights: file of the weights of a timm network by timm's key names. None: timm's own weights.
-        load: opens the names that `iformer.load` knows.
+        weights: file with the weights of a timm network, under timm's key names. None: the released weights.
+        load: function that opens the names that `iformer.load` knows.
 
     Raises:
         UnknownNameError, WeightsError, DataError: see `build_teacher`.
@@ -227,7 +229,7 @@ def _read(name: str, entry: str | None, weights: str | None, load: Callable[...,
 
 
 def _trained_timm_network(path: Path) -> TeacherSource | None:
-    """Read a checkpoint of another library's network that training wrote; None if the file is not one."""
+    """Read a checkpoint that training wrote of a timm network; return None if the file is another one."""
     import timm
 
     with open_safetensors(path) as file:
@@ -243,7 +245,7 @@ def _trained_timm_network(path: Path) -> TeacherSource | None:
         if not name.startswith(TIMM):
             raise WeightsError(f"{path} holds a network named {name}, which can be a teacher only from Python")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if not timm.is_model(name.removeprefix(TIMM)):  # a name from outside, which may also be that of a repository
+    if not timm.is_model(name.removeprefix(TIMM)):  # an untrusted name, which may also name a repository
         raise WeightsError(f"{path} holds a network named {printable(name, limit=100)}, which timm does not have")
     network: Any = timm.create_model(name.removeprefix(TIMM), num_classes=len(metadata.class_names))
     try:

@@ -1,4 +1,4 @@
-"""Classification as a training run: how a job is made, and its workload."""
+"""Classification as a training run: the job and its workload."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def classification_job(
 
     Raises:
         ConfigError: the recipe is for another task, or does not fit the number of channels.
-        DataError: images have other channels than the network takes.
+        DataError: images do not have the channels that the network takes.
         UnknownNameError: no such network.
-        WeightsError: the starting weights cannot be fetched, read or do not fit.
+        WeightsError: the starting weights cannot be fetched or read, or do not fit.
     """
     recipe = settings.recipe
     if not isinstance(recipe, ClassificationRecipe):
@@ -136,10 +136,10 @@ def classification_job(
 
 
 def _check_channels(data: DataSplits, channels: int) -> None:
-    """Check that every image has an extra channel, if the network takes one; the headers are read.
+    """Check by the file headers that every image has an extra channel, if the network takes one.
 
     Raises:
-        DataError: images have others; the message names the first ones.
+        DataError: images have other channels; the message names the first of them.
     """
     if channels in (1, 3):
         return
@@ -201,7 +201,7 @@ def _task(
 
 
 class ImageWorkload(Workload):
-    """Whole images of one size."""
+    """Base class of workloads with whole images of one size."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         recipe = job.recipe
@@ -241,7 +241,7 @@ class ImageWorkload(Workload):
         )
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Return uint8 images on the device of the rank as the input of the network."""
+        """Return uint8 images, which are on the device of the rank, as normalised input of the network."""
         normalized: Tensor = self._normalize(images).contiguous(memory_format=self._layout)
         return normalized
 
@@ -253,7 +253,7 @@ class ImageWorkload(Workload):
 
 
 class ClassificationWorkload(ImageWorkload):
-    """Images of one size with a label each."""
+    """The workload of classification: images of one size with their labels."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         super().__init__(job, context)

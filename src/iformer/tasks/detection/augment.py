@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 _VISIBLE = 0.25
-"""Smallest share of an object's area inside the crop with which the object is kept."""
+"""Smallest visible share of an object's area; an object that shows less is dropped."""
 _SMALLEST_SIDE = 2.0
 """Smallest side, in pixels of the canvas, of a box that is kept."""
 
@@ -29,21 +29,21 @@ Item = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Canvas:
-    """Builds training images of one size."""
+    """Builder of training images of one size."""
 
     size: tuple[int, int]
     """Height and width in pixels."""
     scale: tuple[float, float]
-    """Smallest and largest factor on the size at which an image just fits."""
+    """Smallest and largest random factor on the size at which an image just fits the canvas."""
     fill: tuple[int, ...]
-    """Colour (0 to 255) where no image lies."""
+    """Colour (red, green, blue, 0 to 255) of the pixels that no image covers."""
 
     def single(self, item: Item) -> Item:
-        """One image, resized by a random factor and placed or cropped at random."""
+        """Return one image, resized by a random factor and placed or cropped at random."""
         return self._build([(item, (0, 0, self.size[1], self.size[0]))])
 
     def mosaic(self, items: Sequence[Item]) -> Item:
-        """Four images around a random point of the middle half."""
+        """Return four images that meet at a random point in the middle half of the canvas."""
         height, width = self.size
         x, y = round(width * random.uniform(0.25, 0.75)), round(height * random.uniform(0.25, 0.75))
         windows = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
@@ -59,7 +59,7 @@ class Canvas:
         return image, {"boxes": torch.cat(boxes), "labels": torch.cat(labels)}
 
     def _paste(self, canvas: Tensor, item: Item, window: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
-        """Draw an image into a window of the canvas; returns the boxes and labels of what shows."""
+        """Draw an image into a window of the canvas; return boxes and labels of the objects that show."""
         image, target = item
         left, top, right, bottom = window
         fit = min(self.size[0] / image.shape[1], self.size[1] / image.shape[2])

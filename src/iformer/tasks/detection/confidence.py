@@ -1,7 +1,7 @@
-"""How precision, recall and F1 depend on the lowest score that is reported, and which classes are confused.
+"""Precision, recall and F1 of detections by the lowest score that is reported, and the confusion matrix.
 
-A detection is right if it overlaps an object of its class by `IOU` that no better detection has taken; it is not
-counted if it lies in a crowd region of its class.
+A detection is right if its IoU with an object of its class is at least `IOU`, and no detection with a higher score
+has taken that object. Other detections that lie in a crowd region of their class are not counted.
 
 Shape letters: K classes, T thresholds, N detections of an image, M objects of an image.
 """
@@ -21,23 +21,25 @@ from torchvision.ops import box_iou
 from iformer.data.detection import DetectionSample, DetectionSet
 
 IOU = 0.5
+"""Smallest IoU of a detection with the object that it finds, as for COCO's AP50."""
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
+"""The lowest scores for which precision and recall are computed: T = 101 values from 0 to 1."""
 
 _Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceCurves:
-    """Precision, recall and F1 by the lowest score, at an overlap of `IOU`."""
+    """Precision, recall and F1 of each class at each of `THRESHOLDS`."""
 
     class_names: tuple[str, ...]
     """The classes that have objects, K."""
     precision: _Floats
     """K x T, 0 to 1; 1 where nothing is reported."""
     recall: _Floats
-    """K x T."""
+    """K x T, 0 to 1."""
     ranked: tuple[tuple[_Floats, _Floats], ...]
-    """By class: recall and precision after each detection, by falling score."""
+    """For each class: recall and precision after each of its detections, in the order of falling score."""
 
     @property
     def f1(self) -> _Floats:
@@ -47,12 +49,12 @@ class ConfidenceCurves:
 
     @property
     def best(self) -> tuple[float, float]:
-        """The best confidence, and the mean F1 of the classes there (0 to 1)."""
+        """The threshold with the highest mean F1 of the classes, and that mean, both 0 to 1."""
         index = self._best_index()
         return float(THRESHOLDS[index]), float(self.f1[:, index].mean())
 
     def _best_index(self) -> int:
-        """Return where the mean F1 is highest; on a plateau, its middle, which new images change least."""
+        """Return the index of the best threshold; of equal ones the middle, which new images change least."""
         mean_T = self.f1.mean(0)
         first = last = int(mean_T.argmax())
         while last + 1 < len(mean_T) and mean_T[last + 1] >= mean_T[first] - 1e-9:
@@ -60,13 +62,13 @@ class ConfidenceCurves:
         return (first + last) // 2
 
     def at_best(self) -> tuple[float, float]:
-        """Mean precision and recall of the classes at the best confidence."""
+        """Return the mean precision and mean recall of the classes at the best threshold."""
         index = self._best_index()
         return float(self.precision[:, index].mean()), float(self.recall[:, index].mean())
 
 
 def confidence_curves(image_set: DetectionSet, results: Sequence[Mapping[str, Any]]) -> ConfidenceCurves:
-    """Compare detections with the annotated objects.
+    """Compute precision and recall of detections by comparison with the annotated objects.
 
     Args:
         image_set: images and objects.
@@ -103,9 +105,10 @@ def confidence_curves(image_set: DetectionSet, results: Sequence[Mapping[str, An
 def confusion_matrix(
     image_set: DetectionSet, results: Sequence[Mapping[str, Any]], *, min_score: float
 ) -> npt.NDArray[np.int64]:
-    """Count detections by the class of the object that they lie on.
+    """Count detections by their class and the class of the object that they lie on.
 
-    Detections are paired with objects of any class, the largest overlap of at least `IOU` first, each once.
+    Detections with a score of `min_score` or more are paired with objects of any class, by falling IoU down to
+    `IOU`. Each detection and each object is in one pair at most.
 
     Returns:
         (K + 1) x (K + 1), rows true, columns detected. The last row counts detections on no object, the last
@@ -140,7 +143,7 @@ def confusion_matrix(
 def _judged(
     sample: DetectionSample, results: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
 ) -> list[tuple[int, float, bool]]:
-    """Return label and score of the detections of an image that count, and whether each is right."""
+    """Return label and score of each detection of an image that counts, and whether it is right."""
     judged: list[tuple[int, float, bool]] = []
     crowds = [one for one in sample.instances if one.crowd]
     by_label: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
@@ -161,7 +164,7 @@ def _judged(
 
 
 def _in_crowd(box: Sequence[float], label: int, crowds: Sequence[Any]) -> bool:
-    """Return whether half of a box lies in a crowd region of its class."""
+    """Return whether at least half of a box lies in a crowd region of its class."""
     left, top, width, height = box
     for crowd in crowds:
         x, y, w, h = crowd.box

@@ -24,11 +24,11 @@ class DetectionAugment(Config):
     color_jitter: Strength = 0.0
     """Largest relative change of brightness, contrast and saturation. 0: off."""
     scale_jitter: tuple[Factor, Factor] = (1.0, 1.0)
-    """Light detector: smallest and largest factor on the size at which an image just fits the input."""
+    """Light detector: smallest and largest random factor on the size at which an image just fits the input."""
     mosaic: Share = 0.0
     """Light detector: probability that a training image is a mosaic of four."""
     mosaic_until: Share = 0.8
-    """Light detector: part of the epochs with mosaics; the last epochs show whole images."""
+    """Light detector: share of the epochs, from the first, with mosaics; later epochs show single images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,8 +48,8 @@ class DetectionRecipe(PyramidRecipe):
     detector: DetectorOptions = DetectorOptions()
     """Options of Mask R-CNN and Faster R-CNN."""
     network: Literal["rcnn", "light"] = "rcnn"
-    """rcnn: torchvision's Mask R-CNN or Faster R-CNN. light: a one-stage detector for phones, whose input is a
-    square of `size` pixels."""
+    """Kind of detector: rcnn (torchvision's Mask R-CNN or Faster R-CNN) or light (one-stage, for phones; its input
+    is a square of `size` pixels)."""
     light: LightDetectorOptions = LightDetectorOptions()
     """Options of the light detector."""
 
@@ -69,5 +69,5 @@ class DetectionRecipe(PyramidRecipe):
         return LightDetectorConfig(backbone=backbone, input_size=size, **vars(self.light), **fields)
 
     def detector_config(self, backbone: NetworkConfig, **fields: Any) -> DetectorConfig:
-        """Return the config of the detector that the recipe trains; `fields` are those that it does not have."""
+        """Return the config of the detector that the recipe trains; `fields` set what the recipe lacks."""
         return DetectorConfig(backbone=backbone, **self._network_fields(self.detector), **fields)

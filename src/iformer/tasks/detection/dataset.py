@@ -1,4 +1,4 @@
-"""Images with boxes and masks as batches for training and evaluation.
+"""Batches of images with boxes and masks, for training and evaluation.
 
 All randomness is a function of (seed, epoch, index of the image), as in `iformer.data.sampling`.
 
@@ -29,7 +29,7 @@ from iformer.tasks.detection.config import DetectionRecipe
 
 
 def too_many_objects(image_set: DetectionSet, detections: int) -> list[str]:
-    """Return a note if images have more objects than a network with this `detections` reports."""
+    """Return a note if an image has more than `detections` objects, the most that the network reports."""
     most = image_set.most_objects
     if most <= detections:
         return []
@@ -40,7 +40,7 @@ def too_many_objects(image_set: DetectionSet, detections: int) -> list[str]:
 
 
 def with_class_order(image_set: DetectionSet, class_names: Sequence[str]) -> DetectionSet:
-    """Return the same images with the objects of a network's classes, in the order of its outputs.
+    """Return an image set whose labels are the indices of a network's outputs.
 
     Objects of other classes are left out. `class_names` may have more classes than the data; empty means the
     data's own.
@@ -135,14 +135,14 @@ class DetectionCanvases(DetectionImages):
         fill: tuple[int, ...],
         value_range: ValueRange | None = None,
     ) -> None:
-        """Describe the images; `fill` is the colour (0 to 255) where no image lies."""
+        """Describe the images; `fill` is the colour (0 to 255) of pixels that no image covers."""
         super().__init__(image_set, recipe, masks=False, value_range=value_range)
         self._augment = recipe.augment
         self._mosaic_epochs = round(recipe.augment.mosaic_until * recipe.epochs)
         self._canvas = Canvas((recipe.size, recipe.size), recipe.augment.scale_jitter, fill)
 
     def _item(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        with seeded(self._seed, epoch, index, len(self)):  # not the numbers that flips and colours are drawn from
+        with seeded(self._seed, epoch, index, len(self)):  # other random numbers than those of flips and colours
             others = random.sample(range(len(self)), k=min(3, len(self) - 1))
             mosaic = epoch < self._mosaic_epochs and random.random() < self._augment.mosaic and len(others) == 3
         items = [DetectionImages._item(self, epoch, i) for i in ([index, *others] if mosaic else [index])]

@@ -36,8 +36,8 @@ class DetectionEvaluation(Evaluation):
     """Detections on every image of a set, and COCO's metrics.
 
     `metrics` has `box_ap` (mean over IoU thresholds 0.5 to 0.95), `box_ap50`, `box_ap75`, `box_ap_small`,
-    `box_ap_medium`, `box_ap_large` (None if there is no such object), the same with `mask_ap` for networks
-    with masks, `images`, and `per_class`: `{class name: {"box_ap", "box_ap50", …, "support"}}` (support:
+    `box_ap_medium`, `box_ap_large` (None if there is no such object), `mask_ap` and so on for networks with
+    masks, `images`, and `per_class`: `{class name: {"box_ap", "box_ap50", …, "support"}}` (support:
     number of objects).
     """
 
@@ -118,9 +118,10 @@ def evaluate_set(
 ) -> DetectionEvaluation:
     """Evaluate a detector or an artifact on an image set, on one process.
 
+    Objects of classes that the network does not know are left out.
+
     Raises:
-        DataError: an image cannot be read, or the set has none of the network's classes. Objects of classes that
-            the network does not know are left out.
+        DataError: an image cannot be read, or the set has none of the network's classes.
     """
     detector = object_detector(subject)
     image_set = with_class_order(image_set, detector.class_names)

@@ -28,7 +28,7 @@ from iformer.tasks.registry import find_task
 
 
 class DenseDetector(nn.Module):
-    """A light detector for normalised images, B x 3 x H x W: boxes, B x A x 4, and scores, B x A x K."""
+    """A light detector without selection: normalised B x 3 x H x W to boxes, B x A x 4, and scores, B x A x K."""
 
     def __init__(self, detector: LightDetector) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DenseDetector(nn.Module):
 
 
 class ExportableDetector:
-    """A light detector as `iformer.deploy.exportable.Exportable`."""
+    """A light detector with the interface `iformer.deploy.exportable.Exportable`."""
 
     outputs = (BOXES, SCORES)
     class_logits = None
@@ -95,7 +95,7 @@ def quantization(
 ) -> tuple[Quantization, list[str]]:
     """Prepare a quantized export: calibrate on training images, measure box AP on validation images.
 
-    The arguments and the result are those of `iformer.tasks.classification.export.quantization`.
+    For arguments and result see `iformer.tasks.classification.export.quantization`.
 
     Raises:
         UserError: the network is a Mask R-CNN or Faster R-CNN, or the data cannot be used.

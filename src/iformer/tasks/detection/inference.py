@@ -1,4 +1,4 @@
-"""From images to detections, by a Mask R-CNN or Faster R-CNN, a light detector or an artifact of one."""
+"""Detect objects with a Mask R-CNN, a Faster R-CNN, a light detector or an artifact of one of them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from iformer.models.light_detector import LightDetector
 from iformer.tasks.tiles import Tile, Tiling
 
 BOXES, SCORES, MASKS = "boxes", "scores", "masks"
-"""Outputs: B x A x 4 (left, top, right, bottom in pixels of the input), B x A x K (0 to 1), and of a Mask R-CNN
-B x A x M x M (0 to 1, inside the boxes)."""
+"""Names of the outputs: boxes B x A x 4 (left, top, right, bottom in pixels of the input), scores B x A x K (0 to
+1) and, of a Mask R-CNN, masks B x A x M x M (0 to 1, inside the boxes)."""
 
 _MERGE_IOU = 0.5
+"""IoU above which two detections of one class are the same object."""
 _MERGE_INSIDE = 0.7
+"""Share of a cut box inside another box above which the two are the same object."""
 _EDGE = 2.0
-"""Pixels from the edge of a tile within which a box counts as cut."""
+"""Largest distance of a cut box from the edge of its tile, in pixels."""
 
 
 class ObjectDetector(ABC):
-    """A detector ready to answer."""
+    """Base class: a detector that finds objects on images of any size."""
 
     name: str
     class_names: tuple[str, ...]
@@ -44,7 +46,7 @@ class ObjectDetector(ABC):
     """See `iformer.data.images.read_image`."""
     has_masks = False
     detections: int
-    """Most detections of an image."""
+    """Largest number of detections of an image."""
 
     @abstractmethod
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
@@ -53,12 +55,12 @@ class ObjectDetector(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionLimits:
-    """Settings that replace those that a detector was trained with."""
+    """Settings that replace those in the config of a detector."""
 
     detections: int | None = None
-    """Most detections of an image; None: the detector's."""
+    """Largest number of detections of an image. None: the detector's own."""
     nms_iou: float | None = None
-    """Overlap above which the box with the lower score is dropped, class by class; None: the detector's."""
+    """Overlap above which the box with the lower score is dropped, class by class. None: the detector's own."""
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -90,7 +92,7 @@ NO_LIMITS = DetectionLimits()
 
 
 class NetworkDetector(ObjectDetector):
-    """A network in eval mode."""
+    """A network in eval mode as an `ObjectDetector`."""
 
     def __init__(self, network: Detector | LightDetector, limits: DetectionLimits = NO_LIMITS) -> None:
         config = network.config
@@ -110,7 +112,7 @@ class NetworkDetector(ObjectDetector):
 
 
 class LetterboxDetector(ObjectDetector):
-    """Anything that maps letterboxed images to the outputs of a light detector, such as an artifact."""
+    """Anything that maps letterboxed images to boxes and scores, such as an artifact, as an `ObjectDetector`."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class LetterboxDetector(ObjectDetector):
         value_range: ValueRange | None = None,
         has_masks: bool = False,
     ) -> None:
-        """`forward` maps uint8 B x 3 x H x W of `size` to the outputs; see `detect_letterboxed` for the rest."""
+        """Wrap `forward`, which maps uint8 B x 3 x H x W of `size` to the outputs; see `detect_letterboxed`."""
         self.has_masks = has_masks
         self._forward, self._rule, self._size, self._fill = forward, rule, size, fill
         self.detections = rule.detections
@@ -134,7 +136,7 @@ class LetterboxDetector(ObjectDetector):
 
     @classmethod
     def of_artifact(cls, runner: ArtifactRunner, limits: DetectionLimits = NO_LIMITS) -> LetterboxDetector:
-        """Read the record of an artifact.
+        """Wrap an artifact as its record describes it.
 
         Raises:
             UserError: the record does not describe a detector, or `limits` do not fit it.
@@ -182,12 +184,12 @@ class LetterboxDetector(ObjectDetector):
 
 
 class TiledDetector(ObjectDetector):
-    """A detector that looks at an image in tiles and as a whole, which shows objects larger than a tile.
+    """A detector that is applied to tiles of an image and to the whole image, for objects larger than a tile.
 
-    An object that several tiles show is one detection. Detections that the edge of a tile cuts lose against
-    whole ones: of two detections of one class, the one that is cut, else the one with the lower score, is dropped
-    if they overlap by half, or if it is cut and 0.7 of it lies inside the other. Tiles beside the whole image are
-    the idea of slicing-aided inference (Akyon et al. 2022, https://arxiv.org/abs/2202.06934).
+    Detections of one object in several tiles are merged. Of two detections of one class, the weaker one is dropped
+    if their IoU is above 0.5, or if the edge of a tile cuts it and more than 0.7 of it lies inside the other. A
+    cut detection is weaker than a whole one; else the lower score is weaker. Tiles together with the whole image
+    are the idea of slicing-aided inference (Akyon et al. 2022, https://arxiv.org/abs/2202.06934).
     """
 
     def __init__(self, detector: ObjectDetector, tiling: Tiling) -> None:
@@ -201,7 +203,7 @@ class TiledDetector(ObjectDetector):
         )
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
-        """Return the objects on images; of each tile and of the whole at most `detections` take part."""
+        """Return the objects on images. Each tile and the whole image give at most `detections` of them."""
         return [self._detect(image, min_score) for image in images]
 
     def _detect(self, image: Tensor, min_score: float) -> dict[str, Any]:
@@ -224,7 +226,7 @@ Subject = Detector | LightDetector | ArtifactRunner | ObjectDetector
 
 
 def object_detector(subject: Subject, limits: DetectionLimits = NO_LIMITS) -> ObjectDetector:
-    """Prepare a network in eval mode, or an artifact. A prepared detector keeps its limits.
+    """Return a network in eval mode or an artifact as an `ObjectDetector`; a given one is returned as it is.
 
     Raises:
         UserError: the artifact's record does not describe a detector, or `limits` do not fit it.
@@ -237,7 +239,7 @@ def object_detector(subject: Subject, limits: DetectionLimits = NO_LIMITS) -> Ob
 
 
 def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
-    """Return the part of `detect` behind an artifact, for images of the input's size; a benchmark times it."""
+    """Return a function from an artifact's outputs to detections at the input's size, which benchmarks time."""
     rule = SelectionRule.from_plain(info.postprocess or {})
 
     def detections(outputs: Outputs) -> list[dict[str, Tensor]]:
@@ -259,7 +261,7 @@ def merge(boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor, cut_N: Tensor) -
     overlap_NN = box_iou(boxes_N4, boxes_N4)
     areas_N = box_area(boxes_N4).clamp(min=1e-6)
     shared_NN = overlap_NN * (areas_N[:, None] + areas_N) / (1 + overlap_NN)
-    # [a, b]: b is dropped where a is kept
+    # [a, b]: b is dropped if a is kept
     drops_NN = (overlap_NN > _MERGE_IOU) | (cut_N & (shared_NN / areas_N > _MERGE_INSIDE))
     drops_NN &= labels_N[:, None] == labels_N
     dropped = torch.zeros(len(scores_N), dtype=torch.bool)
@@ -281,7 +283,7 @@ def _moved(found: dict[str, Any], tile: Tile, size: tuple[int, int]) -> dict[str
 
 
 def _is_cut(boxes_N4: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
-    """Return which boxes (in pixels of the tile) touch an edge of the tile that is not one of the image."""
+    """Return which boxes (in pixels of the tile) touch an edge of the tile that is not an edge of the image."""
     height, width = size
     left, top, right, bottom = boxes_N4.unbind(1)
     cut = torch.zeros(len(boxes_N4), dtype=torch.bool)
@@ -309,15 +311,15 @@ def _merged(parts: list[dict[str, Any]], cut: Tensor, size: tuple[int, int]) -> 
 # ------------------------------------------------------------------------------------------- comparison
 
 _IOU_ERROR = 10
-"""Matched boxes have an overlap of at least 1 - 10 times the tolerance: 0.99 in fp32."""
+"""Allowed error of boxes and masks in multiples of the tolerance: an IoU of at least 0.99 in fp32."""
 
 
 def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
     """Compare the selected detections of each image as sets.
 
-    Every detection of one side must have one of the same class on the other, with nearly the same box and a score
-    that differs by `tolerance` at most, and with masks nearly the same mask. Detections so near to the limits of
-    the selection that errors of `tolerance` may drop them need none.
+    Every detection on one side must have a counterpart on the other: the same class, nearly the same box, a score
+    that differs by `tolerance` at most and, if there are masks, nearly the same mask. Detections that errors of
+    `tolerance` may push below the limits of the selection need no counterpart.
     """
     both = [
         [_selected(rule, outputs, index, tolerance) for index in range(len(expected[BOXES]))]
@@ -355,14 +357,14 @@ def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs,
 
 
 def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: float) -> dict[str, Tensor]:
-    """Return the detections of one image and some below the limits; `clear` says which are above them."""
+    """Return the detections of one image and some below the limits; `clear` marks those that are clearly above."""
     wider = replace(rule, detections=2 * rule.detections, score_threshold=0.0)
     found = wider.select_points(outputs[BOXES][index], outputs[SCORES][index])
     points = found.pop("points")
     scores = found["scores"]
     if len(scores) > rule.detections:
         first_left_out = scores[rule.detections]
-    elif len(scores) == outputs[BOXES].shape[1]:  # the network selects itself, and its places are full
+    elif len(scores) == outputs[BOXES].shape[1]:  # the network itself selects, and all its rows are detections
         first_left_out = scores[-1]
     else:
         first_left_out = scores.new_zeros(())
@@ -373,7 +375,7 @@ def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: floa
 
 
 def _matched(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """For each detection of `one`: the best overlap with a fitting one of `other`, its score error, its index."""
+    """Return for each detection of `one` the IoU with its best match in `other`, the score error and the index."""
     if not len(one["scores"]) or not len(other["scores"]):
         count = len(one["scores"])
         return torch.zeros(count), torch.ones(count), torch.zeros(count, dtype=torch.int64)

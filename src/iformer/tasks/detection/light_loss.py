@@ -1,4 +1,4 @@
-"""The loss of the light detector, and which of its points learn which object.
+"""The loss of the light detector, and the assignment of its points to objects.
 
 Task-aligned assignment (TOOD, Feng et al. 2021, arXiv 2108.07755, section 3.2): the alignment of a point with an
 object is `score ** ALPHA * iou ** BETA`. The one-to-many head takes the best `topk` points of each object, the
@@ -22,40 +22,46 @@ from torchvision.ops import box_iou, complete_box_iou_loss
 from iformer.models.light_detector import RawDetections, TrainingOutputs
 
 ALPHA, BETA = 0.5, 6.0
+"""Exponents of the score and of the IoU in the alignment."""
 TOPK = 10
+"""Largest number of points of an object in the one-to-many head."""
 BOX_WEIGHT, CLASS_WEIGHT = 2.0, 1.0
+"""Weights of the box loss and of the class loss of each head."""
 FOCUS = 2.0
+"""Exponent of |quality - score| in the class loss; see `head_loss`."""
 SMALLEST_SIDE = 0.01
-"""Of a predicted box in the loss, in pixels."""
+"""Smallest side, in pixels, of a predicted box in the loss."""
 SEMANTIC_WEIGHT = 1.0
+"""Weight of the semantic loss."""
 BACKGROUND_WEIGHT = 0.2
-"""Of a point without an object in the semantic loss, beside 1 for the others."""
+"""Weight of a point without an object in the semantic loss; the other points have weight 1."""
 ELLIPSE = 0.9
-"""Share of the ellipse in an object's box whose points belong to it; the corners mostly show something else."""
+"""Share of the ellipse inscribed in an object's box whose points count as the object. The corners of a box mostly
+show something else."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What every point of a batch learns."""
+    """The targets of every point of a batch."""
 
     learns: Tensor
     """bool B x A: whether a point learns an object."""
     objects: Tensor
-    """int64 B x A: the index of the object that it learns; 0 where it learns none."""
+    """int64 B x A: the index of the object that the point learns; 0 where `learns` is False."""
     quality: Tensor
-    """float B x A: its target score, from 0 to 1; 0 where it learns none."""
+    """float B x A: the target score of the point, from 0 to 1; 0 where `learns` is False."""
 
 
 @dataclass(frozen=True)
 class PaddedTargets:
-    """The objects of a batch's images in tensors, so that no step waits for the device. N is the largest count."""
+    """The objects of a batch's images, padded to the largest number N, so that no step waits for the device."""
 
     boxes: Tensor
-    """float B x N x 4, pixels."""
+    """float B x N x 4: left, top, right and bottom of the objects, in pixels of the input."""
     labels: Tensor
-    """int64 B x N."""
+    """int64 B x N: classes of the objects; 0 for padding."""
     present: Tensor
-    """bool B x N: whether there is such an object."""
+    """bool B x N: True for an object, False for padding."""
 
     @classmethod
     def stack(cls, targets: Sequence[Mapping[str, Tensor]]) -> PaddedTargets:
@@ -71,7 +77,7 @@ class PaddedTargets:
 def assign(
     scores_BAK: Tensor, boxes_BA4: Tensor, points_2A: Tensor, targets: PaddedTargets, *, topk: int
 ) -> Assignment:
-    """Give the objects of each image their points.
+    """Assign points to the objects of each image, as the module describes.
 
     Args:
         scores_BAK: scores from 0 to 1.
@@ -98,7 +104,7 @@ def assign(
     ranking_BNA = torch.where(inside_BNA, alignment_BNA + 1e-12 / (1 + distance_BNA), -1.0)
     best_BN = ranking_BNA.topk(min(topk, ranking_BNA.shape[2]), dim=2).indices
     chosen_BNA = torch.zeros_like(inside_BNA).scatter_(2, best_BN, True) & inside_BNA
-    # a point that several objects chose learns the one it overlaps most
+    # a point that several objects chose learns the object that its box overlaps most
     objects_BA = torch.where(chosen_BNA, iou_BNA, -1.0).argmax(1)
     learns_BA = chosen_BNA.any(1)
     chosen_BNA &= torch.zeros_like(chosen_BNA).scatter_(1, objects_BA[:, None], True)
@@ -110,7 +116,7 @@ def assign(
 
 
 def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, topk: int) -> dict[str, Tensor]:
-    """Losses of one head over a batch: `classes` and `boxes`, scalars.
+    """Return the losses of one head over a batch: `classes` and `boxes`, scalars.
 
     The class loss is binary cross entropy against the assignment's quality, times |quality - score| ** FOCUS
     (TOOD, equations 4 and 5). Without that factor the thousands of points without an object drown the few with
@@ -132,20 +138,20 @@ def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, 
 
 
 def _with_area(boxes_BA4: Tensor) -> Tensor:
-    """Return boxes of at least `SMALLEST_SIDE` a side; without an area, overlap and aspect ratio are 0 / 0."""
+    """Return boxes with sides of at least `SMALLEST_SIDE`; the IoU of an empty box would be 0 / 0."""
     corners_BA2 = boxes_BA4[..., :2]
     return torch.cat([corners_BA2, torch.maximum(boxes_BA4[..., 2:], corners_BA2 + SMALLEST_SIDE)], 2)
 
 
 def semantic_loss(maps: Sequence[Tensor], points_2A: Tensor, targets: PaddedTargets) -> Tensor:
-    """Cross entropy of each point's class, a mean for each level, summed over the levels.
+    """Return the cross entropy of the points' classes: the mean of each level, summed over the levels.
 
-    A point's class is that of the smallest object whose ellipse holds it, else the background. Masks are not
-    needed.
+    The class of a point is the class of the smallest object whose ellipse contains the point, else the background.
+    Masks are not needed.
 
     Args:
         maps: `TrainingOutputs.semantic`.
-        points_2A: the detector's points; those of the first level come first.
+        points_2A: the points of the detector, level by level.
         targets: the objects.
     """
     centres_2BN1 = ((targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2).movedim(2, 0)[..., None]
@@ -169,11 +175,11 @@ def semantic_loss(maps: Sequence[Tensor], points_2A: Tensor, targets: PaddedTarg
 def light_loss(
     outputs: TrainingOutputs, points_2A: Tensor, targets: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The loss of all heads of a `LightDetector`, and each part of it, detached.
+    """Return `loss`, the loss of all heads of a `LightDetector`, and each of its parts, detached.
 
     Args:
-        outputs: of `LightDetector.forward` in training mode.
-        points_2A: of `LightDetector.points`.
+        outputs: the result of `LightDetector.forward` in training mode.
+        points_2A: the result of `LightDetector.points`.
         targets: for each image `boxes` (float N x 4, pixels of the input) and `labels` (int64 N); N may be 0.
     """
     padded = PaddedTargets.stack(targets)

@@ -34,16 +34,16 @@ class Detection:
         self.class_names = tuple(class_names)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss`, the sum of torchvision's losses of proposals and heads, and each of them."""
+        """Return `loss`, the sum of torchvision's losses of proposals and heads, and each of these losses."""
         losses: dict[str, Tensor] = model(batch["images"], batch["targets"])
         return {"loss": torch.stack(list(losses.values())).sum(), **{k: v.detach() for k, v in losses.items()}}
 
 
 class LightDetection(Detection):
-    """`Detection` for a `LightDetector`: all images are canvases, uint8 scaled to 0 to 1, of the input's size."""
+    """Training of a `LightDetector`: all images are canvases of the input's size, with values from 0 to 1."""
 
     def __init__(self, class_names: tuple[str, ...], network: LightDetector) -> None:
-        """Describe the task; `network` gives the points."""
+        """Describe the task; `network` gives the positions of the points."""
         super().__init__(class_names)
         self._network = network
 

@@ -21,7 +21,7 @@ _AREAS = {"small": 1, "medium": 2, "large": 3}
 """Index of each range of areas in COCO's results: below 32 x 32 pixels, below 96 x 96, and above."""
 
 _MAX_DETECTIONS = 100
-"""COCO's limit of detections in an image; the metric counts more if the network finds more."""
+"""COCO's limit of detections of an image. The limit rises if the network reports more on any image."""
 
 
 class DetectionMetric:
@@ -53,12 +53,12 @@ class DetectionMetric:
     def compute(self) -> dict[str, Any]:
         """Return the metrics that `DetectionEvaluation` documents, in percent. Every rank must call it."""
         found = [result for share in all_gather(self._found) for result in share]
-        # detections of equal score count in their order, which must not depend on the number of ranks
+        # the order of detections with equal scores matters, and must not depend on the number of ranks
         self.results = found = sorted(found, key=lambda result: int(result["image_id"]))
         boxes = [{k: v for k, v in result.items() if k != "segmentation"} for result in found]
         metrics, per_class = self._average_precision("box", "bbox", boxes)
         if self._masks:
-            # without boxes, so that the area that tells small from large is the mask's
+            # without boxes, so that the area of the mask decides between small, medium and large
             masks = [{k: v for k, v in result.items() if k != "bbox"} for result in found]
             mask_metrics, mask_per_class = self._average_precision("mask", "segm", masks)
             metrics |= mask_metrics
@@ -76,7 +76,7 @@ class DetectionMetric:
     def _average_precision(
         self, prefix: str, kind: str, results: list[dict[str, Any]]
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Return AP and its parts, and the AP of each class."""
+        """Return the metrics over all classes, and AP and AP50 of each class."""
         quiet = logging.getLogger(__name__).debug
         truth = self._library.COCO({**self._ground_truth}, use_deepcopy=True, print_function=quiet)
         evaluator = self._library.COCOeval_faster(truth, truth.loadRes(results), kind, print_function=quiet)

@@ -37,12 +37,12 @@ TAKES = frozenset({"min_score", "max_detections", "iou", "tile", "overlap"})
 
 COCO_FILE = "coco.json"
 MAX_NAMES = 50
-"""Names drawn on an image; more cover it."""
+"""Largest number of names drawn on an image; more names would cover it."""
 _MASK_OPACITY = 0.45
 
 
 class DetectionPredictor(PyramidPredictor):
-    """A detector ready to answer. An answer is a dict as `Detector.detect` returns it, on the CPU."""
+    """Predictor of a detector. An answer is a dict as `Detector.detect` returns it, on the CPU."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class DetectionPredictor(PyramidPredictor):
             subject: the detector.
             device: where a network runs.
             min_score: detections with a lower score are dropped.
-            tiling: look at large images in tiles; None: as a whole only.
-            limits: replace settings of the detector.
+            tiling: how large images are cut into tiles. None: no tiles.
+            limits: settings that replace the detector's own.
         """
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
@@ -92,7 +92,7 @@ class DetectionPredictor(PyramidPredictor):
         }
 
     def masks(self) -> Callable[[], npt.NDArray[np.bool_] | None]:
-        """Return a function that makes bool N x H x W in the record's order, or None without masks or objects."""
+        """Return a function that returns masks, bool N x H x W in the record's order, or None without masks."""
         pasted: Sequence[torch.Tensor] = self.latest.get("masks", ())
         return partial(_binary_masks, pasted) if len(pasted) else no_masks
 
@@ -145,11 +145,11 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
 def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: Sequence[str]) -> Image.Image:
     """Draw boxes, names with scores, and masks if there are any, on a copy of an RGB image.
 
-    At most `MAX_NAMES` names are drawn, those of the first objects.
+    Only the first `MAX_NAMES` objects get names.
 
     Args:
         found: the detections of the image, as `Detector.detect` or `Detector.forward` returns them. Without
-            `scores`, as for annotated objects, names stand alone.
+            `scores`, as for annotated objects, only names are drawn.
     """
     colours = default_palette(len(class_names))
     labels = found["labels"].tolist()
@@ -175,7 +175,7 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
 
 
 def draw_objects(image: Image.Image, instances: Sequence[Instance], class_names: Sequence[str]) -> Image.Image:
-    """Draw annotated objects, crowd regions aside, as `draw_detections` draws what was found."""
+    """Draw annotated objects, except crowd regions, in the same way as `draw_detections` draws detections."""
     objects = [instance for instance in instances if not instance.crowd]
     boxes_N4 = torch.tensor([instance.box for instance in objects], dtype=torch.float32).reshape(-1, 4)
     boxes_N4[:, 2:] += boxes_N4[:, :2]

@@ -1,4 +1,4 @@
-"""Mask R-CNN and Faster R-CNN as a network with an input and outputs of fixed sizes, for export.
+"""Mask R-CNN and Faster R-CNN with an input and outputs of fixed sizes, for export.
 
 Shape letters: B batch, D detections of an image, K classes, M the side of a mask, H and W the sides of the input.
 """
@@ -37,8 +37,9 @@ LIMITS = Limits(
 class FixedRcnn(nn.Module):
     """An R-CNN for normalised images of one size, B x 3 x H x W.
 
-    Returns boxes, B x D x 4 (pixels of the input), scores, B x D x K (that of the detection's class; 0 elsewhere),
-    and with masks B x D x M x M (0 to 1, inside the boxes). Missing detections are zeros.
+    Returns boxes, B x D x 4 (pixels of the input), scores, B x D x K (0 except at the class of the detection), and
+    for a Mask R-CNN masks, B x D x M x M (0 to 1, inside the boxes). If fewer than D objects are found, the other
+    rows are zeros.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -64,16 +65,16 @@ class FixedRcnn(nn.Module):
         return tuple(self._filled(value)[None] for value in outputs)
 
     def _filled(self, rows: Tensor) -> Tensor:
-        """Return D rows: those that are given, then zeros."""
+        """Return D rows: the given ones, then zeros."""
         zeros = torch.zeros((self.detections, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         return torch.cat([rows, zeros])[: self.detections]
 
 
 class ExportableRcnn:
-    """A Mask R-CNN or Faster R-CNN as `iformer.deploy.exportable.Exportable`.
+    """A Mask R-CNN or Faster R-CNN with the interface `iformer.deploy.exportable.Exportable`.
 
-    The artifact's images are letterboxed into its input, so its metrics differ a little from those of the
-    checkpoint, which resizes each image by its shorter side.
+    The artifact's images are letterboxed into its input, so its metrics differ a little from the metrics of
+    the checkpoint, which resizes each image by its shorter side.
     """
 
     class_logits = None
@@ -111,7 +112,7 @@ class ExportableRcnn:
         """Return a copy with a folded backbone, for inputs of one size.
 
         Raises:
-            UserError: a side is not a multiple of the coarsest stride.
+            UserError: a side is not a multiple of 32.
         """
         check_side(size, _STRIDE)
         folded = copy.deepcopy(self.model).eval().requires_grad_(False)

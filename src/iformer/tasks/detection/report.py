@@ -1,4 +1,4 @@
-"""`report.md` of a detector."""
+"""Write the `report.md` of a detector."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _COLUMNS = {
 }
 
 _MAX_NAMED = 10
-"""With more classes the curves of the classes have no names."""
+"""Largest number of classes with which the curves of the classes have names."""
 _MEAN, _MARK = "#0072B2", "#D55E00"
 
 
 def write_report(result: TrainResult) -> Path:
-    """Write `report.md` and its pictures of a detector into the run folder.
+    """Write the `report.md` of a detector and its pictures into the run folder.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -88,7 +88,7 @@ def draw_examples(
 
 
 def _confidence(evaluation: DetectionEvaluation, folder: Path) -> str:
-    """Write `confidence.png` and `confusion.png`, and return their section."""
+    """Write `confidence.png` and `confusion.png`, and return the section of the report that shows them."""
     image_set, results = evaluation.image_set, evaluation.results
     curves = confidence_curves(image_set, results)
     best, f1 = curves.best
@@ -110,7 +110,7 @@ def _number(value: Any) -> str:
 
 
 def draw_confidence(curves: ConfidenceCurves, path: Path) -> Path:
-    """Write precision against recall, and F1 against the lowest score, of each class and of their mean."""
+    """Plot precision against recall, and F1 against the lowest score, for each class and for the mean."""
     figure = new_figure(13.5, 4.6)
     left, right = figure.subplots(1, 2)
     named = len(curves.class_names) <= _MAX_NAMED
@@ -146,8 +146,11 @@ def draw_confidence(curves: ConfidenceCurves, path: Path) -> Path:
 
 
 def draw_object_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], path: Path) -> Path:
-    """Write the matrix of `iformer.tasks.detection.confidence.confusion_matrix`. With many classes only the most
-    confused are shown, and always what was missed and what is nothing."""
+    """Draw the matrix of `iformer.tasks.detection.confidence.confusion_matrix`; return the path.
+
+    With many classes only the most confused ones are shown. Missed objects, and detections on no object, always
+    are.
+    """
     classes = len(class_names)
     inner = counts[:classes, :classes]
     entries = np.array([(*index, value) for index, value in np.ndenumerate(inner) if value], np.int64).reshape(
@@ -172,7 +175,7 @@ def draw_object_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[s
 
 
 def _colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Return colours for lines that lie close together."""
+    """Return `count` colours that can be told apart where lines lie close together."""
     from matplotlib import colormaps
 
     return [tuple(colormaps["turbo"](value)) for value in np.linspace(0.05, 0.95, max(1, count))]
@@ -181,7 +184,7 @@ def _colours(count: int) -> list[tuple[float, float, float, float]]:
 def _precision_at(
     recall: npt.NDArray[np.float64], precision: npt.NDArray[np.float64], grid: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the highest precision at each recall or a larger one, as COCO's AP takes it; 0 beyond the last."""
+    """Return the highest precision at each recall of `grid` or above, as COCO does; 0 above the last recall."""
     if not len(recall):
         return np.zeros_like(grid)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

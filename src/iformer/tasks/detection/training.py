@@ -57,25 +57,26 @@ def detection_job(
     model_name: str | None = None,
     warn: Warn = lambda lines: None,
 ) -> TrainJob:
-    """A run that trains the network of `recipe.network`: a Mask R-CNN or Faster R-CNN, or a light detector.
+    """Build a run that trains the network of `recipe.network`: a Mask R-CNN, a Faster R-CNN or a light detector.
 
     Args:
         data: training and validation images.
         settings: `settings.recipe.weights` says what the backbone starts from.
         model: a size or a classifier's checkpoint for the backbone, a detector's checkpoint to fine-tune, or a
             detector, which is used as it is.
-        model_name: name for logs and checkpoints; None: `model`.
+        model_name: name for logs and checkpoints. None: `model`, or the name of the detector's backbone.
         warn: called with lines for the user, such as which layers are new.
 
     Raises:
+        UserError: the weights are of another kind or size than the recipe and `model`, or both name weights.
         UnknownNameError: no such network.
-        WeightsError: the starting weights cannot be fetched, read or do not fit.
-        DataError: masks are to be learned and an object has none.
+        WeightsError: the starting weights cannot be fetched or read, or do not fit.
+        DataError: the network has masks, and an object in the data has no mask.
         MissingDependencyError: faster-coco-eval is not installed.
     """
     recipe = settings.recipe
     assert isinstance(recipe, DetectionRecipe)
-    require("faster_coco_eval", extra="detect")  # else the first evaluation would find out
+    require("faster_coco_eval", extra="detect")  # otherwise only the first evaluation would fail
     torch.manual_seed(recipe.seed)
     network: Detector | LightDetector
     if isinstance(model, Detector | LightDetector):
@@ -121,7 +122,7 @@ def detection_job(
 
 
 class DetectionWorkload(Workload):
-    """Images of any sizes, each with any number of objects."""
+    """The workload of detection: images of any size, each with any number of objects."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, DetectionRecipe)

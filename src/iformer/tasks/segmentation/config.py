@@ -46,8 +46,8 @@ class SegmentationRecipe(PyramidRecipe):
     segmenter: SegmenterOptions = SegmenterOptions()
     """Options of Semantic FPN."""
     network: Literal["semantic-fpn", "light"] = "semantic-fpn"
-    """semantic-fpn: the paper's, for images of any sizes. light: a segmenter for phones, whose input is a square
-    of `size` pixels."""
+    """Kind of segmenter: semantic-fpn (the paper's, for images of any size) or light (for phones; its input is a
+    square of `size` pixels)."""
     light: LightSegmenterOptions = LightSegmenterOptions()
     """Options of the light segmenter."""
     sliding: bool = False
@@ -65,5 +65,5 @@ class SegmentationRecipe(PyramidRecipe):
         return LightSegmenterConfig(backbone=backbone, input_size=size, **vars(self.light), **fields)
 
     def segmenter_config(self, backbone: NetworkConfig, **fields: Any) -> SegmenterConfig:
-        """Return the config of the segmenter that the recipe trains; `fields` are those that it does not have."""
+        """Return the config of the segmenter that the recipe trains; `fields` set what the recipe lacks."""
         return SegmenterConfig(backbone=backbone, **self._network_fields(self.segmenter), **fields)

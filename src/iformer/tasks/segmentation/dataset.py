@@ -1,4 +1,4 @@
-"""Images with masks as batches: training crops squares out of resized images, evaluation takes images whole.
+"""Batches of images with masks: square crops of resized images for training, whole images for evaluation.
 
 All randomness is a function of (seed, epoch, index of the image), as in `iformer.data.sampling`.
 
@@ -31,12 +31,13 @@ from iformer.tasks.class_order import class_order
 from iformer.tasks.segmentation.config import SegmentationRecipe
 
 _MAX_CLASS_SHARE = 0.75
-"""A crop is drawn again if one class covers more of its labelled pixels than this."""
+"""Largest share of a crop's labelled pixels that one class may cover; otherwise another crop is tried."""
 _CROP_TRIES = 10
+"""Largest number of crops that are tried for one image; the last one is used in any case."""
 
 
 def with_class_order(image_set: SemanticSet, class_names: Sequence[str]) -> SemanticSet:
-    """Return the same images with masks of a network's classes, in the order of its outputs.
+    """Return an image set whose masks have the class indices of a network's outputs.
 
     Pixels of other classes are ignored. `class_names` may have more classes than the data; empty means the
     data's own.
@@ -75,7 +76,7 @@ class SemanticImages:
             max_size: limit of the longer side.
             fill: colour (0 to 1) of the part of a crop that lies outside the image.
             value_range: see `iformer.data.images.read_image`.
-            transform: resizes an image for evaluation; None: to `fitted`.
+            transform: maps an image to pixels for evaluation. None: resize to `fitted`.
         """
         self.image_set, self.value_range = image_set, value_range
         self.recipe, self.size, self.max_size = recipe, size, max_size
@@ -153,7 +154,7 @@ class SemanticImages:
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
-    """Return how an image becomes the pixels that a segmenter sees: letterboxed, or resized as a whole.
+    """Return the transform from an image to a segmenter's input: a letterbox, or a resize of the whole image.
 
     Without a letterbox, `preprocessing.size` is the limit of the shorter and of the longer side; see `fitted`.
     """

@@ -1,4 +1,4 @@
-"""Evaluate segmenters: IoU of classes at the size of the masks."""
+"""Evaluate segmenters by the IoU of classes, at the size of the masks."""
 
 from __future__ import annotations
 
@@ -106,9 +106,10 @@ def evaluate_set(
 ) -> SegmentationEvaluation:
     """Evaluate a segmenter or an artifact on an image set, on one process; see `evaluate`.
 
+    Pixels of classes that the network does not know are ignored.
+
     Raises:
-        DataError: an image cannot be read, or the set has none of the network's classes. Pixels of classes that
-            the network does not know are ignored.
+        DataError: an image cannot be read, or the set has none of the network's classes.
     """
     segmenter = pixel_classifier(subject, device=torch.device(device), sliding=sliding)
     image_set = with_class_order(image_set, segmenter.class_names)

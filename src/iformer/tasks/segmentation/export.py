@@ -27,11 +27,11 @@ from iformer.tasks.segmentation.evaluate import evaluate, evaluation_images
 from iformer.tasks.segmentation.inference import LOGITS, Letterboxes, SegmentationDisplay
 
 _STRIDE = 32
-"""Sides of an input are multiples of it, so that no map is rounded up."""
+"""Sides of an input are multiples of this number of pixels, so that no feature map's side is rounded up."""
 
 
 class CoarseSegmenter(nn.Module):
-    """A segmenter that stops at a quarter of the input's size: B x 3 x H x W, normalised, to B x K x H/4 x W/4."""
+    """A segmenter without the final resize: normalised images, B x 3 x H x W, to logits, B x K x H/4 x W/4."""
 
     def __init__(self, segmenter: Segmenter | LightSegmenter) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class CoarseSegmenter(nn.Module):
 
 
 class ExportableSegmenter:
-    """A segmenter as `iformer.deploy.exportable.Exportable`."""
+    """A segmenter with the interface `iformer.deploy.exportable.Exportable`."""
 
     outputs = (LOGITS,)
     class_logits = None
@@ -74,7 +74,7 @@ class ExportableSegmenter:
         return CoarseSegmenter(self._segmenter.fold()).eval()
 
     def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
-        """Compare the class of every point whose first two logits differ by more than errors of `tolerance`."""
+        """Compare the class of every point where errors of `tolerance` cannot swap the two largest logits."""
         ours, theirs = expected[LOGITS], actual[LOGITS]
         same = ours.argmax(1) == theirs.argmax(1)
         if ours.shape[1] > 1:
@@ -98,9 +98,9 @@ exportable = ExportableSegmenter
 
 
 def letterbox_preprocessing(model: Segmenter | LightSegmenter) -> Preprocessing:
-    """Return how an artifact's input is made: a light segmenter's own rule; a Semantic FPN gets a letterbox too.
+    """Return the preprocessing of an artifact: a light segmenter's own, or a letterbox for a Semantic FPN.
 
-    Its evaluation as a network takes whole images of any sizes, which an artifact of a fixed size cannot.
+    As a network, a Semantic FPN takes whole images of any size; the input of an artifact has a fixed size.
     """
     config = model.config
     if isinstance(model, LightSegmenter):
@@ -123,8 +123,8 @@ def quantization(
 ) -> tuple[Quantization, list[str]]:
     """Prepare a quantized export: calibrate on training images, measure mIoU on validation images.
 
-    The arguments and the result are those of `iformer.tasks.classification.export.quantization`. A Semantic FPN is
-    measured on letterboxed images, as its artifact is.
+    For arguments and result see `iformer.tasks.classification.export.quantization`. A Semantic FPN is measured on
+    letterboxed images, like its artifact.
     """
     preprocessing = letterbox_preprocessing(model)
     if size is not None:

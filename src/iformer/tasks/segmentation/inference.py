@@ -1,6 +1,6 @@
-"""From an image to a class for each pixel, by a Semantic FPN, a light segmenter or an artifact of either.
+"""Find the class of each pixel with a Semantic FPN, a light segmenter or an artifact of either.
 
-A Semantic FPN sees whole images of any sizes. The others see letterboxed images of a fixed size.
+A Semantic FPN sees whole images of any size. Light segmenters and artifacts see letterboxed images of one size.
 
 Shape letters: B batch, K classes, H and W an image's sides, h and w those of the network's input.
 """
@@ -34,7 +34,7 @@ Colours = tuple[tuple[int, int, int], ...]
 
 
 LOGITS = "logits"
-"""The output of artifacts: B x K x h/s x w/s."""
+"""Name of the output of artifacts: B x K x h/s x w/s, with a stride s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,12 @@ class SegmentationDisplay(Config):
 
 
 class PixelClassifier(ABC):
-    """A segmenter ready to answer."""
+    """Base class: a segmenter that finds the class of each pixel of an image."""
 
     def __init__(
         self, name: str, class_names: tuple[str, ...], colours: Colours, preprocessing: Preprocessing
     ) -> None:
-        """Describe it; `class_names` is empty if they are unknown, `colours` has one for each class."""
+        """Describe the segmenter: `class_names`, empty if unknown, and `colours`, one for each class."""
         self.name, self.class_names, self.colours, self.preprocessing = name, class_names, colours, preprocessing
 
     @property
@@ -70,10 +70,10 @@ class PixelClassifier(ABC):
 
 
 class WholeImages(PixelClassifier):
-    """A Semantic FPN."""
+    """A Semantic FPN, applied to whole images or in sliding windows."""
 
     def __init__(self, network: Segmenter, *, device: torch.device, sliding: bool) -> None:
-        """`network` is on `device`; `sliding` uses overlapping windows of its size instead of whole images."""
+        """Wrap a network that is on `device`. `sliding`: overlapping windows of the network's size."""
         config = network.config
         super().__init__(config.backbone.name, network.metadata.class_names, config.colours, config.preprocessing)
         self._network, self._device = network, device
@@ -86,7 +86,7 @@ class WholeImages(PixelClassifier):
 
 
 class Letterboxes(PixelClassifier):
-    """A network with an input of a fixed size, or an artifact."""
+    """Anything that maps letterboxed images of a fixed size to logits: a light segmenter or an artifact."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Letterboxes(PixelClassifier):
         colours: Colours,
         preprocessing: Preprocessing,
     ) -> None:
-        """`forward` maps uint8 B x 3 x h x w to `logits`, B x K x h/s x w/s."""
+        """Wrap `forward`, which maps uint8 B x 3 x h x w to `logits`, B x K x h/s x w/s."""
         super().__init__(name, class_names, colours, preprocessing)
         self._forward = forward
 
@@ -138,11 +138,11 @@ Subject = Segmenter | LightSegmenter | ArtifactRunner | PixelClassifier
 
 
 def pixel_classifier(subject: Subject, *, device: torch.device, sliding: bool = False) -> PixelClassifier:
-    """Prepare a segmenter on `device`, in eval mode, or an artifact.
+    """Return a segmenter in eval mode on `device`, or an artifact, as a `PixelClassifier`.
 
     Raises:
-        UserError: `sliding` is asked of a network with an input of a fixed size, or an artifact's record does not
-            describe a segmenter.
+        UserError: `sliding` is set and the input has a fixed size, or an artifact's record does not describe a
+            segmenter.
     """
     if isinstance(subject, PixelClassifier):
         return subject
@@ -156,7 +156,7 @@ def pixel_classifier(subject: Subject, *, device: torch.device, sliding: bool = 
 
 
 def letterboxed_classes(logits: Tensor, input_size: tuple[int, int], size: tuple[int, ...]) -> Tensor:
-    """Return the classes of one letterboxed image at its own size (H, W): int64 H x W.
+    """Return the classes of one letterboxed image at its original size (H, W): int64 H x W.
 
     Args:
         logits: 1 x K x h/s x w/s, for any s.
@@ -170,7 +170,7 @@ def letterboxed_classes(logits: Tensor, input_size: tuple[int, int], size: tuple
 
 
 def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
-    """Return the part of `classes` behind an artifact, for images of the input's size; a benchmark times it."""
+    """Return a function from an artifact's outputs to classes at the input's size, which benchmarks time."""
     size = info.preprocessing.size
 
     def classes(outputs: Outputs) -> list[Tensor]:
@@ -187,7 +187,7 @@ def segment(model: nn.Module, image: Tensor, size: tuple[int, ...], *, window: i
         window: side of the windows of `sliding_logits`; None: the whole image at once.
     """
     height, width = image.shape[2:]
-    # the backbone needs a minimum of pixels, which a thin image has not
+    # the backbone needs a minimum side, and an image may be thinner
     padded = F.pad(image, (0, max(0, MIN_INPUT_SIZE - width), 0, max(0, MIN_INPUT_SIZE - height)))
     logits = model(padded) if window is None else sliding_logits(model, padded, window=window)
     logits = logits[:, :, :height, :width].float()
@@ -205,7 +205,7 @@ def sliding_logits(
         network: B x 3 x h x w to logits B x K x h x w.
         images: B x 3 x H x W, normalised.
         window: side of the windows, in pixels; a shorter side of the image is used whole.
-        overlap: smallest share of a window that it has in common with the next one.
+        overlap: smallest overlap of neighbouring windows, as a share of their side.
 
     Returns:
         B x K x H x W.

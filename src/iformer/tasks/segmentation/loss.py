@@ -18,7 +18,7 @@ _ROW = TASKS["segment"]
 
 
 class Segmentation:
-    """Images to one class a pixel.
+    """The task of semantic segmentation: images to one class for each pixel.
 
     `batch["images"]` is float B x 3 x H x W, normalised, `batch["masks"]` int64 B x H x W.
     """

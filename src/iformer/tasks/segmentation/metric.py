@@ -22,11 +22,11 @@ class SegmentationMetric:
     def __init__(
         self, class_names: tuple[str, ...], *, annotated: Container[int] | None = None, device: Any = "cpu"
     ) -> None:
-        """Start with no pixel.
+        """Start with empty counts.
 
         Args:
-            class_names: the classes of the network.
-            annotated: those that the data has; the others have no IoU. None means all.
+            class_names: class names of the network.
+            annotated: indices of the classes that the data has; other classes have no IoU. None: all classes.
             device: where pixels are counted.
 
         Raises:
@@ -43,14 +43,14 @@ class SegmentationMetric:
         """Labelled pixels of classes that the network does not know, after `compute`."""
 
     def update(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add classes, int64 B x H x W, and `batch["masks"]`, of the same shape; count `batch["left_out"]`."""
+        """Add predicted classes, int64 B x H x W, with `batch["masks"]` (same shape) and `batch["left_out"]`."""
         self._left_out += batch.get("left_out", 0)
         self._confusion.update(outputs, batch["masks"])
         self._images += len(outputs)
 
     def compute(self) -> dict[str, Any]:
-        """See `iformer.training.records.results.SegmentationEvaluation`: in percent."""
-        # joined here: torchmetrics warns where a process has had no image
+        """Return the metrics that `SegmentationEvaluation` documents, in percent. Every rank must call it."""
+        # gathered here, because torchmetrics warns on a rank that has had no image
         shares = all_gather((self._confusion.confmat.cpu(), self._images, self._left_out))
         counts_KK = torch.stack([counts for counts, _, _ in shares]).sum(0).double()
         self.left_out = sum(pixels for _, _, pixels in shares)
@@ -79,6 +79,6 @@ def _percent(part: Tensor, whole: Tensor) -> float | None:
 
 
 def _mean(values: list[float | None]) -> float:
-    """Over the classes that occur."""
+    """Return the mean of the values that are not None; 0 if there are none."""
     known = [value for value in values if value is not None]
     return round(sum(known) / len(known), 4) if known else 0.0

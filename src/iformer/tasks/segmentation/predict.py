@@ -38,7 +38,7 @@ ClassMap = npt.NDArray[np.uint8]
 
 
 class SegmentationPredictor(PyramidPredictor):
-    """A segmenter ready to answer. An answer is a `ClassMap`."""
+    """Predictor of a segmenter. An answer is a `ClassMap`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class SegmentationPredictor(PyramidPredictor):
             subject: the segmenter.
             device: where a network runs.
             sliding: see `iformer.tasks.segmentation.inference.pixel_classifier`.
-            tiling: look at large images in tiles; None: as a whole.
+            tiling: how large images are cut into tiles. None: images are segmented as a whole.
         """
         self._tiling = tiling
         on = resolve_device(device)
@@ -75,7 +75,7 @@ class SegmentationPredictor(PyramidPredictor):
             return self._classes(image)
         classes_HW: ClassMap = np.zeros((image.height, image.width), np.uint8)
         for tile in self._tiling.tiles(image.width, image.height):
-            # tiles share their overlap half and half: a pixel is labelled where it is farther from the edge
+            # two tiles share their overlap half and half: the tile whose edge is farther away labels a pixel
             inner = self._tiling.inner(tile, image.width, image.height)
             found_HW = self._classes(image.crop(tile))
             classes_HW[inner.top : inner.bottom, inner.left : inner.right] = found_HW[
@@ -138,9 +138,9 @@ def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPre
 def draw_classes(
     image: Image.Image, classes_HW: ClassMap, class_names: Sequence[str], colours: Sequence[Colour]
 ) -> Image.Image:
-    """Draw the colours of the pixels' classes, and the names of the largest ones, on a copy of an RGB image.
+    """Draw each pixel's class as a colour, and the names of the largest classes, on a copy of an RGB image.
 
-    A class called background is left without colour and name.
+    A class called background gets no colour and no name.
     """
     known_HW = classes_HW != IGNORED
     for background in [k for k, name in enumerate(class_names) if name.lower() == "background"]:

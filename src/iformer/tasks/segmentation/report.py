@@ -1,4 +1,4 @@
-"""`report.md` of a segmenter."""
+"""Write the `report.md` of a segmenter."""
 
 from __future__ import annotations
 

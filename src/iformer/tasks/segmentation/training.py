@@ -50,19 +50,20 @@ def segmentation_job(
     model_name: str | None = None,
     warn: Warn = lambda lines: None,
 ) -> TrainJob:
-    """A run that trains the network of `recipe.network`: a Semantic FPN or a light segmenter.
+    """Build a run that trains the network of `recipe.network`: a Semantic FPN or a light segmenter.
 
     Args:
         data: training and validation images.
         settings: `settings.recipe.weights` says what the backbone starts from.
         model: a size or a classifier's checkpoint for the backbone, a segmenter's checkpoint to fine-tune, or a
             segmenter, which is used as it is.
-        model_name: name for logs and checkpoints; None: `model`.
+        model_name: name for logs and checkpoints. None: `model`, or the name of the segmenter's backbone.
         warn: called with lines for the user, such as which layers are new.
 
     Raises:
+        UserError: the weights are of another kind or size than the recipe and `model`, or both name weights.
         UnknownNameError: no such network.
-        WeightsError: the starting weights cannot be fetched, read or do not fit.
+        WeightsError: the starting weights cannot be fetched or read, or do not fit.
     """
     recipe = settings.recipe
     assert isinstance(recipe, SegmentationRecipe)
@@ -109,7 +110,7 @@ def segmentation_job(
 
 
 class SegmentationWorkload(Workload):
-    """Square crops of images, with a class for each pixel."""
+    """The workload of segmentation: square crops for training, whole images for evaluation."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         assert isinstance(job.recipe, SegmentationRecipe)

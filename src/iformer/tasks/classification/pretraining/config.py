@@ -13,16 +13,17 @@ NO_TEACHER = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingRecipe(ImageRecipe):
-    """Settings of a pretraining."""
+    """Settings of a pretraining run."""
 
     task: Literal["pretrain"] = "pretrain"
     teacher: Text = NO_TEACHER
     """A timm network with released weights, or any network of this package: a size, a checkpoint of any task,
     a run folder, `hf-hub:…`."""
     teacher_weights: Text | None = None
-    """File with the weights of a timm network by timm's key names. None: the released weights."""
+    """File with the weights of a timm network, under timm's key names. None: the released weights."""
     teacher_entry: Text | None = None
-    """Which weights of a training script's file the teacher has, such as `model_ema`. None: not an average."""
+    """Which weights of a training script's file the teacher has, such as `model_ema`. None: the weights without
+    averaging."""
     dense_weight: Share = 0.5
     """Share of the feature maps in the loss; the pooled features have the rest."""
 

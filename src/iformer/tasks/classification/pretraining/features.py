@@ -27,7 +27,7 @@ from iformer.training.protocol import Batch
 
 _ROW = TASKS["pretrain"]
 _PROBE_SIDE = 128
-"""Side of the image with which the shapes of a teacher's features are found, unless it takes only one size."""
+"""Side, in pixels, of the image that finds the shapes of a teacher's features, if the teacher takes any size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +35,23 @@ class Level:
     """A feature map of the teacher that a stage of the student learns."""
 
     index: int
-    """Its place among the feature maps of the teacher."""
+    """The index of the map among the feature maps of the teacher, from 0."""
     stage: int
-    """The student's stage, from 0."""
+    """The stage of the student, from 0."""
     channels: int
+    """Channels of the teacher's map."""
 
 
 class FeatureTeacher(FrozenNetwork):
-    """A frozen network that gives features of the student's batches.
+    """A frozen network that computes features of the student's batches.
 
-    Of the teacher's feature maps, each stage of the student gets the last one whose stride is nearest to its own.
+    Each stage of the student learns one feature map of the teacher: the last of those with about the stage's
+    stride. A stage without such a map learns none.
     """
 
     def __init__(self, source: TeacherSource, *, name: str, student: Preprocessing) -> None:
-        """
+        """Freeze a network and find its feature maps.
+
         Raises:
             UserError: the network gives no feature maps of the student's strides.
         """
@@ -79,7 +82,7 @@ class FeatureTeacher(FrozenNetwork):
 
 
 def _levels(maps: Sequence[tuple[float, int]]) -> tuple[Level, ...]:
-    """Return the feature map of each stage, from the stride and the channels of every map."""
+    """Return the teacher's feature map for each stage, chosen from the strides and channels of all its maps."""
     chosen: dict[int, Level] = {}
     for index, (stride, channels) in enumerate(maps):
         stage = min(range(len(STRIDES)), key=lambda stage: abs(STRIDES[stage] - stride))
@@ -89,10 +92,10 @@ def _levels(maps: Sequence[tuple[float, int]]) -> tuple[Level, ...]:
 
 
 class ProjectedNetwork(nn.Module):
-    """A network, and the projections of its features to those of a teacher."""
+    """A network with learned projections from its features to the features of a teacher."""
 
     def __init__(self, network: Classifier, *, channels: int, levels: Sequence[Level]) -> None:
-        """`channels` and `levels` are those of the teacher."""
+        """Wrap a network; `channels` and `levels` describe the features of the teacher."""
         super().__init__()
         self.network = network
         self.stages = tuple(level.stage for level in levels)
@@ -109,7 +112,7 @@ class ProjectedNetwork(nn.Module):
         Args:
             images: B x 3 x H x W, normalised.
             pooled_BD: the teacher's pooled features.
-            maps: its feature maps, each B x D x H x W.
+            maps: the teacher's feature maps, each B x D x H x W.
 
         Returns:
             Mean cosine similarities, fp32 1 + L, -1 to 1: of the pooled features, then of each map.
@@ -125,7 +128,7 @@ class ProjectedNetwork(nn.Module):
         return torch.stack(similarities)
 
     def _standard(self, norm: nn.Module, features: Tensor) -> Tensor:
-        """Return features of mean 0 and variance 1, by statistics over the batches so far."""
+        """Return features scaled to mean 0 and variance 1 per channel, by statistics of the batches so far."""
         if self.training:
             norm(features)  # adds the batch to the statistics
         statistics: Any = norm
@@ -137,18 +140,18 @@ def _similarity(own: Tensor, features: Tensor) -> Tensor:
 
 
 class FeatureDistillation:
-    """The task of a pretraining: features like the teacher's, by the mean cosine similarity."""
+    """The task of pretraining: features with a high mean cosine similarity to the teacher's."""
 
     name = _ROW.name
     primary_metric, metric_label = _ROW.headline()
     class_names: tuple[str, ...] = ()
 
     def __init__(self, teacher: FeatureTeacher, *, dense_weight: float) -> None:
-        """`dense_weight` is the share of the feature maps in the loss."""
+        """Describe the task; `dense_weight` is the share of the feature maps in the loss, 0 to 1."""
         self.teacher, self.dense_weight = teacher, dense_weight
 
     def similarity(self, similarities: Tensor) -> Tensor:
-        """Return the weighted mean of what `ProjectedNetwork` returns."""
+        """Return the mean of the similarities of a `ProjectedNetwork`, weighted by `dense_weight`."""
         return (1 - self.dense_weight) * similarities[0] + self.dense_weight * similarities[1:].mean()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pretraining as a training run: how a job is made, its workload and its report."""
+"""Pretraining as a training run: the job, its workload and its report."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def _without_projections(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PretrainingEvaluation(Evaluation):
-    """How similar the features are to the teacher's, on every image of a set.
+    """Similarity of a network's features to the features of a teacher, over every image of a set.
 
     `metrics` has `images`, `cosine` (the mean cosine similarity, percent: 100 for the same directions), `pooled`
-    and `dense` (the parts of it), `loss` (1 - cosine similarity) and `levels` (the similarity of each feature map,
-    by its stride).
+    and `dense` (its parts: pooled features and feature maps), `loss` (1 - cosine similarity) and
+    `levels` (the similarity of each feature map, by its stride).
     """
 
     @property
@@ -100,7 +100,7 @@ class PretrainingEvaluation(Evaluation):
 
 
 class PretrainingWorkload(ImageWorkload):
-    """Images without labels."""
+    """The workload of pretraining: images without labels."""
 
     def evaluate(self, network: nn.Module, *, precision: Precision) -> PretrainingEvaluation:
         task, device = self.job.task, self.context.device
