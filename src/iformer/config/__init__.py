@@ -1,1 +1,1 @@
-"""Configs: what a network, its preprocessing, its metadata and its training are. No torch."""
+"""Configs of networks, preprocessing, metadata and training. No module here imports torch."""

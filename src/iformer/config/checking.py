@@ -38,13 +38,13 @@ class Range:
     """Only `least`, `least + step`, `least + 2 * step`, …"""
 
     def allows(self, value: float) -> bool:
-        """Whether a number is in the range."""
+        """Return whether a number is in the range."""
         low = value > self.least if self.above else value >= self.least
         high = value < self.most if self.below else value <= self.most
         return low and high and (self.step == 1 or (value - self.least) % self.step == 0)
 
     def describe(self, kind: str) -> str:
-        """`kind` with the bounds: "a number from 0 to 1"."""
+        """Return `kind` with the bounds: "a number from 0 to 1"."""
         if self.most == math.inf:
             return f"{self.least} or more"
         if self.step == 2:
@@ -64,11 +64,11 @@ class Length:
     most: int
 
     def allows(self, value: str | tuple[Any, ...]) -> bool:
-        """Whether a value is neither too short nor too long."""
+        """Return whether the length of a value is in the bounds."""
         return self.least <= len(value) <= self.most
 
     def describe(self, kind: str) -> str:
-        """`kind` with the bounds."""
+        """Return `kind` with the bounds."""
         return f"{kind} (length {self.least} to {self.most})"
 
 
@@ -80,11 +80,11 @@ class Pattern:
     example: str
 
     def allows(self, value: str) -> bool:
-        """Whether a text matches."""
+        """Return whether a text matches."""
         return len(value) < 200 and re.fullmatch(self.pattern, value) is not None
 
     def describe(self, kind: str) -> str:
-        """`kind` with the example."""
+        """Return `kind` with the example."""
         return f'{kind} such as "{self.example}"'
 
 
@@ -102,7 +102,7 @@ class FieldError(ConfigError):
     """A field of a config is invalid. The message names the field, its value and what is allowed."""
 
     def __init__(self, owner: str, field: str, value: Any, expected: str) -> None:
-        """`owner` is the config's label or its path inside another config."""
+        """Make the message; `owner` is the config's label or path inside another config."""
         self.owner, self.field, self.value, self.expected = owner, field, value, expected
         super().__init__(f"{owner}.{field} is {shown(value)}; expected {expected}")
 
@@ -118,12 +118,16 @@ class Config:
         check_types(self)
 
     def to_plain(self) -> dict[str, Any]:
-        """Nested dicts and lists for YAML, JSON and checkpoint metadata."""
+        """Return nested dicts and lists for YAML, JSON and checkpoint metadata."""
         return to_plain(self)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """The inverse of `to_plain`; an unknown, missing or invalid field is a `ConfigError` that names it."""
+        """Build a config from nested dicts and lists: the inverse of `to_plain`.
+
+        Raises:
+            ConfigError: a field is unknown, missing or invalid; the message names the field.
+        """
         return from_plain(cls, plain)
 
 
@@ -136,7 +140,7 @@ def check(condition: bool, config: object, field: str, expected: str) -> None:
 def check_types(config: Any) -> None:
     """Check each field of a config dataclass against the type and the range of its annotation.
 
-    An int is accepted where a float is expected. A bool is not a number, and a text is not one either.
+    An int is accepted where a float is expected. A bool or a text is never accepted as a number.
     """
     for name, hint in field_types(type(config)).items():
         if not _fits(getattr(config, name), hint):
@@ -146,11 +150,11 @@ def check_types(config: Any) -> None:
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Check arguments against the types and ranges of a function's annotations.
 
-    Numbers and flags of NumPy and torch are accepted as those of Python.
+    Numbers and flags of NumPy and torch are accepted like those of Python.
 
     Args:
-        function: its annotations say what is expected.
-        arguments: by name, such as `locals()` in the first line of the function.
+        function: the function whose annotations are checked.
+        arguments: arguments by name, such as `locals()` in the first line of the function.
 
     Raises:
         UserError: an argument is of another type or out of range; the message names the first one.
@@ -214,7 +218,7 @@ def from_plain(cls: type[ConfigT], plain: Mapping[str, Any], path: str = "") -> 
 
 
 def unknown_field(path: str, name: object, known: typing.Iterable[str]) -> ConfigError:
-    """The error for a field that does not exist, with the nearest names that do."""
+    """Return the error for a field that does not exist; the message suggests the nearest names."""
     known = sorted(known)
     nearest = difflib.get_close_matches(str(name)[:100], known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"its fields are {', '.join(known)}"
@@ -222,7 +226,7 @@ def unknown_field(path: str, name: object, known: typing.Iterable[str]) -> Confi
 
 
 def label_of(cls: type[Any]) -> str:
-    """The name of a config dataclass in error messages."""
+    """Return the name of a config dataclass in error messages."""
     return getattr(cls, "label", "") or cls.__name__
 
 
@@ -238,7 +242,7 @@ def field_types(cls: type[Any]) -> dict[str, Any]:
 
 
 def is_config(hint: Any) -> bool:
-    """Whether an annotation is a config dataclass."""
+    """Return whether an annotation is a config dataclass."""
     return isinstance(hint, type) and issubclass(hint, Config)
 
 
@@ -274,7 +278,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _typed_value(value: Any, hint: Any, path: str) -> Any:
-    """Turn lists into tuples, mappings into configs and texts into numbers where the annotation asks for them."""
+    """Turn lists into tuples, mappings into configs and texts into numbers, as the annotation requires."""
     hint = without_range(hint)
     if hint is float and isinstance(value, str):
         try:

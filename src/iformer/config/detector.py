@@ -1,4 +1,4 @@
-"""What a detector is: Mask R-CNN or Faster R-CNN. No torch here."""
+"""Config of a detector, Mask R-CNN or Faster R-CNN. Does not import torch."""
 
 from __future__ import annotations
 

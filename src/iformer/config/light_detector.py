@@ -1,4 +1,4 @@
-"""What the light one-stage detector is. No torch here."""
+"""Config of the light one-stage detector. Does not import torch."""
 
 from __future__ import annotations
 

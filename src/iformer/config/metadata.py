@@ -1,4 +1,4 @@
-"""What a checkpoint stores besides its weights and the network's config."""
+"""Metadata that a checkpoint stores besides its weights and the network's config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Metadata(Config):
 
     @property
     def threshold(self) -> float:
-        """Probability from which a class of a multi-label network is a yes: the one with the best F1, else 0.5."""
+        """Probability from which a multi-label network predicts a class: that of the best F1, else 0.5."""
         threshold = self.metrics.get("threshold")
         return threshold if isinstance(threshold, float) and 0 < threshold < 1 else 0.5
 

@@ -1,6 +1,6 @@
-"""What a network is: stages of convolution and attention blocks, and the table of attention operators.
+"""Config of a network: stages of convolution and attention blocks, and the table of attention operators.
 
-Models take every choice from here. Configs are checked once, where they are built; models trust them.
+Models take every choice from these configs. A config is checked once, when it is built; models rely on the check.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ class AttentionConfig(Config):
         self._check_unused_options()
 
     def attended_channels(self, channels: int) -> int:
-        """Return the number of a stage's channels that the attention sees."""
+        """Return the number of channels that the attention sees in a stage of `channels` channels."""
         return round(channels * self.channel_share)
 
     def _check_unused_options(self) -> None:
-        """Refuse options without effect, so that two configs that differ describe two networks that differ."""
+        """Refuse options without effect, so that different configs always describe different networks."""
         used = ATTENTION_OPERATORS[self.operator].options
         for field in fields(self):
             check(

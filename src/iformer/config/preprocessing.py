@@ -47,9 +47,9 @@ class Preprocessing(Config):
         check(self.letterbox is None or len(self.mean) == 3, self, "letterbox", "null unless mean has 3 values")
 
     def with_channels(self, channels: int) -> Preprocessing:
-        """Return the same for images with another number of channels, if `mean` and `std` are those of RGB.
+        """Return this preprocessing for images with another number of channels; unchanged unless it is for RGB.
 
-        Gray images take the averages over RGB, further channels repeat RGB, as the adapted kernels do.
+        Mean and std of gray images are averages over RGB; further channels repeat RGB, like the adapted kernels.
         """
         if channels == len(self.mean) or len(self.mean) != len(IMAGENET_MEAN):
             return self

@@ -1,4 +1,4 @@
-"""What detectors and segmenters share: a backbone, a feature pyramid, and images resized but never cropped.
+"""Shared configs of detectors and segmenters: backbone, feature pyramid, and images resized but never cropped.
 
 `PyramidConfig` is for torchvision's feature pyramid and images of any sizes, `LightConfig` for the light pyramid
 and an input of a fixed size, into which images are letterboxed.
@@ -47,7 +47,7 @@ class PyramidConfig(PyramidOptions):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The same as metadata of a checkpoint: `size` is (shorter, longest side), nothing is cropped."""
+        """Preprocessing for a checkpoint's metadata: `size` is (shorter, longest side), nothing is cropped."""
         return Preprocessing(
             size=(self.size, self.max_size),
             crop_pct=1.0,
@@ -95,13 +95,13 @@ class LightConfig(LightOptions):
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """Colour, 0 to 255, of the input where no image lies: the mean, which normalisation makes 0."""
+        """Colour, 0 to 255, of the input outside the image: the mean, which becomes 0 by normalisation."""
         red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
         return red, green, blue
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The same as metadata of a checkpoint: `size` is the input's height and width, nothing is cropped."""
+        """Preprocessing for a checkpoint's metadata: `size` is the input's (height, width), nothing is cropped."""
         return Preprocessing(
             size=self.input_size,
             crop_pct=1.0,

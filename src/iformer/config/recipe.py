@@ -59,8 +59,8 @@ ONCE_SHARED: dict[str, Any] = {
     "distillation_temperature": 3.0,
     "cache": "none",
 }
-"""Fields, with their defaults, that the recipes of all tasks had in earlier versions. A recipe of a task that no
-longer has such a field drops it where it has its default."""
+"""Fields, with their defaults, that the recipes of all tasks had in earlier versions. If a task no longer has such
+a field, the field is dropped from its recipes where the value is the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ class Recipe(Config):
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """The recipe's options of `iformer.models.factory.create_model`."""
+        """The options of `iformer.models.factory.create_model` that the recipe sets."""
         options = {"attention": self.attention, "windows": self.windows}
         return {
             "drop_path_rate": self.drop_path_rate,
@@ -198,7 +198,7 @@ class Recipe(Config):
 
     @property
     def images_per_group(self) -> int:
-        """Images that the loss mixes with each other; each pass must have a multiple of this number."""
+        """Number of images that the loss mixes with each other; each pass must have a multiple of it."""
         return 1
 
     def train_size(self, epoch: int) -> int:
@@ -207,7 +207,7 @@ class Recipe(Config):
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """The inverse of `to_plain`; also takes the flat fields of earlier versions.
+        """Build a recipe from plain data, the inverse of `to_plain`; flat fields of earlier versions are accepted.
 
         Raises:
             ConfigError: a field is unknown (the message suggests the nearest names), missing or invalid.
@@ -235,7 +235,7 @@ class Recipe(Config):
 
     @classmethod
     def _fields_of(cls, plain: Mapping[str, Any]) -> list[tuple[tuple[str, str], Any]]:
-        """Each field of a mapping as ((section, name), value); the section is empty at the top level."""
+        """Return each field of a mapping as ((section, name), value); the section is empty at the top level."""
         sections = cls.sections()
         homes = {name: [("", name)] for name in field_types(cls) if name not in sections}
         full = {f"{section}.{name}": [(section, name)] for section, names in sections.items() for name in names}

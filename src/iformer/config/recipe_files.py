@@ -24,10 +24,10 @@ def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, dic
         name_or_path: a name (see `list_recipes`) or a file.
 
     Returns:
-        The fields, and those of its `by_model` mapping: for networks by name, fields that replace the others.
+        The fields, and the mapping `by_model`: name of a network -> fields that replace the others for it.
 
     Raises:
-        UnknownNameError: neither a known name nor a file; the message suggests the nearest names.
+        UnknownNameError: no recipe or file has this name; the message suggests the nearest names.
         ConfigError: the file is not a YAML mapping.
     """
     name = str(name_or_path)
@@ -63,7 +63,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def merge_overrides(assignments: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `--set` and of options. Options override `--set`, a later `--set` an earlier one."""
+    """Merge the fields of `--set` and of options. Options override `--set`, a later `--set` an earlier one."""
     return {**dict(parse_override(text) for text in assignments), **options}
 
 

@@ -22,9 +22,9 @@ class FieldRow:
     """One field of a recipe."""
 
     name: str
-    """Its name with the section as prefix: `augment.hflip`."""
+    """Name of the field with the section as prefix: `augment.hflip`."""
     hint: Any
-    """Its annotation, including ranges."""
+    """Annotation of the field, including ranges."""
     type: str
     """`int`, `float`, `bool`, `str`, `list` or several of them: `float | null`."""
     default: str
@@ -32,7 +32,7 @@ class FieldRow:
     allowed: str
     """Description of the allowed values."""
     doc: str
-    """Its docstring on one line."""
+    """Docstring of the field on one line."""
 
     @property
     def summary(self) -> str:
@@ -80,7 +80,7 @@ def _type_name(hint: Any) -> str:
 
 @functools.cache
 def _module_docs(path: str) -> dict[str, dict[str, str]]:
-    """The attribute docstrings of a source file: class name -> field name -> text on one line."""
+    """Return the attribute docstrings of a source file: class name -> field name -> text on one line."""
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     except OSError:  # only compiled files are installed

@@ -1,4 +1,4 @@
-"""What a segmenter is: Semantic FPN, or a light one for phones. No torch here."""
+"""Configs of segmenters: Semantic FPN, and a light one for phones. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iformer.config.preprocessing import Byte
 from iformer.config.pyramid import LightConfig, LightOptions, PyramidConfig, PyramidOptions
 
 IGNORED = 255
-"""The value in a mask of pixels without a class. They are neither trained on nor counted."""
+"""Value in a mask of pixels without a class, which are neither trained on nor counted."""
 
 Palette = tuple[tuple[Byte, Byte, Byte], ...]
 

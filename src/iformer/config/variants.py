@@ -1,7 +1,7 @@
 """The six sizes of iFormer, one row per size. A new size is a row of this file.
 
-Sources: T, S, M and L are those of Table 15, L2 and H those of the released networks. Accuracies are the published
-ones of the released weights (ImageNet-1k, 224 pixels).
+Sources: Table 15 for T, S, M and L, the released networks for L2 and H. Accuracies are those published for the
+released weights (ImageNet-1k, 224 pixels).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One size: the choices in which it differs from the others."""
+    """One size: the choices in which sizes differ."""
 
     channels: tuple[int, int, int, int]
     """Channels of the four stages."""
@@ -192,7 +192,7 @@ def release(name: str) -> Release | None:
 
 
 def listed_counts(name: str) -> dict[str, int] | None:
-    """Return `parameters_folded` and `macs` of a network at 224 x 224 from the table; None if it has none."""
+    """Return `parameters_folded` and `macs` of a network at 224 x 224 from the table; None if it lists none."""
     variant, _ = _find(name)
     if variant.parameters is None or variant.macs is None:
         return None
@@ -200,7 +200,7 @@ def listed_counts(name: str) -> dict[str, int] | None:
 
 
 def shipped_checkpoints() -> dict[str, Path]:
-    """Return name and file of every checkpoint that this installation holds.
+    """Return name and file of every checkpoint in this installation.
 
     `elpv` is an iFormer-T trained on the photographs of the elpv-dataset package: functional or defective solar
     cells.

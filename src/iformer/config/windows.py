@@ -12,7 +12,7 @@ from iformer.errors import ConfigError
 DESIGNS = ("shma", "hybrid", "chunk_hybrid")
 """The designs of Table 16: no windows; windows; windows that are cut and joined in groups of channels."""
 PRESETS = ("released", "paper")
-"""The windows of the authors' detection and segmentation networks, and those that the paper's text describes."""
+"""Settings of windows: of the authors' detection and segmentation networks, and of the paper's text."""
 CHANNEL_CHUNKS = 16
 """Groups of channels in Chunk Hybrid SHMA."""
 
@@ -31,7 +31,7 @@ def with_design(
     windowed_stages: Sequence[int] | None = None,
     **options: Any,
 ) -> NetworkConfig:
-    """Return a network with one of the attention designs. The names and shapes of its weights do not change.
+    """Return a network with one of the attention designs. Names and shapes of its weights do not change.
 
     Args:
         network: any network; windows that it already has are replaced.

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 ValueRange = tuple[float, float]
-"""The values of black and of white."""
+"""Pixel values that become black (0) and white (255)."""
 
 CARRIERS = {1: "L", 2: "La", 3: "RGB", 4: "RGBX"}
-"""Pillow's mode for each number of channels. In the modes LA and RGBA a resize multiplies colours by transparency;
-in these modes it treats every channel alike."""
+"""Pillow's mode for each number of channels. `La` and `RGBX` stand in for LA and RGBA, in which resizing would
+multiply colours by transparency."""
 
 _STRIP_PIXELS = 2**22
 
@@ -31,7 +31,7 @@ def has_16_bits(image: Image.Image) -> bool:
 
 
 def highest_colour(image: Image.Image) -> int:
-    """Return an upper bound of the values of a 16-bit colour image, of which Pillow keeps the upper 8 bits."""
+    """Return an upper bound of the values of a 16-bit colour image, from the upper 8 bits that Pillow decodes."""
     highest = max(high for _, high in image.getextrema()[:3])  # type: ignore[misc]
     return 256 * int(highest) + 255
 
@@ -64,7 +64,10 @@ def to_8bit(image: Image.Image, *, keep_gray: bool, value_range: ValueRange | No
 
 
 def with_extra_channel(image: Image.Image, channels: int) -> Image.Image:
-    """Return gray or RGB and one more channel as they are stored, as a plain `Image` in the mode of `CARRIERS`."""
+    """Return an image of 2 or 4 channels (gray or RGB, and one more) as a plain `Image` in the mode of `CARRIERS`.
+
+    The values are those in the file: nothing is composited.
+    """
     stored = {2: "LA", 4: "RGBA"}[channels]
     if image.mode not in (stored, CARRIERS[channels]):
         image = image.convert(stored)  # a palette with transparency
@@ -80,7 +83,8 @@ def scaled_colours(
         high: the upper 8 bits of each value.
         low: the lower 8 bits.
         value_range: values of black and white.
-        all_channels: apply the range to the fourth channel too. False: it is transparency, of the full range.
+        all_channels: apply the range to the fourth channel too. False: that channel is transparency and keeps its
+            upper 8 bits.
 
     Returns:
         An image in the mode of `high`.

@@ -29,9 +29,9 @@ class Instance(NamedTuple):
     mask: bytes | None
     """COCO's compressed run lengths over the whole image; None if the annotation has no mask."""
     crowd: bool
-    """A region of many objects: not trained on, and detections inside it do not count as wrong."""
+    """Whether this is a region of many objects: not trained on, and detections inside it do not count as wrong."""
     area: float
-    """Pixels, as annotated; decides between small, medium and large."""
+    """Annotated area in pixels, by which metrics sort objects into small, medium and large ones."""
 
 
 class DetectionSample(NamedTuple):
@@ -79,7 +79,7 @@ class DetectionSet:
         return max((sum(not i.crowd for i in sample.instances) for sample in self.samples), default=0)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the set in COCO's annotation format, for its metrics."""
+        """Return the set in COCO's annotation format, from which COCO's metrics are computed."""
         annotations: list[dict[str, Any]] = []
         for sample in self.samples:
             for instance in sample.instances:
@@ -125,7 +125,7 @@ class DetectionSplits:
     val: DetectionSet
     warnings: tuple[str, ...] = ()
     split_off: bool = False
-    """Whether the validation images were split off here, because the data has none."""
+    """Whether the validation images were split off from the training images, because the data has none."""
 
 
 def decode_mask(mask: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -30,10 +30,10 @@ from iformer.errors import DataError
 from iformer.files import require_regular_file
 
 MAX_PIXELS = 178_956_970
-"""Larger images are refused by their header, before they are decoded (Pillow's own limit)."""
+"""Largest number of pixels of an image (Pillow's own limit). Larger images are refused before they are decoded."""
 
 MAX_DECODING_BYTES = 2 * 2**30
-"""Images whose decoding takes more memory, by an estimate from their header, are refused."""
+"""Largest memory in bytes for decoding an image, estimated from its header. Images that need more are refused."""
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset((
@@ -49,13 +49,13 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _DECODER_BYTES = {"AVIF": 12, "WEBP": 8, "JPEG2000": 12, "HEIF": 12, "TIFF": 4}
-"""Bytes per pixel that a format's decoder takes beside the image."""
+"""Bytes per pixel that a format's decoder takes in addition to the image."""
 
 _PROGRESSIVE_BYTES = 6
 """Bytes per pixel that the coefficients of a progressive JPEG take."""
 
 _CHECKED_SIDE = 64
-"""`check_image` decodes a JPEG at a reduced scale, but not below this side."""
+"""Smallest side in pixels to which `check_image` reduces a JPEG while decoding it."""
 
 THUMBNAIL_SIDE = 32
 
@@ -64,13 +64,13 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class EncodedImage(Protocol):
-    """The contents of an image file, wherever they are stored. `str()` names the place in messages."""
+    """An image file, wherever its contents are stored. `str()` gives its location, for messages."""
 
     def read(self) -> bytes:
         """Return the file's contents.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: the contents cannot be read.
         """
 
 
@@ -86,17 +86,17 @@ class ImageFacts(NamedTuple):
     thumbnail: np.ndarray
     """Gray, uint8, shape (32, 32)."""
     highest: int | None
-    """Highest value of a 16-bit image; of one in colours, an upper bound. None for other images."""
+    """Highest value of a 16-bit image; for a colour image an upper bound. None: not a 16-bit image."""
 
 
 def has_image_extension(path: str | os.PathLike[str]) -> bool:
-    """Return whether the file's extension is that of an image format."""
+    """Return whether a file has the extension of an image format."""
     return Path(path).suffix.lower() in IMAGE_EXTENSIONS
 
 
 @contextlib.contextmanager
 def open_image(source: ImageSource) -> Iterator[ImageFile.ImageFile]:
-    """Open an image of an accepted format and size, not yet decoded.
+    """Open an image, which is not decoded yet, and check its format and size.
 
     All errors inside the context become a `DataError`: Pillow decodes when pixels are first accessed.
 
@@ -130,7 +130,7 @@ def read_image(
 ) -> Image.Image:
     """Decode an image to RGB, or to another number of channels, with 8 bits per channel.
 
-    The EXIF orientation is applied, transparency is composited on white, and of an animation the first frame
+    The EXIF orientation is applied, transparency is composited on white, and the first frame of an animation
     is returned. 16-bit images keep their upper 8 bits. Where a file does not state its value range (32-bit
     integers, floats): floats within 0..1 are scaled by 255, values within 0..255 are kept, integers within
     16 bits keep the upper 8, anything else is stretched from its minimum to its maximum. Values that are not
@@ -141,7 +141,7 @@ def read_image(
         keep_gray: return gray images in mode "L", at a third of the memory. Their RGB form has three equal
             channels.
         channels: 1 or 3, the same image in gray or RGB; 2 or 4, gray or RGB and one more channel, such as
-            transparency, depth or infrared, as stored in the file. Nothing is composited then.
+            transparency, depth or infrared, as stored in the file; nothing is composited.
         value_range: values of black and white in images of more than 8 bits (gray, or PNG and TIFF in colour),
             such as (0, 4095) for 12-bit data in 16-bit files. None means the rules above.
 
@@ -151,7 +151,7 @@ def read_image(
 
     Raises:
         DataError: see `open_image`; also for a colour space without an RGB conversion, and for a file without
-            the channels that are asked for.
+            the requested channels.
     """
     with open_image(source) as image:
         if channels not in (1, 3):
@@ -172,7 +172,7 @@ def read_image(
 
 
 def read_input(source: ImageSource, preprocessing: Preprocessing) -> Image.Image:
-    """Decode an image for a network, with its channels and its value range; gray images may have mode "L".
+    """Decode an image with the channels and value range of a network; gray images may have mode "L".
 
     Raises:
         DataError: see `read_image`.
@@ -182,7 +182,11 @@ def read_input(source: ImageSource, preprocessing: Preprocessing) -> Image.Image
 
 
 def check_channels(source: ImageSource, channels: int) -> None:
-    """Raise the `DataError` of `read_image` for a file that does not have 2 or 4 channels; it is not decoded."""
+    """Check that an image file has `channels` channels, 2 or 4, without decoding it.
+
+    Raises:
+        DataError: the file has another number of channels, or see `open_image`.
+    """
     with open_image(source) as image:
         _require_channels(image, channels, source)
 
@@ -203,10 +207,10 @@ def _require_channels(image: ImageFile.ImageFile, channels: int, source: ImageSo
 def check_image(source: ImageSource) -> ImageFacts:
     """Raise the `DataError` that `read_image` would raise, faster where possible; return facts about the image.
 
-    All of the file's data is decoded; a large JPEG at a reduced scale.
+    All of the file's data is decoded, a large JPEG at a reduced scale.
     """
     with open_image(source) as image:
-        deep = has_16_bit_colours(image)  # before the orientation is read, for which Pillow decodes PNGs
+        deep = has_16_bit_colours(image)  # first: reading the orientation makes Pillow decode PNGs
         width, height = image.size
         if orientation(image) >= 5:
             width, height = height, width
@@ -291,7 +295,7 @@ def _file_size(path: str) -> int:
 
 
 def _unknown_format(source: ImageSource) -> str:
-    """Return the format of a file that cannot be read, as far as it is recognised, and what to do."""
+    """Return a message about a file that is not a readable image: its format, if recognised, and what to do."""
     start = b""
     with contextlib.suppress(OSError, DataError):
         if isinstance(source, str | os.PathLike):
@@ -318,7 +322,7 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def orientation(image: ImageFile.ImageFile) -> int:
-    """Return the EXIF orientation, 1 to 8; 1, which means upright, without one or if it cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if the image has none or it cannot be read."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # the EXIF block is damaged, the pixels are not
@@ -352,7 +356,7 @@ def has_16_bit_colours(image: ImageFile.ImageFile) -> bool:
 
 
 def take_low_bytes(image: ImageFile.ImageFile) -> None:
-    """Make an image with `has_16_bit_colours` decode to the lower 8 bits of its values, not to the upper ones."""
+    """Make an image with `has_16_bit_colours` decode to the lower 8 bits of its values instead of the upper 8."""
     swapped = []
     for tile in image.tile:
         mode, order = _raw(tile).split(";")

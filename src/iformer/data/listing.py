@@ -22,7 +22,7 @@ _OUTPUT_NAMES = (
     *("log.jsonl", "predictions.jsonl", "predictions.csv", "predictions.parquet"),
     *("last.safetensors", "best.safetensors", "resume.safetensors"),
 )
-"""Files of which any shows that a folder was written by `train`, `eval` or `predict`."""
+"""Files that `train`, `eval` or `predict` write; a folder with any of them is an output folder."""
 
 
 def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -34,12 +34,12 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is that of a hidden file or of one that an operating system leaves in folders."""
+    """Return whether a name is that of a hidden file, or of a file that an operating system leaves in folders."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def is_output(folder: Path) -> bool:
-    """Return whether a folder was written by this package, such as a run: its pictures are not data."""
+    """Return whether this package wrote a folder, such as a run, whose pictures are not data."""
     return any((folder / name).is_file() for name in _OUTPUT_NAMES)
 
 

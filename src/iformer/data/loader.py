@@ -19,11 +19,11 @@ from iformer.data.sampling import EpochSampler, Key
 from iformer.errors import DataError
 
 Batch = dict[str, Any]
-"""Of classifiers: images, uint8 (B, C, H, W) in channels-last memory; labels, int64 (B), or float32 (B, K) if an
-image may have several; indices, int64 (B)."""
+"""Tensors of a batch by name. For classifiers: images, uint8 (B, C, H, W) in channels-last memory; labels, int64
+(B), or float32 (B, K) if images may have several labels; indices, int64 (B)."""
 
 _SECONDS_TO_END = 2.0
-"""Time that the workers of a loader have to end before they are killed."""
+"""Seconds that the workers of a loader have to end before they are killed."""
 
 
 class BatchSource(Protocol):
@@ -95,7 +95,7 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """End the worker processes. If the loader is used again, it starts new ones."""
+        """End the worker processes. A loader that is used again starts new workers."""
         # private: a DataLoader has no public way to end persistent workers
         iterator = self._loader._iterator
         self._loader._iterator = None
@@ -146,7 +146,7 @@ def build_loader(
         world_size: number of processes that share the images.
         prefetch: batches that each worker prepares in advance.
         pin_memory: copy batches to page-locked memory, for a GPU.
-        weights: of the training images; see `EpochSampler`.
+        weights: sampling weight of each training image; see `EpochSampler`.
 
     Raises:
         ConfigError, DataError: see `EpochSampler`.
@@ -166,12 +166,12 @@ def build_loader(
 
 
 def auto_workers(world_size: int = 1) -> int:
-    """Return the number of workers for each of `world_size` ranks: all cores but one, shared, from 1 to 8."""
+    """Return the number of workers of each of `world_size` ranks: a share of all cores but one, from 1 to 8."""
     return max(1, min(8, (available_cores() - 1) // world_size))
 
 
 class _Failure:
-    """Takes the place of a batch that failed: an exception would arrive as a page of traceback."""
+    """Placeholder for a batch that failed; an exception would arrive from the worker as a page of traceback."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -194,7 +194,7 @@ class _BatchDataset(Dataset[Any]):
 
 
 def _start_method() -> str | None:
-    """Fork on Linux, where workers then share the cache and start at once; forking is not safe elsewhere."""
+    """Return "fork" on Linux, where workers share the cache and start at once; None where forking is unsafe."""
     available = multiprocessing.get_all_start_methods()
     return "fork" if sys.platform == "linux" and "fork" in available else None
 

@@ -13,14 +13,14 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 
 def input_pixels(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Return the pixels that an artifact takes: those of `iformer.data.transforms.eval_transform`, bit for bit.
+    """Return an artifact's input pixels, bit for bit those of `iformer.data.transforms.eval_transform`.
 
     The code needs nothing else of the package and may be copied. Detectors and segmenters, which letterbox, are
     shown in `docs/how-to/export-detectors.md`.
 
     Args:
         image: an image with 8 bits per channel.
-        preprocessing: the field of that name in the artifact's record or metadata.
+        preprocessing: the field `preprocessing` of the artifact's record or metadata.
 
     Returns:
         uint8, height x width x 3 (x 1 for networks of one channel), values 0..255.
@@ -32,7 +32,7 @@ def input_pixels(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.nda
     left, top = (max(0, (side - longest) // 2) for side in image.size)
     image = image.crop((left, top, image.width - left, image.height - top))
     tall, wide = math.floor(height / crop_pct), math.floor(width / crop_pct)
-    if tall == wide:  # the shorter side becomes that long
+    if tall == wide:  # the shorter side gets the resized length
         resized = [int(tall * side / min(image.size)) for side in image.size]
     else:  # the image just covers both sides
         ratio = min(image.height / tall, image.width / wide)

@@ -37,7 +37,7 @@ def map_in_threads(
     The threads belong to this call: a pool made before a fork would not exist in the forked worker.
 
     Args:
-        function: what each thread calls. Its first error ends the iteration.
+        function: called with each item, in a thread. The first error ends the iteration.
         items: read lazily.
         workers: number of threads; None means one per core, at most 16.
         ahead: items submitted before the first result is taken; None means 4 per thread.

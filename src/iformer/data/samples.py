@@ -23,8 +23,8 @@ class Sample(ABC):
 
     label: int
     labels: tuple[int, ...] | None = None
-    """Indices of all classes of an image with several labels or none; `label` is then the first one, or -1. None:
-    the image has one label."""
+    """Indices of all classes of an image with several labels or none; `label` is the first index, or -1. None: the
+    image has one label."""
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -38,14 +38,14 @@ class Sample(ABC):
 
     @abstractmethod
     def relative_path(self, root: Path) -> str:
-        """Return its path below the data set's folder, with forward slashes on every system."""
+        """Return the image's path below the data set's folder, with forward slashes on every system."""
 
     @abstractmethod
     def read(self) -> bytes:
         """Return the image file's contents.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: the contents cannot be read.
         """
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Sample(ABC):
         """Return the number of bytes of the image file.
 
         Raises:
-            OSError: the file has gone.
+            OSError: the file no longer exists.
         """
 
 
@@ -63,7 +63,7 @@ class FileSample(Sample, os.PathLike[str]):
 
     path: Path
     group: str = field(default="", kw_only=True)
-    """Images of one group, such as those of one patient, stay in one split. Empty: a group of its own."""
+    """Name of the image's group, such as a patient. A group stays in one split. Empty: a group of its own."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -88,7 +88,7 @@ class FileSample(Sample, os.PathLike[str]):
 
 
 class IndexedSamples(Sequence[Sample], ABC):
-    """Samples of a store with an index. Each is created when it is accessed."""
+    """Samples of a store with an index. Each sample is created when it is accessed."""
 
     readers: int = 1
     """Number of images to read at the same time; more than 1 where each read has a high latency."""
@@ -121,7 +121,7 @@ class IndexedSamples(Sequence[Sample], ABC):
 
 
 _MAX_NAME, _MAX_NAMES = 1_000, 2_000_000
-"""Characters of one class name, and of all: they are stored in each checkpoint."""
+"""Most characters of one class name, and of all names together: every checkpoint stores them."""
 
 
 def check_class_names(names: Sequence[str], data: str) -> None:
@@ -175,7 +175,7 @@ class ImageSet:
         return [sample.classes for sample in self.samples]
 
     def multi_hot(self, index: int) -> npt.NDArray[np.float32]:
-        """Return 1 for each class that an image has and 0 for the others, shape (K,)."""
+        """Return a vector, shape (K,), of 1 for each class that an image has and 0 for the others."""
         target_K = np.zeros(len(self.class_names), np.float32)
         target_K[list(self.samples[index].classes)] = 1
         return target_K
@@ -223,7 +223,7 @@ class ImageSet:
         indexed store (shards) it covers the class names and the index, checksums included.
 
         Raises:
-            OSError: a file has gone since the set was made.
+            OSError: a file no longer exists.
         """
         digest = hashlib.sha256()
         for name in self.class_names:
@@ -247,4 +247,4 @@ class DataSplits:
     warnings: tuple[str, ...] = ()
     """Warnings for the user, one line each: files that are left out and why, images in both splits."""
     split_off: bool = False
-    """Whether the data is not split, and `val` is a share of each class."""
+    """Whether `val` is a share of each class that was split off, because the data is not split."""

@@ -28,8 +28,8 @@ class EpochSampler(Sampler[list[Key]]):
     the images of each step are the same for any `world_size`.
 
     Training (`shuffle`, `drop_last`): the order is a permutation that depends only on (seed, epoch). An
-    incomplete last step is dropped in this epoch. Fewer images than a batch make one step (without the
-    remainder of the division by the ranks). All ranks take the same number of steps of the same size.
+    incomplete last step is dropped in this epoch. If there are fewer images than `batch_size`, they make one step,
+    cut to a multiple of `world_size`. All ranks take the same number of steps of the same size.
 
     Evaluation: the order is that of the files, and every image occurs exactly once over all ranks. In the last
     step a rank may get fewer images than others, or none: it then has one step less.
@@ -61,7 +61,8 @@ class EpochSampler(Sampler[list[Key]]):
             start_step: number of steps at the start of this epoch to skip.
             shuffle: use another order in each epoch.
             drop_last: drop an incomplete last step.
-            weights: with `shuffle`, draw this share of each image, with replacement; None: each image once.
+            weights: with `shuffle`, relative probability of each image, drawn with replacement; None: each image
+                once.
 
         Raises:
             ConfigError: `batch_size` is not a positive multiple of `world_size`, or another number is out of

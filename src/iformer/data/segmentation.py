@@ -21,9 +21,9 @@ from iformer.data.samples import check_class_names
 from iformer.errors import DataError
 
 _VOID = (224, 224, 192)
-"""Pascal VOC's colour of pixels of no class, 255 in its palette."""
+"""Colour of pixels without a class in Pascal VOC's masks: index 255 of their palette."""
 _SCALED = {"L;2": 85, "L;4": 17}
-"""Gray PNGs of 2 and 4 bits, and the factor by which Pillow scales their values to 0 to 255."""
+"""Factor by which Pillow scales the values of gray PNGs of 2 and 4 bits to the range 0 to 255."""
 
 
 class SemanticSample(NamedTuple):
@@ -37,8 +37,8 @@ class SemanticSample(NamedTuple):
 class SemanticSet:
     """The images of one split (training or validation) of a data set with masks.
 
-    A mask is an image of indices: k for class k, `IGNORED` for no class. With `zero_is_ignored` (ADE20K) it is
-    k + 1 for class k, and 0 for no class.
+    A mask is an image of indices: k for class k, `IGNORED` for no class. With `zero_is_ignored` (ADE20K) the
+    index is k + 1 for class k, and 0 for no class.
     """
 
     name: str
@@ -49,10 +49,10 @@ class SemanticSet:
     palette: tuple[tuple[int, int, int], ...] = ()
     """The classes' colours, if the mask files have a palette or a colour table."""
     colours: tuple[tuple[int, int, int], ...] = ()
-    """The classes' colours in masks that are stored in colours; empty: they store indices."""
+    """The classes' colours, if the masks store colours. Empty: the masks store indices."""
     warnings: tuple[str, ...] = ()
     classes_of_masks: tuple[int, ...] = ()
-    """For masks of another list of classes: the class of each of their indices, `IGNORED` if it has none. Empty:
+    """The class of each index in the masks, `IGNORED` for none, if the masks use another list of classes. Empty:
     the index is the class."""
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class SemanticSet:
         return len(self.samples)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the class names and of each file's relative path and size in bytes."""
+        """Return the SHA-256 (hex) of classes, mask encoding, and each file's relative path and size in bytes."""
         digest = hashlib.sha256("\0".join((*self.class_names, str(self.zero_is_ignored))).encode())
         if self.colours:
             digest.update(str(self.colours).encode())
@@ -85,7 +85,7 @@ class SemanticSplits:
     val: SemanticSet
     warnings: tuple[str, ...] = ()
     split_off: bool = False
-    """Whether the validation images were split off here, because the data has none."""
+    """Whether the validation images were split off from the training images, because the data has none."""
 
 
 def read_mask(
@@ -95,10 +95,10 @@ def read_mask(
 
     Args:
         zero_is_ignored: the file stores k + 1 for class k, and 0 for no class.
-        colours: the colour of each class in a mask in colours; empty: masks of indices.
+        colours: the colour of each class, if the mask stores colours; empty: the mask stores indices.
 
     Raises:
-        DataError: the file is not an image of indices, or has a colour that is no class.
+        DataError: the file is not an image of indices, or has a colour without a class.
     """
     indices = read_indices(path, colours)
     if not zero_is_ignored:
@@ -110,7 +110,7 @@ def read_mask(
 
 
 def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> npt.NDArray[np.uint8]:
-    """Read a mask's values as they are stored, uint8 H x W; a colour of `colours` becomes its position.
+    """Read a mask's stored values, uint8 H x W; a colour becomes its position in `colours`.
 
     Raises:
         DataError: the file is not an image of indices from 0 to 255, or has a colour that is not in `colours`.
@@ -120,7 +120,7 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
             raise DataError(f"{path}: a mask in JPEG, which changes values; save masks as PNG")
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise DataError(f"{path}: a mask of {frames} pictures; expected one")
-        # before the orientation is read, for which Pillow decodes PNGs
+        # first: reading the orientation makes Pillow decode PNGs
         step = _SCALED.get(stored_mode(image), 1) if image.format == "PNG" else 1
         if orientation(image) != 1:
             raise DataError(

@@ -25,11 +25,11 @@ from iformer.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """Images that could be read, and the errors of those before or between them that could not."""
+    """A batch of readable images, and the errors of the unreadable files before or between them."""
 
     paths: tuple[Path, ...]
     images: Tensor
-    """uint8 (B, C, H, W), one per path; shape (0,) if there is none."""
+    """uint8 (B, C, H, W), one image per path; shape (0,) if there is no path."""
     errors: tuple[tuple[Path, str], ...] = ()
     """(path, one line `path: reason`) of each file that cannot be read."""
 
@@ -38,7 +38,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = Fal
     """Expand a list of files, folders and globs to image files, and to video files if `videos` is set.
 
     Files are accepted with any name. Folders, searched at any depth, and globs (`**` matches folders) give the
-    files with such an extension, in natural order. Each file is returned once.
+    image (and video) files by extension, in natural order. Each file is returned once.
 
     Raises:
         DataError: a path does not exist, or a folder or glob contains no image.

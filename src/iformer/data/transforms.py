@@ -1,6 +1,6 @@
-"""From a decoded image to a network's input.
+"""Transforms from a decoded image to a network's input.
 
-timm and torchvision are imported where they are used: it takes seconds, and `Normalize` needs neither.
+timm and torchvision are imported where they are used: importing them takes seconds, and `Normalize` needs neither.
 
 Shape letters: B batch, C channels, H height, W width.
 """
@@ -25,7 +25,7 @@ from iformer.data.conversion import CARRIERS
 from iformer.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
-"""A decoded image in mode RGB or L, or one of `iformer.data.conversion.CARRIERS` -> uint8 (C, H, W)."""
+"""A callable: decoded image in mode RGB, L or one of `iformer.data.conversion.CARRIERS` -> uint8 (C, H, W)."""
 
 _QUARTER_TURNS = (
     None,
@@ -42,11 +42,11 @@ _TINY = 32
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Return the evaluation transform: resize the shorter side to `floor(size / crop_pct)`, crop the centre.
 
-    If `preprocessing.letterbox` is set, images are letterboxed by `iformer.models.letterbox` instead. Otherwise:
+    The result equals that of timm's evaluation transform. If the input's height and width differ, the image is
+    resized, keeping its aspect ratio, to just cover both. Smaller images are enlarged. Extremely long images are
+    cropped before they are resized.
 
-    It equals timm's evaluation transform. If the input's height and width differ, the image is resized, keeping
-    its aspect ratio, to just cover both. Smaller images are enlarged. Extremely long images are cropped before
-    they are resized.
+    If `preprocessing.letterbox` is set, images are letterboxed by `iformer.models.letterbox` instead.
 
     Returns:
         A callable that can be pickled: image, see `Transform`, -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
@@ -67,15 +67,14 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -> Transform:
     """Return the training transform: random crop, flips, rotations and colour changes, in timm's order.
 
-    It draws from the global generators of `random`, `numpy.random` and torch, which
-    the task's `dataset.py` seeds for each image. Random erasing is applied to normalised
-    batches, by `random_erasing`.
+    The transform draws from the global generators of `random`, `numpy.random` and torch, which the task's
+    `dataset.py` seeds for each image. Random erasing is applied to normalised batches, by `random_erasing`.
 
     Returns:
         A callable like that of `eval_transform`.
 
     Raises:
-        ConfigError: the preprocessing has more than 4 channels, or 2 or 4 and RandAugment is on.
+        ConfigError: the preprocessing has more than 4 channels, or has 2 or 4 while RandAugment is on.
     """
     from timm.data.auto_augment import rand_augment_transform
     from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
@@ -157,13 +156,13 @@ class Normalize(nn.Module):
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Normalise a batch; it must be on the module's device."""
+        """Normalise a batch, which must be on the module's device."""
         if images_BCHW.dtype == torch.uint8 and images_BCHW.is_contiguous(memory_format=torch.channels_last):
             return self._channels_last(images_BCHW)
         return (images_BCHW.to(torch.float32) / 255).sub_(self.mean).div_(self.std)
 
     def _channels_last(self, images_BCHW: Tensor) -> Tensor:
-        """Compute the same values 10x faster: CPUs vectorise operations on rows of W * 3 values, but not of 3."""
+        """Normalise channels-last images 10x faster: CPUs vectorise operations on W * C values, but not on C."""
         batch, channels, height, width = images_BCHW.shape
         result_BCHW = images_BCHW.to(torch.float32)
         rows = result_BCHW.permute(0, 2, 3, 1).view(batch, height, width * channels)
@@ -186,9 +185,9 @@ def random_erasing(
 
 
 def allow_no_bits(rand_augment: Any) -> Any:
-    """Let the "posterize" of a timm RandAugment keep 0 bits, which makes the image black; return it.
+    """Make the "posterize" of timm's RandAugment accept 0 bits, which gives a black image; return the RandAugment.
 
-    Magnitude 9 with noise sometimes asks for 0 bits. Pillow accepted this up to version 12.
+    Magnitude 9 with noise sometimes asks for 0 bits, which Pillow accepted up to version 12.
     """
     for operation in rand_augment.ops:
         if operation.name.startswith("Posterize"):
@@ -221,7 +220,7 @@ class _Letterbox:
 
 
 class _LimitAspect:
-    """Crop both ends of an image that is far longer than the centre crop could reach."""
+    """Crop of both ends of an image that is far longer than the centre crop could reach."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         height, width = preprocessing.size
@@ -261,7 +260,7 @@ def _enlarge_tiny(image: Image.Image) -> Image.Image:
 
 
 class _ChangeColours:
-    """Apply a change of RGB images to gray ones and to the colours of images with an extra channel, too."""
+    """A change of RGB images, applied also to gray images and to the colours of images with an extra channel."""
 
     def __init__(self, change: Callable[[Image.Image], Image.Image]) -> None:
         self.change = change

@@ -23,14 +23,14 @@ VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", "
 """Extensions of video files, in lower case."""
 
 _FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp"))
-"""Formats of FFmpeg that are lists: their files name other files or addresses, which it would read."""
+"""Formats that are refused: their files are lists of other files or addresses, which FFmpeg would read."""
 
 _TICKS = 90_000
 """Units of time of a written video per second, as in MPEG."""
 
 
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
-    """Return whether the file's extension is that of a video format."""
+    """Return whether a file has the extension of a video format."""
     return Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
@@ -40,11 +40,11 @@ class Frame(NamedTuple):
     image: Image.Image
     """RGB, upright."""
     seconds: float
-    """Time at which the frame is shown."""
+    """Time in seconds at which the frame is shown."""
 
 
 class VideoReader:
-    """The frames of a video, in order, once. A context manager."""
+    """Iterable over the frames of a video, in order and only once. Use it as a context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the video and decode its first frame, so that a bad file is reported at once.
@@ -84,10 +84,10 @@ class VideoReader:
         self.rate = Fraction(self._stream.average_rate or 25)
         """Frames per second, on average."""
         self.frames: int | None = self._stream.frames or None
-        """Number of frames that the file states; None if it does not."""
+        """Number of frames according to the file; None if the file does not state it."""
 
     def _limits(self) -> dict[str, str]:
-        """Options of FFmpeg: no huge frames, no other files, and no protocols such as http."""
+        """Return options of FFmpeg that allow no huge frames, no other files and no protocols such as http."""
         formats = self._av.formats_available - _FORMATS_OF_OTHER_FILES
         return {
             "format_whitelist": ",".join(sorted(formats)),
@@ -102,10 +102,10 @@ class VideoReader:
             )
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames, turned as the file says, as phones write it.
+        """Yield the frames, rotated as the file says: phones store upright videos sideways.
 
         Raises:
-            DataError: the file is damaged after some frame.
+            DataError: the file is damaged; the message says after which frame.
         """
         # raw streams cannot be rewound, so the first frame is kept
         for number, frame in enumerate(chain([self._first], self._frames)):
@@ -177,7 +177,7 @@ class VideoWriter:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn errors of the encoder into `DataError`; those of the disk are `OSError` and pass."""
+        """Turn errors of the encoder into `DataError`; errors of the disk are `OSError` and pass through."""
         try:
             yield
         except self._av.error.FFmpegError as error:

@@ -1,1 +1,1 @@
-"""Layers: one operation a file."""
+"""Layers: one operation per file."""

@@ -42,12 +42,12 @@ def feature_map(x_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
 
 
 _MANY_TOKENS = 196
-"""Number of keys from which on GPUs use the fused kernel: the smallest at which it was measured
+"""Number of keys from which GPUs use the fused kernel: the smallest number at which it was measured
 (`docs/benchmarks/gpu.md`)."""
 
 
 def attend(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor, windows: Windows | None = None) -> Tensor:
-    """Return softmax(q k^T) v, B x L x C. The factor 1/sqrt(D) has to be in q.
+    """Return softmax(q k^T) v, B x L x C. The query must include the factor 1/sqrt(D).
 
     With windows, the tokens are those of a strip, and each token attends to the keys of its window.
     """
@@ -62,7 +62,7 @@ def _attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
 
 
 def _has_fused_kernel(k_BLD: Tensor) -> bool:
-    """Whether to use the fused kernel: GPU inference with many tokens."""
+    """Return whether to use the fused kernel: GPU inference with many tokens."""
     return (
         isinstance(k_BLD, Tensor)  # and not the proxy of a symbolic trace
         and not is_capturing()
@@ -82,7 +82,7 @@ def stored_attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
 
 
 def fused_attention(q_BLD: Tensor, k_BLD: Tensor, v_BLC: Tensor) -> Tensor:
-    """Return softmax(q k^T) v by PyTorch's fused kernel, whose memory grows with L and not with its square."""
+    """Return softmax(q k^T) v by PyTorch's fused kernel, whose memory grows with L and not with L * L."""
     q, k, v = (tensor.unsqueeze(1) for tensor in (q_BLD, k_BLD, v_BLC))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
 
@@ -138,7 +138,7 @@ class SHMA(AttentionOperator):
         return self.residual(x, self.proj(feature_map(y_BLC, x)))
 
     def fold(self) -> FoldedSHMA:
-        """Return the same function in eval mode, with one convolution for q, k, v and gate."""
+        """Return the attention for inference, with one convolution for q, k, v and gate."""
         return FoldedSHMA(
             norm=frozen(self.norm),
             qkvg=concatenate([fold_query(self.q, self.scale), fold_conv(self.k), fold_conv(self.v_gate)]),
@@ -212,7 +212,7 @@ class AttentionBlock(nn.Module):
         return self.ffn(windows.join(x) if join else x)
 
     def fold(self) -> AttentionBlock:
-        """Return the same function in eval mode, each module folded."""
+        """Return the block for inference, with each module folded."""
         position, attention = self.position, self.attention
         assert isinstance(attention, AttentionOperator)
         return AttentionBlock(

@@ -6,5 +6,5 @@ import torch
 
 
 def is_capturing() -> bool:
-    """Whether `torch.compile`, `torch.export` or `torch.jit.trace` is running the network."""
+    """Return whether `torch.compile`, `torch.export` or `torch.jit.trace` is running the network."""
     return bool(torch.compiler.is_compiling()) or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]

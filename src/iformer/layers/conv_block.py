@@ -45,7 +45,7 @@ class ConvBlock(nn.Module):
         expanded_kernel_size: int | None = None,
         norm: Norm = "batch",
     ) -> Self:
-        """Build a trainable block: a `kernel_size` depthwise convolution, then 1x1 up by the ratio and down.
+        """Build a trainable block: depthwise convolution of `kernel_size`, 1x1 up by the ratio, 1x1 down.
 
         With `norm="layer"` the only norm follows the depthwise convolution, as in ConvNeXt.
         """
@@ -63,7 +63,7 @@ class ConvBlock(nn.Module):
         return self.residual.add_conv(x, self.project, hidden)
 
     def fold(self) -> ConvBlock:
-        """Return the same function in eval mode, with batch norms and layer scale inside the convolutions."""
+        """Return the block for inference, with batch norms and layer scale inside the convolutions."""
         return ConvBlock(
             depthwise=fold_part(self.depthwise),
             expand=fold_conv(self.expand),

@@ -56,7 +56,7 @@ class ConvNorm(nn.Module):
 
 
 class ConvLayerNorm(nn.Module):
-    """Convolution with bias, padded like that of `ConvNorm`, then layer norm over the channels."""
+    """Convolution with bias, padded as in `ConvNorm`, then layer norm over the channels."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
@@ -72,15 +72,15 @@ class ConvLayerNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self) -> nn.Sequential:
-        """Return a module for inference that computes the same.
+        """Return convolution and layer norm for inference.
 
-        The layer norm stays: its statistics depend on the input.
+        The layer norm stays separate, because its statistics depend on the input.
         """
         return nn.Sequential(fold_conv(self.conv), frozen(self.norm))
 
 
 class LayerNormConv(nn.Module):
-    """Layer norm over the channels, then a convolution with bias, padded like that of `ConvNorm`."""
+    """Layer norm over the channels, then a convolution with bias, padded as in `ConvNorm`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class LayerNormConv(nn.Module):
         return self.conv(self.norm(x))
 
     def fold(self) -> nn.Sequential:
-        """Return a module for inference that computes the same; the layer norm stays."""
+        """Return layer norm and convolution for inference; the layer norm stays separate."""
         return nn.Sequential(frozen(self.norm), fold_conv(self.conv))
 
 
@@ -101,7 +101,7 @@ def conv_norm(
 ) -> ConvNorm | ConvLayerNorm:
     """Build a convolution followed by a norm.
 
-    Odd kernels have the padding that keeps the size at stride 1, even ones none; see `same_padding`.
+    Odd kernels have the padding that keeps the size at stride 1, even kernels none; see `same_padding`.
 
     Shape: B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride), for odd kernels.
 
@@ -113,12 +113,12 @@ def conv_norm(
 
 
 def pointwise(in_channels: int, out_channels: int, *, norm: Norm) -> ConvNorm | nn.Conv2d:
-    """Build a 1x1 convolution: with batch norm, or in networks with layer norms with a bias and no norm."""
+    """Build a 1x1 convolution: with batch norm if `norm` is "batch", else with a bias and without a norm."""
     return ConvNorm(in_channels, out_channels, 1) if norm == "batch" else nn.Conv2d(in_channels, out_channels, 1)
 
 
 def same_padding(kernel_size: int) -> int:
-    """Return the padding of a kernel; even kernels are for patches that do not overlap and have none."""
+    """Return the padding that keeps the size at stride 1; 0 for even kernels, which are for separate patches."""
     return kernel_size // 2 if kernel_size % 2 == 1 else 0
 
 
@@ -146,7 +146,7 @@ def fold_conv(conv: nn.Module, gain: Tensor | None = None) -> FoldedConv:
 
 
 def fold_part(part: nn.Module) -> nn.Module:
-    """Return a module folded: one convolution, or with a layer norm a convolution and its norm."""
+    """Return the folded form of a module: one convolution, or if it has a layer norm, convolution and norm."""
     if isinstance(part, ConvLayerNorm | LayerNormConv):
         return part.fold()
     return nn.Identity() if isinstance(part, nn.Identity) else fold_conv(part)
@@ -177,7 +177,7 @@ def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> FoldedConv:
 
 
 def concatenate(convs: list[FoldedConv]) -> FoldedConv:
-    """Return one convolution with the output channels of `convs`, in order; they share input and shape."""
+    """Return one convolution with the output channels of `convs`, in order; all have the same input and shape."""
     weight = torch.cat([conv.weight for conv in convs])
     bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
     return convolution(weight.detach(), bias.detach(), like=convs[0])

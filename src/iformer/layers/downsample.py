@@ -14,7 +14,7 @@ def build_downsample(
 ) -> nn.Module:
     """Build a convolution, B x C_in x H x W to B x C_out x H/2 x W/2.
 
-    "overlapping" is 3x3 and rounds sides up, "patch" is 2x2 and rounds them down. Batch norm follows the
+    "overlapping" is 3x3 and rounds sides up, "patch" is 2x2 and rounds sides down. Batch norm follows the
     convolution; layer norm precedes it, as in ConvNeXt.
     """
     kernel_size = 3 if kind == "overlapping" else 2

@@ -23,14 +23,14 @@ class ExpandedDepthwise(nn.Module):
 
 
 def build_expanded(channels: int, kernel_size: int | None, *, norm: Norm = "batch") -> nn.Module:
-    """Build a trainable `ExpandedDepthwise`; without a kernel size, the identity."""
+    """Build a trainable `ExpandedDepthwise`, or the identity if `kernel_size` is None."""
     if kernel_size is None:
         return nn.Identity()
     return ExpandedDepthwise(conv_norm(channels, channels, kernel_size, groups=channels, norm=norm))
 
 
 def fold_expanded(expanded: nn.Module) -> nn.Module:
-    """Return the same function in eval mode, with the norm folded."""
+    """Return an `ExpandedDepthwise`, or the identity, for inference, with the norm folded."""
     if isinstance(expanded, ExpandedDepthwise):
         return ExpandedDepthwise(fold_part(expanded.depthwise))
     return nn.Identity()

@@ -49,7 +49,7 @@ class FFN(nn.Module):
         return self.residual.add_conv(x, self.project, self.expanded(conv_gelu(self.expand, x)))
 
     def fold(self) -> FFN:
-        """Return the same function in eval mode, with norms and layer scale inside the convolutions."""
+        """Return the FFN for inference, with norms and layer scale inside the convolutions."""
         return FFN(
             expand=fold_conv(self.expand),
             expanded=fold_expanded(self.expanded),

@@ -7,9 +7,9 @@ these kernels are `torch.compile`, which needs a compiler and a minute, and Torc
 which is deprecated.
 
 GPUs, half precision: cuDNN adds the bias in a separate kernel, which takes a fifth of the time of a large batch
-(`docs/benchmarks/gpu.md`). A matrix product adds it while it writes the result.
+(`docs/benchmarks/gpu.md`). A matrix product adds the bias while it writes the result.
 
-In all other cases, and in traced, exported and compiled graphs, it is an ordinary convolution.
+In all other cases, and in traced, exported and compiled graphs, `FoldedConv` is an ordinary convolution.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FoldedConv(nn.Conv2d):
         return shortcut + self(x)
 
     def _can_fuse(self, x: Tensor) -> bool:
-        """Whether the convolution may be fused with what follows: no hook needs its own output."""
+        """Return whether the convolution may be fused with the next operation: no hook needs its own output."""
         return not (self._forward_hooks or self._forward_pre_hooks) and self._has_packed_kernel(x)
 
     def _has_packed_kernel(self, x: Tensor) -> bool:
@@ -77,12 +77,12 @@ class FoldedConv(nn.Conv2d):
         )
 
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
-        """Input, packed weight, bias, padding, stride, dilation and groups, as oneDNN's operators take them."""
+        """Return oneDNN's arguments: input, packed weight, bias, padding, stride, dilation and groups."""
         x = x.contiguous(memory_format=torch.channels_last)
         return (x, self._packed_weight(x), self.bias, self.padding, self.stride, self.dilation, self.groups)
 
     def _packed_weight(self, x: Tensor) -> Tensor:
-        """The weight in the layout that oneDNN prefers for inputs of this shape."""
+        """Return the weight in the layout that oneDNN prefers for inputs of this shape."""
         weight = self.weight
         version = 0 if weight.is_inference() else weight._version
         made_for = (x.shape, weight.data_ptr(), version, torch.get_num_threads())
@@ -107,12 +107,12 @@ class FoldedConv(nn.Conv2d):
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
-    """Whether a convolution is 1x1 with stride 1, no groups, and a bias."""
+    """Return whether a convolution is 1x1 with stride 1, no groups, and a bias."""
     return conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and conv.bias is not None
 
 
 def is_matrix_of_pixels(x: Tensor) -> bool:
-    """Whether x is in half precision and its pixels are the rows of a matrix in memory (channels-last)."""
+    """Return whether x is in half precision and its pixels are the rows of a matrix in memory (channels-last)."""
     # in fp32 the product would ignore `torch.backends.cudnn.allow_tf32`, which convolutions obey
     is_half = x.dtype in (torch.bfloat16, torch.float16)
     return is_half and x.is_contiguous(memory_format=torch.channels_last)

@@ -22,9 +22,9 @@ class NormLinear(nn.Module):
         return self.linear(self.norm(x))
 
     def folded_parameters(self) -> tuple[Tensor, Tensor]:
-        """Return weight (K x C) and bias (K) of one linear layer that computes the same in eval mode, in float64.
+        """Return weight (K x C) and bias (K), in float64, of one linear layer equal to this module in eval mode.
 
-        With layer norm, that layer takes normalised features, before scale and shift.
+        With layer norm, the input of that layer is the normalised features, before scale and shift.
         """
         scale_C = self.norm.weight.detach().double()
         shift_C = self.norm.bias.detach().double()
@@ -41,8 +41,8 @@ class NormLinear(nn.Module):
 class Head(nn.Module):
     """One classifier, or two with distillation: B x C to B x K.
 
-    With two, the output is their mean. With `distilled_training`, training returns both outputs instead: for the
-    labels and for the teacher.
+    The output of two classifiers is their mean. With `distilled_training`, training returns both outputs instead:
+    for the labels and for the teacher.
     """
 
     distilled_training = False
@@ -66,7 +66,7 @@ class Head(nn.Module):
     def fold(self) -> nn.Module:
         """Return a linear layer that includes the batch norm and, with distillation, the mean of both classifiers.
 
-        With a layer norm: return `Sequential(norm, linear)`; the linear layer includes the norm's scale and shift.
+        With a layer norm, return `Sequential(norm, linear)`; the linear layer includes the norm's scale and shift.
         """
         branches = [self.classifier] if self.distilled is None else [self.classifier, self.distilled]
         weights, biases = zip(*(branch.folded_parameters() for branch in branches), strict=True)

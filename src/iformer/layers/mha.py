@@ -24,7 +24,7 @@ def split_heads(x_BLC: Tensor, heads: int) -> Tensor:
 
 
 def attend_heads(q_BLC: Tensor, k_BLC: Tensor, v_BLC: Tensor, heads: int) -> Tensor:
-    """Return softmax(q k^T) v of all heads, B x L x C. The factor 1/sqrt(D) has to be in q."""
+    """Return softmax(q k^T) v of all heads, B x L x C. The query must include the factor 1/sqrt(D)."""
     q_BNLD, k_BNLD, v_BNLE = (split_heads(x, heads) for x in (q_BLC, k_BLC, v_BLC))
     attention_BNLL = (q_BNLD @ k_BNLD.transpose(2, 3)).softmax(dim=-1)
     return (attention_BNLL @ v_BNLE).transpose(1, 2).flatten(2)
@@ -50,7 +50,7 @@ class MHA(AttentionOperator):
         return self.residual(x, self.proj(feature_map(y_BLC, x)))
 
     def fold(self) -> FoldedMHA:
-        """Return the same function in eval mode, with one convolution for q, k and v."""
+        """Return the attention for inference, with one convolution for q, k and v."""
         return FoldedMHA(
             qkv=concatenate([fold_query(self.q, self.scale), self.k.fold(), self.v.fold()]),
             proj=self.proj.fold(self.residual.gamma),

@@ -1,4 +1,4 @@
-"""The interface of attention operators, and the class of an operator by its name."""
+"""Interface of attention operators, and lookup of an operator's class by name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class AttentionOperator(nn.Module):
     """
 
     def __init__(self, channels: int, config: AttentionConfig, *, residual: ResidualAdd) -> None:
-        """`channels` are those of the map; `residual` adds the attention's output to its input."""
+        """Build for maps of `channels` channels; `residual` adds the attention's output to its input."""
         super().__init__()
 
     def fold(self) -> nn.Module:
-        """Return the same function in eval mode, with norms and layer scale inside its convolutions."""
+        """Return the attention for inference, with norms and layer scale inside the convolutions."""
         raise NotImplementedError
 
 
@@ -30,7 +30,7 @@ def operator_class(name: str) -> type[AttentionOperator]:
     """Return the class of an operator of `ATTENTION_OPERATORS`.
 
     Raises:
-        TypeError: its row names something that is not an `AttentionOperator`.
+        TypeError: the operator's row names something that is not an `AttentionOperator`.
     """
     module, _, class_name = ATTENTION_OPERATORS[name].location.partition(":")
     found = getattr(importlib.import_module(module), class_name)

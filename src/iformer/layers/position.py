@@ -38,7 +38,7 @@ class PositionEncoding(nn.Module):
 
 
 class FoldedPositionEncoding(nn.Module):
-    """The position encoding for inference."""
+    """The position encoding for inference, as one depthwise convolution."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()

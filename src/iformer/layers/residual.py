@@ -30,9 +30,9 @@ class ResidualAdd(nn.Module):
         return x + self.drop_path(branch)
 
     def add_conv(self, x: Tensor, conv: nn.Module, hidden: Tensor) -> Tensor:
-        """Return `self(x, conv(hidden))`; a folded convolution adds x itself."""
+        """Return `self(x, conv(hidden))`; a folded convolution adds x by `FoldedConv.add_to`."""
         return conv.add_to(x, hidden) if isinstance(conv, FoldedConv) else self(x, conv(hidden))
 
     def fold(self) -> ResidualAdd:
-        """Return the plain sum: gamma goes into the convolution before it, stochastic depth is for training."""
+        """Return the plain sum for inference; the caller folds gamma into the convolution before the sum."""
         return ResidualAdd(0)

@@ -34,7 +34,7 @@ class SHA(AttentionOperator):
         return self.residual(x, self.proj(feature_map(attend(q_BLD, k_BLD, v_BLC), x)))
 
     def fold(self) -> FoldedSHA:
-        """Return the same function in eval mode, with one convolution for q, k and v."""
+        """Return the attention for inference, with one convolution for q, k and v."""
         return FoldedSHA(
             qkv=concatenate([fold_query(self.q, self.scale), self.k.fold(), self.v.fold()]),
             proj=self.proj.fold(self.residual.gamma),

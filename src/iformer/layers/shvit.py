@@ -42,7 +42,7 @@ class SHViTAttention(AttentionOperator):
         return self.residual(x, self.proj(_with_passed(y, passed, self.proj.conv)))
 
     def fold(self) -> FoldedSHViTAttention:
-        """Return the same function in eval mode, with 1/sqrt(D) inside the convolution."""
+        """Return the attention for inference, with 1/sqrt(D) inside the convolution."""
         weight = self.qkv.conv.weight
         gain = torch.ones(weight.shape[0], dtype=torch.double, device=weight.device)
         gain[: self.head_dim] = self.scale
@@ -55,7 +55,7 @@ class SHViTAttention(AttentionOperator):
 
 
 class FoldedSHViTAttention(nn.Module):
-    """`SHViTAttention` for inference; q is computed scaled."""
+    """`SHViTAttention` for inference; the convolution computes q scaled."""
 
     def __init__(self, *, qkv: nn.Conv2d, proj: FoldedConv, head_dim: int, channel_sizes: list[int]) -> None:
         super().__init__()

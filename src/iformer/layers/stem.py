@@ -36,7 +36,7 @@ class Stem(nn.Module):
         return y
 
     def fold(self) -> Stem:
-        """Return the same function in eval mode, with batch norms inside the convolutions."""
+        """Return the stem for inference, with batch norms inside the convolutions."""
         return Stem(conv1=fold_part(self.conv1), conv2=fold_part(self.conv2), conv3=fold_part(self.conv3))
 
 
@@ -57,5 +57,5 @@ class PatchStem(nn.Module):
         return self.conv1(x)
 
     def fold(self) -> PatchStem:
-        """Return the same function in eval mode, with the batch norm inside the convolution."""
+        """Return the stem for inference, with the batch norm inside the convolution."""
         return PatchStem(conv1=fold_part(self.conv1))

@@ -104,7 +104,7 @@ class Windows:
         return result.permute(0, 2, 3, 1).reshape(-1, self.count * size, size, channels).permute(0, 3, 1, 2)
 
     def convolve(self, conv: nn.Conv2d, strip: Tensor) -> Tensor:
-        """Apply a 3x3 convolution like `each`.
+        """Apply a 3x3 convolution to each window of a strip; see `each`.
 
         Exported graphs keep the batch size, because some runtimes cannot enlarge it.
         """
@@ -118,7 +118,7 @@ class Windows:
         return together.reshape(-1, channels, count * size, size)
 
     def without_padding(self, strip: Tensor) -> Tensor:
-        """Return a strip with zeros in place of masked tokens."""
+        """Return a strip with zeros in place of masked padding."""
         if not self.has_mask:
             return strip
         return strip * self._constant(self._inside.reshape(1, 1, -1, self.config.window_size), strip)
@@ -126,7 +126,7 @@ class Windows:
     def mask(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries and keys of a strip, B x N*L x D, with one more channel that masks padded keys.
 
-        A channel and not a sum with the scores: ncnn cannot add a constant to a batch of windows.
+        The mask is a channel, not added to the scores, because ncnn cannot add a constant to a batch of windows.
         """
         if not self.has_mask:
             return q, k

@@ -42,7 +42,7 @@ FROZEN_PARTS: dict[str, int | None] = {
     "stage3": 3,
     "backbone": 4,
 }
-"""What `Backbone.freeze` takes, with the number of frozen stages."""
+"""Arguments of `Backbone.freeze`, with the number of stages frozen besides the stem. None: nothing is frozen."""
 
 
 class Stage(nn.Module):
@@ -76,7 +76,7 @@ class Stage(nn.Module):
         return x
 
     def fold(self) -> Stage:
-        """Return the same function in eval mode, each module folded."""
+        """Return the stage for inference, with each module folded."""
         return Stage(
             downsample=fold_part(self.downsample),
             blocks=[block.fold() for block in self.blocks],  # type: ignore[operator]
@@ -131,7 +131,7 @@ class Backbone(TimmInterface):
         return len(self.stages) == len(self.config.stages)
 
     def check_input(self, x: Tensor) -> None:
-        """Raise `UserError` unless `x` is B x in_chans x H x W and large enough."""
+        """Raise `UserError` unless `x` is B x in_chans x H x W with sides of 32 pixels or more."""
         _check_input(x, self.config.in_chans)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
@@ -145,7 +145,7 @@ class Backbone(TimmInterface):
         return maps
 
     def freeze(self, until: str) -> None:
-        """Keep weights and batch-norm statistics of the first part of the network as they are.
+        """Freeze weights and batch-norm statistics of the first part of the network.
 
         Args:
             until: the last frozen part: "stem", "stage1", "stage2", "stage3" or "backbone"; "none" freezes
@@ -158,7 +158,7 @@ class Backbone(TimmInterface):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, in which frozen parts still compute as for inference."""
+        """Set training or eval mode; frozen parts stay in eval mode."""
         super().train(mode)
         for part in self._frozen:
             part.eval()
@@ -173,7 +173,7 @@ class Backbone(TimmInterface):
 def init_weights(module: nn.Module) -> None:
     """Initialise convolutions and linear layers: truncated normal with std 0.02, biases zero.
 
-    The paper's Table 9 prints 0.2, a typing error: the released training used 0.02.
+    The paper's Table 9 prints 0.2, which is a typing error: the released training code used 0.02.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -12,11 +12,11 @@ from iformer.layers.heads import Head
 from iformer.models.backbone import Backbone, init_weights
 
 GlobalPool = Literal["avg", ""]
-"""The global average pool, or, without a head only, no pool."""
+"""Kind of pool: "avg" is the global average, "" is no pool, which only a network without a head can have."""
 
 
 class Classifier(Backbone):
-    """Images, B x in_chans x H x W, to class logits, B x K, with timm's methods for features and heads."""
+    """Classifier of images, B x in_chans x H x W to logits B x K, with timm's methods for features and heads."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -75,16 +75,16 @@ class Classifier(Backbone):
     def reset_classifier(
         self, num_classes: int, global_pool: GlobalPool | None = None, *, distillation: bool | None = None
     ) -> None:
-        """Replace the head by a randomly initialised one.
+        """Replace the head by a randomly initialised head.
 
         Args:
             num_classes: 0 removes the head.
-            global_pool: "avg", or "" with 0 classes: the network returns the last feature map. None: "avg" if
-                there are classes, else as it is.
-            distillation: whether the head has two classifiers. None: as now.
+            global_pool: "avg", or with 0 classes also "": the network returns the last feature map. None: "avg" if
+                there are classes, else the current pool.
+            distillation: whether the head has two classifiers. None: the current setting.
 
         Raises:
-            UserError: there is no such pool, or a head without a pool was asked for.
+            UserError: `global_pool` is unknown, or is "" although there are classes.
         """
         if distillation is None:
             distillation = self.config.distillation

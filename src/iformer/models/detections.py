@@ -1,4 +1,4 @@
-"""From boxes and scores of every point to detections, the same for networks and artifacts.
+"""Selection of detections from the boxes and scores of every point, shared by networks and artifacts.
 
 Shape letters: B batch, A points, K classes, N detections of an image.
 """
@@ -17,7 +17,7 @@ from iformer.config.checking import Config, Range, ShareBelowOne
 from iformer.models.letterbox import letterbox
 
 _CANDIDATES = 10
-"""With non-maximum suppression: candidates for one detection that is kept."""
+"""Candidates for non-maximum suppression per detection that may be kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class SelectionRule(Config):
     """Which (point, class) pairs of an image become detections."""
 
     score_threshold: ShareBelowOne
-    """Pairs whose score is not above it are dropped."""
+    """Only pairs with a score above this one are kept."""
     detections: Annotated[int, Range(1, 100_000)]
-    """Most detections of an image."""
+    """Largest number of detections of an image."""
     nms_iou: Annotated[float, Range(0, 1, above=True)] | None = None
     """Overlap above which non-maximum suppression, class by class, drops the box with the lower score. None: there
     is no suppression."""
@@ -41,7 +41,7 @@ class SelectionRule(Config):
         return {name: value for name, value in found.items() if name != "points"}
 
     def select_points(self, boxes_A4: Tensor, scores_AK: Tensor, *, min_score: float = 0.0) -> dict[str, Tensor]:
-        """Do what `select` does, and also return `points`, int64 N, the point of each detection.
+        """Return the dict of `select` with one more entry: `points`, int64 N, the point of each detection.
 
         Args:
             boxes_A4: left, top, right, bottom of every point.
@@ -74,17 +74,17 @@ def detect_letterboxed(
     """Return the objects on images of any sizes.
 
     Args:
-        forward: letterboxed images, uint8 B x 3 x H x W, to boxes, B x A x 4 in their pixels, and scores,
-            B x A x K.
+        forward: maps letterboxed images, uint8 B x 3 x H x W, to boxes, B x A x 4 in pixels of the letterbox, and
+            scores, B x A x K.
         images: uint8 3 x h x w, RGB, each of its own size.
         size: height and width (H, W) of the letterbox.
-        fill: its colour.
+        fill: colour of the letterbox (red, green, blue).
         rule: which detections are kept.
         min_score: detections with a lower score are dropped too.
 
     Returns:
-        For each image `boxes` (N x 4: left, top, right, bottom in its pixels), `scores` (N, falling) and `labels`
-        (int64 N, from 0).
+        For each image `boxes` (N x 4: left, top, right, bottom in pixels of the image), `scores` (N, falling) and
+        `labels` (int64 N, from 0).
     """
     boxed = [letterbox(image, size, fill=fill) for image in images]
     boxes, scores = forward(torch.stack([item.image for item in boxed]))

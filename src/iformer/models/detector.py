@@ -27,10 +27,10 @@ _BOX_SIDE, _MASK_SIDE = 7, 14
 
 
 class Detector(nn.Module):
-    """Boxes, classes and, with `config.masks`, masks of objects on images of any sizes."""
+    """Detector of boxes, classes and, with `config.masks`, masks of objects on images of any sizes."""
 
     def __init__(self, config: DetectorConfig, backbone: Backbone | None = None) -> None:
-        """Build the network; `backbone` None is a random one, and the heads are random."""
+        """Build the network on `backbone` (None: a random one), with random heads."""
         super().__init__()
         self.config = config
         self.metadata = Metadata(task="detect", preprocessing=config.preprocessing)
@@ -75,7 +75,7 @@ class Detector(nn.Module):
         detections: int | None = None,
         nms_iou: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Return what `forward` returns in eval mode, with masks that take memory only when they are read.
+        """Return the detections of `forward` in eval mode, with masks that take memory only when they are read.
 
         Args:
             images: uint8 3 x H x W on any device, each with its own H and W.
@@ -103,7 +103,7 @@ class Detector(nn.Module):
 
     @contextmanager
     def _limits(self, min_score: float, detections: int | None, nms_iou: float | None) -> Iterator[None]:
-        """Let the heads drop detections as the arguments of `detect` say."""
+        """Make the heads drop detections by the arguments of `detect`, inside this context."""
         heads = self.rcnn.roi_heads
         before = heads.score_thresh, heads.detections_per_img, heads.nms_thresh
         # torchvision keeps scores above its threshold, in fp32
@@ -117,13 +117,13 @@ class Detector(nn.Module):
 
 
 class PastedMasks(Sequence[Tensor]):
-    """Masks of the detections of one image, each 1 x H x W (0 to 1), pasted into the image when it is read.
+    """Masks of the detections of one image, each 1 x H x W (0 to 1) and pasted into the image only when read.
 
-    Hundreds of masks of a large photograph at once would take gigabytes.
+    Hundreds of pasted masks of a large photograph would take gigabytes.
     """
 
     def __init__(self, maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> None:
-        """`maps`: N x 1 x M x M, the masks inside their `boxes`, N x 4; `size`: the image's height and width."""
+        """Set `maps`, N x 1 x M x M, the masks inside `boxes`, N x 4, and `size`, the image's height and width."""
         self.maps, self.boxes, self.size = maps, boxes, size
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class PastedMasks(Sequence[Tensor]):
 
 
 class _Transform(GeneralizedRCNNTransform):
-    """torchvision's transform, but masks stay maps inside their boxes, and a thin image keeps one pixel a side."""
+    """torchvision's transform, but masks stay maps inside their boxes, and thin images keep one pixel per side."""
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -174,7 +174,7 @@ class _Transform(GeneralizedRCNNTransform):
 
 
 def _anchors() -> AnchorGenerator:
-    """Return anchors of eight times the stride on each of the five levels, in three shapes."""
+    """Return anchors for each of the five levels: squares of eight strides, and two shapes of the same area."""
     return AnchorGenerator(sizes=((32,), (64,), (128,), (256,), (512,)), aspect_ratios=((0.5, 1.0, 2.0),) * 5)
 
 

@@ -60,17 +60,17 @@ def create_model(
     `reset_head` replaces it, and `adapt_in_chans` changes the first convolution.
 
     Args:
-        name: a size of `list_models`, or a name with weights, which say what the network is: a weight file, a run
+        name: a size of `list_models`, or a name of weights, which describe their network: a weight file, a run
             folder, a shipped network or `hf-hub:USER/NAME`; see `iformer.models.weights.resolve`.
-        num_classes: None takes those of the weights, or 1000; 0 builds no head (the network returns pooled
-            features).
-        in_chans: input channels; None takes those of the weights, or 3.
+        num_classes: number of classes. None: that of the weights, or 1000. 0: no head, the network returns pooled
+            features.
+        in_chans: input channels. None: those of the weights, or 3.
         distillation: build two classifiers; None follows `name`.
         drop_path_rate: stochastic depth of the deepest residual.
         pretrained: use the released ImageNet-1k weights of a size, downloaded once to huggingface_hub's cache.
-            Names on the hub have weights with or without it.
-        weights: the weights to use with a size: any name that `name` takes. Of a detector or segmenter,
-            `features_only` takes the backbone.
+            Names on the hub have weights with either value.
+        weights: the weights to use with a size: any name that `name` accepts. With `features_only`, the weights
+            of a detector or segmenter give their backbone.
         revision: with `pretrained`, the commit, tag or branch of the hub repository.
         entry: which state dict of a training script's file to take, such as `model_ema`.
         features_only: return a `Backbone`, which gives the feature maps of `out_indices`.
@@ -82,7 +82,7 @@ def create_model(
         attention: the design for large images: "shma" (no windows), "hybrid" or "chunk_hybrid"; None takes the
             weights' own. The same weights fit all three.
         windows: the settings of the windows, "released" or "paper"; see `iformer.config.windows.with_design`.
-        options: fields of `WindowConfig` and `windowed_stages`, which replace the settings'; other fields of
+        options: fields of `WindowConfig` and `windowed_stages`, which replace those of `windows`; other fields of
             `NetworkConfig` (`layer_scale_init`, `stages`, `stem`, ...); fields of `StageConfig` and
             `AttentionConfig` (`modulation`, `conv_kernel_size`, ...), which apply to every stage.
 

@@ -3,7 +3,7 @@
 These folds are exact in real arithmetic: batch norms into their convolutions, the head's norm and both distilled
 classifiers into one linear layer, the residual of the CPE into its kernel, 1/sqrt(D) into q, layer scales into the
 convolution before them, and the convolutions of an attention's input into one. Layer norms, which only ablations
-have, stay.
+have, are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def fold(model: BackboneT) -> BackboneT:
     either layout. It is for inference: its parameters need no gradient, and it cannot be trained or saved.
 
     Raises:
-        UserError: the model is not an iFormer classifier or backbone, or is folded already.
+        UserError: the model is not an iFormer classifier or backbone, or is already folded.
     """
     if not isinstance(model, Backbone):
         raise UserError(f"fold takes an iFormer network; got {type(model).__name__}")

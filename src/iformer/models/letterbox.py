@@ -1,4 +1,4 @@
-"""The letterbox: the one rule by which an image of any size becomes a network's input of a fixed size.
+"""The letterbox: the rule by which an image of any size becomes a network's input of a fixed size.
 
 The image is resized by one factor (Pillow's bilinear filter) so that it just fits, placed at the top left, and the
 rest is filled with one colour. Evaluation, prediction, artifacts and the snippets of the docs use this
@@ -22,9 +22,9 @@ class Letterboxed:
     image: Tensor
     """uint8 3 x H x W."""
     original: tuple[int, int]
-    """Height and width of the image before."""
+    """Height and width of the image before letterboxing, in pixels."""
     content: tuple[int, int]
-    """Height and width of the part of the input that shows it."""
+    """Height and width of the part of the input that shows the image, in pixels."""
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -32,14 +32,14 @@ class Letterboxed:
         return self.content[1] / self.original[1], self.content[0] / self.original[0]
 
     def restore(self, boxes: Tensor) -> Tensor:
-        """Boxes N x 4 from pixels of the input to pixels of the image, cut to the image."""
+        """Convert boxes, N x 4, from pixels of the input to pixels of the image, clipped to the image."""
         height, width = self.original
         limits = boxes.new_tensor((width, height, width, height))
         return (boxes / boxes.new_tensor(self.scale * 2)).clamp(min=0).minimum(limits)
 
 
 def content_size(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image's content in a letterbox of a given size (all height, width)."""
+    """Return height and width of an image's content in a letterbox; `original` and `size` are (height, width)."""
     factor = min(size[0] / original[0], size[1] / original[1])
     height, width = (max(1, min(limit, round(side * factor))) for side, limit in zip(original, size, strict=True))
     return height, width
@@ -51,7 +51,7 @@ def letterbox(image: Tensor, size: tuple[int, int], *, fill: tuple[int, ...] = (
     Args:
         image: uint8 3 x h x w.
         size: height and width of the result in pixels.
-        fill: colour (0 to 255) beside and below the content.
+        fill: colour (0 to 255) to the right of and below the content.
     """
     original = (image.shape[1], image.shape[2])
     content = content_size(original, size)

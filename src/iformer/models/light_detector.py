@@ -34,9 +34,9 @@ from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
 _PRIOR = 0.01
 """Score of every point before training, so that the many points without an object do not swamp the first steps."""
 SEMANTIC_LEVELS = 2
-"""Levels with a semantic head, the finest ones."""
+"""Number of levels with a semantic head, counted from the finest level."""
 _MAX_LOG_DISTANCE = 6.0
-"""Largest distance to a side, as the logarithm of a number of strides."""
+"""Largest distance from a point to a side of its box, as the natural logarithm of a number of strides."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RawDetections:
     """Outputs of one head at all points of all levels."""
 
     logits: Tensor
-    """B x A x K."""
+    """Class logits, B x A x K."""
     boxes: Tensor
     """B x A x 4: left, top, right, bottom in pixels of the input."""
 
@@ -59,7 +59,7 @@ class TrainingOutputs(NamedTuple):
 
 
 class LevelHead(nn.Module):
-    """Class logits and log-distances of one level, each from a separate tower of convolutions.
+    """Head of one level: class logits and log-distances, each from a separate tower of convolutions.
 
     Shape: B x C x h x w to B x K x h x w and B x 4 x h x w.
     """
@@ -87,7 +87,7 @@ class LevelHead(nn.Module):
 
 
 class LightHead(nn.Module):
-    """A `LevelHead` for each level, with their outputs as boxes over all points."""
+    """One `LevelHead` for each level; joins their outputs to logits and boxes of all points."""
 
     def __init__(self, config: LightDetectorConfig) -> None:
         super().__init__()
@@ -95,13 +95,13 @@ class LightHead(nn.Module):
         self.levels = nn.ModuleList(LevelHead(config) for _ in config.strides)
 
     def fix_points(self, size: tuple[int, int]) -> None:
-        """Keep the points as constants, for inputs of one height and width; some runtimes cannot compute them."""
+        """Store points as constants for inputs of `size` (height, width): some runtimes cannot compute them."""
         for stride in self.strides:
             points = level_points(size[0] // stride, size[1] // stride, stride, device=torch.device("cpu"))
             self.register_buffer(f"points{stride}", points, persistent=False)
 
     def forward(self, maps: Sequence[Tensor]) -> RawDetections:
-        """Maps B x C x H/s x W/s, finest first, to logits and boxes of every point."""
+        """Map feature maps, B x C x H/s x W/s, finest first, to logits and boxes of every point."""
         logits, boxes = [], []
         for x, stride, level in zip(maps, self.strides, self.levels, strict=True):
             classes, log_distances = level(x)
@@ -116,10 +116,10 @@ class LightHead(nn.Module):
 
 
 class LightDetector(nn.Module):
-    """Boxes, classes and scores of the objects on letterboxed images."""
+    """Detector of boxes, classes and scores of objects on letterboxed images."""
 
     def __init__(self, config: LightDetectorConfig, backbone: Backbone | None = None) -> None:
-        """`backbone` gives its weights; None: random ones. Neck and heads are random."""
+        """Build the network on `backbone` (None: a random one), with a random neck and random heads."""
         super().__init__()
         self.config = config
         self.metadata = Metadata(task="detect", preprocessing=config.preprocessing)
@@ -145,7 +145,9 @@ class LightDetector(nn.Module):
         return head
 
     def forward(self, images: Tensor) -> Any:
-        """Letterboxed images, B x 3 x H x W, RGB from 0 to 1, H and W multiples of the coarsest stride.
+        """Map letterboxed images, B x 3 x H x W, RGB from 0 to 1, to boxes and scores.
+
+        H and W must be multiples of the coarsest stride.
 
         Returns:
             In training mode `TrainingOutputs`. In eval mode a tuple of boxes, B x A x 4 in pixels of the input,
@@ -171,7 +173,7 @@ class LightDetector(nn.Module):
         """Return a folded copy in eval mode: norms merged into convolutions, without the heads that are not used.
 
         Args:
-            size: height and width of its inputs; None: any.
+            size: height and width of the copy's inputs. None: any size.
         """
         folded = copy.deepcopy(self).eval().requires_grad_(False)
         folded.pyramid.body = fold(folded.pyramid.body)
@@ -187,7 +189,7 @@ class LightDetector(nn.Module):
         return folded
 
     def points(self, device: torch.device | str = "cpu") -> Tensor:
-        """Centres of the cells in the order of the outputs, 2 x A: x and y in pixels of the input."""
+        """Return the centres of all cells in the order of the outputs, 2 x A: x and y in pixels of the input."""
         height, width = self.config.input_size
         device = torch.device(device)
         return torch.cat([level_points(height // s, width // s, s, device=device) for s in self.config.strides], 1)
@@ -206,12 +208,12 @@ class LightDetector(nn.Module):
     def detect(
         self, images: Sequence[Tensor], *, min_score: float = 0.0, rule: SelectionRule | None = None
     ) -> list[dict[str, Tensor]]:
-        """The objects on images of any sizes, in eval mode.
+        """Return the objects on images of any sizes; the network must be in eval mode.
 
         Args:
             images: uint8 3 x h x w, RGB, each of its own size.
-            min_score: detections with a lower score are dropped; the config's `score_threshold` applies too.
-            rule: which detections are kept; None: `self.rule`.
+            min_score: detections with a lower score are dropped; the rule's `score_threshold` applies too.
+            rule: rule that selects the detections. None: `self.rule`.
 
         Returns:
             See `iformer.models.detections.detect_letterboxed`.
@@ -230,7 +232,7 @@ class LightDetector(nn.Module):
 def level_points(
     height: int, width: int, stride: int, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Centres of a level's cells, 2 x (height * width): x and y in pixels of the input."""
+    """Return the centres of a level's cells, 2 x (height * width): x and y in pixels of the input."""
     y = (torch.arange(height, device=device, dtype=dtype) + 0.5) * stride
     x = (torch.arange(width, device=device, dtype=dtype) + 0.5) * stride
     return torch.stack([x.repeat(height), y.repeat_interleave(width)])

@@ -1,7 +1,7 @@
 """A light feature pyramid for phones, made of depthwise-separable convolutions with batch norm.
 
 Top-down and then bottom-up paths as in PANet (Liu et al. 2018, arXiv 1803.01534), with additions in place of
-concatenations. Batch norm folds into the convolutions, so no normalisation is left at run time.
+concatenations. Batch norm folds into the convolutions, so nothing is normalised at run time.
 
 Shape letters: B batch, C channels of the pyramid, H and W the image's sides.
 """
@@ -41,7 +41,7 @@ class SeparableConv(nn.Module):
 
 
 class LightNeck(nn.Module):
-    """Feature maps of any number of levels, each brought to C channels and mixed with its neighbours.
+    """Neck that brings the feature maps of any number of levels to C channels and mixes neighbouring levels.
 
     Shape: maps B x C_i x H/s_i x W/s_i, finest first, each stride twice the one before; returns maps
     B x C x H/s_i x W/s_i, and with `extra_level` one more at twice the coarsest stride.
@@ -75,7 +75,7 @@ class LightNeck(nn.Module):
         laterals = [F.relu(lateral(x)) for lateral, x in zip(self.laterals, maps, strict=True)]
         levels = [laterals[-1]]
         for x, block in zip(reversed(laterals[:-1]), self.top_down, strict=True):
-            # nearest: a size, not a factor, because an odd side was rounded up on the way down
+            # a size, not a factor: an odd side was rounded up by the stride
             coarse = F.interpolate(levels[0], size=x.shape[2:], mode="nearest")
             levels.insert(0, block(x + coarse))
         outputs = levels[:1]
@@ -86,7 +86,7 @@ class LightNeck(nn.Module):
 
 
 class LightPyramid(FreezableBackbone):
-    """The backbone's maps from stride `finest` to 32, through a `LightNeck`.
+    """Backbone and `LightNeck`, from stride `finest` to 32.
 
     Shape: B x 3 x H x W to maps B x C x H/s x W/s, s = finest, …, 32, and with `extra_level` 64.
     """
@@ -113,7 +113,7 @@ class LightPyramid(FreezableBackbone):
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Replace every `ConvNorm` below a module by one convolution with bias, in place. For copies in eval mode."""
+    """Replace every `ConvNorm` inside a module in eval mode by one convolution with bias, in place."""
     for name, child in module.named_children():
         if isinstance(child, ConvNorm):
             setattr(module, name, fold_conv(child))

@@ -23,10 +23,10 @@ from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
 
 
 class LightSegmenter(nn.Module):
-    """A class for each pixel of letterboxed images."""
+    """Segmenter that gives each pixel of letterboxed images a class."""
 
     def __init__(self, config: LightSegmenterConfig, backbone: Backbone | None = None) -> None:
-        """Build the network; `backbone` None is a random one, and the neck and the head are random."""
+        """Build the network on `backbone` (None: a random one), with a random neck and a random head."""
         super().__init__()
         self.config = config
         self.metadata = Metadata(task="segment", preprocessing=config.preprocessing)
@@ -59,7 +59,7 @@ class LightSegmenter(nn.Module):
 
 
 class LightSegmentationHead(nn.Module):
-    """The maps of a pyramid, finest first, to logits of the finest map's size.
+    """Head from the levels of a pyramid, finest first, to logits of the finest level's size.
 
     Shape: maps B x C x h_i x w_i to B x K x h_0 x w_0.
     """

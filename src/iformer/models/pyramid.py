@@ -40,7 +40,7 @@ class FreezableBackbone(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, in which frozen norms still use their running statistics."""
+        """Set training or eval mode; frozen norms always use their running statistics."""
         super().train(mode)
         if self._frozen == "norms":
             for module in self.body.modules():
@@ -50,7 +50,7 @@ class FreezableBackbone(nn.Module):
 
 
 class Pyramid(FreezableBackbone):
-    """Four feature maps of the backbone, then torchvision's FPN (Lin et al. 2017).
+    """Backbone with four feature maps, followed by torchvision's FPN (Lin et al. 2017).
 
     `forward` maps B x 3 x H x W to a dict of maps B x C x H/s x W/s, s = 4, 8, 16, 32 under the names "0" to
     "3", and with `pooled` a fifth one, "pool", at stride 64.

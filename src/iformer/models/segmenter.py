@@ -23,7 +23,7 @@ class Segmenter(nn.Module):
     """Backbone, feature pyramid and the head of Semantic FPN."""
 
     def __init__(self, config: SegmenterConfig, backbone: Backbone | None = None) -> None:
-        """Build the network; `backbone` None is a random one, and the head is random."""
+        """Build the network on `backbone` (None: a random one), with a random head."""
         super().__init__()
         self.config = config
         self.metadata = Metadata(task="segment", preprocessing=config.preprocessing)
@@ -50,10 +50,12 @@ class Segmenter(nn.Module):
 
 
 class SemanticHead(nn.Module):
-    """The maps of a pyramid, finest first, to logits of the finest map's size (Kirillov et al. 2019, Figure 3).
+    """Head from the levels of a pyramid, finest first, to logits of the finest level's size.
 
-    Steps of convolution, group norm, ReLU and bilinear upsampling bring each map to the size of the finest one,
-    which takes one step without upsampling. A 1x1 convolution of their sum computes the logits.
+    Steps of convolution, group norm, ReLU and bilinear upsampling bring each map to the size of the finest map,
+    which takes one step without upsampling. A 1x1 convolution of the sum of the maps computes the logits.
+
+    Source: Kirillov et al. 2019, Figure 3.
     """
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, *, dropout: float = 0.1) -> None:
@@ -75,7 +77,7 @@ class SemanticHead(nn.Module):
             for number, step in enumerate(branch):
                 x = step(x)
                 if level > 0:
-                    # to the size of the next finer map, which is not the double if a side was rounded up
+                    # to the size of the next finer map, which is not twice this one if a side was rounded up
                     x = F.interpolate(
                         x, size=maps[level - 1 - number].shape[2:], mode="bilinear", align_corners=False
                     )

@@ -1,7 +1,7 @@
 """timm's methods for feature maps, parameter groups and settings, shared by `Backbone` and `Classifier`.
 
-Other libraries (segmentation-models-pytorch, Transformers' `TimmBackbone`, timm's own training script) ask
-networks for these names.
+Other libraries (segmentation-models-pytorch, Transformers' `TimmBackbone`, timm's own training script) use these
+names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Indices = int | Sequence[int]
 
 
 class TimmInterface(nn.Module):
-    """What timm's networks have besides `forward`; see `Backbone` for the network itself."""
+    """Attributes and methods of timm's networks besides `forward`; see `Backbone` for the network itself."""
 
     config: NetworkConfig
     metadata: Metadata
@@ -32,7 +32,7 @@ class TimmInterface(nn.Module):
     out_indices: tuple[int, ...]
 
     def check_input(self, x: Tensor) -> None:
-        """Raise `UserError` unless `x` is B x in_chans x H x W and large enough."""
+        """Raise `UserError` unless `x` is B x in_chans x H x W with sides of 32 pixels or more."""
         raise NotImplementedError
 
     @property
@@ -48,7 +48,7 @@ class TimmInterface(nn.Module):
 
     @property
     def return_layers(self) -> dict[str, str]:
-        """Module of each returned feature map with its index. Assigning a mapping changes which are returned."""
+        """Module of each returned feature map -> index of the stage. Assign a mapping to select other maps."""
         return {f"stages.{index}": str(index) for index in self.out_indices}
 
     @return_layers.setter
@@ -60,7 +60,7 @@ class TimmInterface(nn.Module):
     def pretrained_cfg(self) -> dict[str, Any]:
         """The settings that timm's functions read, such as `timm.data.resolve_model_data_config`.
 
-        Made from `config` and `metadata`: input size, crop, interpolation, mean and std, class names, and the
+        They come from `config` and `metadata`: input size, crop, interpolation, mean and std, class names, and the
         names of the first convolution and of the classifier.
         """
         config, metadata = self.config, self.metadata
@@ -85,7 +85,7 @@ class TimmInterface(nn.Module):
 
     @property
     def default_cfg(self) -> dict[str, Any]:
-        """The same as `pretrained_cfg`."""
+        """Alias of `pretrained_cfg`."""
         return self.pretrained_cfg
 
     def forward_intermediates(
@@ -108,7 +108,7 @@ class TimmInterface(nn.Module):
             intermediates_only: return only the maps of `indices`.
 
         Raises:
-            UserError: a stage does not exist, or the format is another one.
+            UserError: a stage does not exist, or `output_fmt` is not "NCHW".
         """
         if output_fmt != "NCHW":
             raise UserError(f"output_fmt is {output_fmt!r}; feature maps have the format 'NCHW'")
@@ -132,7 +132,7 @@ class TimmInterface(nn.Module):
         Args:
             indices: the stages whose maps are still needed.
             prune_norm: has no effect: the networks have no norm after the last stage.
-            prune_head: also remove the head. It is removed in any case if the last stage is.
+            prune_head: also remove the head. The head is always removed together with the last stage.
 
         Returns:
             `indices` counted from 0.
@@ -156,7 +156,7 @@ class TimmInterface(nn.Module):
         """Return patterns that sort parameters into layers, from the stem to the head, for timm's `layer_decay`.
 
         Args:
-            coarse: one layer a stage, instead of one a block.
+            coarse: one layer per stage instead of one per block.
         """
         blocks: Any = r"^stages\.(\d+)"
         if not coarse:
@@ -165,7 +165,7 @@ class TimmInterface(nn.Module):
         return {"stem": r"^stem", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay besides those of one dimension: none."""
+        """Return the names of parameters without weight decay besides one-dimensional ones: an empty set."""
         return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -195,7 +195,7 @@ def stage_indices(indices: Indices, stages: int, *, name: str = "out_indices") -
 
 
 def _last_side(config: NetworkConfig, side: int) -> int:
-    """Return a side of the last feature map for a side of the image."""
+    """Return the side of the last feature map for a side of the image, in pixels."""
     side = side // 4 if config.stem == "patch" else -(-side // 4)
     for _ in config.stages[1:]:
         side = side // 2 if config.downsample == "patch" else -(-side // 2)

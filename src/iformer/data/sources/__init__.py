@@ -37,12 +37,12 @@ def load_data(
             of tar shards or its URL (`load_shards`), a table (`load_table`), a zip archive (`load_zip`), or
             "hfds/NAME", a Hugging Face data set (`load_hub_data`).
         val_split: share of each class that becomes validation data where a folder has no validation split.
-        seed: selects these images. It is not the training seed: runs to be compared must share it.
+        seed: selects the validation images. It is not the training seed; runs to be compared must share it.
         strict: raise an error for a file that cannot be used, instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
         for_training: require both splits with the same classes, at least two of them, and images of each class
-            on either side. False accepts any labelled images: a split may then be empty.
+            in both. False accepts any labelled images: a split may then be empty.
         multi_label: an image of a table may have several labels, or none.
 
     Raises:

@@ -17,10 +17,10 @@ from iformer.data.sources.duplicates import MAX_COMPARED, THUMBNAIL_SHAPE, perce
 from iformer.errors import DataError, counted, listed
 
 _FULL_RANGE = 2**14
-"""16-bit images whose values all stay below this look nearly black."""
+"""A 16-bit image whose values are all below this number looks nearly black."""
 
 _SHARE_OF_DARK = 0.1
-"""Smallest share of such images among all 16-bit images that gives a note; fewer are taken for dark pictures."""
+"""Share of nearly black images among all 16-bit images from which a note is given; fewer pass as dark pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class DetectionSource:
 
     splits: DetectionSplits
     entries: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
-    """By split and image id: COCO's annotation of each of `DetectionSample.instances`."""
+    """COCO's annotation of each of `DetectionSample.instances`, by split and image id."""
 
 
 def load_detection(
@@ -51,16 +51,16 @@ def load_detection(
 ) -> DetectionSplits:
     """Find a data set's annotations, check each of them, and decode each image once.
 
-    What makes a file useless is an error: it is not of its format, an id does not resolve, a mask or an image has
-    another size than stated. What makes one object or image useless is a warning, and it is left out: a missing
-    or damaged image file, a box without area or outside its image. Boxes that extend beyond the image are
-    clipped. Images without objects are kept. Images in both splits are named.
+    A fault that makes a whole file unusable is an error: an invalid format, an id that does not resolve, a mask or
+    an image of another size than stated. A fault of one object or image is a warning, and the object or image is
+    left out: a missing or damaged image file, a box without area or outside its image. Boxes that extend beyond
+    the image are clipped. Images without objects are kept. A warning names images that are in both splits.
 
     Args:
         data: a folder or a file of annotations, in the format of COCO, YOLO, Pascal VOC or LabelMe; see `_LAYOUT`.
         val_split: share of the images that becomes validation data where the data has none. None: 0.2 if it is
             not split at all, else validation images are required.
-        seed: selects these images. It is not the training seed.
+        seed: selects the validation images. It is not the training seed.
         strict: raise an error instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
@@ -93,7 +93,7 @@ def read_detection(
     progress: Progress | None = None,
     for_training: bool = True,
 ) -> DetectionSource:
-    """Do what `load_detection` does, and keep the annotations."""
+    """Load a data set like `load_detection`, and also return its annotations as they were read."""
     if val_split is not None and not 0 < val_split < 1:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
     root, found, notes = _read(Path(data))
@@ -191,7 +191,7 @@ def _repeated(sets: Mapping[str, DetectionSet]) -> list[str]:
 def _image_set(
     annotated: AnnotatedSplit, root: Path, split: str, errors: list[str]
 ) -> tuple[DetectionSet, dict[int, list[Any]]]:
-    """Check the objects of a split; add to `errors` what makes it unusable."""
+    """Check the objects of a split; append to `errors` what makes the split unusable."""
     ids = list(annotated.class_names)
     class_names = tuple(annotated.class_names.values())
     if not ids:
@@ -227,7 +227,7 @@ def _image_set(
 
 
 def _reasons(found: AnnotatedSplit | DetectionSet) -> str:
-    """Return a clause with what a split's reader left out; empty if there is nothing."""
+    """Return a clause about what a split's reader left out; empty if nothing was left out."""
     reasons = [*getattr(found, "errors", ()), *found.warnings]
     return f" ({listed(reasons, separator='; ', length=500)})" if reasons else ""
 
@@ -236,7 +236,7 @@ def _without_broken(image_set: DetectionSet, checked: CheckedImages, errors: lis
     """Leave out images that are missing or damaged; add images of another size than stated to `errors`.
 
     Raises:
-        DataError: no image is left.
+        DataError: no readable image remains.
     """
     broken = {
         sample.path: checked.broken[sample.path] for sample in image_set.samples if sample.path in checked.broken
@@ -258,7 +258,7 @@ def _without_broken(image_set: DetectionSet, checked: CheckedImages, errors: lis
 def _split_off(
     image_set: DetectionSet, val_split: float, seed: int, notes: list[str]
 ) -> tuple[DetectionSet, DetectionSet]:
-    """Split images, those with objects of rare classes first; add a note about it.
+    """Split images into training and validation, images with rare classes first; append a note about the split.
 
     Raises:
         DataError: there are too few images.

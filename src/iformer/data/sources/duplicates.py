@@ -1,4 +1,4 @@
-"""Pictures that occur twice: in both splits, or with two labels; also if they were saved again."""
+"""Search for pictures that occur twice, in both splits or with two labels, even if they were saved again."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _HASH_DISTANCE = 8
 """Bits in which the perceptual hashes of two copies may differ."""
 
 _MAX_BUCKET = 400
-"""Images with the same 16 bits of the hash; larger groups share a trivial appearance and are not compared."""
+"""Largest group of images with 16 equal bits of the hash that is compared; larger groups share only a trivial
+appearance."""
 
 _MAX_DECODED = 1000
-"""Pairs that are decoded again to compare them."""
+"""Largest number of pairs that are decoded again to compare them."""
 
 _COMPARED_SIDE = 64
 
@@ -101,7 +102,7 @@ def find_shared_images(
     hashes: npt.NDArray[np.uint64],
     thumbnails: npt.NDArray[np.uint8],
 ) -> list[str]:
-    """Return a warning about pictures in both splits; the arguments are those of `find_duplicates`."""
+    """Return a warning about pictures in both splits; see `find_duplicates` for the arguments."""
     images = [
         _Image(path, split, (), rows[path]) for split, paths in (("train", train), ("val", val)) for path in paths
     ]
@@ -143,7 +144,7 @@ def _equal_files(images: Sequence[_Image]) -> Iterator[tuple[_Image, _Image]]:
 
 
 def _differing(copies: Sequence[_Image]) -> Iterator[tuple[_Image, _Image]]:
-    """Yield, for each image, the first one before it that is in another split or has another label."""
+    """Yield pairs that differ in split or labels: each image with the first image of every earlier kind."""
     kinds: dict[tuple[str, tuple[int, ...]], _Image] = {}
     for image in copies:
         for (split, labels), first in kinds.items():
@@ -213,7 +214,7 @@ def _pictures_agree(one: Path, other: Path) -> bool:
 
 
 def _small(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return an image of 64 x 64 pixels in gray and in colour."""
+    """Return an image, resized to 64 x 64 pixels, in gray and in colour."""
     image = read_image(path)
     size = (_COMPARED_SIDE, _COMPARED_SIDE)
     gray, colour = (kind.resize(size, Image.Resampling.BILINEAR) for kind in (image.convert("L"), image))
@@ -227,7 +228,7 @@ def _digest(path: Path) -> bytes:
 
 @functools.cache
 def _cosines() -> npt.NDArray[np.float64]:
-    """The first 8 rows of the discrete cosine transform of length 32."""
+    """Return the first 8 rows of the discrete cosine transform of length 32."""
     positions = (np.arange(THUMBNAIL_SIDE) + 0.5) * np.pi / THUMBNAIL_SIDE
     basis: npt.NDArray[np.float64] = np.cos(np.outer(np.arange(8), positions))
     return basis

@@ -28,7 +28,7 @@ def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Pro
 
     Raises:
         MissingDependencyError: the package is not installed.
-        DataError: its files are damaged; with `strict`, any of them is.
+        DataError: the list of labels is damaged, or no image can be read; with `strict`, if any cannot be read.
     """
     package = require("elpv_dataset", extra="elpv")
     root = Path(package.__file__).parent / "data"

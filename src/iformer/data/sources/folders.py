@@ -42,8 +42,8 @@ def load_folder(
     """Read images from one sub-folder per class, at any depth below it.
 
     `folder` holds `train/` and `val/` (also valid, test, training_set, seg_test …), only `train/`, or the class
-    folders themselves. Without a validation split, one is made: stratified by class, at least one image of each
-    class on either side, the same images whatever the order of the file system and the location of the folder.
+    folders themselves. Without a validation split, one is made: stratified by class, with at least one image of
+    each class on either side. It does not depend on the order of the file system or the location of the folder.
     Classes are in natural order (2 before 10). Hidden and system folders and this package's runs are ignored.
 
     Raises:

@@ -23,16 +23,16 @@ from iformer.files import json_text
 Format = Literal["coco", "yolo"]
 _SPLITS = ("train", "val")
 _TOLERANCE = 1e-3
-"""Pixels by which a box may change: YOLO's shares of the image are decimals."""
+"""Pixels by which a box may change, because YOLO stores shares of the image as decimals."""
 _EXTENSIONS = {"JPEG2000": "jp2"}
-"""Extensions that are not the names of their formats."""
+"""File extension of each format whose name is not an extension."""
 _BOUNDS_TOLERANCE = 0.5
-"""Pixels between a box and the bounds of its outline; YOLO has no box beside an outline."""
+"""Largest distance in pixels between a box and the bounds of its outline: YOLO stores only one of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSummary:
-    """What a conversion wrote."""
+    """Summary of a conversion."""
 
     folder: str
     format: Format
@@ -42,7 +42,7 @@ class LabelSummary:
     """Number of objects by split."""
     classes: int
     notes: tuple[str, ...]
-    """What the format does not have, and warnings about the source, one line each."""
+    """Losses because the format lacks something, and warnings about the source, one line each."""
 
 
 def convert_labels(
@@ -56,8 +56,8 @@ def convert_labels(
 ) -> LabelSummary:
     """Write a data set with annotated objects, images included, in another format.
 
-    What the checks of the source leave out is not written. The folder appears when it is complete, has been read
-    again, and gives the same images, classes, boxes and masks.
+    Images and objects that the checks of the source leave out are not written. The folder appears only after it is
+    complete and was read again with the same images, classes, boxes and masks.
 
     Args:
         data: see `iformer.data.sources.detection.load_detection`.
@@ -71,7 +71,7 @@ def convert_labels(
     Raises:
         DataError: the data cannot be used.
         UserError: `out` is not empty.
-        OutputError: it cannot be written; nothing is left behind.
+        OutputError: `out` cannot be written; nothing is left behind.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -119,7 +119,7 @@ def convert_labels(
 
 @dataclass
 class _Lost:
-    """What YOLO's format does not have."""
+    """Counts of crowd regions and masks that YOLO's format cannot store."""
 
     crowds: int = 0
     masks: int = 0
@@ -136,7 +136,7 @@ class _Lost:
 
 
 def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
-    """Copy the images of a split; return their relative paths by image id. No two differ in the ending only."""
+    """Copy the images of a split; return relative paths by image id. No two differ only in the extension."""
     # normalised, so that no name leads out of `folder`
     paths = {sample.image_id: Path(os.path.normpath(sample.path.absolute())) for sample in image_set.samples}
     base = Path(os.path.commonpath([path.parent for path in paths.values()]))
@@ -158,7 +158,7 @@ def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
 def _readable(name: Path, image: Path) -> Path:
     """Return a relative path that every reader lists: not hidden, and with the extension of an image.
 
-    Readers of YOLO's labels look for `labels` in the place of the last `images`, so no folder has that name.
+    Readers of YOLO's labels replace the last `images` of a path by `labels`: folders of that name are dropped.
     """
     folders = (part for part in name.parts[:-1] if part != "images" and not is_hidden(part))
     last = name.name.strip().lstrip(".")
@@ -229,7 +229,7 @@ def _write_yolo(
 
 
 def _outline(instance: Instance, segmentation: Any) -> list[float] | None:
-    """Return the only polygon of an object, x, y, x, y and so on, if its bounds are the object's box."""
+    """Return the coordinates x, y, x, y … of an object's only polygon, or None if its bounds are not the box."""
     if instance.mask is None or not isinstance(segmentation, list) or len(segmentation) != 1:
         return None
     values: list[float] = segmentation[0]
@@ -257,10 +257,10 @@ def _write_settings(image_set: DetectionSet, out: Path, splits: Sequence[str]) -
 def _compare(
     before: DetectionSet, after: DetectionSet, names: Mapping[int, Path], out: Path, crowds: int, *, exact: bool
 ) -> None:
-    """Check that a split reads as it did before.
+    """Check that a converted split has the same images and objects as the original one.
 
     Raises:
-        DataError: it does not; the message names the first image.
+        DataError: the splits differ; the message names the first such image.
     """
     if after.class_names != before.class_names:
         raise DataError("the converted data has other classes than its source; nothing was written")

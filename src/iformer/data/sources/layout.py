@@ -55,9 +55,9 @@ class SplitName(NamedTuple):
 
 
 def parse_split(name: str) -> SplitName | None:
-    """Find the split that a name says: "train", "training_set", "seg_test", "TestImages", "val2017".
+    """Find the split in a folder's or file's name: "train", "training_set", "seg_test", "TestImages", "val2017".
 
-    Returns None if the name says none, or several.
+    Returns None if the name contains no split, or several.
     """
     spaced = re.sub(
         r"(?<=[a-z])(?=[A-Z])", " ", name.replace("hold_out", "holdout").replace("hold-out", "holdout")
@@ -78,7 +78,7 @@ def require_folder(folder: str | os.PathLike[str], expected: str) -> Path:
     """Return the folder's path.
 
     Raises:
-        DataError: it does not exist or is not a folder; the message ends with `expected`.
+        DataError: `folder` does not exist or is not a folder; the message ends with `expected`.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -94,7 +94,7 @@ def display_name(root: Path, split: str) -> str:
 def writable(name: str) -> str:
     """Escape bytes that are not UTF-8, control characters and line separators, so that the name can be written.
 
-    A name is the same in every locale: where Python takes file names for ASCII, it gives UTF-8 as surrogates.
+    The result is the same in every locale: in ASCII locales, Python represents UTF-8 file names by surrogates.
     """
     with contextlib.suppress(UnicodeError):
         name = name.encode("utf-8", "surrogateescape").decode()

@@ -29,7 +29,7 @@ _CLASSES = "classes.txt"
 _MAX_CLASSES_BYTES = 2**20
 _ADE20K_CLASSES = "objectInfo150.txt"
 _COLOURS = ("labelmap.txt", "class_dict.csv")
-"""Lists of classes with the colours of their masks: of CVAT, `name:r,g,b::`, and a table `name,r,g,b`."""
+"""Files that list the classes and their colours in masks: CVAT's `name:r,g,b::`, and a table `name,r,g,b`."""
 _VOC_IMAGES, _VOC_MASKS, _VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 _VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -74,15 +74,15 @@ def load_semantic(
     """Find a data set's images and masks, and decode each of them once.
 
     An image that is damaged or has no mask is left out with a warning. A mask that is not an index image, has
-    another size than its image, or contains an index that is no class, is an error; so are training masks with
-    fewer than two classes.
+    another size than its image, or contains an index of no class, is an error; so are training masks with fewer
+    than two classes.
 
-    Masks are images of class indices, or of colours where a table of colours lies beside them.
+    Masks are images of class indices, or of colours if the data set's folder has a table of colours.
 
     Args:
         folder: see `_LAYOUT`.
         val_split: share of the images that becomes validation data where the data is not split. None: 0.2.
-        seed: selects these images.
+        seed: selects the validation images.
         strict: raise an error instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
@@ -142,7 +142,7 @@ def _read_classes(root: Path) -> _Classes:
     """Return the classes in the order of their indices.
 
     Raises:
-        DataError: there is no list of them, or it is not of its format.
+        DataError: there is no list of classes, or the list is malformed.
     """
     plain, ade20k = root / _CLASSES, root / _ADE20K_CLASSES
     table = next((root / name for name in _COLOURS if (root / name).is_file()), None)
@@ -200,7 +200,7 @@ def _read_colours(path: Path) -> _Classes:
 
 
 def _by_header(rows: list[list[str]]) -> list[list[str]]:
-    """Return the columns name, r, g and b of a table; without a header in this order."""
+    """Return the columns name, r, g and b of a table; a table without a header must have this order."""
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if all(value.isdigit() for value in header[1:]):
         return rows
@@ -250,10 +250,10 @@ def _find_voc(root: Path) -> dict[str, _Pairs]:
 
 
 def _split_off(pairs: _Pairs, root: Path, val_split: float, seed: int, notes: list[str]) -> dict[str, _Pairs]:
-    """Split pairs; add a note about it.
+    """Split pairs into training and validation; append a note about the split.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: there are fewer than two pairs.
     """
     names = [os.path.relpath(sample.path, root) for sample in pairs.samples]
     train, val = split_stratified(names, [0] * len(names), val_share=val_split, seed=seed)
@@ -270,7 +270,7 @@ def _split_off(pairs: _Pairs, root: Path, val_split: float, seed: int, notes: li
 
 
 def _folders(root: Path, split: str) -> tuple[Path, Path] | None:
-    """Return the folders of a split's images and of its masks; None if there are none."""
+    """Return the folders of a split's images and masks; None if there are no such folders."""
     for name in SPLIT_NAMES[split]:
         for images in _IMAGES:
             for masks in _MASKS:
@@ -300,7 +300,7 @@ def _by_stem(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
     """Return files by their names without extensions.
 
     Raises:
-        DataError: two files have one name.
+        DataError: two files have the same name without extension.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -388,7 +388,7 @@ def _palette(
     if values is None or len(values) < first + 3 * num_classes:
         return ()
     colours = [values[first + 3 * k : first + 3 * k + 3] for k in range(num_classes)]
-    # a ramp of grays is no choice of colours
+    # a ramp of grays is not a palette that someone chose
     if all(red == green == blue for red, green, blue in colours):
         return ()
     return tuple((red, green, blue) for red, green, blue in colours)

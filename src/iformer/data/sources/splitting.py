@@ -21,9 +21,9 @@ def split_stratified(
 ) -> tuple[list[int], list[int]]:
     """Split items into training and validation, each stratum by itself.
 
-    `round(len(names) * val_share)` items become validation: of each stratum its share, rounded up where the
-    remainder is largest, but at least 1 and at most all but 1 (none of a stratum with a single item). Which
-    items of a stratum are chosen depends only on `seed` and each item's name.
+    `round(len(names) * val_share)` items become validation. Each stratum gives its share, rounded up where the
+    remainder is largest, but at least 1 item and at most all but 1 (a stratum with a single item gives none).
+    Which items of a stratum are chosen depends only on `seed` and each item's name.
 
     Args:
         names: a unique name per item, such as its path below the data set's folder.
@@ -55,8 +55,8 @@ def split_stratified(
 def split_groups(whole: ImageSet, *, val_share: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split a set of files into training and validation; the images of a group stay together.
 
-    A group counts for the most frequent class of its images, and an image with several labels for the rarest of
-    them. See `split_stratified`.
+    A group belongs to the stratum of the most frequent class of its images; an image with several labels counts as
+    its rarest class. See `split_stratified`.
     """
     groups = _groups(whole)
     chosen = split_stratified(
@@ -67,20 +67,20 @@ def split_groups(whole: ImageSet, *, val_share: float, seed: int) -> tuple[Image
 
 
 def split_fold(data: DataSplits, number: int, folds: int, *, seed: int = 0) -> DataSplits:
-    """Return one fold of a cross-validation over all images of a data set, whatever its own split is.
+    """Return one fold of a cross-validation over all images of a data set, regardless of the data's own split.
 
     Every image is a validation image in exactly one fold. Folds are stratified by class, and the images of a group
     stay together; which group is in which fold depends only on `seed` and the names of the files.
 
     Args:
-        data: files; its two splits are joined.
+        data: image files; both splits are joined.
         number: the fold whose images validate, from 1.
         folds: number of folds, 2 to 100.
         seed: selects the images.
 
     Raises:
         UserError: `number` or `folds` is out of its range.
-        DataError: images are inside other files, fewer groups than folds, or a class in one fold only.
+        DataError: images are inside other files, groups are fewer than folds, or a class is in one fold only.
     """
     if not 2 <= folds <= MAX_FOLDS:
         raise UserError(f"folds is {folds}; expected 2 to {MAX_FOLDS}")
@@ -115,9 +115,9 @@ def split_fold(data: DataSplits, number: int, folds: int, *, seed: int = 0) -> D
 class _Group:
     name: str
     stratum: int
-    """Index of the class that it counts for; -1: no class."""
+    """Index of the class by which the group is stratified; -1: no class."""
     members: list[int]
-    """Indices of its images."""
+    """Indices of the group's images."""
 
 
 def _groups(whole: ImageSet) -> list[_Group]:

@@ -31,7 +31,7 @@ _SEPARATORS = re.compile(r"[|;]")
 _MAX_BYTES = 2**30
 _MAX_ROWS = 2_000_000
 _MAX_CELL = 10_000
-"""Characters in a cell of a CSV file."""
+"""Most characters in a cell of a CSV file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class _Row:
 
 
 def is_table(spec: str | os.PathLike[str]) -> bool:
-    """Whether a name of data is that of a table, by its extension."""
+    """Return whether a data set's name is that of a table, by the extension."""
     return Path(spec).suffix.lower() in TABLE_SUFFIXES and not Path(spec).is_dir()
 
 
@@ -127,7 +127,7 @@ def _sample(path: Path, row: _Row, classes: list[int], *, multi_label: bool) -> 
 
 
 def _unsplit(class_names: Sequence[str]) -> list[str]:
-    """Return a note if classes look like several labels each."""
+    """Return a note if names of classes look like several labels each."""
     several = [name for name in class_names if len(_labels(name)) > 1]
     if not several:
         return []
@@ -144,7 +144,7 @@ def _with_commas(class_names: Sequence[str]) -> list[str]:
 
 
 def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
-    """Yield the rows of a table; the columns that it lacks are empty."""
+    """Yield the rows of a table; missing columns are empty."""
     try:
         if require_regular_file(path) > _MAX_BYTES:
             raise DataError(f"{path}: has more than {_MAX_BYTES // 2**30} GiB")
@@ -211,7 +211,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _holds_text(kind: Any, *, lists: bool) -> bool:
-    """Whether values of an Arrow type are names or numbers, or with `lists` also lists of them."""
+    """Return whether an Arrow type holds names or numbers, or with `lists` also lists of names or numbers."""
     types = require("pyarrow", extra="data").types
     if types.is_dictionary(kind):
         return _holds_text(kind.value_type, lists=False)
@@ -276,7 +276,7 @@ def _torn_groups(path: Path, by_split: Mapping[str, Sequence[_Row]]) -> list[str
 
 
 def _splits(path: Path, rows: list[_Row]) -> tuple[dict[str, list[_Row]], list[str]]:
-    """Sort the rows by their `split`; "val" is missing if the table does not say."""
+    """Return the rows of "train" and "val" by the column `split`, and notes; without validation rows no "val"."""
     if not any(row.split for row in rows):
         return {"train": rows}, []
     by_name: dict[str, list[_Row]] = defaultdict(list)

@@ -28,15 +28,15 @@ def load_unlabelled(
     strict: bool = False,
     workers: int | None = None,
 ) -> DataSplits:
-    """Find images, whatever their labels, and set a share of them aside.
+    """Find images, whatever their labels, and set a share of them aside for validation.
 
     Image files are decoded once to check them.
 
     Args:
         spec: a folder, whose images are taken at any depth (links to folders are followed), or any other name that
-            `iformer.data.sources.load_data` takes, of which the training images are taken.
+            `iformer.data.sources.load_data` accepts: its training images are taken, or all if it is not split.
         val_split: share of the images that is set aside.
-        seed: selects these images.
+        seed: selects the validation images.
         strict: raise an error for an image that cannot be read, instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
 

@@ -22,7 +22,7 @@ from iformer.files import require_regular_file
 
 _LAYOUT = "expected one folder per class in it (cat/1.jpg, dog/2.jpg), or train/ and val/ made of such folders"
 _MAX_MEMBER_BYTES = 2**28
-"""Largest image file that is unpacked; each thread may hold one."""
+"""Largest image file that is unpacked, in bytes; each thread may hold one in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ZipSample(Sample):
     archive: Path
     member: str
     length: int
-    """Bytes of the image file, unpacked."""
+    """Size of the unpacked image file in bytes."""
     crc32: int
 
     def __str__(self) -> str:
@@ -73,13 +73,13 @@ def _opened(archive: Path, process: int, identity: tuple[int, ...]) -> zipfile.Z
     """Return an archive opened by this process: forked processes would share the position in its file.
 
     Args:
-        identity: of the file, so that a file that replaces it is opened again.
+        identity: numbers that change when the file is replaced, so that the new file is opened.
     """
     return zipfile.ZipFile(archive)
 
 
 def is_zip(spec: str | os.PathLike[str]) -> bool:
-    """Whether a name of data is that of a zip archive, by its extension."""
+    """Return whether a data set's name is that of a zip archive, by the extension."""
     return Path(spec).suffix.lower() == ".zip" and not Path(spec).is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one `.safetensors` file with the weights of a network of any task and, in its header, what it is.
+"""Checkpoints: one `.safetensors` file with the weights of a network of any task and, in the header, its config.
 
 `iformer.models.weights.header` documents the header. Writing replaces the file in one step, so neither a crash nor
 a full disk leaves half a checkpoint behind. Loading is strict: a missing, extra or misshapen weight is an error.
@@ -45,7 +45,7 @@ class Weights:
     """Weights of a network of any task by our key names, in the precision of their file."""
 
     source: str
-    """The file or hub repository they were read from, for messages."""
+    """File or hub repository from which the weights were read, for messages."""
     path: Path
     format: Format
     """The key names that the file uses."""
@@ -53,11 +53,11 @@ class Weights:
     state_dict: dict[str, Tensor]
     metadata: Metadata
     ignored: tuple[str, ...] = ()
-    """Keys of the file that belong to no iFormer, such as those of a loss beside the network."""
+    """Keys of the file that are not part of an iFormer, such as the weights of a loss."""
 
     @property
     def row(self) -> NetworkRow:
-        """What kind of network it is."""
+        """The kind of network: its row of `NETWORKS`."""
         row = row_of(self.config, self.metadata.task)
         assert row is not None
         return row
@@ -68,7 +68,7 @@ class Weights:
         return self.row.task
 
     def backbone(self) -> Weights:
-        """Return the weights of the backbone; class names, metrics and letterbox, the head's, are left out."""
+        """Return the weights of the backbone, without the head's class names, metrics and letterbox."""
         prefix = self.row.backbone
         preprocessing = replace(self.metadata.preprocessing, letterbox=None)
         return replace(
@@ -92,9 +92,9 @@ def save(
 
     Args:
         model: a `Classifier`, `Backbone`, `Detector` or `Segmenter` that is not folded, on any device.
-        path: the file; its folder has to exist. A file that is there is replaced.
-        dtype: `torch.float16` or `torch.bfloat16` halves the file: kernels and matrices are stored in it, while
-            norms, statistics, biases and layer scales keep their precision. None changes no value.
+        path: the file, in an existing folder. An existing file is replaced.
+        dtype: `torch.float16` or `torch.bfloat16` halves the file: kernels and matrices are stored in this type,
+            while norms, statistics, biases and layer scales keep their precision. None changes no value.
         fields: fields of `Metadata` that replace those of `model.metadata`.
 
     Raises:
@@ -139,7 +139,7 @@ def write_checkpoint(
 
 
 def stored_tensors(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return contiguous CPU tensors to write, matrices and kernels in `dtype`.
+    """Return the tensors to write: contiguous, on the CPU, matrices and kernels in `dtype`.
 
     Vectors keep their precision: they are one percent of the file, and a running variance or a layer scale of
     1e-6 does not survive half precision.
@@ -157,7 +157,7 @@ def stored_tensors(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None =
 
 
 def _is_matrix(tensor: Tensor) -> bool:
-    """Whether a tensor is a kernel or matrix; timm's layer scales of 1 x C x 1 x 1 are vectors."""
+    """Return whether a tensor is a kernel or matrix; timm's layer scales of 1 x C x 1 x 1 are vectors."""
     return sum(side > 1 for side in tensor.shape) > 1
 
 
@@ -165,7 +165,7 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 
 def build_network(weights: Weights, *, features_only: bool = False, out_indices: Indices = (0, 1, 2, 3)) -> Any:
-    """Build the network that `weights` describe and load them, strictly.
+    """Build the network that `weights` describe, and load the weights strictly.
 
     Weights of stages that `out_indices` does not need are left out.
 
@@ -190,10 +190,11 @@ def build_network(weights: Weights, *, features_only: bool = False, out_indices:
 
 
 def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Give `model`, which may be on the meta device, copies of weights: fp32, counters as int64.
+    """Load copies of weights into `model`, which may be on the meta device: fp32, counters as int64.
 
     Raises:
-        WeightsError: a key is missing, extra or misshapen, or a tensor has another kind of number or NaN.
+        WeightsError: a key is missing, extra or misshapen, or a tensor has the wrong kind of number or values that
+            are not finite.
     """
     own = model.state_dict()
     check_fit(shapes_of(own), shapes_of(state_dict), source=source, network=_name_of(model))
@@ -213,7 +214,7 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
         )
         for key, value in state_dict.items()
     }
-    # networks of such weights answer without an error: "nothing", or the first class everywhere
+    # with weights that are not finite, a network gives no error, but finds nothing or the first class everywhere
     if broken := [key for key, value in copies.items() if not torch.isfinite(value).all()]:
         raise WeightsError(
             f"{source}: has weights that are not finite numbers ({listed(broken, limit=5)}); the training that "
@@ -229,10 +230,10 @@ def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=32)
 def expected_shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a network's state dict, without memory for the weights.
+    """Return the shape of each tensor of a network's state dict, without allocating weights.
 
     Raises:
-        ConfigError: the sizes are beyond those of a tensor.
+        ConfigError: the sizes are too large for a tensor.
     """
     row = row_of(config)
     assert row is not None

@@ -1,4 +1,4 @@
-"""Write weights of one format in another: ours, timm's or the authors'."""
+"""Conversion of weights between three formats: ours, timm's and the authors'."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Conversion:
     bytes: int
     class_names_written: bool
     ignored: tuple[str, ...]
-    """Keys of `source` that belong to no iFormer."""
+    """Keys of `source` that are not part of an iFormer."""
 
 
 def convert_file(
@@ -56,7 +56,7 @@ def convert_file(
     overwrite: bool = False,
     entry: str | None = None,
 ) -> Conversion:
-    """Read weights in any format and write them in one of the three.
+    """Read weights in any format and write them in one of three: ours, timm's or the authors'.
 
     Args:
         source: a weight file, whose format and size are recognised, or any other name of a network with weights;
@@ -64,8 +64,8 @@ def convert_file(
         out: `.safetensors` for ours; `.safetensors` or a pickle (`.pth`, `.pt`, `.bin`) for timm's; a pickle
             for the authors'. Written in one step.
         to: the format of `out`. Detectors and segmenters are written in ours only.
-        model: the size that `source` must hold, a name of `list_models`; None takes any.
-        class_names: one name a class; None keeps those of `source`, if it has any.
+        model: the size that `source` must have, a name of `list_models`. None: any size.
+        class_names: one name per class. None: those of `source`, if it has any.
         half: store kernels and matrices in half precision; otherwise no value is changed.
         overwrite: replace `out` if it exists.
         entry: which state dict of a training script's file to take, such as `model_ema`.
@@ -73,7 +73,7 @@ def convert_file(
     Raises:
         UnknownNameError: `source` or `model` is not known.
         WeightsError: the weights cannot be read, are of another size than `model`, or are of a network that the
-            target's code does not have; `out` exists; or the number of class names is not that of the classes.
+            target's code does not have; `out` exists; or the number of class names is not the number of classes.
         OutputError: `out` cannot be written.
     """
     if to not in FORMATS:
@@ -111,14 +111,16 @@ def convert_file(
 
 
 _MAX_NAMES_BYTES = 2**24
-"""Largest file with class names."""
+"""Largest file with class names, in bytes."""
 
 
 def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the class names in a text file, one a line, in the order of the outputs; `imagenet` is ImageNet-1k.
+    """Return the class names in a text file, one per line, in the order of the outputs.
+
+    `imagenet` instead of a file means the classes of ImageNet-1k.
 
     Raises:
-        WeightsError: the file cannot be read, a line between names is empty, or a name is there twice.
+        WeightsError: the file cannot be read, a line between names is empty, or a name occurs twice.
     """
     if file == "imagenet":
         from iformer.models.weights.hub import imagenet_class_names  # deferred: it needs timm

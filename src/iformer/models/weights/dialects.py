@@ -53,7 +53,7 @@ class Dialect:
     token_mixer: str
     channel_mixer: str
     inner: str
-    """The module of a residual block beside its layer scale."""
+    """Name of the module inside a residual block whose output is scaled and added."""
     classifier: str
     distilled: str
 
@@ -87,7 +87,7 @@ DIALECTS: dict[str, Dialect] = {
 
 
 def key_map(config: NetworkConfig, dialect: Foreign) -> dict[str, str]:
-    """Return a map from our key to theirs for every tensor of the network."""
+    """Return a map from our key to the dialect's key for every tensor of the network."""
     return {
         f"{ours}.{our_tensor}": f"{theirs}.{their_tensor}"
         for ours, theirs, tensors in _parts(config, DIALECTS[dialect])
@@ -99,7 +99,7 @@ def from_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
     """Return timm's state dict of a network by our key names; no value is changed.
 
     Raises:
-        WeightsError: a key is missing, extra or misshapen; they are listed by timm's names.
+        WeightsError: a key is missing, extra or misshapen; the message lists such keys by timm's names.
     """
     return from_foreign(state_dict, config, "timm")
 
@@ -127,7 +127,7 @@ def to_authors(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[
 def from_foreign(
     state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect: Foreign, source: str = ""
 ) -> dict[str, Tensor]:
-    """Return a state dict of either dialect by our key names; `source` names it in errors."""
+    """Return a state dict of either dialect by our key names; `source` names the file in errors."""
     check_fit(
         dialect_shapes(config, dialect),
         shapes_of(state_dict),
@@ -223,12 +223,12 @@ def _parts(config: NetworkConfig, dialect: Dialect) -> Iterator[tuple[str, str, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unit:
-    """A block in the other codes' count: a residual sum around some ConvNorms."""
+    """A block as the other codes count blocks: a residual sum around some ConvNorms."""
 
     mixer: str
     convs: dict[str, str]
     residual: str | None
-    """Our name of the module with its layer scale; None if it has no layer scale."""
+    """Our name of the module with the block's layer scale; None if the block has no layer scale."""
 
 
 def _conv_units(dialect: Dialect) -> list[_Unit]:

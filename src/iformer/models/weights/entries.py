@@ -32,34 +32,34 @@ class Entry:
     """A state dict with an iFormer's weights."""
 
     path: tuple[str, ...]
-    """Keys that lead to it, then the names of the modules around the network."""
+    """Keys that lead to the state dict, then the names of the modules around the network."""
     prefix: str
     content: Mapping[Any, Any]
 
     @property
     def label(self) -> str:
-        """Short name, which `entry` takes."""
+        """Short name, by which `select_entry` takes the entry."""
         return ".".join(part for part in self.path if part not in _WRAPPERS) or "the file itself"
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        """Sort key: the entry to take comes first."""
+        """Sort key: the preferred entry comes first."""
         average = any(word in part.lower() for part in self.path for word in _AVERAGES)
         known = min((ENTRIES.index(part) for part in self.path if part in ENTRIES), default=len(ENTRIES))
         return average, known if self.path else -1, len(self.path)
 
     def is_named(self, name: str) -> bool:
-        """Whether `name` is its label, the start of it, or one of the keys that lead to it."""
+        """Return whether `name` is the label, the label's first keys, or a key that leads to the entry."""
         return name in self.path or f"{self.label}.".startswith(f"{name}.")
 
 
 def select_entry(content: Any, entry: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the state dict of a network, without prefixes, and the keys beside it.
+    """Return the state dict of a network, without prefixes, and other keys of that state dict.
 
     Args:
-        content: what the file holds.
-        entry: the key of the state dict to take, such as `model_ema`; None takes the weights themselves, an
-            average of them only if there is nothing else.
+        content: the content of the file.
+        entry: the key of the state dict to take, such as `model_ema`. None: the weights themselves, or their
+            average if there is nothing else.
 
     Raises:
         WeightsError: there is no state dict with an iFormer's weights, no such entry, or several networks of
@@ -117,7 +117,7 @@ def _plain_tensors(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a dense CPU tensor that is stored in full: a small file cannot ask for much memory."""
+    """Return whether a value is a dense CPU tensor stored in full: a small file cannot ask for much memory."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided

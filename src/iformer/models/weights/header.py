@@ -1,4 +1,4 @@
-"""The header of a checkpoint: what its network is, and what is known about it.
+"""The header of a checkpoint: the config and the metadata of its network.
 
 A checkpoint is a `.safetensors` file with these strings in its header:
 
@@ -38,7 +38,7 @@ Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRow:
-    """How one kind of network is written in a checkpoint."""
+    """One kind of network, and how a checkpoint stores it."""
 
     task: str
     title: str
@@ -52,7 +52,7 @@ class NetworkRow:
     """Prefix of the backbone's weights."""
 
     def network_class(self) -> type[nn.Module]:
-        """Import the class."""
+        """Import and return the network's class."""
         found: type[nn.Module] = getattr(importlib.import_module(self.module), self.name)
         return found
 
@@ -108,13 +108,13 @@ NETWORKS = [
 
 
 def row_of(config: object, task: str = "") -> NetworkRow | None:
-    """Return the row of a network with this config, of `task` if there are several; None if there is none."""
+    """Return the row of networks with this config, of `task` if there are several; None if there is no row."""
     rows = [row for row in NETWORKS if isinstance(config, row.config)]
     return next((row for row in rows if row.task == task), rows[0] if rows else None)
 
 
 def backbone_config(config: Config) -> NetworkConfig:
-    """Return the config of the backbone; a classifier's is its own config."""
+    """Return the config of the backbone, which for a classifier is its own config."""
     return config if isinstance(config, NetworkConfig) else config.backbone
 
 
@@ -135,12 +135,12 @@ def write_header(config: Config, metadata: Metadata, *, source: str) -> dict[str
 
 
 def is_checkpoint_header(header: Mapping[str, str]) -> bool:
-    """Whether a safetensors header is one of a checkpoint, of this version or a later one."""
+    """Return whether a safetensors header is that of a checkpoint, of this version or a later one."""
     return header.get("format", "").startswith(FORMAT_FAMILY)
 
 
 def is_described(header: Mapping[str, str]) -> bool:
-    """Whether a safetensors header of any format holds a config and metadata."""
+    """Return whether a safetensors header of any format holds a config and metadata."""
     return "metadata" in header and any(row.key in header for row in NETWORKS)
 
 
@@ -148,7 +148,7 @@ def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadat
     """Return the config and metadata in a header.
 
     Raises:
-        WeightsError: the header is not one of a checkpoint, of a later version, or invalid.
+        WeightsError: the header is not that of a checkpoint, is of a later version, or is invalid.
     """
     version = header.get("format", "")
     if is_checkpoint_header(header) and version != FORMAT:

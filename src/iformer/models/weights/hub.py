@@ -50,7 +50,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>\S{1,250}))?")
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_FILE_BYTES = 16 * 2**30
-"""Largest file that is downloaded: a training script's with its optimizer."""
+"""Largest file that is downloaded, in bytes: enough for a training checkpoint with its optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def parse_hub_name(name: str) -> HubFile | None:
     """Return the file that `hf-hub:USER/NAME`, with optional `/FILE` and `@REVISION`, names; None for other names.
 
     Raises:
-        WeightsError: the name begins with `hf-hub:` and has another form.
+        WeightsError: the name begins with `hf-hub:`, but does not have this form.
     """
     if not name.startswith(("hf-hub:", "hf_hub:")):
         return None
@@ -86,10 +86,10 @@ def _invalid(name: str) -> WeightsError:
 
 
 def fetch(wanted: HubFile) -> Path:
-    """Return the local path of a file on the hub; it is downloaded unless the cache has it.
+    """Return the local path of a file on the hub, which is downloaded unless it is in the cache.
 
     Raises:
-        WeightsError: the file cannot be fetched; one line that names the repository, why, and what to do.
+        WeightsError: the file cannot be fetched; one line names the repository, the reason and what to do.
     """
     # read now: the client reads the variable when it is imported
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
@@ -112,7 +112,7 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
             return Path(cached)
     download = partial(huggingface_hub.hf_hub_download, repo, file, revision=revision)
     try:
-        # one question first: without a network the download itself would try for half a minute
+        # one request first: without a network the download itself would try for half a minute
         url = huggingface_hub.hf_hub_url(repo, file, revision=revision, endpoint=endpoint)
         found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if found.commit_hash is None or found.etag is None:
@@ -130,11 +130,11 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
 
 
 _TAKES_PROGRESS = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
-"""Whether this version of the client reports what it receives; the earlier ones cannot be bounded."""
+"""Whether this version of the client reports received bytes; downloads of earlier versions cannot be bounded."""
 
 
 def _bounded(size: int) -> type[tqdm]:
-    """Return a progress bar that ends the download of a file where the server sends more than it announced."""
+    """Return a class of progress bars that abort a download of more than twice `size` bytes plus 1 MiB."""
     most = 2 * size + 2**20  # the hub's block storage may transfer more than the file has
 
     class Bounded(tqdm):
@@ -153,19 +153,19 @@ def _bounded(size: int) -> type[tqdm]:
 
 
 def upload(repo: str, contents: Mapping[str, bytes | Path], *, private: bool, message: str) -> tuple[str, str]:
-    """Write files to a model repository in one commit; the repository is created if there is none.
+    """Write files to a model repository in one commit; a repository that does not exist is created.
 
     Args:
         repo: `USER/NAME`.
         contents: bytes or local files, by their path in the repository.
-        private: of a repository that is created.
-        message: of the commit.
+        private: whether a new repository is private.
+        message: the commit message.
 
     Returns:
         The repository's address, and the commit.
 
     Raises:
-        WeightsError: the hub refuses, or cannot be reached; one line that says why and what to do.
+        WeightsError: the hub refuses, or cannot be reached; one line gives the reason and what to do.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise WeightsError(f"'{repo}' is not a name on the hub; expected USER/NAME")
@@ -199,7 +199,7 @@ def released(name: str) -> Release:
 
     Raises:
         UnknownNameError: no such network.
-        WeightsError: it was never released; the message names the networks that were.
+        WeightsError: the network was never released; the message names the released networks.
     """
     found = release(name)
     if found is None:
@@ -209,7 +209,7 @@ def released(name: str) -> Release:
 
 
 def release_names() -> dict[str, str]:
-    """Return timm's names of the released weights, `timm/iformer_m.in1k` and `iformer_m.in1k`, with ours."""
+    """Return a map from timm's names of released weights, `timm/iformer_m.in1k` and `iformer_m.in1k`, to ours."""
     repos = {found.hub_repo: name for name in list_models() if (found := release(name)) is not None}
     return repos | {repo.partition("/")[2]: name for repo, name in repos.items()}
 
@@ -223,7 +223,7 @@ def fetch_released(name: str, revision: str | None = None) -> Path:
 
     Raises:
         UnknownNameError: no such network.
-        WeightsError: there are no released weights of it, or they cannot be fetched.
+        WeightsError: the network has no released weights, or they cannot be fetched.
     """
     return fetch(HubFile(repo=released(name).hub_repo, revision=revision))
 
@@ -243,7 +243,7 @@ def read_released(name: str, revision: str | None = None) -> Weights:
 def read_hub_file(wanted: HubFile, *, entry: str | None = None) -> Weights:
     """Read weights on the hub: our checkpoint, or timm's or the authors' file.
 
-    With timm's files, preprocessing and class names are those of the `config.json` beside them.
+    For timm's files, preprocessing and class names come from the `config.json` in the same repository.
 
     Raises:
         WeightsError: the file cannot be fetched or read, or `config.json` is invalid.
@@ -305,8 +305,8 @@ def describe_by_timm(metadata: Metadata, path: Path, num_classes: int, *, source
 def imagenet_class_names() -> tuple[str, ...]:
     """Return ImageNet-1k's 1000 class names in the order of the networks' outputs, all different.
 
-    A name is the first synonym of its class. If two classes share it, all synonyms are used, and if they share
-    those too (the two cranes), the WordNet id is added.
+    A name is the first synonym of its class. If two classes share the first synonym, all synonyms are used; if
+    they share all synonyms (the two cranes), the WordNet id is added.
     """
     from timm.data.imagenet_info import ImageNetInfo  # deferred: importing timm takes a second
 

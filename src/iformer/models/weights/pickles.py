@@ -1,4 +1,4 @@
-"""Read `torch.save` files without running code: an allow-list of types, everything else is refused."""
+"""Read `torch.save` files without running code: types on an allow-list are accepted, all others are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 
 
 class _Ignored:
-    """Stand-in for a value beside the weights: takes any arguments, keeps nothing."""
+    """Stand-in for a value that is not a weight: takes any arguments and keeps nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Ignored:
         return super().__new__(cls)
@@ -28,7 +28,7 @@ class _Ignored:
 
 
 def _empty_dict(*args: Any) -> dict[Any, Any]:
-    """Stand-in for `defaultdict`: keeps the items, which follow in the pickle, not the factory."""
+    """Stand-in for `defaultdict`: drops the factory and keeps the items, which follow in the pickle."""
     return {}
 
 

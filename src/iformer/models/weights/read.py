@@ -26,13 +26,13 @@ from iformer.models.weights.recognition import differences, recognise, recognise
 from iformer.models.weights.safetensors_file import open_safetensors, unreadable
 
 _MAX_TENSORS = 100_000
-"""Tensors in a file; the largest network that a config allows has fewer."""
+"""Most tensors in a file; the largest network that a config allows has fewer."""
 
 
 def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> Weights:
     """Read a weight file; its format is recognised by its content.
 
-    The tensors of safetensors files are mapped, so reading one costs little until they are used.
+    The tensors of safetensors files are memory-mapped, so reading a file costs little until they are used.
 
     Args:
         path: our checkpoint of any task, timm's `.safetensors` or pickle, or the authors' pickle.

@@ -45,7 +45,7 @@ def recognise_network(state_dict: Mapping[str, Tensor], source: str = "state dic
     Number of classes, input channels and distillation are those of the weights.
 
     Raises:
-        WeightsError: they fit no size; keys that do not fit the nearest one are listed.
+        WeightsError: the weights fit no size; the message lists the keys that do not fit the nearest size.
     """
     format_ = recognise(state_dict)
     found = shapes_of(state_dict)
@@ -64,9 +64,9 @@ def recognise_network(state_dict: Mapping[str, Tensor], source: str = "state dic
 
 
 def variant_name(config: NetworkConfig) -> str | None:
-    """Return the name of the size that `config` matches, or None.
+    """Return the name of the size that `config` matches, or None if it matches none.
 
-    Classes, input channels and stochastic depth are not compared. With distillation, it is the distilled name.
+    Classes, input channels and stochastic depth are not compared. A config with distillation has a distilled name.
     """
     rows = (_row(base, distillation=config.distillation) for base in VARIANTS)
     return next((row.name for row in rows if not differences(row, config)), None)

@@ -6,7 +6,7 @@ A name is one of these, in this order:
     elpv                      a checkpoint that is shipped with the package
     timm/iformer_m.in1k       the released weights of a size in timm's spelling, also without `timm/`
     hf-hub:USER/NAME          weights on the hub, with optional `/FILE` and `@REVISION`
-    net.onnx                  an exported artifact: a path beside which its record, `net.onnx.json`, lies
+    net.onnx                  an exported artifact, with its record `net.onnx.json` next to it
     runs/mine                 the folder of a training run: its best.safetensors
     best.safetensors, a.pth   a weight file: our checkpoint of any task, or a file of timm, the authors or a script
 
@@ -57,7 +57,7 @@ class Artifact:
 
     path: Path
     runtime: str | None
-    """The runtime in its record; None if the record does not say."""
+    """Runtime named in the artifact's record; None if the record names none."""
 
 
 Resolved = Size | Artifact | Weights
@@ -69,12 +69,12 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
     """Return what a name means. Weight files are opened here, once; released weights are not fetched yet.
 
     Args:
-        name: see the module. A `Path` is always a file or folder; what is resolved already is returned.
+        name: see the module's docstring. A `Path` is always a file or folder; a `Resolved` is returned unchanged.
         entry: which state dict of a training script's file to take, such as `model_ema`.
 
     Raises:
-        UserError: it is neither a text nor a path.
-        UnknownNameError: the name means nothing; the message suggests the nearest names.
+        UserError: `name` is neither a text nor a path.
+        UnknownNameError: the name is not known; the message suggests the nearest names.
         WeightsError: the file or folder does not exist, is damaged, or holds no iFormer.
     """
     if isinstance(name, Size | Artifact | Weights):
@@ -104,7 +104,7 @@ def require_name(name: Any) -> str:
     """Return a name or a path as text.
 
     Raises:
-        UserError: it is neither.
+        UserError: `name` is neither.
     """
     if not isinstance(name, str | os.PathLike) or not isinstance(text := os.fspath(name), str):
         raise UserError(f"a network is named by a text or a path, not by {type(name).__name__}")
@@ -177,7 +177,7 @@ def load_classifier(
     attention: str | None = None,
     windows: str | None = None,
 ) -> Classifier:
-    """`load` for callers that need a classifier.
+    """Load a classifier; see `load`.
 
     Raises:
         WeightsError: the weights are those of another task, or have no head.
@@ -193,7 +193,7 @@ def load_classifier(
 
 
 def is_known_folder(name: str) -> bool:
-    """Whether a name of a folder means a network: a size, a shipped checkpoint, a run or an artifact."""
+    """Return whether a folder's name means a network: a size, a shipped checkpoint, a run or an artifact."""
     path = Path(name)
     known = name in list_models() or name in shipped_checkpoints()
     return known or (path / RUN_CHECKPOINT).is_file() or _record(path).is_file()
@@ -216,7 +216,7 @@ def _by_name(name: str, entry: str | None) -> Size | Weights | None:
 
 
 def _looks_like_path(name: str) -> bool:
-    """Whether a name that means nothing is to be reported as a missing file rather than as an unknown name."""
+    """Return whether to report an unresolved name as a missing file instead of an unknown name."""
     if name.startswith("timm/"):
         return False
     separators = [separator for separator in (os.sep, os.altsep) if separator]

@@ -1,4 +1,4 @@
-"""Open safetensors files, and say what a file is that cannot be opened as weights."""
+"""Open safetensors files, and explain why a file cannot be opened as weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ATTEMPTS = 10
 
 @contextlib.contextmanager
 def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Open a safetensors file; its tensors are mapped, not read.
+    """Open a safetensors file; its tensors are memory-mapped, not read.
 
     Raises:
-        WeightsError: the file does not exist, is damaged or is something else; the message says what it is.
+        WeightsError: the file does not exist, is damaged or is something else; the message says which.
     """
     try:
         file = _open(os.fspath(path))
@@ -36,7 +36,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def _open(path: str) -> Any:
-    """Open a file again if it was replaced meanwhile: header and tensors are opened one after the other."""
+    """Open a file, and again if it was replaced meanwhile: header and tensors are opened one after the other."""
     for _ in range(_ATTEMPTS - 1):
         before = _identity(path)
         try:
@@ -56,7 +56,7 @@ def _opened_once(path: str) -> Any:
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:
-    """Return what changes when a file is replaced; None if there is none."""
+    """Return numbers that change when a file is replaced; None if the file does not exist."""
     try:
         status = os.stat(path)
     except OSError:

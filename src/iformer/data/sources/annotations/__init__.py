@@ -1,1 +1,1 @@
-"""Readers of object annotations. Each returns `AnnotatedSplit`s, which have the terms of COCO."""
+"""Readers of object annotations. Each returns `AnnotatedSplit`s, which use COCO's terms."""

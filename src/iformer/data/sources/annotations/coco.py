@@ -40,10 +40,10 @@ def find_coco(root: Path) -> dict[str, Path]:
 
 
 def find_one_coco(root: Path) -> Path | None:
-    """Return the only annotation file of a folder, such as CVAT and Label Studio export; None without one.
+    """Return the only annotation file of a folder, as CVAT and Label Studio export it; None if there is none.
 
     Raises:
-        DataError: there are several.
+        DataError: there are several annotation files.
     """
     folders = [folder for folder in (root / "annotations", root) if folder.is_dir()]
     files = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.is_file()]
@@ -60,7 +60,7 @@ def read_coco(root: Path, files: dict[str, Path]) -> tuple[dict[str, AnnotatedSp
     Group categories, which have no object and share the name of a category or are its supercategory, are left out.
 
     Raises:
-        DataError: a file is not COCO JSON, or its images are not there.
+        DataError: a file is not COCO JSON, or its images do not exist.
     """
     contents = {split: _read_file(path) for split, path in files.items()}
     notes = _drop_groups(list(contents.values()))
@@ -81,7 +81,7 @@ def _annotation_file(root: Path, split: str) -> Path | None:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether a JSON file has the keys of COCO's format near its beginning or its end."""
+    """Return whether a JSON file has the keys of COCO's format near its beginning or its end."""
     try:
         with path.open("rb") as file:
             start = file.read(2**16)
@@ -203,9 +203,10 @@ def _image_folder(annotations: Path, root: Path, split: str, names: list[str], a
 
 
 def _find_image(folder: Path, name: str, alone: Counter[str]) -> Path:
-    """Return the path of an image, also if its name has backslashes or is in another Unicode form.
+    """Return the path of an image, whose name may have backslashes or be in another Unicode form.
 
-    The name may lead elsewhere if the last part of it is in `alone` once, and is the name of a file of the folder.
+    If no file has this path, but the name's last component is in `alone` once and names a file directly in
+    `folder`, that file is returned.
     """
     if _is_file(folder / name):
         return folder / name

@@ -24,17 +24,17 @@ from iformer.data.sources.layout import writable
 from iformer.errors import DataError, one_line
 
 _MAX_BYTES = 2**28
-"""The image is stored in the file too, unless the tool is set not to store it."""
+"""Largest annotation file in bytes. The file also contains the image, unless LabelMe is set not to store it."""
 _MAX_POINTS = 100_000
 _TRIED = 20
-"""Files of a folder that are read to recognise it."""
+"""Number of files of a folder that are read to recognise the format."""
 _SHAPES = ("rectangle", "polygon")
 
 
 def find_labelme(root: Path) -> dict[str, list[Path]]:
     """Return the JSON files of each split: "train" and "val" by folder, or "all" where the folder is not split.
 
-    Empty if none of the first files is one of LabelMe.
+    Empty if none of the first `_TRIED` files is in LabelMe's format.
     """
     found = {split: _json_files(folder) for split, folder in split_folders(root).items()}
     found = {split: files for split, files in found.items() if files}
@@ -80,7 +80,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_file(path: Path) -> LabelledImage | None:
-    """Read a file; None if it is JSON, but not an annotation."""
+    """Read an annotation file; None if the file is JSON of another kind."""
     try:
         content = _read_json(path)
     except DataError as error:
@@ -124,7 +124,7 @@ def _read_file(path: Path) -> LabelledImage | None:
 
 
 def _object(shape: Any, place: str) -> LabelledObject | None:
-    """Read a shape; None if it is of a kind that is not read. Raise a `ValueError` about what is wrong with it."""
+    """Read a shape; None if its kind is not supported. Raise a `ValueError` for a malformed shape."""
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
         raise ValueError("has no label")
     kind = shape.get("shape_type") or "polygon"

@@ -12,23 +12,23 @@ from iformer.data.detection import Instance, mask_operations
 from iformer.data.sources.annotations.split import ImageEntry
 
 _TOLERANCE = 1.0
-"""Pixels by which a box may lie outside its image without a warning: rounding."""
+"""Pixels by which a box may extend beyond its image without a warning, because of rounding."""
 
 _MIN_SIDE = 0.01
-"""Pixels; thinner boxes have no area in float32."""
+"""Smallest side of a box in pixels; thinner boxes have no area in float32."""
 
 _MAX_VALUE = 1e15
 _MAX_OUTLINE = 2_000_000
-"""Length in pixels of a polygon's outline: COCO's rasteriser takes memory in proportion to it."""
+"""Largest length in pixels of a polygon's outline; COCO's rasteriser takes memory in proportion to the length."""
 
 Box = tuple[float, float, float, float]
 
 
 class ObjectReader:
-    """Converts annotations to instances and collects what is wrong with them.
+    """Converter of annotations to instances, which collects errors and warnings.
 
     Args:
-        images: by id.
+        images: images by id.
         labels: label of each category id.
     """
 
@@ -44,7 +44,7 @@ class ObjectReader:
 
         Args:
             entries: COCO's annotations.
-            places: where each was read, for messages; empty: their ids say it.
+            places: where each annotation was read, for messages; empty: messages give its id.
         """
         found: dict[int, list[tuple[Instance, int]]] = {number: [] for number in self._images}
         unmasked: list[tuple[int, Instance, int, str]] = []
@@ -124,7 +124,7 @@ class ObjectReader:
         return inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]
 
     def _mask(self, segmentation: Any, where: str, image: ImageEntry) -> tuple[bytes | None, bool]:
-        """Return compressed run lengths, or None without a mask, and whether all polygons are damaged."""
+        """Return compressed run lengths (None: no mask), and whether all polygons are damaged."""
         if segmentation is None or segmentation == []:
             return None, False
         if isinstance(segmentation, dict):

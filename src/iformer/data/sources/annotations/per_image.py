@@ -1,4 +1,4 @@
-"""What the formats with one file of labels for each image share: folders of splits, images, lists of classes."""
+"""Shared code of formats with one label file per image: folders of splits, images, lists of classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iformer.data.sources.layout import SPLIT_NAMES, writable
 
 _LISTS = ("classes.txt", "labels.txt")
 _NO_CLASSES = ("__ignore__", "_background_")
-"""Lines of LabelMe's lists that are no classes."""
+"""Lines of LabelMe's class lists that do not name a class."""
 _MAX_LIST_BYTES = 2**22
 
 
@@ -26,7 +26,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def listed_names(root: Path) -> list[str]:
-    """Return the classes that a list beside the data names, in its order; empty without one.
+    """Return the class names in a list next to the data, in the list's order; empty if there is no list.
 
     Raises:
         DataError: the list cannot be read.
@@ -39,15 +39,15 @@ def listed_names(root: Path) -> list[str]:
 
 
 def find_image(name: str, labels: Path, folders: Sequence[Path]) -> Path:
-    """Find the image of a file of labels.
+    """Find the image that belongs to a label file.
 
     Args:
-        name: what the labels call it, a path of any system; may be empty.
-        labels: the file of labels, whose stem is the image's where `name` leads nowhere.
-        folders: where to look, after the folder of `labels` and its twin called `images`.
+        name: the image's name in the labels, a path of any operating system; may be empty.
+        labels: the label file. If `name` leads nowhere, an image with the same stem is looked for.
+        folders: folders to search, after the folder of `labels` and its counterpart `images`.
 
     Returns:
-        Its path; that of a missing file if there is none, which the check of the images reports.
+        The image's path. If there is no image, the path of a missing file, which the check of the images reports.
     """
     mirrored = Path(*("images" if part in ("labels", "annotations") else part for part in labels.parent.parts))
     missing = folders[0] if folders[0].is_dir() else labels.parent

@@ -1,4 +1,4 @@
-"""The annotated images of one split, in the terms of COCO: what the reader of any format returns."""
+"""The annotated images of one split, in COCO's terms: the result of the reader of every format."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class AnnotatedSplit:
     source: Path
     """The file or folder that messages name."""
     images: dict[int, ImageEntry]
-    """By id."""
+    """Images by id."""
     class_names: dict[int, str]
-    """By id; their order is that of the labels."""
+    """Class names by category id, in the order of the labels."""
     objects: list[Any]
     """COCO's annotations: `image_id`, `category_id`, `bbox`, and optionally `segmentation`, `area`, `iscrowd`."""
     places: list[str] = field(default_factory=list)
     """Where each object was read, for messages. Empty: messages name the object's id."""
     warnings: list[str] = field(default_factory=list)
-    """What the reader left out, one line each."""
+    """Files and objects that the reader left out, one line each."""
     errors: list[str] = field(default_factory=list)
-    """What makes the split unusable, one line each."""
+    """Reasons why the split is unusable, one line each."""
 
 
 class LabelledObject(NamedTuple):
@@ -55,7 +55,7 @@ class LabelledObject(NamedTuple):
     """Outlines in pixels; empty if the object has a box only."""
     crowd: bool
     place: str
-    """Where it was read, for messages."""
+    """Where the object was read, for messages."""
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,7 @@ class LabelledImage:
 
 
 def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequence[str]) -> AnnotatedSplit:
-    """Join images to a split; ids count from 1."""
+    """Join images into a split, with ids from 1."""
     split = AnnotatedSplit(source=source, images={}, class_names=dict(enumerate(class_names, start=1)), objects=[])
     numbers = {name: number for number, name in split.class_names.items()}
     for image_id, image in enumerate(labelled, start=1):
@@ -81,7 +81,7 @@ def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequenc
         if width * height > MAX_PIXELS:
             split.errors.append(f"{image.path}: has labels for {width:,} x {height:,} pixels; too many")
         readable = 0 < width * height <= MAX_PIXELS
-        # the check of the images names those that cannot be read
+        # the check of the images names the unreadable ones
         split.images[image_id] = ImageEntry(image.path, *((height, width) if readable else (1, 1)))
         for found in image.objects if readable else ():
             split.places.append(found.place)
@@ -101,13 +101,13 @@ def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequenc
 
 
 def bounds(points: Sequence[Point]) -> tuple[float, float, float, float]:
-    """Return left, top, width and height of points."""
+    """Return left, top, width and height of the box around points."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """Return width and height from an image's header; (0, 0) if it cannot be read, which the check reports."""
+    """Return width and height from an image's header; (0, 0) for an unreadable image, which the check reports."""
     try:
         return image_size(path)
     except DataError:
@@ -118,7 +118,7 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
     """Read a file.
 
     Raises:
-        DataError: it is missing, no regular file, or larger than `max_bytes`.
+        DataError: the file is missing, is not a regular file, or is larger than `max_bytes`.
     """
     try:
         contents = read_at_most(path, max_bytes)
@@ -130,10 +130,10 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
 
 
 def read_lines(path: Path, *, max_bytes: int) -> list[str]:
-    """Read the lines of a text file in UTF-8, without those that are blank.
+    """Read the lines of a UTF-8 text file, without blank lines.
 
     Raises:
-        DataError: see `read_bytes`; or it is not UTF-8.
+        DataError: see `read_bytes`; also if the file is not UTF-8.
     """
     try:
         text = read_bytes(path, max_bytes=max_bytes).decode("utf-8-sig")
@@ -143,10 +143,10 @@ def read_lines(path: Path, *, max_bytes: int) -> list[str]:
 
 
 def finite(text: object) -> float:
-    """Return a number.
+    """Convert a text or number to a finite float.
 
     Raises:
-        ValueError: it is no number, or not finite.
+        ValueError: `text` is not a number, is not finite, or is beyond 1e15.
     """
     if isinstance(text, bool) or not isinstance(text, str | int | float) or len(str(text)) > 400:
         raise ValueError(f"{text!r:.40} is no number")
@@ -159,7 +159,7 @@ def finite(text: object) -> float:
 
 
 def _area(found: LabelledObject) -> float:
-    """Return the area of the outlines, which may not cross themselves, else that of the box."""
+    """Return the area of an object's outlines, which must not cross themselves, or without outlines of its box."""
     if not found.polygons:
         return found.box[2] * found.box[3]
     total = 0.0

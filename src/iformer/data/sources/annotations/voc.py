@@ -54,7 +54,7 @@ def find_voc(root: Path) -> dict[str, list[Path]]:
 
 
 def _listed(annotations: Path, line: str) -> Path:
-    """Return the XML file of a line: a name, perhaps in quotes or with spaces, perhaps with a mark -1, 0 or 1."""
+    """Return the XML file that a line names: a name, optionally in quotes, optionally with a mark -1, 0 or 1."""
     marked = re.fullmatch(r"(.*\S)\s+(?:-1|0|1)", line)
     if marked and not (annotations / f"{line}.xml").is_file():
         line = marked[1]
@@ -90,7 +90,10 @@ def read_voc(root: Path, files: dict[str, list[Path]]) -> tuple[dict[str, Annota
 
 
 def _to_zero_based(images: Iterable[LabelledImage]) -> list[str]:
-    """Move boxes from VOC's pixels, which count from 1, unless one begins below 1; return a note if so."""
+    """Convert boxes from VOC's inclusive pixels, counted from 1; return notes.
+
+    If a box begins below 1, pixels already count from 0: no box is changed, and a note says so.
+    """
     images = list(images)
     if any(min(found.box[:2]) < 1 for image in images for found in image.objects):
         return ["boxes begin at 0, where Pascal VOC begins at 1; they are taken as they are"]

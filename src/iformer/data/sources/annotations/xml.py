@@ -1,4 +1,4 @@
-"""XML from outside as a tree, without anything that a document type can declare."""
+"""Reader of XML from untrusted sources as a tree; document types, which could declare entities, are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_xml(path: Path) -> Element:
     """Read an XML file of at most 16 MiB and 32 levels.
 
     Raises:
-        DataError: it is not XML, or has a document type, which could declare entities.
+        DataError: the file is not XML, exceeds a limit, or has a document type, which could declare entities.
     """
     builder = TreeBuilder()
     parser = expat.ParserCreate()

@@ -1,4 +1,4 @@
-"""Reader of YOLO's labels: `data.yaml`, and a text file of boxes or polygons beside each image."""
+"""Reader of YOLO's labels: `data.yaml`, and a text file of boxes or polygons for each image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ _MAX_SETTINGS_BYTES = 2**22
 _MAX_LABEL_BYTES = 2**24
 _MAX_LIST_BYTES = 2**28
 _MAX_SHARE = 2.0
-"""Largest coordinate that is clipped with a warning. Larger ones are an error: pixels, or nonsense."""
+"""Largest coordinate, in shares of the image, that is clipped with a warning. Larger ones are an error: they are
+pixels, or nonsense."""
 _LINE = "expected a line CLASS X Y WIDTH HEIGHT, or CLASS X1 Y1 X2 Y2 X3 Y3 …, in shares of the image"
 
 
@@ -45,15 +46,15 @@ class _Settings:
     """Folders that relative paths may start from, in this order."""
     class_names: tuple[str, ...]
     keypoints: bool
-    """Whether a line goes on with keypoints after its box."""
+    """Whether keypoints follow the box in each line."""
     splits: Mapping[str, Sequence[str]]
 
 
 def find_yolo(root: Path) -> Path | None:
-    """Return the settings file of a folder, or a list of classes beside `images/` and `labels/`; None without one.
+    """Return a folder's settings file, or a list of classes next to `images/` and `labels/`; None without either.
 
     Raises:
-        DataError: several YAML files may be meant.
+        DataError: several YAML files could be the settings.
     """
     named = [root / name for name in _SETTINGS if (root / name).is_file()]
     if named:
@@ -70,7 +71,7 @@ def find_yolo(root: Path) -> Path | None:
 
 
 def _has_names(path: Path) -> bool:
-    """Whether a YAML file is a mapping with the key `names`."""
+    """Return whether a YAML file is a mapping with the key `names`."""
     try:
         content = read_yaml(path, max_bytes=_MAX_SETTINGS_BYTES)
     except (OSError, ConfigError):
@@ -82,7 +83,7 @@ def read_yolo(path: Path) -> dict[str, AnnotatedSplit]:
     """Read the splits that a settings file names: "train", "val", or "all" for a folder that has none.
 
     Raises:
-        DataError: the file is not of this format, or names what does not exist.
+        DataError: the file is not of this format, or names a path that does not exist.
     """
     settings = _read_class_list(path) if path.name in _CLASS_LISTS else _read_settings(path)
     return {split: _read_split(settings, split, values) for split, values in settings.splits.items()}
@@ -188,7 +189,7 @@ def _read_split(settings: _Settings, split: str, values: Sequence[str]) -> Annot
 
 
 def _without_image(labels: Sequence[Path]) -> list[Path]:
-    """Return the files in the folders called labels that belong to none of the images."""
+    """Return the text files without an image in the folders of `labels`, the label files of all images."""
     known = set(labels)
     folders = {label.parent for label in labels if "labels" in label.parts}
     files = (
@@ -202,7 +203,7 @@ def _without_image(labels: Sequence[Path]) -> list[Path]:
 
 
 def _images(settings: _Settings, split: str, value: str) -> list[Path]:
-    """Return the images of a folder, or of a text file with one image a line."""
+    """Return the images of a folder, or of a text file with one image per line."""
     found = _located(settings, value)
     if found is None:
         tried = listed([str(folder / value) for folder in settings.folders])
@@ -225,7 +226,10 @@ def _images(settings: _Settings, split: str, value: str) -> list[Path]:
 
 
 def _located(settings: _Settings, value: str) -> Path | None:
-    """Find a path of the settings; exports often begin it with `../` where the file lies beside the folders."""
+    """Find a path that the settings name, also without a leading `../`; None if there is none.
+
+    Exports often write `../` although the settings file is next to the folders.
+    """
     plain = value.strip().replace("\\", "/")
     inside = plain
     while inside.startswith(("../", "./")):
@@ -242,7 +246,7 @@ def _exists(path: Path) -> bool:
 
 
 def _label_file(image: Path) -> Path:
-    """Return where the labels of an image are: in `labels/` for `images/`, or beside it."""
+    """Return an image's label file: in `labels/` if the image is in `images/`, or next to the image."""
     if not image.name:
         return image
     parts = list(image.parts)
@@ -275,7 +279,7 @@ def _labelled(path: Path, labels: Path, settings: _Settings) -> LabelledImage:
 
 
 def _object(values: Sequence[str], size: tuple[int, int], settings: _Settings, place: str) -> LabelledObject:
-    """Read a line; raise a `ValueError` that says what is wrong with it."""
+    """Read a line of labels; raise a `ValueError` that says what is wrong with the line."""
     if settings.keypoints:
         values = values[:5]
     if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):

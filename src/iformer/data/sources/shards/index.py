@@ -1,7 +1,7 @@
 """The index of tar shards: for each image its shard, byte range, CRC-32 and label.
 
 A shard holds pairs of members in WebDataset's form: `KEY.jpg` (any image format) and `KEY.cls` (the class index as
-text). The index is one file beside the shards. `packing` writes it; for foreign shards it is written on first use.
+text). The index is one file next to the shards. `packing` writes it; foreign shards get it when first used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from iformer.files import utf8_name, write_bytes, write_text
 
 INDEX = "index.safetensors"
 INFO = "_info.json"
-"""The description that timm and other readers of WebDataset look for: splits, shards and their lengths."""
+"""The file in which timm and other readers of WebDataset look for splits, shards and their lengths."""
 
 UNFINISHED = "PACKING-NOT-FINISHED"
 """A file that exists while the shards of a folder are being written."""
 
 MAX_IMAGE_BYTES = 2**30
-"""Size limit of an image file in a shard."""
+"""Largest image file in a shard, in bytes."""
 
 _SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 """Words in a foreign shard's file name, and the split that they mean."""
@@ -53,7 +53,7 @@ class SplitIndex:
     offset: npt.NDArray[np.int64]
     """First byte of the image in its shard."""
     size: npt.NDArray[np.int64]
-    """Number of bytes."""
+    """Number of bytes of the image."""
     crc32: npt.NDArray[np.uint32]
     label: npt.NDArray[np.int64]
     names: npt.NDArray[np.uint8]
@@ -86,7 +86,7 @@ class ShardIndex:
 
     class_names: tuple[str, ...]
     splits: dict[str, SplitIndex]
-    """By name: `train`, `val`."""
+    """Splits by name: `train`, `val`."""
 
 
 def read_index(store: ShardStore) -> ShardIndex:
@@ -124,7 +124,7 @@ def write_index(root: Path, index: ShardIndex) -> None:
     """Write an index and, for other readers, `_info.json`.
 
     Raises:
-        OutputError: one of them cannot be written.
+        OutputError: one of the files cannot be written.
     """
     columns: dict[str, npt.NDArray[Any]] = {}
     for name, split in index.splits.items():
@@ -154,7 +154,7 @@ def write_index(root: Path, index: ShardIndex) -> None:
 
 
 def _parse(local: Path) -> ShardIndex:
-    """Read an index file; raise a `ValueError` that says what is wrong with it."""
+    """Read an index file; raise a `ValueError` that says what is wrong with the file."""
     with utf8_name(local) as name, safe_open(name, framework="numpy") as file:
         header = file.metadata() or {}
         if header.get("format") != _FORMAT:
@@ -233,7 +233,7 @@ def _check_shards(store: ShardStore, split: SplitIndex) -> None:
 
 
 def _check_no_others(folder: Path, index: ShardIndex) -> None:
-    """Refuse shards that came after the index was written: they would be left out without a word."""
+    """Refuse shards that were added after the index was written: they would be ignored without a warning."""
     known = {name for split in index.splits.values() for name in split.shards}
     others = [path.name for path in shards_in(folder) if path.name not in known and split_of(path.name)]
     if others:
@@ -241,12 +241,12 @@ def _check_no_others(folder: Path, index: ShardIndex) -> None:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """Return the tar files of a folder, without the hidden files that macOS writes beside them."""
+    """Return the tar files of a folder, without the hidden files that macOS writes next to them."""
     return sorted(path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that the name of a foreign shard says; None if it says none."""
+    """Return the split that a word in the file name of a foreign shard means; None if there is no such word."""
     return next((split for word, split in _SPLIT_OF_WORD.items() if word in name.lower()), None)
 
 
@@ -254,7 +254,7 @@ def class_names_of(root: Path, labels: Sequence[npt.NDArray[np.int64]]) -> tuple
     """Return the class names of foreign shards: the lines of `classes.txt`, or the numbers.
 
     Raises:
-        DataError: the labels do not fit the names, or without names, a label below the highest has no image.
+        DataError: the labels do not fit the names; or, without names, a label below the highest has no image.
     """
     found = np.unique(np.concatenate([np.unique(column) for column in labels]))
     highest = int(found[-1]) if len(found) else -1

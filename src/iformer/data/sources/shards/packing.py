@@ -33,10 +33,10 @@ from iformer.data.sources.shards.stores import FolderStore, ShardStore, shard_st
 from iformer.errors import DataError, UserError, counted
 
 SHARD_BYTES = 128 * 2**20
-"""Bytes of images after which a shard ends: some thousand photographs."""
+"""Bytes of images after which a shard ends: about a thousand photographs."""
 
 _MEMBER_OVERHEAD = 3 * 512 + 512
-"""Bytes of a tar per image beside the image: two headers, the label, and padding on average."""
+"""Bytes of a tar file per image in addition to the image: two headers, the label, and average padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class ShardSummary:
     """Summary of a folder of shards."""
 
     folder: str
-    """Its path or URL."""
+    """Path or URL of the folder."""
     images: dict[str, int]
     """Number of images by split."""
     shards: dict[str, int]
@@ -134,7 +134,7 @@ def verify(
         progress: called with the number of shards read and their total.
 
     Raises:
-        DataError: something differs; the message names the first image that does.
+        DataError: shards and index differ; the message names the first image that differs.
     """
     store, index = _open(where)
     broken: list[str] = []

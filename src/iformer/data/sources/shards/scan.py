@@ -70,7 +70,7 @@ def index_foreign(store: FolderStore, progress: Progress | None = None) -> Shard
     """Index the shards of a folder that has no index, and write the index where the folder is writable.
 
     Raises:
-        DataError: a shard is damaged, its name says no split, or its labels are not those of classes.
+        DataError: a shard is damaged, its name contains no split, or its labels do not fit the classes.
     """
     root = store.folder
     if (root / UNFINISHED).exists():

@@ -53,7 +53,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Return the size of a file in bytes; None if the store does not tell.
+        """Return the size of a file in bytes; None if the store does not report it.
 
         Raises:
             OSError: the file does not exist, or the store does not answer.
@@ -64,7 +64,7 @@ class ShardStore(ABC):
         """Open a file for reading from beginning to end.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: the file cannot be opened.
         """
 
     @abstractmethod
@@ -72,12 +72,12 @@ class ShardStore(ABC):
         """Return the byte range `[offset, offset + size)` of a file.
 
         Raises:
-            DataError: it cannot be read, or its CRC-32 is not `crc32`.
+            DataError: the range cannot be read, or its CRC-32 is not `crc32`.
         """
 
     @abstractmethod
     def local(self, name: str) -> Any:
-        """Context manager that gives the local path of a file: of the file itself, or of a temporary copy.
+        """Return a context manager that gives the local path of a file or of a temporary copy.
 
         Raises:
             OSError: the file cannot be read.
@@ -143,7 +143,7 @@ class UrlStore(ShardStore):
         """Check the URL, without a request.
 
         Raises:
-            DataError: it cannot be the URL of a folder.
+            DataError: `url` cannot be the URL of a folder.
         """
         # fsspec's caches keep a copy per thread of each process; an IPv6 address has colons in brackets
         if "::" in re.sub(r"\[[0-9A-Fa-f:.]*\]", "", url):
@@ -206,13 +206,13 @@ class UrlStore(ShardStore):
         return cast("bytes", self._request(name, read))
 
     def _request(self, name: str, request: Callable[[Any, str], Any], *, first: bool = False) -> Any:
-        """Return `request(file system, path)`; repeat it after errors that may be temporary.
+        """Return `request(file system, path)`; repeat the request after errors that may be temporary.
 
-        After the `first` request only an error status of the server counts as temporary: a server that does not
-        exist does not become reachable.
+        With `first`, for the first request to a server, only an error status counts as temporary: a server that
+        does not exist does not become reachable.
 
         Raises:
-            OSError: the request failed, whatever the client raised; `strerror` says why.
+            OSError: the request failed, whatever error the client raised; `strerror` gives the reason.
         """
         files, root = self._files()
         for wait in (*_WAITS, None):
