@@ -13,7 +13,7 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 
 def input_pixels(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Return an artifact's input pixels, bit for bit those of `iformer.data.transforms.eval_transform`.
+    """Return an artifact's input pixels, bit for bit equal to those of `iformer.data.transforms.eval_transform`.
 
     The code needs nothing else of the package and may be copied. Detectors and segmenters, which letterbox, are
     shown in `docs/how-to/export-detectors.md`.

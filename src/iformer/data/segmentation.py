@@ -166,7 +166,7 @@ def _indices_of_colours(
 
 
 def _packed(colours: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Return red, green and blue (... x 3) as one number each."""
+    """Return each colour, (... x 3) of red, green and blue, as one number."""
     parts = colours.astype(np.int32)
     packed: npt.NDArray[np.int32] = parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]
     return packed

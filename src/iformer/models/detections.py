@@ -33,7 +33,7 @@ class SelectionRule(Config):
     is no suppression."""
 
     def select(self, boxes_A4: Tensor, scores_AK: Tensor, *, min_score: float = 0.0) -> dict[str, Tensor]:
-        """Return `boxes` (N x 4), `scores` (N, falling) and `labels` (int64 N) of one image.
+        """Return `boxes` (N x 4), `scores` (N, descending) and `labels` (int64 N) of one image.
 
         Args: see `select_points`.
         """
@@ -83,8 +83,8 @@ def detect_letterboxed(
         min_score: detections with a lower score are dropped too.
 
     Returns:
-        For each image `boxes` (N x 4: left, top, right, bottom in pixels of the image), `scores` (N, falling) and
-        `labels` (int64 N, from 0).
+        For each image `boxes` (N x 4: left, top, right, bottom in pixels of the image), `scores` (N, descending)
+        and `labels` (int64 N, from 0).
     """
     boxed = [letterbox(image, size, fill=fill) for image in images]
     boxes, scores = forward(torch.stack([item.image for item in boxed]))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from timm.models import FeatureInfo
 
 Indices = int | Sequence[int]
-"""Stages from 0; negative ones count from the last stage. A number n means the last n stages."""
+"""Indices of stages from 0, negative ones from the last stage; a single number n means the last n stages."""
 
 
 class TimmInterface(nn.Module):

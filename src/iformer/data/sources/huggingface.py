@@ -17,14 +17,14 @@ from iformer.dependencies import require
 from iformer.errors import DataError, one_line
 
 HUB_PREFIX = "hfds/"
-"""Prefix of such data sets' names, as in timm."""
+"""Prefix of the names of Hugging Face data sets, as in timm."""
 
 _MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class HubSample(Sample):
-    """One image of a split."""
+    """One image of a Hugging Face data set."""
 
     samples: HubSamples
     position: int

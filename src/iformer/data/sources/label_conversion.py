@@ -42,7 +42,7 @@ class LabelSummary:
     """Number of objects by split."""
     classes: int
     notes: tuple[str, ...]
-    """Losses because the format lacks something, and warnings about the source, one line each."""
+    """Objects and masks that the format cannot store, and warnings about the source, one line each."""
 
 
 def convert_labels(

@@ -104,7 +104,7 @@ NETWORKS = [
         backbone="pyramid.body.",
     ),
 ]
-"""The networks that checkpoints hold."""
+"""The kinds of networks that a checkpoint can hold."""
 
 
 def row_of(config: object, task: str = "") -> NetworkRow | None:

@@ -113,7 +113,7 @@ def _from_script(path: Path, content: Any, header: dict[str, str], entry: str | 
 
 
 def _for_channels(metadata: Metadata, config: Config, source: str) -> Metadata:
-    """Return metadata with one mean and std per input channel; files of other codes and old ones have RGB's."""
+    """Return metadata with one mean and std per input channel; old files and those of other codes have RGB's."""
     channels = backbone_config(config).in_chans
     preprocessing = metadata.preprocessing.with_channels(channels)
     if len(preprocessing.mean) != channels:

@@ -1,4 +1,4 @@
-"""One answer to "what does this name mean?", for every verb and function that takes a network by name.
+"""Resolution of a network's name, shared by every verb and function that takes a network by name.
 
 A name is one of these, in this order:
 

@@ -1,4 +1,4 @@
-"""Checks of annotated objects, in the terms of COCO. All errors are collected, not only the first one."""
+"""Checks of annotated objects, in COCO's terms. All errors are collected, not only the first one."""
 
 from __future__ import annotations
 

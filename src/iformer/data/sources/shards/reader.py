@@ -50,7 +50,7 @@ class ShardSample(Sample):
 
 
 class ShardSamples(IndexedSamples):
-    """The images of one split."""
+    """The images of one split of a data set in tar shards."""
 
     def __init__(self, store: ShardStore, columns: SplitIndex) -> None:
         self.store, self.columns = store, columns
