@@ -192,6 +192,8 @@ def test_a_trained_network_of_another_size_or_kind_is_named(shapes_data: Path, t
 
     with pytest.raises(UserError, match="on tiny, --model is iformer_m"):
         tune(task="detect", model="iformer_m", overrides={"weights": path})
+    with pytest.raises(UserError, match="expected one network to fine-tune"):
+        tune(task="detect", model=path, overrides={"weights": path})
     with pytest.raises(UserError, match="another kind of detector; give --detector mask-rcnn"):
         tune(recipe="detection-light", model=path)
 

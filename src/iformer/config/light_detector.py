@@ -18,14 +18,14 @@ class LightDetectorOptions(LightOptions):
     extra_level: bool = False
     """Also predict at stride 64, for objects that fill the input."""
     semantic_head: bool = False
-    """Train the neck also to tell each point's class, by a head that inference leaves out."""
+    """Train the neck also to classify each point, by a head that inference leaves out."""
     score_threshold: ShareBelowOne = 0.001
     """Detections with a lower score are dropped."""
     detections: Annotated[int, Range(1, 100_000)] = 100
     """Most detections of an image."""
     nms: bool = True
     """Detections come from the one-to-many head, with non-maximum suppression. False: from the one-to-one head,
-    which needs none, and more training to be as good."""
+    without suppression; this head needs more training to be as good."""
     nms_iou: Annotated[float, Range(0, 1, above=True)] = 0.65
     """Overlap above which non-maximum suppression drops the box with the lower score."""
 

@@ -117,9 +117,9 @@ class Recipe(Config):
     clip_grad: Annotated[float, Range(0, 1e9, above=True)] | None = None
     """Largest norm of the whole gradient. None: not clipped."""
     ema_decay: Annotated[float, Range(0, 1, above=True, below=True)] | None = None
-    """Decay of the moving average of the weights, which is what is evaluated and saved. None: no average.
+    """Decay of the moving average of the weights. The average is evaluated and saved. None: no average.
 
-    It is warmed up as 1 - (1 + step)^(-2/3), so that a short run does not average its random start."""
+    The decay is warmed up as 1 - (1 + step)^(-2/3), so that a short run does not average its random start."""
     drop_path_rate: ShareBelowOne = 0.0
     """Stochastic depth of the network's last block."""
     attention: Literal["shma", "hybrid", "chunk_hybrid"] | None = None
@@ -129,7 +129,7 @@ class Recipe(Config):
     weights: Text = "none"
     """Where training starts: `none` (random weights), `pretrained` (the released ones) or a checkpoint's name."""
     entry: Text | None = None
-    """Which weights of a training script's file to start from, such as `model_ema`. None: not an average."""
+    """Which weights of a training script's file to start from, such as `model_ema`. None: the trained weights, not an average."""
     size: Pixels = 224
     """Side of the images, in pixels."""
 

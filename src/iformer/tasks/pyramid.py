@@ -60,12 +60,17 @@ def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
         model: a model name or a checkpoint. At most one of `model` and `recipe.weights` may name trained weights.
 
     Raises:
-        UserError: `model` and the weights that the recipe names are of different sizes.
+        UserError: `model` and the weights that the recipe names are of different sizes, or both hold trained
+            weights.
         UnknownNameError, WeightsError: a name is unknown, or its weights cannot be read.
     """
     named = resolve(model)
     if recipe.weights not in ("none", "pretrained"):
         weights = resolve(recipe.weights, entry=recipe.entry)
+        if isinstance(named, Weights) and named.task == recipe.task:
+            raise UserError(
+                f"--model is {model} and --weights is {recipe.weights}; expected one network to fine-tune"
+            )
         if isinstance(named, Size) and isinstance(weights, Weights) and weights.task == recipe.task:
             size = backbone_config(weights.config).name
             if model not in (size, _DEFAULT_SIZE):
