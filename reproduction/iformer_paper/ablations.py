@@ -1,6 +1,6 @@
-"""The networks of the paper's tables: a config for each row that is an iFormer, by the row's first cell.
+"""Configs of the networks in the paper's tables: one for each row that is an iFormer, by the row's first cell.
 
-`data/notes.yaml` says how rows are read where the paper is silent.
+`data/notes.yaml` explains how ambiguous rows are read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _shares() -> Networks:
         row = f"Replacing {percent}% Conv Blocks in Stage 3 as"
         rows[f"{row} SHA"] = _named(f"sha_{percent}", sha)
         rows[f"{row} SHMA"] = _named(f"shma_{percent}", with_attention_options(sha, operator="shma"))
-    # half of stage 3 gives the printed count, all of it does not: the label looks wrong
+    # the printed count matches half of stage 3, not all of it as the label says, so the label looks wrong
     rows["Replacing 100% Conv Blocks in Stage 3 as SHMA and 100% in Stage 4"] = _SHMA
     return rows
 
@@ -63,8 +63,8 @@ DESIGNS = {
     "Chunk Hybrid SHMA": _design("chunk_hybrid"),
     "CC Hybrid SHMA": _design("chunk_hybrid"),
 }
-"""Tables 16 and 17: iFormer-M with each attention design, windowed as in the paper's text. "CC" is Table 17's
-abbreviation."""
+"""Tables 16 and 17: iFormer-M with each attention design, with windows as in the paper's text. "CC Hybrid SHMA" is
+Table 17's name of "Chunk Hybrid SHMA"."""
 
 _T_TO_L = {f"iFormer-{size}": network_config(f"iformer_{size.lower()}") for size in "TSML"}
 _SHVIT = with_attention_options(_SHA, operator="shvit")
@@ -106,7 +106,7 @@ ABLATIONS: dict[int, Networks] = {
     15: _T_TO_L,
     18: _T_TO_L,
 }
-"""Networks by table. Table 9 holds settings; Tables 16 and 17 are `DESIGNS`."""
+"""Networks by table number. Table 9 lists settings, not networks; Tables 16 and 17 are in `DESIGNS`."""
 
 _T = network_config("iformer_t")
 
@@ -123,11 +123,11 @@ TRAINED: Networks = {
     # two conv blocks for each attention block of stage 3, as in Table 7
     "conv blocks only": with_depths(_T, (2, 2, 13, 2)),
 }
-"""iFormer-T and its ablations for training on a small data set; each differs in what its name says."""
+"""iFormer-T and ablations of it for training on a small data set. The name of an ablation says what differs."""
 
 
 def every_network() -> dict[str, NetworkConfig]:
-    """Return each distinct network of the ladder and the tables, by a name such as "table 7, Baseline"."""
+    """Return the distinct networks of the ladder and the tables, by names such as "table 7, Baseline"."""
     found: dict[NetworkConfig, str] = {}
     for step in LADDER:
         found.setdefault(_essence(step.network), f"figure 2, {step.label}")
@@ -138,7 +138,7 @@ def every_network() -> dict[str, NetworkConfig]:
 
 
 def _essence(network: NetworkConfig) -> NetworkConfig:
-    """Return the network without its name and without options for blocks that it does not have."""
+    """Return the config without the name and without options of blocks that the network does not have."""
     stages = tuple(
         stage if "attention" in stage.blocks else replace(stage, attention=AttentionConfig())
         for stage in network.stages

@@ -1,4 +1,4 @@
-"""Redraw figures 1, 2 and 3 of the paper, in Okabe and Ito's colour-blind safe colours."""
+"""Redraw Figures 1, 2 and 3 of the paper, in the colour-blind safe palette of Okabe and Ito."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OURS, _BLUE, _SKY, _GREEN = "#D55E00", "#0072B2", "#56B4E9", "#009E73"
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnFigure:
-    """A figure's file and the values it shows."""
+    """The file of a figure and the plotted values."""
 
     path: Path
     values: list[dict[str, Any]]
@@ -40,13 +40,13 @@ def draw_figure(
     """Draw a figure of the paper into `folder`, as `figure_<number>.png`.
 
     Args:
-        number: 1, 2 or 3.
+        number: number of the figure: 1, 2 or 3.
         folder: an existing folder.
-        trained: for figure 3, a trained network to draw beside the same network with random weights.
-        latency: for figure 2, also measure each step's network on this machine.
+        trained: Figure 3 only: a trained network to draw next to the same network with random weights.
+        latency: Figure 2 only: also measure the latency of each step's network on this machine.
 
     Raises:
-        UserError: there is no such figure, or an option belongs to another figure.
+        UserError: the figure does not exist, or an option belongs to another figure.
         MissingDependencyError: matplotlib is not installed.
     """
     figures: dict[int, Callable[[], tuple[Figure, list[dict[str, Any]]]]] = {
@@ -85,7 +85,7 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "Mobile-Former": ("#333333", "p", "Mobile-Former"),
     "MobileViT": ("#333333", "s", "MobileViT"),
 }
-"""Prefix of a network's name to colour, marker and label. Families with few or older networks are gray."""
+"""Colour, marker and label by the prefix of a network's name. Families with few or older networks are gray."""
 
 _LABELLED = (
     "MobileNetV4",
@@ -96,7 +96,7 @@ _LABELLED = (
     "Mobile-Former",
     "MobileViT",
 )
-"""Families labelled at the end of their line; the legend has all of them."""
+"""Families labelled at the end of their line. The legend lists all families."""
 
 
 def _figure_1() -> tuple[Figure, list[dict[str, Any]]]:
@@ -171,7 +171,7 @@ def _figure_2(*, latency: bool) -> tuple[Figure, list[dict[str, Any]]]:
     accuracy, phone, operations = panels[0], panels[1], panels[-1]
     places = range(len(values))
     top1 = [value["top1_pct"] for value in values]
-    # a dot plot, because bars must start at 0
+    # dots instead of bars, because bars must start at 0
     accuracy.hlines(places, 73, top1, color=_GRID, linewidth=2)
     accuracy.plot(top1, places, "o", color=_OURS, markersize=9)
     for place, value in enumerate(top1):

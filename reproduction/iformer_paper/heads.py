@@ -1,4 +1,4 @@
-"""Figure 3: the similarity of heads in the multi-head baseline.
+"""Figure 3: similarity of the attention heads in the multi-head baseline.
 
 Shape letters: B batch, N heads, L tokens.
 """
@@ -31,16 +31,16 @@ class LayerSimilarity:
     """Similarity of the heads of one attention layer."""
 
     stage: int
-    """From 1, as in the paper."""
+    """Number of the stage, from 1 as in the paper."""
     block: int
     """Number of the attention block in its stage, from 1."""
     heads: int
     similarities: tuple[float, ...]
-    """Cosine similarity of two heads' attention maps, for every image and pair of heads."""
+    """Cosine similarity of two heads' attention maps, one value per image and pair of heads."""
 
     @property
     def mean(self) -> float:
-        """The layer's point in Figure 3."""
+        """Mean of `similarities`, the layer's point in Figure 3."""
         return sum(self.similarities) / len(self.similarities)
 
 
@@ -58,13 +58,14 @@ class TrainedHeads:
 def trained_heads(
     checkpoint: str | os.PathLike[str], data: str, *, entry: str | None = None, images: int = 16, seed: int = 0
 ) -> TrainedHeads:
-    """Return the similarity of a checkpoint's heads on validation images.
+    """Return the similarity of a trained network's heads on validation images.
 
     Args:
-        checkpoint: a trained network with the operator "mha".
-        data: its data: a folder, or `elpv`.
-        entry: which weights of a training script's file to take.
-        images: number of images, drawn with `seed`.
+        checkpoint: checkpoint of a network with the operator "mha".
+        data: the network's data set: a folder, or `elpv`.
+        entry: which weights to take from the checkpoint of a training script that holds several.
+        images: number of images, drawn at random with `seed`.
+        seed: seed of the choice of images and of the untrained network.
 
     Raises:
         WeightsError: the checkpoint cannot be read.
@@ -95,8 +96,8 @@ def head_similarity(
     """Return the similarity of heads in each multi-head layer of a network, in order of depth.
 
     Args:
-        model: a network with the operator "mha", not folded; it is run in its current mode. None: the baseline of
-            Table 1 with random weights, in train mode, because running statistics are meaningless before training.
+        model: a network with the operator "mha", not folded; runs in its current mode. None: the baseline of Table
+            1 with random weights, in train mode, because running statistics are meaningless before training.
         images: B x C x H x W, normalised. None: two images of noise at 224 x 224.
         seed: seed of the random weights and the noise.
 
@@ -143,14 +144,14 @@ def _recorder(stage: int, block: int, found: list[LayerSimilarity]) -> Any:
 
 
 def _attention_maps(layer: MHA, x: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(D)) of each head, B x N x L x L."""
+    """Return the attention maps softmax(q k^T / sqrt(D)) of all heads, B x N x L x L."""
     q_BNLD = split_heads(tokens(_without_update(layer.q, x)) * layer.scale, layer.heads)
     k_BNLD = split_heads(tokens(_without_update(layer.k, x)), layer.heads)
     return (q_BNLD @ k_BNLD.transpose(2, 3)).softmax(dim=-1)
 
 
 def _without_update(conv_norm: nn.Module, x: Tensor) -> Tensor:
-    """Return the module's output without updating its running statistics."""
+    """Return the output of a convolution with batch norm, without updating the running statistics."""
     before = {name: buffer.clone() for name, buffer in conv_norm.named_buffers()}
     output: Tensor = conv_norm(x)
     for name, buffer in conv_norm.named_buffers():

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from iformer.config.network import AttentionConfig, BlockKind, NetworkConfig, StageConfig
 
 CHANNELS = (48, 96, 192, 384)
-"""Widths of iFormer-M, used for all steps; the paper does not print those of the first ones."""
+"""Channels of iFormer-M's stages, used for all steps; for the first steps the paper does not print them."""
 
 FULL_HEADS = AttentionConfig(operator="sha", reduction=1, ffn_expansion_ratio=4.0, position_encoding=False)
-"""Attention as the ladder introduces it: one head as wide as the map, FFN ratio 4, no position encoding."""
+"""Attention as first introduced in the ladder: one head of full width, FFN ratio 4, no position encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,14 @@ class Step:
     """One bar of Figure 2."""
 
     label: str
-    """The figure's label."""
+    """Label of the bar in the figure."""
     change: str
-    """Difference from the previous step."""
+    """Description of the difference from the previous step."""
     network: NetworkConfig
 
 
 def with_depths(network: NetworkConfig, depths: tuple[int, int, int, int]) -> NetworkConfig:
-    """Return the network with only conv blocks in its stages, `depths` of them."""
+    """Return the network with only conv blocks; `depths` are the numbers of blocks in the four stages."""
     stages = tuple(
         replace(stage, pattern=(("conv", depth),)) for stage, depth in zip(network.stages, depths, strict=True)
     )
@@ -33,9 +33,10 @@ def with_depths(network: NetworkConfig, depths: tuple[int, int, int, int]) -> Ne
 
 
 def with_attention(network: NetworkConfig, stage3_blocks: int, *, stage4_blocks: int = 0) -> NetworkConfig:
-    """Return the network with attention blocks. In stage 3 each replaces two conv blocks; stage 4 has no others.
+    """Return the network with attention blocks in stage 3, and in stage 4 if `stage4_blocks` is not 0.
 
-    One conv block of stage 3 stays after the attention, as in iFormer-M. 0 leaves stage 4 as it is.
+    In stage 3 each attention block replaces two conv blocks, and one conv block stays after the attention, as in
+    iFormer-M. In stage 4 all blocks are replaced.
     """
     conv_blocks = network.stages[2].depth - 2 * stage3_blocks
     after = min(conv_blocks, 1)
@@ -48,7 +49,7 @@ def with_attention(network: NetworkConfig, stage3_blocks: int, *, stage4_blocks:
 
 
 def with_attention_options(network: NetworkConfig, **options: object) -> NetworkConfig:
-    """Return the network with changed `AttentionConfig` fields in stages 3 and 4; a tuple has one value each."""
+    """Return the network with changed `AttentionConfig` fields; a tuple holds the values of stages 3 and 4."""
     stages = list(network.stages)
     for place in (2, 3):
         chosen = {key: value[place - 2] if isinstance(value, tuple) else value for key, value in options.items()}
@@ -104,9 +105,9 @@ def _ladder() -> tuple[Step, ...]:
 
 
 LADDER: tuple[Step, ...] = _ladder()
-"""The bars of Figure 2, left to right. The last one is iFormer-M."""
+"""The bars of Figure 2, from left to right. The last bar is iFormer-M."""
 
 
 def ladder_network(label: str) -> NetworkConfig:
-    """Return the network of a step by its label."""
+    """Return the network of the ladder's step with this label."""
     return next(step.network for step in LADDER if step.label == label)

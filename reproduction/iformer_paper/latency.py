@@ -22,20 +22,20 @@ from iformer_paper.ablations import ABLATIONS
 from iformer_paper.tables import PaperTable
 
 HOW = "folded, ONNX Runtime, one thread, one image at 224, random weights; median of interleaved rounds"
-"""Description of the measurement."""
+"""Description of the measurement for notes below tables and figures."""
 
 _RUNTIME = "onnx"
 _AT_224 = frozenset({1, 2, 3, 4, 6, 7, 8, 10, 11, 12, 14, 15, 18})
-"""Tables with networks for images of 224 pixels."""
+"""Numbers of the tables whose networks take images of 224 x 224 pixels."""
 
 
 def measure_latencies(networks: Mapping[Any, NetworkConfig], *, size: int = 224, rounds: int = 30) -> Timings:
-    """Time networks with random weights, interleaved.
+    """Time networks with random weights in interleaved rounds.
 
     Args:
-        networks: networks by name; each is exported and checked as by `iformer export --raw`.
-        size: side of the input, in pixels.
-        rounds: number of calls of each network.
+        networks: configs by name; each network is exported and checked as by `iformer export --raw`.
+        size: side of the square input, in pixels.
+        rounds: number of timed calls of each network.
 
     Returns:
         Seconds per call, by `str(name)`.
@@ -59,7 +59,7 @@ def measure_latencies(networks: Mapping[Any, NetworkConfig], *, size: int = 224,
 
 
 def with_latencies(table: PaperTable, *, rounds: int = 30) -> PaperTable:
-    """Return a table with latencies measured on this machine, and a note that says how.
+    """Return a table with latencies measured on this machine and a note on how they were measured.
 
     A table without networks at 224 pixels is returned unchanged.
     """

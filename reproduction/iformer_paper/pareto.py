@@ -1,4 +1,4 @@
-"""Draw printed accuracy against latency measured here, and the paper's phone latency in its own panel."""
+"""Plot the paper's accuracies against latencies measured here and, in another panel, the paper's latencies."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PHONE = "#F4EFE6"
-"""Background of the panel with printed numbers."""
+"""Background colour of the panel with the paper's latencies."""
 
 _TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
-"""Labelled milliseconds of the latency axes."""
+"""Labelled ticks of the latency axes, in milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,35 +29,35 @@ class Published:
     """A network of Table 3 that this package or timm can build."""
 
     label: str
-    """Its name in the paper."""
+    """Name of the network in the paper."""
     name: str
-    """Its name for `iformer bench`: an iFormer's, or `timm/NAME`."""
+    """Name of the network for `iformer bench`: an iFormer size, or `timm/NAME`."""
     size: tuple[int, int]
     top1: float
-    """ImageNet-1k top-1, percent, as the paper prints it."""
+    """ImageNet-1k top-1 accuracy in percent, as printed in the paper."""
     phone_ms: float
-    """Latency on an iPhone 13, as the paper prints it."""
+    """Latency on an iPhone 13 in milliseconds, as printed in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """The latencies of one device in one runtime."""
+    """Latencies of one device in one runtime, drawn in one panel."""
 
     title: str
     device: str
     median_ms: Mapping[str, float]
-    """Milliseconds by the network's label or its name for `iformer bench`."""
+    """Median latency in milliseconds, by the network's label or name in `iformer bench`."""
 
     @property
     def times(self) -> dict[str, float]:
-        """Milliseconds of the networks of Table 3, by `Published.label`."""
+        """Latencies of the networks of Table 3 in milliseconds, by `Published.label`."""
         labels = {row.name.removeprefix("timm/"): row.label for row in published()}
         found = {labels.get(name.removeprefix("timm/"), name): time for name, time in self.median_ms.items()}
         return {label: found[label] for label in labels.values() if label in found}
 
 
 def published() -> list[Published]:
-    """Return the iFormers and peers of Table 3 that this package or timm can build, as printed."""
+    """Return the iFormers and peers of Table 3 that this package or timm can build, with the printed values."""
     found = [
         _published(row, row["model"].lower().replace("-", "_"), row["latency_ms"])
         for row in read_rows("table_03_imagenet")
@@ -78,11 +78,11 @@ def _published(row: PrintedRow, name: str, phone_ms: str) -> Published:
 
 
 def draw_pareto(measured: Sequence[Panel], path: Path) -> Path:
-    """Draw one panel per device and runtime, and one for the paper's phone.
+    """Draw one panel per device and runtime, and one panel with the paper's phone latencies; return `path`.
 
     Args:
-        measured: the measured panels; those without any network of Table 3 are left out.
-        path: the picture, PNG.
+        measured: the measured panels; panels without any network of Table 3 are left out.
+        path: path of the PNG file.
 
     Raises:
         UserError: no network of the paper's Table 3 was measured.

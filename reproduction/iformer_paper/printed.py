@@ -1,4 +1,4 @@
-"""Read the numbers that the paper prints from the package's data files."""
+"""Read the numbers printed in the paper from data files."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ TABLE_FILES: dict[int, tuple[str, ...]] = {
     17: ("table_17_attention_latency",),
     18: ("table_18_imagenet_all",),
 }
-"""Data files of each table; several if its sections have different columns."""
+"""Data files by table number. A table has several files if its sections have different columns."""
 
 PrintedRow = dict[str, str]
-"""Cells by column, as printed; empty where the paper prints nothing."""
+"""Cells of a row by column, as printed in the paper; empty where the paper prints nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Reason why a count differs from the printed one by more than 1 %."""
+    """The reason why a count differs from the printed value by more than 1 %."""
 
     tables: tuple[int, ...]
     row: str
@@ -61,23 +61,23 @@ def figure_2_rows() -> list[PrintedRow]:
 
 
 def table_title(number: int) -> str:
-    """Return the title of a table."""
+    """Return the title of a table by its number."""
     return str(_notes()["tables"][number]["title"])
 
 
 def table_notes(number: int) -> Sequence[str]:
-    """Return a table's contradictions, and how it is read where the paper is silent."""
+    """Return notes on a table: contradictions in the paper, and how ambiguous rows are read."""
     return tuple(_notes()["tables"][number]["notes"])
 
 
 def figure_notes(number: int) -> Sequence[str]:
-    """Return the same for a figure."""
+    """Return notes on a figure: contradictions in the paper, and how ambiguous labels are read."""
     return tuple(_notes()["figures"][number]["notes"])
 
 
 @cache
 def differences() -> tuple[Difference, ...]:
-    """Return a reason for every count that differs from the printed one by more than 1 %."""
+    """Return the reason for every count that differs from the printed value by more than 1 %."""
     return tuple(Difference(**(entry | {"tables": tuple(entry["tables"])})) for entry in _notes()["differences"])
 
 

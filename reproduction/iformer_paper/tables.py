@@ -1,4 +1,4 @@
-"""The paper's tables with counts: each row as printed, beside the count of its network as built here."""
+"""The paper's tables with counts: each row as printed, next to the counts of the network as built here."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ from iformer_paper.ablations import ABLATIONS, DESIGNS
 from iformer_paper.printed import SOURCE, TABLE_FILES, PrintedRow
 
 TOLERANCE_PCT = 1.0
-"""Percent. A larger difference from the printed count has a reason in `data/notes.yaml`."""
+"""Tolerated difference from the printed count, in percent. Larger ones are explained in `data/notes.yaml`."""
 
 _AT_512 = (5, 13)
-"""Tables of backbones at 512 pixels; their windows are not the classifier's, so operations are not counted."""
+"""Tables of backbones at 512 pixels. Operations are not counted: the windows differ from the classifier's."""
 BUILT, TIMM = "built here", "timm 1.0.31"
-"""Sources of counts."""
+"""Names of the sources of counts: networks of this package, and networks of timm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Counted parameters and operations of a network."""
+    """Counted parameters and operations of a network; None where they are not counted."""
 
     params_m: float | None
     """Millions of parameters, with batch norms folded."""
     gmacs: float | None
-    """GMACs: convolutions, classifier, the attention's two products."""
+    """GMACs of the convolutions, the classifier and the two matrix products of attention."""
     by: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table."""
+    """One row of a table, with the count of its network."""
 
     printed: PrintedRow
     network: str | None = None
-    """Name of the config, if the row is an iFormer."""
+    """Name of the network's config; None if the row is not an iFormer."""
     count: Count | None = None
     difference_pct: dict[str, float] = field(default_factory=dict)
-    """Difference of the count by column, in percent of the printed value."""
+    """Difference between count and printed value, in percent of the printed value, by column."""
     agreement: str | None = None
-    """For a row that describes a network: "same", or the differing values of the config."""
+    """For rows that describe a network's layers: "same", or the values of the config that differ; else None."""
     reasons: tuple[str, ...] = ()
     """Reasons for differences of more than 1 %."""
     measured_ms: float | None = None
-    """Latency on this machine from `iformer_paper.latency`; None: not measured."""
+    """Latency on this machine in milliseconds, from `iformer_paper.latency`; None if not measured."""
 
     @property
     def name(self) -> str:
-        """The row's name, see `row_name`."""
+        """Name of the row; see `row_name`."""
         return row_name(self.printed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Rows with the same columns."""
+    """Section of a table: rows with the same columns."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -81,7 +81,7 @@ class PaperTable:
     notes: tuple[str, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """Return nested dicts and lists for JSON."""
+        """Return the table as nested dicts and lists for JSON."""
         return {
             "table": self.number,
             "title": self.title,
@@ -95,7 +95,7 @@ class PaperTable:
 
 
 def row_name(row: PrintedRow) -> str:
-    """Return the name of a row: the modification in Table 14, else its first cell."""
+    """Return the name of a row: its modification in Table 14, its first cell in all other tables."""
     return row["modification"] if "modification" in row else next(iter(row.values()))
 
 
@@ -103,7 +103,7 @@ def paper_table(number: int) -> PaperTable:
     """Return a table of the paper with counts.
 
     Raises:
-        UserError: there is no such table.
+        UserError: the table does not exist.
     """
     if number not in TABLE_FILES:
         raise UserError(f"the paper has no table {number}; its tables are 1 to {max(TABLE_FILES)}")
@@ -117,8 +117,8 @@ def paper_table(number: int) -> PaperTable:
 
 @cache
 def count(network: NetworkConfig, size: int = 224) -> Count:
-    """Count parameters and operations of a network, built and folded on the meta device, at a square input."""
-    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+    """Count parameters and operations of a network, folded, at a square input with `size` pixels per side."""
+    with torch.device("meta"):  # builds shapes only; no memory is allocated
         folded = fold(build(network).eval())
     return Count(
         params_m=count_parameters(folded) / 1e6,
@@ -128,7 +128,7 @@ def count(network: NetworkConfig, size: int = 224) -> Count:
 
 
 def flat_rows(section: Section) -> tuple[list[str], list[list[str]]]:
-    """Return a section as a header and rows of text, without empty columns of counts."""
+    """Return a section as a header and rows of text. Count columns without any value are left out."""
     extra: dict[str, Callable[[Row], str]] = {
         "counted_params_m": lambda row: _decimals(row.count.params_m if row.count else None, 3),
         "counted_gmacs": lambda row: _decimals(row.count.gmacs if row.count else None, 4),
@@ -149,7 +149,7 @@ def flat_rows(section: Section) -> tuple[list[str], list[list[str]]]:
 
 
 def to_csv(table: PaperTable) -> str:
-    """Return CSV with a header per section and an empty line between sections."""
+    """Return a table as CSV, with a header line per section and an empty line between sections."""
     parts = []
     for section in table.sections:
         columns, rows = flat_rows(section)
@@ -158,7 +158,7 @@ def to_csv(table: PaperTable) -> str:
 
 
 def to_markdown(table: PaperTable) -> str:
-    """Return a Markdown section with the rows and, below them, the notes."""
+    """Return a table as a Markdown section with the rows and, below them, the notes."""
     lines = [f"## Table {table.number}. {table.title}", "", f"As printed in {SOURCE}, beside our counts.", ""]
     for section in table.sections:
         columns, rows = flat_rows(section)
@@ -168,7 +168,7 @@ def to_markdown(table: PaperTable) -> str:
 
 
 def reasons(table: PaperTable) -> list[str]:
-    """Return reasons for differences of more than 1 % in this table, one line per row."""
+    """Return the reasons for differences of more than 1 % in a table, one line per row."""
     return [
         f"{row.name}: {reason}" for section in table.sections for row in section.rows for reason in row.reasons
     ]
@@ -213,7 +213,7 @@ def _row(number: int, row: PrintedRow) -> Row:
 
 
 def _attention_latency_row(row: PrintedRow) -> Row:
-    """Return a row of Table 17: a design at its resolution."""
+    """Return a row of Table 17, with the count of its attention design at the row's resolution."""
     network = DESIGNS[row["attention"]]
     return Row(printed=row, network=network.name, count=count(network, int(row["resolution"])))
 
@@ -228,7 +228,7 @@ def _differences(row: PrintedRow, counted: Count | None) -> dict[str, float]:
 
 
 def _peer_count(number: int, row: PrintedRow) -> Count | None:
-    """Return the recorded count of a peer in timm; None if timm has no such network."""
+    """Return the recorded count of a peer network in timm; None if timm does not have the network."""
     for peer in printed.read_rows("peers"):
         same = (
             str(number) in peer["tables"].split(";")
@@ -247,7 +247,7 @@ def _spelling(name: str) -> str:
 
 
 def _compare_stage(row: PrintedRow) -> str:
-    """Compare a row of Table 15 with the stage of the config."""
+    """Compare a stage in Table 15 with the config; return "same" or the differing values."""
     stride = STRIDES[int(row["stage"]) - 1]
     stage = network_config(_variant(row["variant"])).stages[int(row["stage"]) - 1]
     attends, convolves = "attention" in stage.blocks, "conv" in stage.blocks
@@ -268,7 +268,7 @@ def _compare_stage(row: PrintedRow) -> str:
 
 
 def _compare_stem(row: PrintedRow) -> str:
-    """Compare a stem layer of Table 15 with the one that is built."""
+    """Compare a stem layer in Table 15 with the layer that is built; return "same" or the differing values."""
     config = network_config(_variant(row["variant"]))
     with torch.device("meta"):
         stem = build(config, features_only=True).stem
@@ -286,7 +286,7 @@ def _compare_stem(row: PrintedRow) -> str:
 
 
 def _design_row(row: PrintedRow) -> Row:
-    """Return a row of Table 16; a design is counted once, at 512 pixels, in its first row."""
+    """Return a row of Table 16. A design is counted at 512 pixels, and only in its first row."""
     network = DESIGNS[row["design"]]
     first = (row["stage"], row["order"]) == ("3", "1")
     return Row(
@@ -298,12 +298,12 @@ def _design_row(row: PrintedRow) -> Row:
 
 
 def _compare_design(row: PrintedRow, network: NetworkConfig) -> str:
-    """Compare a run of equal attention blocks in Table 16 with the design's stage."""
+    """Compare a run of equal attention blocks in Table 16 with the config; return "same" or the differences."""
     stage = network.stages[int(row["stage"]) - 1]
     order, blocks = int(row["order"]), stage.blocks.count("attention")
     size = f"{stage.windows.window_size}" if stage.windows else ""
     whole = min(stage.windows.global_blocks, blocks) if stage.windows else blocks
-    # the block that cuts, those between, and the global ones, as far as there are any
+    # the block that splits into windows, the blocks in between, and the global blocks, as far as present
     runs = [(repeats, size) for repeats in (1, blocks - whole - 1) if repeats > 0 and stage.windows]
     runs.append((whole, ""))
     repeats, attention_size = runs[order - 1]

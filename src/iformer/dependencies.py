@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are needed, never installed by us."""
+"""Import optional packages where they are needed. Missing packages are reported, never installed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def require(module: str, *, extra: str) -> Any:
     """Import an optional module.
 
     Raises:
-        MissingDependencyError: it is not installed, and the message says which extra of iformer brings it; or it
-            is installed and cannot be imported, such as without a shared library or with a variable of its own in
-            the environment that has no meaning.
+        MissingDependencyError: the module is not installed (the message names the extra of iformer that installs
+            it), or its import fails, for example because of a missing shared library or an invalid environment
+            variable.
     """
     name = module.partition(".")[0]
     try:
         with without_telemetry():
             return importlib.import_module(module)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # importing a module can raise anything
         if (
             isinstance(error, ModuleNotFoundError)
             and error.name
@@ -38,9 +38,10 @@ def require(module: str, *, extra: str) -> Any:
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Keep OpenVINO's converter and NNCF from sending usage data, which they do unasked but for automatic builds.
+    """Keep OpenVINO's converter and NNCF from sending usage data while the block runs.
 
-    They also do so in forked processes, which can hang where other libraries run threads.
+    Both send usage data by default except in automatic builds, so the block sets the environment variable `CI`.
+    Sending also takes place in forked processes, which can hang if other libraries run threads.
     """
     names = ("CI", "NNCF_CI")
     before = {name: os.environ.get(name) for name in names}

@@ -1,4 +1,4 @@
-"""The device names that every verb and function takes: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+"""Device names, as accepted by every verb and function: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Return the device that `name` means on this machine.
+    """Return the device that `name` stands for on this machine.
 
     Args:
-        name: `auto` (the accelerator that torch can use, CUDA or MPS, else the CPU) or any name of a device
-            that torch takes, such as `cpu`, `cuda`, `cuda:1` or `mps`.
+        name: `auto` (an accelerator that torch can use, CUDA or MPS, else the CPU) or a device name of torch, such
+            as `cpu`, `cuda`, `cuda:1` or `mps`.
 
     Raises:
-        UserError: `name` is not a device, or this machine does not have it; the message lists those it has.
+        UserError: `name` is not a device, or this machine lacks the device; the message lists the available ones.
     """
     import torch  # deferred: `iformer --help` needs no torch
 

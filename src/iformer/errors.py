@@ -1,4 +1,4 @@
-"""The errors a user can cause: each says what was given, what was expected and what to do."""
+"""Errors that a user can cause. Each message says what was given, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """A field of a config is invalid. The message names the field, its value and what it may be."""
+    """A config field is invalid. The message names the field, the given value and the allowed values."""
 
 
 class WeightsError(UserError):
-    """A weight file is damaged, hostile, of another network, or does not fit."""
+    """A weight file is damaged or malicious, or its tensors do not fit the network."""
 
 
 class DataError(UserError):
@@ -23,31 +23,31 @@ class DataError(UserError):
 
 
 class OutputError(UserError):
-    """A result cannot be written: no room, no such folder, no right to write there."""
+    """A result cannot be written: the disk is full, or the folder is missing or not writable."""
 
 
 class MissingDependencyError(UserError):
-    """An optional package is not installed. The message says what to install; nothing is installed by us."""
+    """An optional package is not installed. The message says what to install; nothing is installed by iformer."""
 
 
 class StoppedBySignalError(BaseException):
-    """A scheduler told the run to stop; its state is saved. The message is one clear line.
+    """A scheduler's signal stopped a run whose state is saved. The message is one line.
 
     Like `KeyboardInterrupt`, it is not an `Exception`, because libraries catch and wrap exceptions.
     """
 
 
 class UnknownNameError(UserError):
-    """A name is not known. The message suggests the nearest ones."""
+    """A name is unknown. The message suggests the nearest known names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, expected: str = "") -> None:
         """Build the message.
 
         Args:
-            kind: what was named ("model", "recipe").
+            kind: kind of the named thing, such as "model" or "recipe".
             name: the unknown name.
             known: the names that exist.
-            expected: what may be given instead of a name, as a sentence.
+            expected: other accepted values, as a sentence.
         """
         known = sorted(known)
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
@@ -58,13 +58,13 @@ class UnknownNameError(UserError):
 
 
 def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ", length: int = 200) -> str:
-    """Join the first `limit` items, printable and up to `length` long, and say how many more there are."""
+    """Join the first `limit` items, each made printable and cut to `length` characters, and count the rest."""
     shown = separator.join(printable(item, limit=length) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown}{separator}and {len(items) - limit:,} more"
 
 
 def counted(number: int, noun: str) -> str:
-    """Return "1 image", "2,000 images"."""
+    """Return a number with its noun in singular or plural, such as "1 image" or "2,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -72,9 +72,9 @@ def printable(text: str, *, limit: int | None = None) -> str:
     r"""Return text with control, format and undecodable characters as escape sequences such as `\x1b`.
 
     Args:
-        limit: the most characters to return; longer text ends in an ellipsis.
+        limit: largest number of characters to return; longer text ends in an ellipsis. None: no limit.
     """
-    # not more than is shown: a hostile file's text may have millions of characters
+    # cut first: text from a malicious file may have millions of characters
     clean = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:limit]
     )
@@ -84,7 +84,7 @@ def printable(text: str, *, limit: int | None = None) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return text with its control characters as escape sequences, except for line ends."""
+    """Return text with control characters as escape sequences, except for newlines."""
     return "\n".join(map(printable, text.split("\n")))
 
 

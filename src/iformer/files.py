@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from iformer.errors import OutputError
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write a file in one step: whoever reads `path` sees the old content or all of the new one.
+    """Write a file atomically: a reader of `path` sees either the old content or all of the new content.
 
     Raises:
-        OutputError: it cannot be written; nothing is left behind, and an older file stays as it was.
+        OutputError: the file cannot be written; an older file stays as it was, and no temporary file remains.
     """
     with replacing(path) as file:
         file.write(data)
@@ -29,10 +29,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def require_regular_file(path: str | os.PathLike[str]) -> int:
-    """Return the size of a file in bytes. Pipes and devices may have no end, so they are refused unread.
+    """Return the size of a regular file in bytes. Pipes and devices are refused, because they may have no end.
 
     Raises:
-        OSError: `path` does not exist, is a folder, a pipe, a socket or a device.
+        OSError: `path` does not exist, or is a folder, pipe, socket or device.
     """
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
@@ -44,10 +44,10 @@ def require_regular_file(path: str | os.PathLike[str]) -> int:
 
 @contextlib.contextmanager
 def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A name of an existing file for libraries that take names in UTF-8 only; it is valid inside the block.
+    """Yield a UTF-8 name of an existing file, for libraries that accept no other names; valid inside the block.
 
     Raises:
-        OSError: the file's own name is not UTF-8, and it cannot be opened.
+        OSError: the file's name is not UTF-8 and the file cannot be opened.
     """
     name = os.fspath(path)
     try:
@@ -63,10 +63,10 @@ def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def read_at_most(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
-    """Return the contents of a regular file; None if it has more than `max_bytes`.
+    """Return the contents of a regular file; None if the file has more than `max_bytes` bytes.
 
     Raises:
-        OSError: see `require_regular_file`; or it cannot be read.
+        OSError: the file is not a regular file (see `require_regular_file`) or cannot be read.
     """
     require_regular_file(path)
     with open(path, "rb") as file:
@@ -75,19 +75,20 @@ def read_at_most(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a string in UTF-8 as `write_bytes` does. Names that are not UTF-8 become escape sequences."""
+    """Write a string in UTF-8; see `write_bytes`. Characters that UTF-8 cannot encode become escape sequences."""
     return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def json_text(
     value: Any, *, indent: int | None = None, ascii_only: bool = True, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """Return a value as JSON. Numbers that are not finite, which JSON does not have, are null.
+    """Return a value as JSON. Numbers that are not finite become null, because JSON has no notation for them.
 
     Args:
-        indent: spaces per level; None: one line.
-        ascii_only: write other characters as escape sequences.
-        default: turns values of other types into plain ones.
+        value: the value, of plain types or of types that `default` converts.
+        indent: spaces per level; None writes a single line.
+        ascii_only: write characters outside ASCII as escape sequences.
+        default: function that converts values of other types to plain values.
     """
 
     def dumps(plain: Any) -> str:
@@ -115,7 +116,7 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file that takes `path`'s place, synced to disk, when the block ends without an error.
+    """Yield a temporary binary file that is synced and replaces `path` if the block ends without an error.
 
     Raises:
         OutputError: the folder is missing or not writable, the disk is full, or `path` is not a regular file.
@@ -129,13 +130,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    target = Path(os.path.realpath(path))  # a link stays a link; what it points to is replaced
+    target = Path(os.path.realpath(path))  # keep a link; replace its target
     if target.exists() and not target.is_file():
         raise OSError(None, "it exists and is not a plain file")
     part = target.parent / f".{secrets.token_hex(8)}.part"
     _unfinished.add(part)
     try:
-        # not tempfile: its files are readable by their owner only, and the checkpoint would stay so
+        # not tempfile: its files are readable only by their owner, and so would the checkpoint be
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
         with open(descriptor, "wb") as file:
             yield cast(BinaryIO, file)
@@ -155,14 +156,14 @@ _unfinished: set[Path] = set()
 
 
 def remove_unfinished() -> None:
-    """Remove the files that are being written; for a process that ends at once, without unwinding its calls."""
+    """Remove unfinished temporary files. Call it before the process ends without unwinding its stack."""
     for part in tuple(_unfinished):
         with contextlib.suppress(OSError):
             part.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the rename to the disk, where the system can."""
+    """Sync a folder, and with it a rename, to disk, if the system supports that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -181,10 +182,10 @@ def _reason(path: Path, error: OSError) -> str:
 
 
 def output_folder(path: Path) -> Path:
-    """Make a folder for results and check that files can be written there, before any work is done.
+    """Create a folder for results and check that it is writable, before any work is done; return its path.
 
     Raises:
-        OutputError: it cannot be made, or nothing can be written there.
+        OutputError: the folder cannot be created or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

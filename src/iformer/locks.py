@@ -1,4 +1,4 @@
-"""Lock files: one process at a time writes into a folder."""
+"""Lock files, which let only one process at a time write into a folder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ except ModuleNotFoundError:  # Windows
 
 @contextmanager
 def reserved(lock: Path, in_use: str) -> Iterator[None]:
-    """Hold a lock file, against processes on this or another machine that mounts its folder, and remove it.
+    """Hold a lock file while the block runs, then remove the file.
 
-    The folder is created. Windows and file systems without locks have none. The lock of a killed process is free
-    at once.
+    The lock excludes processes on this machine and on other machines that mount the folder. The folder is created.
+    On Windows and on file systems without locks nothing is locked. The lock of a killed process is free at once.
 
     Args:
-        lock: the file.
-        in_use: what is said if it is held.
+        lock: path of the lock file.
+        in_use: error message if the lock is held.
 
     Raises:
-        UserError: another process, or another call in this one, holds it.
+        UserError: another process, or another call in this process, holds the lock.
         OutputError: the folder cannot be created or written.
     """
     output_folder(lock.parent)
@@ -41,7 +41,7 @@ def reserved(lock: Path, in_use: str) -> Iterator[None]:
 
 
 def remove_locks() -> None:
-    """Remove the locks of this process; for one that ends at once, without unwinding its calls."""
+    """Remove the lock files of this process. Call it before the process ends without unwinding its stack."""
     for identity, lock in tuple(_held.items()):
         with suppress(OSError):
             if _identity(os.stat(lock)) == identity:
@@ -49,7 +49,8 @@ def remove_locks() -> None:
 
 
 _held: dict[tuple[int, int], Path] = {}
-"""Lock files held by this process. A process loses its lock when it closes any descriptor of the file."""
+"""Lock files held by this process, by device and inode. None of them may be opened a second time, because a
+process loses its lock when it closes any descriptor of the file."""
 
 
 def _lock(lock: Path, in_use: UserError) -> int | None:
@@ -61,7 +62,7 @@ def _lock(lock: Path, in_use: UserError) -> int | None:
                 raise in_use
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            # not flock: forked workers share its locks and outlive a killed process by seconds
+            # not flock: forked workers share such a lock and outlive a killed process by seconds
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _identity(os.fstat(descriptor)) == _identity(os.stat(lock)):
                 _held[_identity(os.fstat(descriptor))] = lock
@@ -79,7 +80,7 @@ def _lock(lock: Path, in_use: UserError) -> int | None:
 
 def _unlock(lock: Path, descriptor: int) -> None:
     try:
-        with suppress(OSError):  # the folder may be gone, or hold the lock of another process
+        with suppress(OSError):  # the folder may be gone, or the file another process's lock
             if _identity(os.fstat(descriptor)) == _identity(os.stat(lock)):
                 lock.unlink()
     finally:

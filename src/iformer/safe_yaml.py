@@ -1,4 +1,4 @@
-"""Read YAML from untrusted sources, bounded in time and memory, with one-line errors."""
+"""Read YAML from untrusted sources with bounded time and memory and one-line errors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from iformer.files import read_at_most
 
 MAX_BYTES = 2**16
 MAX_NODES = 500_000
-"""Number of values in a document. The values behind an alias are counted at each use."""
+"""Largest number of values in a document. Values behind an alias are counted at each use."""
 MAX_DEPTH = 32
 MAX_SLOW_BYTES = 2**19
-"""Larger documents are not given to PyYAML's own parser, which takes ten seconds for a million bytes."""
+"""Largest document, in bytes, for PyYAML's pure-Python parser, which takes ten seconds for a million bytes."""
 
 
 def _plain(loader: Any) -> Any:
-    """Derive a loader of strings, numbers, booleans, null, lists and mappings. Dates stay strings."""
+    """Return a subclass of a loader that builds plain values only; dates stay strings."""
     rules = {
         first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
         for first, rules in loader.yaml_implicit_resolvers.items()
@@ -30,19 +30,20 @@ def _plain(loader: Any) -> Any:
 
 _SLOW = _plain(yaml.SafeLoader)
 _FAST = _plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-"""libyaml, which refuses names that are not UTF-8 (`"\\udce9"`)."""
+"""Loader based on libyaml, if installed. libyaml refuses escapes of names that are not UTF-8 (`"\\udce9"`)."""
 
 
 def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int = MAX_BYTES) -> Any:
     """Read a YAML file in UTF-8, or in UTF-16 with a byte order mark.
 
     Args:
-        source: the name of the file in error messages; empty: its path.
-        max_bytes: the largest file that is read.
+        path: the file.
+        source: name of the file in error messages; if empty, `path`.
+        max_bytes: size of the largest file that is read.
 
     Raises:
-        ConfigError: the file is too large, no text, or not YAML.
-        OSError: it cannot be read.
+        ConfigError: the file is too large, not text, or not YAML.
+        OSError: the file cannot be read.
     """
     source = source or str(path)
     contents = read_at_most(path, max_bytes)
@@ -55,7 +56,7 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     """Parse one YAML document.
 
     Raises:
-        ConfigError: it is not YAML, nested too deeply or too large; `source` names it in the message.
+        ConfigError: the text is not YAML, too deeply nested or too large; the message starts with `source`.
     """
     loader = None
     try:
@@ -76,7 +77,7 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply; expected settings") from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        # a tag such as !!int in front of a text that is none raises whatever the constructor meets
+        # a tag that does not fit its value, such as !!int before a text, can raise any of these
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())[:300]}") from None
     finally:
         if loader is not None:
@@ -84,7 +85,10 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
 
 
 def _check_size(root: Any, source: str) -> None:
-    """Count the nodes of a document before any value is built; an alias is followed wherever it is used."""
+    """Raise `ConfigError` if a document has too many nodes or levels, before any value is built from it.
+
+    Aliases are followed at each use.
+    """
     remaining = MAX_NODES
     stack = [(root, 0)]
     while stack:

@@ -1,4 +1,4 @@
-"""Standard streams of processes that were started without them: by services, cron, and pythonw on Windows."""
+"""Replacement of missing standard streams, as in processes started by services, cron, and pythonw on Windows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def open_closed_streams() -> None:
-    """Connect stdin, stdout and stderr to the null device where they are closed.
+    """Connect closed streams among stdin, stdout and stderr to the null device.
 
-    Otherwise the next file that is opened takes the descriptor of a closed stream, and gets what is printed there.
+    Otherwise the next opened file would get the descriptor of a closed stream, and printed text would go into it.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:

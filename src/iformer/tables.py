@@ -25,7 +25,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Markdown(str):
-    """Text that is Markdown already; `markdown_table` does not escape it."""
+    """Text that is already Markdown, so that `markdown_table` does not escape it."""
 
     __slots__ = ()
 
@@ -33,10 +33,13 @@ class Markdown(str):
 def terminal_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, left: int = 1
 ) -> Table:
-    """Return a rich table; strings are shown as they are, styled cells are given as `rich.text.Text`.
+    """Return a rich table. Strings are shown without markup; styled cells are passed as `rich.text.Text`.
 
     Args:
-        left: the number of columns aligned left; the others, numbers, are aligned right.
+        title: title of the table.
+        columns: headings.
+        rows: cells by row.
+        left: number of left-aligned columns; the others, which hold numbers, are right-aligned.
     """
     from rich.table import Table
     from rich.text import Text
@@ -60,7 +63,9 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lef
     """Return a Markdown table without a final newline.
 
     Args:
-        left: the number of columns aligned left; the others, numbers, are aligned right.
+        columns: headings.
+        rows: cells by row.
+        left: number of left-aligned columns; the others, which hold numbers, are right-aligned.
     """
     align = ["---" if index < left else "---:" for index in range(len(columns))]
     lines = [[markdown_text(cell) for cell in columns], align]
@@ -69,7 +74,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lef
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return CSV with a header line; spreadsheet programs show text that looks like a formula as text."""
+    """Return CSV with a header line. Cells that look like formulas are marked as text; see `csv_cell`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([csv_cell(column) for column in columns])
@@ -78,7 +83,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return text as one line of Markdown that shows it, without HTML, links, emphasis or cell borders."""
+    """Return text as one line of Markdown, escaped so that HTML, links, emphasis and pipes are shown literally."""
     if isinstance(text, Markdown):
         return text
     line = html.escape(" ".join(text.split()), quote=False)
@@ -86,7 +91,7 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> Markdown:
-    """Return text as one line of code in Markdown, also inside a table."""
+    """Return text as inline code in Markdown, on one line; it is also valid in a table cell."""
     line = printable(" ".join(text.split())).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") else ""
@@ -94,7 +99,7 @@ def markdown_code(text: str) -> Markdown:
 
 
 def csv_cell(value: Any) -> Any:
-    """Return a CSV cell; an apostrophe keeps spreadsheet programs from running text as a formula."""
+    """Return a CSV cell. Text that looks like a formula gets an apostrophe, so that spreadsheets do not run it."""
     if not isinstance(value, str) or not value.startswith(_FORMULA) or _is_number(value):
         return value
     return f"'{value}"

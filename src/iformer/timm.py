@@ -22,9 +22,9 @@ from iformer.models.classifier import Classifier
 from iformer.models.factory import create_model
 
 PREFIX = "package_"
-"""In front of the names of `iformer.list_models`."""
+"""Prefix of the names registered with timm."""
 TAG = "in1k"
-"""timm's tag of the released weights."""
+"""timm's tag for the released weights."""
 
 
 def build_for_timm(
@@ -47,17 +47,17 @@ def build_for_timm(
     Args:
         name: a name of `iformer.list_models`.
         pretrained: use the released weights.
-        num_classes: classes; None: 1000, or those of `weights`.
-        global_pool: "avg", or "" with 0 classes.
-        output_stride: 32, the only one.
+        num_classes: number of classes. None: 1000, or the number of `weights`.
+        global_pool: "avg", or "" if `num_classes` is 0.
+        output_stride: 32; no other value is supported.
         drop_rate: 0; the head has no dropout.
         pretrained_cfg: not used; the settings come from the weights.
         pretrained_cfg_overlay: not used.
         cache_dir: not used; weights are cached by huggingface_hub.
-        options: those of `iformer.create_model`.
+        options: options of `iformer.create_model`.
 
     Raises:
-        UserError: an option does not exist, or has a value that the networks do not have.
+        UserError: an option does not exist, or has a value that the networks do not support.
     """
     for option, value, only in (("output_stride", output_stride, 32), ("drop_rate", drop_rate, 0)):
         if value != only:
@@ -88,7 +88,7 @@ default_cfgs = generate_default_cfgs(
         for name in list_models()
     }
 )
-"""timm looks for the settings of registered networks under this name."""
+"""Settings of the registered networks, under the module attribute in which timm looks for them."""
 
 for _name in list_models():
     _register(_name)

@@ -1,1 +1,1 @@
-"""Timing and comparison."""
+"""Benchmarks: latency and energy of networks and artifacts, compared side by side."""

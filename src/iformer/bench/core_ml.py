@@ -1,6 +1,6 @@
-"""Core ML timed by coremltools on a Mac or a connected iPhone, with the unit that runs each operation.
+"""Latency of Core ML artifacts on a Mac or a connected iPhone, and the processing unit of each operation.
 
-It needs `coremltools.models.ml_program.experimental` (8.3 and later) and macOS. An iPhone also needs Xcode,
+Timing needs macOS and `coremltools.models.ml_program.experimental` (8.3 and later). An iPhone also needs Xcode,
 developer mode, and a development team that signs coremltools' runner app.
 """
 
@@ -26,7 +26,7 @@ from iformer.errors import UserError
 _EXPERIMENTAL = "coremltools.models.ml_program.experimental"
 
 _UNITS = {"NeuralEngine": NEURAL_ENGINE, "GPU": "GPU", "CPU": "CPU"}
-"""Part of the name of coremltools' class for a unit, and the unit's name."""
+"""Name of each processing unit, by a part of the name of coremltools' class for it."""
 
 
 def require_mac() -> None:
@@ -44,15 +44,15 @@ def measure_core_ml(
     calls: int = 5,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Latency]:
-    """Time Core ML artifacts in turns on this Mac or on an iPhone; Core ML chooses the units.
+    """Time Core ML artifacts in turns on this Mac or on an iPhone; Core ML chooses the processing units.
 
     Args:
         subjects: Core ML artifacts with normalised float input (`--raw`), because coremltools sends no images.
         iphone: name of a connected iPhone, or "any"; None means this Mac.
         team: identifier of the Apple developer team that signs the runner app; required for an iPhone.
         rounds: number of samples per artifact, each the median of `calls` calls after one warm-up call.
-        calls: number of timed calls per turn.
-        report: called with a line after each artifact is loaded.
+        calls: number of timed calls per sample.
+        report: called with a line of text after each artifact is loaded.
 
     Raises:
         MissingDependencyError: coremltools is not installed.
@@ -114,7 +114,7 @@ def _find_iphone(name: str) -> Any:
 
 
 async def _prepared(phone: Any, team: str | None) -> Any:
-    """Install coremltools' runner app, which Xcode builds and signs, on the phone."""
+    """Let Xcode build and sign coremltools' runner app, and install the app on the phone."""
     if not team:
         raise UserError("an iPhone runs signed apps only; give the identifier of your developer team by --team")
     remote = require(f"{_EXPERIMENTAL}.remote_device", extra="coreml")
@@ -123,7 +123,7 @@ async def _prepared(phone: Any, team: str | None) -> Any:
 
 
 def _units(operations: Sequence[Any]) -> dict[str, dict[str, int]]:
-    """Count the operations of each kind that Core ML plans to run on each unit; constants run on none."""
+    """Return how many operations of each kind Core ML plans to run on each unit, without constants."""
     found: dict[str, Counter[str]] = {}
     for operation in operations:
         usage = operation.compute_device_usage
@@ -131,6 +131,6 @@ def _units(operations: Sequence[Any]) -> dict[str, dict[str, int]]:
             continue
         kind = type(usage.preferred_compute_device).__name__
         unit = next((name for part, name in _UNITS.items() if part in kind), kind)
-        # "ios16.conv" without the version of the definition
+        # remove the version from names such as "ios16.conv"
         found.setdefault(unit, Counter())[operation.spec.type.rpartition(".")[2]] += 1
     return {unit: dict(kinds.most_common()) for unit, kinds in found.items()}

@@ -1,4 +1,4 @@
-"""Records of several devices side by side: the `bench.json` that `iformer bench --out` writes on each of them."""
+"""Side-by-side comparison of devices, from the `bench.json` that `iformer bench --out` writes on each device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TITLE = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network of a row of the table."""
+    """A network at one precision and input size: one row of the table."""
 
     label: str
     precision: str
@@ -29,23 +29,23 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The latencies of one device in one runtime, or in one backend of its browser."""
+    """Latencies of one device in one runtime, or in one backend of the device's browser."""
 
     device: str
     where: str
-    """The runtime or backend, with its threads or its batch where they tell columns apart."""
+    """The runtime or browser backend; if they matter, also the number of threads and the batch size."""
     median_ms: dict[Network, float]
 
     @property
     def title(self) -> str:
-        """The runtime and the device in words."""
+        """Heading of the column: the runtime and the device."""
         return f"{self.where}: {self.device}"
 
 
 def read_columns(paths: Sequence[Path]) -> list[Column]:
-    """Read records of `iformer bench`; every runtime and backend of a record is one column.
+    """Read records of `iformer bench`; each runtime or browser backend becomes one column per batch size.
 
-    A network without a latency, because its answers were wrong or its backend failed, has none here either.
+    Networks without a latency, because their answers were wrong or the backend failed, are left out of the column.
 
     Raises:
         UserError: a file cannot be read, or is not a record of `iformer bench`.
@@ -74,7 +74,7 @@ def read_columns(paths: Sequence[Path]) -> list[Column]:
 
 
 def networks(columns: Sequence[Column]) -> list[Network]:
-    """Return the networks of all columns, each once, in the order of the records."""
+    """Return the distinct networks of all columns, in the order of the records."""
     return list(dict.fromkeys(network for column in columns for network in column.median_ms))
 
 
@@ -104,7 +104,7 @@ def _browser_columns(web: dict[str, Any]) -> list[Column]:
 
 
 def _grouped(device: str, where: str, rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """Return one column for each batch."""
+    """Return one column per batch size; rows without a latency and the matrix product are left out."""
     batches: dict[int, dict[Network, float]] = {}
     for row in rows:
         if row["label"] != MATRIX_PRODUCT and row["median_ms"] is not None:
@@ -120,7 +120,7 @@ def _grouped(device: str, where: str, rows: Sequence[dict[str, Any]]) -> list[Co
 
 
 def _words(value: Any) -> str:
-    """Return text of a record, which may come from a phone, without control characters."""
+    """Return text from a record with control characters escaped, because a record may come from a phone."""
     if not isinstance(value, str):
         raise TypeError("expected text")
     return printable(value, limit=_TITLE)

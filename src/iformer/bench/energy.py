@@ -1,29 +1,29 @@
-"""Energy of the processor's packages by RAPL, Linux's running counters of Intel and AMD processors."""
+"""Energy of the processor's packages, from the RAPL counters of Intel and AMD processors on Linux."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
-"""Where Linux has the counters; since 2020 only root may read them unless an administrator allows it."""
+"""Folder of Linux's counters. Since 2020 only root may read them, unless an administrator allows other users."""
 
 CANNOT_TELL = "this machine cannot tell the energy: it has no RAPL counter that this user may read"
 
 
 class EnergyMeter:
-    """Joules that all packages of this machine's processor have taken since the meter was made.
+    """Counts the energy that all processor packages of this machine have consumed since the meter was created.
 
-    A package counts everything that it does, idle cores and other processes included.
+    A package's counter includes idle cores and other processes.
     """
 
     def __init__(self, counters: list[Path]) -> None:
-        """Start to count; `counters` are the folders of the packages."""
+        """Start counting. `counters` are the RAPL folders of the packages."""
         self._counters = counters
         self._last = [_microjoules(folder) for folder in counters]
         self._total = 0
 
     def joules(self) -> float:
-        """Return the joules so far. A counter starts again at 0 after minutes or hours, which is allowed for."""
+        """Return the joules so far. Call it every few minutes: only one overflow between calls is corrected."""
         for index, folder in enumerate(self._counters):
             now = _microjoules(folder)
             step = now - self._last[index]
@@ -35,7 +35,7 @@ class EnergyMeter:
 
 
 def find_meter() -> EnergyMeter | None:
-    """Return a meter of this machine; None if it cannot tell."""
+    """Return an energy meter of this machine; None if it has no RAPL counter that this user may read."""
     counters = [
         folder
         for folder in sorted(POWERCAP.glob("*-rapl:*"))
@@ -49,7 +49,7 @@ def _microjoules(folder: Path) -> int:
 
 
 def _read(path: Path) -> str:
-    """Return the text of a small file; empty if it cannot be read."""
+    """Return the text of a small file; an empty string if the file cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

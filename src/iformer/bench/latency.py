@@ -21,43 +21,43 @@ NEURAL_ENGINE = "Neural Engine"
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """One row of the table: one artifact on one device."""
+    """Latency of one artifact on one device: one row of the table."""
 
     label: str
     runtime: str
     device: str
-    """The device's name, such as "this machine"."""
+    """Name of the device, such as "this machine"."""
     precision: str
     size: tuple[int, int]
     """Height and width of the input in pixels."""
     batch: int
-    """Images per call."""
+    """Number of images per call."""
     median_ms: float
     p10_ms: float
     p90_ms: float
     rounds: int
     times_as_fast: float
-    """Speed relative to the first row: the median over rounds of the ratio."""
+    """Speed relative to the first row: the median over rounds of the ratio of the two latencies."""
     load_ms: float
-    """From the file to the first answer; Core ML: loading only."""
+    """Milliseconds from opening the file to the first answer; for Core ML, of loading only."""
     memory_mb: float | None = None
-    """Increase of the process's resident memory by loading and running; None if not measured."""
+    """Increase of the process's resident memory by loading and running, in MB; None if not measured."""
     file_mb: float
     gmacs: float | None
     """10^9 multiply-accumulates per image; None if unknown."""
     gflops: float | None
-    """10^9 operations per second, two per multiply-accumulate, at the median."""
+    """10^9 operations per second at the median latency, two per multiply-accumulate; None if unknown."""
     postprocess: bool = False
     """Whether the time includes the postprocessing of a detector or segmenter."""
     matrix_product_share: float | None = None
-    """`gflops` as a share of what the same runtime reaches on a matrix product in the same run."""
+    """`gflops` divided by the rate of a matrix product in the same runtime and run; None if not measured."""
     energy_mj: float | None = None
-    """Millijoules that the processor took for an image, idle cores included: median over rounds; None if not
+    """Energy of the processor in millijoules per image, idle cores included: median over rounds. None if not
     measured."""
     energy_p10_mj: float | None = None
     energy_p90_mj: float | None = None
     units: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Core ML only: the number of operations per unit and kind, `{"Neural Engine": {"conv": 58}}`."""
+    """Core ML only: number of operations by processing unit and kind: `{"Neural Engine": {"conv": 58}}`."""
 
     @property
     def elsewhere(self) -> dict[str, int]:
@@ -69,7 +69,7 @@ class Latency:
         return dict(found)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the fields for JSON; `units` only if known."""
+        """Return the fields as plain values for JSON; `units` and `elsewhere` only if the units are known."""
         plain = asdict(self) | {"size": list(self.size)}
         if not plain.pop("units"):
             return plain
@@ -88,20 +88,20 @@ def measure(
 ) -> list[Latency]:
     """Time artifacts of one runtime against each other.
 
-    In each round every artifact has one turn, in random order: warm-up calls, then `calls` calls whose median is
-    one sample. A machine that slows down for a while slows all of them.
+    In each round every artifact has one turn, in random order: warm-up calls, then `calls` timed calls, whose
+    median is one sample. A temporary slow-down of the machine therefore affects all artifacts alike.
 
     Args:
         subjects: artifacts with different labels.
         rounds: number of samples per artifact.
         calls: number of timed calls per turn.
-        warmup: number of calls before them.
-        threads: threads of the runtime.
-        meter: measures the energy of every turn, warm-up calls included.
-        report: called with a line after loading and after each tenth of the rounds.
+        warmup: number of warm-up calls per turn.
+        threads: number of threads of the runtime.
+        meter: measures the energy of every turn, warm-up calls included; None does not measure energy.
+        report: called with a line of text after loading and after each tenth of the rounds.
 
     Raises:
-        UserError: there is nothing to time, a number is below 1, or an artifact cannot be run here.
+        UserError: there is nothing to time, a number is too small, or an artifact cannot run on this machine.
     """
     if not subjects or rounds < 1 or calls < 1 or threads < 1 or warmup < 0:
         raise UserError("a benchmark needs something to time, and 1 round, call and thread or more")
@@ -132,7 +132,7 @@ def measure(
     found = rows(subjects, timings, device="this machine", load_ms=load_ms, memory_mb=memory_mb)
     if meter is None:
         return found
-    # joules in, millijoules out
+    # convert joules to millijoules
     energy = Timings(seconds={label: tuple(values) for label, values in joules.items()}).to_plain()
     return [
         replace(
@@ -160,7 +160,7 @@ def rows(
     memory_mb: dict[str, float] | None = None,
     units: dict[str, dict[str, dict[str, int]]] | None = None,
 ) -> list[Latency]:
-    """Return one row per subject; the other figures are by label."""
+    """Return one row per subject. `load_ms`, `memory_mb` and `units` are dicts by label."""
     plain = timings.to_plain()
     gflops = {
         subject.label: 2 * subject.batch * subject.gmacs / timings.median(subject.label)

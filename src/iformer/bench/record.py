@@ -1,4 +1,4 @@
-"""A benchmark's result as a JSON file with its provenance."""
+"""Benchmark results as JSON files with provenance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iformer.training.records.provenance import describe_device, origin
 
 
 def record(figures: dict[str, Any], *, device: torch.device | None = None) -> dict[str, Any]:
-    """Return figures with the command, commit, versions, device and thread count of this process."""
+    """Return `figures` together with the command, commit, versions, device and thread count of this process."""
     return {
         **origin(),
         "device": describe_device(device or torch.device("cpu")),

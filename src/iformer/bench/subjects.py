@@ -1,7 +1,7 @@
-"""What a benchmark times: iFormer networks, timm's networks, artifacts, and a matrix product.
+"""Subjects of a benchmark: iFormer networks, timm's networks, existing artifacts, and a matrix product.
 
-All of them are artifacts of one runtime. Networks are exported with a normalised float32 input, timm's without
-any rewrite of the graph; an existing artifact is timed as it is.
+Each subject is an artifact of one runtime. Networks are exported with a normalised float32 input; timm's networks
+are converted without any rewrite of the graph. An existing artifact is timed as it is.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from iformer.models.weights.resolve import Artifact, Size, load, load_classifier
 from iformer.tasks.export import exportable
 
 MATRIX_PRODUCT = "matrix product"
-"""Label of the subject that shows the peak rate of a runtime on this machine."""
+"""Label of the matrix product, which shows the peak rate of a runtime on this machine."""
 
 _PRODUCT_CHANNELS, _PRODUCT_SIDE = 1024, 32
 
 DENSE_SIZES = ((320, 320), (416, 416), (512, 512), (640, 640))
-"""Heights and widths at which detectors and segmenters are timed unless sizes are given."""
+"""Input sizes (height, width) in pixels at which detectors and segmenters are timed by default."""
 
 TIMM_PREFIX = "timm/"
 """Prefix of the names of timm's networks."""
@@ -52,24 +52,26 @@ class BenchSubject:
     size: tuple[int, int]
     """Height and width of the input in pixels."""
     batch: int
-    """Images per call."""
+    """Number of images per call."""
     gmacs: float | None
     """10^9 multiply-accumulates per image; None if unknown."""
     file_mb: float
     postprocess: bool = False
-    """Whether postprocessing is timed too."""
+    """Whether the timed calls include postprocessing."""
 
 
 def prepare_all(
     name: str, runtime: Runtime, folder: Path, *, sizes: Sequence[tuple[int, int]], label: str, **options: Any
 ) -> list[BenchSubject]:
-    """Prepare a network at several sizes; see `prepare_subject` for the arguments.
+    """Prepare a network at several sizes; see `prepare_subject` for the other arguments.
 
-    Detectors and segmenters are timed twice at each size: their outputs alone, and with postprocessing.
+    Detectors and segmenters become two subjects at each size: the network alone, and with postprocessing.
 
     Args:
-        sizes: heights and widths; empty: `DENSE_SIZES` for detectors and segmenters, else the network's own.
-            An artifact has its own.
+        sizes: heights and widths in pixels. If empty, `DENSE_SIZES` for detectors and segmenters, else the
+            network's own size. Ignored for an artifact, which has a fixed size.
+        label: name in the table; the size is appended if there are several.
+        options: further arguments of `prepare_subject`.
     """
     found = resolve(name, entry=options.get("entry")) if not name.startswith(TIMM_PREFIX) else None
     if isinstance(found, Artifact):
@@ -83,7 +85,7 @@ def prepare_all(
         subject = prepare_subject(name, runtime, folder, size=size, label=title, **options)
         subjects.append(subject)
         info = read_record(subject.artifact)
-        if info.postprocess is not None and info.task != "classify":  # a sigmoid costs nothing
+        if info.postprocess is not None and info.task != "classify":  # a classifier's takes no time
             subjects.append(replace(subject, label=f"{title}, postprocessed", postprocess=True))
     return subjects
 
@@ -101,14 +103,14 @@ def prepare_subject(
     """Export a network to a runtime in its default precision, or use an artifact as it is.
 
     Args:
-        name: an artifact, a checkpoint or the name of a network; `timm/NAME` is timm's network with random
-            weights, on which latency does not depend.
-        runtime: the runtime; an artifact must be for it.
+        name: an artifact, a checkpoint or the name of a network. `timm/NAME` is timm's network with random
+            weights, because latency does not depend on the weights.
+        runtime: the runtime; an artifact must have been exported for this runtime.
         folder: folder for exported artifacts.
         size: height and width of the input in pixels; the network's by default.
-        batch: images per call; an artifact must take that number.
+        batch: number of images per call; an artifact must accept this number.
         label: name in the table; `name` by default.
-        entry: if `name` is the file of a training script, which of its weights to take.
+        entry: which weights to take from the checkpoint of a training script that holds several.
 
     Raises:
         UserError: the name is unknown, or the network cannot be exported to the runtime.
@@ -120,20 +122,20 @@ def prepare_subject(
     found = resolve(name, entry=entry if Path(name).is_file() else None)
     if isinstance(found, Artifact):
         return _artifact(found.path, runtime, batch, label)
-    # sizes get random weights, on which latency does not depend, instead of a download
+    # a size name gets random weights instead of a download, because latency does not depend on the weights
     if isinstance(found, Size):
         model: Any = create_model(found).eval()
     else:
         model = load_classifier(found) if found.task == "classify" else load(found)
     network = exportable(model)
-    raw = network.limits is None  # an R-CNN has its normalisation inside
+    raw = network.limits is None  # an R-CNN normalises its own input
     info = export_artifact(network, path, runtime.name, size=size, batch=batch, raw=raw)
     macs = count_macs(network.model, info.preprocessing.size, in_chans=network.channels)
     return _subject(label or Path(name).stem, path, macs, batch)
 
 
 def prepare_matrix_product(runtime: Runtime, folder: Path) -> BenchSubject:
-    """Export a product of 1024 x 1024 x 1024, as a 1x1 convolution like those of the networks."""
+    """Export a matrix product of 1024 x 1024 x 1024 as a 1x1 convolution, like those in the networks."""
     network = nn.Conv2d(_PRODUCT_CHANNELS, _PRODUCT_CHANNELS, 1, bias=False)
     nn.init.normal_(network.weight, std=_PRODUCT_CHANNELS**-0.5)
     side = (_PRODUCT_SIDE, _PRODUCT_SIDE)
@@ -143,7 +145,7 @@ def prepare_matrix_product(runtime: Runtime, folder: Path) -> BenchSubject:
 def prepare_layer(
     layer: nn.Module, label: str, runtime: Runtime, folder: Path, *, size: tuple[int, int], channels: int
 ) -> BenchSubject:
-    """Export a single layer, 1 x C x H x W to any map, without any rewrite of the graph."""
+    """Export a single layer without any rewrite of the graph. Its input is 1 x C x H x W, its output any map."""
     path = folder / f"{label.replace(' ', '_')}{runtime.suffix}"
     network = _Pooled(layer)
     _write_plain(network, label, runtime, path, size, channels=channels)
@@ -151,7 +153,7 @@ def prepare_layer(
 
 
 class _Pooled(nn.Module):
-    """A layer and the mean over its map, because the output of an artifact is B x K."""
+    """A layer followed by the mean over its output map, because a classifier's output is B x K."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -183,7 +185,7 @@ def _peer(
     if size is None:
         size = network.pretrained_cfg["input_size"][1:]
     macs = count_macs(network, size)
-    # as timm's users do before export: merge RepVGG-like branches into one convolution, and fold batch norms
+    # as usual before export: merge RepVGG-like branches into one convolution, and fold batch norms
     network = reparameterize_model(network)
     if hasattr(network, "fuse"):
         network.fuse()
@@ -201,7 +203,7 @@ def _write_plain(
     channels: int,
     batch: int = 1,
 ) -> None:
-    """Export by the runtime's converter, without any rewrite of the graph."""
+    """Export a network with the runtime's converter, without any rewrite of the graph and without a comparison."""
     mean = (0.5,) * channels
     with torch.inference_mode():
         outputs_BK: Tensor = network.eval()(torch.zeros(1, channels, *size))

@@ -1,4 +1,4 @@
-"""Interleaved timing of several functions in one process, compared as ratios."""
+"""Interleaved timing of several functions in one process, with speeds compared as ratios."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of each call by name: one sample per round and name, in the order of the rounds."""
+    """Samples in seconds by name: one sample per round and name, in the order of the rounds."""
 
     seconds: dict[str, tuple[float, ...]]
 
@@ -21,19 +21,19 @@ class Timings:
         return statistics.median(self.seconds[name])
 
     def percentile(self, name: str, percent: float) -> float:
-        """Return the sample in seconds below which `percent` of the samples lie (nearest rank)."""
+        """Return a percentile (0 to 100, nearest rank) of the samples in seconds."""
         samples = sorted(self.seconds[name])
         return samples[min(len(samples) - 1, max(0, round(percent / 100 * (len(samples) - 1))))]
 
     def ratio(self, slow: str, fast: str) -> float:
-        """Return the speed of `fast` relative to `slow`: the median over rounds of their ratios.
+        """Return the speed of `fast` relative to `slow`: the median over rounds of slow time / fast time.
 
-        Both are timed within a round, so a machine that slows down for a while slows both.
+        Both are timed in every round, so a temporary slow-down of the machine affects both.
         """
         return statistics.median(a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True))
 
     def to_plain(self) -> dict[str, dict[str, float]]:
-        """Return median, p10 and p90 in milliseconds and the number of rounds, by name, for JSON."""
+        """Return median, p10 and p90 in milliseconds, and the number of rounds, as `{name: values}` for JSON."""
         return {
             name: {
                 "median_ms": 1e3 * self.median(name),
@@ -52,16 +52,16 @@ def interleaved(
     warmup: int = 3,
     synchronize: Callable[[], Any] | None = None,
 ) -> Timings:
-    """Call every function once per round, in random order, so that drift affects all of them.
+    """Time every function once per round, in random order, so that drift affects all functions alike.
 
     Args:
         callables: functions by name; each call is one sample.
         rounds: number of samples per name, 1 or more.
-        warmup: calls of each function before the first sample.
-        synchronize: waits until the device has finished, such as `torch.cuda.synchronize`; None for a CPU.
+        warmup: number of calls of each function before the first sample.
+        synchronize: function that waits for the device, such as `torch.cuda.synchronize`; None for a CPU.
 
     Raises:
-        ValueError: no rounds or no functions.
+        ValueError: there are no rounds or no functions.
     """
     if rounds < 1 or not callables:
         raise ValueError(f"interleaved needs something to call and 1 round or more; got {rounds} rounds")

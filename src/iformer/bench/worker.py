@@ -1,7 +1,7 @@
-"""A process that keeps one artifact loaded and times it on request.
+"""A worker process that keeps one artifact loaded and times it on request.
 
 Each artifact has its own process, because runtimes in one process share thread pools, allocators and memory. Only
-one process works at a time.
+one of the processes works at a time.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 from iformer.errors import UserError
 
 _PATIENCE = 600.0
-"""Seconds that loading or one turn may take."""
+"""Longest time, in seconds, that loading or one turn may take."""
 
 
 class Worker:
     """An artifact in its own process; a context manager that ends the process."""
 
     def __init__(self, artifact: Path, *, threads: int, batch: int = 1, postprocess: bool = False) -> None:
-        """Start the process and load the artifact; `postprocess` includes the time of post-processing.
+        """Start the process and load the artifact. With `postprocess`, timed calls include the postprocessing.
 
         Raises:
-            UserError: the artifact cannot be loaded or run here.
+            UserError: the artifact cannot be loaded or run on this machine.
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -38,18 +38,18 @@ class Worker:
         theirs.close()
         try:
             self.load_seconds: float = self._ask()
-            """From the file to the first answer, without the import of the runtime."""
+            """Seconds from opening the file to the first answer, without the import of the runtime."""
         except BaseException:
             self.close()
             raise
 
     def turn(self, *, warmup: int, calls: int) -> list[float]:
-        """Return the seconds of each of `calls` calls, after `warmup` calls."""
+        """Make `warmup` calls, then `calls` timed calls; return the seconds of each timed call."""
         seconds: list[float] = self._ask((warmup, calls))
         return seconds
 
     def memory_mb(self) -> float:
-        """Return the increase of the process's resident memory since before it loaded the artifact."""
+        """Return the increase of the process's resident memory, in MB, since before the artifact was loaded."""
         megabytes: float = self._ask(None)
         return megabytes
 
@@ -92,7 +92,7 @@ def _serve(connection: Connection, artifact: Path, threads: int, batch: int, pos
     from iformer.deploy.runtimes.registry import find_runtime
     from iformer.tasks.registry import find_task
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this process
     torch.set_num_threads(threads)
     process = require("psutil", extra="bench").Process()
 

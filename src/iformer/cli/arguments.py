@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how values are written on the command line."""
+"""Options shared by several verbs, and parsing of their values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from iformer.tasks.registry import TASKS
 
 DATA, MODEL, RECIPE, RUN = "Data", "Model", "Recipe", "Run"
 MORE = "More options"
-"""Groups of options in the help of a verb. Those of `MORE` are shown by --help-all."""
+"""Names of option groups in a verb's help. The options of `MORE` are shown only by --help-all."""
 
 LABELLED_DATA = "; ".join(f"{row.name}: {row.data}" for row in TASKS.values() if row.verb == "train") + "."
-"""Help of `--data`: what each task reads."""
+"""Help text of `--data`: the data that each task reads."""
 
 AttentionOption = Annotated[
     str | None,
@@ -41,17 +41,17 @@ DeviceOption = Annotated[
     str,
     typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto: a GPU if there is one.", metavar="NAME"),
 ]
-"""Default: "auto". `iformer.device.resolve_device` turns the name into a device."""
+"""Option `--device`; see `iformer.device.resolve_device` for its values."""
 
 RENAMED_OPTIONS = {"--part": "--split"}
-"""Old spellings of options, accepted by every verb that has the new one."""
+"""Old spelling -> new spelling of an option. Old ones are accepted by every verb that has the new option."""
 
 
 def current_options(arguments: Sequence[str], known: Collection[str]) -> list[str]:
     """Replace old spellings of options by the new ones, with a note on stderr for each.
 
     Args:
-        arguments: of one verb.
+        arguments: command-line arguments of one verb.
         known: the options of that verb.
 
     Raises:
@@ -134,10 +134,10 @@ TrackerOption = Annotated[
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Parse `224` or `192x256` (height x width, in pixels) into (height, width).
+    """Parse a size in pixels, `224` or `192x256` (height x width), into (height, width).
 
     Raises:
-        UserError: it is neither, or the networks do not take a side of this length.
+        UserError: the text has neither form, or the networks do not support a side of this length.
     """
     if not re.fullmatch(r"\s*\d{1,9}\s*(x\s*\d{1,9}\s*)?", text, re.IGNORECASE | re.ASCII):
         raise UserError(f"--size is '{text[:80]}'; expected pixels such as 224, or height x width such as 192x256")

@@ -25,7 +25,7 @@ from iformer.files import output_folder, write_text
 from iformer.tables import csv_text, terminal_table
 
 WEB = {"web": "onnx", "web-litert": "litert"}
-"""Values of `--on` for browsers, and the runtimes of their artifacts."""
+"""Value of `--on` for browsers -> the runtime of the artifacts."""
 
 if TYPE_CHECKING:
     from iformer.bench.latency import Latency
@@ -254,7 +254,7 @@ def _subjects(
 
 
 def _is_for_another(path: Path, runtime: Runtime) -> bool:
-    """Whether a path is an artifact for another of the browser's runtimes, which `--on web` may be given too."""
+    """Return whether a path is an artifact for a browser runtime other than `runtime`."""
     from iformer.deploy.artifact import is_artifact, read_record
 
     return is_artifact(path) and (found := read_record(path).runtime) != runtime.name and found in WEB.values()
@@ -275,7 +275,7 @@ def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Pa
 
 
 def _show_records(paths: list[Path], out: Path | None, *, json: bool) -> None:
-    """Print the latencies of several devices side by side; draw accuracy against them where the paper has it."""
+    """Print the latencies of several devices side by side; with `out`, also plot them against accuracy."""
     from iformer.bench.device_columns import networks, read_columns
 
     columns = read_columns(paths)

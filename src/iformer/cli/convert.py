@@ -22,7 +22,7 @@ _WORTH_TELLING = 50
 
 
 class Target(StrEnum):
-    """Whose key names and file format to write; for images shards, for annotated objects coco or yolo."""
+    """Format to write: key names and file format of weights, shards of images, or coco or yolo for objects."""
 
     iformer = "iformer"
     timm = "timm"
@@ -142,7 +142,7 @@ def _convert_labels(source: str, out: Path, *, to: LabelFormat, val_split: float
 
 
 def _say_progress(verb: str, noun: str, done: int, total: int) -> None:
-    """Print progress about ten times; print nothing for short work."""
+    """Print about ten lines of progress during long work, and none for short work."""
     if total >= _WORTH_TELLING and done % max(1, total // 10) == 0:
         note(f"{verb} {done:,} of {total:,} {noun}")
 

@@ -44,7 +44,7 @@ PARTS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "bench": ((("matplotlib", "matplotlib"), ("psutil", "psutil")), "bench, figures of the paper"),
     "web": ((("segno", "segno"), ("trustme", "trustme")), "demo --lan"),
 }
-"""Extras: their packages (name to import, name to install), and what they are for."""
+"""Packages (name to import, name to install) and purpose of each extra, by the extra's name."""
 
 HUB_TIMEOUT_SECONDS = 5.0
 
@@ -164,7 +164,7 @@ def _cpu_advice(machine: dict[str, Any]) -> str:
 def _cpu_flags() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
+    except OSError:  # only Linux has this file
         return set()
     return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
 

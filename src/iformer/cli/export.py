@@ -277,7 +277,7 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
 
 
 def _parity_rows(parity: dict[str, Any] | None) -> list[list[str]]:
-    """Return the rows about the comparison with the network; None if the artifact was not compared."""
+    """Return table rows on the comparison with the network; `parity` is None if the artifact was not compared."""
     if parity is None:
         return []
     photographs = parity["images"] - parity["generated_images"]
@@ -305,7 +305,7 @@ def _parity_rows(parity: dict[str, Any] | None) -> list[list[str]]:
 
 
 def _class_table(accuracy: dict[str, Any]) -> Any:
-    """Return a table of the network's and the artifact's score for each class, the largest loss first."""
+    """Return a table with the network's and the artifact's score for each class, the largest drop first."""
     own, now = accuracy["network"]["per_class"], accuracy["metrics"]["per_class"]
     score = next(iter(next(iter(own.values()))))
 

@@ -92,7 +92,7 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
 
 
 def _list_networks(size: tuple[int, int], design: Design, *, counted: bool, json: bool) -> None:
-    """List all sizes, with the counts of their table, or counted here, which takes seconds."""
+    """Print all sizes with counts from their table or, if `counted`, computed here, which takes seconds."""
     from iformer.config.variants import list_models, listed_counts, network_config, release, shipped_checkpoints
 
     networks: list[dict[str, Any]] = []
@@ -242,7 +242,7 @@ def _count(config: NetworkConfig, size: tuple[int, int]) -> dict[str, int]:
 
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
         parameters = count_parameters(build(config))
-    # folding makes one head of the two of a distilled network
+    # folding merges the two heads of a distilled network
     return {"parameters": parameters, **_count_folded(config.with_options(name="", distillation=False), size)}
 
 

@@ -38,20 +38,20 @@ VERBS = {
     "paper": "paper",
     "doctor": "doctor",
 }
-"""The verbs, which are also the names of their modules in `iformer.cli`, with their functions."""
+"""Function of each verb, by the verb's name, which is also the name of its module in `iformer.cli`."""
 
 
 HELP_ALL = "--help-all"
 
 
 class Verb(TyperCommand):
-    """A verb that also takes the old spellings of its options. Its help has rich's panels; the app's has not."""
+    """A verb that also accepts old spellings of its options. Its help is drawn by rich, unlike that of the app."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "rich_markup_mode": "rich"})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the verb's arguments; see `current_options`. `--help-all` prints the whole help."""
+        """Parse the verb's arguments after replacing old spellings. `--help-all` prints the whole help."""
         if HELP_ALL in args:
             ctx.meta[HELP_ALL] = True
             self.format_help(ctx, ctx.make_formatter())
@@ -60,7 +60,7 @@ class Verb(TyperCommand):
         return super().parse_args(ctx, current_options(args, known))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help; without `--help-all`, the options of the group `MORE` are only counted."""
+        """Print the help. Without `--help-all`, only the number of options in the group `MORE` is printed."""
         more = [option for option in self.params if getattr(option, "rich_help_panel", None) == MORE]
         if not more or ctx.meta.get(HELP_ALL):
             super().format_help(ctx, formatter)
@@ -78,12 +78,12 @@ class Verb(TyperCommand):
 
 
 def build_app() -> typer.Typer:
-    """Return the app with every verb. The modules of the verbs import torch only when they are called."""
+    """Return the app with every verb. A verb's module imports torch only when the verb is called."""
     app = typer.Typer(
         name="iformer",
         help="iFormer: train mobile vision networks on your images, export them with proof, measure honestly.",
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # importing rich takes longer than all the rest of `iformer --help`
+        rich_markup_mode=None,  # importing rich would take most of the time of `iformer --help`
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
@@ -110,7 +110,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (None: `sys.argv`) and return the exit code."""
+    """Run a command line and return the exit code. None: `arguments` are taken from `sys.argv`."""
     try:
         with process_settings():
             code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)
@@ -121,20 +121,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Terminated as error:
         given = sys.argv[1:] if arguments is None else arguments
         code = report_error(error)
-        return REQUEUE if "train" in given[:1] else code  # nothing is lost: run the same command again
+        return REQUEUE if "train" in given[:1] else code  # the state is saved: run the same command again
     except _usage_error() as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "iformer"
         complaint = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
         note(f"error: {complaint}; see: {command} --help")
         return USAGE
-    except OSError as error:  # --install-completion: verbs report their own
+    except OSError as error:  # from --install-completion; verbs report their own errors
         return report_error(error)
     return code if isinstance(code, int) else 0
 
 
 def _usage_error() -> type[Exception]:
-    """Return the base class of typer's usage errors, of which typer exports only this child."""
+    """Return the base class of typer's usage errors. Typer exports only the subclass `BadParameter`."""
     base = typer.BadParameter.__base__
     assert base is not None
     assert issubclass(base, Exception)

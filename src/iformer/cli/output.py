@@ -1,7 +1,7 @@
-"""How the verbs print, and how an error becomes one line and an exit code.
+"""Printing of results and messages, and conversion of errors to one line and an exit code.
 
-Results go to stdout and everything else to stderr, so that `--json` can be piped. Everything printed is escaped:
-names of files, classes and devices may hold control characters, or characters that the terminal does not have.
+Results go to stdout and everything else to stderr, so that `--json` can be piped. All printed text is escaped,
+because names of files, classes and devices may hold control characters or characters that the terminal lacks.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 FAILED, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 1, 2, 75, 130, 143
-"""Exit codes: something cannot be used or done; the command line is wrong; stopped by a scheduler's signal with
-the state saved (EX_TEMPFAIL: run the same command again); stopped by Ctrl-C; stopped by SIGTERM."""
+"""Exit codes. FAILED: an error; USAGE: an invalid command line; REQUEUE: stopped by a scheduler's signal with the
+state saved (EX_TEMPFAIL: run the same command again); INTERRUPTED: by Ctrl-C; TERMINATED: by SIGTERM."""
 
 WARNINGS_SHOWN = 20
 _NAME_SHOWN = 300
 _LEAST_COLUMNS = 40
 
 _SMALLER = {"batch_size": "--batch-size", "batch": "--batch", "size": "--size"}
-"""Options that take less memory with a smaller value, by the parameters of the verbs that have them."""
+"""Options that reduce memory if their value is smaller, by the name of the verb's parameter."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 class Terminated(BaseException):
-    """SIGTERM has arrived."""
+    """Raised in the main thread when SIGTERM has arrived."""
 
 
 _terminated = threading.Event()
-"""Set when SIGTERM has arrived: some converters turn every exception into an error of their own."""
+"""Set when SIGTERM has arrived, because some converters replace `Terminated` by exceptions of their own."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console for results (stdout) or messages (stderr), as they are redirected now."""
+    """Return a console for results (stdout) or messages (stderr), with the stream's current redirection."""
     from iformer.cli.safe_console import SafeConsole  # deferred: importing rich takes 0.1 s
 
     made = SafeConsole(stderr=stderr, highlight=False)
-    if made.width < _LEAST_COLUMNS:  # as the variable COLUMNS says; rich would leave the text out
+    if made.width < _LEAST_COLUMNS:  # COLUMNS may be too small; rich would leave text out
         made.width = _LEAST_COLUMNS
     return made
 
@@ -74,7 +74,7 @@ def note(text: str) -> None:
 
 
 def note_warnings(warnings: Sequence[str]) -> None:
-    """Print the warnings about the data on stderr, one line each, at most `WARNINGS_SHOWN` of them."""
+    """Print warnings about the data on stderr, one line each, and at most `WARNINGS_SHOWN` of them."""
     for warning in warnings[:WARNINGS_SHOWN]:
         note(f"note: {warning}")
     if len(warnings) > WARNINGS_SHOWN:
@@ -82,7 +82,7 @@ def note_warnings(warnings: Sequence[str]) -> None:
 
 
 def print_json(result: Any, *, indent: int | None = 2) -> None:
-    """Print one JSON document on stdout. Paths become strings, numbers that are not finite null."""
+    """Print one JSON document on stdout. Paths become strings; numbers that are not finite become null."""
     print(json_text(result, indent=indent, default=_plain), flush=True)
 
 
@@ -93,17 +93,17 @@ def print_json_line(result: Any) -> None:
 
 @contextmanager
 def process_settings() -> Iterator[None]:
-    """Make the process safe for a command line.
+    """Apply the settings of a command-line process while the block runs.
 
-    Standard streams that are closed are connected to the null device.
-    stdout and stderr escape characters that their encoding lacks instead of failing. SIGTERM raises `Terminated`,
-    so that unfinished files are removed; further ones are ignored meanwhile.
+    Closed standard streams are connected to the null device. stdout and stderr escape characters that their
+    encoding lacks. SIGTERM raises `Terminated`, so that unfinished files are removed; further SIGTERMs are
+    ignored.
     """
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # Python accepts handlers in the main thread only; a program that calls `main` may have its own
+    # Python accepts handlers in the main thread only, and a program that calls `main` may have its own handler
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
@@ -129,7 +129,7 @@ def process_settings() -> Iterator[None]:
 
 
 def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a verb: an error becomes one line on stderr and an exit code; `debug=True` adds the traceback."""
+    """Wrap a verb so that errors become one line on stderr and an exit code; `debug=True` adds the traceback."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -160,7 +160,7 @@ def report_error(error: BaseException, smaller: Sequence[str] = ()) -> int:
         note(str(error))
         return REQUEUE
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        # the reader of stdout has gone (`| head`): print nothing, and flush nothing at exit
+        # the reader of stdout has closed the pipe (`| head`): print nothing, and flush nothing at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     note(describe_error(error, smaller))
@@ -171,8 +171,8 @@ def describe_error(error: BaseException, smaller: Sequence[str] = ()) -> str:
     """Return the one line that describes an error.
 
     Args:
-        error: what was raised.
-        smaller: the verb's options that take less memory with a smaller value.
+        error: the exception.
+        smaller: the verb's options that reduce memory if their value is smaller.
     """
     if isinstance(error, UserError):
         return f"error: {_one_line(error)}"
@@ -192,7 +192,7 @@ def describe_error(error: BaseException, smaller: Sequence[str] = ()) -> str:
 
 
 def _failed_import(error: BaseException) -> str | None:
-    """Return the name of another package that raised the error while it was imported."""
+    """Return the name of another package whose import raised the error; None if no such import failed."""
     bodies = [
         str(frame.f_globals.get("__name__"))
         for frame, _ in traceback.walk_tb(error.__traceback__)

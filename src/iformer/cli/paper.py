@@ -28,7 +28,7 @@ _LEFT_OUT = (
 
 """Columns left out on a terminal; --csv, --markdown and --json have all columns."""
 _ORDER = ("params_m", "counted_params_m", "params_diff_pct", "gmacs", "counted_gmacs", "gmacs_diff_pct")
-"""Columns of counts, shown side by side where the first of them is."""
+"""Columns of counts, which are shown side by side at the place of the first one."""
 _HEADERS = {
     "params_m": "params M",
     "counted_params_m": "counted",
@@ -136,7 +136,7 @@ def _show(shown: PaperTable) -> None:
 
 
 def _table(header: list[str], rows: list[list[str]], width: int) -> Table:
-    """Return a table of this width with whole words; if it is too narrow, those of the first column are broken."""
+    """Return a table of `width` columns of text. Only words of the first column are broken if it is too narrow."""
     table = terminal_table("", header, rows)
     cells = list(zip(header, *rows, strict=True))
     words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]
@@ -152,11 +152,11 @@ def _table(header: list[str], rows: list[list[str]], width: int) -> Table:
 
 
 def _cell(text: str, column: str) -> str:
-    return text.replace("_", " ") if column == "our_config" else text  # names of fields, which may be broken
+    return text.replace("_", " ") if column == "our_config" else text  # let field names break
 
 
 def _header(columns: list[str]) -> list[str]:
-    # a count without a printed column beside it is labelled as a count
+    # a count without a printed column next to it is labelled as a count
     alone = {
         f"counted_{name}": f"{_HEADERS[name]} counted" for name in ("params_m", "gmacs") if name not in columns
     }

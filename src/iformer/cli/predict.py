@@ -147,7 +147,7 @@ def predict(
 
 
 def _unused_folder(*, overwrite: bool) -> Path:
-    """Return the default folder or, if it holds answers of an earlier call, a numbered one inside it."""
+    """Return the default folder or, if that holds answers of an earlier call, a numbered folder inside it."""
     from iformer.api.answers import holds_answers
 
     numbered = (DEFAULT_FOLDER if number == 1 else DEFAULT_FOLDER / str(number) for number in count(1))
@@ -155,7 +155,7 @@ def _unused_folder(*, overwrite: bool) -> Path:
 
 
 def _short(source: str) -> str:
-    """Return the last part of a path or URL."""
+    """Return the last component of a path or URL."""
     return Path(source).name or source
 
 

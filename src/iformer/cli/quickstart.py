@@ -39,7 +39,7 @@ EXPLAINED_IMAGES = 18
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """The results for the report and the summary."""
+    """Results of a quickstart, for its report and summary."""
 
     result: TrainResult
     artifact: ArtifactInfo

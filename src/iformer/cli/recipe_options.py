@@ -1,4 +1,4 @@
-"""Options of `iformer train` that set a field of the recipe, generated from the recipe's fields and their docs."""
+"""Options of `iformer train` that set recipe fields, generated from the fields and their docstrings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def recipe_options(
     kind: type[Recipe], options: Mapping[str, str], *, groups: Mapping[str, str]
 ) -> Callable[[F], F]:
-    """Decorate a verb: its `**fields` become options that set fields of a recipe.
+    """Return a decorator that turns the `**fields` of a verb into options that set recipe fields.
 
     Args:
         kind: the recipe class with the fields.
-        options: name of each option -> name of its field. An option that is not given is None.
-        groups: name of an option -> its group in the help; `RECIPE` for the others.
+        options: option name -> field name. The verb gets None for an option that is not given.
+        groups: option name -> group in the help; `RECIPE` for options that are not listed.
     """
     rows = {row.name: row for row in recipe_fields(kind)}
 

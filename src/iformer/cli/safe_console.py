@@ -1,4 +1,4 @@
-"""A rich console that shows control characters. A module of its own, because importing rich takes 0.1 s."""
+"""A rich console that shows control characters; in a separate module, because importing rich takes 0.1 s."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ class SafeConsole(Console):
     """A rich console that shows control characters as escape sequences."""
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Render as rich does and escape the text; control segments, such as cursor movements, are kept."""
+        """Render like rich, with text escaped. Control segments, such as cursor movements, are unchanged."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable_lines(segment.text), segment.style)

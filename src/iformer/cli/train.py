@@ -51,7 +51,7 @@ RECIPE_OPTIONS = {
     "teacher": "distillation.teacher",
     "distillation": "distillation.loss",
 }
-"""The options that set a field of the recipe, with the fields."""
+"""Options that set recipe fields: option name -> field name."""
 
 
 _TASKS = {name: row for name, row in TASKS.items() if row.verb == "train"}
@@ -229,7 +229,7 @@ def train(
 
 @contextmanager
 def explained_stop(out: Path) -> Iterator[None]:
-    """After Ctrl-C, print how to continue the run."""
+    """If Ctrl-C interrupts the block, print how to continue the run."""
     try:
         yield
     except KeyboardInterrupt:
@@ -282,7 +282,7 @@ def _print_dry_run(found: DryRun, *, json: bool) -> None:
 
 
 def format_hours(hours: float) -> str:
-    """`3.5 h`, `12 min`, `41 days`."""
+    """Return a duration as text, such as `12 min`, `3.5 h` or `41 days`."""
     if hours < 1:
         return f"{60 * hours:.0f} min"
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:,.0f} days"

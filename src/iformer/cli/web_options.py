@@ -1,4 +1,4 @@
-"""Options of the verbs that show a page in a browser, and how its address is shown."""
+"""Options of the verbs that open a page in a browser, and printing of the page's address."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PicturesOption = Annotated[
 
 
 def show_page(page: str, *, lan: bool, write: Callable[[str], None]) -> None:
-    """Print a page's address and, for other devices, its QR code."""
+    """Print a page's address and, with `lan`, the address as a QR code for other devices."""
     from iformer.web.demo import qr_code
 
     write(page)

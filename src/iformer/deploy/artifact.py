@@ -1,4 +1,4 @@
-"""An exported artifact on disk: a file or folder, and the JSON record beside it that describes it."""
+"""An exported artifact on disk: a file or folder, and a JSON record next to it that describes it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MAX_BATCH = 4096
-"""Largest number of images per call."""
+"""Largest number of images per call of an artifact."""
 _MAX_INPUT_VALUES = 2**31
-"""Largest number of values in an input: images of a call are padded to the batch."""
+"""Largest number of values in an input. A record with more is refused, because inputs are padded to the batch."""
 _MAX_RECORD_BYTES = 16_000_000
 _STAGING = ".iformer-export-"
 _CHECKSUM = "record_sha256"
@@ -38,71 +38,70 @@ _Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "e3b0c442…")]
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactInfo(Config):
-    """The record of an artifact: how to feed it, how to read its outputs, and how it was checked."""
+    """Record of an artifact: the form of its input, the meaning of its outputs, and how it was checked."""
 
     label: ClassVar[str] = "record"
 
     format: Literal["iformer-artifact-1"] = "iformer-artifact-1"
     runtime: Text
-    """A name in `iformer.deploy.runtimes.registry.RUNTIMES`."""
+    """Name of the runtime in `iformer.deploy.runtimes.registry.RUNTIMES`."""
     backend: Text | None = None
-    """ExecuTorch only: the backend that the program is for, a name in `iformer.deploy.runtimes.registry.BACKENDS`.
-    Records of early versions have none; their programs are for XNNPACK."""
+    """ExecuTorch only: the program's backend, a name in `iformer.deploy.runtimes.registry.BACKENDS`. None in
+    records of early versions, whose programs are for XNNPACK."""
     file: Text
-    """Name of the artifact, a file or folder beside this record."""
+    """Name of the artifact, a file or folder next to this record."""
     sha256: _Sha256
-    """`artifact_hash` at the time of export."""
+    """`artifact_hash` of the artifact at the time of export."""
     network: Annotated[str, Length(0, 4096)]
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "palette6"] = "fp32"
-    """int8-dynamic: weights in 8 bits; activations are quantized at run time, by the range of each call. palette6:
-    weights are 6-bit indices into a table per layer, computed with in fp16."""
+    """Number format. int8-dynamic: 8-bit weights; activations are quantized at run time by their range in each
+    call. palette6: weights are 6-bit indices into one table per layer, and arithmetic is fp16."""
     input_name: Text
     input_dtype: Literal["uint8", "float32", "image"]
-    """image: the runtime's own image type, RGB."""
+    """Type of the input. image: the runtime's own RGB image type."""
     input_layout: Literal["NHWC", "NCHW"]
     normalized_by: Literal["graph", "caller"]
-    """graph: the input has pixel values of 0 to 255. caller: the caller divides them by 255 and normalises them
-    with `preprocessing.mean` and `.std` (`--raw`)."""
+    """Where pixels are normalised. graph: inside the artifact; the input has values of 0 to 255. caller (`--raw`):
+    before the call, which divides by 255 and applies `preprocessing.mean` and `.std`."""
     batch: Annotated[int, Range(1, MAX_BATCH)] | None
-    """Images per call; None means any number."""
+    """Number of images per call; None means any number."""
     preprocessing: Preprocessing
-    """How an image becomes the input: the caller resizes and crops, `normalized_by` normalises."""
+    """Resizing and cropping, done by the caller, and normalisation, done by `normalized_by`."""
     output_name: Text
     """Name of the first output in the artifact."""
     output: Text = "logits"
-    """What the first output is. Classifiers: `logits`, batch x classes; softmax gives probabilities, or sigmoid
-    if `postprocess` says so.
-    `docs/reference/artifact.md` has those of detectors and segmenters."""
+    """Name of the first output. Classifiers: `logits`, batch x classes; softmax gives probabilities, or sigmoid if
+    `postprocess` says so. See `docs/reference/artifact.md` for detectors and segmenters."""
     more_outputs: dict[str, Text] = field(default_factory=dict)
-    """The other outputs, each with its name in the artifact."""
+    """The other outputs: name -> name in the artifact."""
     output_shapes: dict[str, tuple[Annotated[int, Range(1, 10**9)], ...]] = field(default_factory=dict)
-    """Shape of every output for one image, without the batch. Empty in records of early versions."""
+    """Shape of every output for one image, without the batch axis. Empty in records of early versions."""
     postprocess: dict[str, Any] | None = None
-    """How the outputs become an answer, by the task: thresholds, limits, colours. None: they are the answer.
+    """Settings that turn outputs into answers, by task: thresholds, limits, colours. None: no postprocessing.
     Multi-label classifiers: `{"activation": "sigmoid", "threshold": …}`."""
     task: Text = "classify"
     num_classes: Annotated[int, Range(1, 1_000_000)]
     class_names: tuple[str, ...] = ()
     """One name per class, in the order of the outputs; empty if unknown."""
     weights_sha256: _Sha256
-    """`weights_hash` of the network before folding."""
+    """`weights_hash` of the network before it was folded."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the weights, as in the checkpoint's metadata."""
     versions: dict[str, str] = field(default_factory=dict)
     graph: dict[str, Any] = field(default_factory=dict)
-    """The converted graph: its operations, and those that will not be accelerated."""
+    """Facts about the converted graph: counts of its operations, and the operations that are not accelerated."""
     status: Literal["run here", "converted, not run here"] = "run here"
     """Whether the exporting machine ran the artifact in its own runtime."""
     checked_by: str = ""
-    """Runtime or stand-in that computed the artifact's outputs for `parity`; empty if they were not compared."""
+    """Runtime or stand-in that computed the artifact's outputs for `parity`; empty without a comparison."""
     parity: dict[str, Any] | None = None
-    """Result of `iformer.deploy.parity.compare`; None if not compared."""
+    """Result of `iformer.deploy.parity.compare`; None if the artifact was not compared."""
     accuracy: dict[str, Any] | None = None
-    """Metrics of the artifact and of the network on a data set; None if not measured."""
+    """Metrics of the artifact and of the network on a data set; None if they were not measured."""
     quantization: dict[str, Any] | None = None
     """How a quantized artifact was calibrated, and which layers stayed in higher precision."""
     record_sha256: str = field(default="", compare=False)
-    """`record_hash` of the other fields; empty in the records of early versions, which are not protected."""
+    """`record_hash` of the other fields; empty in records of early versions, which are not protected by a hash."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +118,7 @@ class ArtifactInfo(Config):
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:
-        """Shape of the input in `input_layout`; None means any batch."""
+        """Shape of the input in `input_layout`. The batch axis is None if any batch is accepted."""
         height, width = self.preprocessing.size
         channels = len(self.preprocessing.mean)
         if self.input_layout == "NHWC":
@@ -128,28 +127,29 @@ class ArtifactInfo(Config):
 
     @property
     def outputs(self) -> dict[str, str]:
-        """Outputs by name, with the name that each has in the artifact."""
+        """All outputs: name -> name in the artifact."""
         return {self.output: self.output_name} | self.more_outputs
 
     @property
     def multi_label(self) -> bool:
-        """Whether it is a classifier that answers each class with yes or no."""
+        """Whether the network is a multi-label classifier: a yes or no for each class."""
         return self.task == "classify" and (self.postprocess or {}).get("activation") == "sigmoid"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each output for one image."""
+        """Shape of each output for one image, by name, without the batch axis."""
         return self.output_shapes or {self.output: (self.num_classes,)}
 
 
 @contextmanager
 def staged(artifact: Path) -> Iterator[Path]:
-    """Yield a path for an artifact (a file or folder) and its record; move both to their places at the end.
+    """Yield a temporary path for an artifact (a file or folder); move it and its record into place at the end.
 
-    If the block fails, nothing changes. A folder is replaced only if it is an artifact, that is, has a record.
+    If the block fails, nothing changes. An existing folder is replaced only if it is an artifact, that is, has a
+    record.
 
     Raises:
-        UserError: `artifact` is a folder and not an artifact.
+        UserError: `artifact` is an existing folder that is not an artifact.
         OutputError: the folder cannot be created or written.
     """
     if artifact.is_dir() and not _is_record(record_path(artifact), artifact.name):
@@ -166,13 +166,13 @@ def staged(artifact: Path) -> Iterator[Path]:
                 os.replace(record_path(path), record_path(artifact))
     except BaseException:
         for made in missing:
-            with suppress(OSError):  # not empty any more
+            with suppress(OSError):  # the folder is not empty any more
                 made.rmdir()
         raise
 
 
 def _is_record(path: Path, name: str) -> bool:
-    """Whether a file is the record of an artifact of this name, perhaps damaged."""
+    """Return whether a file is the record, perhaps a damaged one, of the artifact `name`."""
     try:
         content = json.loads(read_at_most(path, _MAX_RECORD_BYTES) or b"")
     except (OSError, ValueError, RecursionError):
@@ -182,7 +182,7 @@ def _is_record(path: Path, name: str) -> bool:
 
 @contextmanager
 def _staging_folder(parent: Path) -> Iterator[Path]:
-    """Yield a temporary folder in `parent`, and remove those that killed processes left there."""
+    """Yield a temporary folder in `parent`, and remove temporary folders left there by killed processes."""
     with _exclusive(parent):
         for left in parent.glob(f"{_STAGING}*"):
             with suppress(OSError), open(left / "lock", "rb") as held:
@@ -203,7 +203,7 @@ def _staging_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Keep other exports out of a folder inside the block, if the file system has locks."""
+    """Lock a folder against other exports while the block runs, if the file system supports locks."""
     if fcntl is None:
         yield
         return
@@ -217,7 +217,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def take_place(path: Path, target: Path, *, displaced: Path) -> None:
-    """Rename `path` to `target`. An existing folder is first moved to `displaced`, then removed."""
+    """Rename `path` to `target`. An existing folder at `target` is first moved to `displaced`, then removed."""
     if not (path.is_dir() or target.is_dir()) or not target.exists():
         os.replace(path, target)
         return
@@ -232,28 +232,28 @@ def take_place(path: Path, target: Path, *, displaced: Path) -> None:
 
 
 def record_path(artifact: Path) -> Path:
-    """Return the path of an artifact's record: `net.onnx.json` for `net.onnx`."""
+    """Return the path of an artifact's record, such as `net.onnx.json` for `net.onnx`."""
     return artifact.with_name(artifact.name + ".json")
 
 
 def write_record(info: ArtifactInfo, artifact: Path) -> Path:
-    """Write the record, with its checksum, beside its artifact."""
+    """Write a record, with its checksum, next to its artifact; return the path of the record."""
     plain = info.to_plain()
     plain[_CHECKSUM] = record_hash(plain)
     return write_text(record_path(artifact), json.dumps(plain, indent=2) + "\n")
 
 
 def record_hash(plain: Mapping[str, Any]) -> str:
-    """Return the sha256 in hex of the other fields of a record, as JSON with sorted keys and without spaces."""
+    """Return the SHA-256 in hex of a record without `record_sha256`, as JSON with sorted keys and no spaces."""
     fields = {name: value for name, value in plain.items() if name != _CHECKSUM}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_record(artifact: Path) -> ArtifactInfo:
-    """Read the record of an artifact and check its checksum and the artifact's hash.
+    """Read the record of an artifact, and check the record's checksum and the artifact's hash.
 
     Raises:
-        UserError: the record is missing, damaged or was edited, or the artifact was changed after its export.
+        UserError: the record is missing, damaged or edited, or the artifact was changed after its export.
     """
     path = record_path(artifact)
     try:
@@ -283,7 +283,7 @@ def read_record(artifact: Path) -> ArtifactInfo:
 
 
 def artifact_hash(path: Path) -> str:
-    """Return the sha256 in hex of a file's bytes, or of the names, sizes and bytes of a folder's files."""
+    """Return the SHA-256 in hex of a file's bytes, or of the names, sizes and bytes of a folder's files."""
     digest = hashlib.sha256()
     for part in _files(path):
         if path.is_dir():
@@ -300,17 +300,17 @@ def artifact_bytes(path: Path) -> int:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the regular files of an artifact; anything else could block the reader."""
+    """Return the regular files of an artifact; pipes and devices are left out, because they could block."""
     return sorted(part for part in (path, *path.rglob("*")) if part.is_file())
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
-    """Return whether a record lies beside `path`."""
+    """Return whether `path` is an artifact, that is, whether its record exists."""
     return bool(Path(path).name) and record_path(Path(path)).is_file()
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return the sha256 of a network's state dict: names, shapes, types and values."""
+    """Return the SHA-256 in hex of a network's state dict: names, shapes, types and values."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         value = value.detach().cpu().contiguous()

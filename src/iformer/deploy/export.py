@@ -1,4 +1,4 @@
-"""Export to every runtime: convert, load the artifact in its runtime, compare it on images, then keep it."""
+"""Export to every runtime: convert, load the artifact in its runtime, compare it on images, then keep the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from iformer.errors import UserError
 BatchSize = Literal["dynamic"] | int
 
 _SPACE_FACTOR = 6
-"""Free disk space that a conversion may need, in multiples of the weights; pnnx writes them four times."""
+"""Disk space that a conversion may need, as a multiple of the size of the weights; pnnx writes them four times."""
 
 
 def export_artifact(
@@ -63,32 +63,33 @@ def export_artifact(
 ) -> ArtifactInfo:
     """Export a folded copy of a network to a runtime, and check that the artifact agrees with the network.
 
-    The artifact is loaded in its own runtime and compared with the network before it is moved to `path`. If they
-    disagree, nothing is written and an older artifact stays. If the runtime cannot run on this machine, the
-    record's `status` is "converted, not run here".
+    The artifact is loaded in its own runtime and compared with the network before it is moved to `path`. If the
+    outputs disagree, nothing is written and an older artifact at `path` stays. If the runtime cannot run on this
+    machine, the record's `status` is "converted, not run here".
 
     Args:
-        network: a network prepared by its task, see `iformer.tasks.export.exportable`.
-        path: the artifact; its record is `path` with `.json` appended.
+        network: a network prepared by its task; see `iformer.tasks.export.exportable`.
+        path: path of the artifact; the record's path is `path` with `.json` appended.
         runtime: a name in `iformer.deploy.runtimes.registry.RUNTIMES`.
         size: height and width of the input in pixels; the network's by default.
         batch: "dynamic" for any number of images per call, or a fixed number. By default dynamic if the runtime
             supports it, else 1.
         precision: one of the runtime's precisions; the first by default.
         raw: export without normalisation: the input is normalised float32, B x C x H x W.
-        opset: ONNX only: version of the operator set, 17 to 20; that of the installed torch's exporter by default.
+        opset: ONNX only: version of the operator set, 17 to 20; by default the version of the installed torch's
+            exporter.
         executorch_backend: ExecuTorch only: a name in `iformer.deploy.runtimes.registry.BACKENDS`; the first by
-            default. If it cannot run here, the record's `parity` is None.
+            default. If the backend cannot run here, the record's `parity` is None.
         soc_model: ExecuTorch's backend QNN only: the chip, such as "SM8650".
         images: photographs for the comparison, in addition to generated patterns.
-        quantization: calibration and metric; required for int8 and palette6 and only allowed there. Layers return
-            to higher precision until the metric holds.
+        quantization: calibration and metric; required for quantized precisions and not allowed for others. Layers
+            return to higher precision until the metric holds.
 
     Returns:
-        The record.
+        The record of the artifact.
 
     Raises:
-        UnknownNameError: no such runtime.
+        UnknownNameError: the runtime is unknown.
         MissingDependencyError: the runtime or its converter is not installed.
         UserError: the runtime does not support an option, the artifact does not agree with the network, or the
             metric of a quantized artifact falls too far.
@@ -173,7 +174,7 @@ def export_artifact(
                 **measured,
             )
         write_record(info, file)
-        del runner  # it may hold the files open that are about to move
+        del runner  # the runner may keep open files that are about to be moved
     return info
 
 
@@ -186,11 +187,11 @@ def resolve_options(
     int8_scheme: str | None = None,
     soc_model: str | None = None,
 ) -> tuple[int | None, str]:
-    """Return the batch (None means any) and the precision of an artifact.
+    """Check the options of an export, and return the batch (None means any) and the precision.
 
     Raises:
-        UserError: the runtime does not support one of them, or the operator set or the scheme of INT8; or the chip
-            is missing or not needed.
+        UserError: the runtime does not support the batch, precision, operator set or INT8 scheme; or the chip is
+            missing, or given where none is needed.
     """
     needs_chip = row.backend is not None and row.backend.name == "qnn"
     if needs_chip and soc_model is None:
@@ -237,7 +238,7 @@ def convert(
             graph = runtime_module(row.name).write(spec, file)
         except (UserError, OSError):
             raise
-        except Exception as error:  # the converters have no common base class of their errors
+        except Exception as error:  # the converters' errors have no common base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"the conversion for {row.title} failed: {reason[:300]}") from error
     if not file.exists():

@@ -11,47 +11,44 @@ from torch import Tensor, nn
 from iformer.config.metadata import Metadata
 
 Outputs = dict[str, Tensor]
-"""Outputs by name, batch first."""
+"""Outputs by name; the first axis of each tensor is the batch."""
 
 Forward = Callable[[Tensor], Outputs]
-"""uint8 images, B x C x H x W, to outputs: a network behind its normalisation, or an artifact."""
+"""Function from uint8 images, B x C x H x W, to outputs: a network with its normalisation, or an artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """A task's comparison of an artifact's outputs with the network's."""
+    """Result of a task's comparison of an artifact's outputs with the network's outputs."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     """Figures for the record, such as `top1_agreement`."""
     max_error: float = 0.0
-    """Largest error of a value that has a counterpart, where `Limits.ordered` is False."""
+    """Largest error of the values that could be matched; only used where `Limits.ordered` is False."""
     failures: tuple[str, ...] = ()
-    """One line for each disagreement that makes the artifact unusable."""
+    """One line per disagreement that makes the artifact unusable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Export restrictions of networks with data-dependent shapes or control flow."""
+    """Export restrictions of a network with data-dependent shapes or control flow."""
 
     runtimes: tuple[str, ...]
-    """Names of the runtimes that take it."""
+    """Names of the runtimes that the network can be exported to."""
     precisions: tuple[str, ...]
     reason: str
-    """Why the other runtimes do not, and what to do; follows "cannot be exported to TITLE: "."""
+    """Why other runtimes are excluded, and what to do instead; printed after "cannot be exported to TITLE: "."""
     batch: int
-    """Images in each call."""
+    """Number of images per call."""
     traced: bool
-    """ONNX: `torch.export` does not take it, tracing does."""
+    """ONNX only: export by tracing, because `torch.export` does not support the network."""
     ordered: bool
-    """Whether the outputs of two runtimes can be compared value by value. False: only by `agreement`, because
-    near-ties may swap places."""
+    """Whether the outputs of two runtimes can be compared value by value. False: they are compared by `agreement`
+    only, because near-ties may swap places."""
 
 
 class Exportable(Protocol):
-    """A network and what its task says about it. `iformer/tasks/TASK/export.py` implements it.
-
-    The attributes are read only.
-    """
+    """A network prepared for export by its task (`iformer/tasks/TASK/export.py`), with read-only attributes."""
 
     @property
     def model(self) -> nn.Module:
@@ -67,7 +64,7 @@ class Exportable(Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
+        """Number of channels of an input image, C."""
 
     @property
     def num_classes(self) -> int:
@@ -79,21 +76,21 @@ class Exportable(Protocol):
 
     @property
     def class_logits(self) -> str | None:
-        """The output of shape B x K with one logit per class; None if the task has none."""
+        """Name of the output with one logit per class, B x K; None if the task has no such output."""
 
     @property
     def postprocess(self) -> dict[str, Any] | None:
-        """How the outputs become an answer, as plain values for the record; None if the outputs are the answer."""
+        """Settings that turn outputs into answers, as plain values for the record; None without postprocessing."""
 
     @property
     def limits(self) -> Limits | None:
-        """Restrictions of the export; None: every runtime and option."""
+        """Export restrictions. None: every runtime and option is allowed."""
 
     def folded(self, size: tuple[int, int]) -> nn.Module:
-        """Return a folded copy of the network for inputs of a height and width; `model` stays as it is.
+        """Return a folded copy of the network for inputs of `size` (height, width); `model` is unchanged.
 
         Raises:
-            UserError: the network does not take inputs of this size.
+            UserError: the network does not support inputs of this size.
         """
 
     def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
@@ -102,11 +99,11 @@ class Exportable(Protocol):
         Args:
             expected: the network's outputs on all images.
             actual: the artifact's outputs, of the same shapes.
-            tolerance: allowed error of a value, as a share of the largest value of its output.
+            tolerance: allowed error of a value, as a share of the largest value of the same output.
         """
 
 
 def named(names: Sequence[str], outputs: Tensor | Sequence[Tensor]) -> Outputs:
-    """Return a network's output, a tensor or a tuple of tensors, by name."""
+    """Return a network's outputs, given as a tensor or a tuple of tensors, as a dict by name."""
     values = (outputs,) if isinstance(outputs, Tensor) else outputs
     return dict(zip(names, values, strict=True))

@@ -1,7 +1,7 @@
 """The parity check: an artifact and its network see the same encoded images, and every output is compared.
 
-The network's images go through the package's decoder, transform and normalisation, the artifact's through the
-same decoder and transform and its own normalisation. Shape letters: N images, B batch, C channels, H and W sides.
+Both use the package's decoder and transform. The network's images are normalised by the package, the artifact's
+images by the artifact. Shape letters: N images, B batch, C channels, H and W sides.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import UserError
 
 FP32_TOLERANCE = 1e-3
-"""Allowed error of a single-precision artifact, as a share of the largest value of the output."""
+"""Allowed error of a single-precision artifact, as a share of the output's largest absolute value."""
 FP16_TOLERANCE = 2e-2
-"""Allowed error of an artifact with weights or arithmetic in half precision."""
+"""Allowed error of an artifact with weights or arithmetic in half precision, measured like `FP32_TOLERANCE`."""
 
 LEAST_SCALE = {"scores": 0.01}
-"""Outputs that may be nearly 0 everywhere, with the least value that their error is a share of. Scores are
-sigmoids: runtimes differ by up to 2e-7, and where a detector sees nothing its largest score may be 1e-4."""
+"""Smallest divisor of the error of an output that may be nearly 0 everywhere. Scores are sigmoids: runtimes differ
+by up to 2e-7, and the largest score of an image without objects may be 1e-4."""
 
 _CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far an artifact is from its network."""
+    """Result of the comparison of an artifact with its network."""
 
     images: int
     """Number of compared images, including the generated ones."""
     generated_images: int
-    """Number of generated colour patterns among them."""
+    """Number of generated colour patterns among the compared images."""
     max_abs_error: float
-    """Largest absolute difference of two output values."""
+    """Largest absolute difference between an output value of the artifact and of the network."""
     max_relative_error: float
-    """Largest difference as a share of the network's largest absolute value of that output."""
+    """Largest absolute difference, as a share of the network's largest absolute value of the same output."""
     tolerance: float | None
     """Allowed `max_relative_error`; None for a quantized artifact, which is judged by its metric."""
     metrics: dict[str, Any]
-    """The task's own figures, such as `top1_agreement`."""
+    """Figures of the task's own comparison, such as `top1_agreement`."""
     failures: tuple[str, ...] = ()
     """One line per disagreement; empty if the artifact agrees with the network."""
 
@@ -63,7 +63,7 @@ class Parity:
             raise UserError(f"{artifact.name} does not agree with the network: {'; '.join(self.failures)}")
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the fields for JSON, with the task's figures beside the others."""
+        """Return the fields as plain values for JSON, with the task's figures at the same level."""
         plain = to_plain(self)
         metrics: dict[str, Any] = plain.pop("metrics")
         return plain | metrics
@@ -79,21 +79,21 @@ def compare(
     """Compare an artifact with its network.
 
     Args:
-        network: not folded, because folding is part of what is checked.
-        runner: the artifact.
+        network: the network, not folded, because the comparison also checks the folding.
+        runner: the artifact in its runtime.
         images: encoded image files. Generated colour patterns are always added, because photographs without
-            colour do not show exchanged channels.
+            colour do not reveal swapped channels.
         tolerance: allowed error as a share of the largest value of an output; None reports the error only.
 
     Raises:
         DataError: an image file cannot be read.
-        UserError: the artifact's outputs have other shapes than the network's.
+        UserError: the shapes of the artifact's outputs differ from the shapes of the network's.
     """
     info = runner.info
     failures = _record_failures(network, runner)
     generated = generated_images(info.preprocessing)
     device = next(network.model.parameters()).device
-    # the network's own mean and std, so that wrong ones in the artifact show
+    # use the network's own mean and std, so that wrong values in the artifact are detected
     normalize = Normalize(network.metadata.preprocessing).to(device)
     expected_chunks, actual_chunks = [], []
     sources: list[bytes | Tensor | Path] = [*generated, *images]
@@ -136,8 +136,8 @@ def error_scale(name: str, largest: float) -> float:
     """Return the value that the error of an output is divided by.
 
     Args:
-        name: the output, such as "scores".
-        largest: its largest absolute value.
+        name: name of the output, such as "scores".
+        largest: largest absolute value of the output.
     """
     return max(largest, LEAST_SCALE.get(name, torch.finfo(torch.float32).tiny))
 
@@ -166,7 +166,7 @@ def _joined(chunks: Sequence[Outputs]) -> Outputs:
 
 
 def _pixels(sources: Iterable[bytes | Tensor | Path], preprocessing: Preprocessing) -> Iterator[Tensor]:
-    """Yield images as uint8 C x H x W; encoded ones are decoded and transformed."""
+    """Yield images as uint8 C x H x W. Encoded images are decoded and transformed; tensors are passed on."""
     for source in sources:
         if isinstance(source, Tensor):
             yield source
@@ -175,9 +175,9 @@ def _pixels(sources: Iterable[bytes | Tensor | Path], preprocessing: Preprocessi
 
 
 def generated_images(preprocessing: Preprocessing) -> Sequence[bytes | Tensor]:
-    """Return coloured ramps and blobs, always the same: PNG files of twice the network's size.
+    """Return fixed images of coloured ramps and blobs, as PNG files of twice the network's input size.
 
-    No image file has more than 4 channels; for such networks they are uint8 tensors of the network's size.
+    Networks with more than 4 channels, which no image file has, get uint8 tensors of the network's input size.
     """
     from torchvision.transforms.v2.functional import to_pil_image  # deferred: importing torchvision takes seconds
 
@@ -205,7 +205,7 @@ def _patterns(channels: int, height: int, width: int) -> list[Tensor]:
 
 
 def _batches(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the first image alone, then chunks, so that an artifact with any batch sees several sizes."""
+    """Yield a batch with the first image alone, then larger batches, so that several batch sizes are checked."""
     chunk: list[Tensor] = []
     size = 1
     for image in images:

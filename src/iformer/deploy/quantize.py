@@ -1,7 +1,7 @@
 """INT8 for every runtime: calibration images, the sensitivity of layers, and the search for layers to keep.
 
-A runtime's own file quantizes a network except for the layers in `Calibration.kept`. This file finds the fewest
-such layers with which the metric holds. Shape letters: N images, B batch, C channels, H and W sides.
+Each runtime's file quantizes all layers except those in `Calibration.kept`. This file searches for the smallest
+number of kept layers with which the metric holds. Shape letters: N images, B batch, C channels, H and W sides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iformer.deploy.spec import AccuracyControl, ExportSpec
 from iformer.errors import UserError
 
 SENSITIVITY_IMAGES = 16
-"""Number of images for the ranking of layers; ranges need far more."""
+"""Number of images for ranking the layers. The ranges of activations need far more."""
 
 MAX_KEPT_SHARE = 0.5
 """Largest share of layers that may stay in higher precision; beyond it fp16 or fp32 is the better artifact."""
@@ -36,21 +36,21 @@ class Quantization:
     """Options of a quantized export: calibration images, and the metric that must hold."""
 
     images: Sequence[ImageSource]
-    """Images like those that the network will see, in random order (LiteRT's ranges are moving averages). None of
-    them may be among the images of `measure`."""
+    """Calibration images, similar to the images that the network will see, and in random order, because LiteRT's
+    ranges are moving averages. They must not include images of `measure`."""
     measure: Callable[[Forward], Mapping[str, Any]]
-    """Returns metrics on labelled images, in percent; `metric` is one of the keys."""
+    """Function that returns metrics on labelled images, in percent; `metric` is one of the keys."""
     metric: str = "top1"
     max_drop: float = MAX_DROP
-    """Percentage points that the artifact's metric may lie below the network's."""
+    """Largest allowed drop of the metric below the network's, in percentage points."""
     accuracy_control: bool = False
-    """OpenVINO only: NNCF chooses the operations to keep, by the metric."""
+    """OpenVINO only: NNCF chooses by the metric which operations stay in higher precision."""
     scheme: Int8Scheme = "asymmetric"
-    """ONNX only: symmetric ranges of activations, signed and around zero, as TensorRT needs them."""
+    """ONNX only: ranges of activations. "symmetric" is signed and around zero, as TensorRT requires."""
     data: str = ""
     """Name of the data, for the record."""
     report: Callable[[str], None] = lambda line: None
-    """Called with a line after each attempt."""
+    """Function that is called with one line of text after each attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,14 @@ class Attempt:
     """A quantized artifact and its metric."""
 
     kept: tuple[str, ...]
-    """Layers in higher precision."""
+    """Names of the layers in higher precision."""
     metrics: Mapping[str, Any]
     drop: float
     """Percentage points below the network's metric; negative if the artifact is better."""
 
 
 def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preprocessing) -> Tensor:
-    """Read image files as uint8 N x C x H x W, resized and cropped for the network.
+    """Read image files as one uint8 tensor, N x C x H x W, resized and cropped for the network.
 
     Raises:
         UserError: `paths` is empty.
@@ -78,7 +78,7 @@ def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preproc
 
 
 def network_forward(spec: ExportSpec) -> Forward:
-    """Return the folded network behind its normalisation, not quantized."""
+    """Return the folded network with its normalisation as a function of uint8 images; nothing is quantized."""
     normalize = Normalize(spec.preprocessing)
 
     @torch.inference_mode()
@@ -97,16 +97,16 @@ def quantize_until_it_holds(
 ) -> tuple[ArtifactRunner, list[Attempt]]:
     """Find the artifact with the fewest kept layers whose metric holds.
 
-    The number of kept layers grows 0, 1, 2, 4, …; the most sensitive layers come first.
+    The number of kept layers grows 0, 1, 2, 4, …; the most sensitive layers are kept first.
 
     Args:
         spec: the folded network, with calibration images.
         quantization: the metric and the allowed drop.
-        build: converts a spec and loads the artifact, which replaces the one before.
-        reference: the network's own metrics.
+        build: function that converts a spec and loads the artifact; each artifact overwrites the previous one.
+        reference: the network's metrics without quantization.
 
     Returns:
-        The artifact and all attempts; the last attempt is the artifact's.
+        The artifact, and all attempts; the last attempt describes the artifact.
 
     Raises:
         UserError: the metric falls too far even with `MAX_KEPT_SHARE` of the layers kept.
@@ -141,7 +141,7 @@ def quantize_until_it_holds(
 def summary(
     spec: ExportSpec, quantization: Quantization, reference: Mapping[str, Any], attempts: Sequence[Attempt]
 ) -> dict[str, dict[str, Any]]:
-    """Return the fields `accuracy` and `quantization` of the record."""
+    """Return the record's fields `accuracy` and `quantization`."""
     assert spec.calibration is not None
     final = attempts[-1]
     return {
@@ -164,7 +164,7 @@ def summary(
 
 
 def _growing(spec: ExportSpec, *, alone: bool) -> Iterator[tuple[str, ...]]:
-    """Yield the layers to keep: none, then the most sensitive ones, twice as many each time."""
+    """Yield the layers to keep for each attempt: none, then the 1, 2, 4, … most sensitive layers."""
     yield ()
     if alone:
         return
@@ -176,17 +176,17 @@ def _growing(spec: ExportSpec, *, alone: bool) -> Iterator[tuple[str, ...]]:
 
 
 def layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that are quantized, convolutions and linear layers, by name in the network's order."""
+    """Return the layers that can be quantized, convolutions and linear layers, by name in the network's order."""
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
 @torch.inference_mode()
 def rank_by_sensitivity(spec: ExportSpec) -> list[tuple[str, float]]:
-    """Return each layer and the error of the outputs if it alone is quantized, largest first.
+    """Return (layer name, error of the network's outputs if only this layer is quantized), largest error first.
 
     Weights are rounded to 8 bits per channel, inputs and outputs to 8 bits per tensor over their range on the
-    calibration images, as all runtimes do. The error is the mean squared error as a share of the output's mean
-    square, summed over the outputs: boxes are hundreds of pixels, scores at most 1.
+    calibration images, as all runtimes do. The error is the sum over the outputs of the mean squared error divided
+    by the output's mean square, because outputs differ in scale: boxes are hundreds of pixels, scores at most 1.
     """
     assert spec.calibration is not None
     forward = network_forward(spec)
@@ -203,7 +203,7 @@ def rank_by_sensitivity(spec: ExportSpec) -> list[tuple[str, float]]:
 
 @contextmanager
 def _rounded(layer: Any) -> Iterator[None]:
-    """Run a layer in simulated INT8 inside the block."""
+    """Simulate INT8 in one layer while the block runs."""
     weight = layer.weight
     layer.weight = nn.Parameter(_round_weight(weight), requires_grad=False)
     hooks = [

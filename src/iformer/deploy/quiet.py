@@ -1,4 +1,4 @@
-"""Silence for converters and runtimes, which write to the terminal from Python, C++ and child processes."""
+"""Suppress the output of converters and runtimes, which print from Python, C++ and child processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _NOTE_BYTES = 4000
 def quiet() -> Iterator[None]:
     """Suppress everything written to stdout and stderr, also by C++ code and child processes.
 
-    The end of the suppressed text is added to the notes of an error that leaves the block; `--debug` shows it.
+    If an error leaves the block, the end of the suppressed text is added to the error's notes, which `--debug`
+    shows.
     """
     open_closed_streams()
     sys.stdout.flush()

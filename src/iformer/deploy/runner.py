@@ -23,17 +23,19 @@ class ArtifactRunner(ABC):
     """An artifact loaded in its own runtime. Each runtime's file has a subclass."""
 
     stand_in: str | None = None
-    """How the outputs are computed if the runtime itself cannot run on this machine; else None."""
+    """Description of the stand-in that computes the outputs; None if the runtime itself does."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
         """Load an artifact and its record.
 
         Args:
-            threads: threads of the runtime; 0 lets the runtime choose. Core ML has no such setting.
+            path: the artifact.
+            threads: number of threads of the runtime; 0 lets the runtime choose. Ignored by Core ML.
 
         Raises:
             MissingDependencyError: the runtime is not installed.
-            UserError: the record is missing, the artifact does not match its record, or it cannot be loaded here.
+            UserError: the record is missing, the artifact does not match the record, or the runtime cannot load it
+                on this machine.
         """
         self.path = path
         self.info = read_record(path)
@@ -42,36 +44,37 @@ class ArtifactRunner(ABC):
             found = self.open(threads)
         except UserError:
             raise
-        except Exception as error:  # the runtimes have no common base class of their errors
+        except Exception as error:  # the runtimes' errors have no common base class
             raise self._unusable("loaded", error) from None
         if found is not None:
             self._check_embedded(found)
 
     @classmethod
     def for_check(cls, path: Path) -> ArtifactRunner | None:
-        """Load an artifact for the parity check: in the runtime, or by a stand-in if it cannot run here.
+        """Load an artifact for the parity check, in its runtime or, if that cannot run here, in a stand-in.
 
-        None means that this machine cannot compute the artifact's outputs in any way.
+        Returns:
+            The runner, or None if this machine has neither.
         """
         return cls(path)
 
     @abstractmethod
     def open(self, threads: int) -> Mapping[str, str] | None:
-        """Load the artifact and return the metadata stored in it; None if its format holds none."""
+        """Load the artifact and return the metadata stored in the file; None if the format has no metadata."""
 
     @abstractmethod
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """Run one call, the part that a benchmark times.
+        """Run the artifact once. A benchmark times this method alone.
 
         Args:
-            fed: an input from `prepare`, with the artifact's batch.
+            fed: an input returned by `prepare`, with the artifact's batch.
 
         Returns:
-            One array per output, in the record's order.
+            One array per output, in the order of the record's `outputs`.
         """
 
     def __call__(self, images_BCHW: Tensor) -> Outputs:
-        """Run any number of uint8 images of the network's size; outputs are float32 on the CPU."""
+        """Return the float32 outputs, on the CPU, for any number of uint8 images of the network's input size."""
         fed = self.prepare(images_BCHW)
         if self.info.batch is None:
             return self._outputs(fed)
@@ -83,7 +86,7 @@ class ArtifactRunner(ABC):
         return {name: torch.cat([outputs[name] for outputs in chunks]) for name in chunks[0]}
 
     def prepare(self, images_BCHW: Tensor) -> Tensor:
-        """Return uint8 images, B x C x H x W, as the artifact's input."""
+        """Convert uint8 images, B x C x H x W, to the layout and type of the artifact's input."""
         if self.info.normalized_by == "caller":
             normalized: Tensor = self._normalize(images_BCHW)
             return normalized.contiguous()
@@ -93,9 +96,9 @@ class ArtifactRunner(ABC):
 
     def _outputs(self, fed: Tensor) -> Outputs:
         try:
-            # a copy: some runtimes return memory that their next call overwrites
+            # copy the outputs: some runtimes overwrite the returned memory at the next call
             values = [torch.tensor(value, dtype=torch.float32) for value in self.run(fed)]
-        except Exception as error:  # a record that does not describe the artifact, such as wrong names or layouts
+        except Exception as error:  # the record does not match the artifact, such as in a name or layout
             raise self._unusable("run", error) from None
         outputs = named(list(self.info.outputs), values)
         for name, shape in self.info.shapes.items():
@@ -123,25 +126,25 @@ class ArtifactRunner(ABC):
 
 
 class RuntimeModule(Protocol):
-    """The contents of a runtime's file, `iformer/deploy/runtimes/NAME.py`."""
+    """Protocol of a runtime's module, `iformer/deploy/runtimes/NAME.py`."""
 
     RUNNER: type[ArtifactRunner]
-    """Loads and runs an artifact."""
+    """Class that loads and runs an artifact."""
 
     def write(self, spec: ExportSpec, path: Path) -> dict[str, Any]:
-        """Convert a network to the file or folder `path`, and return facts about the converted graph."""
+        """Convert a network to the file or folder `path`, and return the record's `graph`."""
 
 
 def runtime_module(runtime: str) -> RuntimeModule:
-    """Import the file of a runtime, a name in `RUNTIMES`.
+    """Import the module of a runtime, given by its name in `RUNTIMES`.
 
     Raises:
-        UnknownNameError: no such runtime.
+        UnknownNameError: the runtime is unknown.
     """
     name = find_runtime(runtime).name
     return cast(RuntimeModule, importlib.import_module(f"iformer.deploy.runtimes.{name}"))
 
 
 def open_artifact(path: Path, *, threads: int = 0) -> ArtifactRunner:
-    """Load an artifact in the runtime that its record names; see `ArtifactRunner`."""
+    """Load an artifact in the runtime named by its record; see `ArtifactRunner`."""
     return runtime_module(read_record(path).runtime).RUNNER(path, threads=threads)

@@ -27,35 +27,35 @@ Layout = Literal["NHWC", "NCHW"]
 EMBEDDED = (
     "class_names", "preprocessing", "network", "task", "precision", "normalized_by", "postprocess", "checksum",
 )  # fmt: skip
-"""Keys of the metadata inside an artifact. Those of early versions have the first three; `postprocess` is that of
-detectors and segmenters."""
+"""Keys of the metadata inside an artifact. Artifacts of early versions have only the first three; only detectors,
+segmenters and multi-label classifiers have `postprocess`."""
 
 INPUT = "image"
-"""Name of the input in formats that have names."""
+"""Name of the input, in formats whose inputs have names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyControl:
-    """The metric for a converter that chooses by itself which operations stay in higher precision."""
+    """Metric for a converter that itself chooses which operations stay in higher precision."""
 
     measure: Callable[[Forward], float]
-    """Returns the metric in percent."""
+    """Function that returns the metric in percent."""
     max_drop: float
-    """Percentage points that the metric may fall by."""
+    """Largest allowed drop of the metric, in percentage points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How a network is quantized; `iformer.deploy.quantize` chooses the values."""
+    """Settings of the quantization of a network, chosen by `iformer.deploy.quantize`."""
 
     images: Tensor
-    """uint8 N x C x H x W at the network's input size; they give the ranges of the activations."""
+    """Images for the ranges of the activations: uint8 N x C x H x W, at the network's input size."""
     kept: tuple[str, ...] = ()
-    """Layers (module names of the folded network) that stay in higher precision."""
+    """Layers that stay in higher precision, as module names of the folded network."""
     scheme: Int8Scheme = "asymmetric"
     """ONNX only: one of `iformer.deploy.runtimes.registry.INT8_SCHEMES`."""
     control: AccuracyControl | None = None
-    """OpenVINO only."""
+    """OpenVINO only: the metric for NNCF's accuracy control; None to quantize without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,67 +63,69 @@ class ExportSpec:
     """A network prepared for conversion, and the form of the artifact; see `make_spec`."""
 
     network: nn.Module
-    """float32 B x C x H x W, normalised, to a tensor or a tuple of tensors; on the CPU, weights contiguous."""
+    """The folded network, on the CPU with contiguous weights. It maps normalised float32 images, B x C x H x W, to
+    a tensor or a tuple of tensors."""
     name: str
     task: str = "classify"
     outputs: tuple[str, ...] = ("logits",)
     """Names of the outputs, in the network's order."""
     class_logits: str | None = None
-    """The output with one logit per class; None if there is none."""
+    """Name of the output with one logit per class; None if no output has them."""
     num_classes: int
     channels: int = 3
-    """Channels of an image: 3 for RGB."""
+    """Number of channels of an image; 3 for RGB."""
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     postprocess: Mapping[str, Any] | None = None
     """See `Exportable.postprocess`."""
     batch: int | None
-    """Images per call; None means any number."""
+    """Number of images per call; None means any number."""
     raw: bool
-    """The caller normalises; the network is exported without its normalisation."""
+    """Export the network without its normalisation; the caller normalises."""
     precision: str
     calibration: Calibration | None = None
-    """Set if and only if the precision is a quantized one."""
+    """Settings of the quantization; None if the precision is not a quantized one."""
     opset: int | None = None
-    """ONNX only: version of the operator set; None means that of the installed torch's exporter."""
+    """ONNX only: version of the operator set; None means the version of the installed torch's exporter."""
     backend: str | None = None
     """ExecuTorch only: a name in `iformer.deploy.runtimes.registry.BACKENDS`; None means the default."""
     soc_model: str | None = None
-    """ExecuTorch's backend QNN only: the chip that the program is made for."""
+    """ExecuTorch's backend QNN only: the chip that the program is compiled for."""
     limits: Limits | None = None
     """See `Exportable.limits`."""
     plain: bool = False
-    """Use the runtime's converter as it is, without the rewrites for iFormer's layers."""
+    """Use the runtime's converter without this package's rewrites of the graph."""
 
     def module(self, layout: Layout, *, float_first: bool = False) -> nn.Module:
-        """Return the network behind its normalisation for images in `layout`; with `raw` the network itself.
+        """Return the network preceded by its normalisation, for images in `layout`; if `raw`, the network itself.
 
         Args:
-            float_first: convert the bytes to floats before they are transposed.
+            layout: layout of the input.
+            float_first: convert the bytes to floats before, not after, the transposition.
         """
         if self.raw:
             return self.network
         return WithPreprocessing(self.network, self.preprocessing, layout, float_first=float_first).eval()
 
     def example(self, layout: Layout, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Return an input of zeros for `module(layout)`; with `raw` float32, B x C x H x W."""
-        # exporters that see an example with one image fix the batch to 1
+        """Return an input of zeros for `module(layout)`; if `raw`, float32 B x C x H x W."""
+        # exporters fix the batch to 1 if the example has one image
         batch = 2 if self.batch is None else self.batch
         return self._fed(
             torch.zeros(batch, self.channels, *self.preprocessing.size, dtype=torch.uint8), layout, dtype
         )
 
     def calibration_inputs(self, layout: Layout, dtype: torch.dtype = torch.uint8) -> Iterator[Tensor]:
-        """Yield the calibration images as inputs of `module(layout)`, in calls of the artifact's batch."""
+        """Yield the calibration images as inputs of `module(layout)`, in batches of the artifact's batch size."""
         assert self.calibration is not None
         count = self.batch or 1
         images = self.calibration.images
         for start in range(0, len(images), count):
-            indices = torch.arange(start, start + count) % len(images)  # the last call starts again from the first
+            indices = torch.arange(start, start + count) % len(images)  # the last batch wraps around
             yield self._fed(images[indices], layout, dtype)
 
     def embedded(self) -> dict[str, str]:
-        """Return the metadata stored inside the artifact, in formats that can hold it."""
+        """Return the metadata that is stored inside the artifact, in formats that can hold metadata."""
         found = embedded(self.class_names, self.preprocessing, self.postprocess)
         found |= {"network": self.name, "task": self.task, "precision": self.precision}
         found |= {"normalized_by": "caller" if self.raw else "graph"}
@@ -139,10 +141,10 @@ class ExportSpec:
 
 
 class WithPreprocessing(nn.Module):
-    """A network behind its normalisation: pixel values of 0 to 255 to the network's outputs.
+    """A network preceded by its normalisation. It maps pixel values of 0 to 255 to the network's outputs.
 
-    uint8 B x H x W x C is the form in which decoders and cameras return images; one transposition of bytes in
-    the artifact costs less than one in the caller's code.
+    Decoders and cameras return uint8 H x W x C images. Transposing the bytes in the artifact costs less than in
+    the caller's code.
     """
 
     def __init__(
@@ -178,10 +180,10 @@ def make_spec(
     backend: str | None = None,
     soc_model: str | None = None,
 ) -> ExportSpec:
-    """Fold a network and return its spec; `preprocessing` is the network's by default.
+    """Fold a network and return its spec. If `preprocessing` is None, it is taken from the network's metadata.
 
     Raises:
-        UserError: `network.limits` do not allow the batch, or `raw`.
+        UserError: `network.limits` does not allow the batch or `raw`.
     """
     preprocessing = preprocessing or network.metadata.preprocessing
     limits = network.limits
@@ -214,10 +216,10 @@ def make_spec(
 
 
 def folded_for_export(network: Exportable, size: tuple[int, int] | None = None) -> nn.Module:
-    """Return a folded copy on the CPU for inputs of `size`, the network's by default.
+    """Return a folded copy of a network on the CPU, for inputs of `size` (None: the network's own input size).
 
-    Weights and buffers are contiguous and share no memory: some converters misread other strides, and litert-torch
-    takes buffers of one memory for one constant.
+    Weights and buffers are contiguous and share no memory, because some converters misread other strides, and
+    litert-torch merges buffers that share memory into one constant.
     """
     folded = copy.deepcopy(network.folded(size or network.metadata.preprocessing.size)).cpu()
     for module in folded.modules():
@@ -231,7 +233,7 @@ def folded_for_export(network: Exportable, size: tuple[int, int] | None = None) 
 def embedded(
     class_names: tuple[str, ...], preprocessing: Preprocessing, postprocess: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Return class names, preprocessing and postprocessing as strings, for formats with string metadata."""
+    """Return class names, preprocessing and postprocessing as JSON strings, for formats with string metadata."""
     plain = to_plain(preprocessing)
     for name in ("value_range", "letterbox"):  # artifacts of early versions have no such fields
         if plain[name] is None:
@@ -244,11 +246,11 @@ def embedded(
 
 
 def embedded_hash(found: Mapping[str, str]) -> str:
-    """Return the sha256 in hex of the metadata of `EMBEDDED`, as JSON; a format may have further keys."""
+    """Return the SHA-256 in hex, as JSON, of the metadata in `EMBEDDED` without `checksum`; ignore other keys."""
     plain = {name: found[name] for name in EMBEDDED if name in found and name != "checksum"}
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def operation_counts(operations: Mapping[str, int], **more: Any) -> dict[str, Any]:
-    """Return the record's `graph`: the converted graph's operations, most frequent first, and `more`."""
+    """Return the record's `graph`: the number of operations of each kind, most frequent first, and `more`."""
     return {"operations": dict(sorted(operations.items(), key=lambda item: (-item[1], item[0]))), **more}

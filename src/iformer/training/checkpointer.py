@@ -39,7 +39,7 @@ class Checkpointer:
         self.identity, self.provenance, self.is_main = identity, provenance, is_main
 
     def metadata(self, epoch: int, metrics: dict[str, Any]) -> Metadata:
-        """Return the metadata of a network after `epoch` epochs, without the metrics by class."""
+        """Return the metadata of the checkpoint written after `epoch`; metrics by class are left out."""
         small = {name: value for name, value in metrics.items() if name not in ("per_class", "confusion")}
         return Metadata(
             task=self.job.task.name,
@@ -51,20 +51,20 @@ class Checkpointer:
         )
 
     def save_network(self, network: nn.Module, path: Path, metadata: Metadata) -> None:
-        """Write the published part of a network that was evaluated.
+        """Write the published part of an evaluated network as a checkpoint.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the checkpoint cannot be written.
         """
         if self.is_main:
             with self.explain_failure():
                 save_network(self.job.published(network), path, name=self.job.model_name, metadata=metadata)
 
     def save_state(self) -> None:
-        """Write the state, and keep the one before it.
+        """Write the state to resume from, and keep the previous one.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the state cannot be written.
         """
         if self.is_main:
             with self.explain_failure():
@@ -74,7 +74,7 @@ class Checkpointer:
 
     @contextmanager
     def explain_failure(self) -> Iterator[None]:
-        """Turn a failed write into one line that says which state is still there."""
+        """Turn a failed write inside the block into a one-line `UserError` that names the step to resume from."""
         try:
             yield
         except (OSError, OutputError) as error:
@@ -88,7 +88,7 @@ def save_network(model: nn.Module, path: Path, *, name: str, metadata: Metadata)
     """Write an iFormer network as a checkpoint, any other network as plain tensors.
 
     Raises:
-        OutputError: it cannot be written. An older file at `path` is still there.
+        OutputError: the file cannot be written. An older file at `path` stays as it was.
     """
     if row_of(getattr(model, "config", None)) is not None:
         model.metadata = metadata  # type: ignore[assignment]

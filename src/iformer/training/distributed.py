@@ -1,4 +1,4 @@
-"""The processes of a run: where each rank computes, how they exchange Python objects, and what if one is lost."""
+"""The processes of a run: the device of each rank, exchange of Python objects, and errors if a process is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RankContext:
     world_size: int = 1
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context of a forward pass; see `iformer.training.network.precision.autocast`."""
+        """Return the context for forward passes; see `iformer.training.network.precision.autocast`."""
         return autocast(self.precision, self.device)
 
 
@@ -40,7 +40,7 @@ def one_training_per_process() -> Iterator[None]:
     """Refuse a second training in this process while the block runs.
 
     Raises:
-        UserError: another thread trains.
+        UserError: another thread is training.
     """
     if not _training.acquire(blocking=False):
         raise _already_training()
@@ -51,10 +51,10 @@ def one_training_per_process() -> Iterator[None]:
 
 
 def check_no_training() -> None:
-    """Check that no thread of this process trains: both would draw from the same random numbers.
+    """Check that no thread of this process is training, because two trainings would share random generators.
 
     Raises:
-        UserError: another thread trains.
+        UserError: another thread is training.
     """
     if _training.locked():
         raise _already_training()
@@ -68,10 +68,13 @@ def _already_training() -> UserError:
 
 
 def launch(device: str, precision: str) -> tuple[Any, RankContext]:
-    """Join the process group if torchrun or another launcher started this process; find the device of the rank.
+    """Join the process group if a launcher such as torchrun started this process, and find the rank's device.
+
+    Returns:
+        The Accelerator, and the context of this rank.
 
     Raises:
-        UserError: there is no such device, or the variables of a launcher do not describe a process group.
+        UserError: the device does not exist, or the launcher's variables do not describe a process group.
     """
     accelerate = require("accelerate", extra="train")
     on = resolve_device(device)
@@ -101,15 +104,15 @@ def launch(device: str, precision: str) -> tuple[Any, RankContext]:
 
 
 _LAUNCHER = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
-"""Environment variables of launchers, with the smallest value of each."""
+"""Environment variables that launchers set, with the smallest valid value of each."""
 _START_WITH_A_LAUNCHER = "start them with torchrun, or unset RANK and WORLD_SIZE to train in one process"
 
 
 def launched_processes() -> int:
-    """Return the number of processes that a launcher started, by its environment variables; 1 without one.
+    """Return the number of processes from the launcher's environment variables; 1 without a launcher.
 
     Raises:
-        UserError: a variable is not a number, or too small or large.
+        UserError: a variable is not a number, too small, or `RANK` is not below `WORLD_SIZE`.
     """
     numbers = {}
     for name, least in _LAUNCHER.items():
@@ -139,9 +142,9 @@ def all_gather(value: Any) -> list[Any]:
 
 @contextmanager
 def explain_lost_processes() -> Iterator[None]:
-    """Turn the loss of a data-loading worker or of another rank into one line that says what to do.
+    """Turn the loss of a data-loading worker or of another rank into a `UserError` that says what to do.
 
-    torch raises a plain RuntimeError for both, the first one from a signal handler, anywhere in the code.
+    torch raises a plain RuntimeError for both; for a lost worker, from a signal handler anywhere in the code.
 
     Raises:
         UserError: a process was lost.

@@ -1,4 +1,4 @@
-"""Measure a few steps of a run, and estimate the time, memory and disk space of all of it."""
+"""Measure a few steps of a run, and estimate the time, memory and disk space of the whole run."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ from iformer.training.state import TrainState
 from iformer.training.step import OptimizerStep, seed_everything
 
 GPUS = {"8 x A100": (8, 312e12, 2.0), "8 x H100": (8, 989e12, 3.0)}
-"""Number of GPUs, dense bf16 peak of each in FLOP/s (data sheets), and its round price in US dollars an hour."""
+"""Machines for the estimate: number of GPUs, dense bf16 peak of one GPU in FLOP/s (data sheet), and the rounded
+price of one GPU in US dollars per hour."""
 
 UTILISATION = {"8 x A100": 0.08, "8 x H100": 0.05}
-"""Share of the peak that a training step is assumed to reach; depthwise convolutions are bound by memory. Not
-measured."""
+"""Share of the peak (0 to 1) that a training step is assumed to reach. The values are low because depthwise
+convolutions are bound by memory. They are not measured."""
 
 CPU_BATCH = 64
-"""Largest batch that is measured on a CPU, where a batch for GPUs may not fit."""
+"""Largest number of images per pass that is measured on a CPU, where a recipe's batch for GPUs may not fit."""
 
 _WARMUP, _STEPS = 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Time and cost of a whole run."""
+    """Time and cost of a whole run on one machine."""
 
     where: str
     images_per_second: float
@@ -71,17 +72,17 @@ class DryRun:
     precision: str
     batch_size: int
     measured_batch: int
-    """Images of one forward pass of one process; at most `CPU_BATCH` on a CPU."""
+    """Number of images in one forward pass of one process; at most `CPU_BATCH` on a CPU."""
     steps: int
     """Optimizer steps of the whole run."""
     memory_bytes: int
-    """Peak memory of this process, on the GPU if it uses one."""
+    """Peak memory of this process in bytes: GPU memory on CUDA, else resident memory."""
     images_per_second: float
     """Training rate of this one process, data loading included."""
     data_wait: float
     """Share of the time spent waiting for images."""
     disk_bytes: int
-    """Size of the run folder at the end."""
+    """Size of the run folder at the end of the run, in bytes."""
     disk_free: int
     here: Estimate
     by_rule: tuple[Estimate, ...]
@@ -148,7 +149,7 @@ def dry_run(job: TrainJob) -> DryRun:
 
 
 def _measured_batch(recipe: Recipe, device: torch.device) -> int:
-    """Images of one forward pass of one process in the launch under way; even where mixup pairs images."""
+    """Return the images in one forward pass of one process, rounded up to a multiple of `images_per_group`."""
     share = max(1, recipe.batch_size // recipe.grad_accum // launched_processes())
     if device.type == "cpu":
         share = min(share, CPU_BATCH)
@@ -156,7 +157,7 @@ def _measured_batch(recipe: Recipe, device: torch.device) -> int:
 
 
 def _measure(job: TrainJob, context: RankContext) -> tuple[float, float]:
-    """Images per second at the recipe's size, and the share of the time spent waiting for them."""
+    """Return the images per second at the recipe's size, and the share of the time spent waiting for data."""
     with closing(job.workload(job, context)) as workload:
         return _timed_steps(job, context, workload)
 
@@ -190,10 +191,10 @@ def _timed_steps(job: TrainJob, context: RankContext, workload: Workload) -> tup
 
 
 def _check_disk(job: TrainJob) -> tuple[int, int]:
-    """Size of the run folder at the end and free space there, in bytes.
+    """Return the size of the run folder at the end of the run and the free disk space there, in bytes.
 
     Raises:
-        UserError: there is not enough.
+        UserError: there is not enough space, or the folder is not writable.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in job.model.state_dict().values())
     copies = 1 if job.recipe.ema_decay is None else 2
@@ -218,4 +219,4 @@ def _peak_memory(device: torch.device) -> int:
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, kilobytes elsewhere

@@ -17,8 +17,8 @@ from iformer.training.state import TrainState, last_good_step
 class FiniteGuard:
     """Checks the losses and weights of a run.
 
-    Reading a loss waits for the device. So only a single process on the CPU checks each loss at once; otherwise
-    the first bad step stays on the device and is checked before each save and log record.
+    Reading a loss from a GPU waits for it, so only a single process on the CPU checks each loss at once. Otherwise
+    the number of the first bad step is kept on the device and checked before each save and log record.
     """
 
     def __init__(self, files: RunFolder, state: TrainState, context: RankContext) -> None:
@@ -27,10 +27,10 @@ class FiniteGuard:
         self._first_bad_step = torch.full((), math.inf, device=context.device)
 
     def check_loss(self, loss: Tensor) -> None:
-        """Stop if the loss is not finite, or remember the step.
+        """Check one loss at once, or remember its step for `check_remembered` if it is not finite.
 
         Raises:
-            UserError: it is not finite.
+            UserError: the loss is not finite, in a single process on the CPU.
         """
         step = self._state.progress.step
         if self._immediate:
@@ -41,10 +41,10 @@ class FiniteGuard:
         self._first_bad_step = torch.minimum(self._first_bad_step, bad_step)
 
     def check_remembered(self) -> None:
-        """Stop if a loss of any rank was not finite. Every rank must call it.
+        """Check the losses that `check_loss` has seen on all ranks. Every rank must call it.
 
         Raises:
-            UserError: one was not finite.
+            UserError: a loss was not finite.
         """
         if self._immediate:
             return
@@ -55,10 +55,10 @@ class FiniteGuard:
             self._stop(int(first))
 
     def check_weights(self) -> None:
-        """Stop if a weight is not finite: a finite loss can have an infinite gradient.
+        """Check the weights, because a finite loss can have an infinite gradient.
 
         Raises:
-            UserError: one is not finite.
+            UserError: a weight is not finite.
         """
         if not is_finite([parameter.detach() for parameter in self._state.model.parameters()]):
             self._stop(self._state.progress.step)

@@ -23,7 +23,7 @@ from iformer.training.state import stored_network
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Settings of a training run that all tasks have."""
+    """Settings of a training run that all tasks share."""
 
     data_name: str
     """The data as the user named it: a folder, a table, an archive, shards, `elpv` or another name."""
@@ -32,34 +32,34 @@ class RunSettings:
     folder: Path
     """The run folder."""
     resume: bool = False
-    """Continue the run in `folder`, or start it if there is none."""
+    """Continue the run in `folder`, or start a new one if the folder holds none."""
     overwrite: bool = False
-    """Remove the run in `folder` first."""
+    """Remove an earlier run in `folder` before this one starts."""
     classes: tuple[str, ...] | None = None
-    """Classifiers: the classes of the data to take, in the order of the outputs. None: all of them."""
+    """Classifiers: the classes of the data to use, in the order of the outputs. None: all classes."""
     fold: tuple[int, int] | None = None
     """Number of the fold that validates, from 1, and the number of folds. None: the data's own split."""
     data_options: dict[str, Any] = field(default_factory=dict)
     """Options the data was loaded with, for `config.yaml` and provenance, such as `{"val_split": 0.2}`."""
     device: str = "auto"
-    """A name that `iformer.device.resolve_device` takes."""
+    """Device name; see `iformer.device.resolve_device`."""
     tensorboard: bool = True
-    """Write TensorBoard event files, unless `trackers` says otherwise."""
+    """Write TensorBoard event files; only used if `trackers` is None."""
     trackers: tuple[str, ...] | None = None
-    """Names of `iformer.training.records.trackers.TRACKERS`. None: "tensorboard", if `tensorboard` is set."""
+    """Names from `iformer.training.records.trackers.TRACKERS`. None: "tensorboard" if `tensorboard` is set."""
     report: bool = True
     """Write `report.md` and its figures at the end."""
 
     @property
     def tracker_names(self) -> tuple[str, ...]:
-        """The trackers of the run."""
+        """Names of the run's trackers, from `trackers` and `tensorboard`."""
         if self.trackers is not None:
             return self.trackers
         return ("tensorboard",) if self.tensorboard else ()
 
     @property
     def continues(self) -> bool:
-        """Whether the run continues from a saved state, which holds its weights."""
+        """Whether the run resumes from a saved state, which holds the weights."""
         return self.resume and RunFolder(self.folder).holds_state
 
 
@@ -71,7 +71,7 @@ def _whole(model: nn.Module) -> nn.Module:
 class TrainJob(RunSettings):
     """A training run, ready to start. `train` changes `model` in place.
 
-    The `training` module of each task builds it: `iformer.tasks.classification.training`, ….
+    The `training` module of each task builds a job, for example `iformer.tasks.classification.training`.
     """
 
     task: Task
@@ -79,20 +79,20 @@ class TrainJob(RunSettings):
     workload: Callable[[TrainJob, RankContext], Workload]
     """Builds this rank's batches, evaluation and report."""
     model: nn.Module
-    """Any network that the task's loss takes. `iformer.load` reads only checkpoints of iFormer networks."""
+    """Any network that the task's loss accepts. `iformer.load` can read only checkpoints of iFormer networks."""
     model_name: str
     data: TrainData
     preprocessing: Preprocessing
     multi_label: bool = False
     """See `iformer.config.metadata.Metadata`."""
     published: Callable[[nn.Module], nn.Module] = _whole
-    """Returns the part of `model` that checkpoints hold."""
+    """Function that returns the module of `model` that checkpoints hold."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Further plain values that a resumed run must share, such as the hash of a teacher's weights."""
 
 
 def resumed_network(settings: RunSettings) -> nn.Module | None:
-    """Build the resumed run's network from its saved config; None if none is stored. See `stored_network`."""
+    """Build a resumed run's network from the saved config; None if none is stored. See `stored_network`."""
     return stored_network(RunFolder(settings.folder)) if settings.continues else None
 
 
@@ -101,13 +101,13 @@ def starting_network(name: str, *, weights: str, entry: str | None = None, **opt
 
     Args:
         name: a size, or any name of a network with weights; see `iformer.models.weights.resolve`.
-        weights: `none`, `pretrained` or such a name; see `Recipe.weights`.
+        weights: `none`, `pretrained` or the name of a network with weights; see `Recipe.weights`.
         entry: see `Recipe.entry`.
-        options: of `iformer.models.factory.create_model`.
+        options: options of `iformer.models.factory.create_model`.
 
     Raises:
         UserError: `name` and `weights` both name weights.
-        WeightsError: the weights cannot be fetched or read, or do not fit.
+        WeightsError: the weights cannot be fetched or read, or do not fit the network.
     """
     named = resolve(name, entry=entry if weights in ("none", "pretrained") else None)
     if not isinstance(named, Size) and weights not in ("none", "pretrained"):

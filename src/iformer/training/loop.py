@@ -1,8 +1,8 @@
 """The training loop, for every task, on one process or several.
 
-`_Run.__init__` leads from a job, new or resumed, to the first step; then come the epochs; then the report. The job
-itself, with data and network, is made by `iformer.tasks.training_job`. One optimizer step is in `step.py`, what a
-task adds is a `Workload` (`protocol.py`), and what a resumed run restores is a `TrainState` (`state.py`).
+`_Run.__init__` prepares a new or resumed job for its first step; then come the epochs, then the report. The job,
+with data and network, is made by `iformer.tasks.training_job`. One optimizer step is in `step.py`. A task adds a
+`Workload` (`protocol.py`), and a resumed run restores a `TrainState` (`state.py`).
 
 No random state is saved. The order of the images depends on (seed, epoch), the augmentation of an image on (seed,
 epoch, index), and everything random in a step (mixup, erasing, stochastic depth) on (seed, step, rank). So a run
@@ -55,8 +55,8 @@ def train(job: TrainJob) -> TrainResult:
     """Train a network, evaluate it and write its report.
 
     Raises:
-        UserError: the folder is in use or holds another run, this process trains already, the loss is not finite,
-            or the job cannot run.
+        UserError: the folder is in use or holds another run, this process is already training, the loss is not
+            finite, or the job cannot run.
         StoppedBySignalError: a scheduler's signal stopped the run; its state is saved.
         OSError, OutputError: the folder cannot be written.
     """
@@ -74,7 +74,7 @@ class _Run:
     """A run in progress: its state, its data, and what it writes."""
 
     def __init__(self, job: TrainJob, stack: ExitStack) -> None:
-        """Everything between a job and its first step; `stack` closes it."""
+        """Prepare everything up to the first step. `stack` closes files, workers and locks at the end."""
         self.job, self.recipe = job, job.recipe
 
         # 1. the ranks
@@ -83,7 +83,7 @@ class _Run:
         check_batch_size(self.recipe, self.context.world_size)
         self.signals = stack.enter_context(SignalHandler(self.context.world_size))
 
-        # 2. the run folder, locked, and with --resume its newest sound state, of the same settings and data
+        # 2. lock the run folder; with --resume read its newest sound state and check settings and data against it
         self.files = RunFolder(job.folder)
         saved = self._open_folder(stack)
 
@@ -124,7 +124,7 @@ class _Run:
     # --------------------------------------------------------------------------------------- the epochs
 
     def train_epoch(self, epoch: int) -> None:
-        """Make the steps of an epoch that are not done yet."""
+        """Train the steps of an epoch that are not done yet."""
         progress, state = self.progress, self.state
         self.meter.start(step=progress.step_in_epoch, sums=progress.sums)
         state.model.train()
@@ -140,7 +140,7 @@ class _Run:
             self._after_step(epoch)
 
     def finish_epoch(self, epoch: int) -> None:
-        """Evaluate, keep the last and the best network, log the epoch and save the state."""
+        """Evaluate, write the last and the best network, log the epoch and save the state."""
         progress, recipe = self.progress, self.recipe
         self.guard.check_remembered()
         network = self.state.inference_model()
@@ -182,7 +182,7 @@ class _Run:
             self._stop_on_signal(self.signals.poll()[0])
 
     def stops_early(self) -> bool:
-        """Whether there was no better evaluation for `recipe.patience` epochs."""
+        """Return whether the primary metric has not improved for `recipe.patience` epochs."""
         patience, best = self.recipe.patience, self.progress.best
         if patience is None or not best or self.progress.epoch - best["epoch"] < patience:
             return False
@@ -238,7 +238,7 @@ class _Run:
         return result
 
     def _finish_best(self) -> None:
-        """Let the task finish the best network as it finished the last one."""
+        """Let the task finish the best network too, and write it again with its new metrics."""
         if not self.workload.finishes or not self.files.best.is_file():
             return
         network = load(self.files.best).to(self.context.device)
@@ -302,7 +302,7 @@ class _Run:
         return log
 
     def _progress_view(self) -> ProgressView:
-        """Progress in training pixels, to which the time of a step is proportional."""
+        """Return a progress view in units of training pixels, because a step's time is proportional to them."""
         length, progress = self.length, self.progress
         works = [self.recipe.train_size(epoch) ** 2 for epoch in range(length.epochs)]
         done = sum(work * length.steps_in(epoch) for epoch, work in enumerate(works[: progress.epoch]))
@@ -326,7 +326,7 @@ class _Run:
     # -------------------------------------------------------------------------------- logging and saving
 
     def _after_step(self, epoch: int) -> None:
-        """Log the step, save the state if it is time to, and stop if a signal arrived."""
+        """Log the step, save the state if a save is due, and stop if a signal arrived."""
         progress, recipe, last = self.progress, self.recipe, self.length.steps_in(epoch)
         logs = progress.step_in_epoch % recipe.log_every == 0 or progress.step_in_epoch == last
         self.view.advance(recipe.train_size(epoch) ** 2, self._log_step(epoch) if logs else None)
@@ -338,7 +338,7 @@ class _Run:
         self._stop_on_signal(stop)
 
     def _stop_on_signal(self, stop: bool) -> None:
-        """Stop, with the state saved, if a signal arrived on any rank."""
+        """Stop if a signal arrived on any rank. The state must have been saved before."""
         if stop:
             self.accelerator.wait_for_everyone()
             raise self.signals.stopped(self.progress.step)
@@ -367,7 +367,7 @@ class _Run:
         return self._seconds_before + time.monotonic() - self._began
 
     def _evaluate(self, network: nn.Module, *, last: bool) -> Evaluation:
-        """Evaluate a network; the last time, for the published metrics, in fp32."""
+        """Evaluate a network in the run's precision; the `last` time in fp32, for the published metrics."""
         if self.context.world_size > 1:
             from accelerate.utils import broadcast
 

@@ -1,4 +1,4 @@
-"""A range test of the learning rate (Smith, arXiv 1506.01186): a short run whose rate grows at every step."""
+"""Learning-rate range test (Smith, arXiv 1506.01186): a short run whose learning rate grows at every step."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from iformer.training.state import TrainState
 from iformer.training.step import OptimizerStep, seed_everything
 
 LOWEST, HIGHEST = 1e-6, 1.0
-"""Learning rates of the first and the last step, for a whole batch."""
+"""Learning rates of the first and the last step. The optimizer applies them as they are, at any batch size."""
 STEPS = 100
 _SMOOTHING = 0.9
-"""Share of the smoothed loss that stays at each step."""
+"""Weight of the previous smoothed loss in the exponential moving average."""
 _DIVERGED = 3.0
-"""The test ends when the smoothed loss is this many times as large as the smallest one."""
+"""The test ends when the smoothed loss exceeds the smallest smoothed loss by this factor."""
 _FEWEST = 10
-"""Fewest steps from which a learning rate is suggested."""
+"""Smallest number of steps from which a learning rate is suggested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates:
-    """The losses of a range test, and the learning rate that they suggest."""
+    """Losses of a range test, and the suggested learning rate."""
 
     rates: tuple[float, ...]
     """Learning rate of each step."""
     losses: tuple[float, ...]
     """Smoothed training loss of each step."""
     steepest: float
-    """The rate at which the loss falls fastest: a good peak for a schedule with a warm-up."""
+    """Learning rate at which the loss falls fastest: a good peak for a schedule with a warm-up."""
     lr: float
-    """The recipe's `lr` that gives this peak: the peak, scaled from the batch to `lr_batch` images."""
+    """Value of the recipe's `lr` that gives this peak: `steepest` scaled from the batch size to `lr_batch`."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -54,12 +54,12 @@ class LearningRates:
 
 
 def find_lr(job: TrainJob, *, steps: int = STEPS) -> LearningRates:
-    """Train with a learning rate that grows from `LOWEST` to `HIGHEST`, and write nothing.
+    """Train a few steps with a learning rate that grows from `LOWEST` to `HIGHEST`; no files are written.
 
-    The network of the job is changed; build another job for the run itself.
+    The weights of the job's network change, so build another job for the run itself.
 
     Args:
-        job: the run.
+        job: the run to test.
         steps: number of optimizer steps; the test ends earlier if the loss explodes.
 
     Raises:

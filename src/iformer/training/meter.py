@@ -13,14 +13,14 @@ from iformer.training.distributed import RankContext
 
 
 class EpochMeter:
-    """Sums the logged values of an epoch's steps on the device, without waiting for it, and counts images."""
+    """Sums the logged values of an epoch on the device, without synchronising with it, and counts images."""
 
     def __init__(self, context: RankContext) -> None:
         self._context = context
         self.start(step=0, sums={})
 
     def start(self, *, step: int, sums: dict[str, float]) -> None:
-        """Start an epoch, or continue it after `step` steps with their sums."""
+        """Start an epoch, or continue one after `step` steps with the sums of those steps."""
         self._sums = {name: torch.tensor(value, device=self._context.device) for name, value in sums.items()}
         self._images = 0
         self._waited = 0.0
@@ -38,17 +38,17 @@ class EpochMeter:
             yield batch
 
     def add(self, values: dict[str, Tensor], share: float) -> None:
-        """Add the scalars of a forward pass over `share` (0 to 1) of a step's images."""
+        """Add the scalars of one forward pass, which had `share` (0 to 1) of the step's images."""
         for name, value in values.items():
             value = value.detach() * share
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def count(self, images: int) -> None:
-        """Count this rank's images of a step."""
+        """Count the images of a step: `images` on this rank, and as many on every other rank."""
         self._images += images * self._context.world_size
 
     def sums(self) -> dict[str, float]:
-        """Return the sums so far, averaged over the ranks. Every rank must call it."""
+        """Return the sums since the start of the epoch, averaged over the ranks. Every rank must call it."""
         if not self._sums:
             return {}
         sums = torch.stack(list(self._sums.values()))
@@ -68,7 +68,7 @@ class EpochMeter:
         return means, (self._images - images_before) / (now - time_before)
 
     def rates(self) -> dict[str, float | None]:
-        """Return `images_per_second` and `data_wait` (share of the time) since the start; None without a step."""
+        """Return `images_per_second` and `data_wait` (share of the time, 0 to 1); None before the first step."""
         seconds = time.perf_counter() - self._began
         if not self._images:
             return {"images_per_second": None, "data_wait": None}

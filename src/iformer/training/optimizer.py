@@ -18,13 +18,14 @@ from iformer.training.network.fsdp import shard_like, whole_tensor
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Build the recipe's optimizer over the trainable parameters, at the peak learning rate.
 
-    There is no weight decay on parameters of one dimension (biases, norms, layer scales) and on those that
-    `model.no_weight_decay()` names. With `layer_decay` or `head_lr`, groups have a factor of the learning rate,
+    Weight decay does not apply to one-dimensional parameters (biases, norms, layer scales) or to parameters named
+    by `model.no_weight_decay()`. With `layer_decay` or `head_lr`, each parameter group has a learning-rate factor
     `lr_scale`, which the schedule applies.
 
-    Muon (https://kellerjordan.github.io/posts/muon) is timm's: it orthogonalises the momentum of every weight of
-    two or more dimensions, a convolution as an out x (in * height * width) matrix, and updates the other
-    parameters with AdamW. Its updates have the size of AdamW's, so a learning rate means the same for both.
+    Muon (https://kellerjordan.github.io/posts/muon) is timm's implementation: it orthogonalises the momentum of
+    every weight with two or more dimensions, a convolution as an out x (in * height * width) matrix, and updates
+    all other parameters with AdamW. Muon's updates are scaled to the size of AdamW's, so one learning rate suits
+    both.
     """
     groups = _parameter_groups(model, recipe)
     if recipe.optimizer == "muon":
@@ -38,7 +39,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def base_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate of the schedule, before the factors of the groups."""
+    """Return the current learning rate of the schedule, without the `lr_scale` factors of the parameter groups."""
     group = optimizer.param_groups[0]
     rate: float = group["lr"] / group.get("lr_scale", 1.0)
     return rate
@@ -66,9 +67,10 @@ def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[str, float]:
-    """Return the factor of the learning rate of each parameter by name.
+    """Return the learning-rate factor of each parameter by name.
 
-    The last block of the backbone has `layer_decay`, the one before it its square, and so on down to the stem.
+    The last block of the backbone has the factor `layer_decay`, the block before it `layer_decay ** 2`, and so on
+    down to the stem.
     """
     from timm.models import group_parameters
 
@@ -88,12 +90,12 @@ def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[str, float]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Return the optimizer's moments and step counts as `{"<key>.<parameter name>": tensor}`.
 
-    Tensors of a sharded network are gathered; then every rank must call it.
+    If the network is sharded, the tensors are gathered and every rank must call this function.
     """
     tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):  # Muon also keeps flags, which it computes again
+            if isinstance(value, Tensor):  # Muon also stores flags, which it recomputes
                 tensors[f"{key}.{name}"] = whole_tensor(value)
     return tensors
 

@@ -1,6 +1,6 @@
 """The protocol between training and the tasks: data, loss and metric, batches, report.
 
-Each folder of `iformer.tasks` implements them; nothing in `iformer.training` imports a task.
+Each folder of `iformer.tasks` implements these classes; nothing in `iformer.training` imports a task.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from iformer.training.network.precision import Precision
 from iformer.training.records.results import Evaluation, TrainResult
 
 Batch = dict[str, Any]
-"""`images`, `indices` (int64, B) and the task's targets. The form of `images` depends on the task."""
+"""A batch: `images`, `indices` (int64, B) and the task's targets. The type of `images` depends on the task."""
 
 
 class SplitData(Protocol):
@@ -57,27 +57,27 @@ class Task(Protocol):
     """A loss, and the name of the metric that ranks checkpoints."""
 
     name: str
-    """A name of `iformer.tasks.registry.TASKS`, as in `Metadata.task`."""
+    """Key of `iformer.tasks.registry.TASKS`, as in `Metadata.task`."""
     primary_metric: str
     """Key of the metric that selects the best checkpoint, in percent; higher is better."""
     metric_label: str
-    """The primary metric as it is printed."""
+    """Printed name of the primary metric, such as "top-1"."""
     class_names: tuple[str, ...]
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Run the network in train mode.
+        """Run the network in train mode and return the loss.
 
         Returns:
-            `loss`, the mean over the batch, and further detached scalars on the same device. The loop logs the
-            average of each under its name.
+            `loss`, the mean over the batch, and optional detached scalars on the same device. The loop logs the
+            average of each scalar under its name.
         """
 
 
 class Workload(ABC):
-    """Data sets, batches, evaluation and report of one run. Each task derives its own."""
+    """Data sets, batches, evaluation and report of one run. Each task has its own subclass."""
 
     def __init__(self, recipe: Recipe, context: RankContext) -> None:
-        """No image is read before the first batch."""
+        """Store the recipe and the rank context. No image is read before the first batch."""
         self._recipe, self.context = recipe, context
         self._val_loader: Loader | None = None
         self._loaders: list[Loader] = []
@@ -92,14 +92,14 @@ class Workload(ABC):
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Batch:
-        """Move a batch to the device in the form that `Task.loss` expects. The loop seeds all generators."""
+        """Move a batch to the device, augmented as `Task.loss` expects. The loop has seeded all generators."""
 
     @abstractmethod
     def evaluate(self, network: nn.Module, *, precision: Precision) -> Evaluation:
-        """Evaluate a network in eval mode on `val_loader`. Every rank must call it; all get the same result."""
+        """Evaluate a network in eval mode on `val_loader`. Every rank must call it and gets the same result."""
 
     finishes = False
-    """Whether `finish` changes networks."""
+    """Whether `finish` changes the network."""
 
     def finish(self, network: nn.Module, evaluation: Evaluation) -> Evaluation:
         """Change a trained network after its last evaluation, in place, and return the evaluation of the result.
@@ -109,9 +109,9 @@ class Workload(ABC):
         return evaluation
 
     def draw_predictions(self, network: nn.Module, evaluation: Evaluation) -> Image.Image | None:
-        """Draw answers beside the truth on a few validation images, for trackers; None without such a picture.
+        """Draw predictions next to the ground truth for a few validation images; None if the task draws none.
 
-        Only the main rank calls it, with an evaluation that has just been made of the network.
+        Trackers log the picture. Only the main rank calls it, directly after the evaluation of this network.
         """
         return None
 
@@ -125,11 +125,11 @@ class Workload(ABC):
         return self._loader(self.train_dataset(), self._recipe.batch_size, train=True, weights=weights)
 
     def train_weights(self) -> Sequence[float] | None:
-        """Return the share in which each training image is drawn; None: each once an epoch."""
+        """Return the sampling weight of each training image. None: each image is used once per epoch."""
         return None
 
     def val_loader(self) -> Loader:
-        """Return the loader of this rank's validation images; its workers live until `close`."""
+        """Return the loader of this rank's validation images. The same loader is returned until `close`."""
         if self._val_loader is None:
             batch_size = self._recipe.eval_batch_size or self._recipe.batch_size
             self._val_loader = self._loader(self.val_dataset(), batch_size, train=False)

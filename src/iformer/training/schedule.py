@@ -24,17 +24,17 @@ class RunLength:
         self.steps = whole if recipe.max_steps is None else min(whole, recipe.max_steps)
         """Optimizer steps of the whole run."""
         self.epochs = -(-self.steps // steps_per_epoch)
-        """Epochs; the last one may be shorter."""
+        """Number of epochs; the last one may be shorter."""
 
     def steps_in(self, epoch: int) -> int:
-        """Return the number of steps of an epoch, counted from 0."""
+        """Return the number of steps in `epoch`, where epochs are counted from 0."""
         return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
 
     def check_position(self, epoch: int, step_in_epoch: int, *, source: Path) -> None:
-        """Check that a run of this length reaches the position of a saved state.
+        """Check that the position of a saved state exists in a run of this length.
 
         Raises:
-            UserError: it does not.
+            UserError: the position is beyond the end of the run or of its epoch.
         """
         within = 0 <= epoch < self.epochs and 0 <= step_in_epoch <= self.steps_in(epoch)
         if not within and (epoch, step_in_epoch) != (self.epochs, 0):
@@ -47,8 +47,8 @@ class RunLength:
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: RunLength) -> Scheduler:
     """Build the learning-rate schedule: linear warm-up, then `recipe.schedule`.
 
-    `schedule.step_update(step)` sets the learning rate of step `step`, counted from 0. It depends on nothing else,
-    so the schedule has no state to save.
+    `schedule.step_update(step)` sets the learning rate of step `step`, counted from 0. The rate depends on nothing
+    else, so the schedule has no state to save.
     """
     from timm.scheduler.cosine_lr import CosineLRScheduler
     from timm.scheduler.multistep_lr import MultiStepLRScheduler

@@ -1,4 +1,4 @@
-"""Stop on signals: a scheduler's signal saves and stops after the current step; Ctrl-C stops immediately."""
+"""Stopping on signals: a scheduler's signal saves and stops after the current step; Ctrl-C stops immediately."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 """Signals that schedulers send before they kill a job: SIGTERM, and SIGUSR1 as an early warning."""
 
 RAISE_AFTER, EXIT_AFTER = 15.0, 25.0
-"""Seconds after a signal: a run that has not reached the end of a step (it evaluates, or waits for images) is
-interrupted; one that does not react even then (it waits for another rank) ends without cleaning up."""
+"""Seconds after a signal. After the first, a run that has not finished its step (because it evaluates or waits for
+images) is interrupted by an exception. After the second, a run that still hangs (it waits for another rank) is
+ended without clean-up."""
 
 QUICK = 2.0
-"""Seconds after an interrupted run in which a further Ctrl-C is ignored."""
+"""Seconds after an interrupt during which a further Ctrl-C is ignored."""
 
 _REQUEUE, _INTERRUPTED = 75, 130
 
 
 class SignalHandler:
-    """Remembers signals, and lets all ranks agree on the step to stop at. A context manager.
+    """Context manager that records signals and lets all ranks agree on the step at which to stop.
 
-    Files are replaced in one step, so a run may end at any moment without harm to the last saved state.
+    Files are replaced atomically, so a run may end at any moment without damage to the last saved state.
     """
 
     def __init__(self, world_size: int) -> None:
-        """Every rank must create one."""
+        """Create the handler of this rank. Every rank must create one."""
         self._received: int | None = None
         self._interrupted = self._overdue = False
         self._previous: dict[int, Any] = {}
@@ -63,7 +64,10 @@ class SignalHandler:
             signal.signal(number, handler)
 
     def poll(self, save_now: bool = False) -> tuple[bool, bool]:
-        """All-reduce of the stop flag and of `save_now`: whether any rank set it. Every rank must call it."""
+        """All-reduce the stop flag and `save_now`; return for each whether any rank has set it.
+
+        Every rank must call it.
+        """
         if self._group is None:
             return self._received is not None, save_now
         flags = torch.tensor([float(self._received is not None), float(save_now)])
@@ -107,7 +111,7 @@ class SignalHandler:
 
 
 def _after_an_interrupt(until: float) -> Callable[[int, FrameType | None], None]:
-    """Return a handler of SIGINT that ignores a quick second Ctrl-C: it would interrupt the end of the process."""
+    """Return a SIGINT handler that ignores Ctrl-C until `until`, so that the process can exit undisturbed."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         if time.monotonic() >= until:
@@ -118,7 +122,7 @@ def _after_an_interrupt(until: float) -> Callable[[int, FrameType | None], None]
 
 
 def _exit(code: int, message: str) -> None:
-    """End the process at once, because its main thread does not react; leave no unfinished file and no lock."""
+    """End the process at once because its main thread hangs; remove unfinished files and locks first."""
     remove_unfinished()
     remove_locks()
     print(message, file=sys.stderr, flush=True)

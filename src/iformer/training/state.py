@@ -36,13 +36,13 @@ from iformer.training.records.run_folder import RunFolder
 
 FORMAT = "iformer-training-2"
 OLD_FORMAT = "iformer-training-1"
-"""Still read. Its checksum, if it has one, does not cover the header."""
+"""Format of early versions, which is still read. Its checksum, if present, does not cover the header."""
 
 _FILES = (
     *("model", "recipe.weights", "recipe.distillation.teacher"),
     *("recipe.teacher", "recipe.teacher_weights"),
 )
-"""Fields of the identity that may name a file, which a run resumed elsewhere finds under another path."""
+"""Identity fields that may hold a file path. If the current path is absolute, only file names are compared."""
 
 _UNSET = "(not set)"
 _Count = Annotated[int, Range(0, 2**53)]
@@ -50,18 +50,18 @@ _Count = Annotated[int, Range(0, 2**53)]
 
 @dataclass(kw_only=True)
 class TrainProgress:
-    """The progress of a run. The loop updates it in place."""
+    """Progress of a run. The training loop updates it in place."""
 
     step: _Count = 0
     """Optimizer steps done."""
     epoch: _Count = 0
     """Current epoch, from 0."""
     step_in_epoch: _Count = 0
-    """Optimizer steps done in the current epoch. It is reset when the epoch has been evaluated."""
+    """Optimizer steps done in the current epoch; set to 0 after the epoch's evaluation."""
     seconds: float = 0.0
-    """Time spent, without the time between a stop and the next `--resume`."""
+    """Time spent in seconds, without the time between a stop and the next `--resume`."""
     log_bytes: _Count = 0
-    """Length of `log.jsonl` when the state was saved. A resumed run drops the records after it."""
+    """Length of `log.jsonl` in bytes when the state was saved. A resumed run drops later records."""
     best: dict[str, Any] = field(default_factory=dict)
     """`epoch`, `step` and metrics of the best evaluation; empty before the first one."""
     sums: dict[str, float] = field(default_factory=dict)
@@ -79,11 +79,11 @@ class TrainState:
     scaler: torch.amp.GradScaler
     progress: TrainProgress
     sharded: ShardedNetwork | None = None
-    """Set if the parameters of `model` are sharded over the ranks."""
+    """The sharding of `model` over the ranks; None if every rank holds the whole network."""
 
     @classmethod
     def create(cls, model: nn.Module, recipe: Recipe, context: RankContext) -> TrainState:
-        """Put a network on its device and build what trains it. Every rank must call it."""
+        """Move a network to its device and build its EMA, optimizer and loss scaler. Every rank must call it."""
         model, ema = prepare_network(model, recipe, context)
         sharded = ShardedNetwork(model) if recipe.parallel == "fsdp" and context.world_size > 1 else None
         return cls(
@@ -96,16 +96,16 @@ class TrainState:
         )
 
     def inference_model(self) -> nn.Module:
-        """Return the network to evaluate and to publish: the EMA if there is one, else the current weights.
+        """Return the network to evaluate and publish: the EMA if the run has one, else the current weights.
 
-        Every rank must call it: a sharded network is gathered.
+        Every rank must call it, because a sharded network is gathered.
         """
         if self.ema is not None:
             return self.ema.module
         return self.model if self.sharded is None else self.sharded.gather()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, whole if the network is sharded; then every rank must call it."""
+        """Return all tensors by name, unsharded. If the network is sharded, every rank must call it."""
         groups = {
             "model": {name: whole_tensor(tensor) for name, tensor in self.model.state_dict().items()},
             "average": self.ema.module.state_dict() if self.ema is not None else {},
@@ -114,15 +114,15 @@ class TrainState:
         return {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
 
     def save(self, path: Path, *, identity: dict[str, Any], previous: Path | None = None) -> None:
-        """Write the state atomically. Ranks that do not write must call `tensors` if the network is sharded.
+        """Write the state atomically. If the network is sharded, ranks that do not write must call `tensors`.
 
         Args:
-            path: the file.
+            path: the state file.
             identity: plain values that a resumed run must share with this one; see `check_identity`.
-            previous: where to keep the state that was at `path`, if it is sound. None replaces it.
+            previous: path to which a readable state at `path` is moved first. None: the old state is overwritten.
 
         Raises:
-            OutputError: it cannot be written. The state that was at `path` is still there.
+            OutputError: the file cannot be written. The old state at `path` is unchanged.
         """
         stored = stored_tensors(self.tensors())
         header = {
@@ -141,7 +141,7 @@ class TrainState:
                 os.replace(path, previous)
 
     def load(self, saved: SavedState) -> None:
-        """Restore a saved state. Model, average, optimizer and scaler must be created as for a new run.
+        """Restore a saved state into model, EMA, optimizer and scaler, which `create` has built.
 
         Raises:
             WeightsError: the tensors do not fit this network.
@@ -173,7 +173,7 @@ class SavedState:
     tensors: dict[str, Tensor]
 
     def group(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of `model`, `average` or `optimizer`, by their names in it."""
+        """Return the tensors of the group `model`, `average` or `optimizer`, by name without the prefix."""
         prefix = f"{name}/"
         return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
 
@@ -182,7 +182,7 @@ def read_state(path: Path) -> SavedState:
     """Read a state file.
 
     Raises:
-        WeightsError: the file is damaged or is not the state of a run.
+        WeightsError: the file is damaged or is not the state of a training run.
     """
     with open_safetensors(path) as file:
         header = file.metadata() or {}
@@ -208,13 +208,13 @@ def read_state(path: Path) -> SavedState:
 
 
 def read_newest_state(files: RunFolder) -> tuple[SavedState, str | None] | None:
-    """Read the newest sound state of a run; None if the run has no state file.
+    """Read the newest undamaged state of a run.
 
     Returns:
-        The state, and a warning if it is not the newest file.
+        The state, and a warning (or None) if the previous file had to be used. None if there is no state file.
 
     Raises:
-        WeightsError: there are state files and all are damaged.
+        WeightsError: every state file is damaged.
     """
     damage: WeightsError | None = None
     for path in (files.state, files.state_before):
@@ -235,18 +235,17 @@ def read_newest_state(files: RunFolder) -> tuple[SavedState, str | None] | None:
 
 
 def stored_network(files: RunFolder) -> nn.Module | None:
-    """Build the network of a run, with random weights, as its state describes it.
+    """Build the network of a run from the config in its state file, with random weights.
 
-    A resumed run then does not need the file that the run started from.
+    A resumed run therefore does not need the file that the run started from.
 
     Returns:
-        The network, or None if the state does not describe one: states of early versions, and states of networks
-        that are not of this package.
+        The network. None if the state holds no config: states of early versions, and networks of other packages.
     """
     for path in (files.state, files.state_before):
         try:
             with open_safetensors(path) as file:
-                header = {**(file.metadata() or {}), "format": ""}  # not that of a checkpoint
+                header = {**(file.metadata() or {}), "format": ""}  # a state's format is not a checkpoint's
                 config, metadata = read_header(header, str(path))
                 shapes = {
                     name.removeprefix("model/"): tuple(file.get_slice(name).get_shape())
@@ -266,7 +265,7 @@ def stored_network(files: RunFolder) -> nn.Module | None:
 
 
 def _described(model: nn.Module, *, source: str) -> dict[str, str]:
-    """Return config and preprocessing of an iFormer network for a header; an empty mapping for other networks."""
+    """Return an iFormer network's config and metadata as header fields; an empty mapping for other networks."""
     known = getattr(model, "metadata", None)
     row = row_of(getattr(model, "config", None), getattr(known, "task", ""))
     if row is None or known is None:
@@ -276,13 +275,13 @@ def _described(model: nn.Module, *, source: str) -> dict[str, str]:
 
 
 def last_good_step(files: RunFolder) -> int | None:
-    """Return the optimizer step of the newest readable state of a run; None if there is none."""
+    """Return the optimizer step of a run's newest readable state; None if no state is readable."""
     steps = [saved_step(path) for path in (files.state, files.state_before)]
     return next((step for step in steps if step is not None), None)
 
 
 def saved_step(path: Path) -> int | None:
-    """Return the optimizer step of a state file from its header; None if it cannot be read."""
+    """Return the optimizer step from the header of a state file; None if the file cannot be read."""
     try:
         with open_safetensors(path) as file:
             return int(json.loads((file.metadata() or {})["position"])["step"])
@@ -291,16 +290,16 @@ def saved_step(path: Path) -> int | None:
 
 
 def extend(saved: dict[str, Any], current: dict[str, Any]) -> str:
-    """Copy a larger number of epochs or steps from the current recipe to the saved one.
+    """Copy `epochs` and `max_steps` from the current recipe to the saved one where they are larger.
 
-    A run may be resumed with more of them.
+    A run may be resumed with more epochs or steps than it was started with.
 
     Args:
-        saved: the recipe in the state file; it is changed.
+        saved: the recipe in the state file; changed in place.
         current: the recipe of this run.
 
     Returns:
-        A line that says what changed; empty if nothing did.
+        A line that says what changed; an empty string if nothing changed.
     """
     changes = []
     for name in ("epochs", "max_steps"):
@@ -314,16 +313,16 @@ def extend(saved: dict[str, Any], current: dict[str, Any]) -> str:
 def check_identity(
     saved: dict[str, Any], current: dict[str, Any], *, folder: Path, defaults: dict[str, Any] | None = None
 ) -> None:
-    """Check that a resumed run has the settings and data it was started with.
+    """Check that a resumed run has the same settings and data as the run that was started.
 
     Args:
         saved: identity in the state file.
         current: identity of this run.
-        folder: the run folder, for the message.
+        folder: the run folder, for the error message.
         defaults: values of fields that an older version did not save.
 
     Raises:
-        UserError: they differ. The message names each field with both values.
+        UserError: the identities differ. The message names each differing field with both values.
     """
     before, now = {**_flat(defaults or {}), **_flat(saved)}, _flat(current)
     differences = [
@@ -339,14 +338,14 @@ def check_identity(
 
 
 def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the header without its checksum, and of the names, types, shapes and bytes of the tensors."""
+    """Return the CRC-32 of the header (without `crc32`) and of the tensors' names, types, shapes and bytes."""
     layout = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in sorted(tensors)]
     text = json.dumps([sorted(header.items()), layout])
     return _old_checksum(tensors, zlib.crc32(text.encode()))
 
 
 def _old_checksum(tensors: Mapping[str, Tensor], checksum: int = 0) -> int:
-    """CRC-32 of the names and bytes of the tensors, in the order of their names."""
+    """Return the CRC-32 of the tensors' names and bytes, sorted by name and continuing from `checksum`."""
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         checksum = zlib.crc32(name.encode(), checksum)

@@ -34,13 +34,13 @@ class OptimizerStep:
         guard: FiniteGuard,
         model: nn.Module | None = None,
     ) -> None:
-        """`model` is `state.model` wrapped in DistributedDataParallel; None: it is not wrapped."""
+        """Prepare training of `state.model`. `model` is its DistributedDataParallel wrapper; None: not wrapped."""
         self.state, self.task, self.recipe, self.context = state, task, recipe, context
         self.meter, self.guard = meter, guard
         self.model = state.model if model is None else model
 
     def __call__(self, batch: Batch) -> None:
-        """Make one step on a batch that `Workload.prepare` returned."""
+        """Do one optimizer step on a batch from `Workload.prepare`."""
         state = self.state
         images = len(batch["indices"])
         micro_batches = split_batch(batch, self.recipe.grad_accum)
@@ -65,10 +65,10 @@ class OptimizerStep:
 
 @contextmanager
 def _explain_single_images() -> Iterator[None]:
-    """Explain what batch norm says about one image, from which it cannot compute statistics.
+    """Turn batch norm's error about a single image, which has no batch statistics, into a clear one.
 
     Raises:
-        ConfigError: instead of torch's ValueError.
+        ConfigError: a forward pass inside the block had a single image; replaces torch's ValueError.
     """
     try:
         yield
@@ -82,7 +82,7 @@ def _explain_single_images() -> Iterator[None]:
 
 
 def split_batch(batch: Batch, count: int) -> list[Batch]:
-    """Split a batch of tensors and lists into at most `count` micro-batches, cut as `torch.chunk` cuts."""
+    """Split a batch of tensors and lists into at most `count` micro-batches, sized as by `torch.chunk`."""
     if count == 1:
         return [batch]
     chunks = {name: _chunks(value, count) for name, value in batch.items()}
@@ -97,7 +97,7 @@ def _chunks(value: Tensor | list[Any], count: int) -> Any:
 
 
 def seed_everything(*numbers: int) -> None:
-    """Seed the global generators of Python, NumPy and torch with a mix of the numbers."""
+    """Seed the global generators of Python, NumPy and torch with a hash of `numbers`."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (timm draws from it)
@@ -105,7 +105,7 @@ def seed_everything(*numbers: int) -> None:
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
-    """Raise `ConfigError` unless a batch splits into equal micro-batches over the ranks."""
+    """Raise `ConfigError` unless ranks and micro-batches get equal shares of the batch, in whole mixing groups."""
     passes = world_size * recipe.grad_accum
     if recipe.batch_size % passes:
         raise ConfigError(

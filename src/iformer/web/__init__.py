@@ -1,1 +1,1 @@
-"""A web page that runs a network in the browser of a phone: its server, its files, and benchmarks on it."""
+"""A web page that runs a network in a browser, for example on a phone: its files, its server, and benchmarks."""

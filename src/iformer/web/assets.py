@@ -1,7 +1,7 @@
-"""The browser's runtimes, onnxruntime-web and LiteRT.js: where they come from, and their pinned hashes.
+"""The browser runtimes onnxruntime-web and LiteRT.js: their sources and pinned hashes.
 
-They come from an npm installation or, if the user asks for it, from a CDN. Only files with
-the hashes of `packages.json`, which were tested, are served.
+The files come from an npm installation or, if the user asks for it, from a CDN. Only files with the hashes in
+`packages.json`, which are the tested versions, are served.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from iformer.errors import UserError
 from iformer.files import write_bytes
 
 CDN = "cdn"
-"""The value of `--assets` that downloads from `_CDN_URL`."""
+"""Value of `--assets` that downloads the files from `_CDN_URL`."""
 
 _CDN_URL = "https://cdn.jsdelivr.net/npm"
 _CDN_SECONDS = 60
@@ -28,13 +28,13 @@ _CDN_SECONDS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """An npm package with the files that the page loads."""
+    """An npm package and the files that the page loads from it."""
 
     name: str
     version: str
     licence: str
     files: dict[str, str]
-    """SHA-256 by path in the package."""
+    """SHA-256 in hex by path in the package."""
 
 
 def _pinned() -> dict[str, tuple[Package, ...]]:
@@ -43,27 +43,27 @@ def _pinned() -> dict[str, tuple[Package, ...]]:
 
 
 PACKAGES = _pinned()
-"""The packages of each runtime that the page has."""
+"""The npm packages of each runtime that the page supports."""
 
 _BARE_IMPORT = (b'from "@litertjs/wasm-utils"', b'from "./bundle.js"')
-"""Workers have no import maps, so the one import by package name gets a path."""
+"""The only import by package name, and its replacement by a path, because workers do not support import maps."""
 
 
 def runtime_folder(runtime: str) -> str:
-    """Return the folder of a runtime below the page; it contains the version."""
+    """Return the page's folder for a runtime, relative to the page; its name contains the version."""
     package = PACKAGES[runtime][0]
     return f"runtimes/{runtime}-{package.version}/"
 
 
 def load_assets(runtime: str, source: str | None) -> dict[str, bytes]:
-    """Return the files of a runtime by their names in `runtime_folder`.
+    """Return the files of a runtime, by name relative to `runtime_folder`.
 
     Args:
         runtime: a key of `PACKAGES`.
-        source: the folder of an npm installation, `cdn`, or None for what was downloaded before.
+        source: the folder of an npm installation, or `cdn`. None: the files of an earlier download.
 
     Raises:
-        UserError: a file is missing or not the one that was tested, or the download failed.
+        UserError: a file is missing or has another hash than the tested file, or the download failed.
     """
     found = {}
     for package in PACKAGES[runtime]:
@@ -74,7 +74,7 @@ def load_assets(runtime: str, source: str | None) -> dict[str, bytes]:
 
 
 def install_command() -> str:
-    """Return the command that installs every package."""
+    """Return the npm command that installs every package."""
     names = [f"{package.name}@{package.version}" for packages in PACKAGES.values() for package in packages]
     return f"npm install {' '.join(names)}"
 

@@ -1,4 +1,4 @@
-"""Latency in a browser, of a phone or of this machine, with proof that its answers are right."""
+"""Latency in the browser of a phone or of this machine, with a check that the browser's answers are right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iformer.web.manifest import PageArtifact, page_files, read_page_artifact, r
 from iformer.web.report import Collector, Device, WebRow
 
 LIMIT_SECONDS = 90
-"""Seconds that a backend may take to load a network, or for one turn."""
+"""Longest time, in seconds, that a backend may take to load a network or for one turn."""
 
 _START_SECONDS = 60
 _SILENCE_SECONDS = 60
@@ -27,21 +27,23 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class WebResult:
-    """The rows of one device."""
+    """Result of a benchmark on one device: a description of the device, and the rows of the table."""
 
     device: Device
     rows: tuple[WebRow, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the device and the rows for JSON."""
+        """Return the device and the rows as plain values for JSON."""
         return {"device": self.device.to_plain(), "rows": [row.to_plain() for row in self.rows]}
 
 
 def measure_browser(subjects: Sequence[BenchSubject], images: Sequence[str] | None, **options: Any) -> WebResult:
-    """`measure_web` for what a benchmark times, compared on photographs or, by default, on generated patterns.
+    """Time the subjects of a benchmark in a browser; `options` are passed to `measure_web`.
+
+    Answers are compared on the photographs `images`; None compares them on generated patterns.
 
     Raises:
-        UserError: see `measure_web`; or a subject does not run in a browser, or a photograph cannot be read.
+        UserError: see `measure_web`; or a subject cannot run in a browser, or a photograph cannot be read.
     """
     pictures = reference_pictures(find_images(images) if images else [], Preprocessing())
     artifacts = [read_page_artifact(subject.artifact, pictures, label=subject.label) for subject in subjects]
@@ -68,23 +70,25 @@ def measure_web(
 ) -> WebResult:
     """Time artifacts in every backend of the browser that opens the page.
 
-    Each network in each backend has a worker of its own. They take turns in random order: `warmup` calls, then
-    `calls` calls whose median is one sample. A backend that fails or hangs ends its own row.
+    Each pair of network and backend has its own worker. The workers take turns in random order: `warmup` calls,
+    then `calls` timed calls, whose median is one sample. If a backend fails or hangs, only its own row ends.
 
     Args:
         artifacts: networks with different labels.
         pictures: reference pictures on which the answers are compared.
         rounds: number of samples per row.
         calls: number of timed calls per turn.
-        warmup: number of calls before them.
-        threads: numbers of threads of WebAssembly, as far as the device allows them; 1 is always measured.
-        gpu: measure WebGPU too.
-        browser: `auto` or a program, which is started without a window; None waits for a phone.
-        lan: see `iformer.web.demo.open_server`; so are `address` and `port`.
+        warmup: number of warm-up calls per turn.
+        threads: numbers of WebAssembly threads to measure, as far as the device allows; 1 is always measured.
+        gpu: also measure WebGPU.
+        browser: `auto` or the path of a browser, which is started without a window; None waits for a phone.
+        lan: see `iformer.web.demo.open_server`.
+        address: see `iformer.web.demo.open_server`.
+        port: see `iformer.web.demo.open_server`.
         assets: see `iformer.web.assets.load_assets`.
-        limit_seconds: seconds that a backend may take for one step.
-        report: called with lines about the progress.
-        show_address: called with the page's address, if no browser is started.
+        limit_seconds: longest time, in seconds, that a backend may take for one step.
+        report: called with lines of text about the progress.
+        show_address: called with the page's address if no browser is started.
 
     Raises:
         UserError: the browser or the runtimes are missing, or no device sent a measurement.

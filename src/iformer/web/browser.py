@@ -1,4 +1,4 @@
-"""A browser of this machine, without a window, that opens the page."""
+"""Open the page in a browser of this machine, without a window."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--enable-unsafe-webgpu",  # Linux has WebGPU only with it
+    "--enable-unsafe-webgpu",  # required for WebGPU on Linux
 )
-"""Flags of Chromium and its relatives: no window, no request of its own, WebGPU where there is an adapter."""
+"""Flags of Chromium-based browsers: no window, no requests except the page's, WebGPU if there is an adapter."""
 
 
 def find_browser(choice: str) -> Path:
-    """Return the program of a browser: `auto` finds Chromium, Chrome or Edge, anything else is its path.
+    """Return the path of a browser. `auto` searches for Chromium, Chrome or Edge; any other `choice` is a path.
 
     Raises:
-        UserError: there is none.
+        UserError: the browser was not found.
     """
     names = _NAMES if choice == "auto" else (choice,)
     for name in names:
@@ -49,14 +49,14 @@ def find_browser(choice: str) -> Path:
 
 
 def sandbox_flags() -> tuple[str, ...]:
-    """Return the flag without which Chromium does not start as root, as in containers."""
+    """Return the flag that Chromium requires to start as root, as in containers; empty for other users."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     return ("--no-sandbox",) if is_root else ()
 
 
 @contextmanager
 def opened(browser: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Open an address in a browser with a new profile; end it and remove the profile afterwards."""
+    """Run a browser on an address with a new profile; end the browser and remove the profile after the block."""
     with tempfile.TemporaryDirectory(prefix="iformer-browser-", ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [browser, *FLAGS, *sandbox_flags(), f"--user-data-dir={profile}", address],

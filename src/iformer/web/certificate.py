@@ -1,4 +1,4 @@
-"""A certificate for https in the local network, made on the spot, and this machine's address there."""
+"""This machine's address in the local network, and a temporary certificate for https under that address."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _DAYS = 30
 
 
 def local_address() -> str:
-    """Return this machine's address in its network, that of the default route.
+    """Return this machine's IPv4 address on the default route.
 
     Raises:
-        UserError: there is no network.
+        UserError: the machine is not connected to a network.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # an address for documentation; connecting a UDP socket sends nothing
+            probe.connect(("192.0.2.1", 9))  # documentation address; connecting UDP sends nothing
             address = str(probe.getsockname()[0])
         except OSError:
             address = "127.0.0.1"
@@ -31,10 +31,10 @@ def local_address() -> str:
 
 
 def check_address(address: str) -> str:
-    """Return a numeric IPv4 address in its usual form. Whether this machine has it is not checked.
+    """Return a numeric IPv4 address in its usual form, without checking that this machine has the address.
 
     Raises:
-        UserError: `address` is not a numeric IPv4 address, or stands for all addresses.
+        UserError: `address` is not a numeric IPv4 address, or is 0.0.0.0, which stands for all addresses.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -46,7 +46,7 @@ def check_address(address: str) -> str:
 
 
 def make_tls(address: str) -> ssl.SSLContext:
-    """Return TLS settings with a new key and certificate for an address. Neither is kept.
+    """Return TLS settings with a new key and certificate for an address. Neither is stored.
 
     Raises:
         MissingDependencyError: trustme is not installed.

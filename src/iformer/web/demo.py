@@ -1,4 +1,4 @@
-"""The demo: the page on this machine, or for the phones of the local network."""
+"""The demo: a server for the page on this machine, or for phones in the local network."""
 
 from __future__ import annotations
 
@@ -39,24 +39,26 @@ def open_demo(
     entry: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> PageServer:
-    """Prepare a network for the page and return the server, which listens and does not answer yet.
+    """Prepare a network for the page and return the server, which listens but does not answer yet.
 
     Args:
         name: a checkpoint, an artifact or the name of a network.
         on: runtimes to export a network to, separated by commas.
-        folder: where exports are written; it has to stay while the server runs.
-        lan: see `open_server`; so are `address` and `port`.
+        folder: folder for exported artifacts; it must exist while the server runs.
+        lan: see `open_server`.
+        address: see `open_server`.
+        port: see `open_server`.
         assets: see `iformer.web.assets.load_assets`.
         images: files, folders and globs of photographs for the comparison; None means generated patterns.
-        licence: licence of the network; None means what its provenance says.
-        entry: which weights of a training script's file to take.
-        report: called with lines about what takes time.
+        licence: licence of the network; None derives it from the network's provenance.
+        entry: which weights to take from the checkpoint of a training script that holds several.
+        report: called with lines of text before steps that take long.
 
     Raises:
         UserError: the network or an option cannot be used.
     """
     if lan:
-        qr_code("")  # report what is missing before any work is done
+        qr_code("")  # report a missing package before any work is done
     artifacts, pictures = prepare_page(
         name, page_runtimes(on), folder, assets=assets, images=images, entry=entry, report=report
     )
@@ -77,7 +79,7 @@ def prepare_page(
 ) -> tuple[list[PageArtifact], list[bytes]]:
     """Return the artifacts of a network for the page, and the reference pictures; see `open_demo`."""
     for runtime in runtimes:
-        load_assets(runtime, assets)  # report what is missing before any work is done
+        load_assets(runtime, assets)  # report missing files before any work is done
     photographs = find_images(images) if images else []
     report(f"preparing {name} for the browser")
     paths = prepare_artifacts(name, runtimes, folder, entry=entry)
@@ -86,10 +88,10 @@ def prepare_page(
 
 
 def page_runtimes(text: str) -> list[str]:
-    """Return the runtimes of the page that are named in a text, separated by commas.
+    """Parse names of the page's runtimes, separated by commas.
 
     Raises:
-        UnknownNameError: the page has no such runtime.
+        UnknownNameError: the page does not support a runtime of this name.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
@@ -107,19 +109,19 @@ def open_server(
     on_message: Callable[[object], str | None] | None = None,
     on_session: Callable[[], None] | None = None,
 ) -> PageServer:
-    """Return a server for the page: on the loopback address, or with `lan` over https in the local network.
+    """Return a server for the page: http on the loopback address, or with `lan` https in the local network.
 
     Args:
         files: see `iformer.web.manifest.page_files`.
-        lan: let other devices of the network open the page.
-        address: this machine's address in the network; that of the default route by default.
-        port: port to listen on; by default 8765, or any free one if that is in use.
+        lan: let other devices in the network open the page.
+        address: this machine's address in the network; None means the address on the default route.
+        port: port to listen on; None means 8765, or any free port if 8765 is in use.
         on_message: see `PageServer`.
         on_session: see `PageServer`.
 
     Raises:
         MissingDependencyError: trustme is not installed.
-        UserError: there is no network, or the address or port cannot be used.
+        UserError: the machine is not connected to a network, or the address or port cannot be used.
     """
     if address is not None and not lan:
         raise UserError("--address is for --lan; without it only this machine can open the page")

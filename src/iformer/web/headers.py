@@ -1,4 +1,4 @@
-"""What the server tells browsers about its content: policies and types."""
+"""HTTP headers of the server's responses: security policies and content types."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
     "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
 )
-"""Also in the page itself, for static hosts, which send no such header."""
+"""Content security policy. The page contains the same policy, for static hosts, which do not send the header."""
 
 HEADERS = {
     "Content-Security-Policy": f"{CONTENT_SECURITY_POLICY}; frame-ancestors 'none'",
-    # these two let WebAssembly use threads
+    # WebAssembly can use threads only with these two headers
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",

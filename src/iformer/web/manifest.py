@@ -1,4 +1,4 @@
-"""The files of the page, the same for the server and for a static host, and its manifest of networks."""
+"""The files of the page, identical for the server and for static hosts, and the manifest of its networks."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from iformer.web.headers import CONTENT_SECURITY_POLICY
 from iformer.web.server import Resource
 
 TOLERANCE = 1e-4
-"""Allowed error of an fp32 output in a browser, as a share of the output's largest value."""
+"""Allowed error of an fp32 output in a browser, as a share of the output's largest absolute value."""
 
 PAGE_FORMAT = "iformer-page-1"
-"""The value of `format` in the manifest, `networks.json`."""
+"""Value of `format` in the manifest `networks.json`."""
 
 REFERENCE_PICTURES = 3
 _LONGEST_SIDE = 1024
@@ -45,39 +45,39 @@ _ELPV_LICENCE = "CC BY-NC-SA 4.0, that of the ELPV photographs"
 
 @dataclass(frozen=True, kw_only=True)
 class PageArtifact:
-    """An artifact for the page, with the answers that prove a browser right."""
+    """An artifact for the page, with the reference outputs against which a browser's outputs are checked."""
 
     label: str
     path: Path
     info: ArtifactInfo
     outputs: tuple[Outputs, ...]
-    """The artifact's outputs on each reference picture, computed here in its own runtime."""
+    """Outputs for each reference picture, computed on this machine in the artifact's own runtime."""
 
     @property
     def strides(self) -> dict[str, int]:
-        """Sampling stride of each output: every n-th value is compared, 20,000 values at most."""
+        """Sampling stride n of each output: every n-th value is compared, at most 20,000 values."""
         return {name: -(-output.numel() // _COMPARED_VALUES) for name, output in self.outputs[0].items()}
 
     def sampled(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the values of outputs that are compared, float32, flat."""
+        """Return the compared values of each output as a flat float32 tensor; see `strides`."""
         return {name: outputs[name].float().flatten()[::stride] for name, stride in self.strides.items()}
 
     @property
     def tolerance(self) -> float | None:
-        """Allowed error of an output; None for a quantized artifact, whose first class has to be the same."""
+        """Allowed relative error of an output; None if quantized, where only the top class must agree."""
         if self.info.precision in QUANTIZED:
             return None
         return FP16_TOLERANCE if self.info.precision == "fp16" else TOLERANCE
 
 
 def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry: str | None = None) -> list[Path]:
-    """Return artifacts that run in a browser: the one that is named, or exports of a network.
+    """Return artifacts that run in a browser: `name` itself if it is an artifact, else exports of the network.
 
     Args:
         name: an artifact, or any name of a network.
-        runtimes: the runtimes to export a network to.
-        folder: where exports are written.
-        entry: which weights of a training script's file to take.
+        runtimes: names of the runtimes to export a network to.
+        folder: folder for the exports.
+        entry: which weights to take from the checkpoint of a training script that holds several.
 
     Raises:
         UserError: the name is unknown, the runtime does not run in browsers, or the network cannot be exported.
@@ -88,7 +88,7 @@ def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry
     network = exportable(load(found))
     if network.limits is not None:
         raise UserError(f"{name} does not run in a browser; train a light detector (--detector light)")
-    for runtime in runtimes:  # report what is missing before any work is done
+    for runtime in runtimes:  # report a missing package before any work is done
         find_runtime(runtime).require()
     paths = []
     for runtime in runtimes:
@@ -98,10 +98,10 @@ def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry
 
 
 def read_page_artifact(path: Path, pictures: Sequence[bytes], *, label: str | None = None) -> PageArtifact:
-    """Read an artifact and compute its answers to the reference pictures.
+    """Read an artifact and compute its outputs for the reference pictures.
 
     Raises:
-        UserError: it does not run in a browser, or not here.
+        UserError: the artifact cannot run in a browser, or cannot run on this machine.
     """
     info = read_record(path)
     if info.runtime not in PACKAGES:
@@ -120,7 +120,7 @@ def read_page_artifact(path: Path, pictures: Sequence[bytes], *, label: str | No
 
 
 def reference_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> list[bytes]:
-    """Return PNG files of the first photographs, at most 1024 pixels long, or of generated colour patterns.
+    """Return the reference pictures as PNG: the first photographs, with sides up to 1024 pixels, or else patterns.
 
     Raises:
         DataError: a photograph cannot be read.
@@ -138,7 +138,7 @@ def reference_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> l
 
 
 def network_licence(info: ArtifactInfo, given: str | None) -> str:
-    """Return the licence of an artifact's weights, as far as it is known."""
+    """Return the licence of an artifact's weights: `given`, else that of ELPV data, else "not stated"."""
     data = info.provenance.get("data")
     if given:
         return given
@@ -156,7 +156,7 @@ def page_files(
     assets: str | None,
     bench: dict[str, Any] | None = None,
 ) -> dict[str, Resource]:
-    """Return every file of the page by its path. The path of the page itself is `""`.
+    """Return all files of the page by path. The path of the page itself is `""`.
 
     Args:
         artifacts: the networks that the page runs.
@@ -167,7 +167,7 @@ def page_files(
         bench: settings of a benchmark; None for the demo.
 
     Raises:
-        UserError: the runtimes are missing or not those that were tested.
+        UserError: files of the runtimes are missing or differ from the tested files.
     """
     files = own_files()
     runtimes = sorted({artifact.info.runtime for artifact in artifacts})
@@ -191,7 +191,7 @@ def page_files(
 
 
 def own_files() -> dict[str, Resource]:
-    """Return the page (its path is `""`), its scripts, styles and pictures by their paths."""
+    """Return the page (under the path `""`) and its scripts, styles and pictures, by path."""
     files = {}
     for file in sorted(Path(str(resources.files("iformer.web"))).joinpath("page").iterdir()):
         content = file.read_bytes()

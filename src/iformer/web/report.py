@@ -1,4 +1,4 @@
-"""What a device reports of a benchmark: checked, compared with this machine's answers, and made into rows."""
+"""Reports of a benchmark from a device: checked, compared with this machine's outputs, and turned into rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKENDS = {
     "litert-wasm": "LiteRT WebAssembly",
     "litert-webgpu": "LiteRT WebGPU",
 }
-"""Titles of the backends of the page by their names in `engine.js`."""
+"""Titles of the page's backends, by their names in `engine.js`."""
 
 _Milliseconds = Annotated[float, Range(0, 1e7)]
 _Words = Annotated[str, Length(0, 300)]
@@ -32,34 +32,34 @@ _MAX_ROUNDS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Device(Config):
-    """The description that a device gives of itself. Nothing in it is verified."""
+    """A device's description of itself. The values are checked for type and range, but not verified."""
 
     browser: _Words
     user_agent: _Words
     system: _Words
     model: _Words
     gpu: _Words
-    """The WebGPU adapter; empty if there is none."""
+    """Name of the WebGPU adapter; empty without an adapter."""
     gpu_is_software: bool
-    """Whether the adapter is the processor."""
+    """Whether the adapter is emulated on the CPU."""
     threads: Annotated[int, Range(1, 4096)]
-    """Threads that WebAssembly may use."""
+    """Number of threads that WebAssembly may use."""
     cores: Annotated[int, Range(1, 4096)] | None
     memory_gb: Annotated[float, Range(0, 1e6)] | None
-    """A lower bound, which browsers round and cap."""
+    """Memory in GB, a lower bound that browsers round and cap; None if unknown."""
     secure_context: bool
     cross_origin_isolated: bool
     screen: _Words
 
     @property
     def title(self) -> str:
-        """The device in words."""
+        """The device as text for headings."""
         return ", ".join(part for part in (self.model, self.system, self.browser) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowKey(Config):
-    """Which network in which backend."""
+    """Identity of a row: a network in a backend."""
 
     artifact: Annotated[int, Range(0, 1000)]
     backend: Literal["wasm", "webgpu", "litert-wasm", "litert-webgpu"]
@@ -86,11 +86,11 @@ class _Samples(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class WebRow:
-    """One network in one backend of one device."""
+    """Result of one network in one backend of one device: one row of the table."""
 
     label: str
     backend: str
-    """Title of the backend; a software adapter of WebGPU is called so."""
+    """Title of the backend; "(software)" is appended if WebGPU's adapter is emulated on the CPU."""
     threads: int
     runtime: str
     precision: str
@@ -98,14 +98,14 @@ class WebRow:
     """Height and width of the input in pixels."""
     file_mb: float
     reason: str = ""
-    """Why there is no latency; empty if there is one."""
+    """Reason why the row has no latency; empty if it has one."""
     max_relative_error: float | None = None
-    """Largest difference of an output from this machine's, as a share of the output's largest value."""
+    """Largest difference from this machine's outputs, as a share of the output's largest value."""
     same_class: bool | None = None
-    """Whether the first class is that of this machine for every reference picture; None without class logits."""
+    """Whether the top class of every reference picture agrees with this machine; None without class logits."""
     load_ms: float | None = None
     first_ms: float | None = None
-    """The first answer, after loading."""
+    """Milliseconds of the first answer, after loading."""
     median_ms: float | None = None
     p10_ms: float | None = None
     p90_ms: float | None = None
@@ -119,17 +119,17 @@ class WebRow:
         return self.backend if "WebGPU" in self.backend else f"{self.backend}, {counted(self.threads, 'thread')}"
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
+        """Return the fields as plain values for JSON."""
         return asdict(self) | {"size": list(self.size)}
 
 
 class Collector:
-    """Takes the messages of one device and makes the rows of the table.
+    """Collects the messages of one device and turns them into rows of the table.
 
     Attributes:
-        device: what the device says that it is; None before it did.
-        done: set when the device has finished.
-        heard: time of the last message, on `time.monotonic`.
+        device: the device's description of itself; None before it has arrived.
+        done: event that is set when the device has finished.
+        heard: time of the last message, by `time.monotonic`.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Collector:
         threads: Sequence[int],
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Prepare for a benchmark of `artifacts` with some numbers of `threads`; `report` is called with lines."""
+        """Prepare a benchmark of `artifacts` with each number in `threads`. `report` receives lines of text."""
         self.device: Device | None = None
         self.done = threading.Event()
         self.heard = time.monotonic()
@@ -150,7 +150,7 @@ class Collector:
         self._samples: dict[RowKey, tuple[float, ...]] = {}
 
     def receive(self, message: Any) -> str | None:
-        """Take one message; return None, or what is wrong with it."""
+        """Process one message. Return None, or an error message if the message is invalid."""
         if self.done.is_set():
             return "the benchmark is over"
         try:
@@ -161,7 +161,7 @@ class Collector:
         return None
 
     def rows(self) -> list[WebRow]:
-        """Return the rows, with latencies where the answers are right."""
+        """Return all rows. Rows whose answers are wrong have no latency."""
         rows = []
         for key, row in self._rows.items():
             samples = self._samples.get(key, ())
@@ -256,14 +256,14 @@ class Collector:
 
 
 def compare_outputs(artifact: PageArtifact, found: Sequence[dict[str, Any]]) -> tuple[float, bool | None]:
-    """Compare the outputs of a device with those of this machine.
+    """Compare the outputs of a device with the outputs of this machine.
 
     Returns:
-        The largest difference as a share of an output's largest value, and whether the first classes are the same
-        (None without class logits).
+        The largest difference as a share of the output's largest value, and whether the top classes agree (None
+        without class logits).
 
     Raises:
-        UserError: there are not as many outputs and values as expected, or they are not finite numbers.
+        UserError: the number of outputs or values differs from the expected one, or a value is not finite.
     """
     if len(found) != len(artifact.outputs):
         raise UserError("outputs of each reference picture are needed")
@@ -299,5 +299,5 @@ def _judged(artifact: PageArtifact, error: float, same: bool | None) -> str:
 
 
 def _failure(text: str) -> str:
-    """Return a device's message about a failure, or a default text if it is empty."""
+    """Return a device's message about a failure, or a default text if the message is empty."""
     return printable(text, limit=200) or "failed without a message"

@@ -1,8 +1,7 @@
 """A server for one web page, over http on this machine or over https in the local network.
 
-Everything that it serves is in a table that is made before it starts, so no request names a file of this machine.
-A browser exchanges the token in the address, which is valid once, for a session; only a session reads networks and
-sends reports.
+All content is listed in a table before the server starts, so requests cannot name other files of this machine. A
+browser exchanges the one-time token in the address for a session. Without one, networks and reports are refused.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from iformer.errors import UserError
 from iformer.web.headers import HEADERS, TYPES
 
 MAX_BODY = 1 << 25
-"""Largest message of a session in bytes; a larger one is refused before it is read."""
+"""Largest message of a session, in bytes. Larger messages are refused before they are read."""
 MAX_TOKEN_BODY = 1 << 10
-"""The same for a request without a session."""
+"""Largest body, in bytes, of a request without a session."""
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_PER_CLIENT = 24
 DEFAULT_PORT = 8765
@@ -48,19 +47,19 @@ class Resource:
     """The content of one address."""
 
     content: bytes | Path
-    """The bytes, or a file that is read at each request."""
+    """The bytes, or the path of a file that is read at each request."""
     public: bool = False
-    """Served without a session: the page itself and the runtimes."""
+    """Whether the content is served without a session, like the page itself and the runtimes."""
     lasting: bool = False
-    """The address contains a version, so browsers may keep the content."""
+    """Whether browsers may cache the content, because its address contains a version."""
 
 
 class PageServer:
-    """A server in a thread of its own; a context manager that stops it.
+    """A server that runs in its own thread. Used as a context manager, it stops at the end of the block.
 
     Attributes:
-        host: the address that it listens on.
-        port: the port that it listens on.
+        host: address that the server listens on.
+        port: port that the server listens on.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class PageServer:
         on_message: Callable[[Any], str | None] | None = None,
         on_session: Callable[[], None] | None = None,
     ) -> None:
-        """Listen, without answering yet.
+        """Open the port and listen; requests are not answered yet.
 
         Args:
             resources: content by path, such as `/style.css`; `/` is the page.
@@ -81,7 +80,7 @@ class PageServer:
             port: port to listen on; 0 means any free one.
             tls: certificate and key; None means http.
             on_message: called with the JSON value of each message that a session posts to `/message`, one at a
-                time. It returns None, or what is wrong with the message.
+                time. Returns None, or an error message if the message is invalid.
             on_session: called when a browser has used the token.
 
         Raises:
@@ -112,14 +111,14 @@ class PageServer:
         self._server.server_close()
 
     def new_address(self) -> str:
-        """Return the page's address with a new token. Tokens made before are no longer valid; sessions stay."""
+        """Return the page's address with a new token. Earlier tokens become invalid; sessions stay valid."""
         with self._lock:
             self._token = secrets.token_urlsafe(16)
-            # after the #, which browsers keep to themselves: not in logs, and not spent by a link preview
+            # browsers do not send the part after the #, so it is not logged, and link previews do not use it up
             return f"{self._scheme}://{self.host}:{self.port}/#{self._token}"
 
     def open_session(self, token: str) -> str | None:
-        """Exchange the token for a session; None if it is wrong or was used."""
+        """Exchange the token for a new session's name. Return None if the token is wrong or was used before."""
         with self._lock:
             if self._token is None or not hmac.compare_digest(
                 self._token.encode(), token.encode(errors="replace")
@@ -137,19 +136,19 @@ class PageServer:
         return any(hmac.compare_digest(known.encode(), session.encode()) for known in tuple(self._sessions))
 
     def receive(self, content: bytes) -> str | None:
-        """Read a message and hand it on, one at a time; see `on_message`."""
+        """Parse a message and pass it to `on_message`, one at a time; return the result of `on_message`."""
         if self.on_message is None:
             return "this page sends no messages"
-        with self._message_lock:  # many large messages are never in memory at once
+        with self._message_lock:  # only one large message is in memory at a time
             value = _json(content)
             return "expected JSON" if value is None else self.on_message(value)
 
     def is_own_name(self, host: str) -> bool:
-        """Return whether a Host header names this machine; other names come from a DNS that was tampered with."""
+        """Return whether a Host header names this machine. Other names indicate a DNS rebinding attack."""
         name = urlsplit(f"//{host}").hostname
         if name == self.host:
             return True
-        # any port: `adb reverse` and chrome://inspect forward another port of the phone
+        # any port, because `adb reverse` and chrome://inspect forward another port of the phone
         with suppress(ValueError, TypeError):
             return ipaddress.ip_address(self.host).is_loopback and (
                 name == "localhost" or ipaddress.ip_address(name or "").is_loopback
@@ -158,7 +157,7 @@ class PageServer:
 
 
 def _json(content: bytes) -> Any:
-    """Return a JSON value; None for null and for text that is not JSON."""
+    """Parse JSON. Return None for `null` and for text that is not JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -179,7 +178,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection, or close it if there are too many."""
+        """Start a thread for a connection, or close the connection if too many are open."""
         client = client_address[0]
         with self._lock:
             full = self._open.total() >= MAX_CONNECTIONS or self._open[client] >= MAX_CONNECTIONS_PER_CLIENT
@@ -196,10 +195,10 @@ class _Server(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             with self._lock:
-                self._open -= Counter([client_address[0]])  # forgets addresses without connections
+                self._open -= Counter([client_address[0]])  # drops addresses without open connections
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection; the TLS handshake takes place here, so a slow one delays nobody else."""
+        """Serve a connection. The TLS handshake runs in this thread, so that slow clients do not delay others."""
         request.settimeout(_IDLE_SECONDS)
         if self.tls is None:
             super().finish_request(request, client_address)
@@ -208,7 +207,7 @@ class _Server(ThreadingHTTPServer):
             super().finish_request(secured, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that went away or speaks no TLS is not an error of this program."""
+        """Print nothing: a client that disconnects or does not speak TLS is not an error of this program."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -217,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_SECONDS
 
     def handle_one_request(self) -> None:
-        """Serve a request; a client that sends a byte now and then does not keep the connection."""
+        """Serve one request. If its headers take longer than `_HEADER_SECONDS`, the connection is cut."""
         self._waiting = threading.Timer(_HEADER_SECONDS, self._cut)
         self._waiting.daemon = True
         self._waiting.start()
@@ -249,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_resource(body=False)
 
     def do_POST(self) -> None:
-        """Open a session or take a message."""
+        """Open a session or receive a message."""
         self._keep_open = not self.close_connection
         self.close_connection = True  # unless the body is read
         path = urlsplit(self.path).path
@@ -305,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "the file was removed", body=body)
 
     def _is_allowed(self) -> bool:
-        """Whether the request names this server; a page of another site that is open in the browser does not."""
+        """Check that Host and Origin name this server, not another site open in the browser; refuse otherwise."""
         origin = self.headers.get("Origin")
         with suppress(ValueError):
             hosts = [self.headers.get("Host", "")] + ([urlsplit(origin).netloc] if origin else [])
@@ -322,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _read_body(self, limit: int) -> bytes | None:
-        """Return the body, or None after a refusal. A body that is not read ends the connection."""
+        """Return the body of a JSON request; None if it is refused or too slow. Then the connection ends."""
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit() and len(length) < 20):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
@@ -370,13 +369,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse a request that http.server cannot read, without repeating any of it."""
+        """Refuse a request that http.server cannot parse, without repeating any of its text."""
         self.close_connection = True
         self._refuse(HTTPStatus(code), HTTPStatus(code).phrase)
 
     def version_string(self) -> str:
-        """Return the Server header."""
+        """Return the value of the Server header."""
         return "iformer"
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Log nothing: what a device sends does not reach the terminal."""
+        """Log nothing, so that text from a device never reaches the terminal."""

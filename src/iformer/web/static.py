@@ -1,4 +1,4 @@
-"""The page as a folder for any web server: no session, nothing but files."""
+"""Export of the page as a folder of static files, for any web server and without sessions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iformer.web.manifest import PAGE_FORMAT, network_licence, own_files, page_f
 
 _MANIFEST, _LICENCES = "networks.json", "licences.txt"
 _TOP_LEVEL = ("index.html", _MANIFEST, _LICENCES, "networks", "pictures", "runtimes")
-"""Files and folders of pages whose manifest does not list them, beside the page's own files."""
+"""Further files and folders of a page, assumed if an older page's manifest does not list its files."""
 
 
 def write_page(
@@ -31,24 +31,27 @@ def write_page(
     entry: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Write a folder with the page, a network, its record, the browser's runtime and all licences.
+    """Write a folder with the page, a network, the network's record, the browser runtime and all licences.
 
-    An older page in that folder is replaced in one step. A folder with other files beside the page is refused.
+    An older page in the folder is replaced atomically. A folder that also holds other files is refused.
 
     Args:
         name: an artifact for ONNX Runtime or LiteRT, or any name of a network, which is exported to ONNX.
-        out: the folder.
+        out: the folder to write.
         assets: see `iformer.web.assets.load_assets`.
-        images: see `iformer.web.demo.open_demo`; so are `licence`, `entry` and `report`.
+        images: see `iformer.web.demo.open_demo`.
+        licence: see `iformer.web.demo.open_demo`.
+        entry: see `iformer.web.demo.open_demo`.
+        report: see `iformer.web.demo.open_demo`.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: the network cannot be used, or `out` holds something that is not a page.
+        UserError: the network cannot be used, or `out` holds files that do not belong to a page.
     """
     _check_replaceable(out)
-    place = Path(os.path.realpath(out))  # a link stays a link; what it points to is replaced
+    place = Path(os.path.realpath(out))  # keep a link; replace its target
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".iformer-page-", dir=place.parent) as temporary:
         artifacts, pictures = prepare_page(
@@ -70,13 +73,13 @@ def write_page(
         written = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
         manifest = json.loads((new / _MANIFEST).read_bytes()) | {"files": sorted(written)}
         (new / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        _check_replaceable(out)  # again: the export took minutes
+        _check_replaceable(out)  # check again, because the export took minutes
         take_place(new, place, displaced=Path(temporary) / "old")
     return out
 
 
 def licence_text(runtimes: Sequence[str], network: str) -> str:
-    """Return what a page consists of, under which licences, with their texts."""
+    """Return the components of a page with the names and texts of their licences."""
     packages = [package for runtime in runtimes for package in PACKAGES[runtime]]
     lines = ["The page: Apache-2.0", f"The network: {network}"]
     lines += [f"{package.name} {package.version}: {package.licence}" for package in packages]
@@ -87,7 +90,7 @@ def licence_text(runtimes: Sequence[str], network: str) -> str:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise a `UserError` unless a folder is new, empty, or a page and nothing else."""
+    """Raise `UserError` unless the folder is missing, is empty, or holds only a page."""
     if not folder.exists():
         return
     not_a_page = UserError(f"--out is '{folder}', which is not a page of iformer; give a new folder")

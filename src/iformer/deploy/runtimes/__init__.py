@@ -1,1 +1,1 @@
-"""The runtimes, one file each."""
+"""Export to each runtime and its runner, one module per runtime."""

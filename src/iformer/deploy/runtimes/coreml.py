@@ -1,4 +1,4 @@
-"""Core ML: export to an `.mlpackage` with an image input and class labels. It runs on macOS only."""
+"""Core ML: export to an `.mlpackage` with an image input and class labels. Core ML runs on macOS only."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from iformer.errors import UserError
 EXTRA = "coreml"
 PROBABILITIES, LABEL = "probabilities", "classLabel"
 _SMALL = 512
-"""Weights with fewer values are not quantized."""
+"""Smallest number of values of a weight tensor that is compressed; smaller weights stay in half precision."""
 
 
 class _WithProbabilities(nn.Module):
-    """Adds probabilities, which Core ML's classifier interface needs, before the outputs."""
+    """A network with probabilities, which Core ML's classifier interface requires, added as the first output."""
 
     def __init__(self, model: nn.Module, spec: ExportSpec) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class _WithProbabilities(nn.Module):
 
 
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
-    """Convert a network to an ML program.
+    """Convert a network to an ML program with an image input.
 
-    The input is an image. Core ML's own normalisation has one scale for all channels, so mean and std are in the
-    program. A classifier with class names also returns a label and a probability per class.
+    Mean and std are applied inside the program, because Core ML's own normalisation has one scale for all
+    channels. A classifier with class names also returns a label and one probability per class.
     """
     coremltools = require("coremltools", extra=EXTRA)
     if not spec.raw and spec.channels not in (1, 3):
@@ -82,7 +82,7 @@ def _convert(coremltools: Any, spec: ExportSpec) -> Any:
     if spec.calibration is not None:
         program = _compressed(coremltools, program, spec, spec.calibration, common)
     if labels is not None:
-        # in one step the converter renames the other outputs of a classifier; in two steps they keep their names
+        # converting in two steps, because in one step the converter renames the other outputs of a classifier
         program.functions["main"].set_output_types(None)
     return coremltools.convert(
         program, classifier_config=labels, convert_to="mlprogram", skip_model_load=True, **common
@@ -92,14 +92,14 @@ def _convert(coremltools: Any, spec: ExportSpec) -> Any:
 def _compressed(
     coremltools: Any, program: Any, spec: ExportSpec, calibration: Calibration, common: dict[str, Any]
 ) -> Any:
-    """Compress weights to 8 bits per channel or 6-bit palettes; activations stay in half precision.
+    """Compress a program's weights to 8 bits per channel or 6-bit palettes; activations stay in half precision.
 
-    Core ML's calibration of activations runs on macOS only, and the Neural Engine gains little from it before the
-    A17 Pro and M4.
+    Activations are not quantized, because Core ML's calibration runs on macOS only and the Neural Engine gains
+    little from INT8 activations before the A17 Pro and M4.
     """
     optimize = require("coremltools.optimize.coreml", extra=EXTRA)
     model = coremltools.convert(program, convert_to="mlprogram", skip_model_load=True, **common)
-    # the converter does not keep the layers' names, so layers are found by their weights
+    # layers are found by their weights, because the converter does not keep their names
     weights = [spec.network.get_parameter(f"{name}.weight") for name in calibration.kept]
     kept = [weight.half().numpy().tobytes() for weight in weights]
     not_compressed = {
@@ -129,7 +129,7 @@ def _input_type(coremltools: Any, spec: ExportSpec, example: Tensor) -> Any:
 
 
 class CoreMLRunner(ArtifactRunner):
-    """Runner of Core ML artifacts; it needs macOS."""
+    """Runner of Core ML artifacts, on macOS only."""
 
     @classmethod
     def for_check(cls, path: Path) -> ArtifactRunner:
@@ -137,7 +137,7 @@ class CoreMLRunner(ArtifactRunner):
         return cls(path) if sys.platform == "darwin" else CoreMLReference(path)
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Compile the package; Core ML has no setting for threads."""
+        """Compile the package; `threads` is ignored, because Core ML has no such setting."""
         if sys.platform != "darwin":
             raise UserError(f"{self.path}: Core ML runs on macOS only; this artifact was converted, not run here")
         coremltools = require("coremltools", extra=EXTRA)
@@ -156,16 +156,16 @@ class CoreMLRunner(ArtifactRunner):
 
 
 class CoreMLReference(ArtifactRunner):
-    """The saved program, operation by operation in PyTorch: the definition of what Core ML computes.
+    """Stand-in for Core ML that evaluates the saved program in PyTorch, operation by operation.
 
-    It finds a wrong conversion or a damaged weight. It does not show Core ML's own arithmetic or where its
-    operations run.
+    It detects wrong conversions and damaged weights. It does not show Core ML's own rounding, or which processor
+    runs an operation.
     """
 
     stand_in: str | None = "the saved program's definition, computed by PyTorch; Core ML runs on macOS only"
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Read a package on any system."""
+        """Read the program of a package, on any system."""
         model, self.function = read_program(self.path)
         self._check_interface(model.get_spec().description)
         found: Mapping[str, str] = model.user_defined_metadata
@@ -196,7 +196,7 @@ RUNNER = CoreMLRunner
 
 
 def read_program(path: Path) -> tuple[Any, Any]:
-    """Return the model of a package, which is not compiled, and its MIL function, for `evaluate_program`."""
+    """Return the uncompiled model of a package and its main MIL function, for `evaluate_program`."""
     coremltools = require("coremltools", extra=EXTRA)
     milproto = require("coremltools.converters.mil.frontend.milproto.load", extra=EXTRA)
     model = coremltools.models.MLModel(str(path), skip_model_load=True)

@@ -1,4 +1,4 @@
-"""ExecuTorch: export to one `.pte` file for one of its backends, XNNPACK on the CPU by default, and its runner."""
+"""ExecuTorch: export to one `.pte` file for one backend (by default XNNPACK, on the CPU), and the runner."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ EXTRA = "executorch"
 
 
 REGISTERED = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
-"""Names of the backends in ExecuTorch's registry. QNN runs on Qualcomm's chips only, but some builds list it."""
+"""Name of each backend in ExecuTorch's registry. QNN is left out: some builds list it, but it runs on Qualcomm's
+chips only."""
 
 CAST = "dim_order_ops__to_dim_order_copy_default"
-"""The cast of the pixels to floats, in the record."""
+"""Name, in the record's `graph`, of the operation that casts the pixels to floats."""
 
 
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
-    """Convert a network; the record lists the operations that do not run in the backend."""
+    """Convert a network to a program; the record's `graph` lists the operations that the backend does not run."""
     require("executorch.exir", extra=EXTRA)
     debug = require("executorch.devtools.backend_debug", extra=EXTRA)
     lowered = LOWER[spec.backend or BACKENDS[0].name](spec)
@@ -87,7 +88,7 @@ def _lower_to_vulkan(spec: ExportSpec) -> Any:
 
 
 def _lower_to_qnn(spec: ExportSpec) -> Any:
-    """Lower to Qualcomm's NPU with Qualcomm's SDK, which has its own licence and is never downloaded here."""
+    """Lower to Qualcomm's NPU with Qualcomm's SDK, which has its own licence and must be installed by the user."""
     schema = _backend_module("qualcomm.serialization.qc_schema")
     chips = schema.QcomChipset.__members__
     if spec.soc_model not in chips:
@@ -114,7 +115,7 @@ LOWER = {
 
 
 def _lowered(spec: ExportSpec, module: Any, partitioner: Any) -> Any:
-    """Give a backend the operations that its partitioner chooses; ExecuTorch's own kernels run the others."""
+    """Lower a module to a backend. Operations that the partitioner leaves out run in ExecuTorch's own kernels."""
     exir = require("executorch.exir", extra=EXTRA)
     return exir.to_edge_transform_and_lower(
         torch.export.export(module, (spec.example("NHWC"),)),
@@ -124,7 +125,11 @@ def _lowered(spec: ExportSpec, module: Any, partitioner: Any) -> Any:
 
 
 def _backend_module(name: str) -> Any:
-    """Import a module of `executorch.backends`; not every build of ExecuTorch has all of them."""
+    """Import a module of `executorch.backends`.
+
+    Raises:
+        MissingDependencyError: the installed build of ExecuTorch has no such backend.
+    """
     try:
         return require(f"executorch.backends.{name}", extra=EXTRA)
     except MissingDependencyError as error:
@@ -135,15 +140,15 @@ def _backend_module(name: str) -> Any:
 
 
 class ExecuTorchRunner(ArtifactRunner):
-    """An ExecuTorch artifact on this machine; the number of threads holds for the whole process."""
+    """Runner of ExecuTorch artifacts. The number of threads applies to the whole process."""
 
     @classmethod
     def for_check(cls, path: Path) -> ArtifactRunner | None:
-        """Load an artifact, or a stand-in for Core ML; None if this machine can compute no outputs."""
+        """Load an artifact, or for Core ML its stand-in; None if this machine can run neither."""
         info = read_record(path)
         if _runs_here(info.backend):
             return cls(path)
-        # a detector's strides are cast outside too and are further inputs of the delegate
+        # the strides of a detector are cast outside the delegate too and become further inputs of it
         is_whole = info.graph["delegates"] == 1 and info.graph["not_delegated"] in ({}, {CAST: 1})
         return CoreMLDelegateReference(path) if info.backend == "coreml" and is_whole else None
 
@@ -157,7 +162,7 @@ class ExecuTorchRunner(ArtifactRunner):
             bindings = require("executorch.extension.pybindings.portable_lib", extra=EXTRA)
             bindings._unsafe_reset_threadpool(threads)  # unsafe only while a program runs
         # from bytes: a program loaded from a path reads the file again at later calls
-        self.program = runtime.Runtime.get().load_program(self.path.read_bytes())  # must outlive its methods
+        self.program = runtime.Runtime.get().load_program(self.path.read_bytes())  # outlives its methods
         self.method = self.program.load_method("forward")
         return _stored_metadata(self.program)
 
@@ -167,9 +172,9 @@ class ExecuTorchRunner(ArtifactRunner):
 
 
 class CoreMLDelegateReference(ArtifactRunner):
-    """The program that Core ML gets, operation by operation in PyTorch, behind the cast to floats.
+    """Stand-in for a Core ML delegate: the cast to floats, then the delegate's program evaluated in PyTorch.
 
-    It shows what `CoreMLReference` shows: a wrong conversion or a damaged weight, not Core ML's arithmetic.
+    Like `CoreMLReference`, it detects wrong conversions and damaged weights, but does not show Core ML's rounding.
     """
 
     stand_in: str | None = (
@@ -177,7 +182,7 @@ class CoreMLDelegateReference(ArtifactRunner):
     )
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Read the one delegate of a program."""
+        """Read the program's only delegate."""
         serialized = require("executorch.exir._serialize._program", extra=EXTRA)
         package = _backend_module("apple.coreml.executorchcoreml")
         content = self.path.read_bytes()
@@ -201,23 +206,23 @@ RUNNER = ExecuTorchRunner
 
 
 def _stored_metadata(program: Any) -> dict[str, str]:
-    """Return the constant methods of `EMBEDDED`; they need no backend."""
+    """Return a program's metadata from its constant methods, which run without a backend; see `EMBEDDED`."""
     names = program.method_names & set(EMBEDDED)
     return {name: str(program.load_method(name).execute([])[0]) for name in names}
 
 
 def _runs_here(backend: str | None) -> bool:
-    """Return whether the installed ExecuTorch has a backend that runs on this machine."""
+    """Return whether the installed ExecuTorch can run programs of a backend on this machine."""
     registry = require("executorch.runtime", extra=EXTRA).Runtime.get().backend_registry
     name = REGISTERED.get(backend or BACKENDS[0].name)
     return name is not None and bool(registry.is_available(name))
 
 
 def _rewritten(module: Any) -> Any:
-    """Replace splits by slices, and pooling by pooling that keeps the axes.
+    """Replace splits by slices, and global pooling by pooling that keeps the axes.
 
-    XNNPACK takes neither in its original form, and Vulkan not the pooling; each would split the program into one
-    more delegate.
+    XNNPACK supports neither in its original form, and Vulkan does not support the pooling. Each unsupported
+    operation would split the program into one more delegate.
     """
     aten = torch.ops.aten
     nodes: torch.fx.Graph = module.graph
@@ -243,7 +248,7 @@ def _rewritten(module: Any) -> Any:
 
 
 def _quantized(module: Any, spec: ExportSpec, calibration: Calibration) -> Any:
-    """Quantize with PT2E and XNNPACK's quantizer: one weight scale per channel, one scale per activation."""
+    """Quantize a module with PT2E and XNNPACK's quantizer: one scale per weight channel, one per activation."""
     xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", extra=EXTRA)
     pt2e = require("torchao.quantization.pt2e.quantize_pt2e", extra=EXTRA)
     kept = tuple(f".{name}" for name in calibration.kept)

@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite): export to one `.tflite` file, and its interpreter with the XNNPACK delegate."""
+"""LiteRT (TensorFlow Lite): export to one `.tflite` file, and the interpreter with the XNNPACK delegate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_ATTACHED = 16_000_000
 
 
 class _Named(nn.Module):
-    """Returns the outputs as a dict; its keys become the signature's output names."""
+    """A network that returns its outputs as a dict, whose keys become the output names of the signature."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Named(nn.Module):
 
 
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
-    """Convert a network; class names and preprocessing are files of a zip archive appended to the model."""
+    """Convert a network. Class names and preprocessing are stored in a zip archive appended to the model file."""
     litert_torch = require("litert_torch", extra=EXTRA)
     spec = for_xnnpack(spec)
     converted = litert_torch.convert(
@@ -57,7 +57,7 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
 
 
 class LiteRtRunner(ArtifactRunner):
-    """A LiteRT artifact in its interpreter on the CPU, with the XNNPACK delegate."""
+    """Runner of LiteRT artifacts: the interpreter on the CPU with the XNNPACK delegate."""
 
     def open(self, threads: int) -> Mapping[str, str]:
         """Read the attached archive and start the interpreter."""
@@ -83,7 +83,7 @@ RUNNER = LiteRtRunner
 
 
 def _halved(content: bytes) -> bytes:
-    """Store the weights of convolutions and linear layers in half precision; they are computed with in fp32."""
+    """Store the weights of convolutions and linear layers in half precision; arithmetic stays fp32."""
     quantizer = require("ai_edge_quantizer.quantizer", extra=EXTRA)
     recipes = require("ai_edge_quantizer.recipe", extra=EXTRA)
     work = quantizer.Quantizer(content)
@@ -97,8 +97,9 @@ def _halved(content: bytes) -> bytes:
 def _quantized(content: bytes, spec: ExportSpec, calibration: Calibration) -> bytes:
     """Quantize convolutions, linear layers and GELU (a table of 256 values) to INT8; the rest stays fp32.
 
-    With every operation in INT8 XNNPACK is slower: attention products, sigmoids and additions gain nothing. The
-    dynamic form has the weights of convolutions and linear layers in INT8 and no range of an activation.
+    XNNPACK is slower with every operation in INT8, because attention products, sigmoids and additions gain
+    nothing. int8-dynamic quantizes only the weights of convolutions and linear layers and stores no activation
+    ranges.
     """
     quantizer = require("ai_edge_quantizer.quantizer", extra=EXTRA)
     recipes = require("ai_edge_quantizer.recipe", extra=EXTRA)
@@ -116,7 +117,7 @@ def _quantized(content: bytes, spec: ExportSpec, calibration: Calibration) -> by
                 recipes.TFLOperationName.FULLY_CONNECTED,
                 algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
             )
-        # the sums inside a split convolution lie between INT8 operations
+        # the additions inside a split convolution lie between INT8 operations
         work.add_static_config(f".*{SplitDepthwise.__qualname__}.*", recipes.TFLOperationName.ADD, 8, 8)
     for name in calibration.kept:
         work.update_quantization_recipe(
@@ -134,9 +135,9 @@ def _quantized(content: bytes, spec: ExportSpec, calibration: Calibration) -> by
 
 
 def products_of_activations(content: bytes) -> list[str]:
-    """Return the output names of FULLY_CONNECTED operations with computed weights: products of attention.
+    """Return the output names of the matrix products in attention: FULLY_CONNECTED with computed weights.
 
-    In INT8 they do not run in XNNPACK but in LiteRT's own kernels, which round differently on ARM and on x86.
+    XNNPACK does not run them in INT8, and LiteRT's own INT8 kernels round differently on ARM and x86.
     """
     flatbuffers = require("ai_edge_litert.tools.flatbuffer_utils", extra=EXTRA)
     model = flatbuffers.read_model_from_bytearray(bytearray(content))
@@ -153,9 +154,9 @@ def products_of_activations(content: bytes) -> list[str]:
 
 
 def _scope(network: nn.Module, name: str) -> str:
-    """Return a pattern for the names of a layer's outputs.
+    """Return a regular expression for the names of a layer's outputs.
 
-    The converter's names contain the class and attribute of every module that is called. A `ModuleList` is never
+    The converter's names contain the class and attribute name of every called module. A `ModuleList` is never
     called; a `Sequential` is called unless the network calls its members one by one.
     """
     pattern, module = "/", network
@@ -173,7 +174,7 @@ def _scope(network: nn.Module, name: str) -> str:
 
 
 def _labels(class_names: Sequence[str]) -> str:
-    """Return one line per class; line breaks inside a name become spaces."""
+    """Return the class names, one per line; line breaks inside a name become spaces."""
     return "".join(f"{' '.join(name.splitlines())}\n" for name in class_names)
 
 

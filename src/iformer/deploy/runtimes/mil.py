@@ -1,6 +1,6 @@
-"""A Core ML program evaluated by PyTorch in fp32, by the documented definition of its operations.
+"""Evaluate Core ML programs in PyTorch, in fp32, by the documented definitions of their operations.
 
-Only operations that iFormer's networks need are defined; a program with any other operation is refused.
+Only operations that iFormer's networks use are defined; a program with any other operation is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from iformer.errors import UserError
 
 _IGNORED = ("const", "classify")
-"""Operations without arithmetic. Constants are read where they are used; `coreml.py` compares the labels."""
+"""Operations that are skipped. Constants are read where they are used; `coreml.py` checks the class labels."""
 
 
 def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,13 +24,13 @@ def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, T
 
     Args:
         function: a `coremltools` MIL function.
-        inputs: its inputs by name.
+        inputs: inputs of the function by name.
 
     Returns:
-        Every value that the function computes, by name.
+        Every computed value, intermediate values included, by name.
 
     Raises:
-        UserError: an operation has no definition here.
+        UserError: an operation of the program is not defined here.
     """
     values: dict[str, Any] = {name: tensor.float() for name, tensor in inputs.items()}
     for operation in function.operations:
@@ -51,7 +51,7 @@ def evaluate_program(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _value(variable: Any, values: Mapping[str, Any]) -> Any:
-    """Return a computed tensor or a constant: float arrays as fp32 tensors, all others unchanged."""
+    """Return the value of a variable: a computed tensor, or a constant, where float arrays become fp32 tensors."""
     if isinstance(variable, list | tuple):
         return [_value(part, values) for part in variable]
     if variable is None:
@@ -109,7 +109,7 @@ def _batch_norm(a: dict[str, Any]) -> Any:
 
 
 def _reshape(a: dict[str, Any]) -> Any:
-    # 0 means: the input's size along the same axis
+    # 0 stands for the input's size along the same axis
     shape = [a["x"].shape[i] if side == 0 else side for i, side in enumerate(_ints(a["shape"]))]
     return a["x"].reshape(shape)
 

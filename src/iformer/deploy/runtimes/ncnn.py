@@ -1,4 +1,4 @@
-"""ncnn: export to a folder with `model.param` and `model.bin`, and ncnn on the CPU."""
+"""ncnn: export to a folder with `model.param` and `model.bin`, and the runner on the CPU."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _FILES = ("model.param", "model.bin")
 
 
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
-    """Convert a network with pnnx; with fp16 the weights are stored in half precision.
+    """Convert a network with pnnx. The precision fp16 stores the weights in half precision.
 
-    ncnn has no uint8 input: `Mat.from_pixels` turns an image into floats of 0 to 255, which the network's first
-    layers normalise. Its files hold no metadata; class names and preprocessing are in the record only.
+    ncnn has no uint8 input: `Mat.from_pixels` converts an image to floats of 0 to 255, which the first layers of
+    the artifact normalise. ncnn's files hold no metadata, so class names and preprocessing are in the record only.
     """
     pnnx = require("pnnx", extra=EXTRA)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -49,14 +49,14 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
 
 
 class NcnnRunner(ArtifactRunner):
-    """An ncnn artifact on the CPU, in single precision."""
+    """Runner of ncnn artifacts on the CPU, in single precision."""
 
     def open(self, threads: int) -> None:
-        """Load both files."""
+        """Load `model.param` and `model.bin`."""
         self.ncnn = require("ncnn", extra=EXTRA)
         self.net = self.ncnn.Net()
         options = self.net.opt
-        # half precision is on by default, whatever the weights are
+        # ncnn computes in half precision by default, even with fp32 weights
         for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
             setattr(options, name, False)
         if threads:
@@ -66,7 +66,7 @@ class NcnnRunner(ArtifactRunner):
             raise UserError(f"{self.path} cannot be loaded by ncnn")
 
     def prepare(self, images_BCHW: Tensor) -> Tensor:
-        """Return the pixels of a bitmap, uint8 B x H x W x C; with `--raw` normalised floats."""
+        """Return the images as bitmaps, uint8 B x H x W x C, or for `--raw` artifacts as normalised floats."""
         if self.info.normalized_by == "caller":
             return super().prepare(images_BCHW)
         return images_BCHW.permute(0, 2, 3, 1).contiguous()

@@ -1,4 +1,4 @@
-"""ONNX: export to one file, and ONNX Runtime on the CPU."""
+"""ONNX: export to one file, and the runner with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from iformer.errors import UserError
 
 EXTRA = "onnx"
 _OLDEST_OF_EXPORTER = 18
-"""The oldest operator set that torch's exporter writes."""
+"""Oldest operator set that torch's exporter can write."""
 
 _EXTERNAL_DATA = b"\x0a\x08location\x12"
-"""The entry of a tensor in the serialized model that names the file with its values."""
+"""Bytes of a serialized tensor entry that names an external file with the tensor's values."""
 
 
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
 
 
 def _traced(spec: ExportSpec, path: Path) -> Any:
-    """Convert by tracing, for networks whose shapes depend on the image."""
+    """Convert a network by tracing, for networks whose shapes depend on the image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer names every Python number that becomes a constant
         torch.onnx.export(
@@ -66,9 +66,9 @@ def _traced(spec: ExportSpec, path: Path) -> Any:
 
 
 def _exported(spec: ExportSpec) -> Any:
-    """Convert by `torch.export`."""
+    """Convert a network by `torch.export`."""
     program = torch.onnx.export(
-        # TensorRT takes bytes only if they go straight into a cast
+        # TensorRT accepts a uint8 input only if a cast follows directly
         spec.module("NHWC", float_first=True),
         (spec.example("NHWC"),),
         dynamo=True,
@@ -83,7 +83,7 @@ def _exported(spec: ExportSpec) -> Any:
 
 
 class _Half(nn.Module):
-    """A network in half precision between float32 inputs and outputs; its normalisation stays float32."""
+    """A network in half precision with float32 inputs and outputs. The normalisation before it stays float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -95,13 +95,13 @@ class _Half(nn.Module):
 
 
 class OnnxRunner(ArtifactRunner):
-    """An ONNX artifact in ONNX Runtime on the CPU."""
+    """Runner of ONNX artifacts: ONNX Runtime on the CPU."""
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Load the model; return its metadata. `threads=0`: one per core.
+        """Load the model and return its metadata. `threads=0` uses one thread per core.
 
         Raises:
-            UserError: the weights are in a second file.
+            UserError: the model keeps weights in an external file.
         """
         runtime = require("onnxruntime", extra=EXTRA)
         if _EXTERNAL_DATA in self.path.read_bytes():
@@ -124,12 +124,12 @@ RUNNER = OnnxRunner
 
 
 def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Path) -> Any:
-    """Quantize convolutions to INT8 with one weight scale per channel; everything else stays fp32.
+    """Quantize convolutions to INT8 with one scale per weight channel; all other operations stay fp32.
 
-    In the symmetric scheme activations are signed with the zero point 0 and biases stay fp32, for TensorRT.
+    In the symmetric scheme, for TensorRT, activations are signed with zero point 0 and biases stay fp32.
 
-    With every operation in INT8 the network is slower: ONNX Runtime's GELU, softmax and matrix products in INT8
-    do not pay for the conversions around them.
+    With every operation in INT8 the network would be slower: in ONNX Runtime, INT8 versions of GELU, softmax and
+    matrix products save less time than the conversions around them cost.
     """
     quantization = require("onnxruntime.quantization", extra=EXTRA)
 
@@ -161,9 +161,9 @@ def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Pat
 
 
 def _halve_last(proto: Any) -> None:
-    """Rewrite decomposed GELUs from x (0.5 (1 + erf)) to (x (1 + erf)) 0.5, which is the same to the last bit.
+    """Rewrite decomposed GELUs from x (0.5 (1 + erf)) to (x (1 + erf)) 0.5, with bit-identical results.
 
-    OpenCV 4 looks for the second form and crashes at the first.
+    OpenCV 4 expects the second form and crashes on the first.
     """
     made = {node.output[0]: node for node in proto.graph.node}
 
@@ -186,9 +186,10 @@ def _halve_last(proto: Any) -> None:
 
 
 def _lower_to_17(proto: Any) -> None:
-    """Rewrite a model of operator set 18 in set 17; `onnx.checker` refuses what this does not cover.
+    """Rewrite a model from operator set 18 to set 17. `onnx.checker` refuses operations that this does not cover.
 
-    Set 18 made the axes of reductions an input, and gave Split the number of its outputs, which they tell as well.
+    Set 18 turned the axes of reductions from an attribute into an input, and added the attribute `num_outputs` to
+    Split, which is redundant.
     """
     new = {"num_outputs", "noop_with_empty_axes"}
     onnx = require("onnx", extra=EXTRA)
@@ -206,7 +207,7 @@ def _lower_to_17(proto: Any) -> None:
 
 
 def _remove_notes(proto: Any) -> None:
-    """Remove the exporter's notes, stack traces with paths of this machine, from the graph."""
+    """Remove the exporter's notes from the graph: stack traces with file paths of this machine."""
     graph = proto.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]

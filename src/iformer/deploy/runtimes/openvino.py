@@ -1,4 +1,4 @@
-"""OpenVINO: export to a folder with `model.xml` and `model.bin`, and OpenVINO on the CPU."""
+"""OpenVINO: export to a folder with `model.xml` and `model.bin`, and the runner on the CPU."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from iformer.deploy.spec import EMBEDDED, INPUT, Calibration, ExportSpec, operat
 
 EXTRA = "openvino"
 SECTION = "iformer"
-"""The section of the model's `rt_info` that holds class names and preprocessing."""
+"""Name of the section in the model's `rt_info` that holds class names and preprocessing."""
 
 
 def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
-    """Convert a network; with fp16 the weights are stored in half precision and computed with in fp32."""
+    """Convert a network. The precision fp16 stores the weights in half precision; arithmetic stays fp32."""
     openvino = require("openvino", extra=EXTRA)
     # NNCF's statistics crash the CPU plugin if the batch is fixed, so it is fixed after quantization
     free = spec if spec.calibration is None else replace(spec, batch=None)
@@ -36,7 +36,7 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
     )
     with without_telemetry():
         model = openvino.convert_model(program)
-    # the converter makes all four sides dynamic if the batch is, which prevents the best kernels
+    # with a dynamic batch the converter makes all four axes dynamic, which prevents the fastest kernels
     model.reshape([-1 if free.batch is None else free.batch, *example.shape[1:]])
     for port, name in zip((model.inputs[0], *model.outputs), (INPUT, *spec.outputs), strict=True):
         port.get_tensor().set_names({name})
@@ -54,12 +54,12 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
 
 
 class OpenVinoRunner(ArtifactRunner):
-    """An OpenVINO artifact on the CPU, in single precision."""
+    """Runner of OpenVINO artifacts on the CPU, in single precision."""
 
     def open(self, threads: int) -> Mapping[str, str]:
         """Compile the model for the CPU."""
         openvino = require("openvino", extra=EXTRA)
-        # without the hint a CPU with bf16 computes in bf16, with errors of 6e-3
+        # without this hint, CPUs that support bf16 compute in bf16, with errors of 6e-3
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
@@ -79,7 +79,7 @@ RUNNER = OpenVinoRunner
 
 
 def _quantized(model: Any, spec: ExportSpec, calibration: Calibration) -> Any:
-    """Insert NNCF's quantizers: one weight scale per channel, one scale per activation."""
+    """Quantize a model with NNCF: one scale per weight channel, one scale per activation."""
     nncf = require("nncf", extra=EXTRA)
     images = [fed.numpy() for fed in spec.calibration_inputs("NHWC")]
     options: dict[str, Any] = {"subset_size": len(images), "preset": nncf.QuantizationPreset.PERFORMANCE}
@@ -104,7 +104,7 @@ def _outputs(compiled: Any, images_BCHW: Tensor, spec: ExportSpec) -> Outputs:
 
 
 def _operations_of(layers: tuple[str, ...], model: Any, spec: ExportSpec) -> list[str]:
-    """Return the operations with the weights of `layers`; the converter does not keep the layers' names."""
+    """Return the names of the operations that have the weights of `layers`; layer names are lost in conversion."""
     weights = {spec.network.get_parameter(f"{name}.weight").numpy().tobytes() for name in layers}
     found = []
     for operation in model.get_ordered_ops():

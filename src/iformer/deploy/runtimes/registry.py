@@ -1,4 +1,4 @@
-"""The runtimes that a network can be exported to, one row each. Importing it loads no torch."""
+"""The runtimes that a network can be exported to, one row each. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from iformer.dependencies import require
 from iformer.errors import UnknownNameError, UserError
 
 QUANTIZED = ("int8", "int8-dynamic", "palette6")
-"""Precisions that are judged by a metric, because the outputs differ too much."""
+"""Quantized precisions. Their artifacts are judged by a metric, because the outputs differ too much to compare."""
 
 MAX_DROP = 1.0
-"""Percentage points that the metric of a quantized artifact may fall by."""
+"""Largest drop of a quantized artifact's metric that is allowed by default, in percentage points."""
 
 OPSETS = range(17, 21)
-"""Versions of ONNX's operator set that can be asked for. Version 17 is that of 2022; version 20 has GELU."""
+"""Versions of ONNX's operator set that can be exported. Version 17 is from 2022; version 20 has GELU."""
 
 Int8Scheme = Literal["asymmetric", "symmetric"]
 INT8_SCHEMES = get_args(Int8Scheme)
-"""Ranges of INT8 activations: from minimum to maximum, or around zero, as TensorRT needs it."""
+"""Ranges of INT8 activations: from minimum to maximum (asymmetric), or around zero (symmetric), for TensorRT."""
 
 CALIBRATION_IMAGES = 128
-"""Number of images that give the ranges of the activations."""
+"""Default number of images from which the ranges of activations are taken."""
 
 
 ExecuTorchBackend = Literal["xnnpack", "coreml", "vulkan", "qnn"]
@@ -32,16 +32,16 @@ ExecuTorchBackend = Literal["xnnpack", "coreml", "vulkan", "qnn"]
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """A backend of ExecuTorch: the library of a processor that runs the operations of a program."""
+    """A backend of ExecuTorch: a library that runs a program's operations on one kind of processor."""
 
     name: ExecuTorchBackend
     title: str
     precisions: tuple[str, ...]
     """Values of `--precision`; the first is the default."""
     packages: tuple[tuple[str, str], ...] = ()
-    """Packages that it needs besides ExecuTorch: (name to import, name to install)."""
+    """Packages that the backend needs in addition to ExecuTorch: (name to import, name to install)."""
     extra: str = "executorch"
-    """The extra that installs them."""
+    """The extra of this package that installs `packages`."""
 
 
 BACKENDS = (
@@ -56,20 +56,20 @@ BACKENDS = (
     Backend(name="vulkan", title="Vulkan", precisions=("fp32", "fp16")),
     Backend(name="qnn", title="QNN", precisions=("fp16",)),
 )
-"""The backends of ExecuTorch, the default first: CPUs; Apple's processors; GPUs of Android; Qualcomm's NPUs."""
+"""ExecuTorch's backends, the default first: CPUs, Apple's processors, GPUs of Android phones, Qualcomm's NPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One row: the packages that a runtime needs and the artifacts that it takes."""
+    """A runtime: the packages that it needs and the form of its artifacts."""
 
     name: str
-    """Also the name of its file and of the extra that installs it."""
+    """Name of the runtime, of its module, and of the extra that installs it."""
     title: str
     packages: tuple[tuple[str, str], ...]
     """Required packages: (name to import, name to install)."""
     suffix: str
-    """Ending of an artifact's name."""
+    """Ending of an artifact's file name."""
     precisions: tuple[str, ...]
     """Values of `--precision`; the first is the default."""
     int8_packages: tuple[tuple[str, str], ...] = ()
@@ -77,24 +77,24 @@ class Runtime:
     any_batch: bool = False
     """Whether an artifact can take any number of images per call."""
     one_image: bool = False
-    """Whether a call always takes one image."""
+    """Whether every artifact takes exactly one image per call."""
     input_name: str = "image"
     input_dtype: Literal["uint8", "float32", "image"] = "uint8"
-    """See `ArtifactInfo.input_dtype`; with `--raw` always float32."""
+    """Type of the input; see `ArtifactInfo.input_dtype`. With `--raw` it is always float32."""
     input_layout: Literal["NHWC", "NCHW"] = "NHWC"
-    """With `--raw` always NCHW."""
+    """Layout of the input. With `--raw` it is always NCHW."""
     output_name: str = "{name}"
-    """Name of an output in the artifact, by its name and index."""
+    """Format string for the name of an output in the artifact, with the fields `name` and `index`."""
     backends: tuple[Backend, ...] = ()
     """ExecuTorch only: the backends that a program can be made for, the default first."""
     backend: Backend | None = None
-    """ExecuTorch only: the backend that `precisions` and `title` are of."""
+    """ExecuTorch only: the backend to which `precisions` and `title` belong."""
 
     def with_backend(self, name: str | None) -> Runtime:
-        """Return the row of one of its backends, a name in `BACKENDS`; None means the default.
+        """Return the runtime with one of its backends, a name in `BACKENDS`; None means the default backend.
 
         Raises:
-            UnknownNameError: no such backend.
+            UnknownNameError: the backend is unknown.
             UserError: the runtime has no backends.
         """
         if name is None:
@@ -119,11 +119,11 @@ class Runtime:
                 require(module, extra=self.backend.extra)
 
     def needs(self, precision: str | None = None) -> tuple[tuple[str, str], ...]:
-        """Return the packages that a precision needs."""
+        """Return the packages that the runtime needs for a precision: (name to import, name to install)."""
         return self.packages + (self.int8_packages if precision in ("int8", "int8-dynamic") else ())
 
     def versions(self, precision: str | None = None) -> dict[str, str]:
-        """Return the version of each package."""
+        """Return the installed version of each package that the runtime needs for a precision."""
         return {package: importlib.metadata.version(package) for _, package in self.needs(precision)}
 
 
@@ -188,14 +188,14 @@ RUNTIMES = {
         ),
     )
 }
-"""Every runtime by name."""
+"""All runtimes by name."""
 
 
 def find_runtime(name: str) -> Runtime:
     """Return the row of a runtime.
 
     Raises:
-        UnknownNameError: no such runtime; the message suggests the nearest names.
+        UnknownNameError: the runtime is unknown; the message suggests the nearest names.
     """
     if name not in RUNTIMES:
         raise UnknownNameError("runtime", name, RUNTIMES)

@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from iformer.deploy.spec import ExportSpec
 
 MAX_TAPS = 25
-"""Largest number of weights per channel for which XNNPACK has a depthwise kernel. For larger kernels it uses its
-general convolution: 7 x 7 takes 23x the time of 5 x 5 (`docs/benchmarks/inference.md`)."""
+"""Largest number of weights per channel for which XNNPACK has a depthwise kernel. Larger depthwise convolutions
+run in its general convolution: 7 x 7 takes 23x the time of 5 x 5 (`docs/benchmarks/inference.md`)."""
 
 
 class SplitDepthwise(nn.Module):
-    """A depthwise convolution with an odd K x K kernel as a sum of smaller ones, B x C x H x W to the same shape.
+    """A depthwise convolution with an odd K x K kernel, computed as a sum of smaller depthwise convolutions.
 
-    The middle rows of the kernel are one part. Each further pair of rows, at the same distance above and below
-    the middle, is a part with two dilated rows. All parts have symmetric padding, so none slices or copies its
-    input.
+    The middle rows of the kernel form one part. Each remaining pair of rows, at equal distances above and below
+    the middle, forms a part with two dilated rows. All parts have symmetric padding, so that no part slices or
+    copies the input. Input and output are B x C x H x W.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         size = conv.kernel_size[0]
         middle = size // 2
-        # the odd number of rows that one depthwise kernel takes
+        # the middle part has 2 * reach + 1 rows, the largest odd number with at most MAX_TAPS weights
         reach = (MAX_TAPS // size - 1) // 2
         rows = [list(range(middle - reach, middle + reach + 1))]
         rows += [[middle - distance, middle + distance] for distance in range(reach + 1, middle + 1)]
@@ -42,9 +42,9 @@ class SplitDepthwise(nn.Module):
 
 
 def for_xnnpack(spec: ExportSpec) -> ExportSpec:
-    """Return the spec with its large depthwise convolutions split; a plain spec is returned unchanged.
+    """Return the spec with large depthwise convolutions replaced by `SplitDepthwise`; a plain spec is unchanged.
 
-    The calibration's `kept` then names the parts.
+    Replaced layers in the calibration's `kept` are replaced by the names of their parts.
     """
     if spec.plain:
         return spec

@@ -1,12 +1,13 @@
 """A faster weight gradient for depthwise convolutions in bf16 on CPUs.
 
-oneDNN computes this gradient in blocks of 16 x 16 channels and needs only their diagonals. For 7 x 7 kernels it
-takes 15 to 20 times as long as the forward pass, a fifth of a training step (`docs/benchmarks/training.md`). The
-gradient is itself a depthwise convolution, whose kernels are the gradients of the output:
+oneDNN computes the weight gradient in blocks of 16 x 16 channels, of which only the diagonals are needed. For 7 x
+7 kernels the gradient takes 15 to 20 times as long as the forward pass, a fifth of a training step
+(`docs/benchmarks/training.md`). Here it is computed as another depthwise convolution, whose kernels are the
+gradients of the output:
 
     dL/dw[c, i, j] = sum over n, y, x of input[n, c, y + i - p, x + j - p] * dL/doutput[n, c, y, x]
 
-Each pair of image and channel becomes one channel of it; the sum over the images comes last.
+Each pair of image and channel becomes one channel of that convolution; the sum over the images comes last.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from iformer.layers.capture import is_capturing
 from iformer.training.network.precision import Precision
 
 _ONEDNN_IS_FAST_TO = 3
-"""Kernel size up to which oneDNN has a special kernel for the gradient."""
+"""Largest kernel size for which oneDNN has a fast weight gradient; such layers are left as they are."""
 
 _TYPES = (torch.float32, torch.bfloat16)
 """Input types that autocast converts to bf16."""
 
 _TILE = 28
-"""Largest side in pixels of a gradient used as a kernel; larger maps are cut into tiles."""
+"""Largest side, in pixels, of an output gradient that is used as a kernel; larger maps are cut into tiles."""
 
 
 def train_depthwise_fast(network: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Use the faster gradient in a network's large depthwise convolutions, in place, in bf16 on a CPU.
+    """Use the faster weight gradient in large depthwise convolutions, in place, for training in bf16 on a CPU.
 
-    It covers odd square kernels of stride 1 with "same" padding. State dict keys stay the same. Inference and
-    exported graphs do not change.
+    Only layers with odd square kernels, stride 1 and "same" padding are changed. State dict keys stay the same.
+    Inference and exported graphs do not change.
     """
     if device.type != "cpu" or precision != "bf16":
         return
@@ -56,7 +57,7 @@ def _is_large_depthwise(conv: nn.Conv2d) -> bool:
 
 
 class _DepthwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d` with the faster gradient."""
+    """Depthwise `nn.Conv2d` with the faster weight gradient."""
 
     def forward(self, input: Tensor) -> Tensor:
         fast = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and not is_capturing()
@@ -67,7 +68,7 @@ class _DepthwiseConv2d(nn.Conv2d):
 
 
 class _Depthwise(torch.autograd.Function):
-    """`conv2d(input, weight, padding=K // 2, groups=C)` in bf16; the weight keeps its type."""
+    """`conv2d(input, weight, padding=K // 2, groups=C)` in bf16; the weight's gradient has the weight's type."""
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 class ModelEma:
     """EMA of a network's parameters and buffers, including the running statistics of batch norms.
 
-    `module` is the averaged network, in eval mode. The average depends only on the weights and step numbers that
-    it was given, so the tensors of `module` are its whole state.
+    `module` is the averaged network, in eval mode. Its tensors are the whole state, because the average depends
+    only on the weights and step numbers passed in.
 
-    timm's ModelEmaV3 computes the same values, but builds two state dicts at every step: 19 ms instead of 5 ms
-    for iFormer-T on one CPU core.
+    timm's ModelEmaV3 computes the same values but builds two state dicts at every step: 19 ms instead of 5 ms for
+    iFormer-T on one CPU core.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -24,9 +24,9 @@ class ModelEma:
         self.follow(model)
 
     def follow(self, model: nn.Module) -> None:
-        """Average this network's tensors from now on; needed after a wrapper has replaced its buffers.
+        """Average the tensors of `model` from now on.
 
-        Accelerate replaces them where it wraps a network in DistributedDataParallel.
+        Call it after a wrapper has replaced the network's buffers, as Accelerate does for DistributedDataParallel.
         """
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         self._averages = [average for average, _ in pairs if average.is_floating_point()]
@@ -36,14 +36,14 @@ class ModelEma:
     def decay_at(self, step: int) -> float:
         """Return the decay after optimizer step `step`, counted from 1: min(decay, 1 - (1 + step)^(-2/3)).
 
-        The warm-up, which lets the average forget its random start, is that of timm (K. Crowson).
+        This is timm's warm-up (K. Crowson), which lets the average forget the random initial weights.
         """
         warmed_up: float = 1.0 - (1.0 + step) ** (-2.0 / 3.0)
         return min(self.decay, warmed_up)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after optimizer step `step`, counted from 1, to the average."""
+        """Update the average with the current weights, after optimizer step `step`, counted from 1."""
         torch._foreach_lerp_(self._averages, self._values, 1.0 - self.decay_at(step))
         for average, value in self._counters:
             average.copy_(value)

@@ -16,10 +16,10 @@ from iformer.models.backbone import Backbone
 
 
 class ShardedNetwork:
-    """Shards a network in place, block by block, and gathers whole copies of it. Every rank must take part."""
+    """A network sharded in place, block by block, that can be gathered as a whole. Every rank must take part."""
 
     def __init__(self, network: nn.Module) -> None:
-        """Shard `network`, which is on its device. Build its optimizer afterwards."""
+        """Shard `network`, which must be on its device already. The optimizer must be built afterwards."""
         # FSDP splits the first dimension of contiguous parameters; activations keep their memory format
         self.network = network.to(memory_format=torch.contiguous_format)
         self._shell = copy.deepcopy(network).to("meta")
@@ -39,7 +39,7 @@ class ShardedNetwork:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor. If it is sharded, every rank must call it."""
+    """Return a tensor unsharded. If the tensor is sharded, every rank must call this function."""
     if isinstance(tensor, DTensor):
         whole: Tensor = tensor.full_tensor()
         return whole.detach()
@@ -47,14 +47,14 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(reference: Tensor | None, tensor: Tensor) -> Tensor:
-    """Shard a whole tensor as `reference` is sharded, if it is and has the same shape."""
+    """Shard a whole tensor like `reference`; return `tensor` itself if `reference` is not sharded or misshapen."""
     if isinstance(reference, DTensor) and tensor.shape == reference.shape:
         return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
     return tensor
 
 
 def is_finite(tensors: list[Tensor]) -> bool:
-    """Whether all values of all tensors are finite; of sharded tensors, the values on this rank."""
+    """Return whether all values of the tensors are finite. For sharded tensors, only this rank's values count."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     norms = torch._foreach_norm([tensor for tensor in local if tensor.numel()])
     return bool(torch.stack(norms).isfinite().all()) if norms else True

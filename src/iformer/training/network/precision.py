@@ -15,7 +15,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
-    """Return `wanted`, with `auto` resolved to bf16 if the device multiplies it in hardware, else fp32.
+    """Return `wanted`; `auto` becomes bf16 if the device multiplies bf16 in hardware, else fp32.
 
     Raises:
         UserError: fp16 on a CPU, or an unknown precision.
@@ -30,19 +30,19 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
-    """Resolve a recipe's `compile` for a device: `auto` compiles on CUDA GPUs only, where it is faster."""
+    """Return whether to compile, from a recipe's `compile`; `auto` compiles on CUDA only, where it is faster."""
     return device.type == "cuda" if wanted == "auto" else wanted
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which convolutions and products run in `precision`; the weights stay in fp32."""
+    """Return a context in which convolutions and matrix products run in `precision`; weights stay in fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware."""
+    """Return whether the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

@@ -14,16 +14,16 @@ from iformer.training.network.sync_norm import synchronise_norms
 
 
 def prepare_network(model: nn.Module, recipe: Recipe, context: RankContext) -> tuple[nn.Module, ModelEma | None]:
-    """Move a network to its device, in train mode, with the kernels, norms and compilation of the recipe.
+    """Move a network to its device in train mode and apply the recipe's kernels, norms and compilation.
 
-    `model` itself is changed. The keys of its state dict and what it computes stay the same.
+    `model` is changed in place. Its state dict keys and its outputs in eval mode stay the same.
 
     Returns:
         The network, and the EMA of its weights if the recipe has one.
     """
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network: nn.Module = model.to(context.device, memory_format=layout).train()  # type: ignore[call-overload]
-    # copied before the changes below, which are for training only
+    # the EMA copies the network before the changes below, which are for training only
     ema = ModelEma(network, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     if recipe.sync_batch_norm and context.world_size > 1:
         synchronise_norms(network, context.device)

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all ranks: `torch.nn.SyncBatchNorm`, which is for GPUs, and the same for CPUs."""
+"""Batch norm over the images of all ranks: `torch.nn.SyncBatchNorm` on GPUs, and an equivalent for CPUs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def synchronise_norms(network: nn.Module, device: torch.device) -> None:
     """Make each batch norm of a network use the statistics of all ranks, in place. State dict keys stay the same.
 
-    The gradients, averaged over the ranks as DistributedDataParallel does, are then those of one process with the
-    whole batch. Eval mode does not change.
+    Gradients averaged over the ranks by DistributedDataParallel then equal those of one process with the whole
+    batch. Eval mode does not change.
     """
     for name, child in list(network.named_children()):
         if isinstance(child, _BatchNorm):
@@ -25,7 +25,7 @@ def synchronise_norms(network: nn.Module, device: torch.device) -> None:
 
 
 class _SyncBatchNorm(_BatchNorm):
-    """Batch norm whose training statistics are those of all ranks."""
+    """Batch norm for CPUs with training statistics over the images of all ranks."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.running_mean is None or self.momentum is None:
@@ -61,7 +61,7 @@ class _SyncBatchNorm2d(_SyncBatchNorm, nn.BatchNorm2d):
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:
-    """Differentiable sum over the ranks."""
+    """Return the sum of `values` over the ranks, with gradients."""
     total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
     return total
 

@@ -28,7 +28,11 @@ def draw_curves(
     metric_label: str = "top-1",
     loss_label: str = "cross entropy",
 ) -> Path:
-    """Draw loss, the task's metric and learning rate by epoch, from the records of `TrainResult.history`."""
+    """Draw loss, the task's metric and learning rate over epochs; `history` is `TrainResult.history`.
+
+    Returns:
+        `path`, a PNG file.
+    """
     figure = new_figure(13.5, 4.3)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in history]
@@ -62,7 +66,7 @@ def draw_curves(
 
 
 def _rate_format(largest: float) -> Callable[[float, int], str]:
-    """Return a format of learning rates with the exponent of the largest one, without one from 0.001."""
+    """Return a tick formatter that gives all learning rates the exponent of the largest; none from 0.001 on."""
     exponent = 0 if largest >= 1e-3 or largest <= 0 else math.floor(math.log10(largest))
     return lambda value, _position: f"{value / 10**exponent:g}" + (f"e{exponent}" if exponent and value else "")
 
@@ -86,12 +90,12 @@ def _mark_sizes(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     middle = sum(axes.get_ylim()) / 2
     for epoch, size in changes:
         axes.axvline(epoch, color=FAINT, linewidth=0.8, linestyle=":")
-        y = 0.95 if rates.get(epoch, 0.0) < middle else 0.02  # on the other side than the curve
+        y = 0.95 if rates.get(epoch, 0.0) < middle else 0.02  # away from the curve
         axes.text(epoch, y, f" {size} px", transform=axes.get_xaxis_transform(), fontsize=8, color=FAINT)
 
 
 def finish_axes(axes: Axes, title: str, unit: str, *, legend: bool = True) -> None:
-    """Give axes the style of the figures: title, unit of the vertical axis, grid and legend."""
+    """Style axes like the other figures: title, unit of the vertical axis, grid and legend."""
     axes.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
     axes.set_ylabel(unit, color=FAINT)
     axes.grid(color=_GRID, linewidth=0.8)
@@ -107,7 +111,7 @@ def finish_axes(axes: Axes, title: str, unit: str, *, legend: bool = True) -> No
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure (sides in inches) that shares no state with pyplot and opens no window."""
+    """Return an empty figure, `width` x `height` inches, that uses no pyplot state and opens no window."""
     figure: Figure = require("matplotlib.figure", extra="train").Figure(
         figsize=(width, height), layout="constrained"
     )
@@ -115,7 +119,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG in one step and return its path."""
+    """Write a figure atomically as PNG; return `path`."""
     with replacing(path) as file, warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Glyph"

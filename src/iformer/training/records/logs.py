@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from iformer.training.records.trackers import Trackers
 
 PLAIN_LINE_SECONDS = 60.0
-"""Longest time between two lines if there is no terminal."""
+"""Longest time, in seconds, between two progress lines if stderr is not a terminal."""
 
 
 class RunLog:
-    """Writes `log.jsonl`, one JSON record per line, and gives the same numbers to trackers.
+    """Writes `log.jsonl`, one JSON record per line, and sends the same numbers to trackers.
 
-    The `event` of a record is `start`, `resume`, `step`, `epoch` or `end`.
+    The field `event` of a record is `start`, `resume`, `step`, `epoch` or `end`.
     """
 
     def __init__(self, path: Path, trackers: Trackers | None = None, *, keep_bytes: int = 0) -> None:
@@ -32,24 +32,25 @@ class RunLog:
 
         Args:
             path: the log file.
-            trackers: get the numbers and pictures too; closed with the log.
-            keep_bytes: length to which the file is cut first. A resumed run repeats the records after its state.
+            trackers: also receive the numbers and pictures; closed together with the log.
+            keep_bytes: length to which an existing file is truncated first, because a resumed run repeats the
+                records written after its state was saved.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the log cannot be written.
         """
         path.touch()
         os.truncate(path, min(keep_bytes, path.stat().st_size))
         self._file = path.open("a", encoding="utf-8")
-        if not _ends_in_newline(path):  # cut by a full disk or by hand
+        if not _ends_in_newline(path):  # truncated by a full disk or an editor
             self._file.write("\n")
         self.trackers = trackers
 
     def write(self, event: str, **values: Any) -> None:
-        """Append a record. The numbers of `step` and `epoch` events also go to the trackers, at `values["step"]`.
+        """Append a record. Numbers of `step` and `epoch` events are also sent to the trackers at `values["step"]`.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the log cannot be written.
         """
         try:
             self._file.write(json.dumps({"event": event, **values}) + "\n")
@@ -73,7 +74,7 @@ class RunLog:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the log and the trackers."""
         with contextlib.suppress(OSError):  # a failed write has already been reported
             self._file.close()
         if self.trackers is not None:
@@ -87,9 +88,9 @@ def _ends_in_newline(path: Path) -> bool:
 
 
 class ProgressView:
-    """Shows progress on stderr: a live bar on a terminal, plain lines elsewhere.
+    """Progress on stderr: a live bar on a terminal, plain lines elsewhere.
 
-    `total` and `done` may have any unit that is proportional to time.
+    Work may be counted in any unit that is proportional to time.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class ProgressView:
         what: str = "training",
         pace: Pace | None = None,
     ) -> None:
-        """Start at `done` of `total` work. The lines that `pace` returns about the first steps are printed."""
+        """Start at `done` of `total` units of work. The lines that `pace.step` returns are printed."""
         self._total, self._done, self._start_done, self._pace = total, done, done, pace
         self._text = ""
         self._began = self._last_line = time.monotonic()
@@ -121,7 +122,7 @@ class ProgressView:
             self._bar.stop()
 
     def advance(self, work: int, text: str | None = None) -> None:
-        """Add finished work. `text` replaces the text beside the bar."""
+        """Add `work` finished units. `text` replaces the text next to the bar."""
         self._done += work
         self._text = self._text if text is None else text
         if self._bar is not None:
@@ -132,7 +133,7 @@ class ProgressView:
             self.say(line)
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line on stderr, above the live bar if there is one."""
         if not self._shown or sys.stderr is None:
             return
         self._last_line = time.monotonic()
@@ -149,7 +150,7 @@ class ProgressView:
 
 
 def epoch_line(record: dict[str, Any], epochs: int, task: Task) -> str:
-    """Format an `epoch` record as one line with the primary metric of the task."""
+    """Return an `epoch` record as one line of text, with the primary metric of the task."""
     rate, value = record["images_per_second"], record.get(f"val_{task.primary_metric}")
     parts = [
         f"epoch {record['epoch']}/{epochs}",
@@ -174,7 +175,7 @@ def _bar(total: int, done: int, what: str) -> tuple[Any, Any]:
         TextColumn("{task.fields[text]}", markup=False),
         TextColumn("{task.fields[left]} left", markup=False),
         console=Console(stderr=True),
-        # a refresh takes time from a training that uses all cores
+        # refreshing the bar slows down a training that uses all cores
         refresh_per_second=2,
         transient=True,
     )

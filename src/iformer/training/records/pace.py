@@ -1,4 +1,4 @@
-"""The pace of a run's first steps on a CPU: how long it will take, and whether it has the CPU for itself."""
+"""Estimate from a run's first steps on a CPU how long the run takes, and whether other processes slow it down."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEPS = 4
-"""Number of measured steps. The step before them is not measured: it also starts workers and prepares kernels."""
+"""Number of measured steps. The first step is not measured: it also starts workers and prepares kernels."""
 LONG = 60.0
-"""Runs that take at least this many seconds get lines about their duration and what slows them down."""
+"""Shortest remaining time, in seconds, for which the lines about duration and a busy CPU are printed."""
 BUSY = 0.25
-"""Share of the time spent waiting for a core from which the CPU counts as busy with other processes."""
+"""Share of time spent waiting for a core, 0 to 1, from which the CPU counts as busy with other processes."""
 _ENOUGH = 0.2
-"""Least computation in seconds from which this share is measured."""
+"""Smallest CPU time, in seconds, of the measured steps from which that share is computed."""
 
 
 class Pace:
@@ -31,11 +31,11 @@ class Pace:
         self._steps = 0
 
     def step(self, done: int, total: int) -> list[str]:
-        """Return the lines to print after a step. Only the last measured step has any.
+        """Return the lines to print after a step; empty except after the last measured step.
 
         Args:
             done: work done so far, in a unit that is proportional to time.
-            total: work of the run.
+            total: work of the whole run, in the same unit.
         """
         self._steps += 1
         if self._steps == 1:
@@ -59,7 +59,7 @@ class Pace:
         return lines
 
     def _waited(self) -> float | None:
-        """Share of the time that the threads of this process wanted to run and had no core; None if unknown."""
+        """Return the share of runnable time that this process's threads waited for a core; None if unknown."""
         now = self._core_times()
         if now is None or self._cores is None:
             return None
@@ -68,7 +68,7 @@ class Pace:
 
 
 def read_core_times() -> tuple[float, float] | None:
-    """Return the seconds in which the threads of this process ran, and waited for a core; None if unknown."""
+    """Return the seconds that this process's threads have run, and have waited for a core; None if unknown."""
     ran = waited = 0
     try:
         for thread in os.listdir("/proc/self/task"):
@@ -80,7 +80,7 @@ def read_core_times() -> tuple[float, float] | None:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration as `9 s`, `3 min 20 s` or `2 h 05 min`."""
+    """Return a duration as text, such as `9 s`, `3 min 20 s` or `2 h 05 min`; fractions are rounded up."""
     whole = max(0, math.ceil(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -34,15 +34,15 @@ _FREE_TO_CHANGE = (
     "compile",
     "parallel",
 )
-"""Recipe fields that a resumed run may change: they change the weights by rounding at most."""
+"""Recipe fields that a resumed run may change, because they affect the weights by rounding at most."""
 
 
 def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
-    """Return what a resumed run must share with the run that was started, as nested plain values.
+    """Return the settings and data that a resumed run must share with the original run, as nested plain values.
 
     Args:
         job: the run.
-        precision: the resolved precision, because `auto` depends on the machine.
+        precision: the resolved precision: `fp32`, `bf16` or `fp16`, not `auto`, which depends on the machine.
     """
     recipe = {name: value for name, value in job.recipe.to_plain().items() if name not in _FREE_TO_CHANGE}
     config = getattr(job.model, "config", None)
@@ -61,7 +61,7 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
 
 
 def identity_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Return the values of fields of `run_identity` that older versions did not save."""
+    """Return default values for the fields of `run_identity` that a state of an older version may lack."""
     defaults = plain_defaults(type(recipe))
     return {"recipe": {name: value for name, value in defaults.items() if name not in _FREE_TO_CHANGE}}
 
@@ -85,7 +85,7 @@ def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[s
 
 
 def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the provenance that checkpoints store: `origin`, the data with its fingerprints, and the recipe."""
+    """Return the provenance stored in checkpoints: `origin`, the data with its fingerprints, and the recipe."""
     return {
         **origin(),
         "model": job.model_name,
@@ -103,7 +103,7 @@ def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """Return the command, the commit (None outside of a checkout of this package), versions and time (UTC)."""
+    """Return command, commit (None outside a git checkout of this package), versions and time (UTC)."""
     is_ours = Path(sys.argv[0]).stem in ("iformer", "__main__")
     return {
         "command": shlex.join(["iformer" if is_ours else sys.argv[0], *sys.argv[1:]]),
@@ -114,7 +114,7 @@ def origin() -> dict[str, Any]:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return a device in words, such as `CPU (AMD EPYC …, 2 threads)`."""
+    """Return a description of a device, such as `CPU (AMD EPYC …, 2 threads)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -124,7 +124,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's name from /proc/cpuinfo, or what Python knows about it."""
+    """Return the processor's name from /proc/cpuinfo, or else from Python's `platform`."""
     lines = []
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

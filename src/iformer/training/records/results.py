@@ -1,4 +1,4 @@
-"""Records that training and evaluation return to reports, to the command line and to metrics.json."""
+"""Results of training and evaluation, for reports, the command line and metrics.json."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from iformer.training.records.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
-    """Metrics of a network on an image set; each task derives a class with its own metrics."""
+    """Metrics of a network on a set of images. Each task has a subclass with its own metrics."""
 
     metrics: dict[str, Any]
-    """`images` (their number), the task's metrics (shares are percentages) and `per_class`."""
+    """Number of `images`, the task's metrics (shares in percent) and `per_class`."""
 
     split: str = "val"
-    """The images: `val`, `train` or `all`."""
+    """Name of the evaluated images: `val`, `train` or `all`."""
 
     columns: ClassVar[Mapping[str, str]] = {}
-    """The numbers of `per_class` that tables show, with their headings."""
+    """Keys of `per_class` that tables show, each with its column heading."""
 
     @property
     def summary(self) -> dict[str, float]:
-        """The metrics that are one number each, such as top1, loss and images."""
+        """The metrics that are single numbers, such as top1, loss and images."""
         return {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
 
     def __repr__(self) -> str:
@@ -36,27 +36,27 @@ class Evaluation:
 
     @property
     def headline(self) -> str:
-        """The summary as one line."""
+        """The summary as one line of text, with the metrics in percent."""
         values = ", ".join(
             f"{name.replace('_', ' ')} {value:.2f} %" for name, value in self.summary.items() if name != "images"
         )
         return f"{values} on {self.metrics['images']} images"
 
     def class_rows(self) -> list[list[str]]:
-        """Return a row for each class: its name and the numbers of `columns`."""
+        """Return one row per class: the class name and the numbers of `columns`, as text."""
         return [
             [name, *(_cell(scores[column]) for column in self.columns)]
             for name, scores in self.metrics["per_class"].items()
         ]
 
     def files(self) -> dict[str, str]:
-        """Return names and contents of further result files, such as the predictions."""
+        """Return further result files, such as the predictions, as `{name: contents}`."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TrainResult(os.PathLike[str]):
-    """A finished training run. It stands for its run folder where a name is taken, such as in `iformer.load`."""
+    """A finished training run. As an `os.PathLike`, it is accepted in place of its run folder (`iformer.load`)."""
 
     folder: Path
     """The run folder; see `iformer.training.records.run_folder` for the files in it."""
@@ -66,35 +66,35 @@ class TrainResult(os.PathLike[str]):
     recipe: Recipe
     recipe_name: str
     parameters: int
-    """Parameters of the network as trained."""
+    """Number of parameters of the network as trained."""
     train_images: int
     evaluation: Evaluation
     """Evaluation of the last (EMA) weights on the validation split, in fp32: the published metrics."""
     best: dict[str, Any]
-    """`{"epoch", "step", "top1", …}` of the checkpoint `best`. It was selected on the validation split
-    itself, so its metrics are optimistic."""
+    """`epoch`, `step` and metrics of the checkpoint `best`. The metrics are optimistic, because the checkpoint was
+    selected on the same validation split."""
     history: list[dict[str, Any]]
     """One record per epoch: `epoch` (from 1), `step`, `seconds` (as below), `lr`, `size` (training images in
     pixels), `train_loss`, `train_accuracy` (percent, on augmented and mixed images), `images_per_second`,
     `data_wait` (share of the time spent waiting for images, 0 to 1) and, if the epoch was evaluated, each metric
     that is one number: `val_loss`, `val_top1`, `val_top5`, …."""
     seconds: float
-    """Time spent training and evaluating, without the time between a stop and the next `--resume`."""
+    """Seconds spent training and evaluating, without the time between a stop and the next `--resume`."""
     precision: str
     """`fp32`, `bf16` or `fp16`."""
     device: str
-    """The device in words, such as `CPU (AMD EPYC …, 2 threads)`."""
+    """Description of the device, such as `CPU (AMD EPYC …, 2 threads)`."""
     processes: int
     metadata: Metadata
     """Metadata of `last.safetensors`: class names, preprocessing, metrics, provenance."""
     warnings: list[str] = field(default_factory=list)
     """One line per warning, such as an image that was skipped."""
     report: Path | None = None
-    """Path of the report; None without one."""
+    """Path of `report.md`; None if no report was written."""
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Metrics of `evaluation`."""
+        """The metrics of `evaluation`."""
         return self.evaluation.metrics
 
     @property
@@ -110,7 +110,7 @@ class TrainResult(os.PathLike[str]):
 
 
 def _cell(value: float | None) -> str:
-    """Format a count, a percentage or an unknown number."""
+    """Return a table cell: a count, a percentage with one decimal, or "-" for None."""
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""The folder of a training run: its files, its lock, and the checks before it is used."""
+"""The folder of a training run: its files, its lock, and the checks before a run uses it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from iformer.safe_yaml import read_yaml
 from iformer.training.records.history import read_history
 
 _MAX_CONFIG_BYTES = 4 * 2**20
-"""Largest `config.yaml` that is read: it lists the class names."""
+"""Largest `config.yaml` that is read, in bytes. The file lists the class names, so it can be long."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths in a run folder. All files but the log and TensorBoard's are written atomically."""
+    """Paths in a run folder. All files except the log and TensorBoard's are written atomically."""
 
     path: Path
 
@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def trackers(self) -> Path:
-        """Ids of the runs of other trackers."""
+        """File with the run ids of the trackers other than TensorBoard."""
         return self.path / "trackers.json"
 
     @property
@@ -88,15 +88,15 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Lock file of the process that trains into the folder; removed at its end."""
+        """Lock file of the process that trains into the folder; removed when that process ends."""
         return self.path / ".running.part"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that a run may use the folder, and change nothing.
+        """Check that a run may use the folder; nothing is changed.
 
         Raises:
-            UserError: it is a file, holds files that are not of a run, holds a run and not exactly one of `resume`
-                and `overwrite` is set, or holds a run to resume whose state is gone.
+            UserError: the path is a file; the folder holds files that are not from a run; it holds a run, but not
+                exactly one of `resume` and `overwrite` is set; or the state of the run to resume is missing.
         """
         if resume and overwrite:
             raise UserError("--resume continues the run in the folder, --overwrite removes it: give one of them")
@@ -120,8 +120,8 @@ class RunFolder:
 
     @property
     def _has_log(self) -> bool:
-        """Whether the log begins as a run's."""
-        if not self.log.is_file():  # a pipe would be waited for
+        """Whether the folder has a log that begins like that of a run."""
+        if not self.log.is_file():  # reading a pipe would block
             return False
         with suppress(OSError), self.log.open("rb") as file:
             return file.read(32).startswith(b'{"event": "')
@@ -129,12 +129,12 @@ class RunFolder:
 
     @property
     def _epochs(self) -> int:
-        """Number of epochs that the log has."""
+        """Number of epochs in the log; 0 without a log."""
         return len(read_history(self.log)) if self.log.is_file() else 0
 
     @property
     def _linked_pictures(self) -> set[str]:
-        """Names of the pictures in the folder that the report shows."""
+        """Names of the pictures that the report links to."""
         with suppress(OSError):
             return set(_LINKED_PICTURE.findall((read_at_most(self.report, _MAX_REPORT_BYTES) or b"").decode()))
         return set()
@@ -144,7 +144,7 @@ class RunFolder:
         return (self.path / "fold-1" / self.config.name).is_file()
 
     def _is_run(self) -> bool:
-        """Whether a folder with a `config.yaml` is one of a run; other programs have such files, too."""
+        """Return whether a folder with a `config.yaml` is a run folder, since other programs use that name too."""
         if self.holds_state or self.best.is_file() or self.last.is_file() or self._has_log:
             return True
         with suppress(UserError, OSError):
@@ -152,11 +152,11 @@ class RunFolder:
         return False
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the folder. `overwrite` removes the files of an older run, and no others; `resume` keeps them.
+        """Create the folder. `overwrite` removes the files of an older run but no others; `resume` keeps them.
 
         Raises:
             UserError: see `check`.
-            OSError: it cannot be created or written.
+            OSError: the folder cannot be created or written.
         """
         self.check(resume=resume, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -193,12 +193,12 @@ class RunFolder:
         """Write `config.yaml`.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> dict[str, Any]:
-        """Read `config.yaml`; an empty mapping if there is none.
+        """Read `config.yaml`. Without the file, return an empty mapping.
 
         Raises:
             UserError: the file is not a YAML mapping with a recipe.
@@ -217,7 +217,7 @@ class RunFolder:
 _REPORT_PICTURES = (
     *("confidence.png", "confusion.png", "curves.png", "mistakes.png", "predictions.png", "reliability.png"),
 )
-"""Pictures of reports. They may exist without a report, if the run was killed before it was written."""
+"""Names of report pictures. If a run was killed while writing its report, they may exist without `report.md`."""
 _LINKED_PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-]+\.png)\)")
 _MAX_REPORT_BYTES = 16 * 2**20
 _LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
@@ -225,5 +225,5 @@ _LEFTOVER = re.compile(r"\.(running|[0-9a-f]{16})\.part")
 
 
 def _is_leftover(file: Path) -> bool:
-    """Whether it is a temporary file that a killed run left."""
+    """Return whether a file is a temporary file left by a killed run."""
     return _LEFTOVER.fullmatch(file.name) is not None and file.is_file() and not file.is_symlink()

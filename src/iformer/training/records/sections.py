@@ -1,4 +1,4 @@
-"""Sections of a report that every task has."""
+"""Report sections that all tasks share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from iformer.training.records.results import TrainResult
 
 _WARNINGS = 20
 _SHOWN_ELSEWHERE = ("command", "model", "data", "recipe")
-"""Entries of the provenance that the report shows elsewhere."""
+"""Provenance entries that have their own place in the report."""
 
 
 def write_markdown(path: Path, sections: Sequence[str]) -> Path:
-    """Write a report from the sections that are not empty; return its path.
+    """Write the sections that are not empty as a Markdown file; return `path`.
 
     Raises:
         OutputError: the file cannot be written.

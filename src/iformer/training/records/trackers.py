@@ -1,7 +1,7 @@
-"""Experiment trackers of a run, through Accelerate's: TensorBoard, Weights & Biases, MLflow and Comet.
+"""Experiment trackers of a run, through Accelerate: TensorBoard, Weights & Biases, MLflow and Comet.
 
-Where a service keeps its data, and who may write there, is the service's own configuration, such as
-`MLFLOW_TRACKING_URI` or `WANDB_MODE=offline`.
+Server addresses, credentials and offline modes are set as each service documents, such as by `MLFLOW_TRACKING_URI`
+or `WANDB_MODE=offline`.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ TRACKERS = {
     "mlflow": ("mlflow", "mlflow"),
     "comet": ("comet_ml", "comet-ml"),
 }
-"""Names of trackers, each with the module that it needs and the package that brings it."""
+"""Names of trackers, each with the module it imports and the package to install."""
 NO_TRACKER = "none"
 PROJECT = "iformer"
-"""Project or experiment, unless the service's own variable (`WANDB_PROJECT`, ...) names another one."""
+"""Default project or experiment name; a service's own variable, such as `WANDB_PROJECT`, takes precedence."""
 
 
 def tracker_names(given: Iterable[str]) -> tuple[str, ...]:
-    """Return the different names; each item may hold several with commas between them, and `none` means none.
+    """Return the distinct tracker names in `given`; an item may list several with commas, and `none` means none.
 
     Raises:
-        UnknownNameError: there is no such tracker.
-        UserError: `none` is given with others.
-        MissingDependencyError: a package is not installed.
+        UnknownNameError: a name is not a tracker.
+        UserError: `none` is given together with other names.
+        MissingDependencyError: the package of a tracker is not installed.
     """
     names = tuple(dict.fromkeys(name for item in given for name in map(str.strip, item.split(",")) if name))
     if NO_TRACKER in names:
@@ -62,7 +62,7 @@ def tracker_names(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def stored_trackers(folder: Path) -> tuple[str, ...] | None:
-    """Return the names of the trackers of a run; None if none are stored, as for TensorBoard alone."""
+    """Return the tracker names stored in a run folder; None if none are stored, as with TensorBoard alone."""
     ids = _read_ids(folder / "trackers.json")
     if not ids:
         return None
@@ -70,10 +70,11 @@ def stored_trackers(folder: Path) -> tuple[str, ...] | None:
 
 
 def open_trackers(job: TrainJob, *, step: int) -> Trackers:
-    """Start the trackers of a run, or continue those of a resumed run at a step; see `Trackers`.
+    """Start the trackers of a new run, or continue those of a resumed run at `step`; see `Trackers`.
 
     Raises:
-        UserError: a tracker cannot be started. The folder of a new run holds no run then.
+        UserError: a tracker cannot be started. `config.yaml` of a new run is removed, so that it can be tried
+            again.
     """
     try:
         return Trackers(
@@ -90,11 +91,12 @@ def open_trackers(job: TrainJob, *, step: int) -> Trackers:
 
 
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""MLflow's own settings let a server that does not answer stop a training for minutes."""
+"""Environment variables for MLflow: few retries and a short timeout in seconds, because by default a server that
+does not answer blocks training for minutes."""
 
 
 class Trackers:
-    """The trackers of one run. If one fails, it is named once and no longer used; training continues."""
+    """The trackers of one run. A tracker that fails is reported once and no longer used; training continues."""
 
     def __init__(
         self,
@@ -105,14 +107,14 @@ class Trackers:
         resume: bool = False,
         purge_from: int | None = None,
     ) -> None:
-        """Start a run of each tracker, or continue that of a resumed run.
+        """Start a run in each tracker, or continue the earlier one if the training is resumed.
 
         Args:
             names: see `tracker_names`.
-            folder: the run folder; its name is that of the run. `trackers.json` in it keeps the ids of the runs.
+            folder: the run folder. Its name becomes the run's name; `trackers.json` in it stores the run ids.
             config: settings of the run, nested.
-            resume: continue the runs that `trackers.json` names.
-            purge_from: step from which TensorBoard drops older events.
+            resume: continue the runs listed in `trackers.json`.
+            purge_from: step from which TensorBoard discards events of the interrupted run. None: keep all.
 
         Raises:
             UserError: a tracker cannot be started.
@@ -141,7 +143,7 @@ class Trackers:
             try:
                 tracker = makers[name]()
                 tracker.start()
-                # Accelerate writes a folder of its own for TensorBoard; MLflow refuses new values for a known run
+                # Accelerate makes another folder for TensorBoard; MLflow refuses changed values of an existing run
                 if name != "tensorboard" and name not in ids:
                     tracker.store_init_configuration(dict(_flat(config)))
             except Exception as error:  # the services have no common base class
@@ -177,12 +179,12 @@ class Trackers:
         self._each(log)
 
     def flush(self) -> None:
-        """Write the buffer of TensorBoard; the other trackers send by themselves."""
+        """Flush TensorBoard's buffer to disk; the other trackers send their data on their own."""
         if "tensorboard" in self._running:
             self._running["tensorboard"].writer.flush()
 
     def close(self) -> None:
-        """End the runs."""
+        """End the run of each tracker."""
         self._each(lambda name, tracker: tracker.finish())
         self._running.clear()
 
@@ -215,7 +217,7 @@ def _read_ids(path: Path) -> dict[str, str]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the settings of a nested config with dotted names; lists become text."""
+    """Yield (dotted name, value) for each setting of a nested config; lists become text."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
