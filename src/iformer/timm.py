@@ -1,7 +1,7 @@
-"""Register the networks with timm, on import.
+"""Register the networks with timm on import.
 
-The names are those of `iformer.list_models` with `package_` in front, because timm has networks named `iformer_m`
-too. Every library that builds networks with `timm.create_model` can use them, with the options of
+The registered names are `package_` followed by a name of `iformer.list_models`, because timm has its own networks
+named `iformer_m`. Every library that builds networks with `timm.create_model` can use them, with the options of
 `iformer.create_model`, such as `attention="chunk_hybrid"`:
 
     timm.create_model("package_iformer_m", features_only=True, attention="chunk_hybrid")

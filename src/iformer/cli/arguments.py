@@ -44,7 +44,7 @@ DeviceOption = Annotated[
 """Option `--device`; see `iformer.device.resolve_device` for its values."""
 
 RENAMED_OPTIONS = {"--part": "--split"}
-"""Old spelling -> new spelling of an option. Old ones are accepted by every verb that has the new option."""
+"""Old spelling -> new spelling of an option. Verbs that have the new option also accept the old spelling."""
 
 
 def current_options(arguments: Sequence[str], known: Collection[str]) -> list[str]:

@@ -235,7 +235,7 @@ def _subjects(
 
     models = [name for name in models if not _is_for_another(Path(name), runtime)]
     stems = [Path(name).stem for name in models]
-    # a name that does not tell two networks apart, such as best, is replaced by the whole path
+    # an ambiguous name, such as best, is replaced by the whole path
     labels = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, models, strict=True)]
     subjects = [
         subject

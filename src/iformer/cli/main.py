@@ -1,4 +1,4 @@
-"""The command line: `iformer VERB`. Each verb is a function in its own file."""
+"""The command line: `iformer VERB`. Each verb is a function in its own module."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HELP_ALL = "--help-all"
 
 
 class Verb(TyperCommand):
-    """A verb that also accepts old spellings of its options. Its help is drawn by rich, unlike that of the app."""
+    """A verb that also accepts old spellings of its options. Rich draws a verb's help, but not the app's help."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "rich_markup_mode": "rich"})

@@ -47,7 +47,7 @@ _HEADERS = {
 
 
 class Kind(StrEnum):
-    """What to show."""
+    """Kind of content that `iformer paper` shows: a table or a figure."""
 
     TABLE = "table"
     FIGURE = "figure"

@@ -40,7 +40,7 @@ RECIPE_OPTIONS = {
         "precision",
     )
 }
-"""The options that set a field of the recipe, with the fields."""
+"""Options that set recipe fields: option name -> field name."""
 
 
 @recipe_options(

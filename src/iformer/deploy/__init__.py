@@ -1,1 +1,1 @@
-"""From a trained network to a checked artifact."""
+"""Export of trained networks to runtimes, with a check of every artifact."""

@@ -91,7 +91,7 @@ class ArtifactInfo(Config):
     graph: dict[str, Any] = field(default_factory=dict)
     """Facts about the converted graph: counts of its operations, and the operations that are not accelerated."""
     status: Literal["run here", "converted, not run here"] = "run here"
-    """Whether the exporting machine ran the artifact in its own runtime."""
+    """Whether the artifact was run in its own runtime on the machine that exported it."""
     checked_by: str = ""
     """Runtime or stand-in that computed the artifact's outputs for `parity`; empty without a comparison."""
     parity: dict[str, Any] | None = None
@@ -99,7 +99,7 @@ class ArtifactInfo(Config):
     accuracy: dict[str, Any] | None = None
     """Metrics of the artifact and of the network on a data set; None if they were not measured."""
     quantization: dict[str, Any] | None = None
-    """How a quantized artifact was calibrated, and which layers stayed in higher precision."""
+    """Calibration and layers in higher precision of a quantized artifact; None if it is not quantized."""
     record_sha256: str = field(default="", compare=False)
     """`record_hash` of the other fields; empty in records of early versions, which are not protected by a hash."""
 

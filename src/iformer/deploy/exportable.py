@@ -1,4 +1,4 @@
-"""The protocol between export and the tasks: what `iformer.deploy` needs to know about a network."""
+"""Protocol between export and the tasks: the properties of a network that `iformer.deploy` uses."""
 
 from __future__ import annotations
 

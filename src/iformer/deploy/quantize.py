@@ -55,7 +55,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A quantized artifact and its metric."""
+    """One quantized artifact of the search, and its metric."""
 
     kept: tuple[str, ...]
     """Names of the layers in higher precision."""

@@ -1,4 +1,4 @@
-"""The base class of all runners: from uint8 images to an artifact's input, and back to named outputs."""
+"""Base class of all runners, which converts uint8 images to an artifact's input, and results to named outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from iformer.errors import UserError
 
 
 class ArtifactRunner(ABC):
-    """An artifact loaded in its own runtime. Each runtime's file has a subclass."""
+    """An artifact loaded in its own runtime. Each runtime's module has a subclass."""
 
     stand_in: str | None = None
     """Description of the stand-in that computes the outputs; None if the runtime itself does."""

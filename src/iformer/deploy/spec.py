@@ -77,7 +77,7 @@ class ExportSpec:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     postprocess: Mapping[str, Any] | None = None
-    """See `Exportable.postprocess`."""
+    """Settings that turn outputs into answers; see `Exportable.postprocess`."""
     batch: int | None
     """Number of images per call; None means any number."""
     raw: bool
@@ -92,7 +92,7 @@ class ExportSpec:
     soc_model: str | None = None
     """ExecuTorch's backend QNN only: the chip that the program is compiled for."""
     limits: Limits | None = None
-    """See `Exportable.limits`."""
+    """Export restrictions of the network; see `Exportable.limits`."""
     plain: bool = False
     """Use the runtime's converter without this package's rewrites of the graph."""
 

@@ -1,4 +1,4 @@
-"""Writing a run's checkpoints: the state to resume from, and the networks that were evaluated."""
+"""Writing of a run's checkpoints: the state to resume from, and the evaluated networks."""
 
 from __future__ import annotations
 

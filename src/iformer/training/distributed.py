@@ -112,7 +112,7 @@ def launched_processes() -> int:
     """Return the number of processes from the launcher's environment variables; 1 without a launcher.
 
     Raises:
-        UserError: a variable is not a number, too small, or `RANK` is not below `WORLD_SIZE`.
+        UserError: a variable is not a number, too small or too large, or `RANK` is not below `WORLD_SIZE`.
     """
     numbers = {}
     for name, least in _LAUNCHER.items():

@@ -67,7 +67,7 @@ class DryRun:
     gmacs: float
     """GMACs of one image at the recipe's size."""
     teacher_gmacs: float
-    """GMACs of the teacher; 0 without one."""
+    """GMACs of the teacher for one image; 0 without a teacher."""
     device: str
     precision: str
     batch_size: int
@@ -78,9 +78,9 @@ class DryRun:
     memory_bytes: int
     """Peak memory of this process in bytes: GPU memory on CUDA, else resident memory."""
     images_per_second: float
-    """Training rate of this one process, data loading included."""
+    """Training rate of this process in images per second, data loading included."""
     data_wait: float
-    """Share of the time spent waiting for images."""
+    """Share of the time spent waiting for images, 0 to 1."""
     disk_bytes: int
     """Size of the run folder at the end of the run, in bytes."""
     disk_free: int
@@ -93,7 +93,7 @@ class DryRun:
 
 
 def dry_run(job: TrainJob) -> DryRun:
-    """Train a few steps on the data of the job and write nothing.
+    """Measure a few training steps on the data of the job; no files are written.
 
     Building the job has already checked the data and fetched the weights of network and teacher.
 

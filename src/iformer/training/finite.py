@@ -1,4 +1,4 @@
-"""Stopping a run whose loss or weights are not finite, before it overwrites a good checkpoint."""
+"""Checks that stop a run whose loss or weights are not finite, before a good checkpoint is overwritten."""
 
 from __future__ import annotations
 

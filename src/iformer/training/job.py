@@ -84,7 +84,7 @@ class TrainJob(RunSettings):
     data: TrainData
     preprocessing: Preprocessing
     multi_label: bool = False
-    """See `iformer.config.metadata.Metadata`."""
+    """Whether the classifier is multi-label; see `iformer.config.metadata.Metadata`."""
     published: Callable[[nn.Module], nn.Module] = _whole
     """Function that returns the module of `model` that checkpoints hold."""
     identity: dict[str, Any] = field(default_factory=dict)

@@ -71,7 +71,7 @@ def train(job: TrainJob) -> TrainResult:
 
 
 class _Run:
-    """A run in progress: its state, its data, and what it writes."""
+    """A run in progress: state, data, logs and checkpoints."""
 
     def __init__(self, job: TrainJob, stack: ExitStack) -> None:
         """Prepare everything up to the first step. `stack` closes files, workers and locks at the end."""

@@ -86,7 +86,7 @@ def find_lr(job: TrainJob, *, steps: int = STEPS) -> LearningRates:
 
 
 def steepest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Return the rate at which the loss falls fastest over log(rate), among the rates before the smallest loss."""
+    """Return the rate with the steepest fall of the loss over log(rate), among rates before the smallest loss."""
     lowest = max(int(np.argmin(losses)), 2)
     slopes = np.gradient(np.asarray(losses[: lowest + 1]), np.log(rates[: lowest + 1]))
     return float(rates[int(np.argmin(slopes))])

@@ -1,4 +1,4 @@
-"""The optimizer, AdamW or Muon, and its state as named tensors."""
+"""Construction of the optimizer, AdamW or Muon, and its state as named tensors."""
 
 from __future__ import annotations
 

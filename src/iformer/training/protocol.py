@@ -1,4 +1,4 @@
-"""The protocol between training and the tasks: data, loss and metric, batches, report.
+"""Protocols between training and the tasks: data, loss and metric, batches, report.
 
 Each folder of `iformer.tasks` implements these classes; nothing in `iformer.training` imports a task.
 """
@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 
 
 class SplitData(Protocol):
-    """The images of one split with their targets."""
+    """Images of one split, with their targets."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ class SplitData(Protocol):
 
 
 class TrainData(Protocol):
-    """The two splits of a data set."""
+    """A data set with a training and a validation split."""
 
     @property
     def train(self) -> Any:
@@ -54,7 +54,7 @@ class TrainData(Protocol):
 
 
 class Task(Protocol):
-    """A loss, and the name of the metric that ranks checkpoints."""
+    """Loss of a task, and the metric that ranks checkpoints."""
 
     name: str
     """Key of `iformer.tasks.registry.TASKS`, as in `Metadata.task`."""

@@ -1,4 +1,4 @@
-"""The number of steps of a run, and the learning rate of each."""
+"""Length of a run in steps and epochs, and the learning rate of each step."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class TrainProgress:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Everything that training changes. Build it with `create`, then `load` a saved state into it."""
+    """All objects that training changes. Build one with `create`; `load` then restores a saved state."""
 
     model: nn.Module
     """The network, not wrapped in DistributedDataParallel."""

@@ -138,7 +138,7 @@ def reference_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> l
 
 
 def network_licence(info: ArtifactInfo, given: str | None) -> str:
-    """Return the licence of an artifact's weights: `given`, else that of ELPV data, else "not stated"."""
+    """Return the licence of an artifact's weights: `given`, else the licence of ELPV data, else "not stated"."""
     data = info.provenance.get("data")
     if given:
         return given

@@ -44,7 +44,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """The content of one address."""
+    """Content that is served under one path."""
 
     content: bytes | Path
     """The bytes, or the path of a file that is read at each request."""

@@ -1,1 +1,1 @@
-"""The network under training: device, precision, EMA, sharding."""
+"""Preparation of a network for training: device, precision, EMA, sharding, faster layers."""

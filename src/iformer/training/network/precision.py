@@ -1,4 +1,4 @@
-"""The number format of a run's convolutions and matrix products."""
+"""Precision of a run: the number format of convolutions and matrix products."""
 
 from __future__ import annotations
 

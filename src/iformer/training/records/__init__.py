@@ -1,1 +1,1 @@
-"""What a run writes: folder, logs, provenance, results, report."""
+"""Files that a run writes: folder, logs, provenance, results, report."""

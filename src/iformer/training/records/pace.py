@@ -15,7 +15,7 @@ LONG = 60.0
 BUSY = 0.25
 """Share of time spent waiting for a core, 0 to 1, from which the CPU counts as busy with other processes."""
 _ENOUGH = 0.2
-"""Smallest CPU time, in seconds, of the measured steps from which that share is computed."""
+"""Smallest CPU time of the measured steps, in seconds, from which the share of waiting is computed."""
 
 
 class Pace:

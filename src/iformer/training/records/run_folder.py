@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def holds_state(self) -> bool:
-        """Whether there is a state to resume from."""
+        """Whether the folder holds a state to resume from."""
         return self.state.is_file() or self.state_before.is_file()
 
     @property
