@@ -129,7 +129,7 @@ class Recipe(Config):
     weights: Text = "none"
     """Where training starts: `none` (random weights), `pretrained` (the released ones) or a checkpoint's name."""
     entry: Text | None = None
-    """Which weights of a training script's file to start from, such as `model_ema`. None: the trained weights, not an average."""
+    """Which weights of a training script's file to start from, such as `model_ema`. None: no average."""
     size: Pixels = 224
     """Side of the images, in pixels."""
 
