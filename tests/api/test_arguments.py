@@ -149,7 +149,7 @@ def test_a_network_is_pushed_as_it_is(
         again = iformer.load(pushed.name)
     for key, value in classifier.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
-    with pytest.raises(UserError, match="--last is for a run folder; a network is none"):
+    with pytest.raises(UserError, match="--last needs a run folder; a network is not one"):
         iformer.push(classifier, "ann/flowers", last=True)
 
 

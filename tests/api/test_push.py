@@ -131,7 +131,7 @@ def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pyte
     assert hub.others == {}
     with pytest.raises(WeightsError, match="'flowers' is not a name on the hub; expected USER/NAME"):
         iformer.push(run, "flowers")
-    with pytest.raises(UserError, match="--last is for a run folder"):
+    with pytest.raises(UserError, match="--last needs a run folder"):
         iformer.push(run / "last.safetensors", "ann/flowers", last=True)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(WeightsError, match=r"cannot push to ann/flowers at http://127\.0\.0\.1:9"):

@@ -64,7 +64,7 @@ def push(
         require_network(run)
     folder = None if isinstance(run, nn.Module) else Path(run)
     if last and (folder is None or not RunFolder(folder).config.is_file()):
-        raise UserError(f"--last is for a run folder; {folder or 'a network'} is none")
+        raise UserError(f"--last needs a run folder; {folder or 'a network'} is not one")
     if last and folder is not None:
         network = load(RunFolder(folder).last)
     else:

@@ -333,7 +333,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
-    """Describe the values that an annotation allows: "a whole number from 1 to 100"."""
+    """Return a description of the values that a type annotation allows, such as "a whole number from 1 to 100"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return functools.reduce(lambda kind, rule: rule.describe(kind), args[1:], describe(args[0]))

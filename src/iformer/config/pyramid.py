@@ -1,7 +1,7 @@
-"""Shared configs of detectors and segmenters: backbone, feature pyramid, and images resized but never cropped.
+"""Base configs of detectors and segmenters: a backbone, a feature pyramid and the preprocessing.
 
-`PyramidConfig` is for torchvision's feature pyramid and images of any sizes, `LightConfig` for the light pyramid
-and an input of a fixed size, into which images are letterboxed.
+Images are resized but never cropped. `PyramidConfig` uses torchvision's feature pyramid and accepts images of any
+size. `LightConfig` uses the light pyramid and letterboxes images to a fixed size.
 """
 
 from __future__ import annotations

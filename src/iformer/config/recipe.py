@@ -90,8 +90,8 @@ class Recipe(Config):
     max_steps: Steps | None = None
     """Stop after this number of optimizer steps. None: stop after `epochs`."""
     schedule: Literal["cosine", "poly", "step"] = "cosine"
-    """Learning rate after the warm-up: half a cosine to `min_lr`; `(1 - step / steps) ** poly_power` to `min_lr`;
-    or multiplied by `step_decay` after each of the `milestones`."""
+    """Learning rate after the warm-up. cosine: half a cosine from `lr` to `min_lr`. poly: from `lr` to `min_lr` by
+    `(1 - step / steps) ** poly_power`. step: multiplied by `step_decay` after each of the `milestones`."""
     poly_power: Annotated[float, Range(0, 100, above=True)] = 0.9
     """Power of the schedule "poly"."""
     milestones: tuple[Epochs, ...] = ()

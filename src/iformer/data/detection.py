@@ -141,7 +141,7 @@ def encode_mask(mask_HW: npt.NDArray[np.uint8]) -> bytes:
 
 
 def mask_operations() -> Any:
-    """Return the module of COCO's operations on run lengths.
+    """Return the `mask` module of faster-coco-eval, which works on COCO's run-length encoded masks.
 
     Raises:
         MissingDependencyError: faster-coco-eval is not installed.

@@ -206,7 +206,7 @@ def _kill(workers: Sequence[Any]) -> None:
 
 
 def _prepare_worker(worker: int) -> None:
-    """Ignore signals, which reach the whole process group, and lost connections to an ended main process."""
+    """Set up a worker: the main process handles signals, and if it ends first, the worker prints no traceback."""
     sys.excepthook = _report_unless_disconnected
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):

@@ -23,8 +23,8 @@ class Sample(ABC):
 
     label: int
     labels: tuple[int, ...] | None = None
-    """Indices of all classes of an image with several labels or none; `label` is the first index, or -1. None: the
-    image has one label."""
+    """Indices of the image's classes in a multi-label data set, possibly empty; `label` is then the first of them,
+    or -1. None: the data set has one label per image."""
 
     @property
     def classes(self) -> tuple[int, ...]:

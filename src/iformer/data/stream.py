@@ -91,17 +91,16 @@ def iterate_images(
     """Decode and transform images in threads, ahead of their use, and yield them in order as batches.
 
     A file that cannot be read is reported in the `errors` of the batch that would have contained it. Each batch
-    has `batch_size` readable images, the last one the rest (or only errors).
+    has `batch_size` readable images. The last batch may have fewer, or only errors.
 
     Args:
         paths: image files.
         transform: must return one size for all images, such as `eval_transform`.
         batch_size: images per batch.
         workers: threads; None means one per core, at most 8.
-        prefetch: batches to prepare in advance. With 0, decoding and the caller's work take turns. That is
-            faster where a network on the CPU uses every core: its threads wait for each other, so a decoder on
-            one of the cores delays all of them.
-        read: decodes a file, such as `iformer.data.images.read_input` for a network's preprocessing.
+        prefetch: batches to prepare in advance. With 0, images are decoded only while the caller waits
+            for a batch. Use 0 if a network runs on all cores of the CPU: decoding at the same time slows it down.
+        read: function that decodes a file, such as `iformer.data.images.read_input` for a network's preprocessing.
     """
 
     def load(path: Path) -> Tensor | str:

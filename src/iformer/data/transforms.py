@@ -251,7 +251,7 @@ class _ToTensor:
 
 
 def _enlarge_tiny(image: Image.Image) -> Image.Image:
-    """Enlarge to at least 32 pixels per side: a random share of a few pixels would be rounded to 0."""
+    """Enlarge an image whose shorter side is below 32 pixels; a random crop of it could be rounded to 0 pixels."""
     shorter = min(image.size)
     if shorter >= _TINY:
         return image

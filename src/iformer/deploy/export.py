@@ -292,7 +292,7 @@ def _check_quantization(row: Runtime, precision: str, quantization: Quantization
     if precision not in QUANTIZED and quantization is not None:
         raise UserError(f"precision is '{precision}'; images to calibrate with are for {', '.join(QUANTIZED)}")
     if quantization is not None and quantization.accuracy_control and row.name != "openvino":
-        raise UserError(f"NNCF's accuracy control is for OpenVINO; {row.title} has none")
+        raise UserError(f"NNCF's accuracy control is only for OpenVINO, not for {row.title}")
 
 
 def _check_replaced(path: Path, row: Runtime, precision: str) -> None:

@@ -184,7 +184,7 @@ def _with_in_chans(loaded: Weights, config: NetworkConfig, *, adapt: bool) -> We
         return loaded
     if not adapt or found != 3:
         raise WeightsError(
-            f"{loaded.source} reads images of {found} channels, the network {wanted}; "
+            f"{loaded.source} has {found} input channels, but the network has {wanted}; "
             + (f"pass in_chans={found}" if found != 3 else "pass in_chans=3, or adapt_in_chans=True to convert")
         )
     from timm.models import adapt_input_conv  # deferred: importing timm takes a second

@@ -39,7 +39,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CrossValidation(os.PathLike[str]):
-    """The runs of a cross-validation. Every image of the data validates exactly one of them."""
+    """Result of a cross-validation, with one run per fold. Each image is validated in exactly one run."""
 
     folder: Path
     folds: tuple[TrainResult, ...]

@@ -1,8 +1,8 @@
-"""The interface of a task's folder for the verbs `train`, `eval` and `predict`.
+"""Interface that the package of each task implements for `train`, `eval` and `predict`.
 
 Each task has a module `training` with `load_job`, a module `evaluate` with `evaluate_data` and a module `predict`
-with `open_predictor`; the last two name in `TAKES` the options that they read.
-`iformer.tasks.registry.TaskRow.module` finds them.
+with `open_predictor`. `evaluate` and `predict` each list the options that they read in `TAKES`.
+`iformer.tasks.registry.TaskRow.module` imports these modules.
 """
 
 from __future__ import annotations

@@ -139,7 +139,9 @@ def training_job(
         raise UserError(f"--data is missing; give {row.data}")
     for flag, given in (("--folds", fold is not None), ("--classes", classes is not None)):
         if given and row.name != "classify":
-            raise UserError(f"{flag} is for classifiers, the recipe {name} is for {row.networks}; leave it out")
+            raise UserError(
+                f"{flag} is only for classifiers, but the recipe {name} is for {row.networks}; leave {flag} out"
+            )
     if trackers is None and before is not None:
         trackers = stored_trackers(folder)
     settings = RunSettings(

@@ -1,4 +1,4 @@
-"""Open the page in a browser of this machine, without a window."""
+"""Find a browser on this machine and run the benchmark page in it, without a window."""
 
 from __future__ import annotations
 

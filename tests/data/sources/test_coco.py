@@ -194,7 +194,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "no object": (lambda c: c["annotations"].clear(), "no object to train on"),
     "no such images": (
         lambda c: [image.update(file_name="x" + image["file_name"]) for image in c["images"]],
-        "none of its first images .x0.png",
+        "its first images, such as x0.png",
     ),
 }
 

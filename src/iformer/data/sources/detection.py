@@ -227,7 +227,7 @@ def _image_set(
 
 
 def _reasons(found: AnnotatedSplit | DetectionSet) -> str:
-    """Return a clause about what a split's reader left out; empty if nothing was left out."""
+    """Return the errors and warnings of a split in parentheses, to end a message; empty if there are none."""
     reasons = [*getattr(found, "errors", ()), *found.warnings]
     return f" ({listed(reasons, separator='; ', length=500)})" if reasons else ""
 

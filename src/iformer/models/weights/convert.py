@@ -146,7 +146,7 @@ def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
 def _check_out(out: Path, to: Format, *, overwrite: bool) -> None:
     suffixes = {"iformer": (SUFFIX,), "timm": (SUFFIX, *PICKLE_SUFFIXES), "authors": PICKLE_SUFFIXES}[to]
     if out.suffix not in suffixes:
-        raise WeightsError(f"{out}: a file for {to} ends in {' or '.join(suffixes)}")
+        raise WeightsError(f"{out}: the name of a file in the format {to} has to end in {' or '.join(suffixes)}")
     if os.path.lexists(out) and not overwrite:
         raise WeightsError(f"{out} exists; pass --overwrite to replace it")
 

@@ -148,7 +148,7 @@ def read_header(header: Mapping[str, str], source: str) -> tuple[Config, Metadat
     """Return the config and metadata in a header.
 
     Raises:
-        WeightsError: the header is not that of a checkpoint, is of a later version, or is invalid.
+        WeightsError: the header describes no network, was written by a later version, or is invalid.
     """
     version = header.get("format", "")
     if is_checkpoint_header(header) and version != FORMAT:

@@ -46,7 +46,7 @@ class ObjectDetector(ABC):
     """See `iformer.data.images.read_image`."""
     has_masks = False
     detections: int
-    """Largest number of detections of an image."""
+    """Maximum number of detections per image."""
 
     @abstractmethod
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:

@@ -198,8 +198,9 @@ def _image_folder(annotations: Path, root: Path, split: str, names: list[str], a
                 return folder
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     searched = ", ".join(str(folder.relative_to(root)) for folder in existing)
-    first = names[0] if names else "it has none"
-    raise DataError(f"{annotations}: none of its first images ({first:.80} …) is in {searched} of {root}")
+    if not names:
+        raise DataError(f"{annotations}: lists no images")
+    raise DataError(f"{annotations}: its first images, such as {names[0]:.80}, are not in {searched} of {root}")
 
 
 def _find_image(folder: Path, name: str, alone: Counter[str]) -> Path:
