@@ -167,7 +167,7 @@ def test_another_network_is_an_error_that_says_in_what(folder: Path, tmp_path: P
 
 def test_other_input_channels_are_adapted_only_when_asked(folder: Path) -> None:
     path = folder / "t4.safetensors"
-    with pytest.raises(WeightsError, match=r"images of 3 channels, the network 1; .*adapt_in_chans=True"):
+    with pytest.raises(WeightsError, match=r"has 3 input channels, but the network has 1; .*adapt_in_chans=True"):
         create_model("iformer_t", weights=path, in_chans=1)
     model = create_model("iformer_t", weights=path, in_chans=1, adapt_in_chans=True).eval()
     reference = load(path)

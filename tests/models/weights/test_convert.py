@@ -349,7 +349,7 @@ def test_an_existing_file_is_replaced_only_when_asked(
     convert_file(source, out, to="iformer", overwrite=True)
     assert same(load(out).state_dict(), state)
     for name, to in (("c.pth", "iformer"), ("c.safetensors", "authors"), ("c.onnx", "timm")):
-        with pytest.raises(WeightsError, match="ends in"):
+        with pytest.raises(WeightsError, match="has to end in"):
             convert_file(source, tmp_path / name, to=to)  # type: ignore[arg-type]
 
 
