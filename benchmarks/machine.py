@@ -6,6 +6,7 @@ A file of `benchmarks/results` that depends on the machine is `{"records": [...]
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -41,6 +42,7 @@ def fingerprint(cpu: str, cores: int | None = None, instructions: list[str] | No
     return hashlib.sha256(json.dumps([cpu, cores, instructions]).encode()).hexdigest()[:8]
 
 
+@functools.cache
 def describe(size: int = 1024) -> dict[str, Any]:
     """Return what decides the speed of this machine; it measures for about a second.
 

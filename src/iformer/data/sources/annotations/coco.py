@@ -196,10 +196,10 @@ def _image_folder(annotations: Path, root: Path, split: str, names: list[str], a
         for folder in folders:
             if _is_file(_find_image(folder, name, alone)):
                 return folder
-    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    searched = ", ".join(str(folder.relative_to(root)) for folder in existing)
     if not names:
         raise DataError(f"{annotations}: lists no images")
+    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    searched = ", ".join(str(folder.relative_to(root)) for folder in existing)
     raise DataError(f"{annotations}: its first images, such as {names[0]:.80}, are not in {searched} of {root}")
 
 
