@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from machine_records import at, median, records, seen_on, spread
+from machine_records import at, of_fullest, records, seen_on, spread
 
 from iformer.tables import markdown_table
 
@@ -27,7 +27,7 @@ def _eager() -> str:
     forms = ("timm fused", "timm fused, channels-last", "iformer, not folded", "iformer folded")
 
     def cell(*place: str) -> str:
-        milliseconds = median("inference", at(*place, "median_ms"))
+        milliseconds = of_fullest("inference", at(*place, "median_ms"))
         return f"{milliseconds:.1f} ms, {spread('inference', at(*place, 'speedup over timm fused'))}"
 
     rows = [[short(network), *(cell(network, form) for form in forms)] for network in _SIZES]
@@ -48,7 +48,7 @@ def _int8_over_fp32(network: str, runtime: str) -> str:
 
 def _milliseconds(network: str, runtime: str) -> str:
     labels = ("timm, fused", "ours", *(("ours, int8",) if runtime in _RUNTIMES else ()))
-    return ", ".join(f"{median('runtimes', at(network, runtime, label, 'median_ms')):.1f}" for label in labels)
+    return ", ".join(f"{of_fullest('runtimes', at(network, runtime, label, 'median_ms')):.1f}" for label in labels)
 
 
 def _runtimes() -> str:
@@ -70,7 +70,7 @@ def _predict() -> str:
     rows = []
     for network in ("iformer_t", "iformer_m"):
         name = f"predict_rate_{network}"
-        rates = [median(name, at(f"{what}_images_per_second")) for what in ("bare", "predict")]
+        rates = [of_fullest(name, at(f"{what}_images_per_second")) for what in ("bare", "predict")]
         rows.append([short(network), *(f"{rate:.0f}" for rate in rates), spread(name, at("share_of_bare_rate"))])
     columns = ["network", "bare network, images/s", "predict, images/s", "share"]
     return _table(columns, rows, "predict_rate_iformer_m")
@@ -85,7 +85,7 @@ def _training_step() -> str:
     rows = [
         [
             title,
-            f"{median('training_step', at('steps', step, 'images_per_second')):.0f}",
+            f"{of_fullest('training_step', at('steps', step, 'images_per_second')):.0f}",
             spread("training_step", at("steps", step, "speedup over plain")),
         ]
         for step, title in steps.items()
@@ -103,10 +103,10 @@ def _training_loop() -> str:
         cells = []
         for part in ("step", "loop"):
             timm, ours = (
-                median("training_loop", at(network, part, f"{side} images/s")) for side in ("timm", "iformer")
+                of_fullest("training_loop", at(network, part, f"{side} images/s")) for side in ("timm", "iformer")
             )
             cells += [f"{timm:.1f}, {ours:.1f} images/s", _training_over_timm(network, part)]
-        wait = median("training_loop", at(network, "loop", "share of time waiting for data", "iformer"))
+        wait = of_fullest("training_loop", at(network, "loop", "share of time waiting for data", "iformer"))
         rows.append([short(network), *cells, f"{100 * wait:.1f} %"])
     columns = ["network", "step: timm, ours", "ratio", "loop, data included: timm, ours", "ratio"]
     return _table([*columns, "ours waits for data"], rows, "training_loop")
@@ -118,8 +118,10 @@ def _large_images() -> str:
 
     def row(runtime: str, title: str, size: str) -> list[str]:
         place = (runtime, size)
-        peaks = {form: f"{median(name, at(*place, form, 'peak_mib')):.0f} MiB" for form in ("timm fused", *forms)}
-        timm = f"{median(name, at(*place, 'timm fused', 'median_ms')):.0f} ms, {peaks['timm fused']}"
+        peaks = {
+            form: f"{of_fullest(name, at(*place, form, 'peak_mib')):.0f} MiB" for form in ("timm fused", *forms)
+        }
+        timm = f"{of_fullest(name, at(*place, 'timm fused', 'median_ms')):.0f} ms, {peaks['timm fused']}"
         return [
             size,
             title,
@@ -147,7 +149,10 @@ def _paper_ratios() -> str:
 def _depthwise() -> str:
     where, layers = "192 x 14 x 14", ("3 x 3", "5 x 5", "7 x 7", "7 x 7 split")
     rows = [
-        [title, *(f"{1e3 * median('depthwise', at(runtime, where, layer, 'median_ms')):.0f}" for layer in layers)]
+        [
+            title,
+            *(f"{1e3 * of_fullest('depthwise', at(runtime, where, layer, 'median_ms')):.0f}" for layer in layers),
+        ]
         for runtime, title in (_RUNTIMES | {"ncnn": "ncnn"}).items()
     ]
     return _table(["us by kernel", *(layer.replace("split", "in parts") for layer in layers)], rows, "depthwise")
@@ -157,13 +162,31 @@ def _light() -> str:
     rows = [
         [
             network,
-            f"{median('light', at('320', network, 'million parameters')):.2f} M",
-            f"{median('light', at('320', network, 'median_ms')):.1f}",
+            f"{of_fullest('light', at('320', network, 'million parameters')):.2f} M",
+            f"{of_fullest('light', at('320', network, 'median_ms')):.1f}",
             spread("light", at("320", network, "times the backbone")),
         ]
         for network in ("backbone", "light detector", "light segmenter", "Mask R-CNN", "Semantic FPN")
     ]
     return _table(["network", "parameters in training", "ms", "to the backbone alone"], rows, "light")
+
+
+def _start_up() -> str:
+    verbs = ("iformer --help", "iformer info", "import torch, torchvision, timm", "iformer predict PHOTO")
+    peaks = ("predict", "predict, 64 photographs", "eval", "export to ONNX")
+    times = [f"{of_fullest('start_up', at('seconds', verb, 'median_ms')) / 1e3:.2f} s" for verb in verbs]
+    ratio = spread("start_up", at("predict as a multiple of the imports"))
+    rows = [
+        *(
+            [verb if "PHOTO" not in verb else f"{verb}, {ratio} of the imports", time, ""]
+            for verb, time in zip(verbs, times, strict=True)
+        ),
+        *(
+            [f"{verb}, iFormer-M", "", f"{of_fullest('start_up', at('peak MiB of iFormer-M', verb)):.0f} MiB"]
+            for verb in peaks
+        ),
+    ]
+    return _table(["process", "from start to end", "peak memory"], rows, "start_up")
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -172,6 +195,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "depthwise": _depthwise,
     "light": _light,
     "predict": _predict,
+    "start-up": _start_up,
     "training-step": _training_step,
     "training-loop": _training_loop,
     "large-images": _large_images,

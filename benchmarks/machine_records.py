@@ -11,7 +11,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 Figure = Callable[[Any], float]
-"""Finds a figure in the figures of a record; KeyError or StopIteration: the record does not have it."""
+"""Finds a figure in the figures of a record, or raises KeyError if the record does not have it."""
 
 
 def records(name: str) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def at(*path: str) -> Figure:
 
     def figure(found: Any) -> float:
         for key in path:
-            found = found[key] if isinstance(found, dict) else next(row for row in found if row["label"] == key)
+            found = (found if isinstance(found, dict) else {row["label"]: row for row in found})[key]
         return float(found)
 
     return figure
@@ -49,7 +49,7 @@ def values(name: str, figure: Figure) -> dict[str, list[float]]:
     for record in (everything := records(name)):
         try:
             value = figure(record["figures"])
-        except (KeyError, StopIteration):
+        except KeyError:
             continue
         found.setdefault(machine(record, everything), []).append(value)
     return found
@@ -64,20 +64,25 @@ def median(name: str, figure: Figure) -> float:
     return statistics.median(statistics.median(of_one) for of_one in values(name, figure).values())
 
 
+def of_fullest(name: str, figure: Figure) -> float:
+    """A figure, such as a time, of one record, as those of two machines do not mix: the newest of the fullest."""
+    return figure(max(reversed(records(name)), key=lambda record: len(json.dumps(record["figures"])))["figures"])
+
+
 def spread(name: str, figure: Figure, unit: str = "x") -> str:
-    """The `median` of a ratio and, if several records have it, their range: `1.24x (0.97 to 1.31)`."""
+    """The `median` of a ratio and, if the records differ, their range: `1.24x (0.97 to 1.31)`."""
     every = [value for of_one in values(name, figure).values() for value in of_one]
-    middle = f"{median(name, figure):.2f}{unit}"
-    return middle if len(every) == 1 else f"{middle} ({min(every):.2f} to {max(every):.2f})"
+    middle, low, high = (f"{value:.2f}" for value in (median(name, figure), min(every), max(every)))
+    return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low} to {high})"
 
 
 def seen_on(name: str) -> str:
     """On what machines the records of a file were made, in words."""
     found = records(name)
     number = len({machine(record, found) for record in found})
-    machines = "one machine" if number == 1 else f"{number} machines"
+    days = sorted({record["created"][:10] for record in found})
+    place = f"one machine, {found[-1]['device']}" if number == 1 else f"{number} machines"
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     if len(found) > 1:
-        # records with short settings do not have every figure
-        return f"{machines}: the median (range over {len(found)} records); figures without a range on one of them"
-    versions, day = found[0]["versions"], found[0]["created"][:10]
-    return f"{machines}: {found[0]['device']}, torch {versions['torch']}, {day}"
+        return f"{place}, {when}; ratios are medians, with the range where {len(found)} records differ"
+    return f"{place}, torch {found[0]['versions']['torch']}, {when}"

@@ -52,7 +52,10 @@ def several(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"fingerprint": "c", "cpu": "C"}, "CPU", {"ratio": 1.5}),
         ({"fingerprint": "a", "cpu": "A", **known}, "NVIDIA", {"ratio": 100.0}),
     ]
-    records = [{"machine": machine, "device": device, "figures": found} for machine, device, found in rows]
+    records = [
+        {"machine": machine, "device": device, "figures": found, "created": f"2026-11-{25 + len(found)}T08:00"}
+        for machine, device, found in rows
+    ]
     (tmp_path / "some.json").write_text(json.dumps({"records": records}))
     monkeypatch.setattr(machine_records, "RESULTS", tmp_path)
     return machine_records
@@ -62,8 +65,10 @@ def test_several_machines_give_a_median_and_a_range(several: ModuleType) -> None
     assert several.values("some", several.at("ratio")) == {"a": [1.0], "b": [2.0, 4.0], "c": [1.5]}
     assert several.spread("some", several.at("ratio")) == "1.50x (1.00 to 4.00)"
     assert several.seen_on("some") == (
-        "3 machines: the median (range over 4 records); figures without a range on one of them"
+        "3 machines, 2026-11-26 to 2026-11-27; ratios are medians, with the range where 4 records differ"
     )
+    # the fullest record is that of the second machine
+    assert several.of_fullest("some", several.at("ratio")) == 2.0
 
 
 def test_records_without_a_figure_do_not_count(several: ModuleType) -> None:
