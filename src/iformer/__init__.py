@@ -58,7 +58,7 @@ _HOMES = {
 
 
 def load_dense(path: str | os.PathLike[str]) -> Any:
-    """Return the network of a detector's or segmenter's checkpoint. Deprecated: `load` reads all tasks."""
+    """Load the network of a detector's or segmenter's checkpoint. Deprecated: use `load`, for all tasks."""
     import warnings
 
     warnings.warn("iformer.load_dense is deprecated; use iformer.load", DeprecationWarning, stacklevel=2)

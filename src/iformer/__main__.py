@@ -1,4 +1,4 @@
-"""`python -m iformer`."""
+"""Entry point of `python -m iformer`."""
 
 import sys
 

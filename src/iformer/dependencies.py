@@ -12,12 +12,15 @@ from iformer.errors import MissingDependencyError, one_line
 
 
 def require(module: str, *, extra: str) -> Any:
-    """Import an optional module.
+    """Import an optional module and return it.
+
+    Args:
+        module: full name of the module.
+        extra: extra of this package that installs the module, for the error message.
 
     Raises:
-        MissingDependencyError: the module is not installed (the message names the extra of iformer that installs
-            it), or its import fails, for example because of a missing shared library or an invalid environment
-            variable.
+        MissingDependencyError: the module is not installed, or its import fails, for example because of a missing
+            shared library or an invalid environment variable.
     """
     name = module.partition(".")[0]
     try:
@@ -40,8 +43,8 @@ def require(module: str, *, extra: str) -> Any:
 def without_telemetry() -> Iterator[None]:
     """Keep OpenVINO's converter and NNCF from sending usage data while the block runs.
 
-    Both send usage data by default except in automatic builds, so the block sets the environment variable `CI`.
-    Sending also takes place in forked processes, which can hang if other libraries run threads.
+    By default both send usage data, except in continuous integration, so the environment variables `CI` and
+    `NNCF_CI` are set. Sending also takes place in forked processes, which can hang if other libraries run threads.
     """
     names = ("CI", "NNCF_CI")
     before = {name: os.environ.get(name) for name in names}

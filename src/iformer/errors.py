@@ -23,11 +23,11 @@ class DataError(UserError):
 
 
 class OutputError(UserError):
-    """A result cannot be written: the disk is full, or the folder is missing or not writable."""
+    """A result cannot be written, for example because the disk is full or the folder is missing."""
 
 
 class MissingDependencyError(UserError):
-    """An optional package is not installed. The message says what to install; nothing is installed by iformer."""
+    """An optional package is not installed or cannot be imported. The message says what to install or check."""
 
 
 class StoppedBySignalError(BaseException):
@@ -89,6 +89,6 @@ def printable_lines(text: str) -> str:
 
 
 def one_line(error: object) -> str:
-    """Return the first line of an error's text, printable and at most 200 characters long."""
+    """Return an error's first line (if empty, the error's type), printable and at most 200 characters long."""
     text = str(error).strip()
     return printable(text.splitlines()[0] if text else type(error).__name__, limit=200)

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written completely or not at all."""
+"""Atomic writes (a file is written completely or not at all), bounded reads, and JSON text."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     part = target.parent / f".{secrets.token_hex(8)}.part"
     _unfinished.add(part)
     try:
-        # not tempfile: its files are readable only by their owner, and so would the checkpoint be
+        # not tempfile, whose files only their owner can read
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
         with open(descriptor, "wb") as file:
             yield cast(BinaryIO, file)
@@ -163,7 +163,7 @@ def remove_unfinished() -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync a folder, and with it a rename, to disk, if the system supports that."""
+    """Sync a folder, and with it a finished rename, to disk. Do nothing where the system does not support this."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

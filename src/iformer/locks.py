@@ -21,11 +21,11 @@ def reserved(lock: Path, in_use: str) -> Iterator[None]:
     """Hold a lock file while the block runs, then remove the file.
 
     The lock excludes processes on this machine and on other machines that mount the folder. The folder is created.
-    On Windows and on file systems without locks nothing is locked. The lock of a killed process is free at once.
+    On Windows and on file systems without locks nothing is locked. A killed process loses its lock at once.
 
     Args:
         lock: path of the lock file.
-        in_use: error message if the lock is held.
+        in_use: start of the error message if the lock is held; advice is appended.
 
     Raises:
         UserError: another process, or another call in this process, holds the lock.

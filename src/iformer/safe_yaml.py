@@ -20,7 +20,7 @@ MAX_SLOW_BYTES = 2**19
 
 
 def _plain(loader: Any) -> Any:
-    """Return a subclass of a loader that builds plain values only; dates stay strings."""
+    """Return a subclass of a safe YAML loader in which dates stay strings, so that all values are plain."""
     rules = {
         first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
         for first, rules in loader.yaml_implicit_resolvers.items()
@@ -30,7 +30,7 @@ def _plain(loader: Any) -> Any:
 
 _SLOW = _plain(yaml.SafeLoader)
 _FAST = _plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-"""Loader based on libyaml, if installed. libyaml refuses escapes of names that are not UTF-8 (`"\\udce9"`)."""
+"""Loader based on libyaml, if installed. libyaml refuses escapes of surrogates such as `"\\udce9"`."""
 
 
 def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int = MAX_BYTES) -> Any:
@@ -39,10 +39,10 @@ def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int 
     Args:
         path: the file.
         source: name of the file in error messages; if empty, `path`.
-        max_bytes: size of the largest file that is read.
+        max_bytes: largest accepted size of the file, in bytes.
 
     Raises:
-        ConfigError: the file is too large, not text, or not YAML.
+        ConfigError: the file is larger than `max_bytes`, or its text cannot be used; see `parse_yaml`.
         OSError: the file cannot be read.
     """
     source = source or str(path)
@@ -53,10 +53,11 @@ def read_yaml(path: str | os.PathLike[str], source: str = "", *, max_bytes: int 
 
 
 def parse_yaml(text: str | bytes, source: str) -> Any:
-    """Parse one YAML document.
+    """Parse one YAML document; return None if it is empty.
 
     Raises:
-        ConfigError: the text is not YAML, too deeply nested or too large; the message starts with `source`.
+        ConfigError: the text is not YAML, has a key twice, or is too deeply nested or too large. The message
+            starts with `source`.
     """
     loader = None
     try:
@@ -85,9 +86,9 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
 
 
 def _check_size(root: Any, source: str) -> None:
-    """Raise `ConfigError` if a document has too many nodes or levels, before any value is built from it.
+    """Raise `ConfigError` if a document has too many nodes, too many levels or a repeated key.
 
-    Aliases are followed at each use.
+    Nodes behind an alias are counted at each use. No value is built before this check.
     """
     remaining = MAX_NODES
     stack = [(root, 0)]

@@ -9,7 +9,8 @@ import sys
 def open_closed_streams() -> None:
     """Connect closed streams among stdin, stdout and stderr to the null device.
 
-    Otherwise the next opened file would get the descriptor of a closed stream, and printed text would go into it.
+    Otherwise the next opened file would get the descriptor of a closed stream, and printed text would be written
+    into that file.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:

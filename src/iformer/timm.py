@@ -47,7 +47,7 @@ def build_for_timm(
     Args:
         name: a name of `iformer.list_models`.
         pretrained: use the released weights.
-        num_classes: number of classes. None: 1000, or the number of `weights`.
+        num_classes: number of classes. None: that of the checkpoint in the option `weights`, if given, else 1000.
         global_pool: "avg", or "" if `num_classes` is 0.
         output_stride: 32; no other value is supported.
         drop_rate: 0; the head has no dropout.
@@ -88,7 +88,7 @@ default_cfgs = generate_default_cfgs(
         for name in list_models()
     }
 )
-"""Settings of the registered networks, under the module attribute in which timm looks for them."""
+"""Default settings of the registered networks; timm looks for a module attribute of this name."""
 
 for _name in list_models():
     _register(_name)

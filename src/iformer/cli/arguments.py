@@ -48,7 +48,7 @@ RENAMED_OPTIONS = {"--part": "--split"}
 
 
 def current_options(arguments: Sequence[str], known: Collection[str]) -> list[str]:
-    """Replace old spellings of options by the new ones, with a note on stderr for each.
+    """Return arguments with the new spelling of each renamed option, and print a note on stderr for each.
 
     Args:
         arguments: command-line arguments of one verb.
@@ -91,7 +91,7 @@ EntryOption = Annotated[
     ),
 ]
 
-# what every training has
+# options of every verb that trains
 
 RunFolderOption = Annotated[
     Path, typer.Option(help="The run's folder: networks, log, report.", rich_help_panel=RUN)

@@ -25,7 +25,7 @@ from iformer.files import output_folder, write_text
 from iformer.tables import csv_text, terminal_table
 
 WEB = {"web": "onnx", "web-litert": "litert"}
-"""Value of `--on` for browsers -> the runtime of the artifacts."""
+"""Runtime of the artifacts, by the value of `--on` that stands for a browser."""
 
 if TYPE_CHECKING:
     from iformer.bench.latency import Latency
@@ -118,9 +118,9 @@ def bench(
 ) -> None:
     """Compare the latency of networks and artifacts.
 
-    They run in the same runtime and take turns, each in its own process. The latency on a computer does not
-    predict the latency on a phone; compare ratios. Networks are exported in fp32 (Core ML: fp16)
-    with normalised input, timm's networks after fuse(). The runtimes run on the CPU.
+    In each runtime, the networks take turns, each in its own process. The latency on a computer does not
+    predict the latency on a phone; compare ratios. Networks are exported in fp32 (Core ML: fp16) with normalised
+    input, timm's networks after fuse(). The runtimes run on the CPU.
     """
     if records:
         if models or peers:

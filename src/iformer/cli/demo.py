@@ -42,7 +42,7 @@ def demo(
     """Run a network on a camera, in the browser.
 
     Serves a page that runs the network on the camera or on a photograph. Without --lan only this machine can open
-    it. The address is valid once; a new one is printed when it was used.
+    it. Each address works once; after its use a new one is printed.
     """
     from iformer.web.demo import open_demo, serve
 

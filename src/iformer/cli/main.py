@@ -110,7 +110,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code. None: `arguments` are taken from `sys.argv`."""
+    """Run a command line and return the exit code. If `arguments` is None, `sys.argv` is used."""
     try:
         with process_settings():
             code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)

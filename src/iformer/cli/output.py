@@ -54,7 +54,7 @@ _terminated = threading.Event()
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console for results (stdout) or messages (stderr), with the stream's current redirection."""
+    """Return a console for results (`sys.stdout`) or messages (`sys.stderr`), also where these are redirected."""
     from iformer.cli.safe_console import SafeConsole  # deferred: importing rich takes 0.1 s
 
     made = SafeConsole(stderr=stderr, highlight=False)
@@ -149,7 +149,7 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def report_error(error: BaseException, smaller: Sequence[str] = ()) -> int:
-    """Print an error as one line on stderr and return its exit code; see `describe_error`."""
+    """Print an error as one line on stderr (nothing for a closed pipe) and return its exit code."""
     if isinstance(error, KeyboardInterrupt):
         note("interrupted")
         return INTERRUPTED

@@ -76,7 +76,7 @@ def paper(
 ) -> None:
     """Show a table or draw a figure of the paper.
 
-    A table shows the printed values beside the parameters and operations counted on the networks of this package.
+    A table shows the printed values next to the parameters and operations counted on the networks of this package.
     """
     if sum((csv, markdown, json)) > 1:
         raise UserError("give one of --json, --csv and --markdown")

@@ -89,7 +89,7 @@ def pretrain(
     debug: DebugOption = False,
     **fields: Any,
 ) -> None:
-    """Train a backbone on images without labels, by the features of a teacher.
+    """Train a backbone on images without labels to imitate a teacher's features.
 
     `iformer train --model RUN` starts from the result. Prints the path of the report.
     """

@@ -22,7 +22,7 @@ def push(
 ) -> None:
     """Upload a network with its model card to the Hugging Face hub.
 
-    The token is that of `hf auth login`, or of HF_TOKEN.
+    The access token is taken from `hf auth login` or HF_TOKEN.
     """
     from iformer.api.push import push as run_push
 

@@ -15,6 +15,6 @@ class SafeConsole(Console):
     """A rich console that shows control characters as escape sequences."""
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Render like rich, with text escaped. Control segments, such as cursor movements, are unchanged."""
+        """Render as rich does, but escape control characters in text. Control segments (cursor movements) stay."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable_lines(segment.text), segment.style)

@@ -229,7 +229,7 @@ def train(
 
 @contextmanager
 def explained_stop(out: Path) -> Iterator[None]:
-    """If Ctrl-C interrupts the block, print how to continue the run."""
+    """If Ctrl-C interrupts the block, print how to continue the run, and let the interrupt pass."""
     try:
         yield
     except KeyboardInterrupt:
@@ -289,7 +289,7 @@ def format_hours(hours: float) -> str:
 
 
 def print_result(result: TrainResult, *, json: bool) -> None:
-    """Print the metrics and files of a run."""
+    """Print the metrics and files of a run as text or, with `json`, as one line of JSON."""
     from iformer.training.records.run_folder import RunFolder
 
     files = RunFolder(result.folder)

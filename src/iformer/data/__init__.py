@@ -1,1 +1,1 @@
-"""Images and data sets."""
+"""Reading of images and data sets, transforms, and batches for training."""

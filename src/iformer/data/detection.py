@@ -29,9 +29,9 @@ class Instance(NamedTuple):
     mask: bytes | None
     """COCO's compressed run lengths over the whole image; None if the annotation has no mask."""
     crowd: bool
-    """Whether this is a region of many objects: not trained on, and detections inside it do not count as wrong."""
+    """Whether this is a region of many objects. It is not trained on; detections in it do not count as wrong."""
     area: float
-    """Annotated area in pixels, by which metrics sort objects into small, medium and large ones."""
+    """Annotated area in square pixels, by which metrics group objects into small, medium and large ones."""
 
 
 class DetectionSample(NamedTuple):
@@ -75,7 +75,7 @@ class DetectionSet:
 
     @property
     def most_objects(self) -> int:
-        """Largest number of objects of an image, crowds aside."""
+        """Largest number of objects in an image, crowds aside."""
         return max((sum(not i.crowd for i in sample.instances) for sample in self.samples), default=0)
 
     def ground_truth(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class DetectionSet:
         }
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the class names and of each image's relative path, size and objects."""
+        """Return the SHA-256 (hex) of the class names and of each image's relative path, file size and objects."""
         digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         for sample in self.samples:
             relative = os.path.relpath(sample.path, self.root)
@@ -129,13 +129,21 @@ class DetectionSplits:
 
 
 def decode_mask(mask: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Decode run lengths (see `Instance.mask`) to uint8 H x W, 0 or 1."""
+    """Decode run lengths (see `Instance.mask`) to a mask, uint8 H x W, of 0 and 1.
+
+    Raises:
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
     decoded: npt.NDArray[np.uint8] = mask_operations().decode({"size": [height, width], "counts": mask})
     return decoded
 
 
 def encode_mask(mask_HW: npt.NDArray[np.uint8]) -> bytes:
-    """Encode a mask, uint8 H x W, as run lengths; the inverse of `decode_mask`."""
+    """Encode a mask, uint8 H x W, as run lengths; the inverse of `decode_mask`.
+
+    Raises:
+        MissingDependencyError: faster-coco-eval is not installed.
+    """
     counts: bytes = mask_operations().encode(np.asfortranarray(mask_HW))["counts"]
     return counts
 

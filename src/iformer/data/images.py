@@ -75,7 +75,7 @@ class EncodedImage(Protocol):
 
 
 ImageSource = str | os.PathLike[str] | bytes | EncodedImage
-"""A path, the contents of an image file, or an object that reads them."""
+"""A path, the contents of an image file, or an object that reads the contents."""
 
 
 class ImageFacts(NamedTuple):
@@ -137,7 +137,7 @@ def read_image(
     finite count as the minimum.
 
     Args:
-        source: a path, the contents of an image file, or an object that reads them.
+        source: a path, the contents of an image file, or an object that reads the contents.
         keep_gray: return gray images in mode "L", at a third of the memory. Their RGB form has three equal
             channels.
         channels: 1 or 3, the same image in gray or RGB; 2 or 4, gray or RGB and one more channel, such as
@@ -150,8 +150,8 @@ def read_image(
         `iformer.data.conversion.CARRIERS`.
 
     Raises:
-        DataError: see `open_image`; also for a colour space without an RGB conversion, and for a file without
-            the requested channels.
+        DataError: the image cannot be decoded (see `open_image`), its colour space has no RGB conversion, or it
+            lacks the requested channels.
     """
     with open_image(source) as image:
         if channels not in (1, 3):
@@ -175,7 +175,7 @@ def read_input(source: ImageSource, preprocessing: Preprocessing) -> Image.Image
     """Decode an image with the channels and value range of a network; gray images may have mode "L".
 
     Raises:
-        DataError: see `read_image`.
+        DataError: the image cannot be decoded; see `read_image`.
     """
     channels, value_range = len(preprocessing.mean), preprocessing.value_range
     return read_image(source, keep_gray=True, channels=channels, value_range=value_range)
@@ -185,7 +185,7 @@ def check_channels(source: ImageSource, channels: int) -> None:
     """Check that an image file has `channels` channels, 2 or 4, without decoding it.
 
     Raises:
-        DataError: the file has another number of channels, or see `open_image`.
+        DataError: the file has another number of channels, or cannot be opened as an image; see `open_image`.
     """
     with open_image(source) as image:
         _require_channels(image, channels, source)
@@ -205,9 +205,12 @@ def _require_channels(image: ImageFile.ImageFile, channels: int, source: ImageSo
 
 
 def check_image(source: ImageSource) -> ImageFacts:
-    """Raise the `DataError` that `read_image` would raise, faster where possible; return facts about the image.
+    """Check that `read_image` can read an image, in less time where possible, and return facts about the image.
 
     All of the file's data is decoded, a large JPEG at a reduced scale.
+
+    Raises:
+        DataError: the image cannot be decoded; see `read_image`.
     """
     with open_image(source) as image:
         deep = has_16_bit_colours(image)  # first: reading the orientation makes Pillow decode PNGs
@@ -228,7 +231,7 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """Return the width and height of an image after its EXIF orientation, from the header.
 
     Raises:
-        DataError: see `open_image`.
+        DataError: the file cannot be opened as an image; see `open_image`.
     """
     with open_image(source) as image:
         width, height = image.size

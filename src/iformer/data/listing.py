@@ -34,20 +34,20 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is that of a hidden file, or of a file that an operating system leaves in folders."""
+    """Return whether `name` belongs to a hidden file or to a file that an operating system leaves in folders."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def is_output(folder: Path) -> bool:
-    """Return whether this package wrote a folder, such as a run, whose pictures are not data."""
+    """Return whether a folder holds files that this package wrote, as a run does. Its pictures are not data."""
     return any((folder / name).is_file() for name in _OUTPUT_NAMES)
 
 
 def files_below(folder: Path, root: Path | None = None) -> Iterator[Path]:
     """Yield the files below a folder at any depth, in the file system's order.
 
-    Output folders (see `is_output`) are left out. Links to folders are followed, but not back into `root` (by
-    default the folder itself) or to a folder that contains it, and no folder is listed twice.
+    Output folders (see `is_output`) are left out. Links to folders are followed, except links into `root` (by
+    default the folder itself) and links to a folder that contains `root`. No folder is listed twice.
     """
     base = os.path.realpath(root or folder)
     seen: set[tuple[int, int]] = set()
@@ -74,7 +74,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def leads_back(path: Path, base: str) -> bool:
-    """Return whether a path is a link into the folder `base` (a real path) or to a folder that contains it."""
+    """Return whether a path is a link into the folder `base` (a real path) or to a folder that contains `base`."""
     if not path.is_symlink():
         return False
     target = os.path.realpath(path)

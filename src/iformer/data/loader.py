@@ -23,7 +23,7 @@ Batch = dict[str, Any]
 (B), or float32 (B, K) if images may have several labels; indices, int64 (B)."""
 
 _SECONDS_TO_END = 2.0
-"""Seconds that the workers of a loader have to end before they are killed."""
+"""Seconds that a closed loader waits for its workers to end before it kills them."""
 
 
 class BatchSource(Protocol):
@@ -83,7 +83,7 @@ class Loader:
 
         Raises:
             DataError: an image cannot be read.
-            ConfigError: the epoch has fewer steps.
+            ConfigError: the epoch has fewer than `start_step` steps.
         """
         self.sampler.set_epoch(epoch, start_step)
         return self._batches()
@@ -139,7 +139,7 @@ def build_loader(
     Args:
         dataset: the images and their transform.
         batch_size: images per step, over all ranks.
-        train: training or evaluation; see `EpochSampler`.
+        train: whether the batches are for training; see `EpochSampler`.
         seed: seed of the order of the training images.
         workers: processes that prepare batches; 0 means the calling one; None means `auto_workers`.
         rank: rank of this process.
@@ -149,7 +149,8 @@ def build_loader(
         weights: sampling weight of each training image; see `EpochSampler`.
 
     Raises:
-        ConfigError, DataError: see `EpochSampler`.
+        ConfigError: `batch_size` is not a positive multiple of `world_size`, or `rank` is out of range.
+        DataError: there is no image, or for training, fewer images than ranks.
     """
     sampler = EpochSampler(
         len(dataset),
@@ -166,7 +167,7 @@ def build_loader(
 
 
 def auto_workers(world_size: int = 1) -> int:
-    """Return the number of workers of each of `world_size` ranks: a share of all cores but one, from 1 to 8."""
+    """Return the number of workers per rank: (usable cores - 1) / `world_size`, rounded down, from 1 to 8."""
     return max(1, min(8, (available_cores() - 1) // world_size))
 
 
@@ -178,7 +179,7 @@ class _Failure:
 
 
 class _BatchDataset(Dataset[Any]):
-    """Adapter to `DataLoader` that runs in the workers."""
+    """Adapter of a `BatchSource` to `DataLoader`. It runs in the workers."""
 
     def __init__(self, dataset: BatchSource) -> None:
         self.dataset = dataset
@@ -194,7 +195,7 @@ class _BatchDataset(Dataset[Any]):
 
 
 def _start_method() -> str | None:
-    """Return "fork" on Linux, where workers share the cache and start at once; None where forking is unsafe."""
+    """Return "fork" on Linux, where workers then start at once; None (torch's default) elsewhere."""
     available = multiprocessing.get_all_start_methods()
     return "fork" if sys.platform == "linux" and "fork" in available else None
 

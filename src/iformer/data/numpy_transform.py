@@ -15,15 +15,15 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 def input_pixels(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
     """Return an artifact's input pixels, bit for bit equal to those of `iformer.data.transforms.eval_transform`.
 
-    The code needs nothing else of the package and may be copied. Detectors and segmenters, which letterbox, are
-    shown in `docs/how-to/export-detectors.md`.
+    The code needs nothing else of the package and may be copied. Images of detectors and segmenters are
+    letterboxed instead; see `docs/how-to/export-detectors.md`.
 
     Args:
         image: an image with 8 bits per channel.
         preprocessing: the field `preprocessing` of the artifact's record or metadata.
 
     Returns:
-        uint8, height x width x 3 (x 1 for networks of one channel), values 0..255.
+        uint8, height x width x 3 (for networks with one channel height x width x 1), values 0..255.
     """
     (height, width), crop_pct = preprocessing["size"], preprocessing["crop_pct"]
     image = image.convert("L" if len(preprocessing["mean"]) == 1 else "RGB")

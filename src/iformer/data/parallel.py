@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Progress = Callable[[int, int], None]
-"""Called with (items done, total items), always from the calling thread."""
+"""Callback that gets (items done, total items). It always runs in the thread that started the work."""
 
 
 def available_cores() -> int:
@@ -34,7 +34,7 @@ def map_in_threads(
 ) -> Iterator[Result]:
     """Yield `function(item)` for each item, in order, computed by threads.
 
-    The threads belong to this call: a pool made before a fork would not exist in the forked worker.
+    Each call starts its own threads, because threads started before a fork do not exist in the forked process.
 
     Args:
         function: called with each item, in a thread. The first error ends the iteration.

@@ -59,11 +59,11 @@ class Sample(ABC):
 
 @dataclass(frozen=True, slots=True)
 class FileSample(Sample, os.PathLike[str]):
-    """An image file."""
+    """A sample that is an image file of its own."""
 
     path: Path
     group: str = field(default="", kw_only=True)
-    """Name of the image's group, such as a patient. A group stays in one split. Empty: a group of its own."""
+    """Name of the image's group, such as a patient. A group stays in one split. Empty: no group."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -121,7 +121,7 @@ class IndexedSamples(Sequence[Sample], ABC):
 
 
 _MAX_NAME, _MAX_NAMES = 1_000, 2_000_000
-"""Most characters of one class name, and of all names together: every checkpoint stores them."""
+"""Largest number of characters in one class name, and in all names together. Every checkpoint stores them."""
 
 
 def check_class_names(names: Sequence[str], data: str) -> None:
@@ -219,8 +219,8 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the class names and of each file's relative path, label and size.
 
-        Contents are not read. Copies of a data set in different folders have the same fingerprint. For an
-        indexed store (shards) it covers the class names and the index, checksums included.
+        Contents are not read. Copies of a data set in different folders have the same fingerprint. For a store
+        with an index (`IndexedSamples`), the hash covers the class names and `IndexedSamples.contents`.
 
         Raises:
             OSError: a file no longer exists.
@@ -247,4 +247,4 @@ class DataSplits:
     warnings: tuple[str, ...] = ()
     """Warnings for the user, one line each: files that are left out and why, images in both splits."""
     split_off: bool = False
-    """Whether `val` is a share of each class that was split off, because the data is not split."""
+    """Whether `val` was split off from the training images, because the data has no validation images."""

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from iformer.errors import ConfigError, DataError
 
 Key = tuple[int, int]
-"""(epoch, index of the image)."""
+"""Key of a sample: (epoch, index of the image)."""
 
 
 class EpochSampler(Sampler[list[Key]]):
@@ -31,8 +31,8 @@ class EpochSampler(Sampler[list[Key]]):
     incomplete last step is dropped in this epoch. If there are fewer images than `batch_size`, they make one step,
     cut to a multiple of `world_size`. All ranks take the same number of steps of the same size.
 
-    Evaluation: the order is that of the files, and every image occurs exactly once over all ranks. In the last
-    step a rank may get fewer images than others, or none: it then has one step less.
+    Evaluation: images keep the order of the data set, and each occurs exactly once over all ranks. In the last
+    step a rank may get fewer images than others; a rank that gets none has one step less.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class EpochSampler(Sampler[list[Key]]):
         """Select an epoch, and skip its first `start_step` steps.
 
         Raises:
-            ConfigError: the epoch is negative or has fewer steps.
+            ConfigError: the epoch is negative, or has fewer than `start_step` steps.
         """
         if epoch < 0 or not 0 <= start_step <= self.steps:
             raise ConfigError(f"epoch is {epoch}, start_step {start_step}; an epoch has {self.steps} steps")
@@ -138,9 +138,9 @@ class EpochSampler(Sampler[list[Key]]):
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seed the three global CPU generators with a hash of `numbers`; restore their states afterwards.
+    """Seed the global CPU generators of `random`, NumPy and torch with a hash of `numbers` while the block runs.
 
-    timm's and torchvision's transforms draw from the global generators, NumPy's legacy one included.
+    Afterwards their states are restored. The transforms of timm and torchvision draw from these generators.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch_state = torch.default_generator.get_state()

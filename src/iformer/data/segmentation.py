@@ -73,7 +73,7 @@ class SemanticSet:
         return digest.hexdigest()
 
     def read_mask(self, sample: SemanticSample) -> npt.NDArray[np.uint8]:
-        """Read the mask of a sample; see `read_mask`."""
+        """Read a sample's mask, uint8 H x W, with the function `read_mask`; `classes_of_masks` is not applied."""
         return read_mask(sample.mask, zero_is_ignored=self.zero_is_ignored, colours=self.colours)
 
 
@@ -110,7 +110,9 @@ def read_mask(
 
 
 def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> npt.NDArray[np.uint8]:
-    """Read a mask's stored values, uint8 H x W; a colour becomes its position in `colours`.
+    """Read a mask's stored values as uint8 H x W.
+
+    With `colours`, each colour becomes its position in `colours`; Pascal VOC's void colour becomes `IGNORED`.
 
     Raises:
         DataError: the file is not an image of indices from 0 to 255, or has a colour that is not in `colours`.
@@ -148,7 +150,7 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
 def _indices_of_colours(
     pixels_HWC: npt.NDArray[np.uint8], colours: Sequence[tuple[int, int, int]], path: Path
 ) -> npt.NDArray[np.uint8]:
-    """Return the position of each pixel's colour; `IGNORED` for Pascal VOC's void."""
+    """Return the position of each pixel's colour in `colours`; `IGNORED` for Pascal VOC's void colour."""
     table = {_packed(np.array(colour)).item(): index for index, colour in enumerate(colours)}
     table.setdefault(_packed(np.array(_VOID)).item(), IGNORED)
     keys = np.array(sorted(table))

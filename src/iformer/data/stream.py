@@ -25,13 +25,13 @@ from iformer.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """A batch of readable images, and the errors of the unreadable files before or between them."""
+    """A batch of readable images, and the errors of the unreadable files among them."""
 
     paths: tuple[Path, ...]
     images: Tensor
     """uint8 (B, C, H, W), one image per path; shape (0,) if there is no path."""
     errors: tuple[tuple[Path, str], ...] = ()
-    """(path, one line `path: reason`) of each file that cannot be read."""
+    """Path and error message, one line `path: reason`, of each file that cannot be read."""
 
 
 def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:
@@ -41,7 +41,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = Fal
     image (and video) files by extension, in natural order. Each file is returned once.
 
     Raises:
-        DataError: a path does not exist, or a folder or glob contains no image.
+        DataError: no path is given, a path does not exist or cannot be read, or a folder or glob has no image.
     """
 
     def accepts(path: str | Path) -> bool:

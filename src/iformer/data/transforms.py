@@ -49,8 +49,8 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     If `preprocessing.letterbox` is set, images are letterboxed by `iformer.models.letterbox` instead.
 
     Returns:
-        A callable that can be pickled: image, see `Transform`, -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
-        values 0..255, in the memory layout H, W, C.
+        A callable that can be pickled: image (see `Transform`) -> uint8 (C, H, W), C = `len(preprocessing.mean)`,
+        values 0..255, in the memory layout H, W, C (letterboxed images: C, H, W).
 
     Raises:
         ConfigError: the preprocessing has more than 4 channels.
@@ -71,7 +71,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: AugmentConfig) -
     `dataset.py` seeds for each image. Random erasing is applied to normalised batches, by `random_erasing`.
 
     Returns:
-        A callable like that of `eval_transform`.
+        A callable with the same input and output as that of `eval_transform`, in the memory layout H, W, C.
 
     Raises:
         ConfigError: the preprocessing has more than 4 channels, or has 2 or 4 while RandAugment is on.
@@ -220,7 +220,7 @@ class _Letterbox:
 
 
 class _LimitAspect:
-    """Crop of both ends of an image that is far longer than the centre crop could reach."""
+    """Transform that cuts both ends off an extremely long image, where no centre crop reaches."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         height, width = preprocessing.size
@@ -281,7 +281,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _resize_and_crop(
     preprocessing: Preprocessing, crop: Callable[[Image.Image], Image.Image] | None = None
 ) -> Callable[[Image.Image], Image.Image]:
-    """Return timm's evaluation transform before the tensor, with `crop` in place of its centre crop if given."""
+    """Return the resize and crop of timm's evaluation transform. If given, `crop` replaces the centre crop."""
     from timm.data.transforms_factory import transforms_imagenet_eval
     from torchvision import transforms
 

@@ -26,7 +26,7 @@ _FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sd
 """Formats that are refused: their files are lists of other files or addresses, which FFmpeg would read."""
 
 _TICKS = 90_000
-"""Units of time of a written video per second, as in MPEG."""
+"""Time units per second in written videos: 90 kHz, as in MPEG."""
 
 
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
@@ -82,7 +82,7 @@ class VideoReader:
             self._container.close()
             raise
         self.rate = Fraction(self._stream.average_rate or 25)
-        """Frames per second, on average."""
+        """Average number of frames per second; 25 if the file does not state it."""
         self.frames: int | None = self._stream.frames or None
         """Number of frames according to the file; None if the file does not state it."""
 
@@ -139,7 +139,13 @@ class VideoWriter:
     """Writer of an MP4 file from RGB images of one size. The file appears when the block ends without an error."""
 
     def __init__(self, path: Path, *, rate: Fraction, width: int, height: int) -> None:
-        """Open the video.
+        """Open the video. Odd sides lose one pixel, because H.264 needs even sides.
+
+        Args:
+            path: the file to write.
+            rate: frames per second, for the encoder; each frame also has its own time.
+            width: width of the images in pixels.
+            height: height of the images in pixels.
 
         Raises:
             DataError: the encoder does not take the rate or the size.
@@ -163,7 +169,7 @@ class VideoWriter:
             self._stack = stack.pop_all()
 
     def write(self, image: Image.Image, seconds: float) -> None:
-        """Append a frame that is shown from `seconds` on; times must increase.
+        """Append a frame that is shown from `seconds` on. A time that is not after the last one is increased.
 
         Raises:
             DataError: the frame cannot be encoded.

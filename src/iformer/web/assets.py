@@ -50,7 +50,7 @@ _BARE_IMPORT = (b'from "@litertjs/wasm-utils"', b'from "./bundle.js"')
 
 
 def runtime_folder(runtime: str) -> str:
-    """Return the page's folder for a runtime, relative to the page; its name contains the version."""
+    """Return the folder of a runtime's files, relative to the page. Its name contains the runtime's version."""
     package = PACKAGES[runtime][0]
     return f"runtimes/{runtime}-{package.version}/"
 
@@ -63,7 +63,7 @@ def load_assets(runtime: str, source: str | None) -> dict[str, bytes]:
         source: the folder of an npm installation, or `cdn`. None: the files of an earlier download.
 
     Raises:
-        UserError: a file is missing or has another hash than the tested file, or the download failed.
+        UserError: a file is missing, its hash differs from the tested file's, or the download failed.
     """
     found = {}
     for package in PACKAGES[runtime]:

@@ -18,7 +18,7 @@ from iformer.web.manifest import PageArtifact, page_files, read_page_artifact, r
 from iformer.web.report import Collector, Device, WebRow
 
 LIMIT_SECONDS = 90
-"""Longest time, in seconds, that a backend may take to load a network or for one turn."""
+"""Longest time, in seconds, that a backend may take to load a network or to run one turn."""
 
 _START_SECONDS = 60
 _SILENCE_SECONDS = 60
@@ -40,10 +40,11 @@ class WebResult:
 def measure_browser(subjects: Sequence[BenchSubject], images: Sequence[str] | None, **options: Any) -> WebResult:
     """Time the subjects of a benchmark in a browser; `options` are passed to `measure_web`.
 
-    Answers are compared on the photographs `images`; None compares them on generated patterns.
+    The browser's answers are compared with this machine's on the first 3 photographs of `images` (files, folders
+    and globs). If `images` is None, the answers are compared on generated patterns.
 
     Raises:
-        UserError: see `measure_web`; or a subject cannot run in a browser, or a photograph cannot be read.
+        UserError: a subject cannot run in a browser, a photograph cannot be read, or `measure_web` fails.
     """
     pictures = reference_pictures(find_images(images) if images else [], Preprocessing())
     artifacts = [read_page_artifact(subject.artifact, pictures, label=subject.label) for subject in subjects]
@@ -82,11 +83,11 @@ def measure_web(
         threads: numbers of WebAssembly threads to measure, as far as the device allows; 1 is always measured.
         gpu: also measure WebGPU.
         browser: `auto` or the path of a browser, which is started without a window; None waits for a phone.
-        lan: see `iformer.web.demo.open_server`.
-        address: see `iformer.web.demo.open_server`.
-        port: see `iformer.web.demo.open_server`.
-        assets: see `iformer.web.assets.load_assets`.
-        limit_seconds: longest time, in seconds, that a backend may take for one step.
+        lan: let other devices in the network open the page.
+        address: this machine's address in the network; None means the address on the default route.
+        port: port to listen on; None means 8765, or any free port if 8765 is in use.
+        assets: source of the runtimes' files; see `iformer.web.assets.load_assets`.
+        limit_seconds: longest time, in seconds, that a backend may take to load a network or to run one turn.
         report: called with lines of text about the progress.
         show_address: called with the page's address if no browser is started.
 

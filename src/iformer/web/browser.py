@@ -49,14 +49,14 @@ def find_browser(choice: str) -> Path:
 
 
 def sandbox_flags() -> tuple[str, ...]:
-    """Return the flag that Chromium requires to start as root, as in containers; empty for other users."""
+    """Return the flag that Chromium requires to run as root, as in containers; an empty tuple for other users."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     return ("--no-sandbox",) if is_root else ()
 
 
 @contextmanager
 def opened(browser: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a browser on an address with a new profile; end the browser and remove the profile after the block."""
+    """Open `address` in a browser with a new profile. The browser and the profile are removed after the block."""
     with tempfile.TemporaryDirectory(prefix="iformer-browser-", ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [browser, *FLAGS, *sandbox_flags(), f"--user-data-dir={profile}", address],

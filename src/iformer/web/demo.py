@@ -45,13 +45,13 @@ def open_demo(
         name: a checkpoint, an artifact or the name of a network.
         on: runtimes to export a network to, separated by commas.
         folder: folder for exported artifacts; it must exist while the server runs.
-        lan: see `open_server`.
-        address: see `open_server`.
-        port: see `open_server`.
-        assets: see `iformer.web.assets.load_assets`.
+        lan: let other devices in the network open the page.
+        address: this machine's address in the network; None means the address on the default route.
+        port: port to listen on; None means 8765, or any free port if 8765 is in use.
+        assets: source of the runtimes' files; see `iformer.web.assets.load_assets`.
         images: files, folders and globs of photographs for the comparison; None means generated patterns.
         licence: licence of the network; None derives it from the network's provenance.
-        entry: which weights to take from the checkpoint of a training script that holds several.
+        entry: which weights to take if a training script's checkpoint holds several.
         report: called with lines of text before steps that take long.
 
     Raises:
@@ -77,7 +77,10 @@ def prepare_page(
     entry: str | None,
     report: Callable[[str], None],
 ) -> tuple[list[PageArtifact], list[bytes]]:
-    """Return the artifacts of a network for the page, and the reference pictures; see `open_demo`."""
+    """Return the artifacts of a network for the page, and the reference pictures.
+
+    Arguments and errors are those of `open_demo`; `runtimes` are names of runtimes to export to.
+    """
     for runtime in runtimes:
         load_assets(runtime, assets)  # report missing files before any work is done
     photographs = find_images(images) if images else []
@@ -112,12 +115,12 @@ def open_server(
     """Return a server for the page: http on the loopback address, or with `lan` https in the local network.
 
     Args:
-        files: see `iformer.web.manifest.page_files`.
+        files: content by path; see `iformer.web.manifest.page_files`.
         lan: let other devices in the network open the page.
         address: this machine's address in the network; None means the address on the default route.
         port: port to listen on; None means 8765, or any free port if 8765 is in use.
-        on_message: see `PageServer`.
-        on_session: see `PageServer`.
+        on_message: called with each message that a session posts; see `PageServer`.
+        on_session: called when a browser has opened the page by its address.
 
     Raises:
         MissingDependencyError: trustme is not installed.
@@ -149,7 +152,7 @@ def qr_code(text: str) -> str:
 
 
 def serve(server: PageServer, report: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C."""
+    """Serve the page until Ctrl-C. `report` is called with a line about how to end."""
     with server:
         report("Ctrl-C ends it")
         with suppress(KeyboardInterrupt):

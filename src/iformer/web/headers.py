@@ -18,7 +18,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of every response."""
+"""HTTP headers of every response, by name."""
 
 TYPES = {
     ".html": "text/html; charset=utf-8",

@@ -77,10 +77,11 @@ def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry
         name: an artifact, or any name of a network.
         runtimes: names of the runtimes to export a network to.
         folder: folder for the exports.
-        entry: which weights to take from the checkpoint of a training script that holds several.
+        entry: which weights to take if a training script's checkpoint holds several.
 
     Raises:
-        UserError: the name is unknown, the runtime does not run in browsers, or the network cannot be exported.
+        UserError: the name or a runtime is unknown, or the network cannot be exported or cannot run in a browser.
+        MissingDependencyError: a package that the export needs is not installed.
     """
     found = resolve(name, entry=entry)
     if isinstance(found, Artifact):
@@ -120,7 +121,9 @@ def read_page_artifact(path: Path, pictures: Sequence[bytes], *, label: str | No
 
 
 def reference_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> list[bytes]:
-    """Return the reference pictures as PNG: the first photographs, with sides up to 1024 pixels, or else patterns.
+    """Return reference pictures as PNG files: the first 3 of `paths`, or generated patterns if `paths` is empty.
+
+    Photographs are reduced to at most 1024 pixels per side.
 
     Raises:
         DataError: a photograph cannot be read.
@@ -138,7 +141,11 @@ def reference_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> l
 
 
 def network_licence(info: ArtifactInfo, given: str | None) -> str:
-    """Return the licence of an artifact's weights: `given`, else the licence of ELPV data, else "not stated"."""
+    """Return the licence of an artifact's weights.
+
+    It is `given` if that is not empty, else the licence of the ELPV data for weights trained on ELPV, else "not
+    stated".
+    """
     data = info.provenance.get("data")
     if given:
         return given
@@ -163,7 +170,7 @@ def page_files(
         pictures: the reference pictures.
         title: the page's title.
         licence: the licence of the networks.
-        assets: see `iformer.web.assets.load_assets`.
+        assets: source of the runtimes' files; see `iformer.web.assets.load_assets`.
         bench: settings of a benchmark; None for the demo.
 
     Raises:

@@ -59,7 +59,7 @@ class Device(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RowKey(Config):
-    """Identity of a row: a network in a backend."""
+    """Identity of a row: a network, a backend, and the backend's number of threads."""
 
     artifact: Annotated[int, Range(0, 1000)]
     backend: Literal["wasm", "webgpu", "litert-wasm", "litert-webgpu"]
@@ -150,7 +150,7 @@ class Collector:
         self._samples: dict[RowKey, tuple[float, ...]] = {}
 
     def receive(self, message: Any) -> str | None:
-        """Process one message. Return None, or an error message if the message is invalid."""
+        """Process one message. Return None, or an error message if the message is invalid or comes too late."""
         if self.done.is_set():
             return "the benchmark is over"
         try:
@@ -161,7 +161,7 @@ class Collector:
         return None
 
     def rows(self) -> list[WebRow]:
-        """Return all rows. Rows whose answers are wrong have no latency."""
+        """Return the rows so far. Rows with wrong answers or without samples have no latency."""
         rows = []
         for key, row in self._rows.items():
             samples = self._samples.get(key, ())

@@ -1,7 +1,8 @@
 """A server for one web page, over http on this machine or over https in the local network.
 
 All content is listed in a table before the server starts, so requests cannot name other files of this machine. A
-browser exchanges the one-time token in the address for a session. Without one, networks and reports are refused.
+browser exchanges the one-time token in the address for a session. Requests without a session get neither networks
+nor reference pictures, and their reports are refused.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class PageServer:
             on_session: called when a browser has used the token.
 
         Raises:
-            UserError: the port is in use, or the address is not one of this machine.
+            UserError: the port is in use, or `host` is not an address of this machine.
         """
         handler = type("Handler", (_Handler,), {"page": self})
         try:
@@ -132,11 +133,11 @@ class PageServer:
         return session
 
     def is_session(self, session: str) -> bool:
-        """Return whether a session is open."""
+        """Return whether `session` is the name of an open session."""
         return any(hmac.compare_digest(known.encode(), session.encode()) for known in tuple(self._sessions))
 
     def receive(self, content: bytes) -> str | None:
-        """Parse a message and pass it to `on_message`, one at a time; return the result of `on_message`."""
+        """Parse a JSON message and pass it to `on_message`, one at a time. Return None, or an error message."""
         if self.on_message is None:
             return "this page sends no messages"
         with self._message_lock:  # only one large message is in memory at a time
@@ -304,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "the file was removed", body=body)
 
     def _is_allowed(self) -> bool:
-        """Check that Host and Origin name this server, not another site open in the browser; refuse otherwise."""
+        """Return whether Host and Origin name this server. If not, refuse the request: another site sent it."""
         origin = self.headers.get("Origin")
         with suppress(ValueError):
             hosts = [self.headers.get("Host", "")] + ([urlsplit(origin).netloc] if origin else [])
@@ -321,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _read_body(self, limit: int) -> bytes | None:
-        """Return the body of a JSON request; None if it is refused or too slow. Then the connection ends."""
+        """Return the body of a JSON request. None: the body is refused or too slow, and the connection ends."""
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit() and len(length) < 20):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")

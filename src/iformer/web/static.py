@@ -18,7 +18,7 @@ from iformer.web.manifest import PAGE_FORMAT, network_licence, own_files, page_f
 
 _MANIFEST, _LICENCES = "networks.json", "licences.txt"
 _TOP_LEVEL = ("index.html", _MANIFEST, _LICENCES, "networks", "pictures", "runtimes")
-"""Further files and folders of a page, assumed if an older page's manifest does not list its files."""
+"""Files and folders that belong to a page besides `own_files`, if an older page's manifest lists no files."""
 
 
 def write_page(
@@ -38,11 +38,11 @@ def write_page(
     Args:
         name: an artifact for ONNX Runtime or LiteRT, or any name of a network, which is exported to ONNX.
         out: the folder to write.
-        assets: see `iformer.web.assets.load_assets`.
-        images: see `iformer.web.demo.open_demo`.
-        licence: see `iformer.web.demo.open_demo`.
-        entry: see `iformer.web.demo.open_demo`.
-        report: see `iformer.web.demo.open_demo`.
+        assets: source of the runtimes' files; see `iformer.web.assets.load_assets`.
+        images: files, folders and globs of photographs for the comparison; None means generated patterns.
+        licence: licence of the network; None derives it from the network's provenance.
+        entry: which weights to take if a training script's checkpoint holds several.
+        report: called with lines of text before steps that take long.
 
     Returns:
         `out`.

@@ -1,4 +1,4 @@
-"""The check of every image file before training."""
+"""Checks of every image file before training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FULL_RANGE = 2**14
 """A 16-bit image whose values are all below this number looks nearly black."""
 
 _SHARE_OF_DARK = 0.1
-"""Share of nearly black images among all 16-bit images from which a note is given; fewer pass as dark pictures."""
+"""Smallest share of nearly black images among all 16-bit images that gives a note; fewer may be dark scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class CheckedImages:
     sizes: npt.NDArray[np.int32]
     """Width and height, shape (N, 2)."""
     hashes: npt.NDArray[np.uint64]
-    """Perceptual hashes, shape (N,)."""
+    """Perceptual hashes, shape (N,); 0 for more than `MAX_COMPARED` images."""
     thumbnails: npt.NDArray[np.uint8]
     """Gray, shape (N, 16, 16); empty for more than `MAX_COMPARED` images."""
     notes: tuple[str, ...]
@@ -48,7 +48,7 @@ class CheckedImages:
 def check_images(
     paths: Sequence[Path | Sample], *, workers: int | None = None, progress: Progress | None = None
 ) -> CheckedImages:
-    """Decode every image once, in threads.
+    """Decode every image once, in threads. Unreadable images are listed in the result and raise no error.
 
     Args:
         paths: image files, or samples inside other files.

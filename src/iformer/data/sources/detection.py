@@ -1,4 +1,4 @@
-"""Data sets with annotated objects, of any known format: one reader, one set of checks."""
+"""Reader of data sets with annotated objects in any known format, with the same checks for all formats."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DetectionSource:
 
     splits: DetectionSplits
     entries: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
-    """COCO's annotation of each of `DetectionSample.instances`, by split and image id."""
+    """Annotations in COCO's terms by split and image id, in the order of `DetectionSample.instances`."""
 
 
 def load_detection(
@@ -51,15 +51,15 @@ def load_detection(
 ) -> DetectionSplits:
     """Find a data set's annotations, check each of them, and decode each image once.
 
-    A fault that makes a whole file unusable is an error: an invalid format, an id that does not resolve, a mask or
-    an image of another size than stated. A fault of one object or image is a warning, and the object or image is
-    left out: a missing or damaged image file, a box without area or outside its image. Boxes that extend beyond
-    the image are clipped. Images without objects are kept. A warning names images that are in both splits.
+    A fault that makes a whole file unusable is an error: an invalid format, an unknown image or category id, a
+    mask or an image of another size than stated. A fault of one object or image is a warning, and the object or
+    image is left out: a missing or damaged image file, a box without area or outside its image. Boxes that extend
+    beyond the image are clipped. Images without objects are kept. A warning names images that are in both splits.
 
     Args:
         data: a folder or a file of annotations, in the format of COCO, YOLO, Pascal VOC or LabelMe; see `_LAYOUT`.
-        val_split: share of the images that becomes validation data where the data has none. None: 0.2 if it is
-            not split at all, else validation images are required.
+        val_split: share of the images that becomes validation data where the data has none. None: 0.2 if the data
+            is not split at all, else validation images are required.
         seed: selects the validation images. It is not the training seed.
         strict: raise an error instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
@@ -69,7 +69,7 @@ def load_detection(
 
     Raises:
         DataError: the data cannot be used; one line names the files, what is wrong and what is expected.
-        ConfigError: `val_split` is not between 0 and 1, or the data has its own validation images.
+        ConfigError: `val_split` is not between 0 and 1, or is given for data with validation images.
         MissingDependencyError: faster-coco-eval is not installed.
     """
     return read_detection(
@@ -93,7 +93,10 @@ def read_detection(
     progress: Progress | None = None,
     for_training: bool = True,
 ) -> DetectionSource:
-    """Load a data set like `load_detection`, and also return its annotations as they were read."""
+    """Load a data set, and also return its annotations as they were read.
+
+    Arguments and errors are those of `load_detection`.
+    """
     if val_split is not None and not 0 < val_split < 1:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
     root, found, notes = _read(Path(data))

@@ -19,16 +19,16 @@ from iformer.data.samples import ImageSet
 from iformer.errors import DataError, counted, listed
 
 MAX_COMPARED = 500_000
-"""Above this number of images, only files with equal contents are found."""
+"""Largest number of images that are compared by appearance; beyond it, only equal files are found."""
 
 THUMBNAIL_SHAPE = (16, 16)
 
 _HASH_DISTANCE = 8
-"""Bits in which the perceptual hashes of two copies may differ."""
+"""Largest number of bits in which the perceptual hashes of two copies may differ."""
 
 _MAX_BUCKET = 400
-"""Largest group of images with 16 equal bits of the hash that is compared; larger groups share only a trivial
-appearance."""
+"""Largest group of images, with 16 hash bits in common, whose images are compared with each other. Larger groups
+are skipped: their images look alike only because they are plain."""
 
 _MAX_DECODED = 1000
 """Largest number of pairs that are decoded again to compare them."""
@@ -44,7 +44,7 @@ class _Image(NamedTuple):
 
 
 def perceptual_hash(thumbnail: npt.NDArray[np.uint8]) -> int:
-    """Return 64 bits: the signs, relative to their median, of the low frequencies of a 32 x 32 thumbnail."""
+    """Return a 64-bit hash of a 32 x 32 thumbnail: which of its 8 x 8 lowest frequencies exceed their median."""
     basis = _cosines()
     frequencies = (basis @ thumbnail.astype(np.float64) @ basis.T).ravel()
     bits = frequencies > np.median(frequencies[1:])
@@ -67,11 +67,11 @@ def find_duplicates(
     """Return warnings about pictures in both splits and about pictures with two labels.
 
     Args:
-        train: image files.
-        val: image files.
+        train: training images, all of them files.
+        val: validation images, all of them files.
         rows: row of each path in `hashes` and `thumbnails`.
-        hashes: see `perceptual_hash`, shape (N,).
-        thumbnails: see `shrink`, shape (N, 16, 16); empty means: compare contents only.
+        hashes: perceptual hashes of the images, uint64, shape (N,).
+        thumbnails: gray thumbnails, uint8, shape (N, 16, 16). Empty: only the files' contents are compared.
     """
     images = [
         _Image(path, split, labels, rows[path])
@@ -102,7 +102,15 @@ def find_shared_images(
     hashes: npt.NDArray[np.uint64],
     thumbnails: npt.NDArray[np.uint8],
 ) -> list[str]:
-    """Return a warning about pictures in both splits; see `find_duplicates` for the arguments."""
+    """Return a warning about pictures in both splits, or nothing.
+
+    Args:
+        train: training image files.
+        val: validation image files.
+        rows: row of each path in `hashes` and `thumbnails`.
+        hashes: perceptual hashes of the images, uint64, shape (N,).
+        thumbnails: gray thumbnails, uint8, shape (N, 16, 16). Empty: only the files' contents are compared.
+    """
     images = [
         _Image(path, split, (), rows[path]) for split, paths in (("train", train), ("val", val)) for path in paths
     ]

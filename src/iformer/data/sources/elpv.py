@@ -20,7 +20,7 @@ ELPV_VAL_SPLIT = 0.25
 
 
 def load_elpv(*, strict: bool = False, workers: int | None = None, progress: Progress | None = None) -> DataSplits:
-    """Read the 2,624 photographs from the files that the package installed.
+    """Read the 2,624 photographs of solar cells from the installed package `elpv-dataset`.
 
     A cell is functional if its annotators' probability of a defect is below 0.5 (0 or 1/3), else defective
     (2/3 or 1). The split is always the same: 75 % training, 25 % validation, stratified by probability and

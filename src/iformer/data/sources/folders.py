@@ -43,11 +43,12 @@ def load_folder(
 
     `folder` holds `train/` and `val/` (also valid, test, training_set, seg_test …), only `train/`, or the class
     folders themselves. Without a validation split, one is made: stratified by class, with at least one image of
-    each class on either side. It does not depend on the order of the file system or the location of the folder.
+    each class in both splits. The result does not depend on the order of the file system or the folder's location.
     Classes are in natural order (2 before 10). Hidden and system folders and this package's runs are ignored.
 
     Raises:
-        DataError, ConfigError: see `iformer.data.sources.load_data`.
+        DataError: the data cannot be trained on; the message says what is wrong and what is expected.
+        ConfigError: `val_split` is not between 0 and 1.
     """
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
@@ -103,7 +104,7 @@ def _find_splits(root: Path, notes: list[str]) -> dict[str, Path]:
         return [path for path, name in named.items() if (name.split, name.rest) == ("val", named[train].rest)]
 
     trains = [path for path, name in named.items() if name.split == "train" and _sub_folders(path)]
-    # A class may be called "train" (beside "car" and "bus"): alone, it must hold folders and no images.
+    # A class may be called "train", like "car" and "bus": a "train" without a "val" must hold only folders.
     trains = [path for path in trains if partners(path)] or list(filter(_holds_only_folders, trains))
     if len(trains) > 1:
         raise DataError(f"{root}: {_names(trains)} all look like the training split; leave one")
@@ -126,7 +127,7 @@ def _validation(folders: list[Path], named: Mapping[Path, SplitName], notes: lis
 
 
 def _descend(folder: Path) -> Path:
-    """Follow archives that repeat a split's folder: seg_train/seg_train/cat."""
+    """Return the inner folder where an archive repeats a split's folder, as in seg_train/seg_train/cat."""
     inner = _sub_folders(folder)
     if len(inner) == 1 and _holds_only_folders(inner[0]):
         outer_name, inner_name = parse_split(folder.name), parse_split(inner[0].name)

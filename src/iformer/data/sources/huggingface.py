@@ -1,4 +1,4 @@
-"""Hugging Face data sets with random access, through timm's reader: exact epochs, resumable like files."""
+"""Hugging Face data sets through timm's reader, with random access: runs on them can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class HubSample(Sample):
 
 
 class HubSamples(IndexedSamples):
-    """The images of one split, in the order of its table."""
+    """The images of one split of a Hugging Face data set, in the order of the split's table."""
 
     def __init__(self, dataset: str, split: str, reader: Any) -> None:
-        """Wrap a `reader` of timm."""
+        """Wrap `reader`, timm's reader of the split."""
         self.dataset, self.split, self.reader = dataset, split, reader
         self._labels = np.array(list(reader.iter_targets()), dtype=np.int64)
 

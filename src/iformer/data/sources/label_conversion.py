@@ -60,7 +60,7 @@ def convert_labels(
     complete and was read again with the same images, classes, boxes and masks.
 
     Args:
-        data: see `iformer.data.sources.detection.load_detection`.
+        data: a data set that `iformer.data.sources.detection.load_detection` accepts.
         out: a new or empty folder.
         to: "coco": `annotations/instances_train.json` and `images/train/`; "yolo": `data.yaml`, `images/train/`
             and `labels/train/`.
@@ -95,7 +95,7 @@ def convert_labels(
         written = load_detection(part, workers=workers, progress=progress, for_training=False)
         for split, image_set in sets.items():
             _compare(image_set, getattr(written, split), names[split], part, lost.crowds, exact=to == "coco")
-        if target.exists():  # it stays: it may be the working folder
+        if target.exists():  # keep the folder: it may be the working folder
             for entry in part.iterdir():
                 entry.rename(target / entry.name)
         else:
@@ -136,7 +136,7 @@ class _Lost:
 
 
 def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
-    """Copy the images of a split; return relative paths by image id. No two differ only in the extension."""
+    """Copy the images of a split; return relative paths by image id. No two paths differ only in the extension."""
     # normalised, so that no name leads out of `folder`
     paths = {sample.image_id: Path(os.path.normpath(sample.path.absolute())) for sample in image_set.samples}
     base = Path(os.path.commonpath([path.parent for path in paths.values()]))
@@ -245,7 +245,7 @@ def _centre(box: tuple[float, float, float, float]) -> list[float]:
 
 
 def _write_settings(image_set: DetectionSet, out: Path, splits: Sequence[str]) -> None:
-    """Write `data.yaml`. JSON strings are YAML too, for names with quotes and colons."""
+    """Write `data.yaml`. Names are written as JSON strings, which are valid YAML even with quotes and colons."""
     lines = [f"{split}: images/{split}" for split in splits]
     names = [
         f"  {index}: {json_text(name, ascii_only=not name.isprintable())}"

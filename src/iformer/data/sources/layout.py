@@ -40,7 +40,7 @@ _COMPOUND = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})({'
 
 
 class SplitName(NamedTuple):
-    """A folder's or file's name that contains the word of a split."""
+    """A parsed folder or file name that contains the word of a split."""
 
     split: Split
     rank: int
@@ -116,7 +116,7 @@ def same_but_for_unicode(names: Iterable[str]) -> list[Sequence[str]]:
 
 
 def explain_unicode(names: Iterable[str], *, remedy: str = "rename one folder") -> str:
-    """Return a clause about names that look the same; empty if there are none."""
+    """Return a clause, for an error message, about names that look the same; empty if there are none."""
     groups = same_but_for_unicode(names)
     if not groups:
         return ""

@@ -44,12 +44,12 @@ _LAYOUT = (
 
 
 class _Classes(NamedTuple):
-    """The list of classes."""
+    """The classes of a data set, and how its masks encode them."""
 
     names: tuple[str, ...]
     zero_is_ignored: bool = False
     colours: tuple[tuple[int, int, int], ...] = ()
-    """One for each class, if the list has colours."""
+    """Colour of each class; empty if the list has no colours."""
 
 
 class _Pairs(NamedTuple):
@@ -73,14 +73,12 @@ def load_semantic(
 ) -> SemanticSplits:
     """Find a data set's images and masks, and decode each of them once.
 
-    An image that is damaged or has no mask is left out with a warning. A mask that is not an index image, has
-    another size than its image, or contains an index of no class, is an error; so are training masks with fewer
-    than two classes.
-
-    Masks are images of class indices, or of colours if the data set's folder has a table of colours.
+    Masks are images of class indices, or of colours if the data set's folder has a table of colours. An image that
+    is damaged or has no mask is left out with a warning. A mask that is no such image, has another size than its
+    image, or has a value without a class is an error. Training masks with fewer than two classes are an error too.
 
     Args:
-        folder: see `_LAYOUT`.
+        folder: the data set's folder; see `_LAYOUT`.
         val_split: share of the images that becomes validation data where the data is not split. None: 0.2.
         seed: selects the validation images.
         strict: raise an error instead of a warning.
@@ -90,7 +88,7 @@ def load_semantic(
 
     Raises:
         DataError: the data cannot be used; one line names the files, what is wrong and what is expected.
-        ConfigError: `val_split` is not between 0 and 1, or the data is split.
+        ConfigError: `val_split` is not between 0 and 1, or is given for data that is split.
     """
     if val_split is not None and not 0 < val_split < 1:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
@@ -156,7 +154,7 @@ def _read_classes(root: Path) -> _Classes:
     except (DataError, UnicodeDecodeError):
         raise DataError(f"{root}: has no readable {_CLASSES}; {_LAYOUT}") from None
     lines = [line.strip() for line in text.rstrip().split("\n")]
-    if "" in lines[:-1]:  # the names after it would move by one index
+    if "" in lines[:-1]:  # skipping it would move the later names by one index
         raise DataError(f"{path}: line {lines.index('') + 1} is empty; expected one class per line")
     if path is ade20k:  # a table with a header; the last column lists synonyms
         lines = [line.split("\t")[-1].split(",")[0].strip() for line in lines[1:]]

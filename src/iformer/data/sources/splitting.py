@@ -70,17 +70,18 @@ def split_fold(data: DataSplits, number: int, folds: int, *, seed: int = 0) -> D
     """Return one fold of a cross-validation over all images of a data set, regardless of the data's own split.
 
     Every image is a validation image in exactly one fold. Folds are stratified by class, and the images of a group
-    stay together; which group is in which fold depends only on `seed` and the names of the files.
+    stay together. The fold of a group depends only on `seed`, the classes and the names of the files.
 
     Args:
-        data: image files; both splits are joined.
-        number: the fold whose images validate, from 1.
+        data: the data set; its splits are joined.
+        number: the fold whose images become validation data, counted from 1.
         folds: number of folds, 2 to 100.
         seed: selects the images.
 
     Raises:
         UserError: `number` or `folds` is out of its range.
-        DataError: images are inside other files, groups are fewer than folds, or a class is in one fold only.
+        DataError: the images are in shards or a Hugging Face data set, there are fewer groups than folds, or a
+            class is in one fold only.
     """
     if not 2 <= folds <= MAX_FOLDS:
         raise UserError(f"folds is {folds}; expected 2 to {MAX_FOLDS}")

@@ -31,14 +31,14 @@ _SEPARATORS = re.compile(r"[|;]")
 _MAX_BYTES = 2**30
 _MAX_ROWS = 2_000_000
 _MAX_CELL = 10_000
-"""Most characters in a cell of a CSV file."""
+"""Largest number of characters in a cell of a CSV file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     image: str
     label: str
-    """A class or, in a table of several labels, classes with separators between them."""
+    """A class or, with several labels per image, classes with separators between them."""
     split: str = ""
     group: str = ""
 
@@ -63,15 +63,16 @@ def load_table(
 
     `image` is a path, absolute or relative to the table's folder; `label` is the name of the class. `split` says
     which images are for training (`train`) and for validation (`val`, or `test` if there is no `val`). Without
-    it, a share of each class is split off; with `group`, the images of a group, such as those of one patient,
-    stay in the same split. Classes are in natural order.
+    this column, a share of each class is split off. With `group`, the images of a group, such as those of one
+    patient, stay in the same split. Classes are in natural order.
 
-    With `multi_label`, `label` has any number of classes, with `|` or `;` between them; an empty cell is an image
-    without any. In Parquet files it may also be a list. An image may also have several rows, whose labels are
-    joined.
+    With `multi_label`, `label` has any number of classes, with `|` or `;` between them; an empty cell means an
+    image without labels. In Parquet files `label` may also be a list. An image may also have several rows, whose
+    labels are joined.
 
     Raises:
-        DataError, ConfigError: see `iformer.data.sources.load_data`.
+        DataError: the data cannot be trained on; the message says what is wrong and what is expected.
+        ConfigError: `val_split` is not between 0 and 1.
     """
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")

@@ -34,14 +34,14 @@ def load_unlabelled(
 
     Args:
         spec: a folder, whose images are taken at any depth (links to folders are followed), or any other name that
-            `iformer.data.sources.load_data` accepts: its training images are taken, or all if it is not split.
+            `iformer.data.sources.load_data` accepts: its training images are taken, or all if it has no split.
         val_split: share of the images that is set aside.
         seed: selects the validation images.
         strict: raise an error for an image that cannot be read, instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
 
     Raises:
-        DataError: there are fewer than two images.
+        DataError: fewer than two images can be read, or `strict` is set and an image cannot be read.
         ConfigError: `val_split` is not between 0 and 1.
     """
     if not 0.0 < val_split < 1.0:

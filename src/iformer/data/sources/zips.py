@@ -99,7 +99,8 @@ def load_zip(
     are skipped. Without a validation split, a share of each class is split off.
 
     Raises:
-        DataError, ConfigError: see `iformer.data.sources.load_data`.
+        DataError: the data cannot be trained on; the message says what is wrong and what is expected.
+        ConfigError: `val_split` is not between 0 and 1.
     """
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
@@ -149,7 +150,7 @@ _Member = tuple[str, zipfile.ZipInfo]
 
 
 def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
-    """Return the images of each split with their classes, and notes about what is left out."""
+    """Return the images of each split with their classes, and notes about files that are left out."""
     try:
         require_regular_file(path)
         with zipfile.ZipFile(path) as archive:
@@ -190,7 +191,7 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
         raise DataError(f"{path}: its images are in no folders; {_LAYOUT}")
     deeper = {name: [len(parts[info.filename]) > depth + 2 for info in found] for name, found in by_first.items()}
     splits = {name: split for name in by_first if (split := parse_split(name)) is not None and any(deeper[name])}
-    # a class may be called train, beside car and bus: alone, it must hold folders and no images
+    # A class may be called "train", like "car" and "bus": a "train" without a "val" must hold only folders.
     both = {split.split for split in splits.values()} == {"train", "val"}
     if not splits or not (both or (len(splits) == len(by_first) and all(map(all, deeper.values())))):
         return {"train": [(writable(name), info) for name, found in by_first.items() for info in found]}, notes

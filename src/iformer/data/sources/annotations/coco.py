@@ -21,7 +21,7 @@ _MARKS = ('"images"', '"annotations"', '"categories"')
 
 @dataclass(kw_only=True)
 class _Contents:
-    """The lists of an annotation file."""
+    """The lists of an annotation file: images and categories by id, and objects."""
 
     path: Path
     images: dict[int, dict[str, Any]]
@@ -57,7 +57,8 @@ def find_one_coco(root: Path) -> Path | None:
 def read_coco(root: Path, files: dict[str, Path]) -> tuple[dict[str, AnnotatedSplit], list[str]]:
     """Read annotation files by split ("train", "val" or "all"); return the splits, and notes about categories.
 
-    Group categories, which have no object and share the name of a category or are its supercategory, are left out.
+    Group categories are left out: they have no object, and share the name of another category or are its
+    supercategory.
 
     Raises:
         DataError: a file is not COCO JSON, or its images do not exist.

@@ -27,14 +27,14 @@ _MAX_BYTES = 2**28
 """Largest annotation file in bytes. The file also contains the image, unless LabelMe is set not to store it."""
 _MAX_POINTS = 100_000
 _TRIED = 20
-"""Number of files of a folder that are read to recognise the format."""
+"""Largest number of files in a folder that are read to recognise the format."""
 _SHAPES = ("rectangle", "polygon")
 
 
 def find_labelme(root: Path) -> dict[str, list[Path]]:
     """Return the JSON files of each split: "train" and "val" by folder, or "all" where the folder is not split.
 
-    Empty if none of the first `_TRIED` files is in LabelMe's format.
+    Empty if a split has no file in LabelMe's format among its first `_TRIED` JSON files.
     """
     found = {split: _json_files(folder) for split, folder in split_folders(root).items()}
     found = {split: files for split, files in found.items() if files}
@@ -46,7 +46,11 @@ def find_labelme(root: Path) -> dict[str, list[Path]]:
 def read_labelme(root: Path, files: dict[str, list[Path]]) -> dict[str, AnnotatedSplit]:
     """Read the files of `find_labelme`: rectangles and polygons; other shapes are left out with a warning.
 
-    Shapes of one label and one `group_id` are one object.
+    Polygons with the same label and the same `group_id` are joined to one object. Faults of a file are collected
+    in the `errors` of its split.
+
+    Raises:
+        DataError: the list of classes cannot be read.
     """
     read = {
         split: [image for image in map_in_threads(_read_file, paths) if image is not None]

@@ -12,7 +12,7 @@ from iformer.data.detection import Instance, mask_operations
 from iformer.data.sources.annotations.split import ImageEntry
 
 _TOLERANCE = 1.0
-"""Pixels by which a box may extend beyond its image without a warning, because of rounding."""
+"""Number of pixels by which a box may extend beyond its image without a warning, because of rounding."""
 
 _MIN_SIDE = 0.01
 """Smallest side of a box in pixels; thinner boxes have no area in float32."""
@@ -40,11 +40,11 @@ class ObjectReader:
         """Annotations that were changed or left out."""
 
     def read(self, entries: list[Any], places: Sequence[str] = ()) -> dict[int, list[tuple[Instance, int]]]:
-        """Return the usable objects of each image, each with the position of its annotation.
+        """Return by image id the usable objects, each with the position of its annotation in `entries`.
 
         Args:
             entries: COCO's annotations.
-            places: where each annotation was read, for messages; empty: messages give its id.
+            places: where each annotation was read, for messages. Empty: messages give the annotation's id.
         """
         found: dict[int, list[tuple[Instance, int]]] = {number: [] for number in self._images}
         unmasked: list[tuple[int, Instance, int, str]] = []

@@ -16,7 +16,7 @@ _MAX_LIST_BYTES = 2**22
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders named train and val (or another word for it), at the top or in `images` or `labels`."""
+    """Return the folders of train and val, at the top or in `images` or `labels`; see `SPLIT_NAMES` for names."""
     found = {}
     for split in ("train", "val"):
         folders = [base / name for name in SPLIT_NAMES[split] for base in (root, root / "labels", root / "images")]
@@ -43,7 +43,7 @@ def find_image(name: str, labels: Path, folders: Sequence[Path]) -> Path:
 
     Args:
         name: the image's name in the labels, a path of any operating system; may be empty.
-        labels: the label file. If `name` leads nowhere, an image with the same stem is looked for.
+        labels: the label file. If no file has the name `name`, an image with the label file's stem is searched.
         folders: folders to search, after the folder of `labels` and its counterpart `images`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The annotated images of one split, in COCO's terms: the result of the reader of every format."""
+"""The annotated images of one split, in COCO's terms: the common result of the readers of all formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 
 class ImageEntry(NamedTuple):
-    """An image as its annotations describe it."""
+    """Path of an image, and its height and width in pixels according to the annotations."""
 
     path: Path
     height: int
@@ -64,14 +64,14 @@ class LabelledImage:
 
     path: Path
     size: tuple[int, int]
-    """Width and height; (0, 0) if the file cannot be read."""
+    """Width and height in pixels; (0, 0) if the file cannot be read."""
     objects: list[LabelledObject] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
 def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequence[str]) -> AnnotatedSplit:
-    """Join images into a split, with ids from 1."""
+    """Return a split of the labelled images. Images and classes get ids from 1, in the given order."""
     split = AnnotatedSplit(source=source, images={}, class_names=dict(enumerate(class_names, start=1)), objects=[])
     numbers = {name: number for number, name in split.class_names.items()}
     for image_id, image in enumerate(labelled, start=1):
@@ -101,7 +101,7 @@ def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequenc
 
 
 def bounds(points: Sequence[Point]) -> tuple[float, float, float, float]:
-    """Return left, top, width and height of the box around points."""
+    """Return left, top, width and height of the smallest box that contains all points."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
@@ -115,7 +115,7 @@ def stored_size(path: Path) -> tuple[int, int]:
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:
-    """Read a file.
+    """Return the contents of a file of labels.
 
     Raises:
         DataError: the file is missing, is not a regular file, or is larger than `max_bytes`.
@@ -130,10 +130,10 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
 
 
 def read_lines(path: Path, *, max_bytes: int) -> list[str]:
-    """Read the lines of a UTF-8 text file, without blank lines.
+    """Return the lines of a UTF-8 text file without blank lines and surrounding spaces.
 
     Raises:
-        DataError: see `read_bytes`; also if the file is not UTF-8.
+        DataError: the file cannot be read (see `read_bytes`), or is not UTF-8.
     """
     try:
         text = read_bytes(path, max_bytes=max_bytes).decode("utf-8-sig")
@@ -146,7 +146,7 @@ def finite(text: object) -> float:
     """Convert a text or number to a finite float.
 
     Raises:
-        ValueError: `text` is not a number, is not finite, or is beyond 1e15.
+        ValueError: `text` is not a number, is not finite, or has an absolute value above 1e15.
     """
     if isinstance(text, bool) or not isinstance(text, str | int | float) or len(str(text)) > 400:
         raise ValueError(f"{text!r:.40} is no number")
@@ -159,7 +159,10 @@ def finite(text: object) -> float:
 
 
 def _area(found: LabelledObject) -> float:
-    """Return the area of an object's outlines, which must not cross themselves, or without outlines of its box."""
+    """Return the area of an object's outlines or, without outlines, of its box, in square pixels.
+
+    The area is right only if no outline crosses itself.
+    """
     if not found.polygons:
         return found.box[2] * found.box[3]
     total = 0.0

@@ -66,10 +66,11 @@ def _listed(annotations: Path, line: str) -> Path:
 def read_voc(root: Path, files: dict[str, list[Path]]) -> tuple[dict[str, AnnotatedSplit], list[str]]:
     """Read the files of `find_voc`; return the splits and notes.
 
-    An object that is marked as difficult becomes a crowd region: it is neither trained on nor counted.
+    An object that is marked as difficult becomes a crowd region: it is neither trained on nor counted. Faults of a
+    file are collected in the `errors` of its split.
 
     Raises:
-        DataError: a file is not an annotation of this format.
+        DataError: the list of classes cannot be read.
     """
     read = {
         split: list(map_in_threads(lambda path: _read_file(path, root), paths)) for split, paths in files.items()

@@ -32,8 +32,8 @@ _MAX_SETTINGS_BYTES = 2**22
 _MAX_LABEL_BYTES = 2**24
 _MAX_LIST_BYTES = 2**28
 _MAX_SHARE = 2.0
-"""Largest coordinate, in shares of the image, that is clipped with a warning. Larger ones are an error: they are
-pixels, or nonsense."""
+"""Largest coordinate, as a share of the image's side, that is clipped with a warning. Larger values are an error,
+because they are pixels or meaningless."""
 _LINE = "expected a line CLASS X Y WIDTH HEIGHT, or CLASS X1 Y1 X2 Y2 X3 Y3 …, in shares of the image"
 
 
@@ -80,10 +80,10 @@ def _has_names(path: Path) -> bool:
 
 
 def read_yolo(path: Path) -> dict[str, AnnotatedSplit]:
-    """Read the splits that a settings file names: "train", "val", or "all" for a folder that has none.
+    """Read the splits that a settings file names: "train" and "val", or "all" for a folder without splits.
 
     Raises:
-        DataError: the file is not of this format, or names a path that does not exist.
+        DataError: the file is not of this format, names a path that does not exist, or no image has labels.
     """
     settings = _read_class_list(path) if path.name in _CLASS_LISTS else _read_settings(path)
     return {split: _read_split(settings, split, values) for split, values in settings.splits.items()}

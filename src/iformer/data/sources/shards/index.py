@@ -1,7 +1,8 @@
 """The index of tar shards: for each image its shard, byte range, CRC-32 and label.
 
 A shard holds pairs of members in WebDataset's form: `KEY.jpg` (any image format) and `KEY.cls` (the class index as
-text). The index is one file next to the shards. `packing` writes it; foreign shards get it when first used.
+text). The index is one file next to the shards. `packing` writes it; for foreign shards (written by other
+programs) it is made when they are first used.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from iformer.files import utf8_name, write_bytes, write_text
 
 INDEX = "index.safetensors"
 INFO = "_info.json"
-"""The file in which timm and other readers of WebDataset look for splits, shards and their lengths."""
+"""Name of the file in which timm and other readers of WebDataset look for splits, shards and their lengths."""
 
 UNFINISHED = "PACKING-NOT-FINISHED"
-"""A file that exists while the shards of a folder are being written."""
+"""Name of the file that exists while the shards of a folder are being written."""
 
 MAX_IMAGE_BYTES = 2**30
 """Largest image file in a shard, in bytes."""
 
 _SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
-"""Words in a foreign shard's file name, and the split that they mean."""
+"""Split by the word in a foreign shard's file name that stands for it."""
 _CHANGED = f"if the shards have changed, remove {INDEX}: training indexes them anew"
 _FORMAT = "iformer-shards-1"
 _COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "crc32": np.uint32, "label": np.int64}
@@ -251,7 +252,7 @@ def split_of(name: str) -> str | None:
 
 
 def class_names_of(root: Path, labels: Sequence[npt.NDArray[np.int64]]) -> tuple[str, ...]:
-    """Return the class names of foreign shards: the lines of `classes.txt`, or the numbers.
+    """Return the class names of foreign shards: the lines of `classes.txt` if it exists, else the class numbers.
 
     Raises:
         DataError: the labels do not fit the names; or, without names, a label below the highest has no image.

@@ -71,7 +71,7 @@ def pack(
     Args:
         data: the images; `iformer.data.sources.load_data` has decoded each of them.
         out: a new or empty folder.
-        shard_bytes: see `SHARD_BYTES`.
+        shard_bytes: bytes of images after which a shard ends.
         seed: selects the order of the training images.
         progress: called with the number of shards written and read back, and their total.
 
@@ -79,6 +79,7 @@ def pack(
         UserError: the folder is not empty, or its disk is too full.
         DataError: an image cannot be read, or the shards do not hold what was written to them.
         OSError: the shards cannot be written.
+        OutputError: the index cannot be written.
     """
     folder = Path(out)
     not_empty = UserError(f"{folder} is not an empty folder; give another one for the shards")
@@ -115,7 +116,10 @@ def pack(
 
 
 def describe(where: str | os.PathLike[str]) -> ShardSummary:
-    """Summarise the index of a folder of shards, or of its URL.
+    """Return the numbers of images, shards, classes and bytes of a folder of shards.
+
+    Args:
+        where: the shards' folder or URL.
 
     Raises:
         DataError: there is no index, it is damaged, or a shard is missing or truncated.
@@ -134,7 +138,7 @@ def verify(
         progress: called with the number of shards read and their total.
 
     Raises:
-        DataError: shards and index differ; the message names the first image that differs.
+        DataError: a shard differs from the index, or an image cannot be decoded; the message names the first one.
     """
     store, index = _open(where)
     broken: list[str] = []

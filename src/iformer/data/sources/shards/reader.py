@@ -1,4 +1,4 @@
-"""Tar shards as a data set with random access: exact epochs, resumable like files."""
+"""Tar shards as a data set with random access: runs on them can be resumed exactly, as on files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ShardSamples(IndexedSamples):
 
 
 def holds_shards(folder: Path) -> bool:
-    """Return whether a folder is a data set of tar shards."""
+    """Return whether a folder holds tar files, an index of shards, or the mark of unfinished packing."""
     return any((folder / name).is_file() for name in (INDEX, UNFINISHED)) or any(
         path.is_file() for path in folder.glob("*.tar")
     )
@@ -87,7 +87,7 @@ def load_shards(
 ) -> DataSplits:
     """Open the training and validation images of a folder of shards. No image is decoded.
 
-    Foreign shards in a folder, which have no index, are indexed first; see `index_foreign`.
+    Foreign shards (written by other programs) have no index; in a local folder, `index_foreign` makes it first.
 
     Args:
         where: the folder, or its URL, which must have an index.
@@ -95,7 +95,7 @@ def load_shards(
         for_training: require both splits; else one of them may be empty.
 
     Raises:
-        DataError: a split or a shard is missing, or a shard has another size than when it was indexed.
+        DataError: a split, a shard or a URL's index is missing, a shard is truncated, or the index is damaged.
     """
     store = shard_store(where)
     if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():

@@ -44,7 +44,7 @@ def scan_shards(
         inspect: called with each image's path (for messages) and contents.
 
     Raises:
-        DataError: a shard is damaged, or an image has no label or a label no image.
+        DataError: a shard is damaged, an image has no label, or a label has no image.
     """
     rows: list[tuple[int, int, int, int, int]] = []
     names: list[str] = []
@@ -67,10 +67,12 @@ def scan_shards(
 
 
 def index_foreign(store: FolderStore, progress: Progress | None = None) -> ShardIndex:
-    """Index the shards of a folder that has no index, and write the index where the folder is writable.
+    """Index the shards of a folder that has no index, and write the index if the folder is writable.
 
     Raises:
-        DataError: a shard is damaged, its name contains no split, or its labels do not fit the classes.
+        DataError: a shard is damaged, its name contains no split, its labels do not fit the classes, or packing
+            into the folder was stopped.
+        OutputError: the index cannot be written.
     """
     root = store.folder
     if (root / UNFINISHED).exists():

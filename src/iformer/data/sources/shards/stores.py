@@ -27,13 +27,13 @@ _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between attempts to read from a URL: half a minute in total, which outlasts short disturbances."""
 
 _TIMEOUT = 30.0
-"""Seconds after which an attempt has failed."""
+"""Seconds after which an attempt counts as failed."""
 
 _BLOCK = 8 * 2**20
 """Bytes per request where a file is read from beginning to end."""
 
 _MAX_COPY_BYTES = 2 * 2**30
-"""Largest file that `UrlStore.local` copies."""
+"""Largest file, in bytes, that `UrlStore.local` copies."""
 
 _NEEDED = "https:// needs 'iformer[data]', s3:// the package s3fs, gs:// the package gcsfs"
 
@@ -94,7 +94,11 @@ def is_url(spec: str | os.PathLike[str]) -> bool:
 
 
 def shard_store(where: str | os.PathLike[str]) -> ShardStore:
-    """Return the store of a folder or URL."""
+    """Return the store of a folder or URL.
+
+    Raises:
+        DataError: a URL cannot be the URL of a folder.
+    """
     return UrlStore(os.fspath(where)) if is_url(where) else FolderStore(Path(where))
 
 
@@ -208,8 +212,8 @@ class UrlStore(ShardStore):
     def _request(self, name: str, request: Callable[[Any, str], Any], *, first: bool = False) -> Any:
         """Return `request(file system, path)`; repeat the request after errors that may be temporary.
 
-        With `first`, for the first request to a server, only an error status counts as temporary: a server that
-        does not exist does not become reachable.
+        With `first`, for the first request to a server, only an HTTP error status can count as temporary: a server
+        that cannot be reached at first probably does not exist.
 
         Raises:
             OSError: the request failed, whatever error the client raised; `strerror` gives the reason.
