@@ -38,7 +38,7 @@ class StoppedBySignalError(BaseException):
 
 
 class UnknownNameError(UserError):
-    """A name is unknown. The message suggests the nearest known names."""
+    """A name is unknown. The message suggests the nearest known names, or lists all if none is near."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, expected: str = "") -> None:
         """Build the message.

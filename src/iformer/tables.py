@@ -83,7 +83,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return text as one line of Markdown, escaped so that HTML, links, emphasis and pipes are shown literally."""
+    """Return text as one line of Markdown in which HTML, links, code, asterisks and pipes are shown literally."""
     if isinstance(text, Markdown):
         return text
     line = html.escape(" ".join(text.split()), quote=False)

@@ -92,7 +92,7 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
 
 
 def _list_networks(size: tuple[int, int], design: Design, *, counted: bool, json: bool) -> None:
-    """Print all sizes with counts from their table or, if `counted`, computed here, which takes seconds."""
+    """Print all sizes. Their counts come from a table or, with `counted`, are computed, which takes seconds."""
     from iformer.config.variants import list_models, listed_counts, network_config, release, shipped_checkpoints
 
     networks: list[dict[str, Any]] = []

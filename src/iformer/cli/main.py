@@ -60,7 +60,7 @@ class Verb(TyperCommand):
         return super().parse_args(ctx, current_options(args, known))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help. Without `--help-all`, only the number of options in the group `MORE` is printed."""
+        """Print the help. Without `--help-all`, the options of the group `MORE` are not listed, only counted."""
         more = [option for option in self.params if getattr(option, "rich_help_panel", None) == MORE]
         if not more or ctx.meta.get(HELP_ALL):
             super().format_help(ctx, formatter)

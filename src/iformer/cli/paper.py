@@ -136,7 +136,7 @@ def _show(shown: PaperTable) -> None:
 
 
 def _table(header: list[str], rows: list[list[str]], width: int) -> Table:
-    """Return a table of `width` columns of text. Only words of the first column are broken if it is too narrow."""
+    """Return a table of `width` columns of text. If that is too narrow, words of the first column are broken."""
     table = terminal_table("", header, rows)
     cells = list(zip(header, *rows, strict=True))
     words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]

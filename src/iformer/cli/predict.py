@@ -147,7 +147,10 @@ def predict(
 
 
 def _unused_folder(*, overwrite: bool) -> Path:
-    """Return the default folder or, if that holds answers of an earlier call, a numbered folder inside it."""
+    """Return the default folder or, if that holds answers of an earlier call, a numbered folder inside it.
+
+    With `overwrite`, it is always the default folder.
+    """
     from iformer.api.answers import holds_answers
 
     numbered = (DEFAULT_FOLDER if number == 1 else DEFAULT_FOLDER / str(number) for number in count(1))

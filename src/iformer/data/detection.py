@@ -108,7 +108,11 @@ class DetectionSet:
         }
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the class names and of each image's relative path, file size and objects."""
+        """Return the SHA-256 (hex) of the class names and of each image's relative path, file size and objects.
+
+        Raises:
+            OSError: a file no longer exists.
+        """
         digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         for sample in self.samples:
             relative = os.path.relpath(sample.path, self.root)

@@ -84,7 +84,7 @@ class ImageFacts(NamedTuple):
     size: tuple[int, int]
     """Width and height in pixels, after the EXIF orientation."""
     thumbnail: np.ndarray
-    """Gray, uint8, shape (32, 32)."""
+    """Gray thumbnail, uint8, shape (32, 32)."""
     highest: int | None
     """Highest value of a 16-bit image; for a colour image an upper bound. None: not a 16-bit image."""
 
@@ -325,7 +325,7 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def orientation(image: ImageFile.ImageFile) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) if the image has none or it cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if the image has no readable EXIF orientation."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # the EXIF block is damaged, the pixels are not

@@ -26,7 +26,11 @@ _OUTPUT_NAMES = (
 
 
 def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of a folder, without hidden and system files, in the file system's order."""
+    """Yield the entries of a folder, without hidden and system files, in the file system's order.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     with os.scandir(folder) as found:
         for entry in found:
             if not is_hidden(entry.name):
@@ -48,6 +52,9 @@ def files_below(folder: Path, root: Path | None = None) -> Iterator[Path]:
 
     Output folders (see `is_output`) are left out. Links to folders are followed, except links into `root` (by
     default the folder itself) and links to a folder that contains `root`. No folder is listed twice.
+
+    Raises:
+        OSError: a folder cannot be read.
     """
     base = os.path.realpath(root or folder)
     seen: set[tuple[int, int]] = set()
@@ -82,12 +89,16 @@ def leads_back(path: Path, base: str) -> bool:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the image files (by extension) below a folder at any depth, in natural order."""
+    """Return the image files (by extension) below a folder at any depth, in natural order.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     return natural_order(filter(has_image_extension, files_below(folder)))
 
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:
-    """Sort paths in natural order."""
+    """Return paths sorted by `natural_key`: digits by value (img2 before img10), ignoring case."""
     return sorted(paths, key=lambda path: natural_key(str(path)))
 
 

@@ -162,7 +162,7 @@ class ImageSet:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Class indices, int64, shape (N,); see `Sample.label` for images with several labels."""
+        """Class indices, int64, shape (N,): the first class of each image, or -1 for an image without labels."""
         if isinstance(self.samples, IndexedSamples):
             return self.samples.labels
         return np.array([sample.label for sample in self.samples], dtype=np.int64)

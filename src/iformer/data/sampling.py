@@ -106,7 +106,7 @@ class EpochSampler(Sampler[list[Key]]):
         return -(-self.length // self.batch_size)
 
     def order(self) -> list[int]:
-        """Return the indices in the epoch's order, over all ranks, before any is dropped."""
+        """Return the indices in the epoch's order, over all ranks, including those that are dropped at the end."""
         if not self.shuffle:
             return list(range(self.length))
         generator = random.Random(_mix(self.seed, self.epoch))

@@ -62,7 +62,11 @@ class SemanticSet:
         return len(self.samples)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of classes, mask encoding, and each file's relative path and size in bytes."""
+        """Return the SHA-256 (hex) of classes, mask encoding, and each file's relative path and size in bytes.
+
+        Raises:
+            OSError: a file no longer exists.
+        """
         digest = hashlib.sha256("\0".join((*self.class_names, str(self.zero_is_ignored))).encode())
         if self.colours:
             digest.update(str(self.colours).encode())

@@ -42,9 +42,9 @@ _TINY = 32
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Return the evaluation transform: resize the shorter side to `floor(size / crop_pct)`, crop the centre.
 
-    The result equals that of timm's evaluation transform. If the input's height and width differ, the image is
-    resized, keeping its aspect ratio, to just cover both. Smaller images are enlarged. Extremely long images are
-    cropped before they are resized.
+    The result equals the output of timm's evaluation transform. If the height and width of the input differ, the
+    image is resized, keeping its aspect ratio, to just cover both. Smaller images are enlarged. Extremely long
+    images are cropped before they are resized.
 
     If `preprocessing.letterbox` is set, images are letterboxed by `iformer.models.letterbox` instead.
 

@@ -38,7 +38,7 @@ class Frame(NamedTuple):
     """A frame of a video."""
 
     image: Image.Image
-    """RGB, upright."""
+    """The picture, in mode RGB and upright."""
     seconds: float
     """Time in seconds at which the frame is shown."""
 
@@ -136,7 +136,10 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writer of an MP4 file from RGB images of one size. The file appears when the block ends without an error."""
+    """Context manager that writes RGB images of one size as an MP4 file.
+
+    The file appears when the block ends without an error.
+    """
 
     def __init__(self, path: Path, *, rate: Fraction, width: int, height: int) -> None:
         """Open the video. Odd sides lose one pixel, because H.264 needs even sides.

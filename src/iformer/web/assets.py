@@ -34,7 +34,7 @@ class Package:
     version: str
     licence: str
     files: dict[str, str]
-    """SHA-256 in hex by path in the package."""
+    """SHA-256 (hex) of each file, by the file's path in the package."""
 
 
 def _pinned() -> dict[str, tuple[Package, ...]]:

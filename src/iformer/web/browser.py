@@ -34,7 +34,7 @@ FLAGS = (
 
 
 def find_browser(choice: str) -> Path:
-    """Return the path of a browser. `auto` searches for Chromium, Chrome or Edge; any other `choice` is a path.
+    """Return the path of a browser: of Chromium, Chrome or Edge for `auto`, else of the program `choice`.
 
     Raises:
         UserError: the browser was not found.

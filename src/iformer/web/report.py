@@ -115,7 +115,7 @@ class WebRow:
 
     @property
     def where(self) -> str:
-        """The backend with its number of threads."""
+        """The backend and, for WebAssembly, its number of threads."""
         return self.backend if "WebGPU" in self.backend else f"{self.backend}, {counted(self.threads, 'thread')}"
 
     def to_plain(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class PageServer:
             port: port to listen on; 0 means any free one.
             tls: certificate and key; None means http.
             on_message: called with the JSON value of each message that a session posts to `/message`, one at a
-                time. Returns None, or an error message if the message is invalid.
+                time. The function returns None, or an error message if the message is invalid.
             on_session: called when a browser has used the token.
 
         Raises:

@@ -35,7 +35,7 @@ class CheckedImages:
     hashes: npt.NDArray[np.uint64]
     """Perceptual hashes, shape (N,); 0 for more than `MAX_COMPARED` images."""
     thumbnails: npt.NDArray[np.uint8]
-    """Gray, shape (N, 16, 16); empty for more than `MAX_COMPARED` images."""
+    """Gray thumbnails, shape (N, 16, 16); empty for more than `MAX_COMPARED` images."""
     notes: tuple[str, ...]
     """Notes for the user about the readable images."""
 

@@ -102,7 +102,7 @@ def find_shared_images(
     hashes: npt.NDArray[np.uint64],
     thumbnails: npt.NDArray[np.uint8],
 ) -> list[str]:
-    """Return a warning about pictures in both splits, or nothing.
+    """Return a list with a warning about pictures in both splits; empty if there are none.
 
     Args:
         train: training image files.

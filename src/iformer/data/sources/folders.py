@@ -46,6 +46,8 @@ def load_folder(
     each class in both splits. The result does not depend on the order of the file system or the folder's location.
     Classes are in natural order (2 before 10). Hidden and system folders and this package's runs are ignored.
 
+    The arguments are those of `iformer.data.sources.load_data`.
+
     Raises:
         DataError: the data cannot be trained on; the message says what is wrong and what is expected.
         ConfigError: `val_split` is not between 0 and 1.

@@ -69,8 +69,10 @@ def convert_labels(
         progress: called with the number of images checked and their total.
 
     Raises:
-        DataError: the data cannot be used.
+        DataError: the data cannot be used, or has other objects when it is read again.
+        ConfigError: `val_split` is not between 0 and 1, or is given for data with validation images.
         UserError: `out` is not empty.
+        MissingDependencyError: faster-coco-eval is not installed.
         OutputError: `out` cannot be written; nothing is left behind.
     """
     target = Path(out)
@@ -260,7 +262,7 @@ def _compare(
     """Check that a converted split has the same images and objects as the original one.
 
     Raises:
-        DataError: the splits differ; the message names the first such image.
+        DataError: the classes, images or objects differ; the message names the first image with other objects.
     """
     if after.class_names != before.class_names:
         raise DataError("the converted data has other classes than its source; nothing was written")

@@ -50,7 +50,7 @@ class SplitName(NamedTuple):
 
     @property
     def is_test(self) -> bool:
-        """Whether the word is that of a test set, whose labels are often withheld."""
+        """Whether the word means a test set, whose labels are often withheld."""
         return self.split == "val" and SPLIT_NAMES["val"][self.rank].startswith("test")
 
 

@@ -21,7 +21,7 @@ def split_stratified(
 ) -> tuple[list[int], list[int]]:
     """Split items into training and validation, each stratum by itself.
 
-    `round(len(names) * val_share)` items become validation. Each stratum gives its share, rounded up where the
+    About `len(names) * val_share` items become validation. Each stratum gives its share, rounded up where the
     remainder is largest, but at least 1 item and at most all but 1 (a stratum with a single item gives none).
     Which items of a stratum are chosen depends only on `seed` and each item's name.
 
@@ -56,7 +56,7 @@ def split_groups(whole: ImageSet, *, val_share: float, seed: int) -> tuple[Image
     """Split a set of files into training and validation; the images of a group stay together.
 
     A group belongs to the stratum of the most frequent class of its images; an image with several labels counts as
-    its rarest class. See `split_stratified`.
+    its rarest class. The groups are split by `split_stratified`.
     """
     groups = _groups(whole)
     chosen = split_stratified(

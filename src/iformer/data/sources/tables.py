@@ -44,7 +44,7 @@ class _Row:
 
 
 def is_table(spec: str | os.PathLike[str]) -> bool:
-    """Return whether a data set's name is that of a table, by the extension."""
+    """Return whether `spec` has the extension of a table and is not a folder."""
     return Path(spec).suffix.lower() in TABLE_SUFFIXES and not Path(spec).is_dir()
 
 
@@ -70,9 +70,12 @@ def load_table(
     image without labels. In Parquet files `label` may also be a list. An image may also have several rows, whose
     labels are joined.
 
+    The arguments are those of `iformer.data.sources.load_data`.
+
     Raises:
         DataError: the data cannot be trained on; the message says what is wrong and what is expected.
         ConfigError: `val_split` is not between 0 and 1.
+        MissingDependencyError: the table is a Parquet file, and pyarrow is not installed.
     """
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")

@@ -79,7 +79,7 @@ def _opened(archive: Path, process: int, identity: tuple[int, ...]) -> zipfile.Z
 
 
 def is_zip(spec: str | os.PathLike[str]) -> bool:
-    """Return whether a data set's name is that of a zip archive, by the extension."""
+    """Return whether `spec` has the extension of a zip archive and is not a folder."""
     return Path(spec).suffix.lower() == ".zip" and not Path(spec).is_dir()
 
 
@@ -97,6 +97,8 @@ def load_zip(
 
     The archive holds `train/` and `val/` (also valid, test …) or the class folders themselves; folders around them
     are skipped. Without a validation split, a share of each class is split off.
+
+    The arguments are those of `iformer.data.sources.load_data`.
 
     Raises:
         DataError: the data cannot be trained on; the message says what is wrong and what is expected.

@@ -35,9 +35,9 @@ class ObjectReader:
     def __init__(self, images: Mapping[int, ImageEntry], labels: Mapping[int, int]) -> None:
         self._images, self._labels = images, labels
         self.errors: list[str] = []
-        """Annotations that make the file unusable."""
+        """Messages about annotations that make the file unusable."""
         self.warnings: list[str] = []
-        """Annotations that were changed or left out."""
+        """Messages about annotations that were changed or left out."""
 
     def read(self, entries: list[Any], places: Sequence[str] = ()) -> dict[int, list[tuple[Instance, int]]]:
         """Return by image id the usable objects, each with the position of its annotation in `entries`.

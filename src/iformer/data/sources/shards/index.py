@@ -52,7 +52,7 @@ class SplitIndex:
     shard: npt.NDArray[np.int32]
     """Indices into `shards`."""
     offset: npt.NDArray[np.int64]
-    """First byte of the image in its shard."""
+    """Position of the image's first byte in its shard."""
     size: npt.NDArray[np.int64]
     """Number of bytes of the image."""
     crc32: npt.NDArray[np.uint32]

@@ -135,7 +135,7 @@ class FolderStore(ShardStore):
 
 
 class UrlStore(ShardStore):
-    """Shards in a folder of a server or an object store, through fsspec. Each image is one range request.
+    """Shards in a folder of a server or an object store, through fsspec. One range request reads one image.
 
     Each process and thread gets its own file system object: fsspec caches one per thread, and one that was
     created before a fork cannot be used after it.
