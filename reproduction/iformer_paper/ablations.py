@@ -1,4 +1,4 @@
-"""Configs of the networks in the paper's tables: one for each row that is an iFormer, by the row's first cell.
+"""Configs of the networks in the paper's tables: one for each row that is an iFormer, by the row's name.
 
 `data/notes.yaml` explains how ambiguous rows are read.
 """
@@ -64,7 +64,7 @@ DESIGNS = {
     "CC Hybrid SHMA": _design("chunk_hybrid"),
 }
 """Tables 16 and 17: iFormer-M with each attention design, with windows as in the paper's text. "CC Hybrid SHMA" is
-Table 17's name of "Chunk Hybrid SHMA"."""
+Table 17's name for "Chunk Hybrid SHMA"."""
 
 _T_TO_L = {f"iFormer-{size}": network_config(f"iformer_{size.lower()}") for size in "TSML"}
 _SHVIT = with_attention_options(_SHA, operator="shvit")
@@ -106,7 +106,8 @@ ABLATIONS: dict[int, Networks] = {
     15: _T_TO_L,
     18: _T_TO_L,
 }
-"""Networks by table number. Table 9 lists settings, not networks; Tables 16 and 17 are in `DESIGNS`."""
+"""Networks by table number and row name. Table 9 lists settings, not networks. Tables 16 and 17 are in
+`DESIGNS`."""
 
 _T = network_config("iformer_t")
 
@@ -127,7 +128,7 @@ TRAINED: Networks = {
 
 
 def every_network() -> dict[str, NetworkConfig]:
-    """Return the distinct networks of the ladder and the tables, by names such as "table 7, Baseline"."""
+    """Return the distinct networks of the ladder and the tables, by names such as "table 1, MHA Baseline"."""
     found: dict[NetworkConfig, str] = {}
     for step in LADDER:
         found.setdefault(_essence(step.network), f"figure 2, {step.label}")

@@ -267,7 +267,7 @@ def _is_number(text: str) -> bool:
 
 
 def tidy(axes: Axes, *, grid: str = "both") -> None:
-    """Style the axes: a faint grid behind the data, no frame."""
+    """Style the axes: a faint grid behind the data, and of the frame only the bottom line."""
     axes.grid(True, axis=grid, color=_GRID, linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.tick_params(colors=FAINT, labelsize=10)

@@ -49,7 +49,7 @@ def with_attention(network: NetworkConfig, stage3_blocks: int, *, stage4_blocks:
 
 
 def with_attention_options(network: NetworkConfig, **options: object) -> NetworkConfig:
-    """Return the network with changed `AttentionConfig` fields in stages 3 and 4; a tuple has a value for each."""
+    """Return the network with new `AttentionConfig` fields in stages 3 and 4; a tuple has one value per stage."""
     stages = list(network.stages)
     for place in (2, 3):
         chosen = {key: value[place - 2] if isinstance(value, tuple) else value for key, value in options.items()}

@@ -62,6 +62,9 @@ def with_latencies(table: PaperTable, *, rounds: int = 30) -> PaperTable:
     """Return a table with latencies measured on this machine and a note on how they were measured.
 
     A table without networks at 224 pixels is returned unchanged.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime or its converter is not installed.
     """
     networks = ABLATIONS.get(table.number, {}) if table.number in _AT_224 else {}
     if not networks:

@@ -31,11 +31,11 @@ class Range:
     least: float
     most: float
     above: bool = False
-    """Only numbers above `least`."""
+    """Whether `least` itself is outside the range."""
     below: bool = False
-    """Only numbers below `most`."""
+    """Whether `most` itself is outside the range."""
     step: int = 1
-    """Only `least`, `least + step`, `least + 2 * step`, …"""
+    """Distance between allowed numbers, counted from `least`; 1 allows every number between the bounds."""
 
     def allows(self, value: float) -> bool:
         """Return whether a number is in the range."""
@@ -44,7 +44,7 @@ class Range:
         return low and high and (self.step == 1 or (value - self.least) % self.step == 0)
 
     def describe(self, kind: str) -> str:
-        """Return `kind` with the bounds: "a number from 0 to 1"."""
+        """Return a description of the range, such as "a number from 0 to 1", where `kind` is "a number"."""
         if self.most == math.inf:
             return f"{self.least} or more"
         if self.step == 2:
@@ -68,7 +68,7 @@ class Length:
         return self.least <= len(value) <= self.most
 
     def describe(self, kind: str) -> str:
-        """Return `kind` with the bounds."""
+        """Return a description such as "a text (length 1 to 9)", where `kind` is "a text"."""
         return f"{kind} (length {self.least} to {self.most})"
 
 
@@ -80,22 +80,22 @@ class Pattern:
     example: str
 
     def allows(self, value: str) -> bool:
-        """Return whether a text matches."""
+        """Return whether a text has fewer than 200 characters and matches the pattern as a whole."""
         return len(value) < 200 and re.fullmatch(self.pattern, value) is not None
 
     def describe(self, kind: str) -> str:
-        """Return `kind` with the example."""
+        """Return a description such as 'a text such as "rand-m9"', where `kind` is "a text"."""
         return f'{kind} such as "{self.example}"'
 
 
 Share = Annotated[float, Range(0, 1)]
-"""A probability or a part of a whole."""
+"""A number from 0 to 1: a probability or a part of a whole."""
 Count = Annotated[int, Range(1, math.inf)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 Text = Annotated[str, Length(1, 4096)]
-"""A name or a path."""
+"""A name or a path of 1 to 4096 characters."""
 FileName = Annotated[str, Length(1, 4096)] | os.PathLike[str]
-"""A path or another name, as an argument of a function."""
+"""A function argument that names a file or a network: a text of 1 to 4096 characters, or a path object."""
 
 
 class FieldError(ConfigError):
@@ -112,7 +112,7 @@ class Config:
     """Base of the config dataclasses."""
 
     label: ClassVar[str] = ""
-    """The name in error messages; empty: the name of the class."""
+    """Name of the config in error messages. Empty: the name of the class."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -141,6 +141,9 @@ def check_types(config: Any) -> None:
     """Check each field of a config dataclass against the type and the range of its annotation.
 
     An int is accepted where a float is expected. A bool or a text is never accepted as a number.
+
+    Raises:
+        FieldError: a value has the wrong type or is out of range; the message names the first such field.
     """
     for name, hint in field_types(type(config)).items():
         if not _fits(getattr(config, name), hint):
@@ -157,7 +160,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
         arguments: arguments by name, such as `locals()` in the first line of the function.
 
     Raises:
-        UserError: an argument is of another type or out of range; the message names the first one.
+        UserError: an argument has the wrong type or is out of range; the message names the first such argument.
     """
     for name, hint in typing.get_type_hints(function, include_extras=True).items():
         if name not in arguments or hint is Any:
@@ -180,7 +183,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def plain_defaults(cls: type[Any]) -> dict[str, Any]:
-    """Return the defaults of a config dataclass in the form of `to_plain`, without the fields that have none."""
+    """Return the defaults of a config dataclass as plain values; fields without a default are left out."""
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     return {name: _plain_value(value) for name, value in defaults.items() if value is not dataclasses.MISSING}
 
@@ -192,7 +195,7 @@ def from_plain(cls: type[ConfigT], plain: Mapping[str, Any], path: str = "") -> 
         path: where `plain` is inside another config, for error messages: "NetworkConfig.stages[2]".
 
     Raises:
-        ConfigError: a field is unknown, missing or invalid; the message has its path.
+        ConfigError: a field is unknown, missing or invalid; the message names its path.
     """
     path = path or label_of(cls)
     if not isinstance(plain, Mapping):

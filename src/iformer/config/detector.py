@@ -17,7 +17,7 @@ class DetectorOptions(PyramidOptions):
     """The options of a detector that a recipe may set. The defaults are the paper's on COCO (section 4.3)."""
 
     masks: bool = True
-    """Mask R-CNN, which also predicts a mask for each object. False: Faster R-CNN, boxes only."""
+    """Predict a mask for each object (Mask R-CNN). False: predict boxes only (Faster R-CNN)."""
     box_head_channels: Channels = 1024
     """Channels of the two fully connected layers that classify a region."""
     mask_head_channels: Channels = 256
@@ -25,13 +25,13 @@ class DetectorOptions(PyramidOptions):
     mask_head_depth: Annotated[int, Range(1, 64)] = 4
     """Number of 3x3 convolutions in the mask head."""
     rois: Regions = 512
-    """Regions of an image that the heads are trained on; up to a quarter of them contain objects."""
+    """Number of regions per image that the heads are trained on; up to a quarter of them contain objects."""
     proposals: Regions = 1000
-    """Regions of an image that the region proposal network passes on."""
+    """Number of regions per image that the region proposal network passes to the heads."""
     score_threshold: ShareBelowOne = 0.05
     """Detections with a lower score are dropped."""
     detections: Regions = 100
-    """Most detections of an image."""
+    """Largest number of detections per image."""
 
 
 @dataclass(frozen=True, kw_only=True)

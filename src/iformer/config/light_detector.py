@@ -14,25 +14,25 @@ class LightDetectorOptions(LightOptions):
     """The options of the light detector that a recipe may set."""
 
     head_depth: Annotated[int, Range(1, 8)] = 2
-    """Separable convolutions of each tower of a head."""
+    """Number of separable convolutions in each tower of a head."""
     extra_level: bool = False
     """Also predict at stride 64, for objects that fill the input."""
     semantic_head: bool = False
-    """Train the neck also to classify each point, by a head that inference leaves out."""
+    """Train the neck with one more head, which classifies each point; inference leaves this head out."""
     score_threshold: ShareBelowOne = 0.001
     """Detections with a lower score are dropped."""
     detections: Annotated[int, Range(1, 100_000)] = 100
-    """Most detections of an image."""
+    """Largest number of detections per image."""
     nms: bool = True
-    """Detections come from the one-to-many head, with non-maximum suppression. False: from the one-to-one head,
-    without suppression; this head needs more training to be as good."""
+    """Take detections from the one-to-many head, with non-maximum suppression. False: take them from the
+    one-to-one head, without suppression; this head needs more training to be as good."""
     nms_iou: Annotated[float, Range(0, 1, above=True)] = 0.65
     """Overlap above which non-maximum suppression drops the box with the lower score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightDetectorConfig(LightConfig, LightDetectorOptions):
-    """A whole light detector."""
+    """A whole light detector: backbone, light pyramid and heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

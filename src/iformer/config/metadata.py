@@ -14,7 +14,7 @@ class Metadata(Config):
     """Class names, preprocessing, metrics and provenance of a trained network."""
 
     task: Text = "classify"
-    """A name of `iformer.tasks.registry.TASKS`."""
+    """Name of the task, a key of `iformer.tasks.registry.TASKS`."""
     class_names: tuple[str, ...] = ()
     """One name per class, in the order of the network's outputs. Empty: unknown."""
     multi_label: bool = False
@@ -27,7 +27,10 @@ class Metadata(Config):
 
     @property
     def threshold(self) -> float:
-        """Probability from which a multi-label network predicts a class: that of the best F1, else 0.5."""
+        """Probability from which a multi-label network predicts a class.
+
+        The value with the best F1, stored as `metrics["threshold"]`; 0.5 if there is none.
+        """
         threshold = self.metrics.get("threshold")
         return threshold if isinstance(threshold, float) and 0 < threshold < 1 else 0.5
 

@@ -30,7 +30,7 @@ class Operator:
     """One attention operator (`docs/extend/attention-operator.md` says how to add one)."""
 
     location: str
-    """Its class, as `module:Class`; imported when a network with it is built."""
+    """The operator's class, as `module:Class`; imported when a network with this operator is built."""
     options: tuple[str, ...] = ()
     """The fields of `AttentionConfig` that only this operator, or only a few operators, read."""
     windows: bool = False
@@ -123,9 +123,9 @@ class WindowConfig(Config):
     window_size: Annotated[int, Range(2, 1024)] = 16
     """Side of a window, in tokens."""
     channel_chunks: Annotated[int, Range(1, 1024)] = 1
-    """Groups of channels that are cut and joined one after another; 1: all at once. Changes no value."""
+    """Number of channel groups that are cut and joined one after another, with the same result. 1: all at once."""
     global_blocks: Annotated[int, Range(0, 1024)] = 1
-    """Attention blocks at the stage's end that see the whole map."""
+    """Number of attention blocks at the end of the stage that see the whole map."""
     padded_tokens: Literal["attended", "masked"] = "attended"
     """Whether the map's tokens attend to padded tokens, as in the released networks ("attended"), or not
     ("masked")."""
@@ -219,21 +219,21 @@ class NetworkConfig(Config):
     stages: Annotated[tuple[StageConfig, ...], Length(len(STRIDES), len(STRIDES))]
     in_chans: Annotated[int, Range(1, 1024)] = 3
     num_classes: Annotated[int, Range(0, 1_000_000)] = 1000
-    """0: no classifier; the network returns pooled features."""
+    """Number of classes. 0: no classifier; the network returns pooled features."""
     distillation: bool = False
-    """Two classifiers: training returns both outputs, inference their mean."""
+    """Whether the head has two classifiers, for labels and teacher. Inference returns the mean of both outputs."""
     drop_path_rate: ShareBelowOne = 0.0
-    """Stochastic depth of the last residual; the rate grows linearly from 0 over the depth."""
+    """Drop rate of stochastic depth in the last residual; the rate grows linearly from 0 over the depth."""
     layer_scale_init: Annotated[float, Range(0, 1000, above=True)] | None = None
     """Initial value of a learned per-channel factor on each residual except the CPE's. None: no factor."""
     stem: Literal["conv", "patch"] = "conv"
-    """Three early convolutions, or one 4x4 convolution of stride 4 (Figure 2, "conv stem")."""
+    """Stem: three early convolutions ("conv"), or one 4x4 convolution of stride 4 ("patch"; Figure 2)."""
     stem_kernel_size: Kernel = 5
     """Kernel of the two strided convolutions of the stem "conv" (Figure 2, "kernel size")."""
     downsample: Literal["overlapping", "patch"] = "overlapping"
-    """Between stages: a 3x3 convolution of stride 2, or a 2x2 one, whose windows do not overlap."""
+    """Convolution of stride 2 between stages: 3x3 ("overlapping"), or 2x2 without overlap ("patch")."""
     norm: Literal["batch", "layer"] = "batch"
-    """A batch norm after every convolution, or ConvNeXt's layer norms (Figure 2, "batch norm")."""
+    """Norms: a batch norm after every convolution ("batch"), or ConvNeXt's layer norms ("layer"; Figure 2)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,5 +251,9 @@ class NetworkConfig(Config):
         return tuple(stage.channels for stage in self.stages)
 
     def with_options(self, **options: Any) -> NetworkConfig:
-        """Return a copy with some fields changed, checked again."""
+        """Return a copy with the given fields changed.
+
+        Raises:
+            ConfigError: a changed field is invalid.
+        """
         return replace(self, **options)

@@ -32,10 +32,10 @@ class Preprocessing(Config):
     std: tuple[Annotated[float, Range(0, 1000, above=True)], ...] = IMAGENET_STD
     value_range: tuple[PixelValue, PixelValue] | None = None
     """Values of black and white in images of more than 8 bits, such as [0, 4095] for 12-bit data in 16-bit
-    files. None: see `iformer.data.images.read_image`."""
+    files. None: the rules of `iformer.data.images.read_image` apply."""
     letterbox: tuple[Byte, Byte, Byte] | None = None
-    """A colour (red, green, blue): the image is resized by one factor so that it just fits into `size`, placed at
-    the top left, and the rest has this colour (`iformer.models.letterbox`). None: resize and centre crop."""
+    """A colour (red, green, blue): the image is resized by one factor so that it just fits into `size` and placed
+    at the top left; the rest is filled with this colour (`iformer.models.letterbox`). None: resize and crop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

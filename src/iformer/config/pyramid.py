@@ -34,7 +34,7 @@ class PyramidConfig(PyramidOptions):
     size: Pixels
     """Images are resized so that the shorter side has this many pixels."""
     max_size: Pixels
-    """Most pixels of the longer side; an image that would exceed it is resized to a smaller size."""
+    """Largest length of the longer side, in pixels; an image that would exceed it is made smaller."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -47,7 +47,7 @@ class PyramidConfig(PyramidOptions):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Preprocessing for a checkpoint's metadata: `size` is (shorter, longest side), nothing is cropped."""
+        """Preprocessing for a checkpoint's metadata. Its `size` is (`size`, `max_size`); nothing is cropped."""
         return Preprocessing(
             size=(self.size, self.max_size),
             crop_pct=1.0,
@@ -72,7 +72,7 @@ class LightOptions(Config):
     kernel_size: Literal[3, 5, 7] = 5
     """Side of the depthwise kernels of neck and heads."""
     residual: bool = False
-    """Add the input of each block of neck and heads to its output where their shapes agree."""
+    """Add the input of each block in neck and heads to the block's output if both have the same shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +95,13 @@ class LightConfig(LightOptions):
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """Colour, 0 to 255, of the input outside the image: the mean, which becomes 0 by normalisation."""
+        """Colour (0 to 255) that fills the input outside the image: the mean, which normalisation turns into 0."""
         red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
         return red, green, blue
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Preprocessing for a checkpoint's metadata: `size` is the input's (height, width), nothing is cropped."""
+        """Preprocessing for a checkpoint's metadata. Its `size` is `input_size`; nothing is cropped."""
         return Preprocessing(
             size=self.input_size,
             crop_pct=1.0,

@@ -34,8 +34,8 @@ RENAMED = {
     "distillation_weight": ("distillation", "weight"),
     "distillation_temperature": ("distillation", "temperature"),
 }
-"""Fields of earlier versions, with their current section and name. A field that kept its name needs no row:
-`hflip` is `augment.hflip`."""
+"""Field names of earlier versions, each with the field's current section and name. Fields that only moved into a
+section are not listed: `hflip` is found as `augment.hflip`."""
 
 ONCE_SHARED: dict[str, Any] = {
     "size_schedule": [],
@@ -59,8 +59,8 @@ ONCE_SHARED: dict[str, Any] = {
     "distillation_temperature": 3.0,
     "cache": "none",
 }
-"""Fields, with their defaults, that the recipes of all tasks had in earlier versions. If a task no longer has such
-a field, the field is dropped from its recipes where the value is the default."""
+"""Fields that the recipes of all tasks had in earlier versions, with their defaults. A recipe whose task no longer
+has such a field may still contain the field with its default, which is then ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Recipe(Config):
     label: ClassVar[str] = "recipe"
 
     task: str
-    """The task of the recipe."""
+    """Name of the recipe's task, a key of `iformer.tasks.registry.TASKS`."""
 
     # length and optimizer
     epochs: Epochs
@@ -107,7 +107,7 @@ class Recipe(Config):
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
     """Weight decay; not applied to norms, biases and layer scales."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Factor of the learning rate from each block of the backbone to the block before it. 1: none."""
+    """Factor of the learning rate from each block of the backbone to the block before it. 1: no change."""
     head_lr: Annotated[float, Range(0, 10_000, above=True)] = 1.0
     """Factor of the learning rate of everything that is not the backbone."""
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
@@ -121,7 +121,7 @@ class Recipe(Config):
 
     The decay is warmed up as 1 - (1 + step)^(-2/3), so that a short run does not average its random start."""
     drop_path_rate: ShareBelowOne = 0.0
-    """Stochastic depth of the network's last block."""
+    """Drop rate of stochastic depth in the network's last block; earlier blocks have lower rates."""
     attention: Literal["shma", "hybrid", "chunk_hybrid"] | None = None
     """Attention design for large images (Table 16). None: the network's own."""
     windows: Literal["released", "paper"] | None = None
@@ -129,7 +129,8 @@ class Recipe(Config):
     weights: Text = "none"
     """Where training starts: `none` (random weights), `pretrained` (the released ones) or a checkpoint's name."""
     entry: Text | None = None
-    """Which weights of a training script's file to start from, such as `model_ema`. None: no average."""
+    """Which weights of a training script's file to start from, such as `model_ema`. None: the weights
+    themselves, or their average if the file holds nothing else."""
     size: Pixels = 224
     """Side of the images, in pixels."""
 
@@ -198,7 +199,7 @@ class Recipe(Config):
 
     @property
     def images_per_group(self) -> int:
-        """Number of images that the loss mixes with each other; each pass must have a multiple of it."""
+        """Number of images that are mixed with each other; each forward pass needs a multiple of this number."""
         return 1
 
     def train_size(self, epoch: int) -> int:

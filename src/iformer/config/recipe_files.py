@@ -1,4 +1,4 @@
-"""Recipe files: YAML with the fields of a `Recipe`. Those in `config/recipes` are known by name."""
+"""Recipe files: YAML with the fields of a `Recipe`. The files in `config/recipes` are known by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_recipes() -> list[str]:
 
 
 def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Read the fields of a recipe, unchecked.
+    """Read the fields of a recipe; names and values are not checked.
 
     Args:
         name_or_path: a name (see `list_recipes`) or a file.
@@ -28,7 +28,8 @@ def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, dic
 
     Raises:
         UnknownNameError: no recipe or file has this name; the message suggests the nearest names.
-        ConfigError: the file is not a YAML mapping.
+        ConfigError: a `.yaml` or `.yml` file does not exist, the file is not a YAML mapping, or its `by_model` is
+            invalid.
     """
     name = str(name_or_path)
     if name in list_recipes():
@@ -54,7 +55,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Parse the `field=value` of a command line into the field's name and its value, which is YAML.
 
     Raises:
-        ConfigError: there is no `=`, or the value is not YAML.
+        ConfigError: there is no `=` or no name, or the value is too long or not YAML.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip() or len(value) > MAX_BYTES:
@@ -63,7 +64,11 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def merge_overrides(assignments: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the fields of `--set` and of options. Options override `--set`, a later `--set` an earlier one."""
+    """Merge `--set` assignments and options. Options override `--set`; a later `--set` overrides an earlier one.
+
+    Raises:
+        ConfigError: an assignment is invalid; see `parse_override`.
+    """
     return {**dict(parse_override(text) for text in assignments), **options}
 
 

@@ -12,7 +12,7 @@ from iformer.config.preprocessing import Byte
 from iformer.config.pyramid import LightConfig, LightOptions, PyramidConfig, PyramidOptions
 
 IGNORED = 255
-"""Value in a mask of pixels without a class, which are neither trained on nor counted."""
+"""Mask value of pixels without a class; training and metrics leave these pixels out."""
 
 Palette = tuple[tuple[Byte, Byte, Byte], ...]
 
@@ -42,7 +42,7 @@ class SegmenterConfig(PyramidConfig, SegmenterOptions):
 
     @property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """The palette, or the default one."""
+        """Colour (red, green, blue) of each class: `palette`, or `default_palette` if `palette` is empty."""
         return self.palette or default_palette(self.num_classes)
 
 
@@ -56,7 +56,7 @@ class LightSegmenterOptions(LightOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LightSegmenterConfig(LightConfig, LightSegmenterOptions):
-    """A whole light segmenter."""
+    """A whole light segmenter: backbone, light pyramid and head."""
 
     palette: Palette = ()
     """A colour (red, green, blue) for each class. Empty: `default_palette`."""
@@ -67,7 +67,7 @@ class LightSegmenterConfig(LightConfig, LightSegmenterOptions):
 
     @property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """The palette, or the default one."""
+        """Colour (red, green, blue) of each class: `palette`, or `default_palette` if `palette` is empty."""
         return self.palette or default_palette(self.num_classes)
 
 

@@ -34,7 +34,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One size: the choices in which sizes differ."""
+    """One size of iFormer: the settings in which sizes differ."""
 
     channels: tuple[int, int, int, int]
     """Channels of the four stages."""
@@ -43,7 +43,7 @@ class Variant:
     parameters: int | None = None
     """Parameters of the folded network with 1000 classes, so that `iformer info` need not count them."""
     macs: int | None = None
-    """Multiply-accumulates of one image of 224 x 224 pixels."""
+    """Multiply-accumulate operations for one image of 224 x 224 pixels."""
     conv_expansion_ratio: float
     ffn_expansion_ratio: float
     reduction: tuple[int, int]
@@ -192,7 +192,11 @@ def release(name: str) -> Release | None:
 
 
 def listed_counts(name: str) -> dict[str, int] | None:
-    """Return `parameters_folded` and `macs` of a network at 224 x 224 from the table; None if it lists none."""
+    """Return a network's listed `parameters_folded` and `macs` (at 224 x 224 pixels); None if not listed.
+
+    Raises:
+        UnknownNameError: there is no network of this name; the message suggests the nearest names.
+    """
     variant, _ = _find(name)
     if variant.parameters is None or variant.macs is None:
         return None

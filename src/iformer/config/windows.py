@@ -12,12 +12,12 @@ from iformer.errors import ConfigError
 DESIGNS = ("shma", "hybrid", "chunk_hybrid")
 """The designs of Table 16: no windows; windows; windows that are cut and joined in groups of channels."""
 PRESETS = ("released", "paper")
-"""Settings of windows: of the authors' detection and segmentation networks, and of the paper's text."""
+"""Settings of windows: as in the authors' detection and segmentation networks, or as in the paper's text."""
 CHANNEL_CHUNKS = 16
-"""Groups of channels in Chunk Hybrid SHMA."""
+"""Number of channel groups that Chunk Hybrid SHMA cuts and joins one after another."""
 
 _RELEASED_GLOBAL_BLOCKS = {"iformer_m": 0, "iformer_l": 1, "iformer_l2": 1}
-"""Attention blocks of stage 3 that see the whole map, in the released downstream networks."""
+"""Number of attention blocks in stage 3 that see the whole map, for each released downstream network."""
 
 
 WINDOW_OPTIONS = tuple(field.name for field in fields(WindowConfig))

@@ -217,7 +217,11 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def take_place(path: Path, target: Path, *, displaced: Path) -> None:
-    """Rename `path` to `target`. An existing folder at `target` is first moved to `displaced`, then removed."""
+    """Rename `path` to `target`. An existing folder at `target` is first moved to `displaced`, then removed.
+
+    Raises:
+        OSError: a rename fails; `target` is then unchanged.
+    """
     if not (path.is_dir() or target.is_dir()) or not target.exists():
         os.replace(path, target)
         return
@@ -237,7 +241,11 @@ def record_path(artifact: Path) -> Path:
 
 
 def write_record(info: ArtifactInfo, artifact: Path) -> Path:
-    """Write a record, with its checksum, next to its artifact; return the path of the record."""
+    """Write a record, with its checksum, next to its artifact; return the path of the record.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     plain = info.to_plain()
     plain[_CHECKSUM] = record_hash(plain)
     return write_text(record_path(artifact), json.dumps(plain, indent=2) + "\n")

@@ -71,10 +71,10 @@ def export_artifact(
         network: a network prepared by its task; see `iformer.tasks.export.exportable`.
         path: path of the artifact; the record's path is `path` with `.json` appended.
         runtime: a name in `iformer.deploy.runtimes.registry.RUNTIMES`.
-        size: height and width of the input in pixels; the network's by default.
+        size: height and width of the input in pixels. None: the network's own size.
         batch: "dynamic" for any number of images per call, or a fixed number. By default dynamic if the runtime
             supports it, else 1.
-        precision: one of the runtime's precisions; the first by default.
+        precision: one of the runtime's precisions. None: the first one.
         raw: export without normalisation: the input is normalised float32, B x C x H x W.
         opset: ONNX only: version of the operator set, 17 to 20; by default the version of the installed torch's
             exporter.
@@ -91,8 +91,8 @@ def export_artifact(
     Raises:
         UnknownNameError: the runtime is unknown.
         MissingDependencyError: the runtime or its converter is not installed.
-        UserError: the runtime does not support an option, the artifact does not agree with the network, or the
-            metric of a quantized artifact falls too far.
+        UserError: an option is invalid or not supported by the runtime, the artifact does not agree with the
+            network, the metric of a quantized artifact falls too far, or an artifact of another kind is at `path`.
         OSError: the file cannot be written.
     """
     row = find_runtime(runtime).with_backend(executorch_backend)
@@ -187,11 +187,11 @@ def resolve_options(
     int8_scheme: str | None = None,
     soc_model: str | None = None,
 ) -> tuple[int | None, str]:
-    """Check the options of an export, and return the batch (None means any) and the precision.
+    """Check the options of an export; return the images per call (None means any number) and the precision.
 
     Raises:
-        UserError: the runtime does not support the batch, precision, operator set or INT8 scheme; or the chip is
-            missing, or given where none is needed.
+        UserError: the runtime does not support the batch, precision, operator set or INT8 scheme; `soc_model` is
+            missing for the backend QNN, or given for anything else.
     """
     needs_chip = row.backend is not None and row.backend.name == "qnn"
     if needs_chip and soc_model is None:

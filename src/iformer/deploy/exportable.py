@@ -24,7 +24,7 @@ class Agreement:
     metrics: dict[str, Any] = field(default_factory=dict)
     """Figures for the record, such as `top1_agreement`."""
     max_error: float = 0.0
-    """Largest error of the values that could be matched; only used where `Limits.ordered` is False."""
+    """Largest error among the values that could be matched; only used if `Limits.ordered` is False."""
     failures: tuple[str, ...] = ()
     """One line per disagreement that makes the artifact unusable."""
 

@@ -1,7 +1,7 @@
 """The parity check: an artifact and its network see the same encoded images, and every output is compared.
 
-Both use the package's decoder and transform. The network's images are normalised by the package, the artifact's
-images by the artifact. Shape letters: N images, B batch, C channels, H and W sides.
+The package decodes and transforms the images for both. It also normalises them for the network; the artifact
+normalises its images itself. Shape letters: N images, B batch, C channels, H and W sides.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from iformer.deploy.spec import AccuracyControl, ExportSpec
 from iformer.errors import UserError
 
 SENSITIVITY_IMAGES = 16
-"""Number of images for ranking the layers. The ranges of activations need far more."""
+"""Number of images for ranking the layers by sensitivity; calibration needs far more images."""
 
 MAX_KEPT_SHARE = 0.5
 """Largest share of layers that may stay in higher precision; beyond it fp16 or fp32 is the better artifact."""
@@ -95,7 +95,7 @@ def quantize_until_it_holds(
     build: Callable[[ExportSpec], ArtifactRunner],
     reference: Mapping[str, Any],
 ) -> tuple[ArtifactRunner, list[Attempt]]:
-    """Find the artifact with the fewest kept layers whose metric holds.
+    """Quantize a network, with more and more layers kept in higher precision until the metric holds.
 
     The number of kept layers grows 0, 1, 2, 4, …; the most sensitive layers are kept first.
 

@@ -74,7 +74,11 @@ class ArtifactRunner(ABC):
         """
 
     def __call__(self, images_BCHW: Tensor) -> Outputs:
-        """Return the float32 outputs, on the CPU, for any number of uint8 images of the network's input size."""
+        """Return the float32 outputs, on the CPU, for any number of uint8 images of the network's input size.
+
+        Raises:
+            UserError: the runtime cannot run the artifact, or an output has another shape than in the record.
+        """
         fed = self.prepare(images_BCHW)
         if self.info.batch is None:
             return self._outputs(fed)
@@ -146,5 +150,10 @@ def runtime_module(runtime: str) -> RuntimeModule:
 
 
 def open_artifact(path: Path, *, threads: int = 0) -> ArtifactRunner:
-    """Load an artifact in the runtime named by its record; see `ArtifactRunner`."""
+    """Load an artifact in the runtime named by its record.
+
+    Raises:
+        MissingDependencyError: the runtime is not installed.
+        UserError: the record is missing, the artifact does not match the record, or the runtime cannot load it.
+    """
     return runtime_module(read_record(path).runtime).RUNNER(path, threads=threads)

@@ -46,7 +46,7 @@ class AccuracyControl:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Settings of the quantization of a network, chosen by `iformer.deploy.quantize`."""
+    """Settings of a quantized conversion; `iformer.deploy.quantize` chooses the layers in `kept`."""
 
     images: Tensor
     """Images for the ranges of the activations: uint8 N x C x H x W, at the network's input size."""
@@ -183,7 +183,7 @@ def make_spec(
     """Fold a network and return its spec. If `preprocessing` is None, it is taken from the network's metadata.
 
     Raises:
-        UserError: `network.limits` does not allow the batch or `raw`.
+        UserError: `network.limits` does not allow the batch or `raw`, or the network does not support the size.
     """
     preprocessing = preprocessing or network.metadata.preprocessing
     limits = network.limits
@@ -246,7 +246,7 @@ def embedded(
 
 
 def embedded_hash(found: Mapping[str, str]) -> str:
-    """Return the SHA-256 in hex, as JSON, of the metadata in `EMBEDDED` without `checksum`; ignore other keys."""
+    """Return the SHA-256 in hex of embedded metadata, as JSON; only keys in `EMBEDDED` except `checksum` count."""
     plain = {name: found[name] for name in EMBEDDED if name in found and name != "checksum"}
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 

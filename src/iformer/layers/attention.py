@@ -29,20 +29,20 @@ Activation = Literal["sigmoid", "silu"]
 
 
 def tokens(x_BCHW: Tensor) -> Tensor:
-    """Return B x C x H x W as B x L x C, a view in either memory format."""
+    """Return a map, B x C x H x W, as tokens, B x L x C. The result is a view in either memory format."""
     # permute first: the gradient of `flatten(2).transpose(1, 2)` has strides for which the CPU's batch norm
     # gives a wrong gradient at batch 1 (torch 2.15)
     return x_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def feature_map(x_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
-    """Return B x L x C as B x C x H x W, with the H and W of `like`: the inverse of `tokens`."""
+    """Return tokens, B x L x C, as a map with the H and W of `like_BCHW`: the inverse of `tokens`."""
     batch, _, height, width = like_BCHW.shape
     return x_BLC.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 _MANY_TOKENS = 196
-"""Number of keys from which GPUs use the fused kernel: the smallest number at which it was measured
+"""Smallest number of keys for which GPUs use the fused kernel. Smaller numbers were not measured
 (`docs/benchmarks/gpu.md`)."""
 
 

@@ -45,7 +45,7 @@ class ConvBlock(nn.Module):
         expanded_kernel_size: int | None = None,
         norm: Norm = "batch",
     ) -> Self:
-        """Build a trainable block: depthwise convolution of `kernel_size`, 1x1 up by the ratio, 1x1 down.
+        """Build a trainable block with `channels * expansion_ratio` expanded channels.
 
         With `norm="layer"` the only norm follows the depthwise convolution, as in ConvNeXt.
         """

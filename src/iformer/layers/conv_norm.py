@@ -43,7 +43,7 @@ class ConvNorm(nn.Module):
         """Return one convolution with bias that computes `gain * self(x)` in eval mode.
 
         Args:
-            gain: a factor per output channel, such as a layer scale; None is 1.
+            gain: a factor per output channel, such as a layer scale. None: 1.
         """
         # double precision: the product of three rounded factors would cost parity with the unfolded form
         scale_C = self.norm.weight.detach().double() / (_running(self.norm.running_var) + self.norm.eps).sqrt()
@@ -132,7 +132,10 @@ def fold_conv(conv: nn.Module, gain: Tensor | None = None) -> FoldedConv:
 
     Args:
         conv: a `ConvNorm`, or a convolution with bias.
-        gain: a factor per output channel; None is 1.
+        gain: a factor per output channel. None: 1.
+
+    Raises:
+        TypeError: `conv` is another module.
     """
     if isinstance(conv, ConvNorm):
         return conv.fold(gain)
@@ -158,7 +161,13 @@ def _running(statistic: Tensor | None) -> Tensor:
 
 
 def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> FoldedConv:
-    """Return a convolution with a weight (O x I/groups x K x K) and bias (O), and stride and padding of `like`."""
+    """Return a convolution with a given weight and bias, and with the stride, padding and groups of `like`.
+
+    Args:
+        weight: O x I/groups x K x K.
+        bias: O.
+        like: convolution that defines the other settings.
+    """
     out_channels, in_per_group, kernel_size, _ = weight.shape
     conv = FoldedConv(
         in_per_group * like.groups,
@@ -177,7 +186,10 @@ def convolution(weight: Tensor, bias: Tensor, *, like: nn.Conv2d) -> FoldedConv:
 
 
 def concatenate(convs: list[FoldedConv]) -> FoldedConv:
-    """Return one convolution with the output channels of `convs`, in order; all have the same input and shape."""
+    """Return one convolution that computes the output channels of all `convs`, in order, from their common input.
+
+    Kernel size, stride, padding and groups of all `convs` must be equal.
+    """
     weight = torch.cat([conv.weight for conv in convs])
     bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
     return convolution(weight.detach(), bias.detach(), like=convs[0])

@@ -30,7 +30,8 @@ class FoldedConv(nn.Conv2d):
     """A convolution for inference, with weights that need no gradient."""
 
     _packed: tuple[Any, Tensor] | None = None
-    """Input shape and weight version, and the weight in oneDNN's layout. Not part of copies and state dicts."""
+    """What the packed weight was made for (input shape, weight, threads), and the weight in oneDNN's layout. Not
+    part of copies and state dicts."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self._has_packed_kernel(x):
@@ -56,7 +57,7 @@ class FoldedConv(nn.Conv2d):
         return shortcut + self(x)
 
     def _can_fuse(self, x: Tensor) -> bool:
-        """Return whether the convolution may be fused with the next operation: no hook needs its own output."""
+        """Return whether the next operation may be fused into the convolution, which hooks prevent."""
         return not (self._forward_hooks or self._forward_pre_hooks) and self._has_packed_kernel(x)
 
     def _has_packed_kernel(self, x: Tensor) -> bool:
@@ -119,7 +120,10 @@ def is_matrix_of_pixels(x: Tensor) -> bool:
 
 
 def as_matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the 1x1 convolution of x, B x I x H x W, with a weight O x I x 1 x 1; both maps are channels-last."""
+    """Return the 1x1 convolution of x, B x I x H x W, with a weight O x I x 1 x 1.
+
+    x must be channels-last; the result is channels-last too.
+    """
     assert bias is not None
     batch, channels, height, width = x.shape
     pixels_PI = x.permute(0, 2, 3, 1).reshape(-1, channels)

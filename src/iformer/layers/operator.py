@@ -18,7 +18,7 @@ class AttentionOperator(nn.Module):
     """
 
     def __init__(self, channels: int, config: AttentionConfig, *, residual: ResidualAdd) -> None:
-        """Build for maps of `channels` channels; `residual` adds the attention's output to its input."""
+        """Build the operator for `channels` channels; `residual` adds the input to the attention's output."""
         super().__init__()
 
     def fold(self) -> nn.Module:
@@ -30,6 +30,7 @@ def operator_class(name: str) -> type[AttentionOperator]:
     """Return the class of an operator of `ATTENTION_OPERATORS`.
 
     Raises:
+        KeyError: `ATTENTION_OPERATORS` has no operator of this name.
         TypeError: the operator's row names something that is not an `AttentionOperator`.
     """
     module, _, class_name = ATTENTION_OPERATORS[name].location.partition(":")

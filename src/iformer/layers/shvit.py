@@ -55,7 +55,7 @@ class SHViTAttention(AttentionOperator):
 
 
 class FoldedSHViTAttention(nn.Module):
-    """`SHViTAttention` for inference; the convolution computes q scaled."""
+    """`SHViTAttention` for inference: one 1x1 convolution computes q (scaled), k and v."""
 
     def __init__(self, *, qkv: nn.Conv2d, proj: FoldedConv, head_dim: int, channel_sizes: list[int]) -> None:
         super().__init__()

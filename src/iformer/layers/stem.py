@@ -11,9 +11,9 @@ from iformer.layers.folded_conv import conv_gelu
 
 
 class Stem(nn.Module):
-    """K x K stride 2, GELU, K x K stride 2, GELU, 1x1: B x 3 x H x W to B x C x ceil(H/4) x ceil(W/4).
+    """K x K stride 2, GELU, K x K stride 2, GELU, 1x1: B x C_in x H x W to B x C x ceil(H/4) x ceil(W/4).
 
-    K is 5 in iFormer and 3 before the step "kernel size" in Figure 2.
+    K is 5 in iFormer and 3 before the step "kernel size" in Figure 2. A norm follows each convolution.
     """
 
     def __init__(self, *, conv1: nn.Module, conv2: nn.Module, conv3: nn.Module) -> None:
@@ -24,7 +24,7 @@ class Stem(nn.Module):
 
     @classmethod
     def build(cls, in_channels: int, channels: int, *, kernel_size: int = 5, norm: Norm = "batch") -> Self:
-        """Build a trainable stem with C/2, 2C and C channels."""
+        """Build a trainable stem whose convolutions have C/2, 2C and C output channels; C is `channels`."""
         return cls(
             conv1=conv_norm(in_channels, channels // 2, kernel_size, stride=2, norm=norm),
             conv2=conv_norm(channels // 2, 2 * channels, kernel_size, stride=2, norm=norm),
@@ -41,7 +41,10 @@ class Stem(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """4x4 stride 4 and a norm: B x 3 x H x W to B x C x H/4 x W/4, sides rounded down (baseline of Figure 2)."""
+    """One 4x4 convolution of stride 4, then a norm (baseline of Figure 2).
+
+    Shape: B x C_in x H x W to B x C x floor(H/4) x floor(W/4).
+    """
 
     def __init__(self, *, conv1: nn.Module) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ class PatchStem(nn.Module):
 
     @classmethod
     def build(cls, in_channels: int, channels: int, *, norm: Norm) -> Self:
-        """Build a trainable stem."""
+        """Build a trainable stem with `channels` output channels."""
         return cls(conv1=conv_norm(in_channels, channels, 4, stride=4, norm=norm))
 
     def forward(self, x: Tensor) -> Tensor:

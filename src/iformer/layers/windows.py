@@ -24,7 +24,7 @@ from iformer.config.network import WindowConfig
 from iformer.layers.capture import is_capturing
 
 _NEVER = -1e4
-"""Added to the score of a masked key; its weight is then 0, in half precision too."""
+"""Number added to the score of a masked key, so that the key's softmax weight is 0, also in half precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class Windows:
 
     config: WindowConfig
     height: int
-    """H of the map."""
+    """Height of the map (H)."""
     width: int
-    """W of the map."""
+    """Width of the map (W)."""
 
     @classmethod
     def of(cls, x_BCHW: Tensor, config: WindowConfig | None) -> Self | None:
@@ -59,12 +59,12 @@ class Windows:
 
     @cached_property
     def count(self) -> int:
-        """N: windows of one image."""
+        """Number of windows of one image (N)."""
         return self.padded_height * self.padded_width // self.config.window_size**2
 
     @property
     def is_padded(self) -> bool:
-        """Whether some tokens are padding."""
+        """Whether the windows contain padding, because `window_size` does not divide H or W."""
         return (self.padded_height, self.padded_width) != (self.height, self.width)
 
     def cut(self, x_BCHW: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Windows:
         return strip * self._constant(self._inside.reshape(1, 1, -1, self.config.window_size), strip)
 
     def mask(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys of a strip, B x N*L x D, with one more channel that masks padded keys.
+        """Return queries and keys of a strip, B x N*L x D, with one more channel if padded keys must be masked.
 
         The mask is a channel, not added to the scores, because ncnn cannot add a constant to a batch of windows.
         """
@@ -167,5 +167,5 @@ class Windows:
 
 
 def _channels(x: Tensor, axis: int) -> int:
-    """Return a side as a plain number, in traces too: Core ML's converter cannot always infer it."""
+    """Return the size of an axis as a plain number, also in traces: Core ML's converter cannot always infer it."""
     return int(x.shape[axis])

@@ -135,7 +135,11 @@ class Backbone(TimmInterface):
         _check_input(x, self.config.in_chans)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """Return the feature map of every stage for images, B x in_chans x H x W."""
+        """Return the feature map of every stage for images, B x in_chans x H x W.
+
+        Raises:
+            UserError: `x` has another shape, or a side is too small; see `check_input`.
+        """
         self.check_input(x)
         x = self.stem(x)
         maps = []
@@ -150,6 +154,9 @@ class Backbone(TimmInterface):
         Args:
             until: the last frozen part: "stem", "stage1", "stage2", "stage3" or "backbone"; "none" freezes
                 nothing.
+
+        Raises:
+            KeyError: `until` is none of these.
         """
         stages = FROZEN_PARTS[until]
         self._frozen = () if stages is None else (self.stem, *self.stages[:stages])

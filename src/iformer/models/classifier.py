@@ -59,9 +59,9 @@ class Classifier(Backbone):
         return self.forward_head(self.forward_features(x))
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """In training mode, return the outputs of both heads of a distilled network instead of their mean.
+        """Set whether a distilled network in training mode returns both heads' outputs instead of their mean.
 
-        The training loop of this package calls it. Loops of other libraries get the mean of both heads, which
+        The training loop of this package turns this on. Loops of other libraries get the mean of both heads, which
         trains both.
         """
         self.distilled_training = enable
@@ -69,7 +69,7 @@ class Classifier(Backbone):
             self.head.distilled_training = enable
 
     def get_classifier(self) -> nn.Module:
-        """Return the head."""
+        """Return the head; without classes an `nn.Identity`."""
         return self.head
 
     def reset_classifier(
@@ -78,13 +78,13 @@ class Classifier(Backbone):
         """Replace the head by a randomly initialised head.
 
         Args:
-            num_classes: 0 removes the head.
+            num_classes: number of classes. 0: remove the head.
             global_pool: "avg", or with 0 classes also "": the network returns the last feature map. None: "avg" if
                 there are classes, else the current pool.
             distillation: whether the head has two classifiers. None: the current setting.
 
         Raises:
-            UserError: `global_pool` is unknown, or is "" although there are classes.
+            UserError: `global_pool` is unknown, or is "" although there are classes; or `num_classes` is invalid.
         """
         if distillation is None:
             distillation = self.config.distillation
@@ -95,7 +95,11 @@ class Classifier(Backbone):
         self._set_head(num_classes, distillation=distillation)
 
     def set_global_pool(self, global_pool: GlobalPool) -> None:
-        """Set the pool and keep the head; see `reset_classifier`."""
+        """Set the pool and keep the head; see `reset_classifier`.
+
+        Raises:
+            UserError: `global_pool` is unknown, or is "" although there are classes.
+        """
         self.global_pool = _checked_pool(global_pool, self.num_classes)
 
     def remove_head(self) -> None:

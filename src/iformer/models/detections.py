@@ -17,17 +17,17 @@ from iformer.config.checking import Config, Range, ShareBelowOne
 from iformer.models.letterbox import letterbox
 
 _CANDIDATES = 10
-"""Candidates for non-maximum suppression per detection that may be kept."""
+"""Number of candidates for non-maximum suppression, as a multiple of `SelectionRule.detections`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRule(Config):
-    """Which (point, class) pairs of an image become detections."""
+    """Rule by which (point, class) pairs of an image become detections."""
 
     score_threshold: ShareBelowOne
     """Only pairs with a score above this one are kept."""
     detections: Annotated[int, Range(1, 100_000)]
-    """Largest number of detections of an image."""
+    """Largest number of detections per image."""
     nms_iou: Annotated[float, Range(0, 1, above=True)] | None = None
     """Overlap above which non-maximum suppression, class by class, drops the box with the lower score. None: there
     is no suppression."""
@@ -35,7 +35,7 @@ class SelectionRule(Config):
     def select(self, boxes_A4: Tensor, scores_AK: Tensor, *, min_score: float = 0.0) -> dict[str, Tensor]:
         """Return `boxes` (N x 4), `scores` (N, descending) and `labels` (int64 N) of one image.
 
-        Args: see `select_points`.
+        See `select_points` for the arguments.
         """
         found = self.select_points(boxes_A4, scores_AK, min_score=min_score)
         return {name: value for name, value in found.items() if name != "points"}
@@ -71,7 +71,7 @@ def detect_letterboxed(
     *,
     min_score: float = 0.0,
 ) -> list[dict[str, Tensor]]:
-    """Return the objects on images of any sizes.
+    """Letterbox images of any sizes, run a network on them, and return the detected objects.
 
     Args:
         forward: maps letterboxed images, uint8 B x 3 x H x W, to boxes, B x A x 4 in pixels of the letterbox, and

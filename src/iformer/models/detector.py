@@ -81,7 +81,7 @@ class Detector(nn.Module):
             images: uint8 3 x H x W on any device, each with its own H and W.
             min_score: detections with a lower score are dropped before their masks are computed. The config's
                 `score_threshold` applies too.
-            detections: most detections of an image; None: the config's.
+            detections: largest number of detections per image; None: the config's.
             nms_iou: overlap above which the box with the lower score is dropped, class by class; None:
                 torchvision's 0.5.
 
@@ -123,7 +123,13 @@ class PastedMasks(Sequence[Tensor]):
     """
 
     def __init__(self, maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> None:
-        """Set `maps`, N x 1 x M x M, the masks inside `boxes`, N x 4, and `size`, the image's height and width."""
+        """Store masks that are not pasted yet.
+
+        Args:
+            maps: N x 1 x M x M, each mask stretched over its box.
+            boxes: N x 4: left, top, right, bottom in pixels.
+            size: height and width of the image.
+        """
         self.maps, self.boxes, self.size = maps, boxes, size
 
     def __len__(self) -> int:
@@ -174,7 +180,7 @@ class _Transform(GeneralizedRCNNTransform):
 
 
 def _anchors() -> AnchorGenerator:
-    """Return anchors for each of the five levels: squares of eight strides, and two shapes of the same area."""
+    """Return anchors for each of the five levels: a square of side 8 x stride and two rectangles of its area."""
     return AnchorGenerator(sizes=((32,), (64,), (128,), (256,), (512,)), aspect_ratios=((0.5, 1.0, 2.0),) * 5)
 
 

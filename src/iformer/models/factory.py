@@ -62,20 +62,20 @@ def create_model(
     Args:
         name: a size of `list_models`, or a name of weights, which describe their network: a weight file, a run
             folder, a shipped network or `hf-hub:USER/NAME`; see `iformer.models.weights.resolve`.
-        num_classes: number of classes. None: that of the weights, or 1000. 0: no head, the network returns pooled
-            features.
-        in_chans: input channels. None: those of the weights, or 3.
+        num_classes: number of classes. None: as in the weights, or 1000 without weights. 0: no head, the network
+            returns pooled features.
+        in_chans: number of input channels. None: as in the weights, or 3 without weights.
         distillation: build two classifiers; None follows `name`.
-        drop_path_rate: stochastic depth of the deepest residual.
+        drop_path_rate: drop rate of stochastic depth in the last residual.
         pretrained: use the released ImageNet-1k weights of a size, downloaded once to huggingface_hub's cache.
-            Names on the hub have weights with either value.
+            Weights named by `hf-hub:` are loaded in any case.
         weights: the weights to use with a size: any name that `name` accepts. With `features_only`, the weights
             of a detector or segmenter give their backbone.
         revision: with `pretrained`, the commit, tag or branch of the hub repository.
         entry: which state dict of a training script's file to take, such as `model_ema`.
         features_only: return a `Backbone`, which gives the feature maps of `out_indices`.
-        out_indices: which of the four stages' maps, with `features_only`: indices from 0, negative ones from the
-            last stage; a number n means the last n stages. Stages after the last one of them are not built.
+        out_indices: with `features_only`, the stages whose maps are returned: indices from 0, negative ones from
+            the last stage; a number n means the last n stages. Stages after the last index are not built.
         reset_head: give the network a new, randomly initialised head whatever head the weights have.
         adapt_in_chans: with weights for 3 channels and another `in_chans`, sum (1 channel) or repeat the first
             convolution's kernels, as timm does.
@@ -90,6 +90,7 @@ def create_model(
         UnknownNameError: no such network; the message suggests the nearest names.
         ConfigError: an option is unknown or invalid; the message names it.
         WeightsError: the weights cannot be fetched or read, or do not fit the network.
+        UserError: two sources of weights are given, or `revision` without `pretrained`.
     """
     if pretrained and weights is not None:
         raise UserError("pretrained=True and weights were both given; give one of them")
@@ -152,7 +153,7 @@ def _as_needed(loaded: Weights, *, features_only: bool) -> Weights:
 
 
 def _with_options(config: NetworkConfig, options: dict[str, Any]) -> NetworkConfig:
-    """Return `config` with options of the network, and of every stage and its attention, changed."""
+    """Return `config` with the options applied to the network, to every stage, and to every stage's attention."""
     known = (*_NETWORK_OPTIONS, *_STAGE_OPTIONS, *_ATTENTION_OPTIONS, *_WINDOW_OPTIONS)
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -170,7 +171,7 @@ def _with_options(config: NetworkConfig, options: dict[str, Any]) -> NetworkConf
 
 
 def _renamed(config: NetworkConfig) -> NetworkConfig:
-    """Return `config` under the name of its size with or without distillation."""
+    """Return `config` with the suffix `_distilled` in its name added or removed to match its `distillation`."""
     base = config.name.removesuffix(DISTILLED_SUFFIX)
     if base not in VARIANTS:
         return config
@@ -222,7 +223,7 @@ def _with_weights(
 
 
 def _check_head(config: NetworkConfig, held: NetworkConfig, source: str) -> None:
-    """Raise `WeightsError` unless the weights' head is that of the network."""
+    """Raise `WeightsError` unless the weights have a head with as many classes and classifiers as the network."""
     if held.num_classes == 0:
         what = "has no head"
     elif held.distillation != config.distillation:

@@ -189,14 +189,14 @@ class LightDetector(nn.Module):
         return folded
 
     def points(self, device: torch.device | str = "cpu") -> Tensor:
-        """Return the centres of all cells in the order of the outputs, 2 x A: x and y in pixels of the input."""
+        """Return the centres of all cells, 2 x A (x and y in pixels of the input), in the order of the outputs."""
         height, width = self.config.input_size
         device = torch.device(device)
         return torch.cat([level_points(height // s, width // s, s, device=device) for s in self.config.strides], 1)
 
     @property
     def rule(self) -> SelectionRule:
-        """How detections are selected from the outputs."""
+        """Rule that selects detections from the network's outputs."""
         config = self.config
         return SelectionRule(
             score_threshold=config.score_threshold,
@@ -208,7 +208,7 @@ class LightDetector(nn.Module):
     def detect(
         self, images: Sequence[Tensor], *, min_score: float = 0.0, rule: SelectionRule | None = None
     ) -> list[dict[str, Tensor]]:
-        """Return the objects on images of any sizes; the network must be in eval mode.
+        """Return the objects detected in images of any sizes; the network must be in eval mode.
 
         Args:
             images: uint8 3 x h x w, RGB, each of its own size.

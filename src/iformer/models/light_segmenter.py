@@ -59,7 +59,7 @@ class LightSegmenter(nn.Module):
 
 
 class LightSegmentationHead(nn.Module):
-    """Head from the levels of a pyramid, finest first, to logits of the finest level's size.
+    """Head that maps the levels of a pyramid, finest first, to logits of the finest level's size.
 
     Shape: maps B x C x h_i x w_i to B x K x h_0 x w_0.
     """

@@ -50,7 +50,7 @@ class Segmenter(nn.Module):
 
 
 class SemanticHead(nn.Module):
-    """Head from the levels of a pyramid, finest first, to logits of the finest level's size.
+    """Head that maps the levels of a pyramid, finest first, to logits of the finest level's size.
 
     Steps of convolution, group norm, ReLU and bilinear upsampling bring each map to the size of the finest map,
     which takes one step without upsampling. A 1x1 convolution of the sum of the maps computes the logits.

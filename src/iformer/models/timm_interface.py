@@ -135,7 +135,7 @@ class TimmInterface(nn.Module):
             prune_head: also remove the head. The head is always removed together with the last stage.
 
         Returns:
-            `indices` counted from 0.
+            The stages of `indices`, counted from 0.
 
         Raises:
             UserError: a stage does not exist.
@@ -169,13 +169,13 @@ class TimmInterface(nn.Module):
         return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
+        """Set whether each block is recomputed in the backward pass, which saves the memory of its activations."""
         for stage in self.stages:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
 
 def stage_indices(indices: Indices, stages: int, *, name: str = "out_indices") -> tuple[int, ...]:
-    """Return indices counted from 0.
+    """Convert `indices` to a tuple of stage indices counted from 0.
 
     Args:
         indices: see `Indices`.

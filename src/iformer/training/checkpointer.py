@@ -34,7 +34,10 @@ class Checkpointer:
         provenance: dict[str, Any],
         is_main: bool,
     ) -> None:
-        """`identity` is stored with the state, `provenance` with the networks; see `records.provenance`."""
+        """Store what to write: `identity` goes into the state, `provenance` into the networks' metadata.
+
+        See `iformer.training.records.provenance` for both.
+        """
         self.job, self.files, self.state = job, files, state
         self.identity, self.provenance, self.is_main = identity, provenance, is_main
 

@@ -74,6 +74,7 @@ def launch(device: str, precision: str) -> tuple[Any, RankContext]:
         The Accelerator, and the context of this rank.
 
     Raises:
+        MissingDependencyError: Accelerate is not installed.
         UserError: the device does not exist, or the launcher's variables do not describe a process group.
     """
     accelerate = require("accelerate", extra="train")

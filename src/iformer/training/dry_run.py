@@ -65,9 +65,9 @@ class DryRun:
     recipe: str
     parameters: int
     gmacs: float
-    """GMACs of one image at the recipe's size."""
+    """Multiply-accumulates of the network for one image at the recipe's size, in billions."""
     teacher_gmacs: float
-    """GMACs of the teacher for one image; 0 without a teacher."""
+    """Multiply-accumulates of the teacher for one image, in billions; 0 without a teacher."""
     device: str
     precision: str
     batch_size: int
@@ -98,6 +98,7 @@ def dry_run(job: TrainJob) -> DryRun:
     Building the job has already checked the data and fetched the weights of network and teacher.
 
     Raises:
+        MissingDependencyError: Accelerate or torchmetrics is not installed.
         UserError: there is not enough disk space, or the job cannot run.
     """
     require("accelerate", extra="train")

@@ -17,8 +17,8 @@ from iformer.training.state import TrainState, last_good_step
 class FiniteGuard:
     """Checks the losses and weights of a run.
 
-    Reading a loss from a GPU waits for it, so only a single process on the CPU checks each loss at once. Otherwise
-    the number of the first bad step is kept on the device and checked before each save and log record.
+    Reading a loss from a GPU makes the CPU wait, so only a single process on the CPU checks each loss at once.
+    Otherwise the number of the first bad step is kept on the device and checked before each save and log record.
     """
 
     def __init__(self, files: RunFolder, state: TrainState, context: RankContext) -> None:

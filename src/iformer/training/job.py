@@ -77,7 +77,7 @@ class TrainJob(RunSettings):
     task: Task
     """Loss and primary metric."""
     workload: Callable[[TrainJob, RankContext], Workload]
-    """Builds this rank's batches, evaluation and report."""
+    """Function that builds the `Workload` of this rank: batches, evaluation and report."""
     model: nn.Module
     """Any network that the task's loss accepts. `iformer.load` can read only checkpoints of iFormer networks."""
     model_name: str

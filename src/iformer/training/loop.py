@@ -182,7 +182,7 @@ class _Run:
             self._stop_on_signal(self.signals.poll()[0])
 
     def stops_early(self) -> bool:
-        """Return whether the primary metric has not improved for `recipe.patience` epochs."""
+        """Return whether the primary metric has not improved for `recipe.patience` epochs; if so, print this."""
         patience, best = self.recipe.patience, self.progress.best
         if patience is None or not best or self.progress.epoch - best["epoch"] < patience:
             return False

@@ -32,7 +32,7 @@ _SMOOTHING = 0.9
 _DIVERGED = 3.0
 """The test ends when the smoothed loss exceeds the smallest smoothed loss by this factor."""
 _FEWEST = 10
-"""Smallest number of steps from which a learning rate is suggested."""
+"""Smallest number of finished steps with which a learning rate is suggested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ def find_lr(job: TrainJob, *, steps: int = STEPS) -> LearningRates:
         steps: number of optimizer steps; the test ends earlier if the loss explodes.
 
     Raises:
+        MissingDependencyError: Accelerate is not installed.
         UserError: the loss explodes in the first steps, or the job cannot run.
     """
     require("accelerate", extra="train")
@@ -86,7 +87,7 @@ def find_lr(job: TrainJob, *, steps: int = STEPS) -> LearningRates:
 
 
 def steepest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Return the rate with the steepest fall of the loss over log(rate), among rates before the smallest loss."""
+    """Return the rate at which the loss over log(rate) falls most steeply, before the loss reaches its minimum."""
     lowest = max(int(np.argmin(losses)), 2)
     slopes = np.gradient(np.asarray(losses[: lowest + 1]), np.log(rates[: lowest + 1]))
     return float(rates[int(np.argmin(slopes))])

@@ -70,7 +70,7 @@ def _lr_scales(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     """Return the learning-rate factor of each parameter by name.
 
     The last block of the backbone has the factor `layer_decay`, the block before it `layer_decay ** 2`, and so on
-    down to the stem.
+    down to the stem. Parameters outside the backbone, and its classifier, have the factor `head_lr`.
     """
     from timm.models import group_parameters
 

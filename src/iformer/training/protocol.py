@@ -92,7 +92,7 @@ class Workload(ABC):
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Batch:
-        """Move a batch to the device, augmented as `Task.loss` expects. The loop has seeded all generators."""
+        """Return a batch on the device, augmented as `Task.loss` expects. The caller has seeded all generators."""
 
     @abstractmethod
     def evaluate(self, network: nn.Module, *, precision: Precision) -> Evaluation:

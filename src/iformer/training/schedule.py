@@ -18,7 +18,7 @@ class RunLength:
     """Number of epochs and steps: `recipe.epochs` whole epochs, or `recipe.max_steps` if that is less."""
 
     def __init__(self, recipe: Recipe, *, steps_per_epoch: int) -> None:
-        """`steps_per_epoch` counts optimizer steps."""
+        """Compute the length from the recipe; `steps_per_epoch` is a number of optimizer steps."""
         self.steps_per_epoch = steps_per_epoch
         whole = recipe.epochs * steps_per_epoch
         self.steps = whole if recipe.max_steps is None else min(whole, recipe.max_steps)

@@ -22,9 +22,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 """Signals that schedulers send before they kill a job: SIGTERM, and SIGUSR1 as an early warning."""
 
 RAISE_AFTER, EXIT_AFTER = 15.0, 25.0
-"""Seconds after a signal. After the first, a run that has not finished its step (because it evaluates or waits for
-images) is interrupted by an exception. After the second, a run that still hangs (it waits for another rank) is
-ended without clean-up."""
+"""Two times in seconds after a signal. After `RAISE_AFTER`, a run that has not finished its step (because it
+evaluates or waits for images) is interrupted by an exception. After `EXIT_AFTER`, a run that still hangs (because
+it waits for another rank) is ended; only unfinished files and locks are removed."""
 
 QUICK = 2.0
 """Seconds after an interrupt during which a further Ctrl-C is ignored."""

@@ -105,7 +105,12 @@ def seed_everything(*numbers: int) -> None:
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
-    """Raise `ConfigError` unless ranks and micro-batches get equal shares of the batch, in whole mixing groups."""
+    """Check that the batch splits evenly over ranks and micro-batches.
+
+    Raises:
+        ConfigError: a micro-batch would not be a whole number of images, or not a multiple of
+            `recipe.images_per_group`.
+    """
     passes = world_size * recipe.grad_accum
     if recipe.batch_size % passes:
         raise ConfigError(

@@ -44,6 +44,9 @@ def write(spec: ExportSpec, path: Path) -> dict[str, Any]:
 
     Mean and std are applied inside the program, because Core ML's own normalisation has one scale for all
     channels. A classifier with class names also returns a label and one probability per class.
+
+    Raises:
+        UserError: the network has another number of channels than 1 or 3, and `spec.raw` is not set.
     """
     coremltools = require("coremltools", extra=EXTRA)
     if not spec.raw and spec.channels not in (1, 3):
@@ -146,7 +149,7 @@ class CoreMLRunner(ArtifactRunner):
         return found
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Run the model once; see `ArtifactRunner.run`."""
         value: Any = fed.numpy()
         if self.info.input_dtype == "image":
             pixels = fed[0].permute(1, 2, 0).numpy()
@@ -172,7 +175,7 @@ class CoreMLReference(ArtifactRunner):
         return found
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Evaluate the program once; see `ArtifactRunner.run`."""
         found = evaluate_program(self.function, {self.info.input_name: fed})
         return [found[name].numpy() for name in self.info.outputs.values()]
 

@@ -167,7 +167,7 @@ class ExecuTorchRunner(ArtifactRunner):
         return _stored_metadata(self.program)
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Run the program once; see `ArtifactRunner.run`."""
         return [output.numpy() for output in self.method.execute([fed])]
 
 
@@ -182,7 +182,7 @@ class CoreMLDelegateReference(ArtifactRunner):
     )
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Read the program's only delegate."""
+        """Read Core ML's program from the artifact's only delegate."""
         serialized = require("executorch.exir._serialize._program", extra=EXTRA)
         package = _backend_module("apple.coreml.executorchcoreml")
         content = self.path.read_bytes()
@@ -196,7 +196,7 @@ class CoreMLDelegateReference(ArtifactRunner):
         return _stored_metadata(runtime.Runtime.get().load_program(content))
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Evaluate the delegate's program once; see `ArtifactRunner.run`."""
         (name,) = self.names["inputNames"]
         found = evaluate_program(self.function, {name: fed.float()})
         return [found[name].numpy() for name in self.names["outputNames"]]

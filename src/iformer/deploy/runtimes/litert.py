@@ -74,7 +74,7 @@ class LiteRtRunner(ArtifactRunner):
         return found
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Run the interpreter once; see `ArtifactRunner.run`."""
         found = self.signature(**{self.info.input_name: fed.numpy()})
         return [found[name] for name in self.info.outputs.values()]
 

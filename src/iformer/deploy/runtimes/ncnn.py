@@ -72,7 +72,7 @@ class NcnnRunner(ArtifactRunner):
         return images_BCHW.permute(0, 2, 3, 1).contiguous()
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Run the network once; see `ArtifactRunner.run`."""
         extractor = self.net.create_extractor()
         extractor.input(self.info.input_name, self._mat(fed[0].numpy()))
         found = []

@@ -113,7 +113,7 @@ class OnnxRunner(ArtifactRunner):
         return found
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Run the session once; see `ArtifactRunner.run`."""
         outputs: Sequence[Any] = self.session.run(
             list(self.info.outputs.values()), {self.info.input_name: fed.numpy()}
         )
@@ -186,7 +186,7 @@ def _halve_last(proto: Any) -> None:
 
 
 def _lower_to_17(proto: Any) -> None:
-    """Rewrite a model from operator set 18 to set 17. `onnx.checker` refuses operations that this does not cover.
+    """Rewrite a model from operator set 18 to set 17. `onnx.checker` refuses operations that are not rewritten.
 
     Set 18 turned the axes of reductions from an attribute into an input, and added the attribute `num_outputs` to
     Split, which is redundant.

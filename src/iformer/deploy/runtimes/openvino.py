@@ -70,7 +70,7 @@ class OpenVinoRunner(ArtifactRunner):
         return {key: str(model.get_rt_info([SECTION, key]).value) for key in keys}
 
     def run(self, fed: Tensor) -> Sequence[Any]:
-        """See `ArtifactRunner.run`."""
+        """Run the compiled model once; see `ArtifactRunner.run`."""
         found = self.compiled({self.info.input_name: fed.numpy()})
         return [found[name] for name in self.info.outputs.values()]
 

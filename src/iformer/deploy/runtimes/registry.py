@@ -91,7 +91,10 @@ class Runtime:
     """ExecuTorch only: the backend to which `precisions` and `title` belong."""
 
     def with_backend(self, name: str | None) -> Runtime:
-        """Return the runtime with one of its backends, a name in `BACKENDS`; None means the default backend.
+        """Return the runtime for one of its backends.
+
+        Args:
+            name: name of the backend in `BACKENDS`. None: keep the current backend.
 
         Raises:
             UnknownNameError: the backend is unknown.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from iformer.deploy.spec import ExportSpec
 
 MAX_TAPS = 25
-"""Largest number of weights per channel for which XNNPACK has a depthwise kernel. Larger depthwise convolutions
-run in its general convolution: 7 x 7 takes 23x the time of 5 x 5 (`docs/benchmarks/inference.md`)."""
+"""Largest number of weights per channel for which XNNPACK has a depthwise kernel. XNNPACK runs larger depthwise
+convolutions as general ones: 7 x 7 takes 23x the time of 5 x 5 (`docs/benchmarks/inference.md`)."""
 
 
 class SplitDepthwise(nn.Module):
@@ -44,7 +44,7 @@ class SplitDepthwise(nn.Module):
 def for_xnnpack(spec: ExportSpec) -> ExportSpec:
     """Return the spec with large depthwise convolutions replaced by `SplitDepthwise`; a plain spec is unchanged.
 
-    Replaced layers in the calibration's `kept` are replaced by the names of their parts.
+    In the calibration's `kept`, the name of a replaced layer becomes the names of its parts.
     """
     if spec.plain:
         return spec

@@ -42,7 +42,7 @@ _HEAD = "head."
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights of a network of any task by our key names, in the precision of their file."""
+    """Weights of a network of any task, under this package's key names and in the precision of their file."""
 
     source: str
     """File or hub repository from which the weights were read, for messages."""
@@ -91,16 +91,17 @@ def save(
     """Write a network and its metadata to one `.safetensors` file, in one step.
 
     Args:
-        model: a `Classifier`, `Backbone`, `Detector` or `Segmenter` that is not folded, on any device.
+        model: a `Classifier`, `Backbone`, `Detector`, `LightDetector`, `Segmenter` or `LightSegmenter` that is not
+            folded, on any device.
         path: the file, in an existing folder. An existing file is replaced.
         dtype: `torch.float16` or `torch.bfloat16` halves the file: kernels and matrices are stored in this type,
             while norms, statistics, biases and layer scales keep their precision. None changes no value.
         fields: fields of `Metadata` that replace those of `model.metadata`.
 
     Raises:
-        UserError: `model` is not an iFormer network, or is folded.
-        WeightsError: a weight does not fit into `dtype`, or the number of class names is not the number of
-            classes.
+        UserError: `model` is not an iFormer network, is folded, or lacks stages of its config.
+        WeightsError: `path` does not end in `.safetensors`, a weight does not fit into `dtype`, or the number of
+            class names is not the number of classes.
         ConfigError: a metadata field is unknown or invalid.
         OutputError: the file cannot be written.
     """
@@ -131,7 +132,20 @@ def write_checkpoint(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write weights by our key names as a checkpoint; see `save`."""
+    """Write weights under this package's key names as a checkpoint.
+
+    Args:
+        path: the file, in an existing folder. An existing file is replaced.
+        state_dict: the weights.
+        config: config of the network.
+        metadata: metadata of the network.
+        dtype: see `save`.
+
+    Raises:
+        WeightsError: `path` does not end in `.safetensors`, a weight does not fit into `dtype`, the number of
+            class names is not the number of classes, or JSON cannot hold the metadata.
+        OutputError: the file cannot be written.
+    """
     if Path(path).suffix != SUFFIX:
         raise WeightsError(f"{path}: the name of a checkpoint ends in {SUFFIX}")
     header = {"format": FORMAT, **write_header(config, metadata, source=str(path))}
@@ -143,6 +157,9 @@ def stored_tensors(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None =
 
     Vectors keep their precision: they are one percent of the file, and a running variance or a layer scale of
     1e-6 does not survive half precision.
+
+    Raises:
+        WeightsError: a tensor has values that `dtype` cannot hold.
     """
     stored = {}
     for key, tensor in state_dict.items():
@@ -172,6 +189,10 @@ def build_network(weights: Weights, *, features_only: bool = False, out_indices:
     Returns:
         The network in training mode, in fp32, on the CPU. With `features_only` a `Backbone` that returns the
         maps of `out_indices`.
+
+    Raises:
+        WeightsError: the weights do not fit their config; see `load_strict`.
+        UserError: `out_indices` names a stage that does not exist, or is empty.
     """
     if features_only:
         weights = weights.backbone()
@@ -190,7 +211,7 @@ def build_network(weights: Weights, *, features_only: bool = False, out_indices:
 
 
 def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Load copies of weights into `model`, which may be on the meta device: fp32, counters as int64.
+    """Load copies of weights into `model`, as fp32, counters as int64. `model` may be on the meta device.
 
     Raises:
         WeightsError: a key is missing, extra or misshapen, or a tensor has the wrong kind of number or values that
@@ -224,7 +245,7 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
 
 
 def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor."""
+    """Return the shape of each tensor by its key."""
     return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 
@@ -252,7 +273,13 @@ def check_fit(
     source: str,
     network: str,
 ) -> None:
-    """Compare keys and shapes.
+    """Check that weights have the expected keys and shapes.
+
+    Args:
+        expected: shape by key of the network.
+        found: shape by key of the weights.
+        source: name of the weights in the message.
+        network: name of the network in the message.
 
     Raises:
         WeightsError: keys are missing, unexpected or misshapen; one message lists all three.

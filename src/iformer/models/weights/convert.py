@@ -72,8 +72,10 @@ def convert_file(
 
     Raises:
         UnknownNameError: `source` or `model` is not known.
+        UserError: `to` is not a format.
         WeightsError: the weights cannot be read, are of another size than `model`, or are of a network that the
-            target's code does not have; `out` exists; or the number of class names is not the number of classes.
+            target's code does not have; `out` exists or has a wrong suffix; or the number of class names is not
+            the number of classes.
         OutputError: `out` cannot be written.
     """
     if to not in FORMATS:

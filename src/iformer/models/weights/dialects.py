@@ -96,7 +96,7 @@ def key_map(config: NetworkConfig, dialect: Foreign) -> dict[str, str]:
 
 
 def from_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Return timm's state dict of a network by our key names; no value is changed.
+    """Convert a state dict from timm's key names to this package's; no value is changed.
 
     Raises:
         WeightsError: a key is missing, extra or misshapen; the message lists such keys by timm's names.
@@ -105,12 +105,16 @@ def from_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
 
 
 def from_authors(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Return the authors' state dict of a network by our key names; see `from_timm`."""
+    """Convert a state dict from the authors' key names to this package's; no value is changed.
+
+    Raises:
+        WeightsError: a key is missing, extra or misshapen; the message lists such keys by the authors' names.
+    """
     return from_foreign(state_dict, config, "authors")
 
 
 def to_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Return our state dict of a network by timm's key names; no value is changed.
+    """Convert a state dict from this package's key names to timm's; no value is changed.
 
     Raises:
         WeightsError: a key is missing, extra or misshapen, or timm cannot compute the network, for example
@@ -120,14 +124,22 @@ def to_timm(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str
 
 
 def to_authors(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Return our state dict of a network by the authors' key names; see `to_timm`."""
+    """Convert a state dict from this package's key names to the authors'; no value is changed.
+
+    Raises:
+        WeightsError: a key is missing, extra or misshapen, or the authors' code cannot compute the network.
+    """
     return _to_foreign(state_dict, config, "authors")
 
 
 def from_foreign(
     state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect: Foreign, source: str = ""
 ) -> dict[str, Tensor]:
-    """Return a state dict of either dialect by our key names; `source` names the file in errors."""
+    """Convert a state dict from a dialect's key names to this package's; `source` names the file in errors.
+
+    Raises:
+        WeightsError: a key is missing, extra or misshapen; the message lists such keys by the dialect's names.
+    """
     check_fit(
         dialect_shapes(config, dialect),
         shapes_of(state_dict),
@@ -192,7 +204,7 @@ def _is_gamma(ours: str) -> bool:
 
 
 def _parts(config: NetworkConfig, dialect: Dialect) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield our prefix, their prefix and the names of the tensors behind them for each module with weights."""
+    """Yield (our prefix, their prefix, our tensor name -> their tensor name) for each module with weights."""
     for number, theirs in enumerate(dialect.stem, start=1):
         yield f"stem.conv{number}", theirs, _CONV_NORM
     layer_scale = config.layer_scale_init is not None

@@ -18,7 +18,7 @@ from iformer.errors import WeightsError, listed
 from iformer.models.weights.recognition import MARKERS, recognise
 
 ENTRIES = ("model", "state_dict", "model_state_dict", "net", "network", "module", "student")
-"""Keys of the weights themselves, most preferred first."""
+"""Keys under which training scripts store the weights themselves, most preferred first."""
 _AVERAGES = ("ema", "averag", "swa", "shadow", "teacher")
 """Words in the keys of averages and of other networks, which are taken only if the file holds nothing else."""
 _WRAPPERS = ("module", "_orig_mod")
@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Short name, by which `select_entry` takes the entry."""
+        """Short name of the entry, as accepted by `select_entry`."""
         return ".".join(part for part in self.path if part not in _WRAPPERS) or "the file itself"
 
     @property
@@ -54,7 +54,7 @@ class Entry:
 
 
 def select_entry(content: Any, entry: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the state dict of a network, without prefixes, and other keys of that state dict.
+    """Return a network's state dict without key prefixes, and the keys next to it that are not the network's.
 
     Args:
         content: the content of the file.

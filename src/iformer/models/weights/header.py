@@ -30,7 +30,8 @@ from iformer.errors import ConfigError, WeightsError, one_line, printable
 FORMAT = "iformer-1"
 FORMAT_FAMILY = "iformer-"
 _MAX_CONFIG, _MAX_METADATA = 200_000, 6_000_000
-"""Characters of JSON in a header: a config has 10,000 at most, metadata of 20,000 classes 3 million."""
+"""Largest number of characters of JSON that is read from a header. A config has at most 10,000 characters,
+metadata of 20,000 classes 3 million."""
 _MAX_DEPTH = 32
 
 Config = NetworkConfig | DetectorConfig | LightDetectorConfig | SegmenterConfig | LightSegmenterConfig
@@ -108,13 +109,13 @@ NETWORKS = [
 
 
 def row_of(config: object, task: str = "") -> NetworkRow | None:
-    """Return the row of networks with this config, of `task` if there are several; None if there is no row."""
+    """Return the row of `NETWORKS` for a config; `task` decides between several rows. None: there is no row."""
     rows = [row for row in NETWORKS if isinstance(config, row.config)]
     return next((row for row in rows if row.task == task), rows[0] if rows else None)
 
 
 def backbone_config(config: Config) -> NetworkConfig:
-    """Return the config of the backbone, which for a classifier is its own config."""
+    """Return the config of a network's backbone; for a classifier, this is `config` itself."""
     return config if isinstance(config, NetworkConfig) else config.backbone
 
 
@@ -135,7 +136,7 @@ def write_header(config: Config, metadata: Metadata, *, source: str) -> dict[str
 
 
 def is_checkpoint_header(header: Mapping[str, str]) -> bool:
-    """Return whether a safetensors header is that of a checkpoint, of this version or a later one."""
+    """Return whether a safetensors header names a format of this package, in this version or a later one."""
     return header.get("format", "").startswith(FORMAT_FAMILY)
 
 

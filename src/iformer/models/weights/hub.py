@@ -64,7 +64,10 @@ class HubFile:
 
 
 def parse_hub_name(name: str) -> HubFile | None:
-    """Return the file that `hf-hub:USER/NAME`, with optional `/FILE` and `@REVISION`, names; None for other names.
+    """Parse a name on the hub: `hf-hub:USER/NAME`, with optional `/FILE` and `@REVISION`.
+
+    Returns:
+        The named file. None if the name does not begin with `hf-hub:`.
 
     Raises:
         WeightsError: the name begins with `hf-hub:`, but does not have this form.
@@ -86,7 +89,7 @@ def _invalid(name: str) -> WeightsError:
 
 
 def fetch(wanted: HubFile) -> Path:
-    """Return the local path of a file on the hub, which is downloaded unless it is in the cache.
+    """Return the local path of a file on the hub. The file is downloaded unless the cache holds it.
 
     Raises:
         WeightsError: the file cannot be fetched; one line names the repository, the reason and what to do.
@@ -165,7 +168,8 @@ def upload(repo: str, contents: Mapping[str, bytes | Path], *, private: bool, me
         The repository's address, and the commit.
 
     Raises:
-        WeightsError: the hub refuses, or cannot be reached; one line gives the reason and what to do.
+        WeightsError: `repo` or `message` is invalid, or the hub refuses or cannot be reached; one line gives the
+            reason.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise WeightsError(f"'{repo}' is not a name on the hub; expected USER/NAME")
@@ -195,7 +199,7 @@ def upload(repo: str, contents: Mapping[str, bytes | Path], *, private: bool, me
 
 
 def released(name: str) -> Release:
-    """Return where the released weights of a network are.
+    """Return the repository and the accuracy of a network's released weights.
 
     Raises:
         UnknownNameError: no such network.
@@ -229,7 +233,12 @@ def fetch_released(name: str, revision: str | None = None) -> Path:
 
 
 def read_released(name: str, revision: str | None = None) -> Weights:
-    """Read a network's released weights, with ImageNet's class names and the published accuracy."""
+    """Read a network's released weights, with ImageNet's class names and the published accuracy.
+
+    Raises:
+        UnknownNameError: no such network.
+        WeightsError: the network has no released weights, or they cannot be fetched or read.
+    """
     path = fetch_released(name, revision)
     found = released(name)
     metadata = Metadata(
@@ -278,7 +287,7 @@ def _described_by_timm(metadata: Metadata, wanted: HubFile, num_classes: int) ->
 
 
 def describe_by_timm(metadata: Metadata, path: Path, num_classes: int, *, source: str) -> Metadata:
-    """Return metadata with the preprocessing and class names of a `config.json` in timm's form.
+    """Return `metadata` with the preprocessing and class names of timm's `config.json` at `path`.
 
     Raises:
         WeightsError: the file is invalid; `source` names it in the message.

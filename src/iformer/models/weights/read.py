@@ -26,7 +26,7 @@ from iformer.models.weights.recognition import differences, recognise, recognise
 from iformer.models.weights.safetensors_file import open_safetensors, unreadable
 
 _MAX_TENSORS = 100_000
-"""Most tensors in a file; the largest network that a config allows has fewer."""
+"""Largest number of tensors in a file; the largest network that a config allows has fewer."""
 
 
 def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> Weights:
@@ -113,7 +113,11 @@ def _from_script(path: Path, content: Any, header: dict[str, str], entry: str | 
 
 
 def _for_channels(metadata: Metadata, config: Config, source: str) -> Metadata:
-    """Return metadata with one mean and std per input channel; old files and those of other codes have RGB's."""
+    """Return metadata with a mean and std for each input channel, adapted from RGB if necessary.
+
+    Raises:
+        WeightsError: the number of channels of the preprocessing is neither 3 nor the network's.
+    """
     channels = backbone_config(config).in_chans
     preprocessing = metadata.preprocessing.with_channels(channels)
     if len(preprocessing.mean) != channels:

@@ -18,7 +18,7 @@ MARKERS: dict[Format, str] = {
     "timm": "stem.conv1.c.weight",
     "authors": "downsample_layers.0.0.c.weight",
 }
-"""The key of the first convolution's kernel, which every network of a format has."""
+"""Key of the first convolution's kernel in each format; every network has this key."""
 _FOLDED = ("stem.conv1.weight", "downsample_layers.0.0.weight")
 
 
@@ -26,7 +26,7 @@ def recognise(state_dict: Mapping[str, Any]) -> Format:
     """Return the format whose key names a state dict has.
 
     Raises:
-        WeightsError: the keys are of no format; the message shows some of them.
+        WeightsError: the keys match no format; the message shows some of them.
     """
     for name, marker in MARKERS.items():
         if marker in state_dict:

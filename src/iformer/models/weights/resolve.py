@@ -73,7 +73,7 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
         entry: which state dict of a training script's file to take, such as `model_ema`.
 
     Raises:
-        UserError: `name` is neither a text nor a path.
+        UserError: `name` is neither a text nor a path, or `entry` is given for a size or an artifact.
         UnknownNameError: the name is not known; the message suggests the nearest names.
         WeightsError: the file or folder does not exist, is damaged, or holds no iFormer.
     """
@@ -154,7 +154,8 @@ def load(
         `Backbone`.
 
     Raises:
-        UnknownNameError: the name means nothing; the message suggests the nearest names.
+        UnknownNameError: the name is not known; the message suggests the nearest names.
+        UserError: the name is that of an exported artifact, or `out_indices` is invalid.
         WeightsError: the weights cannot be found, fetched or read, or do not fit their description; missing, extra
             and misshapen keys are listed.
         ConfigError: the design or its settings do not exist for this network.
@@ -200,7 +201,7 @@ def is_known_folder(name: str) -> bool:
 
 
 def _by_name(name: str, entry: str | None) -> Size | Weights | None:
-    """Resolve a name that is not a path."""
+    """Return what a name other than a path means; None if it is none of the known names."""
     if name in list_models():
         return Size(name=name)
     if name in (shipped := shipped_checkpoints()):

@@ -36,7 +36,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def _open(path: str) -> Any:
-    """Open a file, and again if it was replaced meanwhile: header and tensors are opened one after the other."""
+    """Open a file; try again if it was replaced meanwhile, because header and tensors are opened separately."""
     for _ in range(_ATTEMPTS - 1):
         before = _identity(path)
         try:

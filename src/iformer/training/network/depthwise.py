@@ -22,7 +22,7 @@ from iformer.layers.capture import is_capturing
 from iformer.training.network.precision import Precision
 
 _ONEDNN_IS_FAST_TO = 3
-"""Largest kernel size for which oneDNN has a fast weight gradient; such layers are left as they are."""
+"""Largest kernel size for which oneDNN has a fast weight gradient. Only layers with larger kernels are changed."""
 
 _TYPES = (torch.float32, torch.bfloat16)
 """Input types that autocast converts to bf16."""
@@ -97,7 +97,7 @@ def weight_gradient(input: Tensor, gradient: Tensor, kernel_size: int) -> Tensor
     Args:
         input: B x C x H x W.
         gradient: gradient of the output, of the same shape and type.
-        kernel_size: odd.
+        kernel_size: side of the kernel, an odd number.
 
     Returns:
         C x 1 x kernel_size x kernel_size, summed over images and tiles in fp32 (fp64 if the input is fp64).

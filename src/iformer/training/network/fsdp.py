@@ -47,7 +47,7 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(reference: Tensor | None, tensor: Tensor) -> Tensor:
-    """Shard a whole tensor like `reference`; return `tensor` itself if `reference` is not sharded or misshapen."""
+    """Return a whole tensor sharded like `reference`; unchanged if `reference` is whole or has another shape."""
     if isinstance(reference, DTensor) and tensor.shape == reference.shape:
         return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
     return tensor

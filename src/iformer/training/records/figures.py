@@ -32,6 +32,10 @@ def draw_curves(
 
     Returns:
         `path`, a PNG file.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
     figure = new_figure(13.5, 4.3)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -66,7 +70,7 @@ def draw_curves(
 
 
 def _rate_format(largest: float) -> Callable[[float, int], str]:
-    """Return a tick formatter that gives all learning rates the exponent of the largest; none from 0.001 on."""
+    """Return a tick formatter that writes all rates with the exponent of `largest`, from 0.001 on without one."""
     exponent = 0 if largest >= 1e-3 or largest <= 0 else math.floor(math.log10(largest))
     return lambda value, _position: f"{value / 10**exponent:g}" + (f"e{exponent}" if exponent and value else "")
 
@@ -95,7 +99,7 @@ def _mark_sizes(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
 
 
 def finish_axes(axes: Axes, title: str, unit: str, *, legend: bool = True) -> None:
-    """Style axes like the other figures: title, unit of the vertical axis, grid and legend."""
+    """Style axes like those of the other figures: title, unit of the vertical axis, grid and legend."""
     axes.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
     axes.set_ylabel(unit, color=FAINT)
     axes.grid(color=_GRID, linewidth=0.8)
@@ -111,7 +115,11 @@ def finish_axes(axes: Axes, title: str, unit: str, *, legend: bool = True) -> No
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, `width` x `height` inches, that uses no pyplot state and opens no window."""
+    """Return an empty figure, `width` x `height` inches, that uses no pyplot state and opens no window.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     figure: Figure = require("matplotlib.figure", extra="train").Figure(
         figsize=(width, height), layout="constrained"
     )
@@ -119,7 +127,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure atomically as PNG; return `path`."""
+    """Write a figure atomically as PNG; return `path`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     with replacing(path) as file, warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Glyph"

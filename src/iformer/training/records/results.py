@@ -18,7 +18,7 @@ class Evaluation:
     """Metrics of a network on a set of images. Each task has a subclass with its own metrics."""
 
     metrics: dict[str, Any]
-    """Number of `images`, the task's metrics (shares in percent) and `per_class`."""
+    """Metrics by name: the number of `images`, the task's metrics (shares in percent) and `per_class`."""
 
     split: str = "val"
     """Name of the evaluated images: `val`, `train` or `all`."""
@@ -62,7 +62,7 @@ class TrainResult(os.PathLike[str]):
     """The run folder; see `iformer.training.records.run_folder` for the files in it."""
     model_name: str
     data_name: str
-    """The data as the user named it: `elpv` or a folder."""
+    """The data as the user named it: a folder, a table, an archive, shards, `elpv` or another name."""
     recipe: Recipe
     recipe_name: str
     parameters: int
@@ -74,7 +74,7 @@ class TrainResult(os.PathLike[str]):
     """`epoch`, `step` and metrics of the checkpoint `best`. The metrics are optimistic, because the checkpoint was
     selected on the same validation split."""
     history: list[dict[str, Any]]
-    """One record per epoch: `epoch` (from 1), `step`, `seconds` (as below), `lr`, `size` (training images in
+    """One record per epoch: `epoch` (from 1), `step`, `seconds` (so far), `lr`, `size` (of images, in
     pixels), `train_loss`, `train_accuracy` (percent, on augmented and mixed images), `images_per_second`,
     `data_wait` (share of the time spent waiting for images, 0 to 1) and, if the epoch was evaluated, each metric
     that is one number: `val_loss`, `val_top1`, `val_top5`, …."""

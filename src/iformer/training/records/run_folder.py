@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """All settings of the run."""
+        """All settings of the run, as YAML."""
         return self.path / "config.yaml"
 
     @property
@@ -78,7 +78,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """The report, as Markdown."""
         return self.path / "report.md"
 
     @property
@@ -95,8 +95,8 @@ class RunFolder:
         """Check that a run may use the folder; nothing is changed.
 
         Raises:
-            UserError: the path is a file; the folder holds files that are not from a run; it holds a run, but not
-                exactly one of `resume` and `overwrite` is set; or the state of the run to resume is missing.
+            UserError: both `resume` and `overwrite` are set; the path is a file; the folder holds files that are
+                not from a run; it holds a run and neither is set; or the state of the run to resume is missing.
         """
         if resume and overwrite:
             raise UserError("--resume continues the run in the folder, --overwrite removes it: give one of them")
@@ -120,7 +120,7 @@ class RunFolder:
 
     @property
     def _has_log(self) -> bool:
-        """Whether the folder has a log that begins like that of a run."""
+        """Whether the folder has a `log.jsonl` that begins like a run's log."""
         if not self.log.is_file():  # reading a pipe would block
             return False
         with suppress(OSError), self.log.open("rb") as file:

@@ -73,8 +73,8 @@ def open_trackers(job: TrainJob, *, step: int) -> Trackers:
     """Start the trackers of a new run, or continue those of a resumed run at `step`; see `Trackers`.
 
     Raises:
-        UserError: a tracker cannot be started. `config.yaml` of a new run is removed, so that it can be tried
-            again.
+        UserError: a tracker cannot be started. `config.yaml` of a new run is removed, so that the same command
+            can be repeated.
     """
     try:
         return Trackers(
