@@ -56,7 +56,7 @@ def read_rows(name: str) -> list[PrintedRow]:
 
 
 def figure_2_rows() -> list[PrintedRow]:
-    """Return the bars of Figure 2."""
+    """Return the values of Figure 2, one row per bar."""
     return read_rows("figure_02_ladder")
 
 

@@ -34,9 +34,9 @@ class Count:
     """Counted parameters and operations of a network; None where they are not counted."""
 
     params_m: float | None
-    """Millions of parameters, with batch norms folded."""
+    """Number of parameters in millions, with batch norms folded."""
     gmacs: float | None
-    """GMACs of the convolutions, the classifier and the two matrix products of attention."""
+    """Multiply-accumulates of convolutions, classifier and attention's two matrix products, in billions."""
     by: str
 
 
@@ -100,8 +100,7 @@ def row_name(row: PrintedRow) -> str:
 
 
 def paper_table(number: int) -> PaperTable:
-    """Return a table of the paper with counts.
-
+    """Return a table of the paper, with the counts of its networks.
     Raises:
         UserError: the table does not exist.
     """
@@ -117,7 +116,7 @@ def paper_table(number: int) -> PaperTable:
 
 @cache
 def count(network: NetworkConfig, size: int = 224) -> Count:
-    """Count parameters and operations of a network, folded, at a square input with `size` pixels per side."""
+    """Fold a network, and count parameters and operations at a square input with `size` pixels per side."""
     with torch.device("meta"):  # builds shapes only; no memory is allocated
         folded = fold(build(network).eval())
     return Count(

@@ -102,7 +102,7 @@ class FieldError(ConfigError):
     """A field of a config is invalid. The message names the field, its value and what is allowed."""
 
     def __init__(self, owner: str, field: str, value: Any, expected: str) -> None:
-        """Make the message; `owner` is the config's label or path inside another config."""
+        """Build the message. `owner` is the label of the config, or its path inside another config."""
         self.owner, self.field, self.value, self.expected = owner, field, value, expected
         super().__init__(f"{owner}.{field} is {shown(value)}; expected {expected}")
 

@@ -15,9 +15,9 @@ STRIDES = (4, 8, 16, 32)
 """Strides of the four stages' outputs relative to the input image (paper, Table 15)."""
 
 MIN_INPUT_SIZE = 32
-"""The smallest side of an input image, in pixels: one pixel of the last stage."""
+"""Smallest side of an input image, in pixels; the last feature map then has a side of one pixel."""
 MAX_INPUT_SIZE = 8192
-"""The largest side of an input image, in pixels."""
+"""Largest side of an input image, in pixels."""
 
 Channels = Annotated[int, Range(1, 16_384)]
 Pixels = Annotated[int, Range(MIN_INPUT_SIZE, MAX_INPUT_SIZE)]
@@ -34,7 +34,7 @@ class Operator:
     options: tuple[str, ...] = ()
     """The fields of `AttentionConfig` that only this operator, or only a few operators, read."""
     windows: bool = False
-    """Whether its `forward` takes the windows of a strip (`iformer.layers.windows`)."""
+    """Whether the operator's `forward` takes the windows of a strip (`iformer.layers.windows`)."""
 
 
 ATTENTION_OPERATORS: dict[str, Operator] = {

@@ -1,4 +1,4 @@
-"""How an image becomes a network's input. Stored with the weights and in every artifact."""
+"""Config of the steps from an image to a network's input, stored with the weights and in every artifact."""
 
 from __future__ import annotations
 

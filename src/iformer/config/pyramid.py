@@ -21,7 +21,8 @@ class PyramidOptions(Config):
     fpn_channels: Channels = 256
     """Channels of every level of the feature pyramid."""
     value_range: tuple[PixelValue, PixelValue] | None = None
-    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: by bit depth."""
+    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: the rules of
+    `iformer.data.images.read_image` apply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,8 @@ class LightOptions(Config):
     """The options of a light pyramid that a recipe may set."""
 
     value_range: tuple[PixelValue, PixelValue] | None = None
-    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: by bit depth."""
+    """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: the rules of
+    `iformer.data.images.read_image` apply."""
     channels: Annotated[int, Range(8, 1024)] = 96
     """Channels of the neck and of the heads."""
     kernel_size: Literal[3, 5, 7] = 5

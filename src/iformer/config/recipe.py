@@ -97,11 +97,11 @@ class Recipe(Config):
     milestones: tuple[Epochs, ...] = ()
     """Numbers of finished epochs after which the schedule "step" lowers the learning rate."""
     step_decay: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
-    """Factor of the schedule "step"."""
+    """Factor by which the schedule "step" multiplies the learning rate after each milestone."""
     warmup_epochs: Annotated[float, Range(0, 1_000_000)] = 5.0
     """Epochs of linear warm-up from `warmup_lr`, at most half of the run."""
     warmup_steps: Annotated[int, Range(0, 10**12)] | None = None
-    """Optimizer steps of the warm-up. None: `warmup_epochs`."""
+    """Optimizer steps of the warm-up. None: `warmup_epochs` applies."""
     warmup_lr: Rate = 0.0
     """Learning rate at the start of the warm-up."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
@@ -155,11 +155,11 @@ class Recipe(Config):
     eval_every: Epochs = 1
     """Epochs between evaluations on the validation images; the last epoch is always evaluated."""
     eval_batch_size: Images | None = None
-    """Images of one evaluation batch. None: `batch_size`."""
+    """Images of one evaluation batch. None: as many as `batch_size`."""
     checkpoint_minutes: Annotated[float, Range(0, 1_000_000, above=True)] = 10.0
     """Minutes between two saved states for `--resume`; each epoch saves one as well."""
     checkpoint_steps: Steps | None = None
-    """Optimizer steps between two saved states, in addition to `checkpoint_minutes`. None: only minutes."""
+    """Optimizer steps between two saved states, in addition to `checkpoint_minutes`. None: no limit in steps."""
     log_every: Steps = 10
     """Optimizer steps between two lines of the log."""
 
@@ -222,7 +222,7 @@ class Recipe(Config):
         `augment.hflip`, `hflip` and `augment: {hflip: …}` are the same field.
 
         Raises:
-            ConfigError: a field does not exist, or one mapping has it twice.
+            ConfigError: a field does not exist, or is given twice in one mapping.
         """
         merged: dict[str, Any] = {}
         for layer in layers:

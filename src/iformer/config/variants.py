@@ -22,7 +22,7 @@ _SHIPPED = {"elpv": "iformer_t_elpv.safetensors"}
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Released ImageNet-1k weights."""
+    """Location and accuracy of released ImageNet-1k weights."""
 
     hub_repo: str
     """Repository on the Hugging Face Hub, `USER/NAME`."""

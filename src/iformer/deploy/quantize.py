@@ -1,7 +1,7 @@
 """INT8 for every runtime: calibration images, the sensitivity of layers, and the search for layers to keep.
 
-Each runtime's file quantizes all layers except those in `Calibration.kept`. This file searches for the smallest
-number of kept layers with which the metric holds. Shape letters: N images, B batch, C channels, H and W sides.
+Each runtime's module quantizes all layers except the ones in `Calibration.kept`. This module keeps more and more
+layers until the metric holds. Shape letters: N images, B batch, C channels, H and W sides.
 """
 
 from __future__ import annotations

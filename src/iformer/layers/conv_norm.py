@@ -101,7 +101,7 @@ def conv_norm(
 ) -> ConvNorm | ConvLayerNorm:
     """Build a convolution followed by a norm.
 
-    Odd kernels have the padding that keeps the size at stride 1, even kernels none; see `same_padding`.
+    Odd kernels are padded so that stride 1 keeps the size; even kernels are not padded. See `same_padding`.
 
     Shape: B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride), for odd kernels.
 

@@ -57,7 +57,7 @@ class FoldedConv(nn.Conv2d):
         return shortcut + self(x)
 
     def _can_fuse(self, x: Tensor) -> bool:
-        """Return whether the next operation may be fused into the convolution, which hooks prevent."""
+        """Return whether the next operation may be fused into the convolution. Hooks on this module prevent it."""
         return not (self._forward_hooks or self._forward_pre_hooks) and self._has_packed_kernel(x)
 
     def _has_packed_kernel(self, x: Tensor) -> bool:
@@ -108,7 +108,7 @@ class FoldedConv(nn.Conv2d):
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
-    """Return whether a convolution is 1x1 with stride 1, no groups, and a bias."""
+    """Return whether a convolution is 1x1 with stride 1, one group and a bias."""
     return conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and conv.bias is not None
 
 

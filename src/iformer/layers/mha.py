@@ -18,7 +18,10 @@ from iformer.layers.residual import ResidualAdd
 
 
 def split_heads(x_BLC: Tensor, heads: int) -> Tensor:
-    """Return B x L x C as B x N x L x C/N: the reshape that makes many heads slow on phones (Section 3.3)."""
+    """Return tokens, B x L x C, by head, B x N x L x C/N.
+
+    This reshape makes many heads slow on phones (Section 3.3).
+    """
     batch, length, channels = x_BLC.shape
     return x_BLC.reshape(batch, length, heads, channels // heads).transpose(1, 2)
 

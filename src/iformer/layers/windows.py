@@ -29,7 +29,7 @@ _NEVER = -1e4
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """How feature maps of one size are divided into windows."""
+    """Division of feature maps of one size into windows."""
 
     config: WindowConfig
     height: int
@@ -68,7 +68,7 @@ class Windows:
         return (self.padded_height, self.padded_width) != (self.height, self.width)
 
     def cut(self, x_BCHW: Tensor) -> Tensor:
-        """Return B x C x H x W as a strip, B x C x N*P x P, padded with zeros at the right and bottom."""
+        """Return a map, B x C x H x W, as a strip, B x C x N*P x P, padded with zeros at the right and bottom."""
         if self.is_padded:
             padding = (0, self.padded_width - self.width, 0, self.padded_height - self.height)
             x_BCHW = F.pad(x_BCHW, padding)
@@ -84,7 +84,7 @@ class Windows:
         return tokens.reshape(-1, self.config.window_size**2, _channels(tokens, 2))
 
     def merge(self, tokens: Tensor) -> Tensor:
-        """Return B*N x L x D as B x N*L x D: the inverse of `split`."""
+        """Return the tokens of all windows, B*N x L x D, by image, B x N*L x D: the inverse of `split`."""
         return tokens.reshape(-1, self.count * self.config.window_size**2, _channels(tokens, 2))
 
     def each(self, module: nn.Module, strip: Tensor) -> Tensor:

@@ -178,7 +178,9 @@ class Backbone(TimmInterface):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise convolutions and linear layers: truncated normal with std 0.02, biases zero.
+    """Initialise a convolution or linear layer: weights truncated normal with std 0.02, biases zero.
+
+    Other modules are left as they are.
 
     The paper's Table 9 prints 0.2, which is a typing error: the released training code used 0.02.
     """

@@ -103,7 +103,7 @@ class Detector(nn.Module):
 
     @contextmanager
     def _limits(self, min_score: float, detections: int | None, nms_iou: float | None) -> Iterator[None]:
-        """Make the heads drop detections by the arguments of `detect`, inside this context."""
+        """Apply the limits that are arguments of `detect` to the heads while the block runs."""
         heads = self.rcnn.roi_heads
         before = heads.score_thresh, heads.detections_per_img, heads.nms_thresh
         # torchvision keeps scores above its threshold, in fp32

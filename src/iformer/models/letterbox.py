@@ -20,7 +20,7 @@ class Letterboxed:
     """A letterboxed image and how it was placed."""
 
     image: Tensor
-    """uint8 3 x H x W."""
+    """The image after letterboxing, uint8 3 x H x W."""
     original: tuple[int, int]
     """Height and width of the image before letterboxing, in pixels."""
     content: tuple[int, int]

@@ -46,7 +46,7 @@ class RawDetections:
     logits: Tensor
     """Class logits, B x A x K."""
     boxes: Tensor
-    """B x A x 4: left, top, right, bottom in pixels of the input."""
+    """Boxes, B x A x 4: left, top, right, bottom in pixels of the input."""
 
 
 class TrainingOutputs(NamedTuple):
@@ -55,7 +55,7 @@ class TrainingOutputs(NamedTuple):
     one_to_many: RawDetections
     one_to_one: RawDetections
     semantic: tuple[Tensor, ...] = ()
-    """B x (K + 1) x H/s x W/s for s = 8 and 16: class logits, the background last. Empty without the head."""
+    """Class logits for s = 8 and 16, B x (K + 1) x H/s x W/s, background last. Empty without a semantic head."""
 
 
 class LevelHead(nn.Module):
@@ -87,7 +87,7 @@ class LevelHead(nn.Module):
 
 
 class LightHead(nn.Module):
-    """One `LevelHead` for each level; joins their outputs to logits and boxes of all points."""
+    """Head with one `LevelHead` per level, whose outputs are joined to logits and boxes of all points."""
 
     def __init__(self, config: LightDetectorConfig) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Pyramid(FreezableBackbone):
             list(backbone.config.channels), channels, extra_blocks=LastLevelMaxPool() if pooled else None
         )
         self.out_channels = channels
-        """Channels of every map; torchvision's detectors read it."""
+        """Number of channels of every map; torchvision's detectors read this attribute."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = self.body(x)

@@ -22,7 +22,7 @@ from iformer.training.state import TrainState, last_good_step
 
 
 class Checkpointer:
-    """Writes the checkpoints of a run. Every rank calls it; only the main one writes."""
+    """Writer of a run's checkpoints. Every rank must call the methods; only the main rank writes files."""
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """The result of a dry run."""
+    """Measurements of a few training steps, and estimates for the whole run."""
 
     model: str
     data: str
@@ -88,7 +88,7 @@ class DryRun:
     by_rule: tuple[Estimate, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the fields as plain values for JSON."""
         return asdict(self)
 
 
@@ -150,7 +150,7 @@ def dry_run(job: TrainJob) -> DryRun:
 
 
 def _measured_batch(recipe: Recipe, device: torch.device) -> int:
-    """Return the images in one forward pass of one process, rounded up to a multiple of `images_per_group`."""
+    """Return the number of images per forward pass and process, rounded up to a multiple of `images_per_group`."""
     share = max(1, recipe.batch_size // recipe.grad_accum // launched_processes())
     if device.type == "cpu":
         share = min(share, CPU_BATCH)

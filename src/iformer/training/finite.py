@@ -15,7 +15,7 @@ from iformer.training.state import TrainState, last_good_step
 
 
 class FiniteGuard:
-    """Checks the losses and weights of a run.
+    """Guard that stops a run if a loss or a weight is not a finite number.
 
     Reading a loss from a GPU makes the CPU wait, so only a single process on the CPU checks each loss at once.
     Otherwise the number of the first bad step is kept on the device and checked before each save and log record.

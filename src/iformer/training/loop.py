@@ -238,7 +238,7 @@ class _Run:
         return result
 
     def _finish_best(self) -> None:
-        """Let the task finish the best network too, and write it again with its new metrics."""
+        """Let the task finish the best network too, and write that network again with the new metrics."""
         if not self.workload.finishes or not self.files.best.is_file():
             return
         network = load(self.files.best).to(self.context.device)
@@ -367,7 +367,7 @@ class _Run:
         return self._seconds_before + time.monotonic() - self._began
 
     def _evaluate(self, network: nn.Module, *, last: bool) -> Evaluation:
-        """Evaluate a network in the run's precision; the `last` time in fp32, for the published metrics."""
+        """Evaluate a network in the run's precision, or if `last`, in fp32, for the published metrics."""
         if self.context.world_size > 1:
             from accelerate.utils import broadcast
 

@@ -49,7 +49,7 @@ class LearningRates:
     """Value of the recipe's `lr` that gives this peak: `steepest` scaled from the batch size to `lr_batch`."""
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the fields as plain values for JSON."""
         return asdict(self)
 
 

@@ -13,7 +13,7 @@ from iformer.training.distributed import RankContext
 
 
 class EpochMeter:
-    """Sums the logged values of an epoch on the device, without synchronising with it, and counts images."""
+    """Sums of an epoch's logged values, kept on the device without synchronising, and counts of images."""
 
     def __init__(self, context: RankContext) -> None:
         self._context = context

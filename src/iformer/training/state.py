@@ -122,7 +122,7 @@ class TrainState:
             previous: path to which a readable state at `path` is moved first. None: the old state is overwritten.
 
         Raises:
-            OutputError: the file cannot be written. The old state at `path` is unchanged.
+            OutputError: the file cannot be written. The old state remains, at `path` or at `previous`.
         """
         stored = stored_tensors(self.tensors())
         header = {

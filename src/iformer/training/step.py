@@ -21,7 +21,7 @@ from iformer.training.state import TrainState
 
 
 class OptimizerStep:
-    """Trains a network on one batch per call."""
+    """One optimizer step per call: train a network on one batch."""
 
     def __init__(
         self,

@@ -140,7 +140,7 @@ class CoreMLRunner(ArtifactRunner):
         return cls(path) if sys.platform == "darwin" else CoreMLReference(path)
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Compile the package; `threads` is ignored, because Core ML has no such setting."""
+        """Compile the package and return its metadata. `threads` is ignored: Core ML has no such setting."""
         if sys.platform != "darwin":
             raise UserError(f"{self.path}: Core ML runs on macOS only; this artifact was converted, not run here")
         coremltools = require("coremltools", extra=EXTRA)
@@ -168,7 +168,7 @@ class CoreMLReference(ArtifactRunner):
     stand_in: str | None = "the saved program's definition, computed by PyTorch; Core ML runs on macOS only"
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Read the program of a package, on any system."""
+        """Read the program of a package, on any system, and return its metadata."""
         model, self.function = read_program(self.path)
         self._check_interface(model.get_spec().description)
         found: Mapping[str, str] = model.user_defined_metadata

@@ -153,7 +153,7 @@ class ExecuTorchRunner(ArtifactRunner):
         return CoreMLDelegateReference(path) if info.backend == "coreml" and is_whole else None
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Load the program into memory."""
+        """Load the program into memory and return its metadata."""
         runtime = require("executorch.runtime", extra=EXTRA)
         if not _runs_here(self.info.backend):
             title = find_runtime("executorch").with_backend(self.info.backend).title
@@ -182,7 +182,7 @@ class CoreMLDelegateReference(ArtifactRunner):
     )
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Read Core ML's program from the artifact's only delegate."""
+        """Read Core ML's program from the artifact's only delegate, and return the artifact's metadata."""
         serialized = require("executorch.exir._serialize._program", extra=EXTRA)
         package = _backend_module("apple.coreml.executorchcoreml")
         content = self.path.read_bytes()

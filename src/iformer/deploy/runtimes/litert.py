@@ -60,7 +60,7 @@ class LiteRtRunner(ArtifactRunner):
     """Runner of LiteRT artifacts: the interpreter on the CPU with the XNNPACK delegate."""
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Read the attached archive and start the interpreter."""
+        """Start the interpreter and return the metadata in the attached archive."""
         interpreter = require("ai_edge_litert.interpreter", extra=EXTRA)
         with zipfile.ZipFile(self.path) as attached:
             if any(file.file_size > _MAX_ATTACHED for file in attached.infolist()):
@@ -83,7 +83,7 @@ RUNNER = LiteRtRunner
 
 
 def _halved(content: bytes) -> bytes:
-    """Store the weights of convolutions and linear layers in half precision; arithmetic stays fp32."""
+    """Return a model with convolution and linear weights in half precision; arithmetic stays fp32."""
     quantizer = require("ai_edge_quantizer.quantizer", extra=EXTRA)
     recipes = require("ai_edge_quantizer.recipe", extra=EXTRA)
     work = quantizer.Quantizer(content)

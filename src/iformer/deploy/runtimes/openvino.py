@@ -57,7 +57,7 @@ class OpenVinoRunner(ArtifactRunner):
     """Runner of OpenVINO artifacts on the CPU, in single precision."""
 
     def open(self, threads: int) -> Mapping[str, str]:
-        """Compile the model for the CPU."""
+        """Compile the model for the CPU and return its metadata."""
         openvino = require("openvino", extra=EXTRA)
         # without this hint, CPUs that support bf16 compute in bf16, with errors of 6e-3
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -21,7 +21,7 @@ OPSETS = range(17, 21)
 
 Int8Scheme = Literal["asymmetric", "symmetric"]
 INT8_SCHEMES = get_args(Int8Scheme)
-"""Ranges of INT8 activations: from minimum to maximum (asymmetric), or around zero (symmetric), for TensorRT."""
+"""How INT8 activations are scaled: from minimum to maximum, or symmetrically around zero, as TensorRT requires."""
 
 CALIBRATION_IMAGES = 128
 """Default number of images from which the ranges of activations are taken."""

@@ -64,7 +64,7 @@ class Weights:
 
     @property
     def task(self) -> str:
-        """The task of the network."""
+        """Name of the network's task, such as "detect"."""
         return self.row.task
 
     def backbone(self) -> Weights:

@@ -113,7 +113,7 @@ def convert_file(
 
 
 _MAX_NAMES_BYTES = 2**24
-"""Largest file with class names, in bytes."""
+"""Size of the largest file with class names that is read, in bytes."""
 
 
 def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from iformer.models.weights.recognition import MARKERS, recognise
 ENTRIES = ("model", "state_dict", "model_state_dict", "net", "network", "module", "student")
 """Keys under which training scripts store the weights themselves, most preferred first."""
 _AVERAGES = ("ema", "averag", "swa", "shadow", "teacher")
-"""Words in the keys of averages and of other networks, which are taken only if the file holds nothing else."""
+"""Words that mark a key as an average or as another network. Such an entry is taken only if there is no other."""
 _WRAPPERS = ("module", "_orig_mod")
 _COUNTERS = ("n_averaged",)
 """Keys that wrappers add to a state dict and that say nothing about the network."""
@@ -54,7 +54,7 @@ class Entry:
 
 
 def select_entry(content: Any, entry: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return a network's state dict without key prefixes, and the keys next to it that are not the network's.
+    """Return a network's state dict without key prefixes, and the other keys next to the network's keys.
 
     Args:
         content: the content of the file.

@@ -50,7 +50,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>\S{1,250}))?")
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_FILE_BYTES = 16 * 2**30
-"""Largest file that is downloaded, in bytes: enough for a training checkpoint with its optimizer."""
+"""Size of the largest file that is downloaded, in bytes: enough for a training checkpoint with its optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)

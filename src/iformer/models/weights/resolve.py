@@ -66,7 +66,9 @@ Name = str | os.PathLike[str] | Resolved
 
 
 def resolve(name: Name, *, entry: str | None = None) -> Resolved:
-    """Return what a name means. Weight files are opened here, once; released weights are not fetched yet.
+    """Return the size, the artifact or the weights that a name stands for.
+
+    Weight files are read, and files on the hub are downloaded. The released weights of a size are not fetched yet.
 
     Args:
         name: see the module's docstring. A `Path` is always a file or folder; a `Resolved` is returned unchanged.
@@ -75,7 +77,8 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
     Raises:
         UserError: `name` is neither a text nor a path, or `entry` is given for a size or an artifact.
         UnknownNameError: the name is not known; the message suggests the nearest names.
-        WeightsError: the file or folder does not exist, is damaged, or holds no iFormer.
+        WeightsError: the file or folder does not exist, is damaged, or holds no iFormer; or the file cannot be
+            fetched from the hub.
     """
     if isinstance(name, Size | Artifact | Weights):
         return name
@@ -178,10 +181,10 @@ def load_classifier(
     attention: str | None = None,
     windows: str | None = None,
 ) -> Classifier:
-    """Load a classifier; see `load`.
+    """Load a classifier; see `load` for the arguments and further errors.
 
     Raises:
-        WeightsError: the weights are those of another task, or have no head.
+        WeightsError: the weights are for another task, or have no head.
     """
     weights = resolve_weights(name, entry=entry)
     if weights.task != "classify":

@@ -26,7 +26,8 @@ class ModelEma:
     def follow(self, model: nn.Module) -> None:
         """Average the tensors of `model` from now on.
 
-        Call it after a wrapper has replaced the network's buffers, as Accelerate does for DistributedDataParallel.
+        Call this method after a wrapper has replaced the network's buffers, as Accelerate does for distributed
+        training.
         """
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         self._averages = [average for average, _ in pairs if average.is_floating_point()]

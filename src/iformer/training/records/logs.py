@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from iformer.training.records.trackers import Trackers
 
 PLAIN_LINE_SECONDS = 60.0
-"""Longest time, in seconds, between two progress lines if stderr is not a terminal."""
+"""Shortest time, in seconds, from any line to the next progress line if stderr is not a terminal."""
 
 
 class RunLog:
-    """Writes `log.jsonl`, one JSON record per line, and sends the same numbers to trackers.
+    """The log of a run, `log.jsonl` with one JSON record per line, whose numbers are also sent to trackers.
 
     The field `event` of a record is `start`, `resume`, `step`, `epoch` or `end`.
     """

@@ -19,7 +19,7 @@ _ENOUGH = 0.2
 
 
 class Pace:
-    """Measures the first steps of a run; see `step`."""
+    """Measurement of the first steps of a run; see `step`."""
 
     def __init__(
         self,
