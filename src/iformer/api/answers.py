@@ -30,7 +30,7 @@ _COLUMNS = {
     "height": "float64",
     "error": "string",
 }
-"""Columns of tables with their types; see `answer_rows`."""
+"""Names and types of the columns of a table of answers; see `answer_rows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Answer:
     score: float
     """0 to 1: the probability of the class, the score of the object, or the share of the image's pixels."""
     box: tuple[float, float, float, float] | None = None
-    """Detectors: left, top, width and height of the object in pixels. None: not an object."""
+    """Detectors: left, top, width and height of the object in pixels. None: the answer is not an object."""
 
 
 def answers_of(record: Record) -> Iterator[Answer]:
@@ -85,6 +85,7 @@ def write_answers(folder: Path, records: Sequence[Record], format: AnswerFormat)
 
     Raises:
         OutputError: the file cannot be written.
+        MissingDependencyError: the format is Parquet, and pyarrow is not installed.
     """
     path = _write(answers_file(folder, format), records, format)
     for other in FORMATS:
@@ -112,7 +113,7 @@ def _write(path: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
 
 
 _PYARROW = {"bool": "bool_"}
-"""Types of `_COLUMNS` that have another name in pyarrow."""
+"""Names in pyarrow of the types in `_COLUMNS` that have another name there."""
 
 
 def answer_rows(record: Record) -> list[dict[str, Any]]:
@@ -143,5 +144,5 @@ def _cell(value: Any) -> Any:
 
 
 def _valid(value: Any) -> Any:
-    """Escape bytes of a name that are not UTF-8."""
+    """Escape the bytes of a text that are not UTF-8; return other values unchanged."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value

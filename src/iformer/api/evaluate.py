@@ -33,15 +33,16 @@ def evaluate(
     entry: str | None = None,
     warn: Warn | None = None,
 ) -> Evaluation:
-    """Compute accuracy, AP or mIoU on a data set; the same as the verb `eval`.
+    """Measure the accuracy, AP or mIoU of a network on a data set, as the verb `eval` does.
 
     Args:
-        model: a network of this package, or any name that `iformer.load` takes, or an exported artifact.
+        model: a network of this package, any name that `iformer.load` takes, or an exported artifact.
         data: the data set, as for `iformer.train`.
-        split: "val", "train" or "all". None: "val", but "all" for a classifier if the data is neither split nor
-            the data that it was trained on.
-        val_split: share of the images for validation, if the data is not split.
-        batch_size: images in one call.
+        split: "val", "train" or, for classifiers, "all". None: "val", but "all" for a classifier if the data is
+            not split, the classifier was not trained on it, and `val_split` is None.
+        val_split: share of the images for validation, if the data is not split. None: the share used in the
+            network's training if known, else 0.2.
+        batch_size: images in one call. None: 64 for classifiers, 4 for detectors.
         precision: "fp32", "bf16", "fp16" or "auto".
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
         workers: processes that load images.
@@ -57,7 +58,8 @@ def evaluate(
         multi-label classifiers; `box_ap` and `mask_ap` of detectors; `miou` of segmenters.
 
     Raises:
-        UserError: the model or the data cannot be opened, or do not fit each other.
+        UserError: the model or the data cannot be opened, they do not fit each other, or an option is invalid or
+            not for this kind of network.
     """
     if split not in (None, *get_args(Split)):
         raise UserError(f"split is {split!r}; expected {', '.join(get_args(Split))}")

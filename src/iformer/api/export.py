@@ -45,14 +45,14 @@ class ExportedArtifact(os.PathLike[str]):
 
     path: Path
     info: ArtifactInfo = field(repr=False)
-    """The whole record: input, outputs, status, parity, accuracy, quantization."""
+    """The record of the artifact: input, outputs, status, parity, accuracy, quantization."""
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     @property
     def record(self) -> Path:
-        """The path of the JSON file next to the artifact that describes the artifact."""
+        """Path of the JSON file that describes the artifact and lies next to it."""
         return record_path(self.path)
 
     @property
@@ -80,7 +80,7 @@ def export(
 ) -> ExportedArtifact | list[ExportedArtifact]:
     """Export a network, load each artifact in its own runtime, and check that it agrees with the network.
 
-    The same as the verb `export`. If an artifact does not agree, nothing is written.
+    This is the verb `export`. An artifact that does not agree is not written.
 
     Args:
         model: a network of this package, or any name that `iformer.load` takes.
@@ -92,7 +92,9 @@ def export(
         The artifact, or a list of artifacts if `to` is a list.
 
     Raises:
-        UserError: an option is not for the runtime, a package is missing, or an artifact does not agree.
+        UserError: the network cannot be opened, an option is not for the runtime, a package is missing, or an
+            artifact does not agree.
+        OSError: an artifact cannot be written.
     """
     check_arguments(export, locals())
     names = [to] if isinstance(to, str) else list(to)
@@ -147,10 +149,10 @@ def export_each(
         images: photographs for the comparison: files, folders or patterns.
         calibration: labelled images for int8, int8-dynamic and palette6. Training images calibrate the artifact,
             validation images measure its accuracy.
-        max_drop: points of the metric (top-1, box AP, mIoU) that int8 may lose before layers return to higher
-            precision.
+        max_drop: percentage points of the metric (such as top-1, box AP or mIoU) that int8 may lose before layers
+            return to higher precision.
         calibration_images: images for the calibration, at most.
-        accuracy_control: OpenVINO: NNCF chooses the operations in higher precision by the metric; slow.
+        accuracy_control: OpenVINO in int8: NNCF uses the metric to choose operations for higher precision; slow.
         int8_scheme: ONNX in int8: "symmetric" for TensorRT, else "asymmetric".
         attention: attention design for large images; None: the network's own.
         windows: settings of the attention's windows, with `attention`.
@@ -264,8 +266,8 @@ def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, pre
     """Return the path of each runtime's artifact. `out` is a file with the runtime's extension, or a folder.
 
     Raises:
-        UserError: `out` is another file or has another runtime's extension, or a path is not UTF-8, which runtimes
-            need.
+        UserError: `out` is a file of another kind or has another runtime's extension, or a path is not UTF-8, as
+            runtimes need it.
     """
     if precision in QUANTIZED:
         name += f"_{precision}"

@@ -42,9 +42,9 @@ class Input:
     """Name in records and messages: a path, a URL, or "image 3" for the third image in memory."""
     path: Path | None = None
     error: str = ""
-    """One line; empty if there is a file."""
+    """Why there is no file, in one line; empty if there is a file."""
     is_given: bool = True
-    """Whether the user named this file. False: it was found by a folder or a pattern."""
+    """Whether the user named this file. False: the file was found in a folder or by a pattern."""
     is_stored: bool = False
     """Whether this call wrote the file, for an image in memory, from a URL or from standard input."""
 

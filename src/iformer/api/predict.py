@@ -53,7 +53,7 @@ class Prediction:
     error: str | None = None
     """Why the image could not be read. None: it was read."""
     record: Record = field(repr=False)
-    """The line of `predictions.jsonl`."""
+    """The answer as plain values: the line of `predictions.jsonl`."""
     make_masks: Callable[[], npt.NDArray[Any] | None] = field(default=no_masks, repr=False, compare=False)
     """Function that computes `masks`; can be pickled."""
     words: str = field(default="", repr=False)
@@ -120,7 +120,7 @@ class Predictions(Iterator[Prediction]):
         return next(self._running)
 
     def close(self) -> None:
-        """Stop early. The answers so far are written."""
+        """Stop early, and write the answers so far."""
         self._running.close()
         self._stack.close()
 
@@ -193,7 +193,7 @@ def predict(
     """Classify images, find objects or label pixels; the same as the verb `predict`.
 
     Args:
-        model: a network of this package, or any name that `iformer.load` takes, or an exported artifact.
+        model: a network of this package, any name that `iformer.load` takes, or an exported artifact.
         images: one source or an iterable of them: files, folders, patterns, URLs, "-" (standard input), PIL
             images, NumPy arrays (H x W or H x W x C) and tensors (C x H x W), uint8 or float from 0 to 1.
             Detectors and segmenters take videos too.
@@ -203,7 +203,7 @@ def predict(
         overwrite: replace the answers of an earlier call in `out`.
         top_k: classifiers: classes in an answer. None: 5.
         batch_size: classifiers: images in one call. None: 32.
-        workers: classifiers: threads that decode.
+        workers: classifiers: threads that decode. None: one per core, at most 8.
         explain: classifiers: also draw where the network looks; needs `out`.
         flip: classifiers: average the logits of each image and its mirror image.
         min_score: detectors: the lowest score that is reported. None: 0.5.
@@ -322,7 +322,7 @@ def _removed_if_empty(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _marked_as_unfinished(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Mark a folder until its answers are written, so that a later call may replace the files of a killed one."""
+    """Mark a folder until its answers are written, so that a later call may replace files of a killed call."""
     mark = write_bytes(folder / _UNFINISHED, b"")
     try:
         yield
@@ -343,7 +343,10 @@ def _once(make: Any) -> Any:
 
 
 def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
-    """Leave out inputs that lie in the output folder, such as pictures of an earlier call. Named files stay."""
+    """Leave out inputs that lie in the output folder, such as pictures of an earlier call.
+
+    Files that the user named stay. If no file would be left, all inputs stay.
+    """
     here = Path(os.path.realpath(folder))  # not Path.resolve: it raises at links that point to themselves
     # the folder `predictions/2` lies next to the answers in `predictions`
     if here.name.isdecimal() and holds_answers(here.parent):

@@ -45,8 +45,8 @@ def train(
     Progress goes to stderr: a bar on a terminal, a line for each epoch elsewhere, such as in a notebook.
 
     Args:
-        data: a folder, tar shards, a URL, `hfds/NAME` or `elpv`; see "Train a classifier" and the pages of the
-            other tasks. None: the data of the run in `out`, with `resume`.
+        data: a folder, tar shards, a URL, `hfds/NAME` or `elpv`; see the guide "Train a classifier" and the guides
+            of the other tasks. None: the data of the run in `out`, with `resume`.
         out: the run folder.
         model: a size, or a checkpoint to fine-tune. None: "iformer_t", or the model of the resumed run.
         task: "classify", "detect" or "segment". None: the recipe's, or "classify".
@@ -121,7 +121,7 @@ def cross_validate(
     that are not listed here are described at `train`.
 
     Args:
-        data: image files: a folder, a table or `elpv`.
+        data: image files: a folder, a table or `elpv`. None: the data of the runs in `out`, with `resume`.
         out: folder of the runs, `fold-1` and so on, and of their common report.
         folds: number of folds, 2 to 100.
         resume: continue the runs that are in `out`.
@@ -163,7 +163,7 @@ def run_folds(
     warn: Warn | None = None,
     **options: Any,
 ) -> CrossValidation:
-    """Do what `cross_validate` does, with arguments that are checked already; `options` go to `training_job`."""
+    """Run a cross-validation with arguments that are checked already; `options` are for `training_job`."""
     folder = Path(out)
     if is_main_process():
         check_folder(folder, folds, resume=resume, overwrite=overwrite)
@@ -191,7 +191,7 @@ def build_job(
     warn: Warn | None = None,
     **options: Any,
 ) -> TrainJob:
-    """Build the job that `train` runs, without writing anything; `options` go to `training_job`."""
+    """Build the job that `train` runs, without writing anything; `options` are for `training_job`."""
     if warn is None:
         warn = python_warnings
     if not is_main_process():
@@ -215,7 +215,7 @@ def check_is_name(model: Any) -> None:
 
 
 def python_warnings(lines: Sequence[str]) -> None:
-    """Show each line as a Python warning at the line of the caller's code that called this package."""
+    """Show each line as a Python warning that points to the code outside this package that called it."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("iformer."):
         level, frame = level + 1, frame.f_back
@@ -232,7 +232,7 @@ def _text(name: str | os.PathLike[str] | None) -> str | None:
 
 
 def _overrides(settings: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge recipe fields, where `fields` win; paths and finished runs, such as a teacher, become strings."""
+    """Merge recipe fields: `fields` replace `settings`, and path-like values (such as a run) become strings."""
     merged = {**(settings or {}), **fields}
     return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in merged.items()}
 

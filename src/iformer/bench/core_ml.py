@@ -26,7 +26,7 @@ from iformer.errors import UserError
 _EXPERIMENTAL = "coremltools.models.ml_program.experimental"
 
 _UNITS = {"NeuralEngine": NEURAL_ENGINE, "GPU": "GPU", "CPU": "CPU"}
-"""Name of each processing unit, by a part of the name of coremltools' class for it."""
+"""Names of the processing units, by a part of the name of coremltools' class for the unit."""
 
 
 def require_mac() -> None:
@@ -56,7 +56,8 @@ def measure_core_ml(
 
     Raises:
         MissingDependencyError: coremltools is not installed.
-        UserError: this is not a Mac, the iPhone is not connected, or an artifact takes images.
+        UserError: this is not a Mac, the iPhone is not connected or has no `team`, an artifact takes images, or
+            two subjects have the same label.
     """
     require_mac()
     check_labels(subjects)
@@ -123,7 +124,7 @@ async def _prepared(phone: Any, team: str | None) -> Any:
 
 
 def _units(operations: Sequence[Any]) -> dict[str, dict[str, int]]:
-    """Return how many operations of each kind Core ML plans to run on each unit, without constants."""
+    """Return how many operations of each kind Core ML plans to run on each unit; constants are not counted."""
     found: dict[str, Counter[str]] = {}
     for operation in operations:
         usage = operation.compute_device_usage

@@ -33,7 +33,7 @@ class Column:
 
     device: str
     where: str
-    """The runtime or browser backend; if they matter, also the number of threads and the batch size."""
+    """The runtime or browser backend, with the threads of a browser's CPU backend and a batch size above 1."""
     median_ms: dict[Network, float]
 
     @property

@@ -11,7 +11,7 @@ CANNOT_TELL = "this machine cannot tell the energy: it has no RAPL counter that 
 
 
 class EnergyMeter:
-    """Counts the energy that all processor packages of this machine have consumed since the meter was created.
+    """Meter of the energy that all processor packages of this machine consume after its creation.
 
     A package's counter includes idle cores and other processes.
     """
@@ -23,7 +23,10 @@ class EnergyMeter:
         self._total = 0
 
     def joules(self) -> float:
-        """Return the joules so far. Call it every few minutes: only one overflow between calls is corrected."""
+        """Return the energy in joules since the meter was created.
+
+        Call this method every few minutes, because only one overflow of a counter between two calls is corrected.
+        """
         for index, folder in enumerate(self._counters):
             now = _microjoules(folder)
             step = now - self._last[index]
@@ -35,7 +38,7 @@ class EnergyMeter:
 
 
 def find_meter() -> EnergyMeter | None:
-    """Return an energy meter of this machine; None if it has no RAPL counter that this user may read."""
+    """Return an energy meter of this machine; None if there is no RAPL counter that this user may read."""
     counters = [
         folder
         for folder in sorted(POWERCAP.glob("*-rapl:*"))

@@ -44,15 +44,16 @@ class Latency:
     """Increase of the process's resident memory by loading and running, in MB; None if not measured."""
     file_mb: float
     gmacs: float | None
-    """10^9 multiply-accumulates per image; None if unknown."""
+    """Multiply-accumulate operations per image, in billions; None if unknown."""
     gflops: float | None
-    """10^9 operations per second at the median latency, two per multiply-accumulate; None if unknown."""
+    """Operations per second at the median latency, in billions, two for each multiply-accumulate; None if unknown
+    or if the time includes postprocessing."""
     postprocess: bool = False
     """Whether the time includes the postprocessing of a detector or segmenter."""
     matrix_product_share: float | None = None
     """`gflops` divided by the rate of a matrix product in the same runtime and run; None if not measured."""
     energy_mj: float | None = None
-    """Energy of the processor in millijoules per image, idle cores included: median over rounds. None if not
+    """Energy of the processor per image in millijoules, including idle cores: the median over rounds. None if not
     measured."""
     energy_p10_mj: float | None = None
     energy_p90_mj: float | None = None
@@ -97,11 +98,12 @@ def measure(
         calls: number of timed calls per turn.
         warmup: number of warm-up calls per turn.
         threads: number of threads of the runtime.
-        meter: measures the energy of every turn, warm-up calls included; None does not measure energy.
+        meter: measures the energy of every turn, including warm-up calls. None: energy is not measured.
         report: called with a line of text after loading and after each tenth of the rounds.
 
     Raises:
-        UserError: there is nothing to time, a number is too small, or an artifact cannot run on this machine.
+        UserError: there is nothing to time, two subjects have the same label, a number is too small, or an
+            artifact cannot run on this machine.
     """
     if not subjects or rounds < 1 or calls < 1 or threads < 1 or warmup < 0:
         raise UserError("a benchmark needs something to time, and 1 round, call and thread or more")
@@ -160,7 +162,7 @@ def rows(
     memory_mb: dict[str, float] | None = None,
     units: dict[str, dict[str, dict[str, int]]] | None = None,
 ) -> list[Latency]:
-    """Return one row per subject. `load_ms`, `memory_mb` and `units` are dicts by label."""
+    """Return one row per subject; `load_ms`, `memory_mb` and `units` have the labels as keys."""
     plain = timings.to_plain()
     gflops = {
         subject.label: 2 * subject.batch * subject.gmacs / timings.median(subject.label)

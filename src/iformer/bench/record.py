@@ -23,11 +23,11 @@ def record(figures: dict[str, Any], *, device: torch.device | None = None) -> di
 
 
 def write_record(path: Path, figures: dict[str, Any], *, device: torch.device | None = None) -> None:
-    """Write `record(figures)` as JSON; parent folders are created."""
+    """Write `record(figures)` to a JSON file; parent folders are created."""
     write_json(path, record(figures, device=device))
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a `record` as JSON; parent folders are created."""
+    """Write a result of `record` to a JSON file; parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(result, indent=2) + "\n")

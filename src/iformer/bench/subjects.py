@@ -54,7 +54,7 @@ class BenchSubject:
     batch: int
     """Number of images per call."""
     gmacs: float | None
-    """10^9 multiply-accumulates per image; None if unknown."""
+    """Multiply-accumulate operations per image, in billions; None if unknown."""
     file_mb: float
     postprocess: bool = False
     """Whether the timed calls include postprocessing."""
@@ -107,13 +107,14 @@ def prepare_subject(
             weights, because latency does not depend on the weights.
         runtime: the runtime; an artifact must have been exported for this runtime.
         folder: folder for exported artifacts.
-        size: height and width of the input in pixels; the network's by default.
+        size: height and width of the input in pixels. None: the network's own.
         batch: number of images per call; an artifact must accept this number.
-        label: name in the table; `name` by default.
+        label: name in the table. None: made from `name`.
         entry: which weights to take from the checkpoint of a training script that holds several.
 
     Raises:
-        UserError: the name is unknown, or the network cannot be exported to the runtime.
+        UserError: the name is unknown, the network cannot be exported to the runtime, or the artifact is for
+            another runtime or number of images.
     """
     pixels = "" if size is None else f"_{size[0]}x{size[1]}"
     path = folder / f"{name.replace('/', '_')[-100:]}{pixels}{runtime.suffix}"
@@ -145,7 +146,7 @@ def prepare_matrix_product(runtime: Runtime, folder: Path) -> BenchSubject:
 def prepare_layer(
     layer: nn.Module, label: str, runtime: Runtime, folder: Path, *, size: tuple[int, int], channels: int
 ) -> BenchSubject:
-    """Export a single layer without any rewrite of the graph. Its input is 1 x C x H x W, its output any map."""
+    """Export a layer, from 1 x C x H x W to a map of any shape, without any rewrite of the graph."""
     path = folder / f"{label.replace(' ', '_')}{runtime.suffix}"
     network = _Pooled(layer)
     _write_plain(network, label, runtime, path, size, channels=channels)

@@ -44,7 +44,11 @@ class Worker:
             raise
 
     def turn(self, *, warmup: int, calls: int) -> list[float]:
-        """Make `warmup` calls, then `calls` timed calls; return the seconds of each timed call."""
+        """Make `warmup` calls, then `calls` timed calls; return the seconds of each timed call.
+
+        Raises:
+            UserError: the process gives no answer in time, or crashed.
+        """
         seconds: list[float] = self._ask((warmup, calls))
         return seconds
 

@@ -9,10 +9,10 @@ from iformer.errors import DataError, counted, listed
 
 
 def class_order(known: Sequence[str], class_names: Sequence[str]) -> tuple[int | None, ...]:
-    """Return, for each class of a data set, the index of the network's output of that name, or None.
+    """Return the index of the network's output for each class of a data set; None for an unknown class.
 
     Args:
-        known: class names of the network, in the order of its outputs. Empty: the classes of the data.
+        known: class names of the network, in the order of its outputs. If empty, they are `class_names`.
         class_names: class names of the data set.
 
     Raises:
@@ -50,14 +50,14 @@ def refuse_unknown(known: Sequence[str], class_names: Sequence[str]) -> None:
 def share_notes(
     known: Sequence[str], class_names: Sequence[str], *, used: int, total: int, noun: str
 ) -> list[str]:
-    """Return notes on the annotations and classes that an evaluation leaves out, because classes differ.
+    """Return notes on what an evaluation leaves out because the classes of data and network differ.
 
     Args:
-        known: class names of the network. Empty: the classes of the data.
+        known: class names of the network. If empty, there are no notes.
         class_names: class names of the data set.
         used: number of annotations of classes that the network knows.
         total: number of all annotations.
-        noun: what an annotation is, in the singular.
+        noun: singular noun for an annotation, such as "object".
     """
     if not known:
         return []

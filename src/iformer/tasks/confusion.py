@@ -13,12 +13,12 @@ from iformer.errors import printable
 from iformer.training.records.figures import FAINT, INK, new_figure, save_figure
 
 MAX_CONFUSION_CLASSES = 50
-"""Largest number of classes that are all shown. With more, only the most confused ones are."""
+"""Largest number of classes that are all shown. With more classes, only the most confused ones are shown."""
 MOST_CONFUSED = 24
 """Largest number of classes shown if there are more than `MAX_CONFUSION_CLASSES`."""
 _ZERO = "#7f8aa0"
 _COUNTED_CLASSES = 20
-"""Largest number of shown classes with which each cell has its count as text."""
+"""Largest number of shown classes for which the counts are written into the cells."""
 
 
 def draw_matrix(
@@ -36,7 +36,8 @@ def draw_matrix(
 
     Args:
         counts: R x C, rows true, columns predicted.
-        totals: R, the number that a row's counts are shares of; shown next to the row's name.
+        totals: R numbers: the colour of a cell shows the count divided by the total of the row. Totals are shown
+            next to the names of the rows.
         rows: R names.
         columns: C names.
         path: the PNG file.
@@ -78,7 +79,7 @@ def draw_matrix(
 
 
 def classes_to_show(entries: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
-    """Return the indices of the classes to show, rising: all or, if there are too many, the most confused ones.
+    """Return the sorted indices of the classes to show: all or, if there are too many, the most confused ones.
 
     Args:
         entries: rows of true class, predicted class and count.
@@ -96,7 +97,7 @@ def classes_to_show(entries: npt.NDArray[np.int64], classes: int) -> npt.NDArray
 
 
 def shortened(text: str, length: int) -> str:
-    """Return a printable text for matplotlib, cut in its middle if it is longer than `length`."""
+    """Return a printable text for matplotlib, cut in the middle if it has more than `length` characters."""
     text = printable(text).replace("$", r"\$")  # a dollar sign starts a formula in matplotlib
     if len(text) <= length:
         return text

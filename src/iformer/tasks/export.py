@@ -21,7 +21,7 @@ def exportable(model: Any) -> Exportable:
 
 
 def export_module(task: str) -> ModuleType:
-    """Import a task's `export` module, with `exportable` and `quantization`.
+    """Return a task's module `export`, which has the functions `exportable` and `quantization`.
 
     Raises:
         UserError: networks of this task cannot be exported.

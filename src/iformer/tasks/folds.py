@@ -45,7 +45,7 @@ class CrossValidation(os.PathLike[str]):
     folds: tuple[TrainResult, ...]
     """The run of each fold, in `folder / "fold-1"` and so on."""
     metrics: dict[str, Spread] = field(repr=False)
-    """Each metric that is one number, such as `top1`, `loss`, or `map` and `f1`; shares in percent."""
+    """Metrics that are one number, such as `top1` and `loss`, by name; shares are in percent."""
     report: Path
     """Path of `report.md` in `folder`."""
 
@@ -70,7 +70,7 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
 
     Raises:
         UserError: `folds` is out of its range, or the folder is a file, holds other files, or holds a
-            cross-validation that is neither resumed nor overwritten.
+            cross-validation that has more folds or is neither resumed nor overwritten.
     """
     if not 2 <= folds <= MAX_FOLDS:
         raise UserError(f"--folds is {folds}; expected 2 to {MAX_FOLDS}")

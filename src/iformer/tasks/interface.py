@@ -38,7 +38,7 @@ class EvaluateOptions:
     precision: Precision = "fp32"
     workers: int | None = None
     strict: bool = False
-    """An unreadable image is an error instead of being skipped."""
+    """Whether an unreadable image is an error instead of being skipped."""
     val_split: float | None = None
     batch_size: int | None = None
     sliding: bool | None = None
@@ -63,9 +63,9 @@ class PredictOptions:
     min_score: float | None = None
     sliding: bool | None = None
     max_detections: int | None = None
-    """See `EvaluateOptions`."""
+    """Largest number of detections of an image."""
     iou: float | None = None
-    """See `EvaluateOptions`."""
+    """Overlap above which a detector drops the box with the lower score."""
     tile: int | None = None
     """Side, in pixels, of the square tiles into which large images are cut."""
     overlap: float | None = None
@@ -139,7 +139,7 @@ class TaskPredictor(ABC):
 
 
 def no_masks() -> None:
-    """Return None: the function that `TaskPredictor.masks` gives if there are no masks."""
+    """Return None. `TaskPredictor.masks` returns this function if there are no masks."""
 
 
 class PredictModule(Protocol):
@@ -150,7 +150,11 @@ class PredictModule(Protocol):
     """Whether the predictors of the task read videos."""
 
     def open_predictor(self, subject: Any, options: PredictOptions) -> TaskPredictor:
-        """Prepare a network or an artifact of the task."""
+        """Return a predictor of a network or an artifact of the task.
+
+        Raises:
+            UserError: an option has an invalid value, or does not fit the network or the artifact.
+        """
 
 
 def check_options(options: EvaluateOptions | PredictOptions, takes: Collection[str], what: str) -> None:

@@ -14,7 +14,7 @@ from iformer.tables import markdown_code, markdown_table, markdown_text
 from iformer.tasks.registry import TaskRow, find_task
 
 _NAMED_CLASSES = 50
-"""Largest number of classes that the card lists; of more classes it lists the first ones."""
+"""Largest number of classes that the card names; further classes are only counted."""
 _SHOWN_FIELDS = ("size", "batch_size", "lr", "optimizer", "weights")
 """Recipe fields that the card shows."""
 _PAPER = "[iFormer](https://arxiv.org/abs/2501.15369)"
@@ -149,7 +149,7 @@ def _data_name(metadata: Metadata) -> str:
 
 
 def _without_folder(value: Any) -> Any:
-    """Return the last part of an absolute path, to keep folders of the machine private; other values unchanged."""
+    """Return only the name of an absolute path, to keep folders private; return other values unchanged."""
     is_path = isinstance(value, str) and os.sep in value and "://" not in value and os.path.isabs(value)
     return Path(value).name if is_path else value
 

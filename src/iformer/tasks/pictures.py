@@ -38,11 +38,11 @@ _INK, _FAINT, _TRACK = "#1c2430", "#6b7684", "#eef1f4"
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A labelled bar on a card, from 0 to 1."""
+    """A bar with a label on a card."""
 
     label: str
     share: float
-    """0 to 1."""
+    """Filled share of the bar, 0 to 1."""
     colour: str
 
 
@@ -61,11 +61,11 @@ class Card:
     """One picture of a contact sheet with its caption and bars."""
 
     picture: Image.Image
-    """All pictures of a sheet have the same size."""
+    """The picture. All pictures of a sheet must have the same size."""
     caption: str
     bars: tuple[Bar, ...] = ()
     scale: Scale | None = None
-    """A scale next to the caption, under the right half of the picture."""
+    """A scale next to the caption, under the right half of the picture. None: no scale."""
     is_right: bool | None = None
     """Whether the answer is right, marked by a tick or a cross in the corner of the card. None: no mark."""
 
@@ -109,7 +109,7 @@ def draw_sheet(cards: Sequence[Card], *, columns: int, title: str, subtitle: str
 
 
 def square(picture: Image.Image, side: int = THUMBNAIL) -> Image.Image:
-    """Return the whole picture, resized to fit a square of `side` pixels and placed in its middle."""
+    """Return a square of `side` pixels with the whole picture, resized to fit, in the middle of the square."""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     resized = picture.resize(size, Image.Resampling.LANCZOS)
@@ -119,7 +119,7 @@ def square(picture: Image.Image, side: int = THUMBNAIL) -> Image.Image:
 
 
 def beside(left: Image.Image, right: Image.Image, side: int = THUMBNAIL) -> Image.Image:
-    """Return two whole pictures side by side, each in the middle of a square."""
+    """Return two whole pictures side by side, each in the middle of a square of `side` pixels."""
     pair = Image.new("RGB", (2 * side + _GAP, side), "white")
     pair.paste(square(left, side), (0, 0))
     pair.paste(square(right, side), (side + _GAP, 0))
@@ -127,7 +127,7 @@ def beside(left: Image.Image, right: Image.Image, side: int = THUMBNAIL) -> Imag
 
 
 def save_png(picture: Image.Image, path: Path) -> Path:
-    """Write a picture in one step and return its path.
+    """Write a picture as a PNG file, which replaces an older file in one step, and return the path.
 
     Raises:
         OutputError: the file cannot be written.
@@ -138,12 +138,12 @@ def save_png(picture: Image.Image, path: Path) -> Path:
 
 
 def blend(image: Image.Image, overlay_HWC: npt.NDArray[np.uint8], opacity: float) -> Image.Image:
-    """Return an RGB image mixed with an overlay of the same size. Pixels that are equal in both stay unchanged."""
+    """Return an RGB image mixed with an overlay of the same size, which has the weight `opacity` (0 to 1)."""
     return Image.blend(image, Image.fromarray(overlay_HWC), opacity)
 
 
 def label_font(image_size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """Return a font whose size suits labels on an image of this size."""
+    """Return a font whose size suits labels on an image of `image_size`, width and height in pixels."""
     return _font(min(200, max(10, round(max(image_size) / 45))))
 
 
@@ -155,7 +155,7 @@ def draw_label(
     font: ImageFont.FreeTypeFont,
     image_size: tuple[int, int],
 ) -> None:
-    """Draw text on a coloured plate with its lower left corner at `corner`, moved to lie inside the image."""
+    """Draw text on a coloured plate; `corner` is the plate's lower left corner, moved to keep it in the image."""
     text = printable(text)
     font = font if text.isascii() else _font(round(font.size), text)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -211,7 +211,7 @@ def _draw_scale(
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """Return a font for `text`: Pillow's for ASCII, else matplotlib's with European scripts, if installed."""
+    """Return a font for `text`: Pillow's, or for other than ASCII matplotlib's (European scripts) if installed."""
     if not text.isascii() and (found := importlib.util.find_spec("matplotlib")) and found.origin:
         file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if file.is_file():
@@ -220,7 +220,7 @@ def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Return a printable text, cut in its middle to `width` pixels: names differ at both ends."""
+    """Return a printable text, cut in the middle to `width` pixels, because names differ at both ends."""
     text = printable(text)
     if font.getlength(text) <= width:
         return text

@@ -39,8 +39,8 @@ from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
 
 MAX_STEM_BYTES = 245
-"""Longest name of an output file without its extension, in bytes: file systems allow 255, and a number and `.png`
-need some of them."""
+"""Largest length in bytes of an output file's name without number and extension. File systems allow 255 bytes,
+and a number and `.png` need some of them."""
 
 _DEFAULT_SIZE = "iformer_t"
 """The model of a run that names no model. Trained weights may then be of another size."""
@@ -50,11 +50,11 @@ _STRUCTURE = (
     "channels", "kernel_size", "residual",  # light detectors and segmenters
     "head_depth", "extra_level", "semantic_head",  # light detectors
 )  # fmt: skip
-"""The config fields of a network that its weights depend on, besides the classes and the backbone."""
+"""Config fields, besides the classes and the backbone, that a network's weights depend on."""
 
 
 def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
-    """Return the weights of the recipe's task that a run fine-tunes, or None if it starts from a backbone.
+    """Return the weights of the recipe's task that a run fine-tunes; None if the run starts from a backbone.
 
     Args:
         model: a model name or a checkpoint. At most one of `model` and `recipe.weights` may name trained weights.
@@ -62,7 +62,8 @@ def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
     Raises:
         UserError: `model` and the weights that the recipe names are of different sizes, or both hold trained
             weights.
-        UnknownNameError, WeightsError: a name is unknown, or its weights cannot be read.
+        UnknownNameError: a name is unknown.
+        WeightsError: the weights of a name cannot be fetched or read.
     """
     named = resolve(model)
     if recipe.weights not in ("none", "pretrained"):
@@ -82,7 +83,7 @@ def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
 def starting_backbone(
     model: str, recipe: PyramidRecipe, settings: RunSettings, weights: Weights | None = None
 ) -> Backbone:
-    """Build a backbone from `weights` or, if None, from what `model` and the recipe name; see `starting_network`.
+    """Build a backbone from `weights`; if None, from `model` and the recipe's weights (see `starting_network`).
 
     Raises:
         UnknownNameError: no such network.
@@ -97,7 +98,7 @@ def starting_backbone(
 
 
 def structure(weights: Weights) -> dict[str, Any]:
-    """Return the config fields, with their values, that a network must have to take these weights."""
+    """Return the config fields, by name, that a network must have to take these weights."""
     return {name: getattr(weights.config, name) for name in _STRUCTURE if hasattr(weights.config, name)}
 
 
@@ -110,7 +111,7 @@ def fine_tune(
         A line that says what was copied.
 
     Raises:
-        WeightsError: weights do not fit; the message names the first one.
+        WeightsError: a weight has another shape; the message names the first one.
     """
     config = replace(network.config, num_classes=network.config.num_classes + 1)
     if isinstance(config, SegmenterConfig | LightSegmenterConfig):
@@ -161,7 +162,7 @@ def calibration_images(
 
 
 def trained_val_split(subject: Any, data: str) -> float | None:
-    """Return the share of `data` that a network's training split off for validation; None if it split none."""
+    """Return the share of `data` that a network's training split off for validation; None if there is none."""
     metadata = getattr(subject, "metadata", None)
     trained_on = metadata.provenance.get("data") if isinstance(metadata, Metadata) else None
     if not isinstance(trained_on, dict) or trained_on.get("name") != data:
@@ -183,7 +184,7 @@ def check_side(size: tuple[int, int], multiple: int) -> None:
 class PyramidPredictor(TaskPredictor):
     """A detector or segmenter that answers for images and videos, one image or frame at a time.
 
-    Subclasses implement `answer`, `draw` and `record`; an answer is of any type.
+    Subclasses implement `answer`, `draw` and `record`, and choose the type of an answer.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class PyramidPredictor(TaskPredictor):
         value_range: ValueRange | None,
         device: torch.device,
     ) -> None:
-        """Describe the network: its name, its classes (names empty if unknown), and where it runs."""
+        """Set the properties of the network; `class_names` is empty if unknown."""
         self.name, self.device, self.value_range = name, device, value_range
         self.class_names = class_names or tuple(f"class {index}" for index in range(num_classes))
         self.latest: Any = None
@@ -203,7 +204,7 @@ class PyramidPredictor(TaskPredictor):
 
     @abstractmethod
     def answer(self, image: Image.Image) -> Any:
-        """Run the network on an RGB image of any size."""
+        """Return the answer of the network for an RGB image of any size."""
 
     @abstractmethod
     def draw(self, image: Image.Image, answer: Any) -> Image.Image:
@@ -214,18 +215,18 @@ class PyramidPredictor(TaskPredictor):
         """Return an answer as plain values."""
 
     def write(self, path: Path, image: Image.Image, answer: Any, out: Path | None, name: str) -> Record:
-        """Write further files of an image, besides the drawn picture, and return further entries of its record."""
+        """Write the files of an image other than the drawn picture, and return entries to add to the record."""
         return {}
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
-        """Return the drawn images and videos; see `iformer.tasks.interface.TaskPredictor`."""
+        """Return the paths of the drawn images and videos, relative to the output folder."""
         return [
             Path(f"{name}.mp4" if has_video_extension(path) else f"{name}.png")
             for path, name in zip(paths, output_names(paths), strict=True)
         ]
 
     def finish(self, out: Path) -> list[str]:
-        """Write the files that belong to all images together; see `iformer.tasks.interface.TaskPredictor`."""
+        """Return a line that names the output folder. Subclasses may write files for all images first."""
         return [f"written: {out}"]
 
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
@@ -298,7 +299,7 @@ def example_sheet(
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name without extension for each file's output: the file's name, with a number if it is taken.
+    """Return a name without extension for each file's output: the file's name, with a number if already used.
 
     An image and a video may get the same name, because their outputs have different extensions.
     """

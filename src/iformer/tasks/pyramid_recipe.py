@@ -13,7 +13,7 @@ from iformer.config.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidRecipe(Recipe):
-    """Settings of a network with a feature pyramid."""
+    """Base class of recipes for networks with a feature pyramid: detection and segmentation."""
 
     max_size: Pixels
     """Limit of an image's longer side, in pixels, when the shorter side is resized to `size`."""

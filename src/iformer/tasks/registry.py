@@ -50,7 +50,7 @@ class TaskRow:
     data: str
     """Data that `--data` accepts, for help and error messages."""
     multi_label_metric: tuple[str, str] | None = None
-    """Key and printed form of the headline metric of networks with several labels per image, if there are any."""
+    """Key and printed form of the headline metric with several labels per image. None: no such networks."""
     verb: str = "train"
     """The verb that trains networks of the task."""
     pipeline_tag: str = ""
@@ -170,7 +170,7 @@ def load_recipe(
         name_or_path: a name of `iformer.config.recipe_files.list_recipes`, or the path of a YAML file.
         overrides: fields that replace the recipe's: `augment.hflip`, or `hflip` for short.
         model: name of the network to be trained. A recipe may have a mapping `by_model` from networks to fields;
-            the fields of this network replace the recipe's. A distilled form has the fields of its plain form.
+            the fields of this network replace the recipe's. A distilled form gets the fields of its plain form.
 
     Returns:
         An instance of the recipe class of the recipe's task.
@@ -199,7 +199,7 @@ def recipe_of_file(
     """Build a recipe from a file and `overrides`; an error in the file's own fields names the file.
 
     Raises:
-        UserError: the error of `build`, after the name of `source` if the overrides do not cause the error.
+        UserError: `build` failed. The message begins with `source`, except if the overrides cause the error.
     """
     try:
         return build(overrides)

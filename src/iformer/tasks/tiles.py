@@ -9,7 +9,7 @@ from iformer.config.network import MIN_INPUT_SIZE
 from iformer.errors import DataError, UserError
 
 DEFAULT_OVERLAP = 0.2
-"""Default of `Tiling.overlap`."""
+"""Default overlap of neighbouring tiles, as a share of their side."""
 MAX_TILES = 10_000
 """Largest number of tiles of an image."""
 
@@ -28,7 +28,7 @@ class Tiling:
     """Square tiles of one size that overlap."""
 
     side: int
-    """Pixels."""
+    """Side of a tile in pixels."""
     overlap: float = DEFAULT_OVERLAP
     """Smallest overlap of neighbouring tiles, as a share of their side."""
 
@@ -95,6 +95,6 @@ def tiling(side: int | None, overlap: float | None) -> Tiling | None:
 
 
 def starts(length: int, window: int, step: int) -> list[int]:
-    """Return where windows begin to cover a side of `length`; the last window ends at the end of the side."""
+    """Return the positions of windows that cover a side of `length` pixels; the last window ends with the side."""
     last = max(0, length - window)
     return [*range(0, last, step), last]

@@ -1,4 +1,4 @@
-"""Build a job that is ready to start from the description of a training run, for every task."""
+"""Build the job of a training run, for every task, from options and from the settings of a resumed run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOT_PATHS = ("elpv", "none", "pretrained")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun(Config):
-    """Settings in a run's `config.yaml`, the defaults of `--resume`."""
+    """Settings in the `config.yaml` of a run, which are the defaults of `--resume`."""
 
     label: ClassVar[str] = "config"
 
@@ -171,7 +171,7 @@ def training_job(
 def _for_few_images(job: TrainJob, warn: Warn) -> TrainJob:
     """Halve the recipe's batch until an epoch has `MIN_STEPS` steps, or the batch is `MIN_BATCH`.
 
-    The learning rate follows, because it is scaled to the batch. `warn` gets a line that says so.
+    The learning rate falls too, because it is scaled to the batch. `warn` gets a line about the change.
     """
     recipe, images = job.recipe, len(job.data.train)
     batch = recipe.batch_size
@@ -208,7 +208,7 @@ def _kind(option: str, value: str, task: str | None) -> tuple[str, NetworkKind]:
 
 
 def _located(fields: Recipe, before: StoredRun, folder: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """Return a resumed run's recipe with the paths of its weights and teacher located, unless overridden."""
+    """Return a resumed run's recipe in which the paths of weights and teacher are located, unless overridden."""
     given = fields.nested(overrides)
     if "weights" not in given:
         fields = replace(fields, weights=before.locate(fields.weights, folder))

@@ -31,11 +31,14 @@ class Reliability:
     confidence: npt.NDArray[np.float64]
     """Sum of the probabilities of the answers in each bin."""
     right: npt.NDArray[np.int64]
-    """Right answers in each bin."""
+    """Number of right answers in each bin."""
 
     @property
     def error(self) -> float:
-        """The expected calibration error in percent: |accuracy - confidence| of the bins, weighted by images."""
+        """The expected calibration error in percent.
+
+        It is the mean of |accuracy - confidence| over the bins, weighted by their numbers of images.
+        """
         return float(100 * np.abs(self.right - self.confidence).sum() / max(1, self.images.sum()))
 
 
@@ -55,7 +58,7 @@ def reliability(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.boo
 
 
 def calibration_error(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> float:
-    """Return `Reliability.error`; see `reliability`."""
+    """Return the expected calibration error in percent; for the arguments see `reliability`."""
     return reliability(confidences, right).error
 
 
@@ -85,7 +88,7 @@ def fit_temperature(probabilities: npt.NDArray[np.floating], labels: npt.NDArray
 
 @torch.no_grad()
 def scale_logits(network: nn.Module, temperature: float) -> None:
-    """Divide the logits of a classifier by a temperature: changes the weights of the head in place."""
+    """Divide the weights and biases of a classifier's head, and so its logits, by a temperature, in place."""
     assert isinstance(network, Classifier)
     assert isinstance(network.head, Head)
     for branch in (network.head.classifier, network.head.distilled):

@@ -19,34 +19,35 @@ class DistillationConfig(Config):
     loss: Literal["none", "hard", "soft"] = "none"
     """What is learned from the teacher: nothing (none), its predicted class (hard) or its probabilities (soft)."""
     teacher: Text = "regnety_160.deit_in1k"
-    """A timm network with released weights, or any name of a classifier: a size, a checkpoint, `hf-hub:…`."""
+    """Name of a timm network with released weights, or of a classifier: a size, a checkpoint, `hf-hub:…`."""
     teacher_entry: Text | None = None
-    """Which weights of a training script's file the teacher has, such as `model_ema`. None: the weights without
-    averaging."""
+    """Key of the teacher's weights in the file of a training script, such as `model_ema`. None: the weights
+    without averaging."""
     weight: Share = 0.5
-    """Share of the teacher's loss; the labels' loss has the rest."""
+    """Weight of the teacher's loss, 0 to 1; the loss of the labels has the weight `1 - weight`."""
     temperature: Annotated[float, Range(0, 1000, above=True)] = 3.0
     """Temperature of the soft loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecipe(Recipe):
-    """Settings of a training on whole images of one size."""
+    """Base class of recipes for whole images of one size: classification and pretraining."""
 
     size_schedule: tuple[tuple[Annotated[int, Range(0, 1_000_000)], Pixels], ...] = ()
-    """Progressive resizing: pairs of (first epoch, from 0; training size). `size` before the first pair."""
+    """Progressive resizing: pairs of an epoch, from 0, and the side in pixels of training images from then on.
+    Before the first pair, the side is `size`."""
     crop_pct: Annotated[float, Range(0.05, 1)] = 0.875
     """Evaluation resizes the shorter side to `size / crop_pct`, then cuts out the centre."""
     value_range: tuple[PixelValue, PixelValue] | None = None
     """Values of black and white in images of more than 8 bits, such as [0, 4095]. None: from the bit depth or
     the values of the image."""
     in_chans: Annotated[int, Range(1, 4)] | None = None
-    """Channels of the images: 1 (gray), 3 (RGB), or 2 or 4 (gray or RGB and one more, such as transparency or
-    infrared). None: as the starting weights, else 3."""
+    """Number of channels of the images: 1 (gray), 3 (RGB), or 2 or 4 (gray or RGB and one more, such as
+    transparency or infrared). None: the number of the starting weights, or 3 without weights."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
     cache: Literal["none", "ram"] = "none"
-    """Where decoded images are kept; ram: each image is decoded once and kept in memory."""
+    """Cache of decoded images: none, or ram (each image is decoded once and kept in memory)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,10 +91,10 @@ class ClassificationRecipe(ImageRecipe):
 
     task: Literal["classify"] = "classify"
     multi_label: bool = False
-    """An image of a table may have several labels, or none. The network answers each class with yes or no."""
+    """Whether images of a table may have several labels, or none. The network then answers yes or no per class."""
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "backbone"] = "none"
-    """Last part of the network whose weights and batch-norm statistics are frozen, with all parts before it;
-    backbone: only the head is trained."""
+    """Last frozen part of the network: the weights and batch-norm statistics of this part and of all parts before
+    it do not change; backbone: only the head is trained."""
     loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     """Loss of the labels. focal: cross entropy times `(1 - p) ** focal_gamma` (arXiv 1708.02002); bce: binary
     cross entropy of each class. With multi_label, cross_entropy and focal are binary too."""
@@ -103,17 +104,17 @@ class ClassificationRecipe(ImageRecipe):
     """Weight of each class in the loss. balanced: images / (classes * images of the class); or numbers by class
     name, 1 for a class that is not named."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
-    """Order of the training images. shuffle: each once an epoch; balanced: drawn with replacement, every class
-    equally often."""
+    """Order of the training images. shuffle: each image once per epoch; balanced: images are drawn with
+    replacement, every class equally often."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of the target's probability that is spread over all classes."""
     distillation: DistillationConfig = DistillationConfig()
-    """Learning from a teacher."""
+    """Settings of the distillation from a teacher."""
     test_flip: bool = False
-    """Evaluate each image and its mirror image, and average the logits."""
+    """Whether evaluation averages the logits of each image and its mirror image."""
     temperature_scaling: bool = False
-    """After training, divide the logits by the temperature that fits the validation images best
-    (arXiv 1706.04599), so that probabilities are calibrated. The division is in the weights of the head."""
+    """Whether to calibrate the probabilities after training: the weights of the head are divided by the
+    temperature that fits the validation images best (arXiv 1706.04599)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,5 +134,5 @@ class ClassificationRecipe(ImageRecipe):
 
     @property
     def images_per_group(self) -> int:
-        """2 if mixup or cutmix is on, because they mix images in pairs; else 1."""
+        """Number of images that are mixed with each other: 2 if mixup or cutmix is on, else 1."""
         return 2 if self.augment.mixes else 1

@@ -38,7 +38,7 @@ class LabelledImages:
     train: ImageSet
     """The training split; equal to `images` if `split` is "train"."""
     notes: tuple[str, ...]
-    """Notes on an evaluation, one line each: skipped files, the share in use, images seen in training."""
+    """Notes on an evaluation, one line each: skipped files, the evaluated share, images seen in training."""
 
 
 def find_labelled(
@@ -51,12 +51,12 @@ def find_labelled(
     strict: bool = False,
     for_training: bool = False,
 ) -> LabelledImages:
-    """Load a data set with the classes of a network.
+    """Load a data set, with labels that are indices into a network's outputs.
 
     Args:
         metadata: class names of the network and the data it was trained on.
-        num_classes: outputs of the network.
-        data: `elpv` or a folder; see `iformer.data.sources.load_data`.
+        num_classes: number of outputs of the network.
+        data: name of the data, such as a folder or `elpv`; see `iformer.data.sources.load_data`.
         split: "val", "train" or "all". None: "val", but "all" if the data is not split, the network was not
             trained on it, and neither `val_split` nor `for_training` is given.
         val_split: share of each class for validation if the data is not split. None: the share used in the
@@ -66,7 +66,7 @@ def find_labelled(
             network's classes.
 
     Raises:
-        DataError: the data cannot be read, has a class that the network does not know, or the split is empty.
+        DataError: the data cannot be read, its classes do not fit the network, or the split is empty.
     """
     trained_on = metadata.provenance.get("data")
     trained_on = trained_on if isinstance(trained_on, dict) else {}
@@ -135,7 +135,7 @@ def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     """Return an image set whose labels are indices into `class_names`, which may have more classes than the set.
 
     Raises:
-        DataError: the images have a class that is not in `class_names`; the message names the differences.
+        DataError: the set has a class that is not in `class_names`; the message names the differences.
     """
     refuse_unknown(class_names, image_set.class_names)
     labels = [label for label in class_order(class_names, image_set.class_names) if label is not None]
@@ -160,7 +160,7 @@ def _select(splits: DataSplits, split: Split) -> ImageSet:
 
 
 def _share(splits: DataSplits, images: ImageSet, share: float, *, hint: str) -> list[str]:
-    """Return notes if only a part of unsplit data, or only some of the network's classes, are evaluated."""
+    """Return notes if `images` lack a part of unsplit data, or lack some of the network's classes."""
     notes = []
     total = len(splits.train) + len(splits.val)
     if splits.split_off and len(images) < total:
@@ -211,7 +211,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
 
         Args:
             image_set: the images.
-            transform: decoded image -> uint8 (C, H, W), for all epochs or by epoch.
+            transform: function from a decoded image to uint8 (C, H, W), or a schedule of such functions by epoch.
             seed: seed of the augmentation.
             cache: "ram" keeps the decoded images (gray ones with one channel); workers share them.
             cache_side: cached images whose shorter side has more pixels are reduced to this side, which changes
@@ -245,7 +245,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return self._read(self.image_set.samples[index])
 
     def __getitem__(self, key: Key | int) -> tuple[Tensor, int, int]:
-        """Return the image, uint8 (C, H, W), its label and its index.
+        """Return a transformed image, uint8 (C, H, W), with its label and its index.
 
         Raises:
             DataError: the file cannot be read.
@@ -254,7 +254,15 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return self._transformed(self.image(index), epoch, index)
 
     def batch(self, keys: Sequence[Key]) -> Batch:
-        """Return the images of `keys`, all of one size, as a batch."""
+        """Return a batch of transformed images, which must have one size.
+
+        Returns:
+            `images`: uint8 (B, C, H, W); `labels`: int64 (B), or float32 (B, K) with `multi_label`; `indices`:
+            int64 (B).
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         images = self._images([index for _, index in keys])
         items = [self._transformed(image, *key) for image, key in zip(images, keys, strict=True)]
         # The transforms' memory layout is H, W, C; stacking it gives channels-last without a conversion.
@@ -279,7 +287,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return pixels_CHW, self.image_set.samples[index].label, index
 
     def _images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """Yield the decoded images; from a remote store, some are fetched while others are used."""
+        """Yield the decoded images; those of a remote store are fetched ahead in threads."""
         samples = self.image_set.samples
         readers = samples.readers if isinstance(samples, IndexedSamples) and self._cache is None else 1
         if readers == 1:

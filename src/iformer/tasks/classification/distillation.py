@@ -26,8 +26,8 @@ Distillation = Literal["hard", "soft"]
 class DistilledClassification(Classification):
     """Image classification in which the first head learns the labels and the second head learns from a teacher.
 
-    The loss is `(1 - weight) * label_loss + weight * teacher_loss`, where `label_loss` is the cross entropy of the
-    first head with the labels. `teacher_loss` is computed from the second head:
+    The loss is `(1 - weight) * label_loss + weight * teacher_loss`, where `label_loss` is the `LabelLoss`
+    between the first head and the labels. `teacher_loss` is computed from the second head:
 
     - "hard": the cross entropy with the class that the teacher predicts (DeiT, equation 3);
     - "soft": T^2 times the Kullback-Leibler divergence KL(teacher || head) of the class probabilities, both at
@@ -46,14 +46,14 @@ class DistilledClassification(Classification):
         temperature: float = 3.0,
         **options: Any,
     ) -> None:
-        """Describe the task.
+        """Create the task.
 
         Args:
             class_names: names of the K classes.
-            teacher: returns the teacher's logits of a batch.
+            teacher: function that returns the teacher's logits for a batch.
             distillation: "hard" or "soft".
-            weight: share of the teacher's loss, 0 to 1.
-            temperature: T of "soft".
+            weight: weight of the teacher's loss, 0 to 1.
+            temperature: T of the soft loss.
             options: arguments of `Classification`.
 
         Raises:

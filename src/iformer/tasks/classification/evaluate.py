@@ -41,7 +41,7 @@ Predictor = Callable[[Tensor], Tensor]
 """Function from uint8 images of the evaluation transform (B x C x H x W) to logits (B x K)."""
 
 Progress = Callable[[int], None]
-"""Called after each batch with its number of images."""
+"""Callback that gets the number of images of each batch after the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -50,8 +50,8 @@ class ClassificationEvaluation(Evaluation):
 
     Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are sorted by index.
 
-    `metrics` has `top1`, `top5` (from 6 classes on), `loss` (mean cross entropy), `images` (N),
-    `ece` (expected calibration error, percent),
+    `metrics`, with shares in percent, has `top1`, `top5` (from 6 classes on), `loss` (mean cross entropy),
+    `images` (N), `ece` (expected calibration error),
     `macro`: `{"precision", "recall", "f1"}` (means over classes),
     `per_class`: `{class name: {"precision", "recall", "f1", "support"}}` (support: number of images),
     `confusion`: K x K nested lists of counts, row true class, column predicted class (see `metric.Confusion` for
@@ -90,7 +90,7 @@ class ClassificationEvaluation(Evaluation):
         return f"top-1 {metrics['top1']:.2f} %{top5}, loss {metrics['loss']:.4f} on {metrics['images']} images"
 
     def files(self) -> dict[str, str]:
-        """Return `predictions.jsonl`: one line per image with label, answer and probability of the answer."""
+        """Return `{"predictions.jsonl": text}`: one line per image with label, answer and probability."""
         names = self.image_set.class_names
         lines = []
         for index, label, probabilities_K in zip(self.indices, self.labels, self.probabilities, strict=True):
@@ -111,11 +111,11 @@ class MultiLabelEvaluation(Evaluation):
 
     Row i of the arrays belongs to `image_set.samples[indices[i]]`; rows are sorted by index.
 
-    `metrics` has `map` (mean over classes of the average precision), `threshold` (the probability from which a
-    class is a yes: the network's own, or in training the one from 0.01 to 0.99 with the largest `f1`), `f1` (mean
-    over classes of F1 at this threshold), `loss` (mean binary cross entropy), `images` (N), `macro`: `{"ap",
-    "precision", "recall", "f1"}` (means over classes) and `per_class`: `{class name: {"ap", "precision",
-    "recall", "f1", "support"}}`.
+    `metrics`, with shares in percent, has `map` (mean over classes of the average precision), `threshold` (the
+    probability, 0 to 1, from which a class is a yes: the network's own or, in training, the one from 0.01 to 0.99
+    with the largest `f1`), `f1` (mean over classes of F1 at this threshold), `loss` (mean binary cross entropy),
+    `images` (N), `macro`: `{"ap", "precision", "recall", "f1"}` (means over classes) and `per_class`:
+    `{class name: {"ap", "precision", "recall", "f1", "support"}}` (support: number of images).
     """
 
     image_set: ImageSet
@@ -154,7 +154,7 @@ class MultiLabelEvaluation(Evaluation):
         )
 
     def names_at(self, row: int) -> tuple[list[str], list[str]]:
-        """Return the labels of an image, and the answers at the threshold, as class names."""
+        """Return the labels and the predicted labels (at the threshold) of the image in a row, as class names."""
         names, threshold = self.image_set.class_names, self.metrics["threshold"]
         return (
             [names[k] for k in np.flatnonzero(self.targets[row])],
@@ -162,7 +162,7 @@ class MultiLabelEvaluation(Evaluation):
         )
 
     def files(self) -> dict[str, str]:
-        """Return `predictions.jsonl`: one line per image with the labels, the answers and all probabilities."""
+        """Return `{"predictions.jsonl": text}`: one line per image with labels, answers and all probabilities."""
         names = self.image_set.class_names
         lines = []
         for row, index in enumerate(self.indices):
@@ -253,16 +253,17 @@ def evaluate(
 ) -> ClassificationEvaluation | MultiLabelEvaluation:
     """Evaluate a predictor on every image of a loader over an `ImageDataset`.
 
-    If images may have several labels (`ImageDataset.multi_label`), each class is a yes or a no.
+    If images may have several labels (`ImageDataset.multi_label`), the result is a `MultiLabelEvaluation`.
 
     With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
     result over all images.
 
     Args:
-        predictor: its outputs have the order of the image set's classes.
+        predictor: function to logits, in the order of the image set's classes.
         loader: yields each image once.
         device: device of the metric.
-        threshold: see `multi_label_metrics`.
+        threshold: with several labels, the probability from which a class is a yes; see `multi_label_metrics`.
+        progress: called after each batch with the number of images of the batch.
 
     Raises:
         DataError: an image cannot be read.
@@ -331,7 +332,7 @@ def evaluate_on_data(
     For `data`, `split`, `val_split` and `strict` see `iformer.tasks.classification.dataset.find_labelled`.
 
     Args:
-        predictor: images to logits of `num_classes` classes.
+        predictor: function from images to logits of `num_classes` classes.
         metadata: class names, preprocessing and training data of the network.
         batch_size: images in one call of the predictor.
         workers: processes that load images; None: `iformer.data.loader.auto_workers`.
@@ -343,6 +344,7 @@ def evaluate_on_data(
 
     Raises:
         DataError: the data cannot be read, or its classes are not the network's.
+        MissingDependencyError: torchmetrics is not installed.
     """
     found = find_labelled(metadata, num_classes, data, split=split, val_split=val_split, strict=strict)
     loader = evaluation_loader(

@@ -32,7 +32,7 @@ class ExportableClassifier:
     limits = None
 
     def __init__(self, model: Classifier) -> None:
-        """Wrap a classifier in eval mode.
+        """Wrap a classifier that is in eval mode.
 
         Raises:
             UserError: the network has no classes, or is folded already.
@@ -60,7 +60,8 @@ class ExportableClassifier:
     def agreement(self, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
         """Compare the predicted classes of all images whose two largest logits differ clearly.
 
-        A difference is clear if errors of `tolerance` cannot swap the two classes.
+        A difference is clear if errors of `tolerance` cannot swap the two classes. If images may have several
+        labels, the yes or no of each class is compared instead.
         """
         expected_NK, actual_NK = expected[LOGITS], actual[LOGITS]
         if self.metadata.multi_label:
@@ -105,7 +106,7 @@ def quantization(
 
     Args:
         model: the classifier.
-        data: `elpv` or a folder with one sub-folder per class.
+        data: name of labelled images, such as a folder with one sub-folder per class.
         size: height and width of the artifact's input in pixels. None: the network's own.
         images: number of calibration images, at most.
         max_drop: percentage points of the metric that the artifact may lose.

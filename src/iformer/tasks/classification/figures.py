@@ -25,13 +25,13 @@ _LABELS = 2
 """Largest number of wrong labels of one image that the sheet of mistakes shows."""
 
 EXAMPLES = 24
-"""Number of images on the sheet of examples that experiment trackers get."""
+"""Largest number of images on the sheet of examples that experiment trackers get."""
 _ANSWERS = 2
 """Number of classes that have a bar below each example."""
 
 _LINE = "#0072b2"
 _WRONG, _TRUE, _PALE = "#eba77a", "#56b4e9", "#c3dcec"
-"""Pale vermilion, sky blue and a pale form of it, of Okabe and Ito's palette: safe for the colour-blind."""
+"""Colours of wrong, true and other classes, from Okabe and Ito's palette, which is safe for the colour-blind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,11 @@ def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAK
 
 
 def worst_labels(evaluation: MultiLabelEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
-    """Return the images with a label furthest on the wrong side of the threshold, with up to two such labels."""
+    """Return the images with the worst wrong labels, each with up to two of these labels.
+
+    A label is wrong if its probability is on the wrong side of the threshold. The further the probability is from
+    the truth (0 or 1), the worse is the label.
+    """
     threshold, targets_NK = evaluation.metrics["threshold"], evaluation.targets > 0
     wrong_NK = (evaluation.probabilities >= threshold) != targets_NK
     error_NK = np.where(wrong_NK, np.abs(evaluation.probabilities - targets_NK), 0)
@@ -120,7 +124,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path, *, subtitle: str = GA
 def example_sheet(
     evaluation: ClassificationEvaluation | MultiLabelEvaluation, *, title: str, count: int = EXAMPLES
 ) -> Image.Image | None:
-    """Draw evenly spaced images of an evaluation with the truth and the answers; right ones have a tick.
+    """Draw evenly spaced images of an evaluation with true and likeliest classes, marked as right or wrong.
 
     Returns None if no image can be read.
     """
@@ -148,7 +152,7 @@ def example_sheet(
 
 
 def _names(evaluation: ClassificationEvaluation | MultiLabelEvaluation, row: int) -> tuple[list[str], list[str]]:
-    """Return the true classes and the answers for an image, by name."""
+    """Return the names of the true classes and of the predicted classes of the image in a row."""
     if isinstance(evaluation, MultiLabelEvaluation):
         return evaluation.names_at(row)
     names = evaluation.image_set.class_names
@@ -156,7 +160,7 @@ def _names(evaluation: ClassificationEvaluation | MultiLabelEvaluation, row: int
 
 
 def draw_confusion(confusion: Confusion, class_names: Sequence[str], path: Path) -> Path:
-    """Write the confusion matrix, K x K counts, rows true. With many classes only the most confused are shown."""
+    """Draw a confusion matrix to a file and return the path; of many classes, only the most confused are shown."""
     entries = confusion_entries(confusion)
     classes = len(class_names)
     totals_K = np.bincount(entries[:, 0], weights=entries[:, 2], minlength=classes).astype(np.int64)
@@ -174,7 +178,7 @@ def draw_confusion(confusion: Confusion, class_names: Sequence[str], path: Path)
 
 
 def draw_reliability(evaluation: ClassificationEvaluation, path: Path) -> Path:
-    """Write the reliability plot: accuracy of the answers by their probability, above the number of images."""
+    """Plot accuracy and number of images by the probability of the answer, to a file, and return the path."""
     answers_N = evaluation.probabilities.argmax(1)
     found = reliability(evaluation.probabilities.max(1), answers_N == evaluation.labels)
     some = found.images > 0

@@ -29,7 +29,7 @@ class LabelLoss:
 
     kind: LossName = "cross_entropy"
     multi_label: bool = False
-    """Each class has a binary loss of its own; the loss is the mean over the classes."""
+    """Whether each class has its own binary loss. The loss is then their mean over the classes."""
     focal_gamma: float = 2.0
     class_weights: Tensor | None = None
     """Weight of each class, fp32 K, on any device. None: 1 for each class."""
@@ -70,7 +70,7 @@ class MixedBatch:
     strongest: Tensor
     """int64 B: the class with the largest share of each image."""
     label_smoothing: float
-    """Smoothing that `targets` do not contain yet."""
+    """Label smoothing that the loss has to add; 0 if `targets` are smoothed already."""
     label_loss: LabelLoss
 
     def loss(self, logits: Tensor) -> Tensor:
@@ -78,14 +78,14 @@ class MixedBatch:
         return self.label_loss(logits, self.targets, label_smoothing=self.label_smoothing)
 
     def accuracy(self, answers_B: Tensor) -> Tensor:
-        """Return the percentage of answers (int64 B) that are the strongest class."""
+        """Return the percentage of images whose answer (int64 B) is the strongest class."""
         return 100 * (answers_B == self.strongest).float().mean()
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
     """Return the weight of each class, fp32 K: images / (classes * images of the class).
 
-    The mean weight over the images is 1. A class without an image has weight 0.
+    A class without an image has weight 0. If there is no such class, the mean weight over the images is 1.
 
     Args:
         counts: number of images of each class.
@@ -114,7 +114,7 @@ class Classification:
     """The task of classification: images to one class or, with `LabelLoss.multi_label`, any number of classes.
 
     `batch["labels"]` is int64 B; for several labels float B x K, 1 for each class of an image. A network
-    with two heads learns the labels with both; the loss is their mean.
+    with two heads learns the labels with both heads, and the loss is the mean of the two losses.
     """
 
     name = _ROW.name
@@ -130,7 +130,7 @@ class Classification:
         mixup_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
     ) -> None:
-        """Describe the task; `iformer.config.recipe.Recipe` documents the settings.
+        """Create the task; `ClassificationRecipe` and `AugmentConfig` document the settings.
 
         Mixing draws from NumPy's global generator.
 
@@ -168,7 +168,7 @@ class Classification:
         return MixedBatch(images, targets_BK, targets_BK.argmax(1), 0.0, self.label_loss)
 
     def _mix_labels(self, images: Tensor, labels_BK: Tensor) -> MixedBatch:
-        """Mix images with several labels each: the mixture's labels are mixed in the same proportion."""
+        """Mix multi-label images by mixup or cutmix, if on, and their labels in the same proportion."""
         if self._mixup is not None and len(images) % 2 == 0:
             self._mixup.num_classes = len(images)
             # the "classes" are the images themselves, so the result is the share of each image in each mixture
@@ -177,7 +177,7 @@ class Classification:
         return MixedBatch(images, labels_BK, labels_BK.argmax(1), self.label_smoothing, self.label_loss)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss` and `accuracy`, the percentage of right images, or right labels if there are several."""
+        """Return `loss` and `accuracy`: the percentage of right images or, with `multi_label`, of right labels."""
         mixed = self.mix(batch)
         outputs = model(mixed.images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -20,14 +20,15 @@ from iformer.tasks.classification.calibration import calibration_error
 from iformer.training.distributed import all_gather
 
 Confusion = Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
-"""K x K counts, row true class, column predicted class; or only the nonzero counts, as lists `true`, `predicted`
-and `images`."""
+"""Confusion matrix: K x K counts (row true class, column predicted class), or only the nonzero counts, as lists
+`true`, `predicted` and `images`."""
 
 MATRIX_CLASSES = 1000
-"""Largest number of classes with all K x K counts; 5,000 classes, with 25 million, keep only nonzero ones."""
+"""Largest number of classes for which all K x K counts are kept. With more classes, only the nonzero counts are
+kept: 5,000 classes would have 25 million counts."""
 
 THRESHOLDS = tuple(round(percent / 100, 2) for percent in range(1, 100))
-"""Probabilities that are tried as the threshold between yes and no of multi-label networks."""
+"""Candidates, 0.01 to 0.99, for the probability from which a multi-label network answers yes for a class."""
 
 TOP5_CLASSES = 6
 """Smallest number of classes with which top-5 accuracy is reported."""
@@ -72,7 +73,7 @@ class ClassificationMetric:
         self._loss.update(losses_B)
 
     def compute(self) -> dict[str, Any]:
-        """Return the metrics that `ClassificationEvaluation` documents; shares are percentages."""
+        """Return the metrics that `ClassificationEvaluation` documents. Every rank must call it."""
         values = self._metrics.compute()
         classes = len(self.class_names)
         pairs = np.concatenate([np.empty((2, 0), np.int64), *chain(*all_gather(self._pairs))], axis=1)
@@ -125,7 +126,8 @@ def multi_label_metrics(
         probabilities_NK: the probability of each class, independent of the other classes.
         targets_NK: 1 for each class that an image has, else 0.
         class_names: K names.
-        threshold: probability from which a class is a yes. None: the one with the largest mean F1.
+        threshold: probability from which a class is a yes. None: the one of `THRESHOLDS` with the
+            largest mean F1.
 
     Raises:
         MissingDependencyError: torchmetrics is not installed.
@@ -170,7 +172,7 @@ def multi_label_metrics(
 
 
 def _best_threshold(f1_KT: Tensor) -> int:
-    """Return the index of the threshold with the largest mean F1; of equal ones, the one nearest to 0.5."""
+    """Return the index in `THRESHOLDS` of the largest mean F1; of equally large ones, the one nearest to 0.5."""
     middle = len(THRESHOLDS) // 2
     if not len(f1_KT):
         return middle
@@ -193,5 +195,5 @@ def _share(part_K: npt.NDArray[np.int64], whole_K: npt.NDArray[np.int64]) -> Ten
 
 
 def _percent(share: Tensor) -> float:
-    """Return a share in percent, rounded to the precision of fp32."""
+    """Return a share in percent, rounded to four decimals, because fp32 is not more precise."""
     return round(100 * float(share), 4)

@@ -41,7 +41,7 @@ MAX_PAGES = 5
 
 _COLUMNS, _ROWS, _BARS = 6, 6, 3
 _FIRST, _OTHER = "#56b4e9", "#c3dcec"
-"""Sky blue of Okabe and Ito's palette, which is safe for the colour-blind, and a pale form of it."""
+"""Colours of bars: sky blue of Okabe and Ito's palette for predicted classes, pale sky blue for other classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Answer:
 
     path: Path
     classes: tuple[tuple[str, float], ...]
-    """Names and probabilities of the top k classes, in falling order."""
+    """Names and probabilities of the top k classes, the highest probability first."""
     labels: tuple[str, ...] | None = None
     """Multi-label networks: names of the classes whose probability reaches the threshold. None for others."""
     pixels: Tensor
@@ -68,7 +68,7 @@ class Failure:
 
 
 class Predictor:
-    """A classifier (folded, channels last, with its own preprocessing) or an artifact, ready to answer."""
+    """A classifier or an artifact that answers for image files, with its own preprocessing."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class Predictor:
     ) -> None:
         """Prepare a network or an artifact.
 
-        A network is folded as a copy. With `attention`, or if it is folded already, it is not copied but moved to
-        `device` and set to eval mode.
+        A network is copied and folded. With `attention`, or if the network is folded already, it is not copied;
+        the network itself is moved to `device` and set to eval mode.
 
         Args:
             model: a network, or an artifact in its own runtime (`iformer.deploy.runner.open_artifact`).
@@ -202,7 +202,7 @@ class Predictor:
 
 
 class ClassificationPredictor(TaskPredictor):
-    """A `Predictor` that gives records, and keeps the answers that the contact sheets show."""
+    """`TaskPredictor` of classifiers: yields the answers of a `Predictor` as records and draws contact sheets."""
 
     def __init__(self, predictor: Predictor, *, title: str, explain: bool) -> None:
         self._predictor, self._title, self._explain = predictor, title, explain
@@ -229,12 +229,12 @@ class ClassificationPredictor(TaskPredictor):
         return "   ".join(f"{item['name']} {100 * item['probability']:.1f} %" for item in record["classes"])
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
-        """Return the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""
+        """Return the paths of the contact sheets, relative to the output folder."""
         files = _pages("predict", len(paths), _COLUMNS)
         return files + _pages("explain", len(paths), _COLUMNS // 2) if self._explain else files
 
     def finish(self, out: Path) -> list[str]:
-        """Write the contact sheets; see `iformer.tasks.interface.TaskPredictor`."""
+        """Write the contact sheets, and return lines that say what was written."""
         if not self._drawn:
             return []
         answered = self._answered
@@ -281,7 +281,7 @@ def draw_predictions(answers: Sequence[Answer], folder: Path, *, title: str, sub
 
 
 def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) -> list[Path]:
-    """Draw each image beside an overlay of its attention; see `overlay`.
+    """Draw each image next to its attention map (see `overlay`), on contact sheets.
 
     Args:
         answers: predictions with attention.
@@ -307,7 +307,7 @@ def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) ->
 
 
 def max_drawn(*, explain: bool = False) -> int:
-    """Return the number of answers that `draw_predictions` or, with `explain`, `draw_explanations` draws."""
+    """Return the most answers that `draw_predictions` or, with `explain`, `draw_explanations` draws."""
     return MAX_PAGES * _ROWS * (_COLUMNS // 2 if explain else _COLUMNS)
 
 

@@ -30,21 +30,22 @@ TIMM = "timm:"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSource:
-    """The network that the name of a teacher stands for."""
+    """A network to learn from, with its preprocessing and classes."""
 
     network: nn.Module
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
-    """Empty: unknown, as for timm's networks."""
+    """Names of the classes; empty if unknown, as for timm's networks."""
     fixed_size: tuple[int, int] | None = None
-    """Height and width of the input in pixels, if the network takes only one size."""
+    """Height and width of the input in pixels, if the network takes only one size. None: any size."""
 
 
 class FrozenNetwork:
     """A frozen network that takes the student's batches: float B x C x H x W, augmented, mixed and normalised.
 
     The student's normalisation is replaced by the network's own, and the batch is resized if the network takes
-    only one size. It runs on the device of the batch, in bf16 or fp16 if the device has fast arithmetic for them.
+    only one size. The network runs on the device of the batch: in bf16 where the device computes fast in bf16, in
+    fp16 on other CUDA GPUs, else in fp32.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class FrozenNetwork:
         self._device: torch.device | None = None
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return a batch of the student as input of the network, which is moved to the device of the batch."""
+        """Move the network to the device of a student's batch, and return the batch as input of the network."""
         if images.device != self._device:
             self.move(images.device)
         if not self._same:
@@ -155,6 +156,7 @@ def build_teacher(
         compiled: see `Teacher`.
 
     Raises:
+        UserError: `entry` is given for a timm network.
         UnknownNameError: the name is unknown; the message suggests the nearest names.
         WeightsError: the weights cannot be fetched or read, or do not belong to a classifier.
         DataError: the teacher has other classes or channels than the student.
@@ -178,7 +180,7 @@ def read_teacher(
     weights: str | None = None,
     load: Callable[..., Backbone] = load_classifier,
 ) -> TeacherSource:
-    """Read the network that the name of a teacher stands for.
+    """Load the network that is the teacher of this name.
 
     Args:
         name: see `build_teacher`.
@@ -188,7 +190,10 @@ def read_teacher(
         load: function that opens the names that `iformer.load` knows.
 
     Raises:
-        UnknownNameError, WeightsError, DataError: see `build_teacher`.
+        UserError: `entry` is given for a timm network, or `weights` for another network.
+        UnknownNameError: the name is unknown; the message suggests the nearest names.
+        WeightsError: the weights cannot be fetched or read.
+        DataError: the teacher takes images with other channels than the student's.
     """
     source = _read(name, entry, weights, load)
     takes, given = len(source.preprocessing.mean), len(student.mean)
@@ -229,7 +234,7 @@ def _read(name: str, entry: str | None, weights: str | None, load: Callable[...,
 
 
 def _trained_timm_network(path: Path) -> TeacherSource | None:
-    """Read a checkpoint that training wrote of a timm network; return None if the file is another one."""
+    """Read a checkpoint that training wrote of a timm network; return None for any other file."""
     import timm
 
     with open_safetensors(path) as file:
@@ -296,7 +301,7 @@ def _of_timm(network: Any, preprocessing: Preprocessing, class_names: tuple[str,
 
 
 def _class_order(name: str, source: TeacherSource, class_names: tuple[str, ...]) -> list[int] | None:
-    """Return the teacher's output for each of the student's classes; None if the order is the same."""
+    """Return the index of the teacher's output for each class of the student; None if the order is the same."""
     with torch.no_grad():
         size = source.fixed_size or (64, 64)
         classes = source.network.eval()(torch.zeros(1, len(source.preprocessing.mean), *size)).shape[1]

@@ -83,10 +83,10 @@ def classification_job(
         model_name: name for logs and checkpoints; None: `model`, or the class of the network.
 
     Raises:
-        ConfigError: the recipe is for another task, or does not fit the number of channels.
+        ConfigError: the recipe is for another task, or does not fit the network or the number of channels.
         DataError: images do not have the channels that the network takes.
-        UnknownNameError: no such network.
-        WeightsError: the starting weights cannot be fetched or read, or do not fit.
+        UnknownNameError: no such network or teacher.
+        WeightsError: the weights of the network or teacher cannot be fetched or read, or do not fit.
     """
     recipe = settings.recipe
     if not isinstance(recipe, ClassificationRecipe):
@@ -136,10 +136,10 @@ def classification_job(
 
 
 def _check_channels(data: DataSplits, channels: int) -> None:
-    """Check by the file headers that every image has an extra channel, if the network takes one.
+    """Check by the file headers that every image has the extra channel of a network that takes 2 or 4 channels.
 
     Raises:
-        DataError: images have other channels; the message names the first of them.
+        DataError: images have other channels; the message names up to three of them.
     """
     if channels in (1, 3):
         return

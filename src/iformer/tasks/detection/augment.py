@@ -34,7 +34,7 @@ class Canvas:
     size: tuple[int, int]
     """Height and width in pixels."""
     scale: tuple[float, float]
-    """Smallest and largest random factor on the size at which an image just fits the canvas."""
+    """Smallest and largest random scale of an image; at 1 the image just fits the canvas."""
     fill: tuple[int, ...]
     """Colour (red, green, blue, 0 to 255) of the pixels that no image covers."""
 
@@ -43,7 +43,7 @@ class Canvas:
         return self._build([(item, (0, 0, self.size[1], self.size[0]))])
 
     def mosaic(self, items: Sequence[Item]) -> Item:
-        """Return four images that meet at a random point in the middle half of the canvas."""
+        """Return a mosaic of four images that meet at a random point in the middle half of the canvas."""
         height, width = self.size
         x, y = round(width * random.uniform(0.25, 0.75)), round(height * random.uniform(0.25, 0.75))
         windows = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]

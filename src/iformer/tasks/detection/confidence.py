@@ -23,7 +23,7 @@ from iformer.data.detection import DetectionSample, DetectionSet
 IOU = 0.5
 """Smallest IoU of a detection with the object that it finds, as for COCO's AP50."""
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
-"""The lowest scores for which precision and recall are computed: T = 101 values from 0 to 1."""
+"""Thresholds of the score at which precision and recall are computed: T = 101 values from 0 to 1."""
 
 _Floats = npt.NDArray[np.float64]
 
@@ -33,11 +33,11 @@ class ConfidenceCurves:
     """Precision, recall and F1 of each class at each of `THRESHOLDS`."""
 
     class_names: tuple[str, ...]
-    """The classes that have objects, K."""
+    """Names of the K classes that have objects."""
     precision: _Floats
-    """K x T, 0 to 1; 1 where nothing is reported."""
+    """Precision of each class at each threshold, K x T, 0 to 1; 1 where nothing is reported."""
     recall: _Floats
-    """K x T, 0 to 1."""
+    """Recall of each class at each threshold, K x T, 0 to 1."""
     ranked: tuple[tuple[_Floats, _Floats], ...]
     """For each class: recall and precision after each of its detections, in the order of falling score."""
 
@@ -54,7 +54,7 @@ class ConfidenceCurves:
         return float(THRESHOLDS[index]), float(self.f1[:, index].mean())
 
     def _best_index(self) -> int:
-        """Return the index of the best threshold; of equal ones the middle, which new images change least."""
+        """Return the index of the best threshold; of equally good ones, the middle one, as the most robust."""
         mean_T = self.f1.mean(0)
         first = last = int(mean_T.argmax())
         while last + 1 < len(mean_T) and mean_T[last + 1] >= mean_T[first] - 1e-9:
@@ -143,7 +143,7 @@ def confusion_matrix(
 def _judged(
     sample: DetectionSample, results: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
 ) -> list[tuple[int, float, bool]]:
-    """Return label and score of each detection of an image that counts, and whether it is right."""
+    """Return label, score and whether it is right for each detection of an image, except in crowd regions."""
     judged: list[tuple[int, float, bool]] = []
     crowds = [one for one in sample.instances if one.crowd]
     by_label: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
@@ -177,7 +177,7 @@ def _in_crowd(box: Sequence[float], label: int, crowds: Sequence[Any]) -> bool:
 
 
 def _overlaps(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> _Floats:
-    """Return the IoU of boxes (left, top, width, height): N x M."""
+    """Return the IoU, N x M, of N boxes with M boxes; a box is (left, top, width, height)."""
     corners = []
     for boxes in (one, other):
         boxes_N4 = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)

@@ -24,7 +24,7 @@ class DetectionAugment(Config):
     color_jitter: Strength = 0.0
     """Largest relative change of brightness, contrast and saturation. 0: off."""
     scale_jitter: tuple[Factor, Factor] = (1.0, 1.0)
-    """Light detector: smallest and largest random factor on the size at which an image just fits the input."""
+    """Light detector: smallest and largest random scale of an image; at 1 the image just fits the input."""
     mosaic: Share = 0.0
     """Light detector: probability that a training image is a mosaic of four."""
     mosaic_until: Share = 0.8
@@ -41,7 +41,7 @@ class DetectionRecipe(PyramidRecipe):
 
     task: Literal["detect"] = "detect"
     size: Pixels = 800
-    """Images are resized so that the shorter side has this many pixels."""
+    """Shorter side of the resized images in pixels; light detector: side of the square input."""
     max_size: Pixels = 1333
     augment: DetectionAugment = DetectionAugment()
     """Random changes of the training images."""
@@ -64,7 +64,7 @@ class DetectionRecipe(PyramidRecipe):
             )
 
     def light_config(self, backbone: NetworkConfig, **fields: Any) -> LightDetectorConfig:
-        """Return the config of the light detector that the recipe trains; see `detector_config`."""
+        """Return the config of the light detector that the recipe trains; `fields` set what the recipe lacks."""
         size = (self.size, self.size)
         return LightDetectorConfig(backbone=backbone, input_size=size, **vars(self.light), **fields)
 

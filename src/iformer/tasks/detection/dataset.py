@@ -42,8 +42,8 @@ def too_many_objects(image_set: DetectionSet, detections: int) -> list[str]:
 def with_class_order(image_set: DetectionSet, class_names: Sequence[str]) -> DetectionSet:
     """Return an image set whose labels are the indices of a network's outputs.
 
-    Objects of other classes are left out. `class_names` may have more classes than the data; empty means the
-    data's own.
+    Objects of other classes are left out. `class_names` may have more classes than the data. If empty, the data
+    keeps its own classes.
 
     Raises:
         DataError: the data has none of the classes.
@@ -77,11 +77,11 @@ class DetectionImages:
         masks: bool,
         value_range: ValueRange | None = None,
     ) -> None:
-        """Describe the images.
+        """Create the data set.
 
         Args:
             image_set: image files and their objects.
-            recipe: flips and colour jitter of training; None: images are not changed.
+            recipe: recipe with the flips and the colour jitter of training. None: images are not changed.
             masks: add masks to the targets.
             value_range: see `iformer.data.images.read_image`.
         """
@@ -96,7 +96,7 @@ class DetectionImages:
         return len(self.image_set)
 
     def batch(self, keys: Sequence[Key]) -> dict[str, Any]:
-        """Read the images of `keys`.
+        """Read the images of `keys` with their targets.
 
         Returns:
             `images`: list of uint8 C x H x W; `targets`: list of the dicts that `Detector.forward` takes;
@@ -135,7 +135,7 @@ class DetectionCanvases(DetectionImages):
         fill: tuple[int, ...],
         value_range: ValueRange | None = None,
     ) -> None:
-        """Describe the images; `fill` is the colour (0 to 255) of pixels that no image covers."""
+        """Create the data set; `fill` is the RGB colour, 0 to 255, of pixels that no image covers."""
         super().__init__(image_set, recipe, masks=False, value_range=value_range)
         self._augment = recipe.augment
         self._mosaic_epochs = round(recipe.augment.mosaic_until * recipe.epochs)

@@ -28,17 +28,17 @@ TAKES = frozenset({"split", "workers", "val_split", "batch_size", "max_detection
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
-"""Called after each batch with its number of images."""
+"""Callback that gets the number of images of each batch after the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DetectionEvaluation(Evaluation):
     """Detections on every image of a set, and COCO's metrics.
 
-    `metrics` has `box_ap` (mean over IoU thresholds 0.5 to 0.95), `box_ap50`, `box_ap75`, `box_ap_small`,
-    `box_ap_medium`, `box_ap_large` (None if there is no such object), `mask_ap` and so on for networks with
-    masks, `images`, and `per_class`: `{class name: {"box_ap", "box_ap50", …, "support"}}` (support:
-    number of objects).
+    `metrics`, with AP in percent, has `box_ap` (mean over IoU thresholds 0.5 to 0.95), `box_ap50`, `box_ap75`,
+    `box_ap_small`, `box_ap_medium`, `box_ap_large` (None if there is no such object), `mask_ap` and so on for
+    networks with masks, `images` (their number), and `per_class`: `{class name: {"box_ap", "box_ap50", …,
+    "support"}}` (support: number of objects).
     """
 
     image_set: DetectionSet
@@ -52,7 +52,7 @@ class DetectionEvaluation(Evaluation):
 
     @property
     def mask_ap(self) -> float | None:
-        """Mask AP in percent; None for networks without masks."""
+        """Mask AP in percent; None if the network or the data has no masks."""
         return self.metrics.get("mask_ap")
 
     @property
@@ -63,7 +63,7 @@ class DetectionEvaluation(Evaluation):
         return {k: v for k, v in shown.items() if with_masks or k.startswith("box")} | {"support": "objects"}
 
     def files(self) -> dict[str, str]:
-        """Return `coco_results.json`: all detections in COCO's result format."""
+        """Return `{"coco_results.json": text}` with all detections in COCO's result format."""
         return {"coco_results.json": json_text(self.results)}
 
 
@@ -75,7 +75,7 @@ def evaluate(
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> DetectionEvaluation:
-    """Evaluate a detector, in eval mode, or an artifact on every image of a loader over `DetectionImages`.
+    """Evaluate a detector (in eval mode) or an artifact on every image of a loader over `DetectionImages`.
 
     With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
     result over all images.
@@ -84,6 +84,7 @@ def evaluate(
         DataError: an image cannot be read.
         ConfigError: the network has another number of classes than the data.
         MissingDependencyError: faster-coco-eval is not installed.
+        UserError: the artifact's record does not describe a detector.
     """
     device = torch.device(device)
     dataset = loader.dataset
@@ -122,6 +123,7 @@ def evaluate_set(
 
     Raises:
         DataError: an image cannot be read, or the set has none of the network's classes.
+        ConfigError, MissingDependencyError, UserError: see `evaluate`.
     """
     detector = object_detector(subject)
     image_set = with_class_order(image_set, detector.class_names)

@@ -48,7 +48,7 @@ class ExportableDetector:
     limits = None
 
     def __init__(self, model: LightDetector) -> None:
-        """Wrap a light detector in eval mode."""
+        """Wrap a light detector that is in eval mode."""
         self._detector, self.model = model, DenseDetector(model)
         self.name = model.config.backbone.name
         self.metadata: Metadata = replace(model.metadata, preprocessing=model.config.preprocessing)
@@ -57,7 +57,7 @@ class ExportableDetector:
 
     @property
     def postprocess(self) -> dict[str, Any]:
-        """The fields of the `SelectionRule`."""
+        """The fields of the detector's `SelectionRule` as plain values."""
         return self._rule.to_plain()
 
     def folded(self, size: tuple[int, int]) -> DenseDetector:
@@ -75,7 +75,7 @@ class ExportableDetector:
 
 
 def exportable(model: Detector | LightDetector) -> Exportable:
-    """Prepare a detector in eval mode for export."""
+    """Prepare a detector, which must be in eval mode, for export."""
     if isinstance(model, LightDetector):
         return ExportableDetector(model)
     from iformer.tasks.detection.rcnn_export import ExportableRcnn

@@ -1,4 +1,7 @@
-"""Detect objects with a Mask R-CNN, a Faster R-CNN, a light detector or an artifact of one of them."""
+"""Detect objects with a Mask R-CNN, a Faster R-CNN, a light detector or an artifact of one of them.
+
+Shape letters: B images, A boxes of an image, K classes, M the side of a mask, N detections.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ from iformer.models.light_detector import LightDetector
 from iformer.tasks.tiles import Tile, Tiling
 
 BOXES, SCORES, MASKS = "boxes", "scores", "masks"
-"""Names of the outputs: boxes B x A x 4 (left, top, right, bottom in pixels of the input), scores B x A x K (0 to
-1) and, of a Mask R-CNN, masks B x A x M x M (0 to 1, inside the boxes)."""
+"""Names of an artifact's outputs. Boxes: B x A x 4 (left, top, right, bottom in pixels of the input). Scores:
+B x A x K, 0 to 1. Masks, only of a Mask R-CNN: B x A x M x M, 0 to 1, inside the boxes."""
 
 _MERGE_IOU = 0.5
 """IoU above which two detections of one class are the same object."""
@@ -43,14 +46,14 @@ class ObjectDetector(ABC):
     """One name per class; empty if unknown."""
     num_classes: int
     value_range: ValueRange | None
-    """See `iformer.data.images.read_image`."""
+    """Values of black and white in images of more than 8 bits; see `iformer.data.images.read_image`."""
     has_masks = False
     detections: int
     """Maximum number of detections per image."""
 
     @abstractmethod
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
-        """Return the objects on images of any sizes, uint8 3 x h x w; see `iformer.models.detector.Detector`."""
+        """Return the objects on images of any sizes, uint8 3 x h x w, in the format of `Detector.detect`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class DetectionLimits:
         """Return a rule with these limits.
 
         Raises:
-            UserError: the rule has no non-maximum suppression outside the network.
+            UserError: `nms_iou` is set, and the rule has no non-maximum suppression outside the network.
         """
         if self.detections is not None:
             rule = replace(rule, detections=self.detections)
@@ -112,7 +115,7 @@ class NetworkDetector(ObjectDetector):
 
 
 class LetterboxDetector(ObjectDetector):
-    """Anything that maps letterboxed images to boxes and scores, such as an artifact, as an `ObjectDetector`."""
+    """`ObjectDetector` of a function from letterboxed images to boxes and scores, such as an artifact."""
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class LetterboxDetector(ObjectDetector):
         value_range: ValueRange | None = None,
         has_masks: bool = False,
     ) -> None:
-        """Wrap `forward`, which maps uint8 B x 3 x H x W of `size` to the outputs; see `detect_letterboxed`."""
+        """Wrap `forward`, from uint8 images of `size` to outputs named `BOXES`, `SCORES` and maybe `MASKS`."""
         self.has_masks = has_masks
         self._forward, self._rule, self._size, self._fill = forward, rule, size, fill
         self.detections = rule.detections
@@ -187,9 +190,11 @@ class TiledDetector(ObjectDetector):
     """A detector that is applied to tiles of an image and to the whole image, for objects larger than a tile.
 
     Detections of one object in several tiles are merged. Of two detections of one class, the weaker one is dropped
-    if their IoU is above 0.5, or if the edge of a tile cuts it and more than 0.7 of it lies inside the other. A
-    cut detection is weaker than a whole one; else the lower score is weaker. Tiles together with the whole image
-    are the idea of slicing-aided inference (Akyon et al. 2022, https://arxiv.org/abs/2202.06934).
+    if their IoU is above 0.5, or if a tile's edge cuts the weaker box and more than 0.7 of this box lies inside
+    the other box. A cut box is weaker than a whole one; otherwise the box with the lower score is weaker.
+
+    The combination of tiles and the whole image is the idea of slicing-aided inference (Akyon et al. 2022,
+    https://arxiv.org/abs/2202.06934).
     """
 
     def __init__(self, detector: ObjectDetector, tiling: Tiling) -> None:
@@ -203,7 +208,7 @@ class TiledDetector(ObjectDetector):
         )
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
-        """Return the objects on images. Each tile and the whole image give at most `detections` of them."""
+        """Return the objects on images; each tile and the whole image contribute at most `detections` objects."""
         return [self._detect(image, min_score) for image in images]
 
     def _detect(self, image: Tensor, min_score: float) -> dict[str, Any]:
@@ -226,7 +231,7 @@ Subject = Detector | LightDetector | ArtifactRunner | ObjectDetector
 
 
 def object_detector(subject: Subject, limits: DetectionLimits = NO_LIMITS) -> ObjectDetector:
-    """Return a network in eval mode or an artifact as an `ObjectDetector`; a given one is returned as it is.
+    """Return a network in eval mode or an artifact as an `ObjectDetector`; return an `ObjectDetector` unchanged.
 
     Raises:
         UserError: the artifact's record does not describe a detector, or `limits` do not fit it.
@@ -239,7 +244,7 @@ def object_detector(subject: Subject, limits: DetectionLimits = NO_LIMITS) -> Ob
 
 
 def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
-    """Return a function from an artifact's outputs to detections at the input's size, which benchmarks time."""
+    """Return the postprocessing to benchmark: from an artifact's outputs to detections at the input's size."""
     rule = SelectionRule.from_plain(info.postprocess or {})
 
     def detections(outputs: Outputs) -> list[dict[str, Tensor]]:
@@ -249,7 +254,7 @@ def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
 
 
 def merge(boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor, cut_N: Tensor) -> Tensor:
-    """Return the indices of the detections that are kept, by falling score; see `TiledDetector`.
+    """Return the indices of the detections to keep, highest score first; `TiledDetector` describes the rule.
 
     Args:
         boxes_N4: left, top, right, bottom.
@@ -311,7 +316,7 @@ def _merged(parts: list[dict[str, Any]], cut: Tensor, size: tuple[int, int]) -> 
 # ------------------------------------------------------------------------------------------- comparison
 
 _IOU_ERROR = 10
-"""Allowed error of boxes and masks in multiples of the tolerance: an IoU of at least 0.99 in fp32."""
+"""Allowed error of boxes and masks, as a multiple of the tolerance: in fp32 (1e-3), an IoU of at least 0.99."""
 
 
 def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs, *, tolerance: float) -> Agreement:
@@ -357,7 +362,7 @@ def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs,
 
 
 def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: float) -> dict[str, Tensor]:
-    """Return the detections of one image and some below the limits; `clear` marks those that are clearly above."""
+    """Return the detections of one image, and some below the limits; `clear` is True for those clearly above."""
     wider = replace(rule, detections=2 * rule.detections, score_threshold=0.0)
     found = wider.select_points(outputs[BOXES][index], outputs[SCORES][index])
     points = found.pop("points")
@@ -375,7 +380,7 @@ def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: floa
 
 
 def _matched(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each detection of `one` the IoU with its best match in `other`, the score error and the index."""
+    """Return the IoU, score error and index of the best match in `other` for each detection of `one`."""
     if not len(one["scores"]) or not len(other["scores"]):
         count = len(one["scores"])
         return torch.zeros(count), torch.ones(count), torch.zeros(count, dtype=torch.int64)

@@ -24,7 +24,7 @@ from iformer.models.light_detector import RawDetections, TrainingOutputs
 ALPHA, BETA = 0.5, 6.0
 """Exponents of the score and of the IoU in the alignment."""
 TOPK = 10
-"""Largest number of points of an object in the one-to-many head."""
+"""Largest number of points that learn one object in the one-to-many head."""
 BOX_WEIGHT, CLASS_WEIGHT = 2.0, 1.0
 """Weights of the box loss and of the class loss of each head."""
 FOCUS = 2.0
@@ -36,8 +36,8 @@ SEMANTIC_WEIGHT = 1.0
 BACKGROUND_WEIGHT = 0.2
 """Weight of a point without an object in the semantic loss; the other points have weight 1."""
 ELLIPSE = 0.9
-"""Share of the ellipse inscribed in an object's box whose points count as the object. The corners of a box mostly
-show something else."""
+"""Share of the area of the ellipse inscribed in an object's box: points inside this part count as the object. The
+corners of a box mostly show something else."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def assign(
         boxes_BA4: predicted boxes in pixels.
         points_2A: x and y of the points in pixels.
         targets: the objects.
-        topk: the largest number of points of an object.
+        topk: largest number of points that learn one object.
     """
     present_BN1 = targets.present[..., None]
     iou_BNA = box_iou(targets.boxes, boxes_BA4)
@@ -119,9 +119,9 @@ def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, 
     """Return the losses of one head over a batch: `classes` and `boxes`, scalars.
 
     The class loss is binary cross entropy against the assignment's quality, times |quality - score| ** FOCUS
-    (TOOD, equations 4 and 5). Without that factor the thousands of points without an object drown the few with
-    one: after four epochs no score of the one-to-one head was above 0.02. The box loss is complete IoU weighted by
-    quality. Both are divided by the sum of the qualities.
+    (TOOD, equations 4 and 5). Without that factor, the thousands of points without an object outweigh the few
+    points with an object: after four epochs, no score of the one-to-one head was above 0.02. The box loss is
+    complete IoU weighted by quality. Both losses are divided by the sum of the qualities, at least 1.
     """
     logits_BAK, boxes_BA4 = raw.logits.float(), _with_area(raw.boxes.float())
     found = assign(logits_BAK.detach().sigmoid(), boxes_BA4.detach(), points_2A, targets, topk=topk)
@@ -175,7 +175,7 @@ def semantic_loss(maps: Sequence[Tensor], points_2A: Tensor, targets: PaddedTarg
 def light_loss(
     outputs: TrainingOutputs, points_2A: Tensor, targets: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Return `loss`, the loss of all heads of a `LightDetector`, and each of its parts, detached.
+    """Return `loss`, the weighted sum of the losses of a `LightDetector`, and each of these losses, detached.
 
     Args:
         outputs: the result of `LightDetector.forward` in training mode.

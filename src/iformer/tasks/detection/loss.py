@@ -15,7 +15,7 @@ _ROW = TASKS["detect"]
 
 
 class Detection:
-    """Training of Mask R-CNN and Faster R-CNN: images to boxes with a class and a score, and masks.
+    """The task of training a Mask R-CNN or a Faster R-CNN with torchvision's losses.
 
     `batch["images"]` is a list of float 3 x H x W from 0 to 1, `batch["targets"]` a list of the dicts that
     `iformer.models.detector.Detector.forward` takes.
@@ -24,7 +24,7 @@ class Detection:
     name, primary_metric, metric_label = _ROW.name, _ROW.metric, _ROW.metric_label
 
     def __init__(self, class_names: tuple[str, ...]) -> None:
-        """Describe the task.
+        """Create the task.
 
         Raises:
             ConfigError: `class_names` is empty.
@@ -40,10 +40,14 @@ class Detection:
 
 
 class LightDetection(Detection):
-    """Training of a `LightDetector`: all images are canvases of the input's size, with values from 0 to 1."""
+    """The task of training a `LightDetector` on canvases of the input's size, with values from 0 to 1."""
 
     def __init__(self, class_names: tuple[str, ...], network: LightDetector) -> None:
-        """Describe the task; `network` gives the positions of the points."""
+        """Create the task; `network` is asked for the positions of its points.
+
+        Raises:
+            ConfigError: `class_names` is empty.
+        """
         super().__init__(class_names)
         self._network = network
 

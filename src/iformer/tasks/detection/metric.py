@@ -25,7 +25,7 @@ _MAX_DETECTIONS = 100
 
 
 class DetectionMetric:
-    """COCO's average precision, by faster-coco-eval."""
+    """COCO's average precision, computed by faster-coco-eval."""
 
     def __init__(self, ground_truth: Mapping[str, Any], *, masks: bool) -> None:
         """Prepare an evaluation.
@@ -133,6 +133,6 @@ def coco_results(
 
 
 def _percent(precision: np.ndarray) -> float | None:
-    """Return the mean of the known values (-1: no object) in percent; None if there is none."""
+    """Return the mean in percent of the values other than -1 (no object); None if there are no such values."""
     known = precision[precision > -1]
     return round(100 * float(known.mean()), 4) if known.size else None

@@ -42,7 +42,7 @@ _MASK_OPACITY = 0.45
 
 
 class DetectionPredictor(PyramidPredictor):
-    """Predictor of a detector. An answer is a dict as `Detector.detect` returns it, on the CPU."""
+    """`TaskPredictor` of detectors. An answer is the dict of an image from `Detector.detect`, on the CPU."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class DetectionPredictor(PyramidPredictor):
         }
 
     def masks(self) -> Callable[[], npt.NDArray[np.bool_] | None]:
-        """Return a function that returns masks, bool N x H x W in the record's order, or None without masks."""
+        """Return a function to compute the latest record's masks: bool N x H x W, or None if there are none."""
         pasted: Sequence[torch.Tensor] = self.latest.get("masks", ())
         return partial(_binary_masks, pasted) if len(pasted) else no_masks
 
@@ -115,11 +115,11 @@ class DetectionPredictor(PyramidPredictor):
         return {}
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
-        """Return the drawn images and videos, and `coco.json`."""
+        """Return the paths of the drawn images and videos and of `coco.json`, relative to the output folder."""
         return [*super().files(paths), Path(COCO_FILE)]
 
     def finish(self, out: Path) -> list[str]:
-        """Write `coco.json`: COCO's format, with detections as annotations that have a score."""
+        """Write `coco.json` in COCO's format: the detections are annotations with a score."""
         categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
         content = {"images": self._images, "annotations": self._annotations, "categories": categories}
         write_text(out / COCO_FILE, json_text(content))
@@ -131,7 +131,7 @@ def _binary_masks(pasted: Sequence[torch.Tensor]) -> npt.NDArray[np.bool_]:
 
 
 def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredictor:
-    """Build the predictor of the verb `predict`."""
+    """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     min_score = 0.5 if options.min_score is None else options.min_score
     return DetectionPredictor(
         subject,
@@ -149,7 +149,7 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
 
     Args:
         found: the detections of the image, as `Detector.detect` or `Detector.forward` returns them. Without
-            `scores`, as for annotated objects, only names are drawn.
+            `scores`, as for annotated objects, names are drawn without scores.
     """
     colours = default_palette(len(class_names))
     labels = found["labels"].tolist()

@@ -37,9 +37,9 @@ LIMITS = Limits(
 class FixedRcnn(nn.Module):
     """An R-CNN for normalised images of one size, B x 3 x H x W.
 
-    Returns boxes, B x D x 4 (pixels of the input), scores, B x D x K (0 except at the class of the detection), and
-    for a Mask R-CNN masks, B x D x M x M (0 to 1, inside the boxes). If fewer than D objects are found, the other
-    rows are zeros.
+    Returns boxes, B x D x 4 (pixels of the input); scores, B x D x K (0 except at the class of the detection);
+    and, for a Mask R-CNN, masks, B x D x M x M (0 to 1, inside the boxes). If fewer than D objects are found, the
+    other rows are zeros.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -65,7 +65,7 @@ class FixedRcnn(nn.Module):
         return tuple(self._filled(value)[None] for value in outputs)
 
     def _filled(self, rows: Tensor) -> Tensor:
-        """Return D rows: the given ones, then zeros."""
+        """Return D rows: the given rows, then rows of zeros."""
         zeros = torch.zeros((self.detections, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         return torch.cat([rows, zeros])[: self.detections]
 
@@ -82,7 +82,7 @@ class ExportableRcnn:
     limits = LIMITS
 
     def __init__(self, model: Detector) -> None:
-        """Wrap a detector in eval mode."""
+        """Wrap a detector that is in eval mode."""
         config = model.config
         self.model = FixedRcnn(model)
         self.name, self.num_classes = config.backbone.name, config.num_classes
@@ -105,7 +105,7 @@ class ExportableRcnn:
 
     @property
     def postprocess(self) -> dict[str, Any]:
-        """The fields of the `SelectionRule`."""
+        """The fields of the detector's `SelectionRule` as plain values."""
         return self._rule.to_plain()
 
     def folded(self, size: tuple[int, int]) -> FixedRcnn:

@@ -41,7 +41,7 @@ _COLUMNS = {
 }
 
 _MAX_NAMED = 10
-"""Largest number of classes with which the curves of the classes have names."""
+"""Largest number of classes for which the legend names the curve of each class."""
 _MEAN, _MARK = "#0072B2", "#D55E00"
 
 
@@ -148,8 +148,8 @@ def draw_confidence(curves: ConfidenceCurves, path: Path) -> Path:
 def draw_object_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[str], path: Path) -> Path:
     """Draw the matrix of `iformer.tasks.detection.confidence.confusion_matrix`; return the path.
 
-    With many classes only the most confused ones are shown. Missed objects, and detections on no object, always
-    are.
+    Of many classes, only the most confused ones are shown. Missed objects, and detections on no object, are always
+    shown.
     """
     classes = len(class_names)
     inner = counts[:classes, :classes]
@@ -175,7 +175,7 @@ def draw_object_confusion(counts: npt.NDArray[np.int64], class_names: Sequence[s
 
 
 def _colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Return `count` colours that can be told apart where lines lie close together."""
+    """Return `count` colours that differ clearly, even where lines lie close together."""
     from matplotlib import colormaps
 
     return [tuple(colormaps["turbo"](value)) for value in np.linspace(0.05, 0.95, max(1, count))]
@@ -184,7 +184,7 @@ def _colours(count: int) -> list[tuple[float, float, float, float]]:
 def _precision_at(
     recall: npt.NDArray[np.float64], precision: npt.NDArray[np.float64], grid: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the highest precision at each recall of `grid` or above, as COCO does; 0 above the last recall."""
+    """Return, for each recall of `grid`, the highest precision at this or a higher recall; 0 if there is none."""
     if not len(recall):
         return np.zeros_like(grid)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -22,11 +22,11 @@ class SegmentationAugment(Config):
     """Augmentation of training images and their masks."""
 
     resize: tuple[Factor, Factor] = (0.5, 2.0)
-    """Smallest and largest factor of a training image's random size, relative to evaluation."""
+    """Smallest and largest random scale of a training image, relative to its size in evaluation."""
     hflip: Share = 0.5
     """Probability of a left-right flip."""
     photometric: bool = True
-    """Change brightness, contrast, saturation and hue, each with probability 0.5."""
+    """Whether to change brightness, contrast, saturation, hue and channel order, each with probability 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +51,7 @@ class SegmentationRecipe(PyramidRecipe):
     light: LightSegmenterOptions = LightSegmenterOptions()
     """Options of the light segmenter."""
     sliding: bool = False
-    """Evaluate in windows of `size` x `size` that overlap by a third, instead of whole images."""
+    """Whether to evaluate in windows of `size` x `size` that overlap by a third, instead of whole images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +60,7 @@ class SegmentationRecipe(PyramidRecipe):
             check(not self.sliding, self, "sliding", "false for the light segmenter, which sees whole images")
 
     def light_config(self, backbone: NetworkConfig, **fields: Any) -> LightSegmenterConfig:
-        """Return the config of the light segmenter that the recipe trains; see `segmenter_config`."""
+        """Return the config of the light segmenter that the recipe trains; `fields` set what the recipe lacks."""
         size = (self.size, self.size)
         return LightSegmenterConfig(backbone=backbone, input_size=size, **vars(self.light), **fields)
 

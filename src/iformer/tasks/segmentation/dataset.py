@@ -39,8 +39,8 @@ _CROP_TRIES = 10
 def with_class_order(image_set: SemanticSet, class_names: Sequence[str]) -> SemanticSet:
     """Return an image set whose masks have the class indices of a network's outputs.
 
-    Pixels of other classes are ignored. `class_names` may have more classes than the data; empty means the
-    data's own.
+    Pixels of other classes are ignored. `class_names` may have more classes than the data. If empty, the data
+    keeps its own classes.
 
     Raises:
         DataError: the data has none of the classes.
@@ -66,15 +66,15 @@ class SemanticImages:
         value_range: ValueRange | None = None,
         transform: Transform | None = None,
     ) -> None:
-        """Describe the images.
+        """Create the data set.
 
         Args:
             image_set: image files and their masks.
-            recipe: sizes, crops, flips and colours of training; None: images are only resized for evaluation,
+            recipe: recipe with the random changes of training. None: evaluation, in which images are only resized
                 and masks keep their own size.
             size: limit of the shorter side; see `iformer.config.pyramid.PyramidConfig`.
             max_size: limit of the longer side.
-            fill: colour (0 to 1) of the part of a crop that lies outside the image.
+            fill: RGB colour, 0 to 1, of the part of a crop that lies outside the image.
             value_range: see `iformer.data.images.read_image`.
             transform: maps an image to pixels for evaluation. None: resize to `fitted`.
         """
@@ -93,7 +93,7 @@ class SemanticImages:
         return len(self.image_set)
 
     def batch(self, keys: Sequence[Key]) -> dict[str, Any]:
-        """Read the images of `keys`.
+        """Read the images of `keys` with their masks.
 
         Returns:
             `images`, `masks` and `indices` (int64, B). Training: uint8 B x C x size x size and int64
@@ -156,7 +156,7 @@ class SemanticImages:
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     """Return the transform from an image to a segmenter's input: a letterbox, or a resize of the whole image.
 
-    Without a letterbox, `preprocessing.size` is the limit of the shorter and of the longer side; see `fitted`.
+    Without a letterbox, `preprocessing.size` holds the limits of the shorter and of the longer side; see `fitted`.
     """
     return _Fitted(*preprocessing.size) if preprocessing.letterbox is None else eval_transform(preprocessing)
 

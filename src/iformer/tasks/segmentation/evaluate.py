@@ -28,21 +28,22 @@ TAKES = frozenset({"split", "workers", "sliding", "val_split"})
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
-"""Called after each batch with its number of images."""
+"""Callback that gets the number of images of each batch after the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SegmentationEvaluation(Evaluation):
     """Metrics of a segmenter on every image of a set.
 
-    `metrics` has `miou` and `mean_accuracy` (means over the classes that occur), `pixel_accuracy`, `images`,
-    `per_class`: `{class name: {"iou", "accuracy", "support"}}` (support: number of pixels) and `confusion`,
-    K x K nested lists of pixel counts, row true class, column predicted class.
+    `metrics`, with shares in percent, has `miou` and `mean_accuracy` (means over the classes that occur),
+    `pixel_accuracy`, `images` (their number), `per_class`: `{class name: {"iou", "accuracy", "support"}}`
+    (support: number of pixels) and `confusion`, K x K nested lists of pixel counts, row true class, column
+    predicted class.
     """
 
     image_set: SemanticSet
     left_out: int = 0
-    """Labelled pixels of classes that the network does not know."""
+    """Number of labelled pixels of classes that the network does not know."""
 
     columns: ClassVar = {"iou": "IoU %", "accuracy": "accuracy %", "support": "pixels"}
 
@@ -61,19 +62,21 @@ def evaluate(
     sliding: bool = False,
     progress: Progress | None = None,
 ) -> SegmentationEvaluation:
-    """Evaluate a segmenter, in eval mode and on `device`, or an artifact, on every image of a loader.
+    """Evaluate a segmenter (in eval mode, on `device`) or an artifact on every image of a loader.
 
     With torch.distributed each rank evaluates its own share, which may be empty, and all ranks return the
     result over all images.
 
     Args:
         subject: see `iformer.tasks.segmentation.inference.pixel_classifier`.
-        loader: over `evaluation_images`.
+        loader: loader over the result of `evaluation_images`.
         sliding: use overlapping windows of the network's size instead of whole images; Semantic FPN only.
 
     Raises:
         DataError: an image cannot be read.
         MissingDependencyError: torchmetrics is not installed.
+        UserError: `sliding` is set and the input has a fixed size, or an artifact's record does not describe a
+            segmenter.
     """
     device = torch.device(device)
     dataset = loader.dataset
@@ -109,7 +112,8 @@ def evaluate_set(
     Pixels of classes that the network does not know are ignored.
 
     Raises:
-        DataError: an image cannot be read, or the set has none of the network's classes.
+        DataError: an image cannot be read, or the classes of the set do not fit the network.
+        MissingDependencyError, UserError: see `evaluate`.
     """
     segmenter = pixel_classifier(subject, device=torch.device(device), sliding=sliding)
     image_set = with_class_order(image_set, segmenter.class_names)
@@ -130,7 +134,7 @@ def evaluate_set(
 
 
 def evaluation_images(image_set: SemanticSet, preprocessing: Preprocessing) -> SemanticImages:
-    """Return images as a segmenter sees them (`evaluation_transform`), with masks of the original size."""
+    """Return the images of a set, transformed by `evaluation_transform`, with masks of the original size."""
     return SemanticImages(
         image_set,
         size=preprocessing.size[0],

@@ -27,7 +27,7 @@ from iformer.tasks.segmentation.evaluate import evaluate, evaluation_images
 from iformer.tasks.segmentation.inference import LOGITS, Letterboxes, SegmentationDisplay
 
 _STRIDE = 32
-"""Sides of an input are multiples of this number of pixels, so that no feature map's side is rounded up."""
+"""Each side of an input is a multiple of this number of pixels, so that no feature map's side is rounded up."""
 
 
 class CoarseSegmenter(nn.Module):
@@ -52,7 +52,7 @@ class ExportableSegmenter:
     channels = 3
 
     def __init__(self, model: Segmenter | LightSegmenter) -> None:
-        """Wrap a segmenter in eval mode."""
+        """Wrap a segmenter that is in eval mode."""
         self._segmenter, self.model = model, CoarseSegmenter(model)
         self.name = model.config.backbone.name
         self.metadata: Metadata = replace(model.metadata, preprocessing=letterbox_preprocessing(model))
@@ -61,7 +61,7 @@ class ExportableSegmenter:
 
     @property
     def postprocess(self) -> dict[str, Any]:
-        """The colours of the classes."""
+        """The colours of the classes: the fields of `SegmentationDisplay` as plain values."""
         return self._display.to_plain()
 
     def folded(self, size: tuple[int, int]) -> CoarseSegmenter:
@@ -125,6 +125,9 @@ def quantization(
 
     For arguments and result see `iformer.tasks.classification.export.quantization`. A Semantic FPN is measured on
     letterboxed images, like its artifact.
+
+    Raises:
+        DataError: the data cannot be used, or has a class that the network does not know.
     """
     preprocessing = letterbox_preprocessing(model)
     if size is not None:

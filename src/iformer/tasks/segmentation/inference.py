@@ -2,7 +2,7 @@
 
 A Semantic FPN sees whole images of any size. Light segmenters and artifacts see letterboxed images of one size.
 
-Shape letters: B batch, K classes, H and W an image's sides, h and w those of the network's input.
+Shape letters: B batch, K classes, H and W the sides of an image, h and w the sides of the network's input.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOGITS = "logits"
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationDisplay(Config):
-    """The field `postprocess` of an artifact's record."""
+    """The field `postprocess` of a segmenter artifact's record: the colours of the classes."""
 
     palette: Palette
     """A colour (red, green, blue) for each class."""
@@ -51,7 +51,7 @@ class PixelClassifier(ABC):
     def __init__(
         self, name: str, class_names: tuple[str, ...], colours: Colours, preprocessing: Preprocessing
     ) -> None:
-        """Describe the segmenter: `class_names`, empty if unknown, and `colours`, one for each class."""
+        """Set the properties; `class_names` is empty if unknown, `colours` has one colour for each class."""
         self.name, self.class_names, self.colours, self.preprocessing = name, class_names, colours, preprocessing
 
     @property
@@ -73,7 +73,7 @@ class WholeImages(PixelClassifier):
     """A Semantic FPN, applied to whole images or in sliding windows."""
 
     def __init__(self, network: Segmenter, *, device: torch.device, sliding: bool) -> None:
-        """Wrap a network that is on `device`. `sliding`: overlapping windows of the network's size."""
+        """Wrap a network that is on `device`; with `sliding`, overlapping windows of `config.size` are used."""
         config = network.config
         super().__init__(config.backbone.name, network.metadata.class_names, config.colours, config.preprocessing)
         self._network, self._device = network, device
@@ -86,7 +86,7 @@ class WholeImages(PixelClassifier):
 
 
 class Letterboxes(PixelClassifier):
-    """Anything that maps letterboxed images of a fixed size to logits: a light segmenter or an artifact."""
+    """`PixelClassifier` of a function from letterboxed images to logits: a light segmenter or an artifact."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Letterboxes(PixelClassifier):
 
     @classmethod
     def of_artifact(cls, runner: ArtifactRunner) -> Letterboxes:
-        """Wrap an artifact.
+        """Wrap an artifact as its record describes it.
 
         Raises:
             UserError: the record does not describe a segmenter.
@@ -138,7 +138,9 @@ Subject = Segmenter | LightSegmenter | ArtifactRunner | PixelClassifier
 
 
 def pixel_classifier(subject: Subject, *, device: torch.device, sliding: bool = False) -> PixelClassifier:
-    """Return a segmenter in eval mode on `device`, or an artifact, as a `PixelClassifier`.
+    """Return a segmenter (in eval mode, on `device`) or an artifact as a `PixelClassifier`.
+
+    A `PixelClassifier` is returned unchanged.
 
     Raises:
         UserError: `sliding` is set and the input has a fixed size, or an artifact's record does not describe a
@@ -170,7 +172,7 @@ def letterboxed_classes(logits: Tensor, input_size: tuple[int, int], size: tuple
 
 
 def postprocessor(info: ArtifactInfo) -> Callable[[Outputs], Any]:
-    """Return a function from an artifact's outputs to classes at the input's size, which benchmarks time."""
+    """Return the postprocessing to benchmark: from an artifact's outputs to classes at the input's size."""
     size = info.preprocessing.size
 
     def classes(outputs: Outputs) -> list[Tensor]:
@@ -183,8 +185,8 @@ def segment(model: nn.Module, image: Tensor, size: tuple[int, ...], *, window: i
     """Return the classes of one normalised image (1 x 3 x h x w) at another size (H, W): int64 H x W.
 
     Args:
-        model: images to logits, B x K x H x W.
-        window: side of the windows of `sliding_logits`; None: the whole image at once.
+        model: function from images, B x 3 x h x w, to logits, B x K x h x w.
+        window: side, in pixels, of the windows of `sliding_logits`. None: the whole image at once.
     """
     height, width = image.shape[2:]
     # the backbone needs a minimum side, and an image may be thinner
@@ -202,13 +204,13 @@ def sliding_logits(
     """Compute the logits of large images in overlapping windows, and average them where windows overlap.
 
     Args:
-        network: B x 3 x h x w to logits B x K x h x w.
+        network: function from images, B x 3 x h x w, to logits, B x K x h x w.
         images: B x 3 x H x W, normalised.
         window: side of the windows, in pixels; a shorter side of the image is used whole.
         overlap: smallest overlap of neighbouring windows, as a share of their side.
 
     Returns:
-        B x K x H x W.
+        Logits, B x K x H x W.
     """
     height, width = images.shape[2:]
     step = max(1, round(window * (1 - overlap)))

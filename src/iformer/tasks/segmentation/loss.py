@@ -26,7 +26,7 @@ class Segmentation:
     name, primary_metric, metric_label = _ROW.name, _ROW.metric, _ROW.metric_label
 
     def __init__(self, class_names: tuple[str, ...]) -> None:
-        """Describe the task.
+        """Create the task.
 
         Raises:
             ConfigError: fewer than two classes.
@@ -36,7 +36,7 @@ class Segmentation:
         self.class_names = tuple(class_names)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross entropy over the labelled pixels, and `accuracy` on them in percent."""
+        """Return `loss`, the mean cross entropy of labelled pixels, and `accuracy`, in percent of these pixels."""
         logits_BKHW, masks_BHW = model(batch["images"]).float(), batch["masks"]
         counted = masks_BHW != IGNORED
         # not the mean: over no labelled pixel it would be NaN

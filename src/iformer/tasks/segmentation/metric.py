@@ -40,7 +40,7 @@ class SegmentationMetric:
         self._annotated: Container[int] = range(len(class_names)) if annotated is None else annotated
         self._images = self._left_out = 0
         self.left_out = 0
-        """Labelled pixels of classes that the network does not know, after `compute`."""
+        """Number of labelled pixels of classes that the network does not know, after `compute`."""
 
     def update(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Add predicted classes, int64 B x H x W, with `batch["masks"]` (same shape) and `batch["left_out"]`."""

@@ -28,17 +28,17 @@ VIDEOS = True
 TAKES = frozenset({"sliding", "tile", "overlap"})
 """The options of `PredictOptions` that this task reads."""
 MASKS = Path("masks")
-"""Folder of the masks in `out`."""
+"""Folder of the masks, relative to the output folder."""
 
 _OPACITY = 0.55
 _MAX_NAMES = 12
 
 ClassMap = npt.NDArray[np.uint8]
-"""H x W class indices."""
+"""Class index of each pixel of an image, uint8 H x W."""
 
 
 class SegmentationPredictor(PyramidPredictor):
-    """Predictor of a segmenter. An answer is a `ClassMap`."""
+    """`TaskPredictor` of segmenters. An answer is a `ClassMap`."""
 
     def __init__(
         self,
@@ -101,19 +101,19 @@ class SegmentationPredictor(PyramidPredictor):
         }
 
     def masks(self) -> Callable[[], ClassMap]:
-        """Return a function that returns the class of each pixel."""
+        """Return a function that returns the latest record's class of each pixel, uint8 H x W."""
         return partial(_same, self.latest)
 
     def words(self, record: Record) -> str:
         return "   ".join(f"{item['name']} {100 * item['share']:.1f} %" for item in record["classes"][:8])
 
     def files(self, paths: Sequence[Path]) -> list[Path]:
-        """Return the drawn images and videos, and the masks of images."""
+        """Return the paths of drawn images, drawn videos and masks, relative to the output folder."""
         drawn = super().files(paths)
         return drawn + [MASKS / name for name in drawn if name.suffix == ".png"]
 
     def write(self, path: Path, image: Image.Image, answer: ClassMap, out: Path | None, name: str) -> Record:
-        """Write `masks/NAME.png`: class indices with the network's palette."""
+        """Write `masks/NAME.png`, class indices with the network's palette, and return its path as `mask`."""
         if out is None:
             return {}
         (out / MASKS).mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def _same(classes: ClassMap) -> ClassMap:
 
 
 def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPredictor:
-    """Build the predictor of the verb `predict`."""
+    """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     return SegmentationPredictor(
         subject,
         device=options.device,

@@ -41,7 +41,7 @@ def write_report(result: TrainResult) -> Path:
 def draw_examples(
     network: Any, images: SemanticSet, *, name: str, device: torch.device | str = "cpu"
 ) -> Image.Image:
-    """Draw validation images with their masks and with the classes that a network gives to the pixels."""
+    """Draw validation images, each with its mask and with the classes that a network predicts."""
     predictor = SegmentationPredictor(network, device=device)
     return example_sheet(
         predictor,

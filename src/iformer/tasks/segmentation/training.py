@@ -61,7 +61,8 @@ def segmentation_job(
         warn: called with lines for the user, such as which layers are new.
 
     Raises:
-        UserError: the weights are of another kind or size than the recipe and `model`, or both name weights.
+        UserError: the weights are of another kind or size than the recipe and `model`, or both the recipe and
+            `model` name weights to fine-tune.
         UnknownNameError: no such network.
         WeightsError: the starting weights cannot be fetched or read, or do not fit.
     """

@@ -17,15 +17,15 @@ class PretrainingRecipe(ImageRecipe):
 
     task: Literal["pretrain"] = "pretrain"
     teacher: Text = NO_TEACHER
-    """A timm network with released weights, or any network of this package: a size, a checkpoint of any task,
-    a run folder, `hf-hub:…`."""
+    """Name of a timm network with released weights, or of any network of this package: a size, a checkpoint of any
+    task, a run folder, `hf-hub:…`. A run needs a teacher; "none" is an error."""
     teacher_weights: Text | None = None
     """File with the weights of a timm network, under timm's key names. None: the released weights."""
     teacher_entry: Text | None = None
-    """Which weights of a training script's file the teacher has, such as `model_ema`. None: the weights without
-    averaging."""
+    """Key of the teacher's weights in the file of a training script, such as `model_ema`. None: the weights
+    without averaging."""
     dense_weight: Share = 0.5
-    """Share of the feature maps in the loss; the pooled features have the rest."""
+    """Weight of the feature maps in the loss, 0 to 1; the pooled features have the weight `1 - dense_weight`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

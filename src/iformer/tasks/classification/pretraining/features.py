@@ -1,8 +1,8 @@
 """Feature distillation: the network, its frozen teacher, and the loss between their features.
 
 Pooled features and feature maps are compared by their cosine similarity, after a learned projection from the
-student's channels to the teacher's. Each channel of the teacher has mean 0 and variance 1 before it is compared:
-features behind a ReLU are otherwise all similar to their mean.
+student's channels to the teacher's. Each channel of the teacher is scaled to mean 0 and variance 1 before the
+comparison, because features behind a ReLU are otherwise all similar to their mean.
 
 Shape letters: B batch, C channels of a stage, D channels of the teacher, L feature maps.
 """
@@ -27,7 +27,8 @@ from iformer.training.protocol import Batch
 
 _ROW = TASKS["pretrain"]
 _PROBE_SIDE = 128
-"""Side, in pixels, of the image that finds the shapes of a teacher's features, if the teacher takes any size."""
+"""Side, in pixels, of the image with which the shapes of a teacher's feature maps are measured, unless the teacher
+takes only one size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +40,14 @@ class Level:
     stage: int
     """The stage of the student, from 0."""
     channels: int
-    """Channels of the teacher's map."""
+    """Number of channels of the teacher's map."""
 
 
 class FeatureTeacher(FrozenNetwork):
     """A frozen network that computes features of the student's batches.
 
-    Each stage of the student learns one feature map of the teacher: the last of those with about the stage's
-    stride. A stage without such a map learns none.
+    Each stage of the student learns the last feature map of the teacher that has about the stride of the stage. A
+    stage for which the teacher has no such map learns no map.
     """
 
     def __init__(self, source: TeacherSource, *, name: str, student: Preprocessing) -> None:
@@ -62,7 +63,7 @@ class FeatureTeacher(FrozenNetwork):
         with torch.no_grad():
             pooled_BD, maps = self._features(torch.zeros(1, len(source.preprocessing.mean), height, width), None)
         self.channels: int = pooled_BD.shape[1]
-        """D of the pooled features."""
+        """Number of channels (D) of the teacher's pooled features."""
         self.levels = _levels([(height / map_.shape[2], map_.shape[1]) for map_ in maps])
         if not self.levels:
             raise UserError(f"the teacher {name} has no feature map of stride 4 to 32; choose another network")
@@ -115,7 +116,7 @@ class ProjectedNetwork(nn.Module):
             maps: the teacher's feature maps, each B x D x H x W.
 
         Returns:
-            Mean cosine similarities, fp32 1 + L, -1 to 1: of the pooled features, then of each map.
+            Mean cosine similarities, -1 to 1: one of the pooled features, then one of each map; fp32 (1 + L).
         """
         own = self.network.feature_maps(images)
         projected_BD = self.pooled(own[-1].mean((2, 3)))
@@ -140,18 +141,18 @@ def _similarity(own: Tensor, features: Tensor) -> Tensor:
 
 
 class FeatureDistillation:
-    """The task of pretraining: features with a high mean cosine similarity to the teacher's."""
+    """The task of pretraining: learn features with a high cosine similarity to the features of a teacher."""
 
     name = _ROW.name
     primary_metric, metric_label = _ROW.headline()
     class_names: tuple[str, ...] = ()
 
     def __init__(self, teacher: FeatureTeacher, *, dense_weight: float) -> None:
-        """Describe the task; `dense_weight` is the share of the feature maps in the loss, 0 to 1."""
+        """Create the task; `dense_weight` is the weight of the feature maps in the loss, 0 to 1."""
         self.teacher, self.dense_weight = teacher, dense_weight
 
     def similarity(self, similarities: Tensor) -> Tensor:
-        """Return the mean of the similarities of a `ProjectedNetwork`, weighted by `dense_weight`."""
+        """Return the mean of the similarities of a `ProjectedNetwork`; maps have the weight `dense_weight`."""
         return (1 - self.dense_weight) * similarities[0] + self.dense_weight * similarities[1:].mean()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -85,9 +85,9 @@ def _without_projections(model: nn.Module) -> nn.Module:
 class PretrainingEvaluation(Evaluation):
     """Similarity of a network's features to the features of a teacher, over every image of a set.
 
-    `metrics` has `images`, `cosine` (the mean cosine similarity, percent: 100 for the same directions), `pooled`
-    and `dense` (its parts: pooled features and feature maps), `loss` (1 - cosine similarity) and
-    `levels` (the similarity of each feature map, by its stride).
+    `metrics` has `images` (their number), `pooled` and `dense` (mean cosine similarity of the pooled features and
+    of the feature maps), `levels` (cosine similarity of each feature map, by stride), `cosine` (weighted mean of
+    `pooled` and `dense`) and `loss` (1 - cosine similarity). Except for `loss`, similarities are in percent.
     """
 
     @property
