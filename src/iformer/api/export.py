@@ -80,7 +80,7 @@ def export(
 ) -> ExportedArtifact | list[ExportedArtifact]:
     """Export a network, load each artifact in its own runtime, and check that it agrees with the network.
 
-    This is the verb `export`. An artifact that does not agree is not written.
+    The verb `export` does the same. An artifact that does not agree is not written.
 
     Args:
         model: a network of this package, or any name that `iformer.load` takes.

@@ -57,7 +57,8 @@ def push(
         message: message of the commit.
 
     Raises:
-        UserError: the network cannot be opened, or the hub refuses; nothing is uploaded then.
+        UserError: the network cannot be opened, `last` is set without a run folder, or the hub refuses; nothing is
+            uploaded then.
     """
     check_arguments(push, locals())
     if isinstance(run, nn.Module):

@@ -215,7 +215,7 @@ def check_is_name(model: Any) -> None:
 
 
 def python_warnings(lines: Sequence[str]) -> None:
-    """Show each line as a Python warning that points to the code outside this package that called it."""
+    """Show each line as a Python warning that points to the caller's line of code, outside this package."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("iformer."):
         level, frame = level + 1, frame.f_back

@@ -47,7 +47,7 @@ class Worker:
         """Make `warmup` calls, then `calls` timed calls; return the seconds of each timed call.
 
         Raises:
-            UserError: the process gives no answer in time, or crashed.
+            UserError: the process gives no answer in time, or crashes.
         """
         seconds: list[float] = self._ask((warmup, calls))
         return seconds

@@ -179,7 +179,10 @@ def _fold_table(result: CrossValidation) -> str:
 
 
 def _class_table(result: CrossValidation) -> str:
-    """Return a table of the mean and standard deviation of each class's scores, over the folds with its images."""
+    """Return a table of the mean and standard deviation over the folds of each class's scores.
+
+    Folds without an image of a class do not count for the class.
+    """
     columns = {name: title for name, title in result.folds[0].evaluation.columns.items() if name != "support"}
 
     def cell(class_name: str, column: str) -> str:

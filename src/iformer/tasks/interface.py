@@ -116,7 +116,7 @@ class TaskPredictor(ABC):
 
     @abstractmethod
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
-        """Yield a record for each image and each frame of a video, in order, and write pictures to `out`.
+        """Yield a record for each image and each frame of a video, in order; may write pictures to `out`.
 
         A file that cannot be read yields a record with an `error`.
         """
@@ -161,7 +161,7 @@ def check_options(options: EvaluateOptions | PredictOptions, takes: Collection[s
     """Check that the task reads every option that was given.
 
     Args:
-        takes: names of the optional options that the task reads.
+        takes: names of the options that the task reads, of those that are None by default.
         what: the networks of the task, such as "classifiers".
 
     Raises:

@@ -31,7 +31,7 @@ _MARK = 26
 """Side, in pixels, of the square behind a tick or a cross."""
 
 RIGHT, WRONG = "#0072b2", "#d55e00"
-"""Blue and vermilion of Okabe and Ito's palette, which colour-blind people can tell apart."""
+"""Colours of right (blue) and wrong (vermilion) answers, which colour-blind people can tell apart."""
 _PAPER, _CARD, _EDGE = "#f4f5f7", "#ffffff", "#dde1e6"
 _INK, _FAINT, _TRACK = "#1c2430", "#6b7684", "#eef1f4"
 
@@ -211,7 +211,7 @@ def _draw_scale(
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """Return a font for `text`: Pillow's, or for other than ASCII matplotlib's (European scripts) if installed."""
+    """Return a font for `text`: Pillow's for ASCII, else matplotlib's, if installed, for European scripts."""
     if not text.isascii() and (found := importlib.util.find_spec("matplotlib")) and found.origin:
         file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if file.is_file():

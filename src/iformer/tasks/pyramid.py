@@ -105,7 +105,7 @@ def structure(weights: Weights) -> dict[str, Any]:
 def fine_tune(
     network: Detector | LightDetector | Segmenter | LightSegmenter, weights: Weights, class_names: tuple[str, ...]
 ) -> str:
-    """Copy trained weights into a network. If the classes differ, layers whose shape depends on them stay new.
+    """Copy trained weights into a network. If the classes differ, layers that depend on them stay new.
 
     Returns:
         A line that says what was copied.
@@ -140,7 +140,7 @@ def normalisation(backbone: Backbone) -> dict[str, Any]:
 
 
 def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a uint8 image to a device as float from 0 to 1."""
+    """Return a uint8 image as float from 0 to 1, on a device."""
     return image.to(device, non_blocking=True).float().div_(255)
 
 

@@ -36,7 +36,7 @@ class TaskRow:
     name: str
     """The value of `--task`, and of `task` in recipes and checkpoints."""
     package: str
-    """The folder below `iformer.tasks`."""
+    """Name of the package below `iformer.tasks` that implements the task."""
     recipe: str
     """Name of the recipe class, in the module `config` of the folder."""
     default_recipe: str
@@ -50,7 +50,7 @@ class TaskRow:
     data: str
     """Data that `--data` accepts, for help and error messages."""
     multi_label_metric: tuple[str, str] | None = None
-    """Key and printed form of the headline metric with several labels per image. None: no such networks."""
+    """Key and printed form of the headline metric of multi-label networks. None: there are no such networks."""
     verb: str = "train"
     """The verb that trains networks of the task."""
     pipeline_tag: str = ""

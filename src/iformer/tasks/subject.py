@@ -69,7 +69,7 @@ def open_subject(
         entry: which state dict of a training script's file to take.
 
     Raises:
-        UserError: `subject` cannot be opened, or is an artifact with a `device` or `precision` only for networks.
+        UserError: `subject` cannot be opened, or is an artifact, which cannot have this `device` or `precision`.
     """
     from iformer.deploy.artifact import is_artifact, read_record, record_path
     from iformer.deploy.runner import ArtifactRunner, open_artifact

@@ -95,6 +95,6 @@ def tiling(side: int | None, overlap: float | None) -> Tiling | None:
 
 
 def starts(length: int, window: int, step: int) -> list[int]:
-    """Return the positions of windows that cover a side of `length` pixels; the last window ends with the side."""
+    """Return the starts of windows that cover a side of `length` pixels; the last one ends where the side ends."""
     last = max(0, length - window)
     return [*range(0, last, step), last]

@@ -24,7 +24,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often answers of similar probability are right, in `BINS` bins of equal width."""
+    """Numbers of answers and of right answers by probability, in `BINS` bins of equal width."""
 
     images: npt.NDArray[np.int64]
     """Number of images in each bin."""
@@ -43,7 +43,7 @@ class Reliability:
 
 
 def reliability(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> Reliability:
-    """Sort answers into bins by their probability.
+    """Count answers and right answers by probability.
 
     Args:
         confidences: probabilities of the answers, (N,).
@@ -88,7 +88,7 @@ def fit_temperature(probabilities: npt.NDArray[np.floating], labels: npt.NDArray
 
 @torch.no_grad()
 def scale_logits(network: nn.Module, temperature: float) -> None:
-    """Divide the weights and biases of a classifier's head, and so its logits, by a temperature, in place."""
+    """Divide a classifier's logits by a temperature: weights and biases of the head are divided in place."""
     assert isinstance(network, Classifier)
     assert isinstance(network.head, Head)
     for branch in (network.head.classifier, network.head.distilled):

@@ -14,7 +14,7 @@ from iformer.config.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig(Config):
-    """Distillation from a teacher (DeiT, arXiv 2012.12877, section 4)."""
+    """Settings of the distillation from a teacher (DeiT, arXiv 2012.12877, section 4)."""
 
     loss: Literal["none", "hard", "soft"] = "none"
     """What is learned from the teacher: nothing (none), its predicted class (hard) or its probabilities (soft)."""

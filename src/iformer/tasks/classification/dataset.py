@@ -34,7 +34,7 @@ class LabelledImages:
 
     images: ImageSet
     split: Split
-    """The split of `images`."""
+    """Name of the split that `images` holds."""
     train: ImageSet
     """The training split; equal to `images` if `split` is "train"."""
     notes: tuple[str, ...]

@@ -41,7 +41,7 @@ Predictor = Callable[[Tensor], Tensor]
 """Function from uint8 images of the evaluation transform (B x C x H x W) to logits (B x K)."""
 
 Progress = Callable[[int], None]
-"""Callback that gets the number of images of each batch after the batch."""
+"""Callback that is called after each batch with the number of images in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -154,7 +154,7 @@ class MultiLabelEvaluation(Evaluation):
         )
 
     def names_at(self, row: int) -> tuple[list[str], list[str]]:
-        """Return the labels and the predicted labels (at the threshold) of the image in a row, as class names."""
+        """Return the names of the labels and of the predicted labels of the image in row `row`."""
         names, threshold = self.image_set.class_names, self.metrics["threshold"]
         return (
             [names[k] for k in np.flatnonzero(self.targets[row])],
@@ -178,7 +178,7 @@ class MultiLabelEvaluation(Evaluation):
 
 
 class NetworkPredictor:
-    """A network behind its normalisation, as a `Predictor`.
+    """`Predictor` that normalises images and runs a network.
 
     Each call uses the weights that the network has at that time, so a network in training can be evaluated
     repeatedly.

@@ -30,9 +30,9 @@ class AttentionRecorder:
     """Context manager that records how much attention each location receives in the last attention stage.
 
     The map of a block is its attention matrix softmax(q k^T / sqrt(D)), L x L, averaged over the queries and
-    multiplied by L. A value of 1 is an even share, a value of 3 three times that. The classifier head averages
-    over all locations, so the mean over the queries is the weight of a location's value in what the block passes
-    to the head. The map of the stage is the mean over its blocks.
+    multiplied by L. A value of 1 is an even share, a value of 3 three times an even share. The classifier head
+    averages over all locations, so the mean over the queries is the weight with which a location contributes to
+    the input of the head. The map of the stage is the mean over its blocks.
 
     The map shows where the attention reads. It does not explain the prediction, because the convolutions and the
     modulation are not part of it.
@@ -113,7 +113,7 @@ def overlay(photograph: Image.Image, attention_hw: Tensor) -> Image.Image:
 
 
 def heat_scale(size: tuple[int, int]) -> Image.Image:
-    """Return the colours of `overlay` on medium gray, from an even share (left) to the brightest (right).
+    """Draw the colour scale of `overlay` on medium gray, from an even share (left) to the brightest (right).
 
     Args:
         size: width and height in pixels.

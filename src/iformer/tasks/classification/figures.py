@@ -152,7 +152,7 @@ def example_sheet(
 
 
 def _names(evaluation: ClassificationEvaluation | MultiLabelEvaluation, row: int) -> tuple[list[str], list[str]]:
-    """Return the names of the true classes and of the predicted classes of the image in a row."""
+    """Return the names of the true classes and of the predicted classes of the image in row `row`."""
     if isinstance(evaluation, MultiLabelEvaluation):
         return evaluation.names_at(row)
     names = evaluation.image_set.class_names

@@ -68,7 +68,7 @@ class MixedBatch:
     targets: Tensor
     """int64 B classes, or float B x K class probabilities of mixed images or of several labels."""
     strongest: Tensor
-    """int64 B: the class with the largest share of each image."""
+    """int64 B: the class with the largest share in each image."""
     label_smoothing: float
     """Label smoothing that the loss has to add; 0 if `targets` are smoothed already."""
     label_loss: LabelLoss
@@ -96,7 +96,7 @@ def balanced_weights(counts: Sequence[int]) -> Tensor:
 
 
 def named_weights(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
-    """Return weights given by class name as fp32 K; 1 for a class that is not named.
+    """Return the weight of each class, fp32 K, from weights by class name; 1 for a class that is not named.
 
     Raises:
         ConfigError: a class does not exist.

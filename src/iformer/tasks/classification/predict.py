@@ -1,6 +1,7 @@
 """Classify images: decode in threads, predict in batches, answer in the order of the inputs.
 
-Shape letters: B batch, C channels, H and W the input's sides, h and w the attention map's, K classes.
+Shape letters: B batch, C channels, H and W the sides of the input, h and w the sides of the attention map, K
+classes.
 """
 
 from __future__ import annotations
@@ -289,7 +290,8 @@ def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) ->
         title: heading of each sheet.
 
     Returns:
-        The files written. Each caption gives the largest attention, in multiples of an even share.
+        The files written. The scale next to a caption ends at the image's largest attention (or at 2, if larger),
+        in multiples of an even share.
     """
     cards = []
     for answer in answers[: max_drawn(explain=True)]:

@@ -25,7 +25,7 @@ from iformer.models.weights.safetensors_file import SUFFIX, open_safetensors
 from iformer.training.network.precision import compiles, multiplies_bf16
 
 TIMM = "timm:"
-"""Prefix of a timm network's name in the checkpoints of training; optional in a teacher's name."""
+"""Prefix of a timm network's name in checkpoints that training writes; optional in a teacher's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

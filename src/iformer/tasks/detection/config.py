@@ -28,7 +28,7 @@ class DetectionAugment(Config):
     mosaic: Share = 0.0
     """Light detector: probability that a training image is a mosaic of four."""
     mosaic_until: Share = 0.8
-    """Light detector: share of the epochs, from the first, with mosaics; later epochs show single images."""
+    """Light detector: share of the epochs, counted from the first, with mosaics; later epochs have none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

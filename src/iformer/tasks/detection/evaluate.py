@@ -28,7 +28,7 @@ TAKES = frozenset({"split", "workers", "val_split", "batch_size", "max_detection
 """The options of `EvaluateOptions` that this task reads."""
 
 Progress = Callable[[int], None]
-"""Callback that gets the number of images of each batch after the batch."""
+"""Callback that is called after each batch with the number of images in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

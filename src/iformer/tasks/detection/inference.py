@@ -77,7 +77,7 @@ class DetectionLimits:
             raise UserError(f"--iou is {self.nms_iou:g}; expected an overlap above 0, up to 1")
 
     def apply(self, rule: SelectionRule) -> SelectionRule:
-        """Return a rule with these limits.
+        """Return a copy of a rule with these limits.
 
         Raises:
             UserError: `nms_iou` is set, and the rule has no non-maximum suppression outside the network.
@@ -130,7 +130,7 @@ class LetterboxDetector(ObjectDetector):
         value_range: ValueRange | None = None,
         has_masks: bool = False,
     ) -> None:
-        """Wrap `forward`, from uint8 images of `size` to outputs named `BOXES`, `SCORES` and maybe `MASKS`."""
+        """Wrap `forward`, which maps uint8 images of `size` to `BOXES`, `SCORES` and, with `has_masks`, `MASKS`."""
         self.has_masks = has_masks
         self._forward, self._rule, self._size, self._fill = forward, rule, size, fill
         self.detections = rule.detections
@@ -198,7 +198,7 @@ class TiledDetector(ObjectDetector):
     """
 
     def __init__(self, detector: ObjectDetector, tiling: Tiling) -> None:
-        """Wrap a detector."""
+        """Wrap a detector to apply it to the tiles of `tiling`."""
         self._detector, self._tiling = detector, tiling
         self.name, self.class_names, self.num_classes = detector.name, detector.class_names, detector.num_classes
         self.value_range, self.has_masks, self.detections = (

@@ -54,7 +54,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class PaddedTargets:
-    """The objects of a batch's images, padded to the largest number N, so that no step waits for the device."""
+    """The objects of a batch, padded to N objects per image, so that no step has to wait for the device."""
 
     boxes: Tensor
     """float B x N x 4: left, top, right and bottom of the objects, in pixels of the input."""

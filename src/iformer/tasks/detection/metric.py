@@ -31,7 +31,7 @@ class DetectionMetric:
         """Prepare an evaluation.
 
         Args:
-            ground_truth: COCO's `images`, `annotations` and `categories`, in the order of the labels.
+            ground_truth: COCO's `images`, `annotations` and `categories`; categories are in the order of labels.
             masks: also evaluate masks.
 
         Raises:

@@ -72,8 +72,8 @@ class SemanticImages:
             image_set: image files and their masks.
             recipe: recipe with the random changes of training. None: evaluation, in which images are only resized
                 and masks keep their own size.
-            size: limit of the shorter side; see `iformer.config.pyramid.PyramidConfig`.
-            max_size: limit of the longer side.
+            size: shorter side of a resized image, and side of a crop, in pixels.
+            max_size: limit of the longer side of a resized image in pixels; the shorter side may then be smaller.
             fill: RGB colour, 0 to 1, of the part of a crop that lies outside the image.
             value_range: see `iformer.data.images.read_image`.
             transform: maps an image to pixels for evaluation. None: resize to `fitted`.

@@ -1,6 +1,7 @@
 """What export needs to know about a segmenter: its output, the comparison of classes, and the INT8 metric.
 
-Shape letters: N images, B batch, K classes, h and w the sides of the logits, H and W those of the input.
+Shape letters: N images, B batch, K classes, h and w the sides of the logits, H and W the sides of the
+input.
 """
 
 from __future__ import annotations
