@@ -33,7 +33,7 @@ class Column:
 
     device: str
     where: str
-    """The runtime or browser backend, with the number of threads (only CPUs of browsers) and a batch above 1."""
+    """The runtime or browser backend; also the threads of a backend on the CPU, and a batch size above 1."""
     median_ms: dict[Network, float]
 
     @property

@@ -85,7 +85,7 @@ def prepare_all(
         subject = prepare_subject(name, runtime, folder, size=size, label=title, **options)
         subjects.append(subject)
         info = read_record(subject.artifact)
-        if info.postprocess is not None and info.task != "classify":  # classifiers have none to time
+        if info.postprocess is not None and info.task != "classify":  # negligible for a classifier
             subjects.append(replace(subject, label=f"{title}, postprocessed", postprocess=True))
     return subjects
 

@@ -1,7 +1,8 @@
 """Interface that the package of each task implements for `train`, `eval` and `predict`.
 
 Each task has a module `training` with `load_job`, a module `evaluate` with `evaluate_data` and a module `predict`
-with `open_predictor`. `evaluate` and `predict` each list the options that they read in `TAKES`.
+with `open_predictor`. Pretraining has only `training`. `evaluate` and `predict` each list the options that they
+read in `TAKES`.
 `iformer.tasks.registry.TaskRow.module` imports these modules.
 """
 

@@ -143,7 +143,7 @@ def confusion_matrix(
 def _judged(
     sample: DetectionSample, results: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
 ) -> list[tuple[int, float, bool]]:
-    """Return label, score and correctness of each detection of an image that counts; see the module."""
+    """Return label, score and correctness of each counted detection of an image, as the module describes."""
     judged: list[tuple[int, float, bool]] = []
     crowds = [one for one in sample.instances if one.crowd]
     by_label: dict[int, list[Mapping[str, Any]]] = defaultdict(list)

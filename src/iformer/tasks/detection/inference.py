@@ -115,7 +115,7 @@ class NetworkDetector(ObjectDetector):
 
 
 class LetterboxDetector(ObjectDetector):
-    """`ObjectDetector` of a function from letterboxed images to boxes and scores, such as an artifact."""
+    """`ObjectDetector` that wraps a function from letterboxed images to boxes and scores, such as an artifact."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class LetterboxDetector(ObjectDetector):
         value_range: ValueRange | None = None,
         has_masks: bool = False,
     ) -> None:
-        """Wrap `forward`, which maps uint8 images of `size` to `BOXES`, `SCORES` and, with `has_masks`, `MASKS`."""
+        """Wrap `forward`, which maps uint8 images of `size` to `BOXES`, `SCORES` and, if any, `MASKS`."""
         self.has_masks = has_masks
         self._forward, self._rule, self._size, self._fill = forward, rule, size, fill
         self.detections = rule.detections

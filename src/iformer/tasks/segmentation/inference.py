@@ -86,7 +86,7 @@ class WholeImages(PixelClassifier):
 
 
 class Letterboxes(PixelClassifier):
-    """`PixelClassifier` of a function from letterboxed images to logits: a light segmenter or an artifact."""
+    """`PixelClassifier` that wraps a light segmenter or an artifact: letterboxed images to logits."""
 
     def __init__(
         self,

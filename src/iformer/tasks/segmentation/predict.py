@@ -113,7 +113,7 @@ class SegmentationPredictor(PyramidPredictor):
         return drawn + [MASKS / name for name in drawn if name.suffix == ".png"]
 
     def write(self, path: Path, image: Image.Image, answer: ClassMap, out: Path | None, name: str) -> Record:
-        """Write `masks/NAME.png`, class indices with the network's palette, and return its path as `mask`."""
+        """Write `masks/NAME.png` (class indices with the network's palette) and return the path as `mask`."""
         if out is None:
             return {}
         (out / MASKS).mkdir(exist_ok=True)
