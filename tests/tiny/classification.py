@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
@@ -138,6 +139,15 @@ def step_losses(folder: Path) -> list[float]:
     """The loss of each logged step of a run."""
     records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     return [record["loss"] for record in records if record["event"] == "step"]
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    """Check that two files hold the same tensors, bit for bit."""
+    tensors, others = load_file(one), load_file(other)
+    assert tensors.keys() == others.keys()
+    assert tensors
+    different = [name for name in tensors if not torch.equal(tensors[name], others[name])]
+    assert not different
 
 
 def main() -> None:

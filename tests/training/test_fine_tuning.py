@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from iformer.training.job import RunSettings, TrainJob
 from iformer.training.loop import train
 from iformer.training.optimizer import base_lr, build_optimizer
 from iformer.training.records.history import read_history
-from iformer.training.schedule import RunLength, build_schedule
-from tiny.classification import Linear, make_images, tiny_config, tiny_job, tiny_recipe
+from iformer.training.records.results import TrainResult
+from iformer.training.schedule import RunLength, build_schedule, patience_hint
+from tiny.classification import Linear, assert_same_tensors, make_images, tiny_config, tiny_job, tiny_recipe
 from tiny.networks import randomize
 
 FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "ema_decay": None, "max_steps": 1, "eval_every": 9}
@@ -113,17 +116,86 @@ def test_layer_decay_and_head_lr(optimizer: str) -> None:
 # -------------------------------------------------------------------------------------------------- run length
 
 
-def test_patience_stops_a_run_that_does_not_improve(few_images: Path, tmp_path: Path) -> None:
-    """A learning rate of nearly 0 changes no answer, so the first evaluation stays the best."""
-    fields = {"epochs": 9, "max_steps": None, "eval_every": 1, "lr": 1e-9, "min_lr": 0.0, "patience": 2}
-    run = job(few_images, tmp_path / "run", **fields)
-    result = train(run)
-    assert [record["epoch"] for record in result.history] == [1, 2, 3]
+NO_GAIN: dict[str, Any] = {"epochs": 9, "max_steps": None, "eval_every": 1, "lr": 1e-9, "min_lr": 0.0}
+"""A learning rate of nearly 0 changes no answer, so the first evaluation stays the best."""
+
+
+def epochs_of(result: TrainResult) -> list[int]:
+    return [record["epoch"] for record in result.history]
+
+
+@pytest.fixture(scope="module")
+def stopped(few_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped early after epoch 3."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    result = train(job(few_images, out, **NO_GAIN, patience=2))
+    assert epochs_of(result) == [1, 2, 3]
     assert result.best["epoch"] == 1
-    assert load(tmp_path / "run/last.safetensors").metadata.provenance["epoch"] == 3
-    again = train(job(few_images, tmp_path / "run", resume=True, **fields))  # stays stopped
-    assert [record["epoch"] for record in again.history] == [1, 2, 3]
-    assert again.metrics == result.metrics
+    assert load(out / "last.safetensors").metadata.provenance["epoch"] == 3
+    return out
+
+
+def test_a_run_that_stopped_early_stays_stopped_and_says_how_to_continue(
+    few_images: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    again = train(job(few_images, out, resume=True, **NO_GAIN, patience=2))
+    assert epochs_of(again) == [1, 2, 3]
+    assert again.metrics == json.loads((stopped / "metrics.json").read_text())["metrics"]
+    line = (
+        "stopped after epoch 3: top-1 was best in epoch 1, and patience is 2; "
+        "--resume with a larger --patience or --epochs continues"
+    )
+    assert line in capsys.readouterr().err.splitlines()
+
+
+def test_a_larger_patience_continues_as_if_it_had_been_given_at_the_start(
+    few_images: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight, out = tmp_path / "straight", Path(shutil.copytree(stopped, tmp_path / "run"))
+    expected = train(job(few_images, straight, **NO_GAIN, patience=4))
+    result = train(job(few_images, out, resume=True, **NO_GAIN, patience=4))
+    assert "note: patience was 2, is 4\n" in capsys.readouterr().err
+    assert epochs_of(result) == epochs_of(expected) == [1, 2, 3, 4, 5]
+    assert result.metrics == expected.metrics
+    for name in ("last", "best", "resume"):
+        assert_same_tensors(out / f"{name}.safetensors", straight / f"{name}.safetensors")
+    assert yaml.safe_load((out / "config.yaml").read_text())["recipe"]["patience"] == 4
+
+
+def test_more_epochs_count_the_patience_anew(
+    few_images: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, longer = Path(shutil.copytree(stopped, tmp_path / "run")), {**NO_GAIN, "epochs": 20, "patience": 2}
+    assert epochs_of(train(job(few_images, out, resume=True, **longer))) == [1, 2, 3, 4, 5]
+    printed = capsys.readouterr().err
+    assert "note: epochs was 9, is 20; the learning rate follows the longer schedule\n" in printed
+    assert "stopped after epoch 5: top-1 was best in epoch 1, and patience is 2 since epoch 3; " in printed
+    assert epochs_of(train(job(few_images, out, resume=True, **longer))) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_stops_early_only_at_an_evaluation(few_images: Path, tmp_path: Path) -> None:
+    fields = {**NO_GAIN, "eval_every": 3, "patience": 2}
+    assert epochs_of(train(job(few_images, tmp_path / "run", **fields))) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"patience": None}, None),
+        ({"patience": 8}, None),
+        ({"patience": 2, "eval_every": 2}, None),
+        ({"patience": 9}, "an early stop is possible from epoch 10 on, and the run has 10 epochs"),
+        ({"patience": 4, "eval_every": 5}, "possible from epoch 10 on, and the run has 10 epochs"),
+        ({"patience": 3, "max_steps": 12}, "possible from epoch 4 on, and the run has 4 epochs"),
+        ({"patience": 2, "eval_every": 3}, "only every 3 epochs are evaluated .*smaller eval_every"),
+    ],
+    ids=str,
+)
+def test_a_patience_that_cannot_do_what_it_should_is_named(fields: dict[str, Any], expected: str | None) -> None:
+    recipe = tiny_recipe(epochs=10, **fields)
+    hint = patience_hint(recipe, RunLength(recipe, steps_per_epoch=3))
+    assert hint is None if expected is None else re.search(expected, str(hint))
 
 
 def test_a_finished_run_can_be_extended(
@@ -131,6 +203,9 @@ def test_a_finished_run_can_be_extended(
 ) -> None:
     out = tmp_path / "run"
     train(job(few_images, out, epochs=2, max_steps=None))
+    train(job(few_images, out, epochs=2, max_steps=None, resume=True))
+    ended = "nothing to train: all 2 epochs are done; --resume with a larger --epochs continues"
+    assert ended in capsys.readouterr().err.splitlines()
     result = train(job(few_images, out, epochs=4, max_steps=None, resume=True))
     assert "note: epochs was 2, is 4" in capsys.readouterr().err
     assert [record["epoch"] for record in result.history] == [1, 2, 3, 4]

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from iformer.errors import UserError
 from iformer.training.loop import train
 from iformer.training.records.history import read_history
 from iformer.training.state import TrainState, read_state, saved_step
-from tiny.classification import make_images, tiny_job, tiny_recipe
+from tiny.classification import assert_same_tensors, make_images, tiny_job, tiny_recipe
 from tiny.programs import Forked
 
 FIELDS: dict[str, Any] = {"epochs": 4, "eval_every": 2, "size_schedule": [[0, 32], [2, 40]], "size": 48}
@@ -35,14 +34,6 @@ def kill_when_saved(process: Forked, out: Path, *, step: int) -> None:
         time.sleep(0.002)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()
-
-
-def assert_same_tensors(one: Path, other: Path) -> None:
-    tensors, others = load_file(one), load_file(other)
-    assert tensors.keys() == others.keys()
-    assert tensors
-    different = [name for name in tensors if not torch.equal(tensors[name], others[name])]
-    assert not different
 
 
 def assert_same_run(one: Path, other: Path) -> None:

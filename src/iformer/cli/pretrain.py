@@ -33,6 +33,7 @@ RECIPE_OPTIONS = {
         "teacher_weights",
         "weights",
         "epochs",
+        "patience",
         "batch_size",
         "lr",
         "size",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 RECIPE_OPTIONS = {
     "epochs": "epochs",
+    "patience": "patience",
     "batch_size": "batch_size",
     "lr": "lr",
     "size": "size",

@@ -151,7 +151,8 @@ class Recipe(Config):
     workers: Literal["auto"] | Annotated[int, Range(0, 1024)] = "auto"
     """Processes that load images, per training process. 0: the training process loads them itself."""
     patience: Epochs | None = None
-    """Stop after this number of epochs without a better validation metric. None: train for all `epochs`."""
+    """Stop after this number of epochs without a better validation metric. None: train for all `epochs`. A run
+    stops only after an evaluation; see `eval_every`."""
     eval_every: Epochs = 1
     """Epochs between evaluations on the validation images; the last epoch is always evaluated."""
     eval_batch_size: Images | None = None

@@ -45,7 +45,7 @@ from iformer.training.records.provenance import (
 from iformer.training.records.results import Evaluation, TrainResult
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import open_trackers
-from iformer.training.schedule import RunLength, build_schedule
+from iformer.training.schedule import RunLength, build_schedule, describe_end, stops_early
 from iformer.training.signals import SignalHandler
 from iformer.training.state import SavedState, TrainState, check_identity, extend, read_newest_state
 from iformer.training.step import OptimizerStep, check_batch_size, seed_everything
@@ -63,7 +63,7 @@ def train(job: TrainJob) -> TrainResult:
     with one_training_per_process(), explain_lost_processes(), ExitStack() as stack:
         run = _Run(job, stack)
         for epoch in range(run.progress.epoch, run.length.epochs):
-            if run.stops_early():
+            if stops_early(run.progress, run.recipe):
                 break
             run.train_epoch(epoch)
             run.finish_epoch(epoch)
@@ -181,20 +181,11 @@ class _Run:
         if not last:
             self._stop_on_signal(self.signals.poll()[0])
 
-    def stops_early(self) -> bool:
-        """Return whether the primary metric has not improved for `recipe.patience` epochs; if so, print this."""
-        patience, best = self.recipe.patience, self.progress.best
-        if patience is None or not best or self.progress.epoch - best["epoch"] < patience:
-            return False
-        self.view.say(
-            f"stopped after epoch {self.progress.epoch}: {self.job.task.metric_label} was best in epoch "
-            f"{best['epoch']}, and patience is {patience}"
-        )
-        return True
-
     def finish(self) -> TrainResult:
         """Write the final network, metrics and report."""
         if self.final is None:  # stopped early, or resumed after its last epoch
+            metric = self.job.task.metric_label
+            self.view.say(describe_end(self.progress, self.recipe, self.length, metric=metric))
             network = self.state.inference_model()
             self.final = network, self._evaluate(network, last=True)
         network, evaluation = self.final
@@ -243,9 +234,12 @@ class _Run:
             return
         network = load(self.files.best).to(self.context.device)
         metadata = network.metadata
+        if metadata.provenance.get("finished"):  # the run was resumed, and no later network was better
+            return
         evaluation = self.workload.finish(network.eval(), self._evaluate(network, last=True))
         changed = {name: value for name, value in evaluation.summary.items() if name != "images"}
-        metadata = replace(metadata, metrics=metadata.metrics | changed)
+        provenance = {**metadata.provenance, "finished": True}
+        metadata = replace(metadata, metrics=metadata.metrics | changed, provenance=provenance)
         self.checkpointer.save_network(network, self.files.best, metadata)
 
     # ----------------------------------------------------------------------------------------- starting
@@ -266,11 +260,10 @@ class _Run:
         if saved is not None:
             defaults = identity_defaults(job.recipe)
             before = {**saved.identity, "recipe": job.recipe.nested(saved.identity.get("recipe", {}))}
-            longer = extend(before["recipe"], self.identity["recipe"])
+            changes = extend(saved.progress, before["recipe"], self.identity["recipe"])
             check_identity(before, self.identity, folder=job.folder, defaults=defaults)
-            if longer and self.is_main:
-                note = f"note: {longer}; the learning rate follows the longer schedule"
-                print(note, file=sys.stderr, flush=True)
+            if changes and self.is_main:
+                print(f"note: {changes}", file=sys.stderr, flush=True)
                 self._write_config()
             self.accelerator.wait_for_everyone()  # every rank has read the state
             if self.is_main and warning is not None:

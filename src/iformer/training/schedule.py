@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iformer.config.recipe import Recipe
-from iformer.errors import UserError
+from iformer.errors import UserError, counted
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
+
+    from iformer.training.state import TrainProgress
 
 
 class RunLength:
@@ -42,6 +44,50 @@ class RunLength:
                 f"{source} is at epoch {epoch}, step {step_in_epoch} of it, but the run has {self.epochs} epochs "
                 f"of {self.steps_per_epoch} steps: the state is damaged or of another run; --overwrite restarts"
             )
+
+
+def stops_early(progress: TrainProgress, recipe: Recipe) -> bool:
+    """Return whether a run ends here because no evaluation in `recipe.patience` epochs was the best so far."""
+    if recipe.patience is None or not progress.best or progress.epoch % recipe.eval_every:
+        return False
+    counted_from: int = max(progress.best["epoch"], progress.patience_from)
+    return progress.epoch - counted_from >= recipe.patience
+
+
+def patience_hint(recipe: Recipe, length: RunLength) -> str | None:
+    """Return a line about a `recipe.patience` that cannot stop the run, or that one evaluation ends; else None."""
+    patience, every = recipe.patience, recipe.eval_every
+    if patience is None:
+        return None
+    earliest = every + every * -(-patience // every)  # the first evaluation is the best so far
+    if earliest >= length.epochs:
+        return (
+            f"patience is {patience} and eval_every {every}: an early stop is possible from epoch {earliest} on, "
+            f"and the run has {counted(length.epochs, 'epoch')}; give a smaller patience, or more epochs"
+        )
+    if every > patience:
+        return (
+            f"patience is {patience}, but only every {every} epochs are evaluated (eval_every): the run stops at "
+            "the first evaluation that is not better; give a smaller eval_every, or a larger patience"
+        )
+    return None
+
+
+def describe_end(progress: TrainProgress, recipe: Recipe, length: RunLength, *, metric: str) -> str:
+    """Return a line that says why a run has no epoch left to train, and how to train further.
+
+    Args:
+        metric: printed name of the primary metric.
+    """
+    if progress.epoch >= length.epochs:
+        limit = "--set max_steps" if length.steps == recipe.max_steps else "--epochs"
+        done = f"all {length.epochs} epochs are" if length.epochs > 1 else "the 1 epoch is"
+        return f"nothing to train: {done} done; --resume with a larger {limit} continues"
+    since = f" since epoch {progress.patience_from}" if progress.patience_from else ""
+    return (
+        f"stopped after epoch {progress.epoch}: {metric} was best in epoch {progress.best['epoch']}, and patience "
+        f"is {recipe.patience}{since}; --resume with a larger --patience or --epochs continues"
+    )
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: RunLength) -> Scheduler:

@@ -64,6 +64,8 @@ class TrainProgress:
     """Length of `log.jsonl` in bytes when the state was saved. A resumed run drops later records."""
     best: dict[str, Any] = field(default_factory=dict)
     """`epoch`, `step` and metrics of the best evaluation; empty before the first one."""
+    patience_from: _Count = 0
+    """Number of epochs that were done when the run was last made longer; `Recipe.patience` counts from there."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the logged values over the steps of the current epoch."""
 
@@ -289,12 +291,14 @@ def saved_step(path: Path) -> int | None:
         return None
 
 
-def extend(saved: dict[str, Any], current: dict[str, Any]) -> str:
-    """Copy `epochs` and `max_steps` from the current recipe to the saved one where they are larger.
+def extend(progress: TrainProgress, saved: dict[str, Any], current: dict[str, Any]) -> str:
+    """Accept more epochs or steps and another `patience` of a resumed run.
 
-    A run may be resumed with more epochs or steps than it was started with.
+    They are copied from the current recipe to the saved one. In a run that becomes longer, the patience is counted
+    anew, because a run that was stopped by it would stop at once.
 
     Args:
+        progress: progress in the state file; changed in place.
         saved: the recipe in the state file; changed in place.
         current: the recipe of this run.
 
@@ -307,7 +311,14 @@ def extend(saved: dict[str, Any], current: dict[str, Any]) -> str:
         if before != now and before is not None and (now is None or now > before):
             saved[name] = now
             changes.append(f"{name} was {before}, is {now}")
-    return ", ".join(changes)
+            progress.patience_from = progress.epoch
+    if changes:
+        changes.append("the learning rate follows the longer schedule")
+    before, now = saved.get("patience"), current.get("patience")
+    if before != now:
+        saved["patience"] = now
+        changes.append(f"patience was {before}, is {now}")
+    return "; ".join(changes)
 
 
 def check_identity(

@@ -122,6 +122,10 @@ def test_a_run_with_temperature_scaling_stores_calibrated_networks(tmp_path: Pat
         torch.testing.assert_close(after(x), before(x) / temperature, rtol=1e-3, atol=1e-4)
         assert after.metadata.metrics["temperature"] == pytest.approx(temperature, rel=1e-3)
         assert replace(after.metadata, metrics={}, provenance={}).class_names == before.metadata.class_names
+    best = tmp_path / "run-True/best.safetensors"
+    scaled_once = best.read_bytes()
+    train(tiny_job(images, tmp_path / "run-True", recipe=recipe, resume=True))  # only evaluates again
+    assert best.read_bytes() == scaled_once
 
 
 def test_reliability_sorts_answers_into_bins() -> None:
