@@ -103,7 +103,7 @@ def recipe_page() -> str:
         "",
         "A recipe is a YAML file of these fields. `iformer train --recipe NAME_OR_FILE` reads one, and",
         "`--set FIELD=VALUE` replaces a field: `--set augment.hflip=0.5`, or `--set hflip=0.5` for short. This",
-        "page is generated from the code.",
+        "page is generated from the code. `iformer info --recipe NAME_OR_FILE` prints a recipe's values.",
         "",
         "## Every task",
         "",

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from iformer.cli.main import main
+from iformer.cli.pretrain import pretrain
 from iformer.cli.recipe_options import recipe_options
+from iformer.cli.train import train
+from iformer.config.recipe import RUN_OPTIONS
 from iformer.config.reference import recipe_fields
 from iformer.errors import OutputError
 from iformer.files import output_folder
 from iformer.locks import reserved
 from iformer.tasks.classification.config import ClassificationRecipe
+from iformer.tasks.registry import load_recipe
 
 
 def test_checking_whether_a_folder_is_writable_changes_no_file(tmp_path: Path) -> None:
@@ -70,3 +77,43 @@ def test_values_that_mean_nothing_good(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", [train, pretrain])
+def test_options_that_are_no_fields_are_known_as_such(verb: Callable[..., None]) -> None:
+    fields = {name for row in recipe_fields(ClassificationRecipe) for name in (row.name.split("."))}
+    names = set(inspect.signature(verb).parameters) - {"set_", "json", "debug", "multi_label"} - fields
+    assert "val_split" in names
+    assert names - {"teacher", "teacher_weights"} <= RUN_OPTIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["train", "--mixup-alpha", "0.1"], "it may be a field of the recipe: --set augment.mixup_alpha=VALUE"),
+        (["train", "--augment-hflip=0.1"], "--set augment.hflip=VALUE"),
+        (["train", "--clip-gard=3"], "--set clip_grad=VALUE"),
+        (["pretrain", "--eval-every=3"], "--set eval_every=VALUE"),
+        (["train", "--bogus"], ""),
+        (["eval", "--mixup-alpha", "0.1"], ""),
+    ],
+)
+def test_an_unknown_option_that_is_a_field_is_explained(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert ("--set" in error) == bool(hint)
+
+
+@pytest.mark.parametrize("name", ["classify", "finetune"])
+def test_info_lists_the_fields_of_a_recipe(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--recipe", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    recipe = load_recipe("finetune")
+    assert f"epochs={recipe.epochs}" in lines
+    assert lines[lines.index("patience=null") + 1].startswith("    Stop after this number of epochs")
+    assert {line.partition("=")[0] for line in lines} >= {row.name for row in recipe_fields(type(recipe))}
+    assert main(["info", "--recipe", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"recipe": "finetune", "fields": recipe.to_plain()}

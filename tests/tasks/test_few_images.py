@@ -1,4 +1,4 @@
-"""The default recipes take smaller batches for few images, and say so."""
+"""Notes about a recipe and the number of images; the default recipes take smaller batches for few of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def _tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
 
 
-def job(images: Path, folder: Path, **options: Any) -> tuple[TrainJob, list[str]]:
+def job(images: Path, folder: Path, *, about: str = "batches of", **options: Any) -> tuple[TrainJob, list[str]]:
     notes: list[str] = []
     overrides = {"weights": "none", "size": 32, **options.pop("overrides", {})}
     data = None if options.get("resume") else str(images)
     made = training_job(
         folder, data=data, model="iformer_tiny", overrides=overrides, warn=notes.extend, device="cpu", **options
     )
-    return made, [note for note in notes if "batches of" in note]
+    return made, [note for note in notes if about in note]
 
 
 def test_batches_are_halved_down_to_eight(images: Path, tmp_path: Path) -> None:
@@ -64,3 +64,11 @@ def test_no_pass_is_left_with_one_image(images: Path, tmp_path: Path) -> None:
     overrides = {"grad_accum": 8, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     made, _ = job(images, tmp_path / "run", overrides=overrides)
     assert made.recipe.batch_size // made.recipe.grad_accum == 2
+
+
+def test_a_patience_is_compared_with_the_length_of_the_run(images: Path, tmp_path: Path) -> None:
+    _, notes = job(images, tmp_path / "run", about="patience", overrides={"epochs": 9, "patience": 5})
+    assert notes == []
+    fields = {"epochs": 9, "patience": 5, "max_steps": 5}  # one epoch
+    _, notes = job(images, tmp_path / "run", about="patience", overrides=fields)
+    assert len(notes) == 1

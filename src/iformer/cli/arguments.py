@@ -115,7 +115,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Any field of the recipe, for example augment.hflip=0.",
+        help="A field: augment.hflip=0; iformer info --recipe lists all.",
         rich_help_panel=RECIPE,
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json as json_format
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,12 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every shard and compare counts, labels and checksums.")
     ] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="List the fields of a recipe: its name or file, or a task for its default recipe."
+        ),
+    ] = None,
     size: Annotated[
         str, typer.Option(help="Input size at which operations are counted: 224, or height x width.")
     ] = "224",
@@ -47,7 +54,7 @@ def info(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show networks, checkpoints, artifacts and tar shards.
+    """Show networks, checkpoints, artifacts, tar shards and recipes.
 
     Without MODEL, lists all sizes with parameters, GMACs, published accuracy and the origin of the weights.
     """
@@ -58,7 +65,11 @@ def info(
     def design(config: NetworkConfig) -> NetworkConfig:
         return config if attention is None else with_design(config, attention, preset=windows)
 
-    if model is not None and _means_shards(model):
+    if recipe is not None:
+        if model is not None:
+            raise typer.BadParameter("--recipe lists a recipe's fields; give no MODEL")
+        _describe_recipe(recipe, json=json)
+    elif model is not None and _means_shards(model):
         _describe_shards(model, verified=verify, json=json)
     elif verify:
         raise typer.BadParameter("--verify is for tar shards: give their folder or URL")
@@ -89,6 +100,24 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
     )
     state = "every image was read, compared with the index and decoded" if verified else "not verified (--verify)"
     say(f"{found.folder}: tar shards, {splits}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
+
+
+def _describe_recipe(name: str, *, json: bool) -> None:
+    """Print the fields of a recipe with their values."""
+    from iformer.config.reference import recipe_fields
+    from iformer.tasks.registry import TASKS, load_recipe
+
+    name = TASKS[name].default_recipe if name in TASKS else name
+    recipe = load_recipe(name)
+    plain = recipe.to_plain()
+    if json:
+        print_json({"recipe": name, "fields": plain})
+        return
+    for row in recipe_fields(type(recipe)):
+        section, _, field = row.name.rpartition(".")
+        value = (plain[section] if section else plain)[field]
+        say(f"{row.name}={json_format.dumps(value)}\n    {row.doc or row.allowed}")
+    say(f"\nrecipe {name}, for {recipe.task}: --set FIELD=VALUE replaces a field")
 
 
 def _list_networks(size: tuple[int, int], design: Design, *, counted: bool, json: bool) -> None:

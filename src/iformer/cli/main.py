@@ -22,6 +22,7 @@ from iformer.cli.output import (
     say,
     with_clear_errors,
 )
+from iformer.cli.recipe_options import explain_option
 
 VERBS = {
     "quickstart": "quickstart",
@@ -126,6 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "iformer"
         complaint = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+        if context and not getattr(error, "possibilities", None):
+            hint = explain_option(context.info_name or "", getattr(error, "option_name", ""))
+            complaint += f"; {hint}" if hint else ""
         note(f"error: {complaint}; see: {command} --help")
         return USAGE
     except OSError as error:  # from --install-completion; verbs report their own errors

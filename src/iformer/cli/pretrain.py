@@ -49,7 +49,7 @@ RECIPE_OPTIONS = {
     RECIPE_OPTIONS,
     groups={
         **dict.fromkeys(("teacher", "teacher_weights", "weights"), MODEL),
-        **dict.fromkeys(("seed", "precision"), MORE),
+        **dict.fromkeys(("patience", "seed", "precision"), MORE),
     },
 )
 def pretrain(

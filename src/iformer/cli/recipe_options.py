@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
@@ -12,6 +13,7 @@ from iformer.cli.arguments import RECIPE
 from iformer.config.checking import without_range
 from iformer.config.recipe import Recipe
 from iformer.config.reference import recipe_fields
+from iformer.tasks.registry import TASKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,3 +55,15 @@ def recipe_options(
         return function
 
     return decorate
+
+
+def explain_option(verb: str, option: str) -> str:
+    """Return a hint for an unknown option of a verb that resembles a recipe field; else an empty string."""
+    fields: dict[str, str] = {}
+    for row in TASKS.values():
+        if row.verb == verb:
+            for field in recipe_fields(row.recipe_class):
+                for name in (field.name.replace(".", "_"), field.name.rpartition(".")[2]):
+                    fields.setdefault(name, field.name)
+    nearest = difflib.get_close_matches(option.lstrip("-").replace("-", "_"), fields, n=1)
+    return f"it may be a field of the recipe: --set {fields[nearest[0]]}=VALUE" if nearest else ""

@@ -60,7 +60,9 @@ _TASKS = {name: row for name, row in TASKS.items() if row.verb == "train"}
 _GROUPS = {
     "weights": MODEL,
     "multi_label": DATA,
-    **dict.fromkeys(("entry", "attention", "windows", "seed", "precision", "teacher", "distillation"), MORE),
+    **dict.fromkeys(
+        ("patience", "entry", "attention", "windows", "seed", "precision", "teacher", "distillation"), MORE
+    ),
 }
 
 

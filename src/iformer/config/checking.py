@@ -220,12 +220,34 @@ def from_plain(cls: type[ConfigT], plain: Mapping[str, Any], path: str = "") -> 
         raise FieldError(path, error.field, error.value, error.expected) from None
 
 
-def unknown_field(path: str, name: object, known: typing.Iterable[str]) -> ConfigError:
-    """Return the error for a field that does not exist; the message suggests the nearest names."""
-    known = sorted(known)
-    nearest = difflib.get_close_matches(str(name)[:100], known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"its fields are {', '.join(known)}"
-    return ConfigError(f"{path} has no field {shown(name)}; {hint}")
+def unknown_field(
+    path: str,
+    name: object,
+    known: typing.Iterable[str],
+    *,
+    options: Mapping[str, str] = types.MappingProxyType({}),
+    listed_by: str = "",
+) -> ConfigError:
+    """Return the error for a field that does not exist; the message suggests the nearest names.
+
+    Args:
+        path: label or path of the config.
+        name: the unknown name.
+        known: names of the fields.
+        options: settings that are given in another way, each with a text that says how.
+        listed_by: command that lists the fields. Empty: if no name is near, the message lists them.
+    """
+    known, spelled = sorted(known), str(name)[:100].replace("-", "_")
+    names = ", ".join(known)
+    error = f"{path} has no field {shown(name)}"
+    if spelled in options:
+        return ConfigError(f"{error}; it is an option and not a field: {options[spelled]}")
+    nearest = [spelled] if spelled in known else []
+    nearest = nearest or difflib.get_close_matches(spelled, [*known, *options], cutoff=0.6 if listed_by else 0.4)
+    hints = [f"did you mean {' or '.join(options.get(near, near) for near in nearest)}?"] if nearest else []
+    if listed_by:
+        hints.append(f"{listed_by} lists all fields")
+    return ConfigError(f"{error}; {' '.join(hints) or f'its fields are {names}'}")
 
 
 def label_of(cls: type[Any]) -> str:

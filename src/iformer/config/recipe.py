@@ -37,6 +37,21 @@ RENAMED = {
 """Field names of earlier versions, each with the field's current section and name. Fields that only moved into a
 section are not listed: `hflip` is found as `augment.hflip`."""
 
+RUN_OPTIONS = {
+    **{
+        name: f"--{name.replace('_', '-')} (in Python {name}=)"
+        for name in (
+            *("data", "model", "recipe", "out", "resume", "overwrite", "val_split", "classes", "device"),
+            *("tensorboard", "tracker"),
+        )
+    },
+    **{name: f"--{name.replace('_', '-')}" for name in ("detector", "segmenter", "dry_run", "find_lr")},
+    "strict_data": "--strict-data (in Python strict=)",
+    "strict": "--strict-data (in Python strict=)",
+    "folds": "--folds (in Python iformer.cross_validate)",
+}
+"""Settings of a training run that are no fields of its recipe, each with the way to give it."""
+
 ONCE_SHARED: dict[str, Any] = {
     "size_schedule": [],
     "crop_pct": 0.875,
@@ -260,7 +275,13 @@ class Recipe(Config):
             elif name not in ONCE_SHARED or value != ONCE_SHARED[name]:
                 task = getattr(cls, "task", "")  # the field's default
                 known = full if "." in str(name) else short | sections.keys()
-                raise unknown_field(f"a recipe for {task}", name, known)
+                raise unknown_field(
+                    f"a recipe for {task}",
+                    name,
+                    known,
+                    options=RUN_OPTIONS,
+                    listed_by=f"iformer info --recipe {task}" if task else "",
+                )
         return found
 
     @classmethod
