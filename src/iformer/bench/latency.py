@@ -39,7 +39,7 @@ class Latency:
     times_as_fast: float
     """Speed relative to the first row: the median over rounds of the ratio of the two latencies."""
     load_ms: float
-    """Milliseconds from opening the file to the first answer; for Core ML, of loading only."""
+    """Load time in milliseconds, including the first answer except for Core ML."""
     memory_mb: float | None = None
     """Increase of the process's resident memory by loading and running, in MB; None if not measured."""
     file_mb: float

@@ -1,7 +1,7 @@
 """Base configs of detectors and segmenters: a backbone, a feature pyramid and the preprocessing.
 
-Images are resized but never cropped. `PyramidConfig` uses torchvision's feature pyramid and accepts images of any
-size. `LightConfig` uses the light pyramid and letterboxes images to a fixed size.
+At inference, images are resized and not cropped. `PyramidConfig` uses torchvision's feature pyramid and accepts
+images of any size. `LightConfig` uses the light pyramid and letterboxes images to a fixed size.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def structure(weights: Weights) -> dict[str, Any]:
 def fine_tune(
     network: Detector | LightDetector | Segmenter | LightSegmenter, weights: Weights, class_names: tuple[str, ...]
 ) -> str:
-    """Copy trained weights into a network. If the classes differ, layers that depend on them stay new.
+    """Copy trained weights into a network. Layers for other classes than the network's keep their initial weights.
 
     Returns:
         A line that says what was copied.

@@ -34,7 +34,10 @@ class SplitData(Protocol):
         """Number of images."""
 
     def fingerprint(self) -> str:
-        """Hash of the images and their targets. A run resumes only on data with the same fingerprint."""
+        """Hash that identifies the images and their targets; the contents of image files need not be read.
+
+        A run resumes only on data with the same fingerprint.
+        """
 
 
 class TrainData(Protocol):

@@ -46,7 +46,8 @@ PACKAGES = _pinned()
 """The npm packages of each runtime that the page supports."""
 
 _BARE_IMPORT = (b'from "@litertjs/wasm-utils"', b'from "./bundle.js"')
-"""The only import by package name, and its replacement by a path, because workers do not support import maps."""
+"""The only import by package name in LiteRT.js, and the path that replaces it, because workers do not support
+import maps."""
 
 
 def runtime_folder(runtime: str) -> str:

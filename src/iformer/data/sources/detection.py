@@ -236,7 +236,9 @@ def _reasons(found: AnnotatedSplit | DetectionSet) -> str:
 
 
 def _without_broken(image_set: DetectionSet, checked: CheckedImages, errors: list[str]) -> DetectionSet:
-    """Leave out images that are missing or damaged; add images of another size than stated to `errors`.
+    """Remove missing and damaged images, with a warning for each.
+
+    Images whose size differs from their annotations are added to `errors`.
 
     Raises:
         DataError: no readable image remains.

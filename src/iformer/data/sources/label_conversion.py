@@ -27,7 +27,8 @@ _TOLERANCE = 1e-3
 _EXTENSIONS = {"JPEG2000": "jp2"}
 """File extension of each format whose name is not an extension."""
 _BOUNDS_TOLERANCE = 0.5
-"""Largest distance in pixels between a box and the bounds of its outline: YOLO stores only one of the two."""
+"""Tolerance in pixels between a box and the bounds of its outline. Within it, YOLO labels store the outline;
+beyond it, they store the box, and the mask is lost."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ def quantization(
     accuracy_control: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Quantization, list[str]]:
-    """Prepare a quantized export: calibrate on training images, measure top-1 or mAP on validation images.
+    """Return the options of a quantized export: training images calibrate it, validation images measure it.
 
     Args:
         model: the classifier.

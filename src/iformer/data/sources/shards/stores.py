@@ -210,13 +210,14 @@ class UrlStore(ShardStore):
         return cast("bytes", self._request(name, read))
 
     def _request(self, name: str, request: Callable[[Any, str], Any], *, first: bool = False) -> Any:
-        """Return `request(file system, path)`; repeat the request after errors that may be temporary.
+        """Return `request(file system, path)`. The request is repeated after errors that may be temporary.
 
-        With `first`, for the first request to a server, only an HTTP error status can count as temporary: a server
-        that cannot be reached at first probably does not exist.
+        `first` marks the first request to a server. It is repeated only after a temporary HTTP error status,
+        because a server that cannot be reached at first probably does not exist.
 
         Raises:
-            OSError: the request failed, whatever error the client raised; `strerror` gives the reason.
+            OSError: the request failed; `strerror` gives the reason.
+            DataError: the file system cannot be opened, or `request` raised it.
         """
         files, root = self._files()
         for wait in (*_WAITS, None):
