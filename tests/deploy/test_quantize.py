@@ -251,7 +251,7 @@ def test_accuracy_control_is_nncfs(
     [
         ("onnx", "int8", None, "precision is 'int8'; it needs labelled images"),
         ("onnx", "fp32", {}, "precision is 'fp32'; images to calibrate with are for int8"),
-        ("onnx", "int8", {"accuracy_control": True}, "accuracy control is only for OpenVINO"),
+        ("onnx", "int8", {"accuracy_control": True}, "--accuracy-control is for OpenVINO in int8"),
         ("onnx", "int8", {}, "needs images to calibrate with"),
         ("openvino", "int8", {"scheme": "symmetric"}, "int8-scheme symmetric is for ONNX in int8"),
         ("onnx", "int8", {"scheme": "odd"}, "int8-scheme is 'odd'; expected asymmetric or symmetric"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
@@ -241,6 +242,14 @@ def test_a_step_s_learning_rate_depends_on_its_number_only() -> None:
     schedule = build_schedule(optimizer, recipe, RunLength(recipe, steps_per_epoch=5))
     schedule.step_update(13)
     assert optimizer.param_groups[0]["lr"] == learning_rates(recipe, 5, 14)[13]
+
+
+def test_a_run_of_one_step_is_scheduled_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = tiny_recipe(epochs=1)
+    with caplog.at_level(logging.DEBUG):
+        assert learning_rates(recipe, 1, 1) == [recipe.peak_lr]
+        assert learning_rates(recipe, 2, 2)[-1] == recipe.peak_lr
+    assert not caplog.records
 
 
 def test_warmup_is_at_most_half_of_a_short_run() -> None:

@@ -178,12 +178,16 @@ def export_each(
     if isinstance(model, nn.Module):
         require_network(model)
     _check(precision, calibration)
-    if accuracy_control and (precision != "int8" or any(runtime.name != "openvino" for runtime in runtimes)):
-        raise UserError("--accuracy-control is for OpenVINO in int8; leave it out")
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done
         resolve_options(
-            runtime, batch=batch, precision=precision, opset=opset, int8_scheme=int8_scheme, soc_model=soc_model
+            runtime,
+            batch=batch,
+            precision=precision,
+            opset=opset,
+            int8_scheme=int8_scheme,
+            accuracy_control=accuracy_control,
+            soc_model=soc_model,
         )
         with quiet():
             runtime.require(precision)

@@ -232,11 +232,14 @@ def train(
 
 @contextmanager
 def explained_stop(out: Path) -> Iterator[None]:
-    """If Ctrl-C interrupts the block, print how to continue the run, and let the interrupt pass."""
+    """If Ctrl-C interrupts the block, print how to continue the run, if it has begun; let the interrupt pass."""
     try:
         yield
     except KeyboardInterrupt:
-        note(f"stopped; --resume continues the run in {out}")
+        from iformer.training.records.run_folder import RunFolder
+
+        if RunFolder(out).holds_runs:
+            note(f"stopped; --resume continues the run in {out}")
         raise
 
 

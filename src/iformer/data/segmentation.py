@@ -139,8 +139,8 @@ def read_indices(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np
                 image.mode, "in colours"
             )
             raise DataError(
-                f"{path}: a mask {kind} (mode {image.mode}); expected a PNG whose values are class indices, or a "
-                "table of colours, labelmap.txt or class_dict.csv"
+                f"{path}: a mask {kind} (mode {image.mode}); its values have to be class indices; save it as a "
+                "gray or palette PNG, or list the colour of each class in labelmap.txt or class_dict.csv"
             )
         values = np.asarray(image)
     if step > 1 and not np.isin(values, (0, 255)).all():

@@ -102,6 +102,7 @@ def export_artifact(
         precision=precision,
         opset=opset,
         int8_scheme=None if quantization is None else quantization.scheme,
+        accuracy_control=quantization is not None and quantization.accuracy_control,
         soc_model=soc_model,
     )
     _check_limits(network, row, chosen)
@@ -111,7 +112,7 @@ def export_artifact(
         raise UserError(
             f"size is {size[0]} x {size[1]}; the networks take sides of {MIN_INPUT_SIZE} pixels or more"
         )
-    _check_quantization(row, chosen, quantization)
+    _check_quantization(chosen, quantization)
     _check_replaced(path, row, chosen)
     preprocessing = network.metadata.preprocessing
     if size is not None:
@@ -185,13 +186,14 @@ def resolve_options(
     precision: str | None,
     opset: int | None = None,
     int8_scheme: str | None = None,
+    accuracy_control: bool = False,
     soc_model: str | None = None,
 ) -> tuple[int | None, str]:
     """Check the options of an export; return the images per call (None means any number) and the precision.
 
     Raises:
-        UserError: the runtime does not support the batch, precision, operator set or INT8 scheme; `soc_model` is
-            missing for the backend QNN, or given for anything else.
+        UserError: the runtime does not support the batch, precision, operator set, INT8 scheme or accuracy
+            control; `soc_model` is missing for the backend QNN, or given for anything else.
     """
     needs_chip = row.backend is not None and row.backend.name == "qnn"
     if needs_chip and soc_model is None:
@@ -204,6 +206,8 @@ def resolve_options(
         raise UserError(f"int8-scheme is '{int8_scheme}'; expected {' or '.join(INT8_SCHEMES)}")
     if int8_scheme == "symmetric" and (row.name, precision) != ("onnx", "int8"):
         raise UserError("int8-scheme symmetric is for ONNX in int8; other runtimes choose their ranges themselves")
+    if accuracy_control and (row.name, precision) != ("openvino", "int8"):
+        raise UserError("--accuracy-control is for OpenVINO in int8; leave it out")
     if opset is not None and row.name != "onnx":
         raise UserError(f"opset is {opset}; only ONNX has operator sets, not {row.title}")
     if opset is not None and opset not in OPSETS:
@@ -286,13 +290,11 @@ def _check_limits(network: Exportable, row: Runtime, precision: str) -> None:
         raise UserError(f"precision is '{precision}'; this network is exported in {', '.join(limits.precisions)}")
 
 
-def _check_quantization(row: Runtime, precision: str, quantization: Quantization | None) -> None:
+def _check_quantization(precision: str, quantization: Quantization | None) -> None:
     if precision in QUANTIZED and quantization is None:
         raise UserError(f"precision is '{precision}'; it needs labelled images to calibrate and judge with")
     if precision not in QUANTIZED and quantization is not None:
         raise UserError(f"precision is '{precision}'; images to calibrate with are for {', '.join(QUANTIZED)}")
-    if quantization is not None and quantization.accuracy_control and row.name != "openvino":
-        raise UserError(f"NNCF's accuracy control is only for OpenVINO, not for {row.title}")
 
 
 def _check_replaced(path: Path, row: Runtime, precision: str) -> None:

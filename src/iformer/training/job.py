@@ -120,5 +120,5 @@ def starting_network(name: str, *, weights: str, entry: str | None = None, **opt
         return create_model(named, pretrained=True, **options)
     except WeightsError as error:
         raise WeightsError(
-            f"{error} (train: --weights FILE; or --weights none to start from random weights)"
+            f"{error}. To train without them, give --weights none for random weights, or --weights FILE"
         ) from None

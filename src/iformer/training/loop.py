@@ -11,7 +11,6 @@ that is killed at any moment and resumed ends with the same weights as one that 
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -35,16 +34,10 @@ from iformer.training.optimizer import base_lr
 from iformer.training.records.history import read_history
 from iformer.training.records.logs import ProgressView, RunLog, epoch_line
 from iformer.training.records.pace import Pace
-from iformer.training.records.provenance import (
-    describe_device,
-    identity_defaults,
-    run_config,
-    run_identity,
-    run_provenance,
-)
+from iformer.training.records.provenance import describe_device, identity_defaults, run_identity, run_provenance
 from iformer.training.records.results import Evaluation, TrainResult
 from iformer.training.records.run_folder import RunFolder
-from iformer.training.records.trackers import open_trackers
+from iformer.training.records.run_start import RunStart
 from iformer.training.schedule import RunLength, build_schedule, describe_end, stops_early
 from iformer.training.signals import SignalHandler
 from iformer.training.state import SavedState, TrainState, check_identity, extend, read_newest_state
@@ -85,7 +78,8 @@ class _Run:
 
         # 2. lock the run folder; with --resume read its newest sound state and check settings and data against it
         self.files = RunFolder(job.folder)
-        saved = self._open_folder(stack)
+        self.start = RunStart(job, self.context, stack)
+        saved = self._read_state()
 
         # 3. network, EMA and optimizer: as for a new run, then with the saved values
         self.state = TrainState.create(job.model, self.recipe, self.context)
@@ -110,14 +104,21 @@ class _Run:
         self.step = OptimizerStep(
             self.state, job.task, self.recipe, self.context, meter=self.meter, guard=self.guard, model=model
         )
-        provenance = run_provenance(job, self.identity)
         self.checkpointer = Checkpointer(
-            job, self.files, self.state, identity=self.identity, provenance=provenance, is_main=self.is_main
+            job,
+            self.files,
+            self.state,
+            identity=self.identity,
+            provenance=run_provenance(job, self.identity),
+            is_main=self.is_main,
+            finishes=self.workload.finishes,
         )
+        self.checkpointer.check_best()
         self.final: tuple[nn.Module, Evaluation] | None = None
         self._began = self._saved_at = time.monotonic()
-        self._seconds_before = self.progress.seconds
-        self.log = self._open_log(stack, provenance)
+        self._seconds_before, self._first_step = self.progress.seconds, self.progress.step
+        self.start.start_trackers(step=self._first_step)
+        self.log: RunLog | None = None
         self.view = stack.enter_context(self._progress_view())
         self._announce()
 
@@ -142,6 +143,7 @@ class _Run:
     def finish_epoch(self, epoch: int) -> None:
         """Evaluate, write the last and the best network, log the epoch and save the state."""
         progress, recipe = self.progress, self.recipe
+        self._begin_files()
         self.guard.check_remembered()
         network = self.state.inference_model()
         sums = self.meter.sums()
@@ -161,7 +163,7 @@ class _Run:
             evaluation = self._evaluate(network, last=last)
             summary = evaluation.summary
             record.update({f"val_{name}": value for name, value in summary.items() if name != "images"})
-            improved = self._is_best(evaluation, epoch)
+            improved = self.checkpointer.is_best(evaluation, epoch + 1)
             if self.log is not None and self.log.trackers:
                 picture = self.workload.draw_predictions(network, evaluation)
                 self.log.trackers.log_picture("predictions", picture, progress.step)
@@ -172,7 +174,7 @@ class _Run:
         metadata = self.checkpointer.metadata(epoch + 1, dict(summary))
         self.checkpointer.save_network(network, self.files.last, metadata)
         if improved:
-            self.checkpointer.save_network(network, self.files.best, metadata)
+            self.checkpointer.save_best(network, metadata)
         self._write_log("epoch", **record)
         self.view.say(epoch_line(record, self.length.epochs, self.job.task))
         progress.epoch, progress.step_in_epoch, progress.sums = epoch + 1, 0, {}
@@ -183,6 +185,7 @@ class _Run:
 
     def finish(self) -> TrainResult:
         """Write the final network, metrics and report."""
+        self._begin_files()
         if self.final is None:  # stopped early, or resumed after its last epoch
             metric = self.job.task.metric_label
             self.view.say(describe_end(self.progress, self.recipe, self.length, metric=metric))
@@ -190,9 +193,15 @@ class _Run:
             self.final = network, self._evaluate(network, last=True)
         network, evaluation = self.final
         evaluation = self.workload.finish(network.eval(), evaluation)
-        self._finish_best()
-        job, seconds = self.job, self._seconds()
         metadata = self.checkpointer.metadata(self.progress.epoch, evaluation.metrics)
+        self.checkpointer.check_best()
+        if self.checkpointer.best_is_lost:
+            self.checkpointer.is_best(evaluation, self.progress.epoch)
+            self.checkpointer.save_best(network, metadata)
+            self._save_state()
+        else:
+            self._finish_best()
+        job, seconds = self.job, self._seconds()
         result = TrainResult(
             folder=job.folder,
             model_name=job.model_name,
@@ -209,7 +218,7 @@ class _Run:
             device=describe_device(self.context.device),
             processes=self.context.world_size,
             metadata=metadata,
-            warnings=list(job.data.warnings),
+            warnings=[*job.data.warnings, *self.checkpointer.warnings],
         )
         self.checkpointer.save_network(network, self.files.last, metadata)
         if self.is_main:
@@ -244,17 +253,13 @@ class _Run:
 
     # ----------------------------------------------------------------------------------------- starting
 
-    def _open_folder(self, stack: ExitStack) -> SavedState | None:
-        """Lock the run folder and return the state to resume from; None for a new run."""
+    def _read_state(self) -> SavedState | None:
+        """Return the state to resume from; None for a new run."""
         job = self.job
-        if self.is_main:
-            # checked before anything is created, and again by `prepare` once no other run can change it
-            self.files.check(resume=job.resume, overwrite=job.overwrite)
-            stack.enter_context(self.files.reserved())
-            self.files.prepare(resume=job.resume, overwrite=job.overwrite)
         self.accelerator.wait_for_everyone()
         self.identity = run_identity(job, self.context.precision)
         saved, warning = (job.resume and read_newest_state(self.files)) or (None, None)
+        self._writes_config = saved is None
         if warning is not None and self.is_main:
             print(f"note: {warning}", file=sys.stderr, flush=True)
         if saved is not None:
@@ -264,35 +269,23 @@ class _Run:
             check_identity(before, self.identity, folder=job.folder, defaults=defaults)
             if changes and self.is_main:
                 print(f"note: {changes}", file=sys.stderr, flush=True)
-                self._write_config()
+                self._writes_config = True
             self.accelerator.wait_for_everyone()  # every rank has read the state
             if self.is_main and warning is not None:
                 os.replace(saved.path, self.files.state)  # the damaged one must not replace it at the next save
-        elif self.is_main:
-            self._write_config()
         self.accelerator.wait_for_everyone()
         return saved
 
-    def _write_config(self) -> None:
-        config = run_config(self.job, device=self.context.device, precision=self.context.precision)
-        self.files.write_config(config)
-
-    def _open_log(self, stack: ExitStack, provenance: dict[str, Any]) -> RunLog | None:
-        """Open the log on the main rank, without the records that a resumed run repeats."""
-        if not self.is_main:
-            return None
-        trackers = open_trackers(self.job, step=self.progress.step)
-        log = RunLog(self.files.log, trackers, keep_bytes=self.progress.log_bytes)
-        stack.callback(log.close)
-        log.write(
-            "resume" if self.progress.step else "start",
-            step=self.progress.step,
-            device=describe_device(self.context.device),
-            processes=self.context.world_size,
-            precision=self.context.precision,
-            **provenance,
-        )
-        return log
+    def _begin_files(self) -> None:
+        """Begin the files of the run, once its first step is done."""
+        if self.is_main and self.log is None:
+            progress = self.progress
+            self.log = self.start.begin(
+                self.checkpointer.provenance,
+                step=self._first_step,
+                keep_bytes=progress.log_bytes,
+                config=self._writes_config,
+            )
 
     def _progress_view(self) -> ProgressView:
         """Return a progress view in units of training pixels, because a step's time is proportional to them."""
@@ -321,6 +314,7 @@ class _Run:
     def _after_step(self, epoch: int) -> None:
         """Log the step, save the state if a save is due, and stop if a signal arrived."""
         progress, recipe, last = self.progress, self.recipe, self.length.steps_in(epoch)
+        self._begin_files()
         logs = progress.step_in_epoch % recipe.log_every == 0 or progress.step_in_epoch == last
         self.view.advance(recipe.train_size(epoch) ** 2, self._log_step(epoch) if logs else None)
         due = recipe.checkpoint_steps is not None and progress.step % recipe.checkpoint_steps == 0
@@ -371,14 +365,6 @@ class _Run:
         evaluation = self.workload.evaluate(network, precision="fp32" if last else self.context.precision)
         self.state.model.train()
         return evaluation
-
-    def _is_best(self, evaluation: Evaluation, epoch: int) -> bool:
-        best, name = self.progress.best, self.job.task.primary_metric
-        # a metric that is not a number never counts as better
-        if best and not (evaluation.metrics[name] > best[name] or math.isnan(best[name])):
-            return False
-        self.progress.best = {"epoch": epoch + 1, "step": self.progress.step, **evaluation.summary}
-        return True
 
     def _save_state(self) -> None:
         """Save the state to resume from. Every rank must call it."""

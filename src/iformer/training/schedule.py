@@ -122,7 +122,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, length: Run
         )
     return CosineLRScheduler(
         optimizer,
-        t_initial=length.steps - warmup_steps,
+        # timm warns of 1, although the rate of its only step is the same
+        t_initial=max(2, length.steps - warmup_steps),
         lr_min=recipe.min_lr,
         warmup_prefix=True,
         **warmup,

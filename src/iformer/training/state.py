@@ -66,6 +66,8 @@ class TrainProgress:
     """`epoch`, `step` and metrics of the best evaluation; empty before the first one."""
     patience_from: _Count = 0
     """Number of epochs that were done when the run was last made longer; `Recipe.patience` counts from there."""
+    best_crc32: _Count | None = None
+    """Checksum of the best network; see `iformer.training.checkpointer`. None: unknown."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the logged values over the steps of the current epoch."""
 
@@ -134,7 +136,7 @@ class TrainState:
             "scaler": json.dumps(self.scaler.state_dict()),
             **_described(self.model, source=str(path)),
         }
-        contents = serialize(stored, {**header, "crc32": str(_checksum(header, stored))})
+        contents = serialize(stored, {**header, "crc32": str(checksum(header, stored))})
         with replacing(path) as file:
             file.write(contents)
             file.flush()
@@ -193,7 +195,7 @@ def read_state(path: Path) -> SavedState:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     stored = header.pop("crc32", None)
     if header["format"] == FORMAT:
-        sound = stored == str(_checksum(header, tensors))
+        sound = stored == str(checksum(header, tensors))
     else:
         sound = stored is None or stored == str(_old_checksum(tensors))
     if not sound:
@@ -348,21 +350,21 @@ def check_identity(
         )
 
 
-def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
+def checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
     """Return the CRC-32 of the header (without `crc32`) and of the tensors' names, types, shapes and bytes."""
     layout = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in sorted(tensors)]
     text = json.dumps([sorted(header.items()), layout])
     return _old_checksum(tensors, zlib.crc32(text.encode()))
 
 
-def _old_checksum(tensors: Mapping[str, Tensor], checksum: int = 0) -> int:
-    """Return the CRC-32 of the tensors' names and bytes, sorted by name and continuing from `checksum`."""
+def _old_checksum(tensors: Mapping[str, Tensor], crc: int = 0) -> int:
+    """Return the CRC-32 of the tensors' names and bytes, sorted by name and continuing from `crc`."""
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        checksum = zlib.crc32(name.encode(), checksum)
+        crc = zlib.crc32(name.encode(), crc)
         if tensor.numel():
-            checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
-    return checksum
+            crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

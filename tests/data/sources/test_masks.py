@@ -249,7 +249,7 @@ def test_index_images_of_every_kind_are_read(tmp_path: Path, kind: str) -> None:
 )
 def test_masks_of_no_indices_say_what_they_are(tmp_path: Path, mode: str, words: str) -> None:
     Image.new(mode, (3, 2)).save(tmp_path / "mask.tif")
-    with pytest.raises(DataError, match=rf"a mask {words} \(mode {mode}\); expected a PNG"):
+    with pytest.raises(DataError, match=rf"a mask {words} \(mode {mode}\); its values have to be class indices"):
         read_mask(tmp_path / "mask.tif")
 
 

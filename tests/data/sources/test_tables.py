@@ -108,6 +108,18 @@ def test_images_that_cannot_be_read_are_left_out(folder: Path) -> None:
         ({"image": photos(2), "label": ["a", "b"], "split": ["train", "other"]}, "the column split has other"),
         ({"image": photos(2), "label": ["a", "b"], "split": ["val", "val"]}, "no row has the split train"),
         ({"image": photos(3), "label": ["a", "b", "b"], "split": ["val", "train", "train"]}, "no training image"),
+        (
+            {"image": photos(3), "label": ["a", "b", "c"]},
+            "no image of the classes a, b, c is left for validation; without a column split, a class needs two",
+        ),
+        (
+            {"image": [*photos(2), "photos/9.png"], "label": ["a", "a", "b"]},
+            "no image of the class b can be read",
+        ),
+        (
+            {"image": [*photos(2), "http://127.0.0.1:9/x.png"], "label": ["a", "a", "b"]},
+            "row 3 has the address http://127.0.0.1:9/x.png; a table names image files, so download the images",
+        ),
     ],
 )
 def test_mistakes_are_named(folder: Path, columns: dict[str, list[str]], message: str) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import iformer
 from iformer.config.network import NetworkConfig
-from iformer.config.variants import list_models, network_config
+from iformer.config.variants import VARIANTS, list_models, network_config
 from iformer.errors import UnknownNameError, UserError, WeightsError
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import save
@@ -34,7 +34,7 @@ from iformer.models.weights.dialects import from_authors, from_timm, key_map, to
 from iformer.models.weights.read import read_weights
 from iformer.models.weights.recognition import recognise, recognise_network, variant_name
 from iformer.models.weights.resolve import load
-from tiny.networks import randomize, tiny_config
+from tiny.networks import randomize, tiny_config, tiny_variant
 
 
 def meta_state(name: str) -> dict[str, Tensor]:
@@ -388,6 +388,30 @@ def test_networks_that_others_cannot_build_stay_in_our_format(tmp_path: Path) ->
     with pytest.raises(WeightsError, match="none of the sizes that timm's code can build"):
         convert_file(tmp_path / "tiny.safetensors", tmp_path / "out.safetensors", to="timm")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_new_size_stays_in_our_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table of variants, which neither timm nor the authors have."""
+    monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
+    save(build(network_config("iformer_tiny")), tmp_path / "tiny.safetensors")
+    for to, name in (("timm", "out.safetensors"), ("authors", "out.pth")):
+        with pytest.raises(WeightsError, match=f"iformer_tiny is none of the sizes that {to}'s code can build"):
+            convert_file(tmp_path / "tiny.safetensors", tmp_path / name, to=to)  # type: ignore[arg-type]
+        assert not (tmp_path / name).exists()
+
+
+def test_timm_opens_the_distilled_form_of_a_size_without_a_name_for_it(tmp_path: Path) -> None:
+    name = "iformer_t_distilled"
+    assert not timm.is_model(name)
+    model = build(network_config(name).with_options(num_classes=6)).eval()
+    randomize(model)
+    save(model, tmp_path / "a.safetensors")
+    convert_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="timm")
+    options: dict[str, Any] = {"checkpoint_path": str(tmp_path / "b.safetensors"), "distillation": True}
+    oracle = timm.create_model("iformer_t", num_classes=6, **options).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), oracle(x), atol=1e-5, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- hostility

@@ -61,6 +61,18 @@ def test_a_run_folder_means_its_best_network(checkpoint: Path, tmp_path: Path) -
         assert found.path == run / "best.safetensors"
 
 
+def test_a_folder_of_folds_names_them(checkpoint: Path, tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        (tmp_path / f"fold-{number}").mkdir()
+        shutil.copy(checkpoint, tmp_path / f"fold-{number}" / "best.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        resolve(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is a folder without best.safetensors; it holds the runs of a cross-validation (fold-1, "
+        f"fold-2, fold-10); give one of them, such as {tmp_path / 'fold-1'}"
+    )
+
+
 def test_an_artifact_is_recognised_by_its_record(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(b"onnx")

@@ -143,7 +143,7 @@ def test_validation_images_without_any_label_are_refused(table: Path) -> None:
     other = table.with_name("empty.csv")
     lines = table.read_text().splitlines()
     other.write_text("\n".join(f"{line.split(',')[0]},,val" if line.endswith(",val") else line for line in lines))
-    with pytest.raises(DataError, match="no validation image that can be read of the classes blue, green, red"):
+    with pytest.raises(DataError, match="no validation image of the classes blue, green, red"):
         load_data(other, multi_label=True)
 
 

@@ -159,6 +159,10 @@ def test_the_option_for_a_teachers_entry_is_named(tmp_path: Path) -> None:
 def test_invalid_teachers_are_errors_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="unknown teacher 'regnety_16'; did you mean"):
         build_teacher("regnety_16", CLASSES, STUDENT)
+    with pytest.raises(
+        UnknownNameError, match=r"'nope'; it is like none of the [\d,]+ known names. A teacher is a"
+    ):
+        build_teacher("nope", CLASSES, STUDENT)
     with pytest.raises(WeightsError, match="does not exist"):
         build_teacher(str(tmp_path / "missing.safetensors"), CLASSES, STUDENT)
     save_network(

@@ -25,6 +25,12 @@ def used(path: Path) -> RunFolder:
     return folder
 
 
+def overwrite(folder: RunFolder) -> None:
+    folder.prepare(resume=False, overwrite=True)
+    for file in folder.run_files():
+        file.unlink()
+
+
 def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a" / "b"):
         RunFolder(path).prepare(resume=False, overwrite=False)
@@ -59,7 +65,7 @@ def test_a_run_without_its_state_does_not_start_again(tmp_path: Path, kept: str)
         folder.metrics.write_text("{}")
         folder.log.unlink()
     with pytest.raises(
-        UserError, match=r"run has no resume.safetensors.*--overwrite starts again, --model .*last"
+        UserError, match=r"run has no resume.safetensors, so .*; --overwrite starts again; --model .*last"
     ):
         folder.prepare(resume=True, overwrite=False)
     assert folder.last.read_text() == "old"
@@ -71,7 +77,7 @@ def test_a_run_with_a_damaged_config_and_no_checkpoint_yet_can_be_replaced(tmp_p
     with pytest.raises(UserError, match="not of a training run"):
         folder.prepare(resume=False, overwrite=True)
     folder.log.write_text('{"event": "start", "step": 0}\n')
-    folder.prepare(resume=False, overwrite=True)
+    overwrite(folder)
     assert not folder.log.exists()
 
 
@@ -83,7 +89,7 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     for name in ("scatter.png", "holiday.png"):
         (folder.path / name).write_text("old")
     (tmp_path / "notes.png").write_text("mine")
-    folder.prepare(resume=False, overwrite=True)
+    overwrite(folder)
     assert (tmp_path / "notes.png").exists()
     assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "holiday.png", "notes.txt"]
 

@@ -15,11 +15,9 @@ from PIL import Image
 from iformer.cli.main import main
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError
 from iformer.training.loop import train
-from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import (
     TRACKERS,
     Trackers,
-    open_trackers,
     stored_trackers,
     tracker_names,
 )
@@ -89,6 +87,9 @@ def test_names(given: list[str], expected: tuple[str, ...]) -> None:
 def test_names_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="tensorbord"):
         tracker_names(["tensorbord"])
+    for empty in ("", " ", ","):
+        with pytest.raises(UserError, match=r"--tracker is empty; give tensorboard, .*, or none for no tracker"):
+            tracker_names([empty])
     with pytest.raises(UserError, match="--tracker has none and others"):
         tracker_names(["none,tensorboard"])
     monkeypatch.setitem(TRACKERS, "comet", ("comet_ml_that_is_not_there", "comet-ml"))
@@ -111,14 +112,21 @@ def test_numbers_pictures_and_settings(wandb: SimpleNamespace, tmp_path: Path) -
     assert wandb.options[0]["name"] == tmp_path.name
 
 
+def started(*arguments: Any, **options: Any) -> None:
+    """Start trackers, store their ids and close them."""
+    trackers = Trackers(*arguments, **options)
+    trackers.store_ids()
+    trackers.close()
+
+
 def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker(wandb: SimpleNamespace, tmp_path: Path) -> None:
-    Trackers(["wandb"], tmp_path, config={}).close()
-    Trackers(["wandb"], tmp_path, config={}, resume=True).close()
-    Trackers(["wandb"], tmp_path, config={}).close()
+    started(["wandb"], tmp_path, config={})
+    started(["wandb"], tmp_path, config={}, resume=True)
+    started(["wandb"], tmp_path, config={})
     assert [options.get("id") for options in wandb.options] == [None, "run-7", None]
     for damaged in ("[", "[" * 100_000, "7", "x" * 100_000):
         (tmp_path / "trackers.json").write_text(damaged)
-        Trackers(["wandb"], tmp_path, config={}, resume=True).close()
+        started(["wandb"], tmp_path, config={}, resume=True)
         assert "id" not in wandb.options[-1]
     (tmp_path / "trackers.json").unlink()
     os.mkfifo(tmp_path / "trackers.json")
@@ -127,11 +135,11 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker(wandb: SimpleNames
 
 def test_a_resumed_run_keeps_its_trackers_and_their_settings(wandb: SimpleNamespace, tmp_path: Path) -> None:
     assert stored_trackers(tmp_path) is None
-    Trackers(["wandb"], tmp_path, config={"epochs": 1}).close()
+    started(["wandb"], tmp_path, config={"epochs": 1})
     assert stored_trackers(tmp_path) == ("wandb",)
     (tmp_path / "tensorboard").mkdir()
     assert stored_trackers(tmp_path) == ("wandb", "tensorboard")
-    Trackers(["wandb"], tmp_path, config={"epochs": 2}, resume=True).close()
+    started(["wandb"], tmp_path, config={"epochs": 2}, resume=True)
     assert [run.config for run in wandb.runs] == [{"epochs": 1}, {}]  # MLflow refuses other values of a known run
 
 
@@ -154,16 +162,6 @@ def test_a_tracker_that_cannot_start_is_one_line(wandb: SimpleNamespace, tmp_pat
     sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"the tracker wandb cannot be started \(api_key not configured\)"):
         Trackers(["tensorboard", "wandb"], tmp_path, config={})
-    job: Any = SimpleNamespace(
-        tracker_names=("wandb",), folder=tmp_path, model_name="", data_name="", recipe=tiny_recipe(), resume=True
-    )
-    config = RunFolder(tmp_path).config
-    for resume in (True, False):
-        config.touch()
-        job.resume = resume
-        with pytest.raises(UserError, match="cannot be started"):
-            open_trackers(job, step=0)
-        assert config.exists() == resume, "the same command can be given again"
 
 
 def test_tensorboard_has_pictures(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _COLUMNS = ("image", "label", "split", "group")
 _EXPECTED = "expected the columns image and label, and optionally split (train, val) and group"
 _SEPARATORS = re.compile(r"[|;]")
 """Separators between the labels of one image."""
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _MAX_BYTES = 2**30
 _MAX_ROWS = 2_000_000
 _MAX_CELL = 10_000
@@ -162,6 +163,11 @@ def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
                 missing = "image" if not row.image else "label"
                 several = "; with --multi-label it is an image without any" if row.image else ""
                 raise DataError(f"{path}: row {number} has no {missing}; leave the row out, or give one{several}")
+            if _URL.match(row.image):
+                raise DataError(
+                    f"{path}: row {number} has the address {row.image}; a table names image files, so download "
+                    "the images and give their paths"
+                )
             yield row
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -303,11 +309,26 @@ def _splits(path: Path, rows: list[_Row]) -> tuple[dict[str, list[_Row]], list[s
 
 
 def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: bool) -> None:
+    """Check that every class has a training image, and that there are validation images: of every class if they
+    were split off.
+    """
+    counts, val_counts = train.class_counts, val.class_counts
+    if unread := [name for name in counts if not counts[name] + val_counts[name]]:
+        raise DataError(f"{path}: no image of {_classes(unread)} can be read")
     for images, what in ((train, "training"), (val, "validation")):
         empty = [name for name, count in images.class_counts.items() if count == 0]
-        if empty and (images is train or split_off or len(empty) == len(images.class_names)):
-            few = split_off and any(getattr(sample, "group", "") for sample in train.samples)
-            raise DataError(
-                f"{path}: no {what} image that can be read of the class{'es' if len(empty) > 1 else ''} "
-                f"{listed(empty)}" + ("; groups stay together, and there are too few of them" if few else "")
-            )
+        if not empty or not (images is train or split_off or len(empty) == len(counts)):
+            continue
+        if not split_off:
+            raise DataError(f"{path}: no {what} image of {_classes(empty)}")
+        grouped = any(getattr(sample, "group", "") for sample in train.samples)
+        reason = (
+            "groups stay together, and there are too few of them"
+            if grouped
+            else "without a column split, a class needs two images, one for each split"
+        )
+        raise DataError(f"{path}: no image of {_classes(empty)} is left for {what}; {reason}")
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"the class{'es' if len(names) > 1 else ''} {listed(names)}"

@@ -14,7 +14,7 @@ from safetensors.torch import save as serialize
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
-from iformer.config.variants import network_config
+from iformer.config.variants import DISTILLED_SUFFIX, network_config
 from iformer.errors import UserError, WeightsError, listed
 from iformer.files import require_regular_file, write_bytes
 from iformer.models.weights.checkpoint import FORMATS, Format, Weights, stored_tensors, write_checkpoint
@@ -163,10 +163,14 @@ def _with_origin(weights: Weights) -> Metadata:
 def _write_foreign(
     out: Path, weights: Weights, metadata: Metadata, to: Foreign, dtype: torch.dtype | None
 ) -> None:
+    import timm  # deferred: it takes a second to import
+
     config = weights.config
     if not isinstance(config, NetworkConfig):
         raise WeightsError(f"{weights.source} holds {weights.row.title}; write it with --to iformer")
-    if variant_name(config) is None:
+    size = variant_name(config)
+    # the authors have the sizes of timm, and both build the distilled form of each
+    if size is None or not timm.is_model(size.removesuffix(DISTILLED_SUFFIX)):
         raise WeightsError(f"{config.name} is none of the sizes that {to}'s code can build; keep it in our format")
     converted = to_timm(weights.state_dict, config) if to == "timm" else to_authors(weights.state_dict, config)
     tensors = stored_tensors(converted, dtype)

@@ -24,7 +24,7 @@ from typing import Any
 from iformer.config.network import NetworkConfig
 from iformer.config.variants import list_models, network_config, shipped_checkpoints
 from iformer.config.windows import with_design
-from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError
+from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError, listed
 from iformer.files import require_regular_file
 from iformer.models.classifier import Classifier
 from iformer.models.timm_interface import Indices
@@ -93,7 +93,7 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
         return found
     if path.is_dir():
         if not (path / RUN_CHECKPOINT).is_file():
-            raise WeightsError(f"{path} is a folder without {RUN_CHECKPOINT}; give a weight file or a run folder")
+            raise WeightsError(f"{path} is a folder without {RUN_CHECKPOINT}; {_runs_in(path)}")
         path = path / RUN_CHECKPOINT
     if isinstance(name, str) and not path.exists() and not _looks_like_path(name):
         from iformer.models.weights.hub import release_names
@@ -101,6 +101,15 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
         known = release_names() if "." in name else [*shipped_checkpoints(), *list_models()]
         raise UnknownNameError("model", name, known, expected=_EXPECTED)
     return read_weights(path, entry=entry)
+
+
+def _runs_in(folder: Path) -> str:
+    """Return what to give instead of a folder that is not that of a run."""
+    folds = sorted(folder.glob(f"fold-[0-9]*/{RUN_CHECKPOINT}"), key=lambda file: (len(str(file)), file))
+    if not folds:
+        return "give a weight file or a run folder"
+    names = listed([file.parent.name for file in folds], limit=5)
+    return f"it holds the runs of a cross-validation ({names}); give one of them, such as {folds[0].parent}"
 
 
 def require_name(name: Any) -> str:

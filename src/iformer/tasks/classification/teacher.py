@@ -24,6 +24,7 @@ from iformer.models.weights.resolve import RUN_CHECKPOINT, load_classifier
 from iformer.models.weights.safetensors_file import SUFFIX, open_safetensors
 from iformer.training.network.precision import compiles, multiplies_bf16
 
+_EXPECTED = "A teacher is a network of timm with weights, a size, a file, a run folder or hf-hub:USER/NAME."
 TIMM = "timm:"
 """Prefix of a timm network's name in checkpoints that training writes; optional in a teacher's name."""
 
@@ -222,7 +223,7 @@ def _read(name: str, entry: str | None, weights: str | None, load: Callable[...,
         network = load(name, entry=entry)
     except UnknownNameError:
         known = [*shipped_checkpoints(), *list_models(), *timm.list_pretrained()]
-        raise UnknownNameError("teacher", timm_name, known) from None
+        raise UnknownNameError("teacher", timm_name, known, expected=_EXPECTED) from None
     except UserError as error:
         option = "--set distillation.teacher_entry=KEY"
         text = str(error).replace("--entry (in Python entry=)", option).replace("--entry", option)

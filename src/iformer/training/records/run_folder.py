@@ -105,17 +105,22 @@ class RunFolder:
         if not self.path.exists() or all(_is_leftover(file) for file in self.path.iterdir()):
             return
         if not self.config.is_file() or (overwrite and not self._is_run()):
-            folds = "; its runs are in fold-1 and so on: add --folds" if self._holds_folds else ""
-            raise UserError(f"{self.path} holds files that are not of a training run; give another --out{folds}")
+            if self.holds_folds:
+                raise UserError(
+                    f"{self.path} holds a cross-validation, with its runs in fold-1 and so on; add --folds, or "
+                    "give another --out"
+                )
+            raise UserError(f"{self.path} holds files that are not of a training run; give another --out")
         if not (resume or overwrite):
             raise UserError(
                 f"{self.path} holds a run already; --resume continues it, --overwrite removes it, "
                 "another --out leaves it alone"
             )
         if resume and not self.holds_state and (self.metrics.is_file() or self._epochs > 1):
+            further = f"; --model {self.last} with another --out trains its network further"
             raise UserError(
-                f"{self.path} has no {self.state.name}, which is needed to resume; --overwrite starts again, "
-                f"--model {self.last} with another --out trains its network further"
+                f"{self.path} has no {self.state.name}, so its run cannot be resumed; --overwrite starts again"
+                + (further if self.last.is_file() else "")
             )
 
     @property
@@ -140,7 +145,13 @@ class RunFolder:
         return set()
 
     @property
-    def _holds_folds(self) -> bool:
+    def holds_runs(self) -> bool:
+        """Whether the folder is that of a run or of a cross-validation, as far as their `config.yaml` says."""
+        return self.config.is_file() or self.holds_folds
+
+    @property
+    def holds_folds(self) -> bool:
+        """Whether the folder is that of a cross-validation."""
         return (self.path / "fold-1" / self.config.name).is_file()
 
     def _is_run(self) -> bool:
@@ -152,7 +163,7 @@ class RunFolder:
         return False
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the folder. `overwrite` removes the files of an older run but no others; `resume` keeps them.
+        """Create the folder and remove temporary files of killed runs; the files of an earlier run stay.
 
         Raises:
             UserError: see `check`.
@@ -163,22 +174,22 @@ class RunFolder:
         for leftover in filter(_is_leftover, self.path.iterdir()):
             if leftover != self.lock:
                 leftover.unlink()
-        if overwrite:
-            pictures = [self.path / name for name in {*_REPORT_PICTURES, *self._linked_pictures}]
-            for file in [
-                self.best,
-                self.last,
-                self.state,
-                self.state_before,
-                self.log,
-                self.metrics,
-                self.report,
-                self.trackers,
-                self.card,
-            ]:
-                file.unlink(missing_ok=True)
-            for file in [*self.tensorboard.glob("events.out.tfevents.*"), *pictures]:
-                file.unlink(missing_ok=True)
+
+    def run_files(self) -> list[Path]:
+        """Return the files of the run in the folder that `--overwrite` removes: all but `config.yaml`."""
+        files = [
+            self.best,
+            self.last,
+            self.state,
+            self.state_before,
+            self.log,
+            self.metrics,
+            self.report,
+            self.trackers,
+            self.card,
+            *(self.path / name for name in {*_REPORT_PICTURES, *self._linked_pictures}),
+        ]
+        return [*(file for file in files if file.exists()), *self.tensorboard.glob("events.out.tfevents.*")]
 
     def reserved(self) -> AbstractContextManager[None]:
         """Lock the folder against other runs; see `iformer.locks.reserved`.

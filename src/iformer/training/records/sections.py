@@ -61,7 +61,7 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
     ]
     text = "## How it was made\n\n" + markdown_table(["", ""], rows, left=2)
     if result.warnings:
-        text += f"\n\n### Warnings about the data ({len(result.warnings)})\n\n"
+        text += f"\n\n### Warnings ({len(result.warnings)})\n\n"
         text += "\n".join(f"- {markdown_text(warning)}" for warning in result.warnings[:_WARNINGS])
         if len(result.warnings) > _WARNINGS:
             text += f"\n- and {len(result.warnings) - _WARNINGS} more"

@@ -22,7 +22,6 @@ from PIL import Image
 from iformer.dependencies import require
 from iformer.errors import MissingDependencyError, UnknownNameError, UserError, one_line
 from iformer.files import json_text, read_at_most, write_text
-from iformer.training.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from iformer.training.job import TrainJob
@@ -44,10 +43,13 @@ def tracker_names(given: Iterable[str]) -> tuple[str, ...]:
 
     Raises:
         UnknownNameError: a name is not a tracker.
-        UserError: `none` is given together with other names.
+        UserError: an item is empty, or `none` is given together with other names.
         MissingDependencyError: the package of a tracker is not installed.
     """
-    names = tuple(dict.fromkeys(name for item in given for name in map(str.strip, item.split(",")) if name))
+    items = list(given)
+    if not all(item.strip(", ") for item in items):
+        raise UserError(f"--tracker is empty; give {', '.join(TRACKERS)}, or {NO_TRACKER} for no tracker")
+    names = tuple(dict.fromkeys(name for item in items for name in map(str.strip, item.split(",")) if name))
     if NO_TRACKER in names:
         if len(names) > 1:
             raise UserError(f"--tracker has {NO_TRACKER} and others; give one of them")
@@ -73,21 +75,15 @@ def open_trackers(job: TrainJob, *, step: int) -> Trackers:
     """Start the trackers of a new run, or continue those of a resumed run at `step`; see `Trackers`.
 
     Raises:
-        UserError: a tracker cannot be started. `config.yaml` of a new run is removed, so that the same command
-            can be repeated.
+        UserError: a tracker cannot be started.
     """
-    try:
-        return Trackers(
-            job.tracker_names,
-            job.folder,
-            config={"model": job.model_name, "data": job.data_name, **job.recipe.to_plain()},
-            resume=job.resume,
-            purge_from=step + 1 if job.resume else None,
-        )
-    except UserError:
-        if not job.resume:
-            RunFolder(job.folder).config.unlink(missing_ok=True)
-        raise
+    return Trackers(
+        job.tracker_names,
+        job.folder,
+        config={"model": job.model_name, "data": job.data_name, **job.recipe.to_plain()},
+        resume=job.resume,
+        purge_from=step + 1 if job.resume else None,
+    )
 
 
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -111,7 +107,7 @@ class Trackers:
 
         Args:
             names: see `tracker_names`.
-            folder: the run folder. Its name becomes the run's name; `trackers.json` in it stores the run ids.
+            folder: the run folder. Its name becomes the run's name.
             config: settings of the run, nested.
             resume: continue the runs listed in `trackers.json`.
             purge_from: step from which TensorBoard discards events of the interrupted run. None: keep all.
@@ -150,9 +146,18 @@ class Trackers:
                 self.close()
                 raise UserError(f"the tracker {name} cannot be started ({one_line(error)[:1000]})") from error
             self._running[name] = tracker
-        found = {name: _RUN_ID[name](tracker) for name, tracker in self._running.items() if name in _RUN_ID}
-        if found:
-            write_text(stored, json_text(found, indent=2))
+        self.ids = {name: _RUN_ID[name](tracker) for name, tracker in self._running.items() if name in _RUN_ID}
+        """Run ids by tracker; TensorBoard has none."""
+        self._stored = stored
+
+    def store_ids(self) -> None:
+        """Write the run ids, if there are any, to `trackers.json`, from which a resumed run reads them.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self.ids:
+            write_text(self._stored, json_text(self.ids, indent=2))
 
     def __bool__(self) -> bool:
         return bool(self._running)

@@ -109,8 +109,8 @@ def read_index(store: ShardStore) -> ShardIndex:
         ) from None
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such file; `iformer convert` writes it beside the shards, "
-            "and so does training on a local folder of foreign shards"
+            f"{path}: no such file; `iformer convert` writes it with the shards, and for shards of other programs "
+            "the first training on their folder does"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
