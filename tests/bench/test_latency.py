@@ -10,7 +10,8 @@ import torch
 from iformer import save
 from iformer.bench.energy import EnergyMeter
 from iformer.bench.latency import measure
-from iformer.bench.subjects import MATRIX_PRODUCT, BenchSubject, prepare_subject
+from iformer.bench.subjects import MATRIX_PRODUCT, BenchSubject, prepare_all, prepare_subject
+from iformer.cli.bench import bench
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.artifact import write_record
@@ -104,6 +105,12 @@ def test_invalid_subjects_are_refused(subject: BenchSubject, tmp_path: Path) -> 
         prepare_subject(str(subject.artifact), find_runtime("openvino"), tmp_path)
     with pytest.raises(UserError, match="timm has no network 'repvit'"):
         prepare_subject("timm/repvit", ONNX, tmp_path)
+    with pytest.raises(UserError, match=r"vit_tiny_patch16_224 does not take 64 x 64 pixels .*leave out --size"):
+        prepare_subject("timm/vit_tiny_patch16_224", ONNX, tmp_path, size=(64, 64))
+    with pytest.raises(UserError, match="takes 64 x 64 pixels only; leave out --size"):
+        prepare_all(str(subject.artifact), ONNX, tmp_path, sizes=[(32, 32)], label="tiny")
+    with pytest.raises(UserError, match="is for ONNX Runtime; measure it with --on onnx"):
+        bench([str(subject.artifact)], on="litert")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a network")
     write_record(replace(read_record(subject.artifact), file=broken.name, sha256=artifact_hash(broken)), broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,19 @@ def test_images_without_the_channel_are_named_before_training(
 
 
 @pytest.mark.full
+def test_ncnn_gets_the_pixels_of_two_channels(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    from iformer.deploy.runtimes.ncnn import NcnnRunner
+
+    runner = object.__new__(NcnnRunner)
+    runner.ncnn = importlib.import_module("ncnn")
+    image_HWC = np.random.default_rng(0).integers(0, 256, (64, 48, 2), dtype=np.uint8)
+    for _ in range(20):
+        mat = runner._mat(image_HWC)
+        np.full((2, 64, 48), 7, np.float32)  # takes the memory of what was freed
+        np.testing.assert_array_equal(np.array(mat), image_HWC.transpose(2, 0, 1))
+
+
 def test_a_network_of_more_channels_than_files_have_exports(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,8 @@ def test_bench_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, "did you mean onnx" in line) == (1, True), line
     code, line = said(capsys, "bench", "iformer_t", "--iphone", "any")
     assert (code, line) == (1, "error: --iphone needs --on coreml; got --on onnx")
+    code, line = said(capsys, "bench", "iformer_t", "--team", "X")
+    assert (code, line) == (1, "error: --team is for --iphone; give both")
     code, line = said(capsys, "bench", "iformer_t", "--device", "cuda")
     assert (code, line) == (1, "error: --device is 'cuda'; the runtimes of bench run on the CPU")
 

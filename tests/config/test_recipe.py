@@ -55,7 +55,7 @@ INVALID: dict[str, list[Any]] = {
     "attention": ["windows"],
     "windows": ["printed", "paper"],
     "weights": ["", 3],
-    "layer_decay": [0, 1.1, -0.5],
+    "layer_decay": [0, 1.1, -0.5, 1e-300],
     "head_lr": [0, -1.0],
     "patience": [0, 1.5],
     "multi_label": [None, 1],

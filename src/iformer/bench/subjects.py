@@ -22,7 +22,7 @@ from iformer.deploy.export import convert, export_artifact, resolve_options
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runtimes.registry import RUNTIMES, Runtime
 from iformer.deploy.spec import ExportSpec
-from iformer.errors import UserError
+from iformer.errors import UserError, one_line
 from iformer.models.complexity import count_macs
 from iformer.models.factory import create_model
 from iformer.models.weights.checkpoint import Weights
@@ -69,12 +69,20 @@ def prepare_all(
 
     Args:
         sizes: heights and widths in pixels. If empty, `DENSE_SIZES` for detectors and segmenters, else the
-            network's own size. Ignored for an artifact, which has a fixed size.
+            network's own size. An artifact has a fixed size, which must be among them.
         label: name in the table; the size is appended if there are several.
         options: further arguments of `prepare_subject`.
+
+    Raises:
+        UserError: an artifact has another size; see also `prepare_subject`.
     """
     found = resolve(name, entry=options.get("entry")) if not name.startswith(TIMM_PREFIX) else None
     if isinstance(found, Artifact):
+        own = read_record(found.path).preprocessing.size
+        if sizes and own not in sizes:
+            raise UserError(
+                f"{found.path} takes {own[0]} x {own[1]} pixels only; leave out --size, or add this size"
+            )
         sizes = ()
     elif not sizes and isinstance(found, Weights) and found.task != "classify":
         sizes = DENSE_SIZES
@@ -131,7 +139,8 @@ def prepare_subject(
     network = exportable(model)
     raw = network.limits is None  # an R-CNN normalises its own input
     info = export_artifact(network, path, runtime.name, size=size, batch=batch, raw=raw)
-    macs = count_macs(network.model, info.preprocessing.size, in_chans=network.channels)
+    # the work of an R-CNN depends on the image
+    macs = count_macs(network.model, info.preprocessing.size, in_chans=network.channels) if raw else None
     return _subject(label or Path(name).stem, path, macs, batch)
 
 
@@ -185,7 +194,12 @@ def _peer(
     network: Any = timm.create_model(name, pretrained=False).eval()
     if size is None:
         size = network.pretrained_cfg["input_size"][1:]
-    macs = count_macs(network, size)
+    try:
+        macs = count_macs(network, size)
+    except (AssertionError, RuntimeError, ValueError) as error:  # such as a vision transformer's fixed size
+        raise UserError(
+            f"{TIMM_PREFIX}{name} does not take {size[0]} x {size[1]} pixels ({one_line(error)}); leave out --size"
+        ) from None
     # as usual before export: merge RepVGG-like branches into one convolution, and fold batch norms
     network = reparameterize_model(network)
     if hasattr(network, "fuse"):

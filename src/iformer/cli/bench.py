@@ -137,6 +137,9 @@ def bench(
         raise UserError(f"--device is '{device}'; the runtimes of bench run on the CPU")
     if iphone is not None and on != "coreml":
         raise UserError(f"--iphone needs --on coreml; got --on {on}")
+    if team is not None and iphone is None:
+        raise UserError("--team is for --iphone; give both")
+    _check_artifacts(models or [], [runtime.name for runtime in (*runtimes, *in_browser)])
     if in_browser and batch != 1:
         raise UserError(f"--batch is {batch}; in a browser a call takes one image")
     if not in_browser and (browser, lan, address, port, assets, images) != (None, False, None, None, None, None):
@@ -251,6 +254,15 @@ def _subjects(
             note(f"{row.label} is left out: {error}")
     note(f"ready for {runtime.title}: {', '.join(subject.label for subject in subjects)}")
     return subjects
+
+
+def _check_artifacts(models: list[str], runtimes: list[str]) -> None:
+    """Raise a `UserError` if a model is an artifact of a runtime that is not measured: no table would have it."""
+    from iformer.deploy.artifact import is_artifact, read_record
+
+    for path in map(Path, models):
+        if is_artifact(path) and (found := read_record(path).runtime) not in runtimes:
+            raise UserError(f"{path} is for {RUNTIMES[found].title}; measure it with --on {found}")
 
 
 def _is_for_another(path: Path, runtime: Runtime) -> bool:

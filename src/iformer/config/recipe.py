@@ -121,7 +121,7 @@ class Recipe(Config):
     """Learning rate at the start of the warm-up."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
     """Weight decay; not applied to norms, biases and layer scales."""
-    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
+    layer_decay: Annotated[float, Range(0.01, 1)] = 1.0
     """Factor of the learning rate from each block of the backbone to the block before it. 1: no change."""
     head_lr: Annotated[float, Range(0, 10_000, above=True)] = 1.0
     """Factor of the learning rate of everything that is not the backbone."""

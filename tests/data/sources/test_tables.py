@@ -133,6 +133,10 @@ def test_rows_that_contradict_each_other(folder: Path) -> None:
         ("image,label, LABEL\nphotos/0.png,rose,tulip\n", "has the column label 2 times"),
         ("image,label\nphotos/0.png,ros\u00e9\nphotos/4.png,rose\u0301\n", "two Unicode forms"),
         ("image,label\nphotos/0.png,rose\n./photos/0.png,tulip\n", "has two different rows"),
+        (
+            "image,label\nphotos/0.png,rose\nphotos/4.png,tulip, red\n",
+            "line 3 has 3 cells, the header 2; put a cell",
+        ),
         ("", "is empty; expected the columns image and label"),
         (
             f"image,label\nphotos/0.png,{'a' * 1001}\nphotos/4.png,tulip\n",
@@ -142,6 +146,9 @@ def test_rows_that_contradict_each_other(folder: Path) -> None:
         (folder / "labels.csv").write_text(content, encoding="utf-8")
         with pytest.raises(DataError, match=message):
             load_data(folder / "labels.csv")
+    rows = [f"{photo},{label}, ," for photo, label in zip(photos(), LABELS, strict=True)]
+    (folder / "labels.csv").write_text("\n".join(["image,label", *rows]))
+    assert len(load_data(folder / "labels.csv").train) == 6  # empty cells at the end lose nothing
     spelled = [*photos(), "./photos/0.png"]
     data = load_data(write(folder, {"image": spelled, "label": [*LABELS, "rose"]}))
     assert len(data.train) + len(data.val) == 8

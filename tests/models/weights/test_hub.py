@@ -145,6 +145,13 @@ def test_an_answer_that_is_not_that_of_a_hub(server: Hub) -> None:
     assert "no file" not in message
 
 
+@pytest.mark.parametrize("etag", ['"../../../outside"', '"/outside"', '""', "a\x1bb"])
+def test_an_etag_that_is_no_file_name_is_refused(server: Hub, tmp_path: Path, etag: str) -> None:
+    server.etag = etag
+    assert "its commit or ETag is malformed" in message_of(lambda: hub.fetch_released("iformer_t"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_cache_that_is_a_file(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))

@@ -20,7 +20,7 @@ from iformer.data.sources.duplicates import find_duplicates
 from iformer.data.sources.layout import display_name, explain_unicode, parse_split, writable
 from iformer.data.sources.splitting import split_groups
 from iformer.dependencies import require
-from iformer.errors import ConfigError, DataError, listed, one_line
+from iformer.errors import ConfigError, DataError, listed, one_line, printable
 from iformer.files import require_regular_file
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -185,6 +185,13 @@ def _read_text(path: Path) -> Iterator[dict[str, str]]:
             columns = _columns(path, [name or "" for name in reader.fieldnames or ()])
             line = reader.line_num + 1
             for cells in reader:
+                beyond = cells.pop(None, None)
+                if any(map(str.strip, beyond or ())):
+                    character = "a tab" if separator == "\t" else separator
+                    raise DataError(
+                        f"{path}: line {line} has {len(cells) + len(beyond)} cells, the header {len(cells)}; put "
+                        f"a cell that holds {character} in quotes (labels of one image have | between them)"
+                    )
                 yield {name: cells[column] or "" for name, column in columns.items()}
                 line = reader.line_num + 1
     except UnicodeDecodeError:
@@ -208,7 +215,7 @@ def _read_parquet(path: Path, *, multi_label: bool) -> Iterator[dict[str, str]]:
             for batch in file.iter_batches(columns=list(columns.values())):
                 for cells in batch.to_pylist():
                     values = {name: cells[column] for name, column in columns.items()}
-                    yield {name: _text(value) for name, value in values.items()}
+                    yield {name: _text(value, path) for name, value in values.items()}
     except DataError:
         raise
     except Exception as error:  # pyarrow's errors have no common base class
@@ -231,9 +238,12 @@ def _holds_text(kind: Any, *, lists: bool) -> bool:
     return any(fits(kind) for fits in (*plain, types.is_boolean, types.is_null))
 
 
-def _text(value: object) -> str:
+def _text(value: object, path: Path) -> str:
     if isinstance(value, list):
-        return "|".join(map(_text, value))
+        names = [_text(name, path) for name in value]
+        if torn := [name for name in names if _SEPARATORS.search(name)]:
+            raise DataError(f"{path}: the label {printable(torn[0], limit=80)} has | or ; in it; rename it")
+        return "|".join(names)
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if missing else str(value)
 

@@ -161,8 +161,7 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not a zip archive that can be read ({one_line(error)})") from None
-    # some programs of Windows write backslashes
-    parts = {info.filename: list(filter(None, info.filename.replace("\\", "/").split("/"))) for info in entries}
+    parts = {info.filename: _parts(info.filename) for info in entries}
     if len(parts) < len(entries):
         twice = [name for name, count in Counter(info.filename for info in entries).items() if count > 1]
         raise DataError(f"{path}: has two entries named {listed(list(map(writable, twice)))}; pack it again")
@@ -208,6 +207,11 @@ def _members(path: Path) -> tuple[dict[str, list[_Member]], list[str]]:
             notes += [f"{path}/{writable(info.filename)}: is outside the class folders" for info in loose]
             by_split[splits[name].split] = [(writable(parts[info.filename][depth + 1]), info) for info in found]
     return by_split, notes
+
+
+def _parts(name: str) -> list[str]:
+    """Return the parts of an entry's path; some programs of Windows write backslashes."""
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
 def _check_classes(path: Path, names: dict[str, set[str]]) -> None:

@@ -90,7 +90,8 @@ class NcnnRunner(ArtifactRunner):
         types = self.ncnn.Mat.PixelType
         kinds = {1: types.PIXEL_GRAY, 3: types.PIXEL_RGB, 4: types.PIXEL_RGBA}
         if channels not in kinds:
-            return self.ncnn.Mat(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)).clone()
+            channels_first = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
+            return self.ncnn.Mat(channels_first).clone()  # a Mat does not keep its array alive
         return self.ncnn.Mat.from_pixels(image, kinds[channels], width, height)
 
 

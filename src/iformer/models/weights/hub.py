@@ -47,6 +47,7 @@ from iformer.models.weights.read import read_weights
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
+_ETAG = re.compile(r"[\w-][\w.+=-]{0,199}", re.ASCII)
 _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>\S{1,250}))?")
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_FILE_BYTES = 16 * 2**30
@@ -120,6 +121,9 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
         found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if found.commit_hash is None or found.etag is None:
             raise OSError("the answer is not that of a hub; a proxy or a login page may have sent it")
+        # the client makes paths of its cache from both
+        if not _COMMIT.fullmatch(found.commit_hash) or not _ETAG.fullmatch(found.etag):
+            raise OSError("the answer is not that of a hub: its commit or ETag is malformed")
     except Exception as error:
         try:
             return Path(download(local_files_only=True))
@@ -342,7 +346,7 @@ def _reason(error: Exception, wanted: HubFile) -> str:
     if isinstance(error, GatedRepoError):
         return "its owner grants access on request only; ask on its page and log in with: hf auth login"
     if isinstance(error, RevisionNotFoundError):
-        return f"it has no revision {revision}"
+        return f"it has no revision {revision or 'main'}"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private; private ones need: hf auth login"
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
@@ -351,6 +355,8 @@ def _reason(error: Exception, wanted: HubFile) -> str:
         return f"the server answered {error.response.status_code}"
     if _is_of_cache(error):
         return f"its cache cannot be used ({one_line(error)})"
+    if isinstance(error, UnicodeEncodeError):
+        return "the token or the address has characters outside ASCII; see HF_TOKEN and HF_ENDPOINT"
     return one_line(error)
 
 

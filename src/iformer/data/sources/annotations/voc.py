@@ -157,7 +157,11 @@ def _object(found: Element, place: str) -> LabelledObject:
         edges.append(finite(text))
     left, top, right, bottom = edges
     return LabelledObject(
-        name, (left, top, right - left, bottom - top), (), _text(found, "difficult") == "1", place
+        name,
+        (left, top, right - left, bottom - top),
+        (),
+        _text(found, "difficult").lower() in ("1", "true"),
+        place,
     )
 
 
