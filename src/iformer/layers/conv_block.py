@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from iformer.layers.conv_norm import Norm, conv_norm, fold_conv, fold_part, pointwise
 from iformer.layers.expanded import build_expanded, fold_expanded
-from iformer.layers.folded_conv import conv_gelu
 from iformer.layers.residual import ResidualAdd
 
 
@@ -59,8 +58,7 @@ class ConvBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.expanded(conv_gelu(self.expand, self.depthwise(x)))
-        return self.residual.add_conv(x, self.project, hidden)
+        return self.residual.add_mlp(x, self.depthwise(x), self.expand, self.expanded, self.project)
 
     def fold(self) -> ConvBlock:
         """Return the block for inference, with batch norms and layer scale inside the convolutions."""

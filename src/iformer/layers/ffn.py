@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from iformer.layers.conv_norm import ConvNorm, fold_conv
 from iformer.layers.expanded import build_expanded, fold_expanded
-from iformer.layers.folded_conv import conv_gelu
 from iformer.layers.residual import ResidualAdd
 
 
@@ -46,7 +45,7 @@ class FFN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.residual.add_conv(x, self.project, self.expanded(conv_gelu(self.expand, x)))
+        return self.residual.add_mlp(x, x, self.expand, self.expanded, self.project)
 
     def fold(self) -> FFN:
         """Return the FFN for inference, with norms and layer scale inside the convolutions."""

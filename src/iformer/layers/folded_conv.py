@@ -42,13 +42,13 @@ class FoldedConv(nn.Conv2d):
 
     def gelu(self, x: Tensor) -> Tensor:
         """Return `gelu(conv(x))`."""
-        if self._can_fuse(x):
+        if self.can_fuse(x):
             return torch.ops.mkldnn._convolution_pointwise(*self._arguments(x), "gelu", [], "none")
         return F.gelu(self(x))
 
     def add_to(self, shortcut: Tensor, x: Tensor) -> Tensor:
         """Return `shortcut + conv(x)`."""
-        if self._can_fuse(x) and shortcut.dtype == x.dtype:
+        if self.can_fuse(x) and shortcut.dtype == x.dtype:
             x, *others = self._arguments(x)
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
             return torch.ops.mkldnn._convolution_pointwise.binary(
@@ -56,7 +56,12 @@ class FoldedConv(nn.Conv2d):
             )
         return shortcut + self(x)
 
-    def _can_fuse(self, x: Tensor) -> bool:
+    def add_in_place(self, total: Tensor, x: Tensor) -> None:
+        """Add `conv(x)` to a channels-last map; `can_fuse(x)` must be true."""
+        x, *others = self._arguments(x)
+        torch.ops.mkldnn._convolution_pointwise_.binary(total, x, *others, "add", None, None, [], None)
+
+    def can_fuse(self, x: Tensor) -> bool:
         """Return whether the next operation may be fused into the convolution. Hooks on this module prevent it."""
         return not (self._forward_hooks or self._forward_pre_hooks) and self._has_packed_kernel(x)
 

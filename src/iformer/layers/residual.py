@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from iformer.layers.folded_conv import FoldedConv
+from iformer.layers.folded_conv import FoldedConv, conv_gelu
+from iformer.layers.sliced import add_in_slices, is_large
 
 
 class ResidualAdd(nn.Module):
@@ -32,6 +33,17 @@ class ResidualAdd(nn.Module):
     def add_conv(self, x: Tensor, conv: nn.Module, hidden: Tensor) -> Tensor:
         """Return `self(x, conv(hidden))`; a folded convolution adds x by `FoldedConv.add_to`."""
         return conv.add_to(x, hidden) if isinstance(conv, FoldedConv) else self(x, conv(hidden))
+
+    def add_mlp(self, x: Tensor, y: Tensor, expand: nn.Module, expanded: nn.Module, project: nn.Module) -> Tensor:
+        """Return `self(x, project(expanded(gelu(expand(y)))))`; see `iformer.layers.sliced` for large maps."""
+        if (
+            isinstance(expand, FoldedConv)
+            and isinstance(project, FoldedConv)
+            and isinstance(expanded, nn.Identity)
+            and is_large(expand, project, y)
+        ):
+            return add_in_slices(x, y, expand, project)
+        return self.add_conv(x, project, expanded(conv_gelu(expand, y)))
 
     def fold(self) -> ResidualAdd:
         """Return the plain sum for inference; the caller folds gamma into the convolution before the sum."""
