@@ -22,6 +22,7 @@ from iformer.deploy.export import export_artifact
 from iformer.deploy.exportable import Forward
 from iformer.deploy.quantize import (
     Quantization,
+    few_images_note,
     layers,
     quantize_until_it_holds,
     rank_by_sensitivity,
@@ -112,6 +113,20 @@ def test_the_fewest_layers_go_back_the_worst_first(spec: ExportSpec) -> None:
     assert len(attempts[-1].kept) == most
     with pytest.raises(UserError, match=r"falls by more than 1 points from 90.50 % .*40.50 with 0, 40.50 with 1"):
         quantize_until_it_holds(spec, options, runner_that_holds_from(most + 1), {"top1": 90.5})
+
+
+@pytest.mark.parametrize(
+    ("images", "max_drop", "expected"),
+    [
+        (8, 1.0, "one of 8 validation images is worth about 12.5 points of top-1, and --max-drop is 1: "),
+        (3, 30.0, "--max-drop 33.4"),
+        (8, 12.5, None),
+        (100, 1.0, None),
+    ],
+)
+def test_few_validation_images_are_named(images: int, max_drop: float, expected: str | None) -> None:
+    lines = few_images_note(images, metric="top-1", max_drop=max_drop)
+    assert lines == [] if expected is None else len(lines) == 1 and expected in lines[0]
 
 
 # ------------------------------------------------------------------------------------------- every runtime

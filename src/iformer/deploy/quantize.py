@@ -6,6 +6,7 @@ layers until the metric holds. Shape letters: N images, B batch, C channels, H a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from iformer.deploy.exportable import Forward, Outputs, named
 from iformer.deploy.runner import ArtifactRunner
 from iformer.deploy.runtimes.registry import MAX_DROP, Int8Scheme
 from iformer.deploy.spec import AccuracyControl, ExportSpec
-from iformer.errors import UserError
+from iformer.errors import UserError, counted
 
 SENSITIVITY_IMAGES = 16
 """Number of images for ranking the layers by sensitivity; calibration needs far more images."""
@@ -62,6 +63,24 @@ class Attempt:
     metrics: Mapping[str, Any]
     drop: float
     """Percentage points below the network's metric; negative if the artifact is better."""
+
+
+def few_images_note(images: int, *, metric: str, max_drop: float) -> list[str]:
+    """Return a line if one validation image is worth more points of the metric than may be lost; else nothing.
+
+    Args:
+        images: number of validation images.
+        metric: printed name of the metric.
+        max_drop: percentage points that may be lost.
+    """
+    share = 100 / max(1, images)
+    if max_drop >= share:
+        return []
+    return [
+        f"one of {counted(images, 'validation image')} is worth about {share:.3g} points of {metric}, and "
+        f"--max-drop is {max_drop:g}: one changed answer sends layers back to higher precision; give more "
+        f"validation images, or --max-drop {math.ceil(10 * share) / 10:g}"
+    ]
 
 
 def read_calibration_images(paths: Sequence[ImageSource], preprocessing: Preprocessing) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from iformer.config.metadata import Metadata
 from iformer.deploy.exportable import Agreement, Forward, Outputs
-from iformer.deploy.quantize import Quantization
+from iformer.deploy.quantize import Quantization, few_images_note
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
@@ -148,7 +148,12 @@ def quantization(
         data=f"{data} (validation)",
         report=report,
     )
-    return options, list(found.notes)
+    few = few_images_note(
+        len(found.images),
+        metric=find_task("classify").headline(multi_label=model.metadata.multi_label)[1],
+        max_drop=max_drop,
+    )
+    return options, [*found.notes, *few]
 
 
 def _centred(logits_NK: Tensor) -> Tensor:

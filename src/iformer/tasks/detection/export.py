@@ -15,7 +15,7 @@ from iformer.config.metadata import Metadata
 from iformer.data.loader import build_loader
 from iformer.data.sources.detection import load_detection
 from iformer.deploy.exportable import Agreement, Exportable, Forward, Outputs
-from iformer.deploy.quantize import Quantization
+from iformer.deploy.quantize import Quantization, few_images_note
 from iformer.errors import UserError
 from iformer.models.detector import Detector
 from iformer.models.light_detector import LightDetector
@@ -126,4 +126,5 @@ def quantization(
         data=f"{data} (validation)",
         report=report,
     )
-    return options, list(splits.warnings)
+    few = few_images_note(len(splits.val), metric=find_task("detect").metric_label, max_drop=max_drop)
+    return options, [*splits.warnings, *few]

@@ -17,7 +17,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.loader import build_loader
 from iformer.data.sources.masks import load_semantic
 from iformer.deploy.exportable import Agreement, Forward, Outputs
-from iformer.deploy.quantize import Quantization
+from iformer.deploy.quantize import Quantization, few_images_note
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.class_order import refuse_unknown
@@ -154,4 +154,5 @@ def quantization(
         data=f"{data} (validation)",
         report=report,
     )
-    return options, list(splits.warnings)
+    few = few_images_note(len(splits.val), metric=find_task("segment").metric_label, max_drop=max_drop)
+    return options, [*splits.warnings, *few]
