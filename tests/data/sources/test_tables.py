@@ -75,6 +75,12 @@ def test_splits_of_the_table(folder: Path) -> None:
     assert any("the rows of the split test are not used" in line for line in data.warnings)
 
 
+def test_a_table_from_windows_has_backslashes(folder: Path) -> None:
+    images = [name.replace("/", "\\") for name in photos()]
+    data = load_data(write(folder, {"image": images, "label": LABELS}))
+    assert names(data.train) | names(data.val) == {f"{number}.png" for number in range(8)}
+
+
 def test_a_group_stays_in_one_split(folder: Path) -> None:
     groups = ["a", "a", "b", "b", "c", "c", "d", "d"]
     table = write(folder, {"image": photos(), "label": LABELS, "group": groups})

@@ -69,6 +69,24 @@ def test_only_broken_files(model: Classifier, tmp_path: Path) -> None:
     assert isinstance(outcome, Failure)
 
 
+def test_images_on_which_the_outputs_overflow_fail_alone(
+    model: Classifier, photographs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, paths = Predictor(model, batch_size=2), photographs[:3]
+    logits = predictor._logits
+
+    def overflows(pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        found_BK = logits(pixels_BCHW).clone()
+        found_BK[1:, 0] = torch.inf  # the second image of a batch
+        return found_BK
+
+    monkeypatch.setattr(predictor, "_logits", overflows)
+    first, second, third = predictor.predict(paths)
+    assert isinstance(first, Answer)
+    assert isinstance(third, Answer)
+    assert second == Failure(path=paths[1], reason=prediction.NOT_FINITE)
+
+
 def test_top_k_is_at_most_the_number_of_classes_and_names_may_be_unknown(
     model: Classifier, photographs: list[Path]
 ) -> None:

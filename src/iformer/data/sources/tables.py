@@ -262,7 +262,9 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _located(path: Path, row: _Row) -> Path:
-    return path.parent / row.image
+    """Return the path of a row's image, which a table from Windows writes with backslashes."""
+    place = path.parent / row.image
+    return place if "\\" not in row.image or os.path.exists(place) else path.parent / row.image.replace("\\", "/")
 
 
 def _unique(path: Path, rows: Iterable[_Row], *, multi_label: bool) -> list[_Row]:

@@ -37,6 +37,8 @@ VIDEOS = False
 TAKES = frozenset({"top_k", "batch_size", "workers", "explain", "flip"})
 """The options of `PredictOptions` that this task reads."""
 
+NOT_FINITE = "the network's outputs overflow on this image; a fp32 export or other weights may help"
+"""Reason of a failure: outputs are NaN or infinite."""
 MAX_PAGES = 5
 """Largest number of pages of each contact sheet. Further answers are only in the file of answers."""
 
@@ -62,7 +64,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An image that could not be read."""
+    """An image that could not be read, or for which the network has no finite outputs."""
 
     path: Path
     reason: str
@@ -178,15 +180,18 @@ class Predictor:
             maps = None if self.recorder is None else self.recorder.take_maps().cpu()
         return probabilities_BK.float().cpu(), maps
 
-    def _answer(self, batch: ImageBatch) -> dict[Path, Answer]:
+    def _answer(self, batch: ImageBatch) -> dict[Path, Answer | Failure]:
         probabilities_BK, maps_Bhw = self.probabilities(batch.images)
         values_BK, classes_BK = (tensor.tolist() for tensor in probabilities_BK.topk(self.top_k, dim=1))
         labels: list[tuple[str, ...] | None] = [None] * len(batch.paths)
         if self.threshold is not None:
             yes_BK = (probabilities_BK >= self.threshold).tolist()
             labels = [tuple(itertools.compress(self.class_names, yes_K)) for yes_K in yes_BK]
+        finite_B = probabilities_BK.isfinite().all(1).tolist()
         return {
-            path: Answer(
+            path: Failure(path=path, reason=NOT_FINITE)
+            if not finite_B[row]
+            else Answer(
                 path=path,
                 classes=tuple(
                     (self.class_names[k], value) for k, value in zip(classes_BK[row], values_BK[row], strict=True)
