@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from iformer.config.light_detector import LightDetectorConfig
@@ -17,7 +19,10 @@ from iformer.models.weights.resolve import load
 from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss, semantic_loss
+from iformer.tasks.detection.predict import DetectionPredictor, open_predictor
+from iformer.tasks.interface import PredictOptions
 from iformer.training.loop import train
+from tiny import dense
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light
 
@@ -281,3 +286,14 @@ def _iou(one: Tensor, other: Tensor) -> float:
     from torchvision.ops import box_iou
 
     return float(box_iou(one[None], other[None]))
+
+
+def test_predictions_come_from_a_folded_copy() -> None:
+    model = dense.light_detector().eval()
+    randomize(model)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8))
+    folded = open_predictor(model, PredictOptions(device=torch.device("cpu"), min_score=0.0)).answer(image)
+    expected = DetectionPredictor(model, min_score=0.0).answer(image)
+    assert len(expected["scores"])
+    torch.testing.assert_close(folded["scores"], expected["scores"], atol=1e-4, rtol=1e-4)
+    assert [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)], "the network itself is unchanged"

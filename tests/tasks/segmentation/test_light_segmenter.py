@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from iformer.config.segmenter import LightSegmenterConfig
@@ -16,9 +18,10 @@ from iformer.models.letterbox import letterbox
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
+from iformer.tasks.interface import PredictOptions
 from iformer.tasks.segmentation.config import SegmentationRecipe
 from iformer.tasks.segmentation.inference import letterboxed_classes
-from iformer.tasks.segmentation.predict import SegmentationPredictor
+from iformer.tasks.segmentation.predict import SegmentationPredictor, open_predictor
 from iformer.training.loop import train
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light_segmentation
@@ -121,3 +124,16 @@ def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
 def test_recipes_that_cannot_work(fields: dict[str, object], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         SegmentationRecipe.from_plain({"task": "segment", "epochs": 1, "lr": 0.1, **fields})
+
+
+def test_predictions_come_from_a_folded_copy() -> None:
+    model = network().eval()
+    randomize(model)
+    with torch.no_grad():  # each class wins somewhere
+        model.head.classify.bias -= model(torch.rand(1, 3, 64, 96)).mean((0, 2, 3))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8))
+    folded = open_predictor(model, PredictOptions(device=torch.device("cpu"))).answer(image)
+    expected = SegmentationPredictor(model).answer(image)
+    assert len(np.unique(expected)) == 3
+    assert (folded != expected).mean() < 0.01
+    assert [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)], "the network itself is unchanged"

@@ -18,6 +18,7 @@ from iformer.config.segmenter import default_palette
 from iformer.data.detection import Instance, decode_mask
 from iformer.device import resolve_device
 from iformer.files import json_text, write_text
+from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.inference import (
     NO_LIMITS,
     DetectionLimits,
@@ -134,7 +135,7 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
     """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     min_score = 0.5 if options.min_score is None else options.min_score
     return DetectionPredictor(
-        subject,
+        subject.fold() if isinstance(subject, LightDetector) else subject,
         device=options.device,
         min_score=min_score,
         tiling=tiling(options.tile, options.overlap),
