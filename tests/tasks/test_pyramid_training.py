@@ -19,7 +19,7 @@ from iformer.models.weights.resolve import load
 from iformer.tasks.detection.training import detection_job
 from iformer.tasks.training_job import training_job
 from iformer.training.loop import train
-from iformer.training.state import TrainState
+from tiny.interruption import stopped_after
 from tiny.programs import run_on_two_processes
 from tiny.pyramid import JOBS, backbone_config, detection, run_settings, segmentation
 from tiny.shapes import make_shapes
@@ -63,24 +63,13 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_stopped_run_ends_with_the_same_weights(
-    shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
+def test_a_stopped_run_ends_with_the_same_weights(shapes_data: Path, tmp_path: Path, task: str) -> None:
     """Stopped in the middle of the last epoch, which `max_steps` cuts short."""
     fields: dict[str, Any] = {"epochs": 3, "batch_size": 2, "max_steps": 7, "checkpoint_steps": 1}
     make = JOBS[task]
     train(make(shapes_data, tmp_path / "whole", fields=fields))
-    save = TrainState.save
-
-    def save_and_stop(state: TrainState, path: Path, **options: Any) -> None:
-        save(state, path, **options)
-        if state.progress.step == 6:
-            raise StoppedError
-
-    monkeypatch.setattr(TrainState, "save", save_and_stop)
-    with pytest.raises(StoppedError):
+    with stopped_after(6, StoppedError):
         train(make(shapes_data, tmp_path / "stopped", fields=fields))
-    monkeypatch.undo()
     result = train(make(shapes_data, tmp_path / "stopped", fields=fields, resume=True))
     assert [record["step"] for record in result.history] == [4, 7]
     one, other = (load_file(tmp_path / name / "resume.safetensors") for name in ("whole", "stopped"))

@@ -20,6 +20,7 @@ from iformer.training.loop import train
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState
 from tiny.classification import Linear, tiny_job, tiny_recipe
+from tiny.interruption import stopped_after
 from tiny.pyramid import JOBS
 from tiny.shapes import make_shapes
 
@@ -45,17 +46,9 @@ def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose best evaluation was the first, killed after the first step of its third epoch."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "stopped"
-    save = TrainState.save
-
-    def save_and_stop(state: TrainState, path: Path, **options: Any) -> None:
-        save(state, path, **options)
-        if state.progress.step == 13:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
         _accuracies.__wrapped__(patch)  # type: ignore[attr-defined]
-        patch.setattr(TrainState, "save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
+        with stopped_after(13):
             train(job(images, out))
     return out
 

@@ -16,8 +16,9 @@ import torch
 from iformer.errors import UserError
 from iformer.training.loop import train
 from iformer.training.records.history import read_history
-from iformer.training.state import TrainState, read_state, saved_step
+from iformer.training.state import read_state, saved_step
 from tiny.classification import assert_same_tensors, make_images, tiny_job, tiny_recipe
+from tiny.interruption import stopped_after
 from tiny.programs import Forked
 
 FIELDS: dict[str, Any] = {"epochs": 4, "eval_every": 2, "size_schedule": [[0, 32], [2, 40]], "size": 48}
@@ -85,23 +86,13 @@ def test_run_stopped_at_any_step_ends_with_the_same_weights(
     images: Path,
     tmp_path: Path,
     undisturbed: Path,
-    monkeypatch: pytest.MonkeyPatch,
     step: int,
 ) -> None:
     """Stopped right after a save, at epoch ends (6, 12, 24) before the evaluation too."""
-    save = TrainState.save
-
-    def save_and_stop(state: TrainState, path: Path, **options: Any) -> None:
-        save(state, path, **options)
-        if state.progress.step >= step:
-            raise KilledError
-
     out = tmp_path / "stopped"
     job = tiny_job(images, out, recipe=tiny_recipe(**FIELDS, checkpoint_steps=1))
-    monkeypatch.setattr(TrainState, "save", save_and_stop)
-    with pytest.raises(KilledError):
+    with stopped_after(step, KilledError):
         train(job)
-    monkeypatch.undo()
     assert saved_step(out / "resume.safetensors") == step
     train(tiny_job(images, out, recipe=tiny_recipe(**FIELDS), resume=True))
     assert_same_run(undisturbed, out)

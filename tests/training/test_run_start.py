@@ -21,6 +21,7 @@ from iformer.training.loop import train
 from iformer.training.records.history import read_history
 from iformer.training.state import TrainState
 from tiny.classification import tiny_job, tiny_recipe
+from tiny.interruption import stopped_after
 
 
 class FailedError(Exception):
@@ -95,18 +96,9 @@ def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted in its epoch."""
     pytest.importorskip("tensorboard")
     out = tmp_path_factory.mktemp("runs") / "stopped"
-    save = TrainState.save
-
-    def save_and_stop(state: TrainState, path: Path, **options: Any) -> None:
-        save(state, path, **options)
-        if state.progress.step == 3:
-            raise KeyboardInterrupt
-
     recipe = tiny_recipe(epochs=1, checkpoint_steps=1, log_every=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainState, "save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_job(images, out, recipe=recipe, trackers=("tensorboard",)))
+    with stopped_after(3):
+        train(tiny_job(images, out, recipe=recipe, trackers=("tensorboard",)))
     return out
 
 

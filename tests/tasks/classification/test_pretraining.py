@@ -23,7 +23,7 @@ from iformer.tasks.classification.pretraining.training import PretrainingWorkloa
 from iformer.tasks.classification.teacher import TeacherSource
 from iformer.training.records.history import read_history
 from iformer.training.records.results import TrainResult
-from iformer.training.state import TrainState
+from tiny.interruption import stopped_after
 from tiny.networks import labelled_classifier, randomize_statistics, tiny_variant
 from tiny.programs import torchrun_on_two_processes
 
@@ -118,22 +118,11 @@ def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_report")
-def test_a_run_that_was_stopped_ends_with_the_same_weights(
-    images: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_stopped_ends_with_the_same_weights(images: Path, teacher: str, tmp_path: Path) -> None:
     options = {**SMALL, "teacher": teacher, "ema_decay": 0.9, "checkpoint_steps": 1, "eval_every": 1}
     whole = iformer.pretrain(images, out=tmp_path / "whole", **options)
-    save = TrainState.save
-
-    def save_and_stop(state: TrainState, path: Path, **given: Any) -> None:
-        save(state, path, **given)
-        if state.progress.step == 4:
-            raise StoppedError
-
-    monkeypatch.setattr(TrainState, "save", save_and_stop)
-    with pytest.raises(StoppedError):
+    with stopped_after(4, StoppedError):
         iformer.pretrain(images, out=tmp_path / "stopped", **options)
-    monkeypatch.setattr(TrainState, "save", save)
     resumed = iformer.pretrain(out=tmp_path / "stopped", resume=True, device="cpu", tensorboard=False)
     for file in ("last", "best", "resume"):
         one, other = (load_file(folder / f"{file}.safetensors") for folder in (whole.folder, resumed.folder))
