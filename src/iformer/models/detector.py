@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, overload
 
 import numpy as np
@@ -20,6 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from iformer.config.detector import DetectorConfig
 from iformer.config.metadata import Metadata
 from iformer.models.backbone import Backbone
+from iformer.models.finite import finite_outputs
 from iformer.models.pyramid import Pyramid
 
 _LEVELS = ("0", "1", "2", "3")
@@ -74,6 +75,7 @@ class Detector(nn.Module):
         min_score: float = 0.0,
         detections: int | None = None,
         nms_iou: float | None = None,
+        require_finite: bool = False,
     ) -> list[dict[str, Any]]:
         """Return the detections of `forward` in eval mode, with masks that take memory only when they are read.
 
@@ -84,13 +86,26 @@ class Detector(nn.Module):
             detections: largest number of detections per image; None: the config's.
             nms_iou: overlap above which the box with the lower score is dropped, class by class; None:
                 torchvision's 0.5.
+            require_finite: check that the outputs of all heads are finite. Otherwise torchvision drops boxes and
+                scores that are not.
 
         Returns:
             For each image a dict of `boxes`, `scores`, `labels` and with masks `masks`, a `PastedMasks`.
+
+        Raises:
+            DataError: `require_finite` is set, and an output is NaN or infinite.
         """
         device = next(self.parameters()).device
-        with self._limits(min_score, detections, nms_iou):
+        check = finite_outputs(*self._output_layers()) if require_finite else nullcontext()
+        with self._limits(min_score, detections, nms_iou), check:
             return self._detections([image.to(device).float().div_(255) for image in images])
+
+    def _output_layers(self) -> list[nn.Module]:
+        """Return the layers that compute scores, boxes and masks, of the proposals and of the detections."""
+        heads = self.rcnn.roi_heads
+        modules = (self.rcnn.rpn.head, heads.box_predictor, heads.mask_predictor)
+        layers = (layer for module in modules if module is not None for layer in module.modules())
+        return [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
 
     def _detections(self, images: list[Tensor]) -> list[dict[str, Any]]:
         detections: list[dict[str, Any]] = []

@@ -28,6 +28,7 @@ from iformer.config.light_detector import LightDetectorConfig
 from iformer.config.metadata import Metadata
 from iformer.models.backbone import Backbone
 from iformer.models.detections import SelectionRule, detect_letterboxed
+from iformer.models.finite import check_finite
 from iformer.models.folding import fold
 from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
 
@@ -206,7 +207,12 @@ class LightDetector(nn.Module):
 
     @torch.inference_mode()
     def detect(
-        self, images: Sequence[Tensor], *, min_score: float = 0.0, rule: SelectionRule | None = None
+        self,
+        images: Sequence[Tensor],
+        *,
+        min_score: float = 0.0,
+        rule: SelectionRule | None = None,
+        require_finite: bool = False,
     ) -> list[dict[str, Tensor]]:
         """Return the objects detected in images of any sizes; the network must be in eval mode.
 
@@ -214,15 +220,21 @@ class LightDetector(nn.Module):
             images: uint8 3 x h x w, RGB, each of its own size.
             min_score: detections with a lower score are dropped; the rule's `score_threshold` applies too.
             rule: rule that selects the detections. None: `self.rule`.
+            require_finite: check that the network's outputs are finite.
 
         Returns:
             See `iformer.models.detections.detect_letterboxed`.
+
+        Raises:
+            DataError: `require_finite` is set, and a logit or box is NaN or infinite.
         """
         config = self.config
         device = next(self.parameters()).device
 
         def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
             found = self.head(self._maps(images_BCHW.to(device).float().div_(255)))
+            if require_finite:  # before the sigmoid, which maps infinite logits to 0 and 1
+                check_finite(found.boxes, found.logits)
             return found.boxes, found.logits.sigmoid()
 
         chosen = self.rule if rule is None else rule

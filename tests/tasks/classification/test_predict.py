@@ -14,6 +14,7 @@ from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import OutputError, UserError
 from iformer.models.classifier import Classifier
+from iformer.models.finite import NOT_FINITE
 from iformer.models.folding import fold
 from iformer.tasks import pictures
 from iformer.tasks.classification import predict as prediction
@@ -84,7 +85,7 @@ def test_images_on_which_the_outputs_overflow_fail_alone(
     first, second, third = predictor.predict(paths)
     assert isinstance(first, Answer)
     assert isinstance(third, Answer)
-    assert second == Failure(path=paths[1], reason=prediction.NOT_FINITE)
+    assert second == Failure(path=paths[1], reason=NOT_FINITE)
 
 
 def test_top_k_is_at_most_the_number_of_classes_and_names_may_be_unknown(

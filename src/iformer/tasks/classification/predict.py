@@ -27,6 +27,7 @@ from iformer.deploy.runner import ArtifactRunner
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
+from iformer.models.finite import NOT_FINITE
 from iformer.models.folding import fold
 from iformer.tasks.classification.evaluate import logits_of, with_mirror_images
 from iformer.tasks.classification.explain import AttentionRecorder, heat_scale, overlay
@@ -37,8 +38,6 @@ VIDEOS = False
 TAKES = frozenset({"top_k", "batch_size", "workers", "explain", "flip"})
 """The options of `PredictOptions` that this task reads."""
 
-NOT_FINITE = "the network's outputs overflow on this image; a fp32 export or other weights may help"
-"""Reason of a failure: outputs are NaN or infinite."""
 MAX_PAGES = 5
 """Largest number of pages of each contact sheet. Further answers are only in the file of answers."""
 

@@ -22,6 +22,7 @@ from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, UserError
 from iformer.models.detections import SelectionRule, detect_letterboxed
 from iformer.models.detector import Detector, PastedMasks
+from iformer.models.finite import check_finite
 from iformer.models.letterbox import letterbox
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.tiles import Tile, Tiling
@@ -50,6 +51,8 @@ class ObjectDetector(ABC):
     has_masks = False
     detections: int
     """Maximum number of detections per image."""
+    require_finite = False
+    """Whether `detect` raises a DataError if the network's outputs are NaN or infinite."""
 
     @abstractmethod
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
@@ -107,11 +110,11 @@ class NetworkDetector(ObjectDetector):
         self.detections = config.detections if limits.detections is None else limits.detections
 
     def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
+        common: dict[str, Any] = {"min_score": min_score, "require_finite": self.require_finite}
         if isinstance(self._network, LightDetector):
-            return self._network.detect(images, min_score=min_score, rule=self._rule)
-        return self._network.detect(
-            images, min_score=min_score, detections=self._limits.detections, nms_iou=self._limits.nms_iou
-        )
+            return self._network.detect(images, rule=self._rule, **common)
+        limits = self._limits
+        return self._network.detect(images, detections=limits.detections, nms_iou=limits.nms_iou, **common)
 
 
 class LetterboxDetector(ObjectDetector):
@@ -169,7 +172,7 @@ class LetterboxDetector(ObjectDetector):
             return [self._detect_masks(image, min_score) for image in images]
 
         def forward(letterboxed: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = self._forward(letterboxed)
+            outputs = self._outputs(letterboxed)
             return outputs[BOXES], outputs[SCORES]
 
         return detect_letterboxed(forward, images, self._size, self._fill, self._rule, min_score=min_score)
@@ -177,13 +180,19 @@ class LetterboxDetector(ObjectDetector):
     @torch.inference_mode()
     def _detect_masks(self, image: Tensor, min_score: float) -> dict[str, Any]:
         boxed = letterbox(image, self._size, fill=self._fill)
-        outputs = self._forward(boxed.image[None])
+        outputs = self._outputs(boxed.image[None])
         boxes = boxed.restore(outputs[BOXES][0].float())
         found: dict[str, Any] = dict(
             self._rule.select_points(boxes, outputs[SCORES][0].float(), min_score=min_score)
         )
         maps = outputs[MASKS][0][found.pop("points")][:, None]
         return {**found, "masks": PastedMasks(maps, found["boxes"], (image.shape[1], image.shape[2]))}
+
+    def _outputs(self, letterboxed: Tensor) -> Outputs:
+        outputs = self._forward(letterboxed)
+        if self.require_finite:
+            check_finite(*outputs.values())
+        return outputs
 
 
 class TiledDetector(ObjectDetector):

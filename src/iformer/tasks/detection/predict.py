@@ -53,6 +53,7 @@ class DetectionPredictor(PyramidPredictor):
         min_score: float = 0.5,
         tiling: Tiling | None = None,
         limits: DetectionLimits = NO_LIMITS,
+        require_finite: bool = False,
     ) -> None:
         """Prepare a network or an artifact.
 
@@ -62,11 +63,13 @@ class DetectionPredictor(PyramidPredictor):
             min_score: detections with a lower score are dropped.
             tiling: how large images are cut into tiles. None: no tiles.
             limits: settings that replace the detector's own.
+            require_finite: outputs that are NaN or infinite are an error of their image.
         """
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
             subject.to(on).eval()
         found = object_detector(subject, limits)
+        found.require_finite = require_finite
         self._detector = found = TiledDetector(found, tiling) if tiling is not None else found
         super().__init__(
             found.name, found.class_names, found.num_classes, value_range=found.value_range, device=on
@@ -140,6 +143,7 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
         min_score=min_score,
         tiling=tiling(options.tile, options.overlap),
         limits=DetectionLimits(detections=options.max_detections, nms_iou=options.iou),
+        require_finite=True,
     )
 
 

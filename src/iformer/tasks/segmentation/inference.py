@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from iformer.deploy.artifact import ArtifactInfo
 from iformer.deploy.exportable import Forward, Outputs
 from iformer.deploy.runner import ArtifactRunner
 from iformer.errors import ConfigError, UserError
+from iformer.models.finite import check_finite, finite_outputs
 from iformer.models.letterbox import content_size
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
@@ -48,6 +50,9 @@ class SegmentationDisplay(Config):
 class PixelClassifier(ABC):
     """Base class: a segmenter that finds the class of each pixel of an image."""
 
+    require_finite = False
+    """Whether `classes` checks that the network's outputs are finite."""
+
     def __init__(
         self, name: str, class_names: tuple[str, ...], colours: Colours, preprocessing: Preprocessing
     ) -> None:
@@ -66,6 +71,9 @@ class PixelClassifier(ABC):
         Args:
             pixels: one image, uint8 3 x h x w, from `iformer.tasks.segmentation.dataset.evaluation_transform`.
             size: height and width (H, W) of the result.
+
+        Raises:
+            DataError: `require_finite` is set, and a logit is NaN or infinite.
         """
 
 
@@ -82,7 +90,8 @@ class WholeImages(PixelClassifier):
 
     def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
         normalized = self._normalize(pixels[None].to(self._device))
-        return segment(self._network, normalized, size, window=self._window)
+        with finite_outputs(self._network.head) if self.require_finite else nullcontext():
+            return segment(self._network, normalized, size, window=self._window)
 
 
 class Letterboxes(PixelClassifier):
@@ -130,7 +139,10 @@ class Letterboxes(PixelClassifier):
         return cls(runner, info.network, info.class_names, shown.palette, info.preprocessing)
 
     def classes(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-        return letterboxed_classes(self._forward(pixels[None])[LOGITS], self.preprocessing.size, size)
+        logits = self._forward(pixels[None])[LOGITS]
+        if self.require_finite:
+            check_finite(logits)
+        return letterboxed_classes(logits, self.preprocessing.size, size)
 
 
 Subject = Segmenter | LightSegmenter | ArtifactRunner | PixelClassifier

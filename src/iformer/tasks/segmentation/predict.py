@@ -48,6 +48,7 @@ class SegmentationPredictor(PyramidPredictor):
         device: torch.device | str = "cpu",
         sliding: bool = False,
         tiling: Tiling | None = None,
+        require_finite: bool = False,
     ) -> None:
         """Prepare a segmenter.
 
@@ -56,12 +57,14 @@ class SegmentationPredictor(PyramidPredictor):
             device: where a network runs.
             sliding: see `iformer.tasks.segmentation.inference.pixel_classifier`.
             tiling: how large images are cut into tiles. None: images are segmented as a whole.
+            require_finite: outputs that are NaN or infinite are an error of their image.
         """
         self._tiling = tiling
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
             subject.to(on).eval()
         self._segmenter = pixel_classifier(subject, device=on, sliding=sliding)
+        self._segmenter.require_finite = require_finite
         names, count = self._segmenter.class_names, self._segmenter.num_classes
         super().__init__(
             self._segmenter.name, names, count, value_range=self._segmenter.preprocessing.value_range, device=on
@@ -133,6 +136,7 @@ def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPre
         device=options.device,
         sliding=bool(options.sliding),
         tiling=tiling(options.tile, options.overlap),
+        require_finite=True,
     )
 
 
