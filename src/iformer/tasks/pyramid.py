@@ -53,6 +53,12 @@ _STRUCTURE = (
 """Config fields, besides the classes and the backbone, that a network's weights depend on."""
 
 
+def folded(network: Any) -> Any:
+    """Return a folded copy of a light detector or segmenter; return anything else, and a folded one, unchanged."""
+    is_light = isinstance(network, LightDetector | LightSegmenter)
+    return network.fold() if is_light and not network.pyramid.body.is_folded else network
+
+
 def trained_weights(model: str, recipe: PyramidRecipe) -> Weights | None:
     """Return the weights of the recipe's task that a run fine-tunes; None if the run starts from a backbone.
 

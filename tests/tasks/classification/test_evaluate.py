@@ -21,14 +21,19 @@ from iformer.data.sources import load_data
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.errors import DataError
 from iformer.models.factory import build
+from iformer.models.folding import fold
 from iformer.tasks.classification.dataset import with_class_order
 from iformer.tasks.classification.evaluate import (
     NetworkPredictor,
     evaluate,
+    evaluate_data,
     evaluate_on_data,
     evaluation_loader,
 )
+from iformer.tasks.interface import EvaluateOptions
+from iformer.training.network.precision import Precision
 from tiny.classification import tiny_config
+from tiny.networks import randomize
 
 PREPROCESSING = Preprocessing(size=(32, 32), crop_pct=1.0)
 
@@ -162,6 +167,28 @@ def test_evaluation_leaves_the_network_alone(images: Path) -> None:
         evaluate(NetworkPredictor(network, PREPROCESSING), loader)
     assert isinstance(network, nn.Module)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_by_name_gives_what_the_network_itself_gives(images: Path, precision: Precision) -> None:
+    network = build(tiny_config()).eval()
+    randomize(network)
+    network.head.classifier.linear.weight.data *= 30  # probabilities that differ from image to image
+    network.metadata = Metadata(class_names=("blue", "green", "red"), preprocessing=PREPROCESSING)
+    options = EvaluateOptions(device=torch.device("cpu"), precision=precision, workers=0)
+    calls: list[int] = []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    found, _ = evaluate_data(network, str(images), options)
+    assert len(calls) == (0 if precision == "fp32" else 1), "only fp32 is exact enough to be computed folded"
+    expected, _ = evaluate_on_data(
+        NetworkPredictor(network, PREPROCESSING, precision=precision), network.metadata, 3, str(images), workers=0
+    )
+    assert expected.probabilities.std(0).max() > 1e-3
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    assert found.metrics["top1"] == expected.metrics["top1"]
+    assert found.metrics["loss"] == pytest.approx(expected.metrics["loss"], abs=1e-5)
+    again, _ = evaluate_data(fold(network), str(images), options)
+    assert again.metrics["top1"] == found.metrics["top1"]
 
 
 @pytest.fixture

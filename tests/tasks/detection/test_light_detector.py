@@ -12,15 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from iformer.config.light_detector import LightDetectorConfig
+from iformer.data.sources.detection import load_detection
 from iformer.errors import ConfigError
 from iformer.models.light_detector import LightDetector, RawDetections, TrainingOutputs
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
+from iformer.tasks.detection.evaluate import evaluate_data, evaluate_set
 from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss, semantic_loss
 from iformer.tasks.detection.predict import DetectionPredictor, open_predictor
-from iformer.tasks.interface import PredictOptions
+from iformer.tasks.interface import EvaluateOptions, PredictOptions
 from iformer.training.loop import train
 from tiny import dense
 from tiny.networks import randomize
@@ -297,3 +299,20 @@ def test_predictions_come_from_a_folded_copy() -> None:
     assert len(expected["scores"])
     torch.testing.assert_close(folded["scores"], expected["scores"], atol=1e-4, rtol=1e-4)
     assert [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)], "the network itself is unchanged"
+
+
+def test_evaluations_come_from_a_folded_copy(shapes_data: Path) -> None:
+    model = dense.light_detector()
+    calls: list[int] = []
+    model.pyramid.body.register_forward_hook(lambda *_: calls.append(1))  # a folded copy has another body
+    expected = evaluate_set(model, load_detection(str(shapes_data)).val, workers=0)
+    assert len(calls) == 1
+    options = EvaluateOptions(device=torch.device("cpu"), workers=0)
+    found, _ = evaluate_data(model, str(shapes_data), options)
+    assert len(calls) == 1
+    assert len(found.results) == len(expected.results) > 10
+    scores = [[result["score"] for result in evaluation.results] for evaluation in (found, expected)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    assert found.box_ap == pytest.approx(expected.box_ap, abs=1e-3)
+    folded, _ = evaluate_data(model.fold(), str(shapes_data), options)
+    assert folded.metrics == found.metrics

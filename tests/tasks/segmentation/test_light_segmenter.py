@@ -12,17 +12,20 @@ from torch.nn import functional as F
 
 from iformer.config.segmenter import LightSegmenterConfig
 from iformer.config.variants import network_config
+from iformer.data.sources.masks import load_semantic
 from iformer.errors import ConfigError, UserError
 from iformer.models.complexity import count_macs
 from iformer.models.letterbox import letterbox
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
-from iformer.tasks.interface import PredictOptions
+from iformer.tasks.interface import EvaluateOptions, PredictOptions
 from iformer.tasks.segmentation.config import SegmentationRecipe
+from iformer.tasks.segmentation.evaluate import evaluate_data, evaluate_set
 from iformer.tasks.segmentation.inference import letterboxed_classes
 from iformer.tasks.segmentation.predict import SegmentationPredictor, open_predictor
 from iformer.training.loop import train
+from tiny import dense
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light_segmentation
 
@@ -137,3 +140,20 @@ def test_predictions_come_from_a_folded_copy() -> None:
     assert len(np.unique(expected)) == 3
     assert (folded != expected).mean() < 0.01
     assert [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)], "the network itself is unchanged"
+
+
+def test_evaluations_come_from_a_folded_copy(shapes_data: Path) -> None:
+    model = dense.light_segmenter()
+    calls: list[int] = []
+    model.pyramid.body.register_forward_hook(lambda *_: calls.append(1))  # a folded copy has another body
+    expected = evaluate_set(model, load_semantic(str(shapes_data)).val, workers=0)
+    assert len(calls) == 4
+    options = EvaluateOptions(device=torch.device("cpu"), workers=0)
+    found, _ = evaluate_data(model, str(shapes_data), options)
+    assert len(calls) == 4
+    total = np.sum(expected.metrics["confusion"])
+    moved = np.abs(np.subtract(found.metrics["confusion"], expected.metrics["confusion"])).sum()
+    assert total > 0
+    assert moved < 1e-3 * total
+    folded, _ = evaluate_data(model.fold(), str(shapes_data), options)
+    assert folded.metrics == found.metrics

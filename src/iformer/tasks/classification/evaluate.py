@@ -23,6 +23,7 @@ from iformer.deploy.exportable import Forward
 from iformer.deploy.runner import ArtifactRunner
 from iformer.files import json_text
 from iformer.models.classifier import Classifier
+from iformer.models.folding import fold
 from iformer.tasks.classification.dataset import ImageDataset, find_labelled
 from iformer.tasks.classification.metric import ClassificationMetric, multi_label_metrics
 from iformer.tasks.interface import EvaluateOptions, Split
@@ -366,7 +367,9 @@ def evaluate_data(
     """Evaluate a classifier or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     predictor: Predictor
     if isinstance(subject, Classifier):
-        network = subject.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # half precision rounds folded weights, which makes larger errors
+        exact = options.precision == "fp32" and not subject.is_folded
+        network = (fold(subject) if exact else subject).to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         metadata, num_classes = network.metadata, network.num_classes
         predictor = NetworkPredictor(
             network, metadata.preprocessing, device=options.device, precision=options.precision

@@ -19,7 +19,7 @@ from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, w
 from iformer.tasks.detection.inference import DetectionLimits, Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import trained_val_split
+from iformer.tasks.pyramid import folded, trained_val_split
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -144,6 +144,8 @@ def evaluate_data(
     if not len(image_set):
         other = "val" if options.split == "train" else "train"
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
+    if options.precision == "fp32":  # half precision rounds folded weights, which makes larger errors
+        subject = folded(subject)
     subject = subject.to(options.device) if isinstance(subject, nn.Module) else subject
     limits = DetectionLimits(detections=options.max_detections, nms_iou=options.iou)
     detector = object_detector(subject, limits)

@@ -18,7 +18,6 @@ from iformer.config.segmenter import default_palette
 from iformer.data.detection import Instance, decode_mask
 from iformer.device import resolve_device
 from iformer.files import json_text, write_text
-from iformer.models.light_detector import LightDetector
 from iformer.tasks.detection.inference import (
     NO_LIMITS,
     DetectionLimits,
@@ -29,7 +28,7 @@ from iformer.tasks.detection.inference import (
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record, no_masks
 from iformer.tasks.pictures import blend, draw_label, label_font
-from iformer.tasks.pyramid import PyramidPredictor
+from iformer.tasks.pyramid import PyramidPredictor, folded
 from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
@@ -138,7 +137,7 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
     """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     min_score = 0.5 if options.min_score is None else options.min_score
     return DetectionPredictor(
-        subject.fold() if isinstance(subject, LightDetector) else subject,
+        folded(subject),
         device=options.device,
         min_score=min_score,
         tiling=tiling(options.tile, options.overlap),

@@ -17,10 +17,9 @@ from torch import nn
 
 from iformer.config.segmenter import IGNORED
 from iformer.device import resolve_device
-from iformer.models.light_segmenter import LightSegmenter
 from iformer.tasks.interface import PredictOptions, Record
 from iformer.tasks.pictures import Colour, blend, draw_label, label_font, save_png
-from iformer.tasks.pyramid import PyramidPredictor
+from iformer.tasks.pyramid import PyramidPredictor, folded
 from iformer.tasks.segmentation.dataset import evaluation_transform
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 from iformer.tasks.tiles import Tiling, tiling
@@ -132,7 +131,7 @@ def _same(classes: ClassMap) -> ClassMap:
 def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPredictor:
     """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     return SegmentationPredictor(
-        subject.fold() if isinstance(subject, LightSegmenter) else subject,
+        folded(subject),
         device=options.device,
         sliding=bool(options.sliding),
         tiling=tiling(options.tile, options.overlap),
