@@ -20,7 +20,11 @@ from tiny.networks import labelled_classifier
 RECORDS: list[dict[str, Any]] = [
     {"file": "a.png", "classes": [{"name": "=rose", "probability": 0.75}, {"name": "tulip", "probability": 0.25}]},
     {"file": "b.png", "classes": [{"name": "tulip", "probability": 0.5}], "labels": ["tulip"]},
-    {"file": "c.mp4", "frame": 3, "detections": [{"name": "dog", "score": 0.5, "box": [1.0, 2.0, 3.5, 4.0]}]},
+    {
+        "file": "c.mp4",
+        "frame": 3,
+        "detections": [{"name": "dog", "score": 0.5, "box": [1.0, 2.0, 3.5, 4.0], "track": 7}],
+    },
     {"file": "d.png", "detections": []},
     {"file": "e.png", "error": "no such file"},
 ]
@@ -42,7 +46,9 @@ def test_rows() -> None:
         ("e.png", None, None, None),
     ]
     assert [row["is_label"] for row in rows] == [None, None, True, None, None, None]
-    assert [rows[3][name] for name in ("frame", "left", "top", "width", "height")] == [3, 1.0, 2.0, 3.5, 4.0]
+    box = [rows[3][name] for name in ("frame", "left", "top", "width", "height", "track")]
+    assert box == [3, 1.0, 2.0, 3.5, 4.0, 7]
+    assert rows[0]["track"] is None
     assert rows[5]["error"] == "no such file"
 
 

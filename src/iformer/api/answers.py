@@ -28,6 +28,7 @@ _COLUMNS = {
     "top": "float64",
     "width": "float64",
     "height": "float64",
+    "track": "int64",
     "error": "string",
 }
 """Names and types of the columns of a table of answers; see `answer_rows`."""
@@ -43,6 +44,8 @@ class Answer:
     """0 to 1: the probability of the class, the score of the object, or the share of the image's pixels."""
     box: tuple[float, float, float, float] | None = None
     """Detectors: left, top, width and height of the object in pixels. None: the answer is not an object."""
+    track: int | None = None
+    """Detectors on videos, with `track`: number of the object, from 1, in all frames. None: no track yet."""
 
 
 def answers_of(record: Record) -> Iterator[Answer]:
@@ -50,7 +53,8 @@ def answers_of(record: Record) -> Iterator[Answer]:
     # a task outside this package may use other keys: they stay in the record
     for item in record.get("detections") or record.get("classes") or ():
         score = next(item[key] for key in ("probability", "score", "share") if key in item)
-        yield Answer(name=item["name"], score=score, box=tuple(item["box"]) if "box" in item else None)
+        box = tuple(item["box"]) if "box" in item else None
+        yield Answer(name=item["name"], score=score, box=box, track=item.get("track"))
 
 
 def answers_file(folder: Path, format: AnswerFormat) -> Path:
@@ -120,13 +124,13 @@ def answer_rows(record: Record) -> list[dict[str, Any]]:
     """Return one row for each answer of an image or frame; without an answer, one row with `file` and `error`.
 
     `rank` counts from 1. `is_label` says whether a class reaches the threshold of a multi-label classifier.
-    `left`, `top`, `width` and `height` describe the box of an object, in pixels. Values that a record does not
-    have are None.
+    `left`, `top`, `width` and `height` describe the box of an object, in pixels; `track` is its number.
+    Values that a record does not have are None.
     """
     empty = dict.fromkeys(_COLUMNS) | {name: record.get(name) for name in ("file", "frame", "error")}
     rows = []
     for rank, answer in enumerate(answers_of(record), start=1):
-        row = empty | {"rank": rank, "name": answer.name, "score": float(answer.score)}
+        row = empty | {"rank": rank, "name": answer.name, "score": float(answer.score), "track": answer.track}
         if "labels" in record:
             row["is_label"] = answer.name in record["labels"]
         if answer.box is not None:

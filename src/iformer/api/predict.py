@@ -186,6 +186,7 @@ def predict(
     iou: Annotated[float, Range(0, 1, above=True)] | None = None,
     tile: Count | None = None,
     overlap: Annotated[float, Range(0, 0.9)] | None = None,
+    track: bool = False,
     device: str | torch.device = "auto",
     entry: str | None = None,
     warn: Warn | None = None,
@@ -213,6 +214,7 @@ def predict(
         tile: detectors and segmenters: side, in pixels, of the square tiles into which large images are cut. None:
             no tiles.
         overlap: smallest overlap of neighbouring tiles, as a share of their side. None: 0.2.
+        track: detectors on videos: follow objects from frame to frame, with ByteTrack; see `Answer.track`.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
         entry: which weights to take from the file of a training script, such as "model_ema".
         warn: called with notes about the model, one line each. None: each line is a Python warning.
@@ -258,12 +260,15 @@ def predict(
             iou=iou,
             tile=tile,
             overlap=overlap,
+            track=track or None,
         )
         module: PredictModule = subject.row.module("predict")
         if not module.VIDEOS:
             inputs = _without_videos(inputs, images)
         (warn or python_warnings)(subject.notes)
         check_options(options, module.TAKES, subject.row.networks)
+        if track:
+            _check_videos(inputs)
         predictor = module.open_predictor(subject.in_eval_mode().model, options)
         return Predictions(inputs, predictor, folder, stack.pop_all(), format=answer_format, overwrite=overwrite)
     raise AssertionError
@@ -357,6 +362,12 @@ def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
         if item.is_given or item.path is None or here not in Path(os.path.realpath(item.path)).parents
     ]
     return kept if any(item.path for item in kept) else inputs
+
+
+def _check_videos(inputs: list[Input]) -> None:
+    for item in inputs:
+        if item.path is not None and not has_video_extension(item.path):
+            raise UserError(f"{item.source} is no video; --track follows the objects of videos, leave it out")
 
 
 def _without_videos(inputs: list[Input], images: Any) -> list[Input]:

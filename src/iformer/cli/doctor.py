@@ -37,6 +37,7 @@ PARTS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     ),
     "detect": ((("faster_coco_eval", "faster-coco-eval"),), "detectors: train --task detect, eval"),
     "video": ((("av", "av"),), "predict on videos"),
+    "track": ((("trackers", "trackers"), ("supervision", "supervision"), ("av", "av")), "predict --track"),
     "heic": ((("pillow_heif", "pillow-heif"),), "HEIC photographs"),
     "elpv": ((("elpv_dataset", "elpv-dataset"),), "the solar-cell photographs, quickstart"),
     "data": ((("datasets", "datasets"),), "train --data hfds/NAME (Hugging Face)"),

@@ -81,6 +81,9 @@ def predict(
         float | None,
         typer.Option(min=0, max=0.9, help="Share of a tile in common with the next one.", show_default="0.2"),
     ] = None,
+    track: Annotated[
+        bool, typer.Option("--track", help="Detectors: follow the objects of a video from frame to frame.")
+    ] = False,
     device: DeviceOption = "auto",
     entry: EntryOption = None,
     json: JsonOption = False,
@@ -113,6 +116,7 @@ def predict(
             iou=iou,
             tile=tile,
             overlap=overlap,
+            track=track,
             device=device,
             entry=entry,
             warn=note_warnings,

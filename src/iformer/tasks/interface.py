@@ -71,6 +71,8 @@ class PredictOptions:
     """Side, in pixels, of the square tiles into which large images are cut."""
     overlap: float | None = None
     """Smallest overlap of neighbouring tiles, as a share of their side."""
+    track: bool | None = None
+    """Follow the objects of a video from frame to frame."""
 
 
 class TrainModule(Protocol):

@@ -220,6 +220,13 @@ class PyramidPredictor(TaskPredictor):
     def record(self, answer: Any) -> Record:
         """Return an answer as plain values."""
 
+    def start_video(self, rate: float) -> None:
+        """Prepare for the frames of another video, of which there are about `rate` in a second."""
+
+    def answer_frame(self, image: Image.Image, seconds: float) -> Any:
+        """Run the network on the next frame of a video, which is shown at `seconds`."""
+        return self.answer(image)
+
     def write(self, path: Path, image: Image.Image, answer: Any, out: Path | None, name: str) -> Record:
         """Write the files of an image other than the drawn picture, and return entries to add to the record."""
         return {}
@@ -274,8 +281,9 @@ class PyramidPredictor(TaskPredictor):
                 yield from self._frames(reader, writer, view)
 
     def _frames(self, reader: VideoReader, writer: VideoWriter | None, view: ProgressView) -> Iterator[Record]:
+        self.start_video(float(reader.rate))
         for number, (image, seconds) in enumerate(reader):
-            answer = self.latest = self.answer(image)
+            answer = self.latest = self.answer_frame(image, seconds)
             if writer is not None:
                 writer.write(self.draw(image, answer), seconds)
             view.advance(1, f"frame {number + 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iformer.config.segmenter import default_palette
 from iformer.data.detection import Instance, decode_mask
+from iformer.dependencies import require
 from iformer.device import resolve_device
 from iformer.files import json_text, write_text
 from iformer.tasks.detection.inference import (
@@ -32,13 +34,64 @@ from iformer.tasks.pyramid import PyramidPredictor, folded
 from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
-TAKES = frozenset({"min_score", "max_detections", "iou", "tile", "overlap"})
+TAKES = frozenset({"min_score", "max_detections", "iou", "tile", "overlap", "track"})
 """The options of `PredictOptions` that this task reads."""
 
 COCO_FILE = "coco.json"
 MAX_NAMES = 50
 """Largest number of names drawn on an image; more names would cover it."""
 _MASK_OPACITY = 0.45
+_LOW_SCORE = 0.1
+"""Lowest score of a box that may continue a track, as in the ByteTrack paper. Boxes below `min_score` are not
+reported."""
+
+
+class BoxTracker:
+    """Follows the objects of one video by their boxes, with ByteTrack (https://arxiv.org/abs/2110.06864).
+
+    Classes are not compared, so an object keeps its number if the detector names it differently in some frames.
+    A number is kept through a second without the object.
+    """
+
+    def __init__(self, *, rate: float, min_score: float) -> None:
+        """Start without tracks.
+
+        Args:
+            rate: frames per second. The motion model predicts by frames of this rate.
+            min_score: lowest score of a box that starts a track; boxes with lower scores only continue tracks.
+
+        Raises:
+            MissingDependencyError: `trackers` or `supervision` is not installed.
+        """
+        trackers = require("trackers", extra="track")
+        self._boxes: Any = require("supervision", extra="track").Detections
+        self._tracker: Any = trackers.ByteTrackTracker(
+            frame_rate=rate, track_activation_threshold=min_score, high_conf_det_threshold=min_score
+        )
+        self._seconds = -math.inf
+
+    def update(self, found: Mapping[str, Any], seconds: float) -> list[int | None]:
+        """Return the number of each detection's track in the next frame, from 1; None if it has no track yet.
+
+        A track gets its number in the second of two frames that show it.
+
+        Args:
+            found: the detections, as `Detector.detect` returns them, on the CPU.
+            seconds: time of the frame. A time that is not after that of the frame before is increased.
+        """
+        self._seconds = max(seconds, self._seconds + 1e-3)
+        count = len(found["scores"])
+        boxes = self._boxes(
+            xyxy=found["boxes"].float().numpy().reshape(-1, 4),
+            confidence=found["scores"].float().numpy(),
+            data={"index": np.arange(count)},
+        )
+        tracks: list[int | None] = [None] * count
+        followed = self._tracker.update(boxes, timestamp=self._seconds)
+        if len(followed):  # not in the order of `boxes`
+            for index, track in zip(followed.data["index"].tolist(), followed.tracker_id.tolist(), strict=True):
+                tracks[index] = track + 1 if track >= 0 else None
+        return tracks
 
 
 class DetectionPredictor(PyramidPredictor):
@@ -53,6 +106,7 @@ class DetectionPredictor(PyramidPredictor):
         tiling: Tiling | None = None,
         limits: DetectionLimits = NO_LIMITS,
         require_finite: bool = False,
+        track: bool = False,
     ) -> None:
         """Prepare a network or an artifact.
 
@@ -63,7 +117,14 @@ class DetectionPredictor(PyramidPredictor):
             tiling: how large images are cut into tiles. None: no tiles.
             limits: settings that replace the detector's own.
             require_finite: outputs that are NaN or infinite are an error of their image.
+            track: follow the objects of videos. Answers for frames then have `tracks`, the result of
+                `BoxTracker.update`.
+
+        Raises:
+            MissingDependencyError: `track` is set, and `trackers` or `supervision` is not installed.
         """
+        if track:
+            BoxTracker(rate=25, min_score=min_score)  # raises before any work
         on = resolve_device(device)
         if isinstance(subject, nn.Module):
             subject.to(on).eval()
@@ -73,26 +134,45 @@ class DetectionPredictor(PyramidPredictor):
         super().__init__(
             found.name, found.class_names, found.num_classes, value_range=found.value_range, device=on
         )
-        self.min_score = min_score
+        self.min_score, self._track = min_score, track
+        # tiles: a whole box wins over a cut one of a higher score, so low scores could replace reported boxes
+        self._low_score = min_score if tiling is not None else min(min_score, _LOW_SCORE)
+        self._tracker: BoxTracker | None = None
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
-    @torch.inference_mode()
     def answer(self, image: Image.Image) -> dict[str, Any]:
-        found = self._detector.detect([pil_to_tensor(image)], min_score=self.min_score)[0]
+        return self._detect(image, self.min_score)
+
+    @torch.inference_mode()
+    def _detect(self, image: Image.Image, min_score: float) -> dict[str, Any]:
+        found = self._detector.detect([pil_to_tensor(image)], min_score=min_score)[0]
         return {name: value.cpu() for name, value in found.items()}
+
+    def start_video(self, rate: float) -> None:
+        if self._track:
+            self._tracker = BoxTracker(rate=rate, min_score=self.min_score)
+
+    def answer_frame(self, image: Image.Image, seconds: float) -> dict[str, Any]:
+        if self._tracker is None:
+            return self.answer(image)
+        found = self._detect(image, self._low_score)
+        found["tracks"] = self._tracker.update(found, seconds)
+        reported = int((found["scores"] >= self.min_score).sum())  # the highest score comes first
+        return {name: value[:reported] for name, value in found.items()}
 
     def draw(self, image: Image.Image, answer: Mapping[str, Any]) -> Image.Image:
         return draw_detections(image, answer, self.class_names)
 
     def record(self, answer: Mapping[str, Any]) -> Record:
         results = coco_results(answer, 0, range(len(self.class_names)), masks=False)
-        return {
-            "detections": [
-                {"name": self.class_names[r["category_id"]], "score": r["score"], "box": r["bbox"]}
-                for r in results
-            ]
-        }
+        detections: list[Record] = [
+            {"name": self.class_names[r["category_id"]], "score": r["score"], "box": r["bbox"]} for r in results
+        ]
+        if "tracks" in answer:
+            for detection, track in zip(detections, answer["tracks"], strict=True):
+                detection["track"] = track
+        return {"detections": detections}
 
     def masks(self) -> Callable[[], npt.NDArray[np.bool_] | None]:
         """Return a function to compute the latest record's masks: bool N x H x W, or None if there are none."""
@@ -143,6 +223,7 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
         tiling=tiling(options.tile, options.overlap),
         limits=DetectionLimits(detections=options.max_detections, nms_iou=options.iou),
         require_finite=True,
+        track=bool(options.track),
     )
 
 
@@ -153,11 +234,12 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
 
     Args:
         found: the detections of the image, as `Detector.detect` or `Detector.forward` returns them. Without
-            `scores`, as for annotated objects, names are drawn without scores.
+            `scores`, as for annotated objects, names are drawn without scores. `tracks` are drawn after the names.
     """
     colours = default_palette(len(class_names))
     labels = found["labels"].tolist()
     scores = found["scores"].tolist() if "scores" in found else [None] * len(labels)
+    tracks = found.get("tracks", [None] * len(labels))
     if "masks" in found:
         overlay_HWC = np.array(image)
         for index in reversed(range(len(scores))):  # the highest score on top
@@ -173,7 +255,9 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
         draw.rectangle((left, top, right, bottom), outline=colour, width=width)
         if index < MAX_NAMES:
             score = scores[index]
-            text = class_names[labels[index]] + ("" if score is None else f" {100 * score:.0f} %")
+            text = class_names[labels[index]]
+            text += "" if tracks[index] is None else f" #{tracks[index]}"
+            text += "" if score is None else f" {100 * score:.0f} %"
             draw_label(draw, text, (left, top), colour, font, image.size)
     return drawn
 
