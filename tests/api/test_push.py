@@ -128,6 +128,9 @@ def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pyte
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     with pytest.raises(WeightsError, match=r"cannot push to ann/flowers .* log in with: hf auth login$"):
         iformer.push(run, "ann/flowers")
+    monkeypatch.setenv("HF_TOKEN", "hf_tökén")
+    with pytest.raises(WeightsError, match=r"characters outside ASCII; see HF_TOKEN and HF_ENDPOINT$"):
+        iformer.push(run, "ann/flowers")
     assert hub.others == {}
     with pytest.raises(WeightsError, match="'flowers' is not a name on the hub; expected USER/NAME"):
         iformer.push(run, "flowers")

@@ -110,6 +110,18 @@ def test_used_folder_is_refused_before_any_image_is_read(run: Path, capsys: pyte
     assert "holds a run already" in capsys.readouterr().err
 
 
+def test_a_share_for_validation_of_data_that_is_split(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["train", "--data", str(images), "--out", str(tmp_path / "new"), "--val-split", "0.3", *QUICK]) == 1
+    )
+    assert f"error: val_split is 0.3, and {images} is split; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["eval", str(run), "--data", str(images), "--val-split", "0.3", "--device", "cpu"]) == 1
+    assert f"error: val_split is 0.3, and {images} is split; leave it out" in capsys.readouterr().err
+
+
 def test_data_has_to_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--out", str(tmp_path / "run")]) == 1
     assert "--data is missing" in capsys.readouterr().err

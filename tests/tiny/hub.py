@@ -7,7 +7,7 @@ import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.posted: list[str] = []
         """Addresses of what was written."""
         self.status: int | None = None
+        self.retry_after: int | None = None
+        """Seconds that clients are told to wait before they ask again, for each GET."""
         self.cut_short = False
         self.endless = False
         self.headers = True
@@ -93,6 +95,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.status is not None:
             self.fail(self.server.status, "")
             return
+        if self.server.retry_after is not None and self.command == "GET":
+            self.fail(429, "", {"Retry-After": str(self.server.retry_after)})
+            return
         repo, _, rest = self.path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         commit = {"main": NEWEST, "v1": OLDER}.get(revision, revision)
@@ -119,8 +124,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.command == "GET" and not endless:
                 self.wfile.write(content[: len(content) // 2] if self.server.cut_short else content)
 
-    def fail(self, status: int, code: str) -> None:
+    def fail(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()

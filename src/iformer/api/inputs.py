@@ -6,7 +6,6 @@ import os
 import re
 import string
 import sys
-import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ from torch import Tensor
 from iformer.api.answers import holds_answers
 from iformer.data.stream import find_images
 from iformer.errors import DataError, one_line
+from iformer.time_limit import call_within
 
 STANDARD_INPUT = "-"
 MAX_DOWNLOAD_BYTES = 512 * 2**20
@@ -151,27 +151,16 @@ def _download(url: str) -> bytes:
         OSError, ValueError, HTTPException: the URL cannot be fetched.
         TimeoutError: the download is not complete after `_TOTAL_SECONDS`.
     """
-    found: list[bytes | Exception] = []
 
-    def fetch() -> None:
-        try:
-            quoted = urllib.parse.quote(url, safe=string.punctuation)
-            with urllib.request.urlopen(quoted, timeout=_TIMEOUT_SECONDS) as response:
-                contents = response.read(MAX_DOWNLOAD_BYTES + 1)
-                if response.length and len(contents) <= MAX_DOWNLOAD_BYTES:
-                    raise OSError(f"the connection ended {response.length:,} bytes early")
-                found.append(contents)
-        except Exception as error:  # raised again below
-            found.append(error)
+    def fetch() -> bytes:
+        quoted = urllib.parse.quote(url, safe=string.punctuation)
+        with urllib.request.urlopen(quoted, timeout=_TIMEOUT_SECONDS) as response:
+            contents: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+            if response.length and len(contents) <= MAX_DOWNLOAD_BYTES:
+                raise OSError(f"the connection ended {response.length:,} bytes early")
+            return contents
 
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    thread.join(_TOTAL_SECONDS)
-    if not found:
-        raise TimeoutError(f"not complete after {_TOTAL_SECONDS} s")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
+    return call_within(_TOTAL_SECONDS, fetch)
 
 
 def _free_name(folder: Path, name: str) -> Path:

@@ -117,6 +117,9 @@ def test_a_repository_revision_or_file_that_is_not_there(server: Hub) -> None:
     assert "it has no revision nowhere" in message_of(lambda: hub.fetch_released("iformer_t", "nowhere"))
     other = hub.HubFile(repo=REPO, file="other.safetensors")
     assert "it has no file other.safetensors" in message_of(lambda: hub.fetch(other))
+    server.files = {OLDER: server.files[OLDER]}
+    message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "it has no revision main; check the name" in message
 
 
 def test_a_server_that_fails_or_hangs_up(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +139,13 @@ def test_a_server_that_sends_more_than_it_announced(server: Hub, tmp_path: Path)
     message = message_of(lambda: hub.fetch(hub.HubFile(repo="me/small")))
     assert "the server sends more than the 1,000 bytes that it announced" in message
     assert not list((tmp_path / "cache").rglob("blobs/*"))
+
+
+def test_a_server_that_tells_the_client_to_wait_for_a_day(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_MAX_SILENCE_SECONDS", 0.2)
+    server.retry_after = 100_000
+    message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "no progress after 0.2 s; give a local copy of its model.safetensors" in message
 
 
 def test_an_answer_that_is_not_that_of_a_hub(server: Hub) -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import Release, list_models, release
 from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.read import read_weights
+from iformer.time_limit import call_within
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -52,6 +54,11 @@ _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_FILE_BYTES = 16 * 2**30
 """Size of the largest file that is downloaded, in bytes: enough for a training checkpoint with its optimizer."""
+_MAX_SILENCE_SECONDS = 900
+"""Longest time without progress of a download or upload. The client itself waits as long as a server that answers
+429 tells it to, and reports progress for every 10 MB."""
+_LEAST_BYTES_PER_SECOND = 10_000
+"""Slowest upload that is not given up; the client reports no progress of uploads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,25 +139,35 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
     size = _MAX_FILE_BYTES if found.size is None else found.size
     if size > _MAX_FILE_BYTES:
         raise OSError(f"it has {size:,} bytes; expected at most {_MAX_FILE_BYTES:,}")
-    bound = {"tqdm_class": _bounded(size)} if _TAKES_PROGRESS else {}
-    return Path(download(endpoint=endpoint, library_name="iformer", library_version=__version__, **bound))
+    download = partial(download, endpoint=endpoint, library_name="iformer", library_version=__version__)
+    if not _TAKES_PROGRESS:
+        return Path(download())
+    progress = _bounded(size)
+    call = partial(download, tqdm_class=progress)
+    return Path(call_within(_MAX_SILENCE_SECONDS, call, latest_progress=lambda: progress.latest))
 
 
 _TAKES_PROGRESS = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
 """Whether this version of the client reports received bytes; downloads of earlier versions cannot be bounded."""
 
 
-def _bounded(size: int) -> type[tqdm]:
-    """Return a class of progress bars that abort a download of more than twice `size` bytes plus 1 MiB."""
+def _bounded(size: int) -> Any:
+    """Return a class of progress bars that abort a download of more than twice `size` bytes plus 1 MiB.
+
+    Its attribute `latest` is the time of the latest progress.
+    """
     most = 2 * size + 2**20  # the hub's block storage may transfer more than the file has
 
     class Bounded(tqdm):
+        latest = time.monotonic()
+
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)  # type: ignore[no-untyped-call]
             self.received = 0
 
         def update(self, n: float | None = 1) -> bool | None:
             self.received += int(n or 0)
+            Bounded.latest = time.monotonic()
             if self.received > most:
                 raise OSError(f"the server sends more than the {size:,} bytes that it announced")
             shown: bool | None = super().update(n)
@@ -185,9 +202,11 @@ def upload(repo: str, contents: Mapping[str, bytes | Path], *, private: bool, me
         huggingface_hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
         for path, content in contents.items()
     ]
+    sizes = (c.stat().st_size if isinstance(c, Path) else len(c) for c in contents.values())
+    seconds = _MAX_SILENCE_SECONDS + sum(sizes) / _LEAST_BYTES_PER_SECOND
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
-        commit = api.create_commit(repo, files, commit_message=message)
+        commit = call_within(seconds, lambda: api.create_commit(repo, files, commit_message=message))
     except Exception as error:  # the transport's own errors differ between the client's versions
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = (

@@ -23,7 +23,7 @@ from iformer.data.sampling import Key, seeded
 from iformer.data.sources import load_data
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_fold
 from iformer.data.transforms import Transform, TransformSchedule
-from iformer.errors import DataError, listed
+from iformer.errors import ConfigError, DataError, listed
 from iformer.tasks.class_order import class_order, refuse_unknown
 from iformer.tasks.interface import Split
 
@@ -67,6 +67,7 @@ def find_labelled(
 
     Raises:
         DataError: the data cannot be read, its classes do not fit the network, or the split is empty.
+        ConfigError: `val_split` is not between 0 and 1, or is given for data that is split.
     """
     trained_on = metadata.provenance.get("data")
     trained_on = trained_on if isinstance(trained_on, dict) else {}
@@ -80,6 +81,7 @@ def find_labelled(
     fold = trained_on.get("fold") if trained_on.get("name") == data else None
     if fold is not None:
         splits = split_fold(splits, *fold)
+    refuse_val_split(val_split, splits, data)
     class_names = metadata.class_names or splits.val.class_names
     if len(class_names) != num_classes:
         raise DataError(f"{data} has {len(class_names)} classes, the network has {num_classes} outputs")
@@ -100,6 +102,16 @@ def find_labelled(
             *_seen_in_training(splits, split, data, trained_on),
         ),
     )
+
+
+def refuse_val_split(val_split: float | None, splits: DataSplits, data: str) -> None:
+    """Raise an error if `val_split` is given for data that is split already.
+
+    Raises:
+        ConfigError: the message names the data.
+    """
+    if val_split is not None and not splits.split_off:
+        raise ConfigError(f"val_split is {val_split:g}, and {data} is split; leave it out")
 
 
 def select_classes(splits: DataSplits, names: Sequence[str]) -> DataSplits:

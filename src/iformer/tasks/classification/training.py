@@ -31,7 +31,7 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.calibration import fit_temperature, scale_logits
 from iformer.tasks.classification.config import ClassificationRecipe, ImageRecipe
-from iformer.tasks.classification.dataset import ImageDataset, select_classes
+from iformer.tasks.classification.dataset import ImageDataset, refuse_val_split, select_classes
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import (
     ClassificationEvaluation,
@@ -53,11 +53,13 @@ from iformer.training.records.results import Evaluation, TrainResult
 
 def load_job(settings: RunSettings, model: str, *, val_split: float | None, strict: bool, warn: Warn) -> TrainJob:
     """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
-    val_split = DEFAULT_VAL_SPLIT if val_split is None else val_split
+    share = DEFAULT_VAL_SPLIT if val_split is None else val_split
     multi_label = bool(getattr(settings.recipe, "multi_label", False))
-    data = load_data(settings.data_name, val_split=val_split, strict=strict, multi_label=multi_label)
+    data = load_data(settings.data_name, val_split=share, strict=strict, multi_label=multi_label)
+    if not settings.resume:  # a run stores the share even if its data is split
+        refuse_val_split(val_split, data, settings.data_name)
     warn(data.warnings)
-    options: dict[str, Any] = {"val_split": val_split}
+    options: dict[str, Any] = {"val_split": share}
     if settings.classes is not None:
         data, options = select_classes(data, settings.classes), {**options, "classes": list(settings.classes)}
     if settings.fold is not None:
