@@ -206,7 +206,7 @@ def export_each(
     pixels = (size, size) if isinstance(size, int) else size
     with _ready(network, on):
         prepared = exportable(network)
-        if not photographs and executorch_backend in (None, BACKENDS[0].name):
+        if not photographs and calibration is None and executorch_backend in (None, BACKENDS[0].name):
             report("comparing on generated patterns only; give images (--images FOLDER) to compare on photographs")
         quantization = None
         if calibration is not None:

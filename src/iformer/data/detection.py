@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class DetectionSet:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     """COCO's id of each class."""
-    samples: tuple[DetectionSample, ...]
+    samples: tuple[DetectionSample, ...] = field(repr=False)
     root: Path
     warnings: tuple[str, ...] = ()
 

@@ -148,7 +148,7 @@ class ImageSet:
     """A name for messages: "elpv train"."""
     class_names: tuple[str, ...]
     """Names of the classes; a sample's `label` is an index into them."""
-    samples: Sequence[Sample]
+    samples: Sequence[Sample] = field(repr=False)
     root: Path
     """The data set's folder."""
     warnings: tuple[str, ...] = field(default=(), compare=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class SemanticSet:
 
     name: str
     class_names: tuple[str, ...]
-    samples: tuple[SemanticSample, ...]
+    samples: tuple[SemanticSample, ...] = field(repr=False)
     root: Path
     zero_is_ignored: bool = False
     palette: tuple[tuple[int, int, int], ...] = ()
