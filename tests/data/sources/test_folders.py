@@ -53,6 +53,7 @@ def test_train_and_val_folders(tmp_path: Path) -> None:
     assert data.val.class_counts == {"cat": 1, "dog": 2}
     assert names(data.val) == ["val/cat/img1.png", "val/dog/img1.png", "val/dog/img2.png"]
     assert data.warnings == ()
+    assert "img1.png" not in repr(data)  # a data set prints in one line, however many images it has
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "test", "Val"])
