@@ -137,12 +137,17 @@ def test_gray_images_and_images_that_are_none(model: Classifier) -> None:
     gray = np.full((64, 64), 100, np.uint8)
     first, second = iformer.predict(model, [gray, np.repeat(gray[..., None], 3, axis=2)])
     assert first.answers == second.answers
+    ones = torch.ones(3, 64, 64)
+    whole, half = iformer.predict(model, [ones, ones.bfloat16()])
+    assert half.answers == whole.answers
     for wrong, message in (
         (np.zeros((3, 64, 64), np.uint8), r"shape \(3, 64, 64\); expected H x W, or H x W x C"),
         (torch.zeros(64, 64, 3), "expected H x W, or C x H x W"),
         (np.full((8, 8), 2.0), "outside 0 to 1"),
         (np.zeros((8, 8), np.int64), "values of type int64"),
         (3, "int is no image"),
+        (b"\x89PNG", r"bytes is no image; .*; PIL\.Image\.open reads an encoded image"),
+        (io.BytesIO(b"\x89PNG"), "BytesIO is no image"),
         ([], "no image was given"),
     ):
         with pytest.raises(DataError, match=message):

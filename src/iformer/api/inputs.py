@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from io import IOBase
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,14 @@ def _flat(sources: Any) -> Iterator[Any]:
         yield sources
     elif isinstance(sources, np.ndarray | Tensor):
         yield from sources if sources.ndim == 4 else [sources]
-    elif isinstance(sources, Iterable):
+    elif isinstance(sources, Iterable) and not isinstance(sources, bytes | bytearray | memoryview | IOBase):
         for source in sources:
             yield from _flat(source)
     else:
-        raise DataError(f"{type(sources).__name__} is no image; give files, URLs, PIL images, arrays or tensors")
+        raise DataError(
+            f"{type(sources).__name__} is no image; give files, URLs, PIL images, arrays or tensors"
+            + ("; PIL.Image.open reads an encoded image" if isinstance(sources, bytes | IOBase) else "")
+        )
 
 
 def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> Iterator[Input]:
@@ -183,6 +187,7 @@ def _from_array(source: Any) -> Image.Image:
     """Return an array (H x W or H x W x C) or a tensor (H x W or C x H x W) as an image."""
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor  # NumPy has no bf16
         array = (tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor).numpy()
         form = "C x H x W"
     else:

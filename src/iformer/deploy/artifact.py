@@ -314,7 +314,7 @@ def _files(path: Path) -> list[Path]:
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Return whether `path` is an artifact, that is, whether its record exists."""
-    return bool(Path(path).name) and record_path(Path(path)).is_file()
+    return bool(Path(path).name) and os.path.isfile(record_path(Path(path)))
 
 
 def weights_hash(model: nn.Module) -> str:

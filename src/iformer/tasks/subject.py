@@ -93,7 +93,11 @@ def open_subject(
     artifact: Artifact | None = None
     if runner is None:
         path = Path(require_name(subject))
-        if path.exists() and path.suffix in {row.suffix for row in RUNTIMES.values()} and not is_artifact(path):
+        if (
+            os.path.exists(path)
+            and path.suffix in {row.suffix for row in RUNTIMES.values()}
+            and not is_artifact(path)
+        ):
             read_record(path)  # raises: an artifact needs its record
         found = resolve(subject, entry=entry)
         artifact = found if isinstance(found, Artifact) else None

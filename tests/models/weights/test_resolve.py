@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,15 @@ from iformer.models.factory import build, create_model
 from iformer.models.weights import read
 from iformer.models.weights.checkpoint import Weights, save
 from iformer.models.weights.dialects import to_authors
-from iformer.models.weights.resolve import Artifact, Size, load, load_classifier, resolve, resolve_weights
+from iformer.models.weights.resolve import (
+    Artifact,
+    Size,
+    is_known_folder,
+    load,
+    load_classifier,
+    resolve,
+    resolve_weights,
+)
 from tiny.networks import randomize, tiny_config
 
 
@@ -90,6 +99,40 @@ def test_an_artifact_is_recognised_by_its_record(tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "net.openvino.json").write_text('{"runtime": "openvino"}')
     assert resolve(str(folder)) == Artifact(path=folder, runtime="openvino")
+
+
+def test_another_file_of_an_artifact_names_the_artifact(tmp_path: Path) -> None:
+    folder = tmp_path / "exports" / "net.openvino"
+    folder.mkdir(parents=True)
+    (folder / "model.xml").write_text("<net/>")
+    record = folder.with_name("net.openvino.json")
+    record.write_text('{"runtime": "openvino"}')
+    for path, kind in (
+        (record, "a file of"),
+        (folder / "model.xml", "a file of"),
+        (folder.parent, "the folder of"),
+    ):
+        with pytest.raises(WeightsError) as caught:
+            resolve(path)
+        assert str(caught.value) == f"{path} is {kind} the artifact net.openvino; give {folder}"
+    assert is_known_folder(str(folder.parent))  # `iformer info` takes other folders for shards
+    assert not is_known_folder(str(tmp_path))
+    table = tmp_path / "table.csv"
+    table.write_text("image,label\n")
+    with pytest.raises(WeightsError, match=r"table\.csv is not a weight file; give a checkpoint, a run folder"):
+        resolve(table)
+
+
+def test_names_that_no_file_can_have(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the name of a network is empty"):
+        iformer.load("")
+    for use in (iformer.load, lambda name: iformer.predict(name, np.zeros((8, 8, 3), np.uint8)), resolve):
+        with pytest.raises(UserError) as caught:
+            use(f"./{'a' * 5000}")
+        assert str(caught.value).endswith("…' is too long for the name of a file")
+    long = tmp_path / f"{'a' * 240}.safetensors"  # the name of its record would be too long
+    shutil.copy(checkpoint, long)
+    assert resolve(long).path == long  # type: ignore[union-attr]
 
 
 def test_a_file_of_others_with_the_entry_to_take(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ from iformer.models.timm_interface import Indices
 from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
+from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES
 
 RUN_CHECKPOINT = "best.safetensors"
 """The file in a run folder that the folder's name stands for."""
-_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _EXPECTED = "A model is a size, a shipped checkpoint, a file, a run folder, an artifact or hf-hub:USER/NAME."
 _MAX_RECORD_BYTES = 50_000_000
 
@@ -85,17 +85,21 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
     require_name(name)
     found: Resolved | None = _by_name(name, entry) if isinstance(name, str) else None
     path = Path(name)
-    if found is None and path.suffix not in _WEIGHT_SUFFIXES and _record(path).is_file():
+    if found is None and path.suffix not in WEIGHT_SUFFIXES and os.path.isfile(_record(path)):
         found = Artifact(path=path, runtime=_runtime(_record(path)))
     if found is not None:
         if entry is not None and not isinstance(found, Weights):
             raise UserError(f"--entry is for files of training scripts; {name} is not one")
         return found
-    if path.is_dir():
-        if not (path / RUN_CHECKPOINT).is_file():
+    exists = os.path.exists(path)  # unlike Path.exists, for any name: a name may be too long for a file
+    if exists and (artifact := _artifact_near(path)) is not None and not os.path.isfile(path / RUN_CHECKPOINT):
+        kind = "the folder of" if artifact.parent == path else "a file of"
+        raise WeightsError(f"{path} is {kind} the artifact {artifact.name}; give {artifact}")
+    if os.path.isdir(path):
+        if not os.path.isfile(path / RUN_CHECKPOINT):
             raise WeightsError(f"{path} is a folder without {RUN_CHECKPOINT}; {_runs_in(path)}")
         path = path / RUN_CHECKPOINT
-    if isinstance(name, str) and not path.exists() and not _looks_like_path(name):
+    if isinstance(name, str) and not exists and not _looks_like_path(name):
         from iformer.models.weights.hub import release_names
 
         known = release_names() if "." in name else [*shipped_checkpoints(), *list_models()]
@@ -112,14 +116,26 @@ def _runs_in(folder: Path) -> str:
     return f"it holds the runs of a cross-validation ({names}); give one of them, such as {folds[0].parent}"
 
 
+def _artifact_near(path: Path) -> Path | None:
+    """Return the artifact of which `path` is the record, an inner file or the only one in the folder, if any."""
+    of_record = [path.with_suffix("")] if path.suffix == ".json" else []
+    inside = sorted(record.with_suffix("") for record in path.glob("*.json")) if os.path.isdir(path) else []
+    for artifact in (*of_record, *path.parents, *inside):
+        if os.path.exists(artifact) and _runtime(_record(artifact)) is not None:
+            return artifact
+    return None
+
+
 def require_name(name: Any) -> str:
     """Return a name or a path as text.
 
     Raises:
-        UserError: `name` is neither.
+        UserError: `name` is neither, or is empty.
     """
     if not isinstance(name, str | os.PathLike) or not isinstance(text := os.fspath(name), str):
         raise UserError(f"a network is named by a text or a path, not by {type(name).__name__}")
+    if not text:
+        raise UserError(f"the name of a network is empty. {_EXPECTED}")
     return text
 
 
@@ -206,10 +222,12 @@ def load_classifier(
 
 
 def is_known_folder(name: str) -> bool:
-    """Return whether a folder's name means a network: a size, a shipped checkpoint, a run or an artifact."""
+    """Return whether a folder means a network: a size, a checkpoint, a run, an artifact or its folder."""
     path = Path(name)
     known = name in list_models() or name in shipped_checkpoints()
-    return known or (path / RUN_CHECKPOINT).is_file() or _record(path).is_file()
+    if known or os.path.isfile(path / RUN_CHECKPOINT) or os.path.isfile(_record(path)):
+        return True
+    return _artifact_near(path) is not None
 
 
 def _by_name(name: str, entry: str | None) -> Size | Weights | None:

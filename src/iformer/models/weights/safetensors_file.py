@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from iformer.errors import WeightsError, one_line
+from iformer.errors import WeightsError, one_line, printable
 from iformer.files import require_regular_file, utf8_name
 
 SUFFIX = ".safetensors"
+WEIGHT_SUFFIXES = (SUFFIX, ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _ATTEMPTS = 10
 
 
@@ -67,7 +69,13 @@ def _identity(path: str) -> tuple[int, int, int] | None:
 def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> WeightsError:
     """Return an error that says why `path` cannot be read as weights and what to do."""
     path = Path(path)
-    if not path.exists():
+    try:
+        size = path.stat().st_size
+    except OSError as os_error:
+        if os_error.errno == errno.ENAMETOOLONG:
+            return WeightsError(f"'{printable(str(path), limit=100)}' is too long for the name of a file")
+        if os_error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return WeightsError(f"{path} cannot be read: {os_error.strerror or os_error}")
         return WeightsError(f"{path} does not exist; give the path of a weight file")
     if path.is_dir():
         return WeightsError(f"{path} is a folder; give the {SUFFIX} file in it")
@@ -84,8 +92,9 @@ def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> 
         return WeightsError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return WeightsError(f"{path} is a web page, not a weight file; {again}")
-    size = path.stat().st_size
     reason = f" ({one_line(error)})" if error is not None else ""
     if start[8:9] == b"{":
         return WeightsError(f"{path} is truncated or damaged ({size} bytes){reason}; {again}")
+    if path.suffix and path.suffix.lower() not in WEIGHT_SUFFIXES:
+        return WeightsError(f"{path} is not a weight file; give a checkpoint, a run folder or an artifact")
     return WeightsError(f"{path} is not a weight file, or is damaged ({size} bytes){reason}; {again}")
