@@ -118,6 +118,12 @@ def square(picture: Image.Image, side: int = THUMBNAIL) -> Image.Image:
     return result
 
 
+def enlarged(picture: Image.Image, scale: int) -> Image.Image:
+    """Return a copy of a picture whose sides are `scale` times as long, without smoothing."""
+    size = (scale * picture.width, scale * picture.height)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
 def beside(left: Image.Image, right: Image.Image, side: int = THUMBNAIL) -> Image.Image:
     """Return two whole pictures side by side, each in the middle of a square of `side` pixels."""
     pair = Image.new("RGB", (2 * side + _GAP, side), "white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 from abc import abstractmethod
@@ -213,8 +214,12 @@ class PyramidPredictor(TaskPredictor):
         """Return the answer of the network for an RGB image of any size."""
 
     @abstractmethod
-    def draw(self, image: Image.Image, answer: Any) -> Image.Image:
-        """Return the image with the answer drawn on it."""
+    def draw(self, image: Image.Image, answer: Any, scale: int = 1) -> Image.Image:
+        """Return the image with the answer drawn on it.
+
+        Args:
+            scale: factor of the picture's sides; names on a small image are readable only if it is enlarged.
+        """
 
     @abstractmethod
     def record(self, answer: Any) -> Record:
@@ -293,20 +298,23 @@ class PyramidPredictor(TaskPredictor):
 def example_sheet(
     predictor: PyramidPredictor,
     paths: Sequence[Path],
-    draw_truth: Callable[[int, Image.Image], Image.Image],
+    draw_truth: Callable[[int, Image.Image, int], Image.Image],
     *,
     title: str,
 ) -> Image.Image:
     """Draw evenly spaced validation images, each with its annotations and with the predictions.
 
     Args:
-        draw_truth: maps an index into `paths` and its image to a picture with the annotations.
+        draw_truth: maps an index into `paths`, its image and a scale to a picture with the annotations, whose
+            sides are `scale` times those of the image.
     """
     count, columns, side = 12, 3, 260
     cards = []
     for index in list(range(0, len(paths), max(1, len(paths) // count)))[:count]:
         image = read_image(paths[index], value_range=predictor.value_range)
-        pair = beside(draw_truth(index, image), predictor.draw(image, predictor.answer(image)), side)
+        scale = math.ceil(side / max(image.size))
+        predicted = predictor.draw(image, predictor.answer(image), scale)
+        pair = beside(draw_truth(index, image, scale), predicted, side)
         cards.append(Card(picture=pair, caption=paths[index].name))
     subtitle = f"{len(cards)} of {len(paths)} validation images: annotated on the left, predicted on the right."
     return draw_sheet(cards, columns=columns, title=title, subtitle=subtitle)

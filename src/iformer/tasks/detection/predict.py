@@ -29,7 +29,7 @@ from iformer.tasks.detection.inference import (
 )
 from iformer.tasks.detection.metric import coco_results
 from iformer.tasks.interface import PredictOptions, Record, no_masks
-from iformer.tasks.pictures import blend, draw_label, label_font
+from iformer.tasks.pictures import blend, draw_label, enlarged, label_font
 from iformer.tasks.pyramid import PyramidPredictor, folded
 from iformer.tasks.tiles import Tiling, tiling
 
@@ -161,8 +161,8 @@ class DetectionPredictor(PyramidPredictor):
         reported = int((found["scores"] >= self.min_score).sum())  # the highest score comes first
         return {name: value[:reported] for name, value in found.items()}
 
-    def draw(self, image: Image.Image, answer: Mapping[str, Any]) -> Image.Image:
-        return draw_detections(image, answer, self.class_names)
+    def draw(self, image: Image.Image, answer: Mapping[str, Any], scale: int = 1) -> Image.Image:
+        return draw_detections(image, answer, self.class_names, scale)
 
     def record(self, answer: Mapping[str, Any]) -> Record:
         results = coco_results(answer, 0, range(len(self.class_names)), masks=False)
@@ -227,7 +227,9 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
     )
 
 
-def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: Sequence[str]) -> Image.Image:
+def draw_detections(
+    image: Image.Image, found: Mapping[str, Any], class_names: Sequence[str], scale: int = 1
+) -> Image.Image:
     """Draw boxes, names with scores, and masks if there are any, on a copy of an RGB image.
 
     Only the first `MAX_NAMES` objects get names.
@@ -235,6 +237,7 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
     Args:
         found: the detections of the image, as `Detector.detect` or `Detector.forward` returns them. Without
             `scores`, as for annotated objects, names are drawn without scores. `tracks` are drawn after the names.
+        scale: factor of the picture's sides.
     """
     colours = default_palette(len(class_names))
     labels = found["labels"].tolist()
@@ -245,12 +248,12 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
         for index in reversed(range(len(scores))):  # the highest score on top
             overlay_HWC[(found["masks"][index][0] > 0.5).cpu().numpy()] = colours[labels[index]]
         image = blend(image, overlay_HWC, _MASK_OPACITY)
-    drawn = image.copy()
+    drawn = enlarged(image, scale)
     draw = ImageDraw.Draw(drawn)
-    font = label_font(image.size)
-    width = max(1, round(max(image.size) / 300))
+    font = label_font(drawn.size)
+    width = max(1, round(max(drawn.size) / 300))
     for index in reversed(range(len(scores))):
-        left, top, right, bottom = (round(value, 1) for value in found["boxes"][index].tolist())
+        left, top, right, bottom = (round(scale * value, 1) for value in found["boxes"][index].tolist())
         colour = colours[labels[index]]
         draw.rectangle((left, top, right, bottom), outline=colour, width=width)
         if index < MAX_NAMES:
@@ -258,11 +261,13 @@ def draw_detections(image: Image.Image, found: Mapping[str, Any], class_names: S
             text = class_names[labels[index]]
             text += "" if tracks[index] is None else f" #{tracks[index]}"
             text += "" if score is None else f" {100 * score:.0f} %"
-            draw_label(draw, text, (left, top), colour, font, image.size)
+            draw_label(draw, text, (left, top), colour, font, drawn.size)
     return drawn
 
 
-def draw_objects(image: Image.Image, instances: Sequence[Instance], class_names: Sequence[str]) -> Image.Image:
+def draw_objects(
+    image: Image.Image, instances: Sequence[Instance], class_names: Sequence[str], scale: int = 1
+) -> Image.Image:
     """Draw annotated objects, except crowd regions, in the same way as `draw_detections` draws detections."""
     objects = [instance for instance in instances if not instance.crowd]
     boxes_N4 = torch.tensor([instance.box for instance in objects], dtype=torch.float32).reshape(-1, 4)
@@ -271,4 +276,4 @@ def draw_objects(image: Image.Image, instances: Sequence[Instance], class_names:
     masks = [one.mask for one in objects if one.mask is not None]
     if objects and len(masks) == len(objects):
         truth["masks"] = [torch.from_numpy(decode_mask(mask, image.height, image.width))[None] for mask in masks]
-    return draw_detections(image, truth, class_names)
+    return draw_detections(image, truth, class_names, scale)

@@ -82,7 +82,9 @@ def draw_examples(
     return example_sheet(
         predictor,
         [sample.path for sample in images.samples],
-        lambda index, image: draw_objects(image, images.samples[index].instances, images.class_names),
+        lambda index, image, scale: draw_objects(
+            image, images.samples[index].instances, images.class_names, scale
+        ),
         title=f"{name}: detections with a score of {predictor.min_score} or more",
     )
 

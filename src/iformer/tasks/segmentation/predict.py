@@ -18,7 +18,7 @@ from torch import nn
 from iformer.config.segmenter import IGNORED
 from iformer.device import resolve_device
 from iformer.tasks.interface import PredictOptions, Record
-from iformer.tasks.pictures import Colour, blend, draw_label, label_font, save_png
+from iformer.tasks.pictures import Colour, blend, draw_label, enlarged, label_font, save_png
 from iformer.tasks.pyramid import PyramidPredictor, folded
 from iformer.tasks.segmentation.dataset import evaluation_transform
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
@@ -91,8 +91,8 @@ class SegmentationPredictor(PyramidPredictor):
         classes: ClassMap = classes_HW.to(torch.uint8).cpu().numpy()
         return classes
 
-    def draw(self, image: Image.Image, answer: ClassMap) -> Image.Image:
-        return draw_classes(image, answer, self.class_names, self.colours)
+    def draw(self, image: Image.Image, answer: ClassMap, scale: int = 1) -> Image.Image:
+        return draw_classes(image, answer, self.class_names, self.colours, scale)
 
     def record(self, answer: ClassMap) -> Record:
         counts = np.bincount(answer.ravel())
@@ -140,7 +140,11 @@ def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPre
 
 
 def draw_classes(
-    image: Image.Image, classes_HW: ClassMap, class_names: Sequence[str], colours: Sequence[Colour]
+    image: Image.Image,
+    classes_HW: ClassMap,
+    class_names: Sequence[str],
+    colours: Sequence[Colour],
+    scale: int = 1,
 ) -> Image.Image:
     """Draw each pixel's class as a colour, and the names of the largest classes, on a copy of an RGB image.
 
@@ -151,14 +155,14 @@ def draw_classes(
         known_HW &= classes_HW != background
     overlay_HWC = np.array(image)
     overlay_HWC[known_HW] = np.array(colours, np.uint8)[classes_HW[known_HW]]
-    drawn = blend(image, overlay_HWC, _OPACITY)
+    drawn = enlarged(blend(image, overlay_HWC, _OPACITY), scale)
     draw = ImageDraw.Draw(drawn)
-    font = label_font(image.size)
+    font = label_font(drawn.size)
     counts = np.bincount(classes_HW[known_HW], minlength=len(class_names))
     named = [k for k in np.argsort(-counts, kind="stable")[:_MAX_NAMES] if counts[k]]
     for row, k in enumerate(named):
         corner = (4, 4 + row * (font.size + 8) + font.size + 4)
-        draw_label(draw, class_names[k], corner, tuple(colours[k]), font, image.size)
+        draw_label(draw, class_names[k], corner, tuple(colours[k]), font, drawn.size)
     return drawn
 
 

@@ -46,6 +46,6 @@ def draw_examples(
     return example_sheet(
         predictor,
         [sample.path for sample in images.samples],
-        lambda index, image: predictor.draw(image, images.read_mask(images.samples[index])),
+        lambda index, image, scale: predictor.draw(image, images.read_mask(images.samples[index]), scale),
         title=f"{name}: classes of pixels",
     )
