@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from iformer.config.segmenter import IGNORED
 from iformer.tasks.segmentation.inference import sliding_logits
-from iformer.tasks.segmentation.loss import Segmentation
+from iformer.tasks.segmentation.loss import Segmentation, dice_loss
 from iformer.tasks.segmentation.metric import SegmentationMetric
 
 
@@ -59,3 +59,29 @@ def test_loss_is_the_mean_over_pixels_that_are_of_a_class() -> None:
         Pixelwise(), {"images": images, "masks": torch.full_like(masks, IGNORED)}
     )
     assert nothing["loss"] == 0
+
+
+def test_dice_loss_is_that_of_a_calculation_by_hand() -> None:
+    masks = torch.tensor([[[0, 0, 0, 1], [IGNORED, 1, 0, 0]]])
+    answers = torch.tensor([[[0, 0, 1, 1], [2, 0, 0, 0]]])
+    logits = 100.0 * nn.functional.one_hot(answers, 4).permute(0, 3, 1, 2)
+    # class 0: 4 hits, 5 answers, 5 pixels; class 1: 1 hit, 2 answers, 2 pixels; classes 2 and 3 have no pixel
+    torch.testing.assert_close(dice_loss(logits, masks), torch.tensor(1 - (8 / 10 + 2 / 4) / 2))
+    assert dice_loss(logits, torch.full_like(masks, IGNORED)) == 0
+
+
+def test_dice_loss_is_that_of_another_library() -> None:
+    losses = pytest.importorskip("segmentation_models_pytorch.losses")
+    logits, masks = torch.randn(2, 5, 8, 8), torch.randint(0, 4, (2, 8, 8))
+    masks[0, :3] = IGNORED
+    other = losses.DiceLoss("multiclass", classes=[0, 1, 2, 3], ignore_index=IGNORED)
+    torch.testing.assert_close(dice_loss(logits, masks), other(logits, masks))
+
+
+def test_the_weight_of_the_dice_loss() -> None:
+    batch = {"images": torch.randn(2, 3, 8, 8), "masks": torch.randint(0, 3, (2, 8, 8))}
+    values = Segmentation(("a", "b", "c"), dice_weight=0.25).loss(Pixelwise(), batch)
+    torch.testing.assert_close(values["loss"], 0.75 * values["cross_entropy"] + 0.25 * values["dice"])
+    plain = Segmentation(("a", "b", "c")).loss(Pixelwise(), batch)
+    torch.testing.assert_close(plain["loss"], values["cross_entropy"])
+    assert "dice" not in plain

@@ -50,6 +50,9 @@ class SegmentationRecipe(PyramidRecipe):
     square of `size` pixels)."""
     light: LightSegmenterOptions = LightSegmenterOptions()
     """Options of the light segmenter."""
+    dice_weight: Share = 0.0
+    """Weight of the Dice loss; cross entropy has the weight `1 - dice_weight`. The Dice loss counts each class the
+    same, so it helps where objects are small and most pixels are background."""
     sliding: bool = False
     """Whether to evaluate in windows of `size` x `size` that overlap by a third, instead of whole images."""
 

@@ -101,7 +101,7 @@ def segmentation_job(
     network.pyramid.freeze(recipe.freeze)
     return TrainJob(
         **vars(settings),
-        task=Segmentation(data.train.class_names),
+        task=Segmentation(data.train.class_names, dice_weight=recipe.dice_weight),
         workload=SegmentationWorkload,
         model=network,
         model_name=model_name,
