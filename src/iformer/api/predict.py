@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from iformer.api.answers import Answer, AnswerFormat, answers_of, check_format, holds_answers, write_answers
+from iformer.api.engine import with_engine
 from iformer.api.inputs import Input, collect_inputs
 from iformer.api.train import python_warnings
 from iformer.config.checking import Count, FileName, Range, Share, check_arguments
@@ -188,6 +189,7 @@ def predict(
     overlap: Annotated[float, Range(0, 0.9)] | None = None,
     track: bool = False,
     device: str | torch.device = "auto",
+    engine: str = "auto",
     entry: str | None = None,
     warn: Warn | None = None,
 ) -> Predictions:
@@ -216,6 +218,9 @@ def predict(
         overlap: smallest overlap of neighbouring tiles, as a share of their side. None: 0.2.
         track: detectors on videos: follow objects from frame to frame, with ByteTrack; see `Answer.track`.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
+        engine: what computes a network's answers on the CPU: "torch", or "onnx" or "openvino", which export it
+            first, in some seconds, and give the same answers. "auto": "onnx" for a classifier and so many images
+            that it pays, if it is installed; else "torch".
         entry: which weights to take from the file of a training script, such as "model_ema".
         warn: called with notes about the model, one line each. None: each line is a Python warning.
 
@@ -269,7 +274,11 @@ def predict(
         check_options(options, module.TAKES, subject.row.networks)
         if track:
             _check_videos(inputs)
-        predictor = module.open_predictor(subject.in_eval_mode().model, options)
+        found = sum(item.path is not None for item in inputs)
+        subject = with_engine(
+            subject.in_eval_mode(), engine, warn=warn or python_warnings, images=found, explain=explain
+        )
+        predictor = module.open_predictor(subject.model, options)
         return Predictions(inputs, predictor, folder, stack.pop_all(), format=answer_format, overwrite=overwrite)
     raise AssertionError
 

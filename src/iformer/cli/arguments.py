@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -79,6 +79,15 @@ IouOption = Annotated[
         max=1,
         help="Detectors: overlap above which the weaker box is dropped.",
         show_default="as trained",
+    ),
+]
+Engine = Literal["auto", "torch", "onnx", "openvino"]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        rich_help_panel=MORE,
+        help="What computes a network's answers on the CPU. onnx and openvino: after an export of some seconds. "
+        "auto: torch; in predict onnx, if a classifier has so many images that it pays.",
     ),
 ]
 EntryOption = Annotated[

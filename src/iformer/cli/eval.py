@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from iformer.cli.arguments import LABELLED_DATA, DeviceOption, EntryOption, IouOption, MaxDetectionsOption
+from iformer.cli.arguments import (
+    LABELLED_DATA,
+    DeviceOption,
+    EngineOption,
+    EntryOption,
+    IouOption,
+    MaxDetectionsOption,
+)
 from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
 from iformer.errors import UserError
 from iformer.tables import terminal_table
@@ -41,6 +48,7 @@ def evaluate(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="auto: bf16 if the processor has it.")] = "fp32",
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     entry: EntryOption = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images.")] = None,
     strict_data: Annotated[
@@ -77,6 +85,7 @@ def evaluate(
         batch_size=batch_size,
         precision=precision,
         device=device,
+        engine=engine,
         workers=workers,
         strict=strict_data,
         sliding=sliding,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from iformer.cli.arguments import DeviceOption, EntryOption, IouOption, MaxDetectionsOption
+from iformer.cli.arguments import DeviceOption, EngineOption, EntryOption, IouOption, MaxDetectionsOption
 from iformer.cli.output import FAILED, DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.errors import WeightsError, printable
 
@@ -85,6 +85,7 @@ def predict(
         bool, typer.Option("--track", help="Detectors: follow the objects of a video from frame to frame.")
     ] = False,
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     entry: EntryOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -118,6 +119,7 @@ def predict(
             overlap=overlap,
             track=track,
             device=device,
+            engine=engine,
             entry=entry,
             warn=note_warnings,
         )
