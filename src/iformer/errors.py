@@ -97,7 +97,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def one_line(error: object) -> str:
-    """Return an error's first line (if empty, the error's type), printable and at most 200 characters long."""
+def one_line(error: object, *, limit: int = 200) -> str:
+    """Return an error's first line (if empty, the error's type), printable and at most `limit` characters long."""
     text = str(error).strip()
-    return printable(text.splitlines()[0] if text else type(error).__name__, limit=200)
+    return printable(text.splitlines()[0] if text else type(error).__name__, limit=limit)

@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -193,3 +193,48 @@ def output_folder(path: Path) -> Path:
             return path
     except OSError as error:
         raise OutputError(f"cannot write into {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def removed_if_empty(folder: Path) -> Iterator[Path]:
+    """On exit, remove the folder and its parents if they did not exist before and are still empty."""
+    missing = _missing(folder)
+    try:
+        yield folder
+    finally:
+        _remove_empty(missing)
+
+
+@contextlib.contextmanager
+def removed_on_failure(folder: Path | None) -> Iterator[None]:
+    """Create an output folder (see `output_folder`), if one is given; if the block fails, remove a new one.
+
+    Raises:
+        OutputError: the folder cannot be created or is not writable.
+    """
+    missing = [] if folder is None else _missing(folder)
+    try:
+        if folder is not None:
+            output_folder(folder)
+        yield
+    except BaseException:
+        _remove_empty(missing)
+        raise
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return the folder and its parents, innermost first, as far as they do not exist."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):  # the first one that is not empty
+        for folder in folders:
+            folder.rmdir()
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in bytes, MiB or GiB."""
+    if size < 2**20:
+        return f"{size:,} bytes"
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

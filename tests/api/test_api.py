@@ -154,6 +154,13 @@ def test_gray_images_and_images_that_are_none(model: Classifier) -> None:
             iformer.predict(model, wrong)
 
 
+def test_classifiers_take_no_videos(model: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(DataError) as caught:
+        iformer.predict(model, tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'a.mp4'}: only videos were found; classifiers take images"
+
+
 def test_an_image_in_memory_is_turned_upright_like_its_file(model: Classifier, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
     exif = Image.Exif()

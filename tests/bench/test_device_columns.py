@@ -105,6 +105,16 @@ def test_what_is_no_record(tmp_path: Path, content: str) -> None:
         read_columns([Path("/dev/zero")])
 
 
+def test_records_of_other_networks_have_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    write_record(tmp_path / "mine.json", {"onnx": [latency("mine", 6.5)]})
+    assert main(["bench", "--records", str(tmp_path / "mine.json"), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert "6.50" in shown.out
+    assert "no picture: none of these networks is in the paper's Table 3" in shown.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_records_measure_nothing(computer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "iformer_t", "--records", str(computer)]) == 1
     assert "it takes no networks and no --peers" in capsys.readouterr().err

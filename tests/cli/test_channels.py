@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from PIL import Image
 
 from iformer.cli.main import main
+from iformer.errors import UserError
 from iformer.models.classifier import Classifier
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
+from iformer.web import manifest
 from tiny.networks import tiny_config
 
 CLASSES = ("far", "near")
@@ -114,6 +117,19 @@ def test_what_only_three_channels_can_do_is_refused(
     assert main(["train", *start, "--out", str(tmp_path / "run"), *TRAIN, "--set", setting]) == 1
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_page_needs_pictures_of_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = tmp_path / "four.safetensors"
+    save(Classifier(tiny_config(num_classes=2, in_chans=4)), name, class_names=CLASSES)
+    monkeypatch.setattr(manifest, "export_artifact", None)  # not called
+    with pytest.raises(UserError) as caught:
+        manifest.prepare_artifacts(str(name), ["onnx"], tmp_path)
+    assert str(caught.value) == f"{name} takes 4 channels; a camera's pictures have 1 or 3"
+    info = SimpleNamespace(runtime="onnx", preprocessing=SimpleNamespace(mean=(0.5,) * 4))
+    monkeypatch.setattr(manifest, "read_record", lambda path: info)
+    with pytest.raises(UserError, match=r"^my network takes 4 channels"):
+        manifest.read_page_artifact(tmp_path / "net.onnx", [], label="my network")
 
 
 def test_images_without_the_channel_are_named_before_training(

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from iformer.cli.main import main
+from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.models.weights.checkpoint import save
-from tiny.dense import BUILDERS, SIZE, copy_of_export
+from tiny.dense import BUILDERS, SIZE, copy_of_export, rcnn
 from tiny.packages import need_packages
 
 need_packages("onnxruntime", "onnxscript")
@@ -131,6 +132,16 @@ def test_int8_prints_each_class(
     for words in ("miou", "iou, network", "background", "disc", "square", "lost"):
         assert words in printed
     assert json.loads((tmp_path / "int8.onnx.json").read_text())["accuracy"]["metric"] == "miou"
+
+
+@pytest.mark.full
+def test_bench_of_an_rcnn_does_not_count_its_operations(tmp_path: Path) -> None:
+    need_packages("psutil")
+    from iformer.bench.subjects import prepare_subject
+
+    save(rcnn(masks=False), tmp_path / "rcnn.safetensors")
+    subject = prepare_subject(str(tmp_path / "rcnn.safetensors"), RUNTIMES["onnx"], tmp_path, size=SIZE)
+    assert (subject.label, subject.size, subject.gmacs) == ("rcnn", SIZE, None)
 
 
 @pytest.mark.full

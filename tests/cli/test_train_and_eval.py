@@ -118,7 +118,10 @@ def test_a_share_for_validation_of_data_that_is_split(
     )
     assert f"error: val_split is 0.3, and {images} is split; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-    assert main(["eval", str(run), "--data", str(images), "--val-split", "0.3", "--device", "cpu"]) == 1
+    new = tmp_path / "deep" / "new"
+    arguments = ["--data", str(images), "--val-split", "0.3", "--device", "cpu", "--out", str(new)]
+    assert main(["eval", str(run), *arguments]) == 1
+    assert not new.parent.exists()
     assert f"error: val_split is 0.3, and {images} is split; leave it out" in capsys.readouterr().err
 
 

@@ -121,7 +121,7 @@ def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> 
         except DataError as error:
             yield Input(source=f"image {number}", error=str(error))
         except Exception as error:  # Pillow and torch raise errors of any type for damaged or unusual images
-            yield Input(source=f"image {number}", error=f"cannot be read ({one_line(error)[:200]})")
+            yield Input(source=f"image {number}", error=f"cannot be read ({one_line(error)})")
 
 
 def _fetched(source: str, folder: Callable[[], Path]) -> Input:

@@ -18,10 +18,9 @@ from iformer.api.engine import with_engine
 from iformer.api.inputs import Input, collect_inputs
 from iformer.api.train import python_warnings
 from iformer.config.checking import Count, FileName, Range, Share, check_arguments
-from iformer.data.stream import find_images
 from iformer.data.video import has_video_extension
-from iformer.errors import UserError
-from iformer.files import output_folder, write_bytes
+from iformer.errors import DataError, UserError
+from iformer.files import output_folder, removed_if_empty, write_bytes
 from iformer.locks import reserved
 from iformer.tasks.interface import (
     PredictModule,
@@ -236,14 +235,14 @@ def predict(
     check_arguments(predict, locals())
     answer_format = check_format(format)
     with ExitStack() as stack:
-        folder = None if out is None else stack.enter_context(_removed_if_empty(Path(out)))
+        folder = None if out is None else stack.enter_context(removed_if_empty(Path(out)))
         if folder is not None:
             _check_unused(output_folder(folder), overwrite=overwrite)
 
         def storage() -> Path:
             if folder is None:
                 return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iformer-")))
-            inner = stack.enter_context(_removed_if_empty(folder / "inputs"))
+            inner = stack.enter_context(removed_if_empty(folder / "inputs"))
             inner.mkdir(exist_ok=True)
             return inner
 
@@ -269,7 +268,7 @@ def predict(
         )
         module: PredictModule = subject.row.module("predict")
         if not module.VIDEOS:
-            inputs = _without_videos(inputs, images)
+            inputs = _without_videos(inputs, subject.row.networks)
         (warn or python_warnings)(subject.notes)
         check_options(options, module.TAKES, subject.row.networks)
         if track:
@@ -323,18 +322,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _removed_if_empty(folder: Path) -> Iterator[Path]:
-    """On exit, remove the folder and its parents if they did not exist before and are still empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # the first one that is not empty
-            for path in missing:
-                path.rmdir()
-
-
-@contextmanager
 def _marked_as_unfinished(folder: Path, files: Sequence[Path]) -> Iterator[None]:
     """Mark a folder until its answers are written, so that a later call may replace files of a killed call."""
     mark = write_bytes(folder / _UNFINISHED, b"")
@@ -379,8 +366,9 @@ def _check_videos(inputs: list[Input]) -> None:
             raise UserError(f"{item.source} is no video; --track follows the objects of videos, leave it out")
 
 
-def _without_videos(inputs: list[Input], images: Any) -> list[Input]:
+def _without_videos(inputs: list[Input], networks: str) -> list[Input]:
     kept = [i for i in inputs if i.is_given or i.path is None or not has_video_extension(i.path)]
     if not any(item.path for item in kept):
-        find_images([images] if isinstance(images, str | os.PathLike) else images)  # says what is missing
+        first = next(item for item in inputs if item not in kept)
+        raise DataError(f"{first.source}: only videos were found; {networks} take images")
     return kept

@@ -21,7 +21,7 @@ from iformer.cli.web_options import (
 )
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
-from iformer.files import output_folder, write_text
+from iformer.files import removed_on_failure, write_text
 from iformer.tables import csv_text, terminal_table
 
 WEB = {"web": "onnx", "web-litert": "litert"}
@@ -158,14 +158,12 @@ def bench(
         require_runtime(runtime)
         if runtime.name == "coreml":
             require_mac()
-    if out is not None:
-        output_folder(out)
     meter = find_meter() if energy else None
     if energy and meter is None:
         note(CANNOT_TELL)
     measured: dict[str, list[Latency]] = {}
     web: WebResult | None = None
-    with tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
+    with removed_on_failure(out), tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
         for runtime in runtimes:
             subjects = _subjects(models or [], peers, runtime, Path(folder), sizes, batch, entry)
             if runtime.name == "coreml":
@@ -321,7 +319,11 @@ def _show_records(paths: list[Path], out: Path | None, *, json: bool) -> None:
             for column in columns
             if "batch" not in column.where
         ]
-        note(f"picture: {draw_pareto(panels, output_folder(out) / 'pareto.png')}")
+        if not any(panel.times for panel in panels):
+            note("no picture: none of these networks is in the paper's Table 3, which has the accuracies")
+            return
+        with removed_on_failure(out):
+            note(f"picture: {draw_pareto(panels, out / 'pareto.png')}")
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

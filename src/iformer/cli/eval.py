@@ -69,31 +69,28 @@ def evaluate(
     """
 
     from iformer.api.evaluate import evaluate as measure
-    from iformer.files import json_text, output_folder, write_text
+    from iformer.files import json_text, removed_on_failure, write_text
 
-    if out is not None:
-        if (out / "config.yaml").exists() or (out / "fold-1").exists():
-            raise UserError(
-                f"{out} holds a training run, and its metrics.json would be replaced; give another --out"
-            )
-        output_folder(out)
-    evaluation = measure(
-        checkpoint,
-        data,
-        split=split,
-        val_split=val_split,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        engine=engine,
-        workers=workers,
-        strict=strict_data,
-        sliding=sliding,
-        max_detections=max_detections,
-        iou=iou,
-        entry=entry,
-        warn=note_warnings,
-    )
+    if out is not None and ((out / "config.yaml").exists() or (out / "fold-1").exists()):
+        raise UserError(f"{out} holds a training run, and its metrics.json would be replaced; give another --out")
+    with removed_on_failure(out):
+        evaluation = measure(
+            checkpoint,
+            data,
+            split=split,
+            val_split=val_split,
+            batch_size=batch_size,
+            precision=precision,
+            device=device,
+            engine=engine,
+            workers=workers,
+            strict=strict_data,
+            sliding=sliding,
+            max_detections=max_detections,
+            iou=iou,
+            entry=entry,
+            warn=note_warnings,
+        )
     record = {"checkpoint": checkpoint, "data": data, "split": evaluation.split, "metrics": evaluation.metrics}
     if out is not None:
         write_text(out / "metrics.json", json_text(record, indent=2))

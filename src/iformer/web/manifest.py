@@ -89,6 +89,7 @@ def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry
     network = exportable(load(found))
     if network.limits is not None:
         raise UserError(f"{name} does not run in a browser; train a light detector (--detector light)")
+    _check_channels(name, network.channels)
     for runtime in runtimes:  # report a missing package before any work is done
         find_runtime(runtime).require()
     paths = []
@@ -96,6 +97,11 @@ def prepare_artifacts(name: str, runtimes: Sequence[str], folder: Path, *, entry
         paths.append(folder / f"network{find_runtime(runtime).suffix}")
         export_artifact(network, paths[-1], runtime)
     return paths
+
+
+def _check_channels(name: str | Path, channels: int) -> None:
+    if channels not in (1, 3):
+        raise UserError(f"{name} takes {channels} channels; a camera's pictures have 1 or 3")
 
 
 def read_page_artifact(path: Path, pictures: Sequence[bytes], *, label: str | None = None) -> PageArtifact:
@@ -108,8 +114,7 @@ def read_page_artifact(path: Path, pictures: Sequence[bytes], *, label: str | No
     if info.runtime not in PACKAGES:
         titles = " and ".join(RUNTIMES[name].title for name in PACKAGES)
         raise UserError(f"{path} is for {find_runtime(info.runtime).title}; browsers run artifacts of {titles}")
-    if len(info.preprocessing.mean) not in (1, 3):
-        raise UserError(f"{path} takes {len(info.preprocessing.mean)} channels; a camera's pictures have 1 or 3")
+    _check_channels(label or path, len(info.preprocessing.mean))
     if info.batch not in (None, 1):
         raise UserError(f"{path} takes {info.batch} images in one call; the page gives one, export with --batch 1")
     with quiet():

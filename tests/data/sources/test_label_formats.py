@@ -120,6 +120,22 @@ def test_boxes_of_any_floats_survive_conversion(coco: Path, tmp_path: Path) -> N
             assert_same(getattr(before, split), getattr(after, split), masks=False)
 
 
+def test_the_smallest_boxes_survive_conversion(coco: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(coco, tmp_path / "data"))
+    for path in (data / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for number, annotation in enumerate(content["annotations"]):
+            annotation.pop("segmentation")
+            annotation["bbox"] = [[0, 1.7, 0.01, 0.01], [21.3, 0, 0.010000001, 9]][number % 2]
+        path.write_text(json.dumps(content))
+    before = load_detection(data, workers=1, for_training=False)
+    assert sum(len(sample.instances) for sample in before.train.samples) > 3
+    convert_labels(data, tmp_path / "out", to="yolo", workers=1)
+    for split in ("train", "val"):
+        after = getattr(load_detection(tmp_path / "out", workers=1), split)
+        assert_same(getattr(before, split), after, masks=False)
+
+
 def test_names_that_lead_out_of_the_data_stay_inside_the_result(coco: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(coco, tmp_path / "deep" / "er" / "data"))
     path = data / "annotations" / "instances_val.json"
@@ -237,7 +253,8 @@ def test_val_split_where_it_has_no_place(coco: Path, tmp_path: Path) -> None:
     assert len(load_detection(data, val_split=0.25, workers=1).val) == 1
 
 
-def test_voc_beside_the_images_from_zero_and_difficult(tmp_path: Path) -> None:
+@pytest.mark.parametrize("difficult", ["1", "True", "1.0"])
+def test_voc_beside_the_images_from_zero_and_difficult(difficult: str, tmp_path: Path) -> None:
     data = make_voc(tmp_path / "data")
     expected = load_detection(data, workers=1)
     for split in ("train", "val"):
@@ -248,7 +265,7 @@ def test_voc_beside_the_images_from_zero_and_difficult(tmp_path: Path) -> None:
         shutil.rmtree(data / folder)
     assert_same(expected.train, load_detection(data, workers=1).train, masks=False)
     path = data / "train" / "train-0.xml"
-    text = path.read_text().replace("<difficult>0", "<difficult>1", 1)
+    text = path.read_text().replace("<difficult>0", f"<difficult>{difficult}", 1)
     path.write_text(text.replace("<xmin>4<", "<xmin>0<"))
     found = load_detection(data, workers=1)
     assert "boxes begin at 0, where Pascal VOC begins at 1" in found.warnings[0]

@@ -180,9 +180,9 @@ def test_types_of_parquet_columns(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
     path = folder / "labels.parquet"
 
-    def load(**columns: object) -> object:
+    def load(*, multi_label: bool = False, **columns: object) -> object:
         parquet.write_table(pyarrow.table(columns), path)
-        return load_data(path, val_split=0.25)
+        return load_data(path, val_split=0.25, multi_label=multi_label)
 
     assert load(image=photos(), label=[0, 0, 0, 0, 1, 1, 1, 1]).train.class_names == ("0", "1")  # type: ignore[attr-defined]
     for values, message in (
@@ -192,6 +192,9 @@ def test_types_of_parquet_columns(folder: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         with pytest.raises(DataError, match=message):
             load(image=photos(), label=values)
+    torn = [["a|c"], *([["red"]] * 7)]
+    with pytest.raises(DataError, match=r"the label a\|c has \| or ; in it; rename it"):
+        load(image=photos(), label=torn, multi_label=True)
     with pytest.raises(DataError, match="the column image is struct"):
         load(image=[{"bytes": b"", "path": name} for name in photos()], label=LABELS)
     monkeypatch.setattr("iformer.data.sources.tables._MAX_ROWS", 7)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -157,11 +159,30 @@ def test_a_tracker_that_fails_is_left_out(
 
 def test_a_tracker_that_cannot_start_is_one_line(wandb: SimpleNamespace, tmp_path: Path) -> None:
     def refuse(**_: Any) -> None:
-        raise RuntimeError("api_key not configured\nmore")
+        raise RuntimeError(f"api_key not configured. {'x' * 500} Set WANDB_API_KEY.\nmore")
 
     sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"the tracker wandb cannot be started \(api_key not configured\)"):
+    with pytest.raises(UserError, match=r"wandb cannot be started \(api_key not .* Set WANDB_API_KEY\.\)"):
         Trackers(["tensorboard", "wandb"], tmp_path, config={})
+
+
+def test_a_full_disk_of_tensorboard_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.excepthook
+    trackers = Trackers(["tensorboard"], tmp_path, config={})
+    events = trackers._running["tensorboard"].writer._get_file_writer().event_writer
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events._async_writer._writer.write = full
+    trackers.log({"step/loss": 0.5}, 1)
+    events._async_writer._worker.join(10)
+    trackers.log({"step/loss": 0.5}, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "the tracker tensorboard failed and gets nothing more ([Errno 28] No space left on device)" in lines[0]
+    trackers.close()
+    assert threading.excepthook is before
 
 
 def test_tensorboard_has_pictures(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from iformer.data.detection import DetectionSample, DetectionSet, Instance
 from iformer.data.images import has_image_extension, open_image
 from iformer.data.listing import is_hidden
 from iformer.data.parallel import Progress
+from iformer.data.sources.annotations.objects import MIN_SIDE
 from iformer.data.sources.annotations.split import bounds
 from iformer.data.sources.detection import load_detection, read_detection
 from iformer.errors import DataError, OutputError, UserError
@@ -24,6 +25,8 @@ Format = Literal["coco", "yolo"]
 _SPLITS = ("train", "val")
 _TOLERANCE = 1e-3
 """Pixels by which a box may change, because YOLO stores shares of the image as decimals."""
+_YOLO_MIN_SIDE = 1.0001 * MIN_SIDE
+"""Smallest side of a box in YOLO's labels, so that rounded decimals do not make it smaller than readers accept."""
 _EXTENSIONS = {"JPEG2000": "jp2"}
 """File extension of each format whose name is not an extension."""
 _BOUNDS_TOLERANCE = 0.5
@@ -239,12 +242,14 @@ def _outline(instance: Instance, segmentation: Any) -> list[float] | None:
     found = bounds(list(zip(values[::2], values[1::2], strict=True)))
     if max(abs(one - other) for one, other in zip(found, instance.box, strict=True)) > _BOUNDS_TOLERANCE:
         return None
+    if min(found[2:]) < _YOLO_MIN_SIDE:
+        return None
     return values
 
 
 def _centre(box: tuple[float, float, float, float]) -> list[float]:
     left, top, width, height = box
-    return [left + width / 2, top + height / 2, width, height]
+    return [left + width / 2, top + height / 2, max(width, _YOLO_MIN_SIDE), max(height, _YOLO_MIN_SIDE)]
 
 
 def _write_settings(image_set: DetectionSet, out: Path, splits: Sequence[str]) -> None:

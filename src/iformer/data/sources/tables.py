@@ -219,7 +219,7 @@ def _read_parquet(path: Path, *, multi_label: bool) -> Iterator[dict[str, str]]:
     except DataError:
         raise
     except Exception as error:  # pyarrow's errors have no common base class
-        raise DataError(f"{path}: is not a Parquet file that can be read ({one_line(error)[:200]})") from None
+        raise DataError(f"{path}: is not a Parquet file that can be read ({one_line(error)})") from None
 
 
 def _is_list(kind: Any) -> bool:

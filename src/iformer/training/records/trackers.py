@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -135,6 +136,9 @@ class Trackers:
         if "mlflow" in names:
             for variable, value in _MLFLOW_PATIENCE.items():
                 os.environ.setdefault(variable, value)
+        self._hook = threading.excepthook
+        if "tensorboard" in names:
+            threading.excepthook = self._except_of_tensorboard
         for name in names:
             try:
                 tracker = makers[name]()
@@ -144,7 +148,7 @@ class Trackers:
                     tracker.store_init_configuration(dict(_flat(config)))
             except Exception as error:  # the services have no common base class
                 self.close()
-                raise UserError(f"the tracker {name} cannot be started ({one_line(error)[:1000]})") from error
+                raise UserError(f"the tracker {name} cannot be started ({one_line(error, limit=1000)})") from error
             self._running[name] = tracker
         self.ids = {name: _RUN_ID[name](tracker) for name, tracker in self._running.items() if name in _RUN_ID}
         """Run ids by tracker; TensorBoard has none."""
@@ -192,6 +196,13 @@ class Trackers:
         """End the run of each tracker."""
         self._each(lambda name, tracker: tracker.finish())
         self._running.clear()
+        if threading.excepthook == self._except_of_tensorboard:
+            threading.excepthook = self._hook
+
+    def _except_of_tensorboard(self, failed: threading.ExceptHookArgs) -> None:
+        """Print the traceback of a thread, but not of TensorBoard's: its next call raises the same error."""
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            self._hook(failed)
 
     def _each(self, call: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self._running.items()):
@@ -199,7 +210,7 @@ class Trackers:
                 call(name, tracker)
             except Exception as error:  # the services have no common base class
                 del self._running[name]
-                note = f"note: the tracker {name} failed and gets nothing more ({one_line(error)[:300]})"
+                note = f"note: the tracker {name} failed and gets nothing more ({one_line(error, limit=300)})"
                 print(note, file=sys.stderr, flush=True)
 
 

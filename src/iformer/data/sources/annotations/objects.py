@@ -14,7 +14,7 @@ from iformer.data.sources.annotations.split import ImageEntry
 _TOLERANCE = 1.0
 """Number of pixels by which a box may extend beyond its image without a warning, because of rounding."""
 
-_MIN_SIDE = 0.01
+MIN_SIDE = 0.01
 """Smallest side of a box in pixels; thinner boxes have no area in float32."""
 
 _MAX_VALUE = 1e15
@@ -116,7 +116,7 @@ class ObjectReader:
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             self.warnings.append(f"{where}: its box {bbox} is outside its image, {size}; left out")
             return None
-        if inside[2] - inside[0] < _MIN_SIDE or inside[3] - inside[1] < _MIN_SIDE:
+        if inside[2] - inside[0] < MIN_SIDE or inside[3] - inside[1] < MIN_SIDE:
             self.warnings.append(f"{where}: its box {bbox} has no area inside its image, {size}; left out")
             return None
         if max(inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3]) > _TOLERANCE:

@@ -160,7 +160,7 @@ def _object(found: Element, place: str) -> LabelledObject:
         name,
         (left, top, right - left, bottom - top),
         (),
-        _text(found, "difficult").lower() in ("1", "true"),
+        _text(found, "difficult").lower() in ("1", "1.0", "true"),
         place,
     )
 

@@ -31,6 +31,7 @@ from iformer.data.sources.shards.index import (
 from iformer.data.sources.shards.scan import scan_shards
 from iformer.data.sources.shards.stores import FolderStore, ShardStore, shard_store
 from iformer.errors import DataError, UserError, counted
+from iformer.files import size_text
 
 SHARD_BYTES = 128 * 2**20
 """Bytes of images after which a shard ends: about a thousand photographs."""
@@ -235,9 +236,7 @@ def _check_disk(folder: Path, data: DataSplits) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
-        raise UserError(
-            f"{folder}: the shards need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free there"
-        )
+        raise UserError(f"{folder}: the shards need about {size_text(needed)}, {size_text(free)} are free there")
 
 
 def _compare(store: ShardStore, expected: SplitIndex, found: SplitIndex) -> None:
