@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iformer.cli.main import main
@@ -18,6 +19,9 @@ from iformer.data.sources import label_conversion
 from iformer.data.sources.detection import load_detection
 from iformer.data.sources.label_conversion import convert_labels
 from iformer.errors import ConfigError, DataError, UserError
+from iformer.tasks.detection.evaluate import evaluate_data
+from iformer.tasks.interface import EvaluateOptions
+from tiny.dense import light_detector
 from tiny.labels import MAKERS, make_coco, make_labelme, make_voc, make_yolo
 
 Images = dict[str, tuple[int, int, list[Instance]]]
@@ -134,6 +138,23 @@ def test_the_smallest_boxes_survive_conversion(coco: Path, tmp_path: Path) -> No
     for split in ("train", "val"):
         after = getattr(load_detection(tmp_path / "out", workers=1), split)
         assert_same(getattr(before, split), after, masks=False)
+
+
+@pytest.mark.parametrize("empty", ["train", "val"])
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_a_split_without_objects_is_converted(empty: str, to: str, coco: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(coco, tmp_path / "data"))
+    path = data / "annotations" / f"instances_{empty}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    done = convert_labels(data, tmp_path / "out", to=to, workers=1)  # type: ignore[arg-type]
+    assert done.objects[empty] == 0
+    assert sum(done.objects.values()) > 0
+    for folder in (data, tmp_path / "out"):
+        with pytest.raises(DataError, match=r"no object to (train on|validate with)"):
+            load_detection(folder, workers=1)
+    options = EvaluateOptions(device=torch.device("cpu"), split=empty)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"no object to evaluate with in the {empty} split"):
+        evaluate_data(light_detector(), str(data), options)
 
 
 def test_names_that_lead_out_of_the_data_stay_inside_the_result(coco: Path, tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def load_detection(
         strict: raise an error instead of a warning.
         workers: threads that decode; None means one per core, at most 16.
         progress: called with the number of images checked and their total.
-        for_training: require both splits with the same classes; else one of them may be missing, and is then
-            empty.
+        for_training: require both splits with the same classes, and objects in both; else one of them may be
+            missing, and is then empty, or have no objects.
 
     Raises:
         DataError: the data cannot be used; one line names the files, what is wrong and what is expected.
@@ -124,8 +124,9 @@ def read_detection(
         whole = next(iter(sets))
         sets["train"], sets["val"] = _split_off(sets.pop(whole), val_split or DEFAULT_VAL_SPLIT, seed, notes)
         entries = dict.fromkeys(("train", "val"), entries[whole])
+    empty = [split for split, image_set in sets.items() if not any(image_set.class_counts.values())]
     for split, image_set in sets.items():
-        if not any(image_set.class_counts.values()):
+        if split in empty and (for_training or len(empty) == len(sets)):
             what = "train on" if split == "train" else "validate with"
             raise DataError(f"{root}: no object to {what}{_reasons(image_set)}")
         unused = [name for name, count in image_set.class_counts.items() if count == 0]

@@ -144,6 +144,8 @@ def evaluate_data(
     if not len(image_set):
         other = "val" if options.split == "train" else "train"
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
+    if not any(image_set.class_counts.values()):
+        raise DataError(f"{data}: no object to evaluate with in the {options.split or 'val'} split")
     if options.precision == "fp32":  # half precision rounds folded weights, which makes larger errors
         subject = folded(subject)
     subject = subject.to(options.device) if isinstance(subject, nn.Module) else subject
