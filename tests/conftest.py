@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from iformer.config.network import NetworkConfig
@@ -26,6 +27,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # a shell's background jobs ignore SIGINT, and so would the programs that tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# a busy machine is no failure
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 MAX_WORKERS = 8
 """Each takes up to 2 GiB of memory."""

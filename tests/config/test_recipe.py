@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import iformer_paper as paper
@@ -123,7 +123,6 @@ def test_invalid_field_is_named(field: str, value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(deadline=None)
 @given(
     field=st.sampled_from(FIELDS),
     value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([1])),

@@ -55,7 +55,7 @@ def sampled(length: int, **options: object) -> list[list[int]]:
 sizes = st.tuples(st.integers(1, 200), st.integers(1, 12), st.sampled_from([1, 2, 3, 4]), st.integers(0, 5))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(numbers=sizes, seed=st.integers(0, 2**32 - 1))
 def test_evaluation_covers_each_image_once(numbers: tuple[int, int, int, int], seed: int) -> None:
     length, per_rank, world_size, _ = numbers
@@ -67,7 +67,7 @@ def test_evaluation_covers_each_image_once(numbers: tuple[int, int, int, int], s
         assert all(batches)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(numbers=sizes, seed=st.integers(0, 2**32 - 1))
 def test_training_order_is_the_same_for_any_world_size(numbers: tuple[int, int, int, int], seed: int) -> None:
     length, per_rank, world_size, epoch = numbers
@@ -89,7 +89,7 @@ def test_training_order_is_the_same_for_any_world_size(numbers: tuple[int, int, 
     assert len(seen) == len(set(seen)) == (length // batch_size * batch_size or length)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(numbers=sizes, start=st.integers(0, 20), training=st.booleans())
 def test_starting_in_the_middle_gives_the_rest(
     numbers: tuple[int, int, int, int], start: int, training: bool

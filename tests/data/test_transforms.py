@@ -98,7 +98,7 @@ def test_images_like_a_line_need_no_giant_intermediate(size: tuple[int, int]) ->
     assert train_transform(SMALL, AugmentConfig(scale=None))(image).shape == (3, 32, 32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(1, 80),
     height=st.integers(1, 80),

@@ -57,7 +57,7 @@ def test_cut_and_join_are_each_others_inverse(
     assert torch.equal(strip, torch.cat(squares, dim=2))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sides, sides, window_sizes)
 def test_a_graphs_convolution_is_that_of_each_window(height: int, width: int, size: int) -> None:
     windows = Windows(config=WindowConfig(window_size=size), height=height, width=width)
@@ -76,7 +76,7 @@ def test_a_graphs_convolution_is_that_of_each_window(height: int, width: int, si
 
 
 # image sizes whose stage-3 maps are square, not square, and not whole windows of 4 x 4
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(33, 260), st.integers(33, 260), st.sampled_from(["attended", "masked"]))
 def test_hybrid_and_chunk_hybrid_are_the_same_function(
     network: tuple[NetworkConfig, Backbone],
@@ -112,7 +112,7 @@ def network() -> tuple[NetworkConfig, Backbone]:
     return tiny_config(), model
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(32, 64), st.integers(32, 64), st.sampled_from(["attended", "masked"]))
 def test_a_map_of_one_window_stays_whole(
     network: tuple[NetworkConfig, Backbone],

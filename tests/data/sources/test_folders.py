@@ -516,7 +516,7 @@ def test_elpv_is_split_by_probability_and_module(monkeypatch: pytest.MonkeyPatch
     assert names(load_data("elpv", seed=0).val) == names(data.val)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     strata=st.lists(st.integers(0, 5), min_size=1, max_size=80),
     share=st.floats(0.01, 0.99),
@@ -536,7 +536,7 @@ def test_splits_are_stratified_partitions(strata: list[int], share: float, seed:
     assert (first, second) == split_stratified(items, strata, val_share=share, seed=seed)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(order=st.permutations(range(20)))
 def test_splits_do_not_depend_on_the_order_of_the_files(order: list[int]) -> None:
     items = [f"{i}.png" for i in range(20)]

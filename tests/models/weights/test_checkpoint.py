@@ -385,7 +385,7 @@ def test_wrong_kinds_of_numbers(checkpoint: Path) -> None:
         load(checkpoint)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_file_loads_or_is_a_weights_error(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     folder = tmp_path_factory.mktemp("damaged")
