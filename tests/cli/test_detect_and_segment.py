@@ -82,7 +82,7 @@ def test_detections_are_drawn_and_written_as_coco(
         "0.png", "1.png", "2.png", "3.png", "broken.png", "clip.mp4", "clip.mp4", "clip.mp4",
     ]  # fmt: skip
     assert records[4]["error"] == "not an image, or of a format that is not supported"
-    assert "1 could not be read" in captured.err
+    assert "1 without an answer" in captured.err
     assert [record["frame"] for record in records[5:]] == [0, 1, 2]
     assert records[6]["seconds"] == 0.1
     found = records[0]["detections"]

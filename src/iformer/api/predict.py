@@ -51,7 +51,7 @@ class Prediction:
     labels: tuple[str, ...] | None = None
     """Multi-label classifiers: names of the classes whose probability reaches the threshold; None for others."""
     error: str | None = None
-    """Why the image could not be read. None: it was read."""
+    """Why the image has no answer: it cannot be read, or the network's outputs overflow. None: it has one."""
     record: Record = field(repr=False)
     """The answer as plain values: the line of `predictions.jsonl`."""
     make_masks: Callable[[], npt.NDArray[Any] | None] = field(default=no_masks, repr=False, compare=False)

@@ -144,7 +144,7 @@ def predict(
     note(
         f"{answered} image{'s' if answered != 1 else ''} in {seconds:.1f} s ({answered / seconds:.1f} images/s) "
         f"by {predictions.predictor.name} on {predictions.predictor.device}"
-        + (f"; {failed} could not be read" if failed else "")
+        + (f"; {failed} without an answer" if failed else "")
     )
     for line in predictions.written:
         note(line)
