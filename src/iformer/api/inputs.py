@@ -1,14 +1,15 @@
-"""Inputs of `iformer.predict`: files, folders, globs, URLs, standard input and images in memory."""
+"""Inputs of `iformer.predict`: files, folders, globs, URLs, standard input, images in memory and live sources."""
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import string
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from io import IOBase
@@ -21,8 +22,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from iformer.api.answers import holds_answers
+from iformer.data.live import LiveSource, is_stream, live_source, masked, stream
 from iformer.data.stream import find_images
-from iformer.errors import DataError, one_line
+from iformer.data.video import has_video_extension
+from iformer.errors import DataError, UserError, one_line
 from iformer.time_limit import call_within
 
 STANDARD_INPUT = "-"
@@ -37,13 +40,15 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """An image or video file, or the reason why a source gives no file."""
+    """An image or video file, a camera or stream, or the reason why a source gives none of them."""
 
     source: str
     """Name in records and messages: a path, a URL, or "image 3" for the third image in memory."""
     path: Path | None = None
+    live: LiveSource | None = None
+    """The camera or stream, if the source is one; there is no file then."""
     error: str = ""
-    """Why there is no file, in one line; empty if there is a file."""
+    """Why there is nothing to read, in one line; empty otherwise."""
     is_given: bool = True
     """Whether the user named this file. False: the file was found in a folder or by a pattern."""
     is_stored: bool = False
@@ -56,7 +61,7 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
     Args:
         sources: one source or an iterable of them. A source is a file, folder or pattern, an http(s) URL, "-" for
             standard input, a PIL image, a NumPy array (H x W, H x W x C, N x H x W x C) or a tensor (C x H x W,
-            N x C x H x W), uint8 or float from 0 to 1.
+            N x C x H x W), uint8 or float from 0 to 1; or a camera or stream, see `iformer.data.live`.
         folder: returns a folder for images that are not files; called only if there are any.
 
     Returns:
@@ -64,7 +69,8 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
         input with an `error`.
 
     Raises:
-        DataError: no source gives a file, or a source has a type that is not supported.
+        DataError: no source gives a file, a source has a type that is not supported, or a camera or stream is not
+            the only source.
     """
     numbers = count(1)
     found: dict[Path | str, Input] = {}
@@ -77,7 +83,10 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
     except RecursionError:
         raise DataError("the lists of images are nested too deeply") from None
     inputs = list(found.values())
-    if not any(item.path for item in inputs):
+    live = next((item for item in inputs if item.live), None)
+    if live is not None and len(inputs) > 1:
+        raise DataError(f"{live.source}: a camera or stream must be the only source of a call")
+    if all(item.error for item in inputs):
         reason = (
             f"{inputs[0].source}: {inputs[0].error}" if inputs else "no image was given; give files or folders"
         )
@@ -101,6 +110,15 @@ def _flat(sources: Any) -> Iterator[Any]:
 
 
 def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> Iterator[Input]:
+    if isinstance(source, str):
+        try:
+            if (live := live_source(source)) is not None:
+                yield Input(source=live.name, live=live)
+                return
+        except DataError as error:
+            name, _, reason = str(error).partition(": ")
+            yield Input(source=name, error=reason)
+            return
     if isinstance(source, str) and (_URL.match(source) or source == STANDARD_INPUT):
         yield _fetched(source, folder)
     elif isinstance(source, str) and not source:
@@ -125,18 +143,24 @@ def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> 
 
 
 def _fetched(source: str, folder: Callable[[], Path]) -> Input:
-    """Store the contents of a URL or of standard input in a file; return an input with that file or an error."""
+    """Store the contents of a URL or of standard input in a file; return an input with that file or an error.
+
+    The URL of a stream gives an input without a file.
+    """
+    shown = masked(source)
     name = Path(source.partition("?")[0].partition("#")[0]).name if source != STANDARD_INPUT else "stdin"
     stored = re.sub(r"[^\w.-]", "_", name).encode()[-100:].decode(errors="ignore") or "download"
     try:
         contents = _from_standard_input() if source == STANDARD_INPUT else _download(source)
+        if isinstance(contents, LiveSource):
+            return Input(source=shown, live=contents)
         if len(contents) > MAX_DOWNLOAD_BYTES:
-            return Input(source=source, error=f"has more than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
+            return Input(source=shown, error=f"has more than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
         path = _free_name(folder(), stored)
         path.write_bytes(contents)
     except (OSError, ValueError, HTTPException) as error:
-        return Input(source=source, error=f"cannot be fetched ({one_line(error)})")
-    return Input(source=source, path=path, is_stored=True)
+        return Input(source=shown, error=f"cannot be fetched ({one_line(error)})")
+    return Input(source=shown, path=path, is_stored=True)
 
 
 def _from_standard_input() -> bytes:
@@ -145,8 +169,8 @@ def _from_standard_input() -> bytes:
     return sys.stdin.buffer.read(MAX_DOWNLOAD_BYTES + 1)
 
 
-def _download(url: str) -> bytes:
-    """Return the contents of a URL, at most one byte more than `MAX_DOWNLOAD_BYTES`.
+def _download(url: str) -> bytes | LiveSource:
+    """Return the contents of a URL, at most one byte more than `MAX_DOWNLOAD_BYTES`; a `LiveSource` of a stream.
 
     The download runs in a thread, because only each read has a time limit: a server that sends a byte now and then
     would never exceed that limit.
@@ -156,15 +180,29 @@ def _download(url: str) -> bytes:
         TimeoutError: the download is not complete after `_TOTAL_SECONDS`.
     """
 
-    def fetch() -> bytes:
+    def fetch() -> bytes | LiveSource:
         quoted = urllib.parse.quote(url, safe=string.punctuation)
-        with urllib.request.urlopen(quoted, timeout=_TIMEOUT_SECONDS) as response:
+        with urllib.request.urlopen(_request(quoted), timeout=_TIMEOUT_SECONDS) as response:
+            content_type = response.headers.get_content_type()
+            if is_stream(content_type, has_length=response.length is not None, url=quoted):
+                return stream(quoted)
             contents: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
             if response.length and len(contents) <= MAX_DOWNLOAD_BYTES:
                 raise OSError(f"the connection ended {response.length:,} bytes early")
             return contents
 
     return call_within(_TOTAL_SECONDS, fetch)
+
+
+def _request(url: str) -> urllib.request.Request:
+    """Return a request for a URL. A user and password in it are sent by HTTP's basic authentication."""
+    parts = urllib.parse.urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if user:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode("ascii")
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
 def _free_name(folder: Path, name: str) -> Path:
@@ -208,3 +246,37 @@ def _from_array(source: Any) -> Image.Image:
             f"an image in memory has values of type {array.dtype}; expected uint8, or float from 0 to 1"
         )
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def check_videos(inputs: Sequence[Input], option: str) -> None:
+    """Check that an option for videos has nothing else to work on.
+
+    Raises:
+        UserError: an input is an image.
+    """
+    for item in inputs:
+        if item.path is not None and not has_video_extension(item.path):
+            raise UserError(
+                f"{item.source} is no video; {option} is for videos, cameras and streams, leave it out"
+            )
+
+
+def without_videos(inputs: Sequence[Input], networks: str) -> list[Input]:
+    """Return the inputs without the videos that were found in folders or by patterns.
+
+    Args:
+        inputs: the inputs.
+        networks: the networks that take no videos, such as "classifiers", for messages.
+
+    Raises:
+        UserError: an input is a camera or stream.
+        DataError: there are only videos.
+    """
+    for item in inputs:
+        if item.live is not None:
+            raise UserError(f"{item.source}: a camera or stream; {networks} take images")
+    kept = [i for i in inputs if i.is_given or i.path is None or not has_video_extension(i.path)]
+    if not any(item.path for item in kept):
+        first = next(item for item in inputs if item not in kept)
+        raise DataError(f"{first.source}: only videos were found; {networks} take images")
+    return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +15,10 @@ import torch
 
 from iformer.api.answers import Answer, AnswerFormat, answers_of, check_format, holds_answers, write_answers
 from iformer.api.engine import with_engine
-from iformer.api.inputs import Input, collect_inputs
+from iformer.api.inputs import Input, check_videos, collect_inputs, without_videos
 from iformer.api.train import python_warnings
 from iformer.config.checking import Count, FileName, Range, Share, check_arguments
-from iformer.data.video import has_video_extension
-from iformer.errors import DataError, UserError
+from iformer.errors import UserError
 from iformer.files import output_folder, removed_if_empty, write_bytes
 from iformer.locks import reserved
 from iformer.tasks.interface import (
@@ -42,7 +41,7 @@ class Prediction:
     """The answer for one image or video frame."""
 
     source: str
-    """The source of the image: a path, a URL, or "image 3" for the third image in memory."""
+    """The source of the image: a path, a URL, "camera 0", or "image 3" for the third image in memory."""
     path: Path | None
     """The image file; None for an image in memory or from a URL that was not kept."""
     answers: tuple[Answer, ...] = ()
@@ -110,7 +109,10 @@ class Predictions(Iterator[Prediction]):
         """After the last prediction: lines that say which files are in `out`."""
         self._stack, self._format, self._overwrite = stack, format, overwrite
         self._paths = [item.path for item in inputs if item.path is not None]
-        self._files = [] if out is None else [out / file for file in predictor.files(self._paths)]
+        self.live = next((item.live for item in inputs if item.live is not None), None)
+        """The camera or stream, if the input is one. It may have no end: `close` ends it."""
+        drawn = self._paths if self.live is None else [Path(f"{self.live.stem}.mp4")]
+        self._files = [] if out is None else [out / file for file in predictor.files(drawn)]
         if out is not None:
             _check_files(out, self._files, self._paths)
         self._records: list[Record] = []
@@ -138,15 +140,22 @@ class Predictions(Iterator[Prediction]):
                 self._stack.enter_context(_marked_as_unfinished(self.out, self._files))
             try:
                 for item in self.inputs:
-                    if item.path is None:
+                    if item.error:
                         yield self._kept(item, {"file": item.source, "error": item.error})
-                for record in self.predictor.predict(self._paths, self.out):
-                    item = by_path[Path(record["file"])]
-                    yield self._kept(item, {**record, "file": item.source})
+                if self.live is not None:
+                    with closing(self.predictor.predict_live(self.live, self.out)) as records:
+                        for record in records:
+                            yield self._kept(self.inputs[0], {**record, "file": self.inputs[0].source})
+                else:
+                    for record in self.predictor.predict(self._paths, self.out):
+                        item = by_path[Path(record["file"])]
+                        yield self._kept(item, {**record, "file": item.source})
             except BaseException:  # Ctrl-C, a full disk, a caller who has seen enough: keep the answers so far
                 if self.out is not None and self._records:
                     with suppress(UserError, OSError):
                         write_answers(self.out, self._records, self._format)
+                        if self.live is not None:
+                            self.written += self.predictor.finish(self.out)
                 raise
             if self.out is not None:
                 write_answers(self.out, self._records, self._format)
@@ -187,6 +196,7 @@ def predict(
     tile: Count | None = None,
     overlap: Annotated[float, Range(0, 0.9)] | None = None,
     track: bool = False,
+    max_frames: Count | None = None,
     device: str | torch.device = "auto",
     engine: str = "auto",
     entry: str | None = None,
@@ -198,7 +208,8 @@ def predict(
         model: a network of this package, any name that `iformer.load` takes, or an exported artifact.
         images: one source or an iterable of them: files, folders, patterns, URLs, "-" (standard input), PIL
             images, NumPy arrays (H x W or H x W x C) and tensors (C x H x W), uint8 or float from 0 to 1.
-            Detectors and segmenters take videos too.
+            Detectors and segmenters take videos too, or one camera ("0", "/dev/video0") or stream
+            ("rtsp://...", the URL of motion JPEG or HLS).
         out: folder for pictures and `predictions.jsonl`; images in memory and from URLs are kept in its `inputs`.
             None: nothing is written.
         format: "jsonl", "csv" or "parquet". Tables have one row for each answer; see `iformer.api.answers`.
@@ -216,6 +227,7 @@ def predict(
             no tiles.
         overlap: smallest overlap of neighbouring tiles, as a share of their side. None: 0.2.
         track: detectors on videos: follow objects from frame to frame, with ByteTrack; see `Answer.track`.
+        max_frames: frames after which a video, camera or stream ends. None: all.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
         engine: what computes a network's answers on the CPU: "torch", or "onnx" or "openvino", which export it
             first, in some seconds, and give the same answers. "auto": "onnx" for a classifier and so many images
@@ -265,14 +277,16 @@ def predict(
             tile=tile,
             overlap=overlap,
             track=track or None,
+            max_frames=max_frames,
         )
         module: PredictModule = subject.row.module("predict")
         if not module.VIDEOS:
-            inputs = _without_videos(inputs, subject.row.networks)
+            inputs = without_videos(inputs, subject.row.networks)
         (warn or python_warnings)(subject.notes)
         check_options(options, module.TAKES, subject.row.networks)
-        if track:
-            _check_videos(inputs)
+        for option, given in (("--track", track), ("--max-frames", max_frames)):
+            if given:
+                check_videos(inputs, option)
         found = sum(item.path is not None for item in inputs)
         subject = with_engine(
             subject.in_eval_mode(), engine, warn=warn or python_warnings, images=found, explain=explain
@@ -358,17 +372,3 @@ def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
         if item.is_given or item.path is None or here not in Path(os.path.realpath(item.path)).parents
     ]
     return kept if any(item.path for item in kept) else inputs
-
-
-def _check_videos(inputs: list[Input]) -> None:
-    for item in inputs:
-        if item.path is not None and not has_video_extension(item.path):
-            raise UserError(f"{item.source} is no video; --track follows the objects of videos, leave it out")
-
-
-def _without_videos(inputs: list[Input], networks: str) -> list[Input]:
-    kept = [i for i in inputs if i.is_given or i.path is None or not has_video_extension(i.path)]
-    if not any(item.path for item in kept):
-        first = next(item for item in inputs if item not in kept)
-        raise DataError(f"{first.source}: only videos were found; {networks} take images")
-    return kept

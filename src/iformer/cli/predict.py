@@ -22,7 +22,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGES...",
-            help="Image files, folders, glob patterns in quotes, URLs, or - for an image on standard input.",
+            help="Image files, folders, glob patterns in quotes, URLs, or - for an image on standard input. For "
+            "detectors and segmenters also videos, the number of a camera, or a stream (rtsp://, udp://, ...).",
         ),
     ],
     weights: Annotated[
@@ -84,6 +85,9 @@ def predict(
     track: Annotated[
         bool, typer.Option("--track", help="Detectors: follow the objects of a video from frame to frame.")
     ] = False,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Detectors, segmenters: frames after which a video or stream ends.")
+    ] = None,
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     entry: EntryOption = None,
@@ -93,7 +97,7 @@ def predict(
     """Classify, detect or segment images and videos.
 
     Takes files, folders, globs and URLs; writes JSON lines and pictures. Detectors draw boxes, names and masks,
-    segmenters classes; both also take videos.
+    segmenters classes; both also take videos, cameras and streams. Ctrl-C ends a camera or stream.
     """
     from iformer.api.predict import predict as run
 
@@ -118,6 +122,7 @@ def predict(
             tile=tile,
             overlap=overlap,
             track=track,
+            max_frames=max_frames,
             device=device,
             engine=engine,
             entry=entry,
@@ -130,22 +135,29 @@ def predict(
     width = min(48, max(len(printable(_short(item.source))) for item in predictions.inputs))
     answered = failed = 0
     start = time.perf_counter()
-    for prediction in predictions:
-        if prediction.error is not None:
-            failed += 1
-            note(f"error: {printable(prediction.source)}: {prediction.error}")
-        else:
-            answered += 1
-        if json:
-            print_json_line(prediction.record)
-        elif prediction.error is None and prediction.frame is None:
-            say(f"{printable(_short(prediction.source)):<{width}}  {prediction.words}")
+    try:
+        for prediction in predictions:
+            if prediction.error is not None:
+                failed += 1
+                note(f"error: {printable(prediction.source)}: {prediction.error}")
+            else:
+                answered += 1
+            if json:
+                print_json_line(prediction.record)
+            elif prediction.error is None and prediction.frame is None:
+                say(f"{printable(_short(prediction.source)):<{width}}  {prediction.words}")
+    except KeyboardInterrupt:
+        if predictions.live is None or not answered:
+            raise
+        predictions.close()
     seconds = time.perf_counter() - start
     note(
         f"{answered} image{'s' if answered != 1 else ''} in {seconds:.1f} s ({answered / seconds:.1f} images/s) "
         f"by {predictions.predictor.name} on {predictions.predictor.device}"
         + (f"; {failed} without an answer" if failed else "")
     )
+    if dropped := predictions.predictor.dropped:
+        note(f"{dropped} frames were left out, because they came faster than they were answered")
     for line in predictions.written:
         note(line)
     if failed:

@@ -22,7 +22,7 @@ from iformer.files import replacing
 VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"))
 """Extensions of video files, in lower case."""
 
-_FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp"))
+FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp"))
 """Formats that are refused: their files are lists of other files or addresses, which FFmpeg would read."""
 
 _TICKS = 90_000
@@ -54,26 +54,21 @@ class VideoReader:
             MissingDependencyError: PyAV is not installed.
         """
         self._av: Any = require("av", extra="video")
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise DataError(f"{path}: no such file")
-        try:
-            # an absolute path: FFmpeg takes the `12:` of `12:30.mp4` for a protocol
-            self._container = self._av.open(str(self.path.absolute()), options=self._limits())
-        except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise DataError(f"{path}: not a video, or damaged ({_reason(error)})") from None
+        self.source = os.fspath(path)
+        """The file, for messages and records."""
+        self._container = self._open()
         try:
             if not self._container.streams.video:
-                raise DataError(f"{path}: has no video stream")
+                raise DataError(f"{self.source}: has no video stream")
             self._stream = self._container.streams.video[0]
             if self._stream.codec_context is None:  # a truncated header, or a codec that FFmpeg does not know
-                raise DataError(f"{path}: not a video, or damaged (no decoder for its frames)")
+                raise DataError(f"{self.source}: not a video, or damaged (no decoder for its frames)")
             self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             self._check_size(self._stream.width, self._stream.height)
             self._frames = self._decoded()
             self._first = next(self._frames, None)
             if self._first is None:
-                raise DataError(f"{path}: has no frame that can be decoded")
+                raise DataError(f"{self.source}: has no frame that can be decoded")
             self._check_size(self._first.width, self._first.height)
             self.width, self.height = self._first.width, self._first.height
             if self._first.rotation % 180:
@@ -86,19 +81,29 @@ class VideoReader:
         self.frames: int | None = self._stream.frames or None
         """Number of frames according to the file; None if the file does not state it."""
 
-    def _limits(self) -> dict[str, str]:
-        """Return options of FFmpeg that allow no huge frames, no other files and no protocols such as http."""
-        formats = self._av.formats_available - _FORMATS_OF_OTHER_FILES
-        return {
-            "format_whitelist": ",".join(sorted(formats)),
+    def _open(self) -> Any:
+        """Return the container of the file. It may hold no huge frames, other files and protocols such as http.
+
+        Raises:
+            DataError: there is no file, or it is not a video.
+        """
+        if not os.path.isfile(self.source):
+            raise DataError(f"{self.source}: no such file")
+        options = {
+            "format_whitelist": ",".join(sorted(self._av.formats_available - FORMATS_OF_OTHER_FILES)),
             "protocol_whitelist": "file",
             "max_pixels": str(MAX_PIXELS),
         }
+        try:
+            # an absolute path: FFmpeg takes the `12:` of `12:30.mp4` for a protocol
+            return self._av.open(os.path.abspath(self.source), options=options)
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            raise DataError(f"{self.source}: not a video, or damaged ({ffmpeg_reason(error)})") from None
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
             raise DataError(
-                f"{self.path}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; not decoded"
+                f"{self.source}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; not decoded"
             )
 
     def __iter__(self) -> Iterator[Frame]:
@@ -107,14 +112,21 @@ class VideoReader:
         Raises:
             DataError: the file is damaged; the message says after which frame.
         """
-        # raw streams cannot be rewound, so the first frame is kept
-        for number, frame in enumerate(chain([self._first], self._frames)):
-            try:
-                pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            except (self._av.error.FFmpegError, OSError, ValueError) as error:
-                raise DataError(f"{self.path}: damaged after frame {number} ({_reason(error)})") from None
+        for number, frame in enumerate(self.raw_frames()):
             seconds = frame.time if frame.time is not None else number / self.rate
-            yield Frame(Image.fromarray(np.ascontiguousarray(pixels_HWC)), float(seconds))
+            try:
+                image = frame_image(frame)
+            except DataError as error:
+                raise DataError(f"{self.source}: damaged after frame {number} ({error})") from None
+            yield Frame(image, float(seconds))
+
+    def raw_frames(self) -> Iterator[Any]:
+        """Yield the frames as PyAV's `VideoFrame`; `frame_image` converts them.
+
+        Raises:
+            DataError: see `__iter__`.
+        """
+        return chain([self._first], self._frames)  # raw streams cannot be rewound, so the first frame is kept
 
     def _decoded(self) -> Iterator[Any]:
         count = 0
@@ -123,10 +135,10 @@ class VideoReader:
                 yield frame
                 count += 1
         except (self._av.error.FFmpegError, OSError) as error:
-            reason = _reason(error)
+            reason = ffmpeg_reason(error)
             if not self._stream.width or isinstance(error, self._av.error.ArgumentError):
                 reason = f"{reason}; frames of more than {MAX_PIXELS:,} pixels are not decoded"
-            raise DataError(f"{self.path}: damaged after frame {count} ({reason})") from None
+            raise DataError(f"{self.source}: damaged after frame {count} ({reason})") from None
 
     def __enter__(self) -> Self:
         return self
@@ -138,10 +150,10 @@ class VideoReader:
 class VideoWriter:
     """Context manager that writes RGB images of one size as an MP4 file.
 
-    The file appears when the block ends without an error.
+    The file appears when the block ends without an error or, with `keep`, when it ends after a frame was written.
     """
 
-    def __init__(self, path: Path, *, rate: Fraction, width: int, height: int) -> None:
+    def __init__(self, path: Path, *, rate: Fraction, width: int, height: int, keep: bool = False) -> None:
         """Open the video. Odd sides lose one pixel, because H.264 needs even sides.
 
         Args:
@@ -149,6 +161,7 @@ class VideoWriter:
             rate: frames per second, for the encoder; each frame also has its own time.
             width: width of the images in pixels.
             height: height of the images in pixels.
+            keep: whether an error inside the block leaves the video of the frames before it.
 
         Raises:
             DataError: the encoder does not take the rate or the size.
@@ -159,7 +172,7 @@ class VideoWriter:
         self._path = path
         # H.264 stores colours at half the resolution: both sides must be even
         self._size = (max(2, width - width % 2), max(2, height - height % 2))
-        self._last = -1
+        self._last, self._keep = -1, keep
         with ExitStack() as stack:
             file = stack.enter_context(replacing(path))
             stack.enter_context(self._errors())
@@ -190,7 +203,7 @@ class VideoWriter:
         try:
             yield
         except self._av.error.FFmpegError as error:
-            raise DataError(f"cannot be encoded as {self._path.name} ({_reason(error)})") from None
+            raise DataError(f"cannot be encoded as {self._path.name} ({ffmpeg_reason(error)})") from None
 
     def __enter__(self) -> Self:
         return self
@@ -198,12 +211,27 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        if kind is not None and not (self._keep and self._last >= 0):
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
             self._container.mux(self._stream.encode(None))
 
 
-def _reason(error: Exception) -> str:
+def frame_image(frame: Any) -> Image.Image:
+    """Return a `VideoFrame` of PyAV as an RGB image, rotated as the frame says.
+
+    Raises:
+        DataError: the frame cannot be converted; the message is the reason.
+    """
+    av: Any = require("av", extra="video")
+    try:
+        pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise DataError(ffmpeg_reason(error)) from None
+    return Image.fromarray(np.ascontiguousarray(pixels_HWC))
+
+
+def ffmpeg_reason(error: Exception) -> str:
+    """Return the reason of an error of PyAV in one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())

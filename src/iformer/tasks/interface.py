@@ -9,13 +9,14 @@ read in `TAKES`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 
+from iformer.data.live import LiveSource
 from iformer.errors import UserError
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.network.precision import Precision
@@ -73,6 +74,8 @@ class PredictOptions:
     """Smallest overlap of neighbouring tiles, as a share of their side."""
     track: bool | None = None
     """Follow the objects of a video from frame to frame."""
+    max_frames: int | None = None
+    """Number of frames after which a video, camera or stream ends."""
 
 
 class TrainModule(Protocol):
@@ -116,6 +119,8 @@ class TaskPredictor(ABC):
     name: str
     """Name of the network, for messages."""
     device: torch.device
+    dropped = 0
+    """Frames of a camera or stream that were not answered because newer ones arrived."""
 
     @abstractmethod
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
@@ -123,6 +128,13 @@ class TaskPredictor(ABC):
 
         A file that cannot be read yields a record with an `error`.
         """
+
+    def predict_live(self, source: LiveSource, out: Path | None = None) -> Generator[Record]:
+        """Yield a record for each frame of a camera or stream; may draw `NAME.mp4` with `source.stem` as its name.
+
+        The generator ends with the stream or by `close`. A source that fails yields a record with an `error`.
+        """
+        raise UserError(f"{source.name}: these networks do not take cameras and streams; give files")
 
     @abstractmethod
     def words(self, record: Record) -> str:
@@ -150,7 +162,7 @@ class PredictModule(Protocol):
 
     TAKES: Collection[str]
     VIDEOS: bool
-    """Whether the predictors of the task read videos."""
+    """Whether the predictors of the task read videos, cameras and streams."""
 
     def open_predictor(self, subject: Any, options: PredictOptions) -> TaskPredictor:
         """Return a predictor of a network or an artifact of the task.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSet
 from iformer.data.images import read_image
+from iformer.data.live import LiveReader, LiveSource
 from iformer.data.segmentation import SemanticSet
 from iformer.data.video import VideoReader, VideoWriter, has_video_extension
 from iformer.errors import DataError, UserError, WeightsError
@@ -208,6 +209,8 @@ class PyramidPredictor(TaskPredictor):
         self.class_names = class_names or tuple(f"class {index}" for index in range(num_classes))
         self.latest: Any = None
         """The answer of the latest record."""
+        self.max_frames: int | None = None
+        """Number of frames after which a video ends. None: all."""
 
     @abstractmethod
     def answer(self, image: Image.Image) -> Any:
@@ -261,7 +264,8 @@ class PyramidPredictor(TaskPredictor):
         for path, name in zip(paths, output_names(paths), strict=True):
             try:
                 if has_video_extension(path):
-                    yield from self._video(path, out, name)
+                    with VideoReader(path) as reader:
+                        yield from self._video(reader, out and out / f"{name}.mp4")
                 else:
                     yield self._image(path, out, name)
             except DataError as error:
@@ -275,24 +279,40 @@ class PyramidPredictor(TaskPredictor):
             record["picture"] = str(save_png(self.draw(image, answer), out / f"{name}.png"))
         return {**record, **self.write(path, image, answer, out, name)}
 
-    def _video(self, path: Path, out: Path | None, name: str) -> Iterator[Record]:
-        """Yield a record for each frame. An incomplete drawn video is removed."""
-        with VideoReader(path) as reader, ProgressView(total=reader.frames or 0, what=path.name) as view:
-            if out is None:
+    def predict_live(self, source: LiveSource, out: Path | None = None) -> Generator[Record]:
+        try:
+            with LiveReader(source) as reader:
+                try:
+                    yield from self._video(reader, out and out / f"{source.stem}.mp4", keep=True)
+                finally:
+                    self.dropped = reader.dropped
+        except DataError as error:
+            yield {"file": source.name, "error": str(error).removeprefix(f"{source.name}: ")}
+
+    def _video(
+        self, reader: VideoReader | LiveReader, target: Path | None, *, keep: bool = False
+    ) -> Iterator[Record]:
+        """Yield a record for each frame, and draw the video `target`. After an error it stays only with `keep`."""
+        total = min(filter(None, (reader.frames, self.max_frames)), default=0)
+        with ProgressView(total=total, what=Path(reader.source).name) as view:
+            if target is None:
                 yield from self._frames(reader, None, view)
                 return
-            target = out / f"{name}.mp4"
-            with VideoWriter(target, rate=reader.rate, width=reader.width, height=reader.height) as writer:
+            with VideoWriter(
+                target, rate=reader.rate, width=reader.width, height=reader.height, keep=keep
+            ) as writer:
                 yield from self._frames(reader, writer, view)
 
-    def _frames(self, reader: VideoReader, writer: VideoWriter | None, view: ProgressView) -> Iterator[Record]:
+    def _frames(
+        self, reader: VideoReader | LiveReader, writer: VideoWriter | None, view: ProgressView
+    ) -> Iterator[Record]:
         self.start_video(float(reader.rate))
-        for number, (image, seconds) in enumerate(reader):
+        for number, (image, seconds) in enumerate(islice(reader, self.max_frames)):
             answer = self.latest = self.answer_frame(image, seconds)
             if writer is not None:
                 writer.write(self.draw(image, answer), seconds)
             view.advance(1, f"frame {number + 1}")
-            yield {"file": str(reader.path), "frame": number, "seconds": round(seconds, 3), **self.record(answer)}
+            yield {"file": reader.source, "frame": number, "seconds": round(seconds, 3), **self.record(answer)}
 
 
 def example_sheet(
@@ -331,7 +351,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         is_video, stem = has_video_extension(path), path.stem
         if len(os.fsencode(stem)) > MAX_STEM_BYTES:
             stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
-        numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
         name = next(name for name in numbered if (is_video, name) not in used)
         used.add((is_video, name))
         names.append(name)

@@ -172,7 +172,7 @@ def test_refusals_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     video, image = squares(tmp_path / "clip.mp4", frames=1), tmp_path / "a.png"
     Image.new("RGB", (40, 32)).save(image)
     with pytest.raises(
-        UserError, match=r"a\.png is no video; --track follows the objects of videos, leave it out"
+        UserError, match=r"a\.png is no video; --track is for videos, cameras and streams, leave it out"
     ):
         iformer.predict(light_detector(), [video, image], track=True)
     with pytest.raises(UserError, match="--track is not for classifiers; leave it out"):

@@ -75,6 +75,10 @@ def test_plain_lines_come_once_a_while(
         "loss 1.0, 2 min 55 s left",
         "epoch 1",
     ]
+    with ProgressView(total=0) as view:
+        now[0] += 100
+        view.advance(1, "frame 1")
+    assert capsys.readouterr().err.splitlines() == ["frame 1"], "the length of a stream is unknown"
 
 
 def test_only_the_main_process_speaks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from iformer.tasks.pyramid import PyramidPredictor, folded
 from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
-TAKES = frozenset({"min_score", "max_detections", "iou", "tile", "overlap", "track"})
+TAKES = frozenset({"min_score", "max_detections", "iou", "tile", "overlap", "track", "max_frames"})
 """The options of `PredictOptions` that this task reads."""
 
 COCO_FILE = "coco.json"
@@ -216,7 +216,7 @@ def _binary_masks(pasted: Sequence[torch.Tensor]) -> npt.NDArray[np.bool_]:
 def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredictor:
     """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
     min_score = 0.5 if options.min_score is None else options.min_score
-    return DetectionPredictor(
+    predictor = DetectionPredictor(
         folded(subject),
         device=options.device,
         min_score=min_score,
@@ -225,6 +225,8 @@ def open_predictor(subject: Subject, options: PredictOptions) -> DetectionPredic
         require_finite=True,
         track=bool(options.track),
     )
+    predictor.max_frames = options.max_frames
+    return predictor
 
 
 def draw_detections(

@@ -25,7 +25,7 @@ from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 from iformer.tasks.tiles import Tiling, tiling
 
 VIDEOS = True
-TAKES = frozenset({"sliding", "tile", "overlap"})
+TAKES = frozenset({"sliding", "tile", "overlap", "max_frames"})
 """The options of `PredictOptions` that this task reads."""
 MASKS = Path("masks")
 """Folder of the masks, relative to the output folder."""
@@ -130,13 +130,15 @@ def _same(classes: ClassMap) -> ClassMap:
 
 def open_predictor(subject: Subject, options: PredictOptions) -> SegmentationPredictor:
     """Build the predictor of the verb `predict`; see `iformer.tasks.interface.PredictModule`."""
-    return SegmentationPredictor(
+    predictor = SegmentationPredictor(
         folded(subject),
         device=options.device,
         sliding=bool(options.sliding),
         tiling=tiling(options.tile, options.overlap),
         require_finite=True,
     )
+    predictor.max_frames = options.max_frames
+    return predictor
 
 
 def draw_classes(

@@ -102,7 +102,7 @@ class ProgressView:
         what: str = "training",
         pace: Pace | None = None,
     ) -> None:
-        """Start at `done` of `total` units of work. The lines that `pace.step` returns are printed."""
+        """Start at `done` of `total` units of work; a total of 0 is unknown. Lines of `pace.step` are printed."""
         self._total, self._done, self._start_done, self._pace = total, done, done, pace
         self._text = ""
         self._began = self._last_line = time.monotonic()
@@ -128,7 +128,7 @@ class ProgressView:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, text=self._text, left=self._left())
         elif text is not None and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
-            self.say(f"{text}, {self._left()} left")
+            self.say(f"{text}, {self._left()} left" if self._total else text)
         for line in [] if self._pace is None else self._pace.step(self._done, self._total):
             self.say(line)
 
@@ -144,7 +144,7 @@ class ProgressView:
 
     def _left(self) -> str:
         worked = self._done - self._start_done
-        if worked <= 0:
+        if worked <= 0 or not self._total:
             return "?"
         return format_seconds((self._total - self._done) * (time.monotonic() - self._began) / worked)
 
@@ -179,4 +179,4 @@ def _bar(total: int, done: int, what: str) -> tuple[Any, Any]:
         refresh_per_second=2,
         transient=True,
     )
-    return bar, bar.add_task(printable(what), total=total, completed=done, text="", left="?")
+    return bar, bar.add_task(printable(what), total=total or None, completed=done, text="", left="?")
