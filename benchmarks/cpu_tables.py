@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from machine_records import at, of_fullest, records, seen_on, spread
+from machine_records import at, fullest, of_fullest, records, seen_on, spread
 
 from iformer.tables import markdown_table
 
@@ -15,8 +15,9 @@ _RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "Exec
 
 
 def short(network: str) -> str:
-    """`iformer_m` as M."""
-    return network.removeprefix("iformer_").upper()
+    """`iformer_m` as M, `iformer_m, batch 8` as M, batch 8."""
+    name, *settings = network.removeprefix("iformer_").split(", ")
+    return ", ".join((name.upper(), *settings))
 
 
 def _table(columns: list[str], rows: list[list[str]], record: str) -> str:
@@ -30,7 +31,8 @@ def _eager() -> str:
         milliseconds = of_fullest("inference", at(*place, "median_ms"))
         return f"{milliseconds:.1f} ms, {spread('inference', at(*place, 'speedup over timm fused'))}"
 
-    rows = [[short(network), *(cell(network, form) for form in forms)] for network in _SIZES]
+    further = [case for case in fullest("inference") if ", " in case]  # of other threads and batches
+    rows = [[short(case), *(cell(case, form) for form in forms)] for case in (*_SIZES, *further)]
     return _table(["network", *(form.replace("iformer", "iFormer") for form in forms)], rows, "inference")
 
 

@@ -1,14 +1,15 @@
-"""Latency of folded iFormers and of timm's networks after `fuse()`: eager PyTorch, one thread, batch 1.
+"""Latency of folded iFormers and of timm's networks after `fuse()`: eager PyTorch, one thread and batch 1 or more.
 
 Both have the same weights. In one process, each round calls every form once in random order. The figure is the
 median over rounds of the speedup relative to timm's fused network in NCHW.
 
-    python benchmarks/inference.py --out benchmarks/results/inference.json
+    python benchmarks/inference.py --threads 1 2 --batches 1 8 --out benchmarks/results/inference.json
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from iformer.models.folding import fold
 from iformer.models.weights.dialects import from_timm
 
 
-def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:
+def forms(name: str, batch: int, size: int) -> dict[str, Callable[[], Any]]:
     """Return calls of the networks by label, after a check that their outputs agree."""
     oracle = timm.create_model(name).eval()
     config = network_config(name)
@@ -37,7 +38,7 @@ def forms(name: str, size: int) -> dict[str, Callable[[], Any]]:
     networks["timm fused, channels-last"] = (_fused(name, oracle).to(memory_format=torch.channels_last), True)
     networks["iformer, not folded"] = (ours.eval(), False)
     networks["iformer folded"] = (folded, False)
-    x = torch.randn(1, 3, size, size)
+    x = torch.randn(batch, 3, size, size)
     expected = oracle(x)
     calls: dict[str, Callable[[], Any]] = {}
     for label, (network, channels_last) in networks.items():
@@ -54,6 +55,12 @@ def _fused(name: str, oracle: nn.Module) -> nn.Module:
     return cast(nn.Module, network)
 
 
+def case(network: str, threads: int, batch: int) -> str:
+    """The key of a record's figures: the network's name, and the settings that are not 1."""
+    named = f"{threads} threads" if threads > 1 else "", f"batch {batch}" if batch > 1 else ""
+    return ", ".join(filter(None, (network, *named)))
+
+
 @torch.inference_mode()
 def main() -> None:
     """Measure, print a table and, with --out, write the record."""
@@ -61,20 +68,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["iformer_t", "iformer_s", "iformer_m", "iformer_l"])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="images in one call")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
 
     figures = {}
-    for name in options.models:
-        timings = interleaved(forms(name, options.size), rounds=options.rounds, warmup=5)
+    for threads, batch, network in itertools.product(options.threads, options.batches, options.models):
+        torch.set_num_threads(threads)
+        name = case(network, threads, batch)
+        timings = interleaved(forms(network, batch, options.size), rounds=options.rounds, warmup=5)
         figures[name] = {
             label: timing | {"speedup over timm fused": timings.ratio("timm fused", label)}
             for label, timing in timings.to_plain().items()
         }
         for label, timing in figures[name].items():
             print(f"{name}  {label:26}  {timing['median_ms']:7.2f} ms  {timing['speedup over timm fused']:.3f}x")
+    torch.set_num_threads(options.threads[0])  # the record describes the machine with them
     if options.out:
         append_record(options.out, figures)
 

@@ -64,9 +64,16 @@ def median(name: str, figure: Figure) -> float:
     return statistics.median(statistics.median(of_one) for of_one in values(name, figure).values())
 
 
+def fullest(name: str) -> dict[str, Any]:
+    """The figures of the newest of the records that have the most of them."""
+    newest_first = reversed(records(name))
+    figures: dict[str, Any] = max(newest_first, key=lambda record: len(json.dumps(record["figures"])))["figures"]
+    return figures
+
+
 def of_fullest(name: str, figure: Figure) -> float:
-    """A figure, such as a time, of one record, as those of two machines do not mix: the newest of the fullest."""
-    return figure(max(reversed(records(name)), key=lambda record: len(json.dumps(record["figures"])))["figures"])
+    """A figure, such as a time, of the `fullest` record, as those of two machines do not mix."""
+    return figure(fullest(name))
 
 
 def spread(name: str, figure: Figure, unit: str = "x") -> str:

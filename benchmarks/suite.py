@@ -33,7 +33,7 @@ class Step:
 
 
 STEPS = (
-    Step(script="inference", quick="--rounds 15"),
+    Step(script="inference", quick="--rounds 15", full="--threads 1 2 --batches 1 8"),
     Step(
         script="runtimes",
         quick="--models iformer_m --runtimes onnx openvino --rounds 10",

@@ -101,8 +101,10 @@ def test_a_failure_does_not_stop_the_suite(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.sweep
 def test_suite_writes_records(tmp_path: Path) -> None:
     suite = importlib.import_module("suite")
-    step = suite.Step(script="inference", quick="--models iformer_t --size 64 --rounds 1")
+    step = suite.Step(script="inference", quick="--models iformer_t --size 64 --rounds 1 --threads 1 2")
     assert suite.run([step], tmp_path, quick=True) == []
     (record,) = json.loads((tmp_path / "inference.json").read_text())["records"]
-    assert record["figures"]["iformer_t"]["iformer folded"]["median_ms"] > 0
+    assert list(record["figures"]) == ["iformer_t", "iformer_t, 2 threads"]
+    assert all(found["iformer folded"]["median_ms"] > 0 for found in record["figures"].values())
+    assert record["threads"] == 1
     assert record["machine"]["matrix product, GFLOP/s"]["torch linear"] > 0

@@ -73,3 +73,18 @@ def test_several_machines_give_a_median_and_a_range(several: ModuleType) -> None
 
 def test_records_without_a_figure_do_not_count(several: ModuleType) -> None:
     assert several.spread("some", several.at("rows", "x", "it")) == "5.00x"
+
+
+def test_other_threads_and_batches_are_rows_of_the_same_table(tables: ModuleType, tmp_path: Path) -> None:
+    cpu_tables, machine_records = (importlib.import_module(name) for name in ("cpu_tables", "machine_records"))
+    case = importlib.import_module("inference").case
+    (*_, record) = machine_records.records("inference")
+    of_m = record["figures"]["iformer_m"]
+    record["figures"] |= {case("iformer_m", threads, batch): of_m for threads, batch in ((2, 1), (1, 8), (2, 8))}
+    (tmp_path / "inference.json").write_text(json.dumps({"records": [record]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine_records, "RESULTS", tmp_path)
+        rows = [line.split(" | ") for line in cpu_tables.TABLES["eager"]().splitlines() if line.startswith("| ")]
+    labels = ["T", "S", "M", "L", "M, 2 threads", "M, batch 8", "M, 2 threads, batch 8"]
+    assert [row[0] for row in rows[2:]] == [f"| {label}" for label in labels]
+    assert rows[-1][1:] == rows[4][1:]
