@@ -14,8 +14,6 @@ from iformer.deploy.runner import ArtifactRunner, open_artifact
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import MissingDependencyError, UserError
 from iformer.models.classifier import Classifier
-from iformer.models.light_detector import LightDetector
-from iformer.models.light_segmenter import LightSegmenter
 from iformer.tasks.export import exportable
 from iformer.tasks.interface import Warn
 from iformer.tasks.subject import Subject
@@ -55,6 +53,10 @@ def with_engine(subject: Subject, engine: str, *, warn: Warn, images: int = 0, e
         raise UserError(f"--engine is '{engine}'; an artifact runs in its own runtime, leave it out")
     if engine == "torch":
         return subject
+    # deferred: they import torchvision, which takes a second
+    from iformer.models.light_detector import LightDetector
+    from iformer.models.light_segmenter import LightSegmenter
+
     if subject.device.type != "cpu":
         raise UserError(f"--engine is '{engine}', which runs on the CPU; add --device cpu, or leave it out")
     if explain:
