@@ -75,7 +75,7 @@ def with_engine(subject: Subject, engine: str, *, warn: Warn, images: int = 0, e
         with tempfile.TemporaryDirectory(prefix="iformer-", ignore_cleanup_errors=True) as folder, quiet():
             path = Path(folder) / f"network{row.suffix}"
             export_artifact(exportable(network), path, engine, precision="fp32")
-            return replace(subject, model=open_artifact(path))
+            return replace(subject, model=open_artifact(path, threads=torch.get_num_threads()))
     except (UserError, OSError) as error:
         raise UserError(f"no export for --engine {engine}: {error}; --engine torch needs none") from error
 
