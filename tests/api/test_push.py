@@ -76,6 +76,19 @@ def test_the_card_says_that_a_selected_epoch_flatters() -> None:
     assert f"{text} 30. If they were selected" in model_card(known, name="iformer_t", parameters=1)
 
 
+def test_the_card_names_the_checkpoint_and_the_precision_of_its_numbers() -> None:
+    known = metadata()
+    known.provenance["recipe"]["epochs"] = 30
+    known.provenance["metrics_precision"] = "bf16"
+    best = model_card(known, name="iformer_t", parameters=1, checkpoint="best.safetensors")
+    assert "epoch 20 of 30 (`best.safetensors` of the run). They were selected by the validation metric" in best
+    assert "top-1: **91.25 %**, in bf16." in best
+    assert "| on the validation images, in bf16 |" in best
+    last = model_card(known, name="iformer_t", parameters=1, checkpoint="last.safetensors")
+    assert "weights at the end of training, of epoch 20 of 30 (`last.safetensors` of the run)" in last
+    assert "selected" not in last
+
+
 def test_the_card_of_a_network_of_which_nothing_is_known() -> None:
     card = ModelCard(model_card(Metadata(task="detect"), name="iformer_m", parameters=9_000_000))
     assert card.data.pipeline_tag == "object-detection"
@@ -89,7 +102,8 @@ def test_the_card_of_several_labels() -> None:
     card = ModelCard(model_card(several, name="iformer_t", parameters=1, repo="ann/tags"))
     assert card.data.tags == ["iformer", "multi-label"]
     assert "mAP: **80.00 %**" in card.text
-    assert "apply a sigmoid" in card.text
+    assert "apply a sigmoid to each logit; a class whose probability is at least 0.3 is a label" in card.text
+    assert "| map | 80.00 % |\n| threshold | 0.3 |" in card.text
     assert 'iformer.load("hf-hub:ann/tags")' in card.text
 
 
@@ -122,6 +136,40 @@ def test_the_verb_pushes_the_last_network(hub: Hub, run: Path, capsys: pytest.Ca
     printed = json.loads(capsys.readouterr().out)
     assert printed["files"] == ["model.safetensors", "README.md"]
     assert iformer.load(printed["name"]).metadata.metrics == {"top1": 50.0}
+
+
+def test_a_public_repository_does_not_become_private_and_gets_nothing(hub: Hub, run: Path) -> None:
+    iformer.push(run, "ann/hidden", private=True)
+    assert hub.private == {"ann/hidden"}
+    iformer.push(run, "ann/hidden", private=True)
+    iformer.push(run, "ann/flowers")
+    before, posted = dict(hub.others["ann/flowers"]), len(hub.posted)
+    with pytest.raises(
+        WeightsError, match=r"--private is set, but the repository exists and is public; .* Noth"
+    ) as e:
+        iformer.push(run, "ann/flowers", private=True, last=True)
+    assert "\n" not in str(e.value)
+    assert (hub.others["ann/flowers"], len(hub.posted)) == (before, posted)
+
+
+def test_a_card_edited_by_hand_is_kept(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = hub.others["ann/flowers"] = {}
+    iformer.push(run, "ann/flowers")
+    pushed = iformer.push(run, "ann/flowers", licence="apache-2.0", last=True)
+    card = ModelCard(files["README.md"].decode())
+    assert not pushed.card_kept
+    assert card.data.license == "apache-2.0"
+    assert "the licence apache-2.0" in card.text
+    files["README.md"] = edited = files["README.md"].replace(b"# ann/flowers", b"# My flowers")
+    assert main(["push", str(run), "ann/flowers"]) == 0
+    printed = capsys.readouterr()
+    assert "pushed model.safetensors to" in printed.out
+    assert "README.md on the hub was edited by hand, so it was kept; --overwrite-card" in printed.err
+    assert files["README.md"] == edited
+    iformer.push(run, "ann/flowers", overwrite_card=True)
+    assert b"My flowers" not in files["README.md"]
+    with pytest.raises(UserError, match="--licence is 'Apache 2'; expected"):
+        iformer.push(run, "ann/flowers", licence="Apache 2")
 
 
 def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.files = files
         self.others: dict[str, dict[str, bytes]] = {}
         """Files of further repositories, of one revision each."""
+        self.private: set[str] = set()
+        """Names of the private repositories among `others`."""
         self.asked: list[str] = []
         self.posted: list[str] = []
         """Addresses of what was written."""
@@ -64,6 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             wanted = json.loads(content)
             name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+            if name not in self.server.others and (wanted.get("private") or wanted.get("visibility") == "private"):
+                self.server.private.add(name)
             self.server.others.setdefault(name, {})
             self.reply({"url": f"{self.server.url}/{name}", "name": name})
         elif self.path == "/api/validate-yaml":
@@ -97,6 +101,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if self.server.retry_after is not None and self.command == "GET":
             self.fail(429, "", {"Retry-After": str(self.server.retry_after)})
+            return
+        described = self.path.removeprefix("/api/models/")
+        if described in self.server.others:
+            self.reply({"id": described, "private": described in self.server.private, "tags": [], "siblings": []})
             return
         repo, _, rest = self.path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")

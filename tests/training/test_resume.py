@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+import iformer
 from iformer.errors import UserError
 from iformer.training.loop import train
 from iformer.training.records.history import read_history
@@ -147,3 +149,38 @@ def test_another_run_is_not_resumed(images: Path, tmp_path: Path, undisturbed: P
 def test_what_no_weight_depends_on_may_change(images: Path, tmp_path: Path, undisturbed: Path) -> None:
     fields = {**FIELDS, "workers": 1, "log_every": 5, "eval_batch_size": 5, "checkpoint_minutes": 1.0}
     train(tiny_job(images, undisturbed, recipe=tiny_recipe(**fields), resume=True))
+
+
+def test_a_resumed_run_keeps_its_command_and_lists_the_resumptions(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fields = tmp_path / "run", {"epochs": 1}
+
+    def start(command: str, *, step: int | None = None, **changed: int) -> None:
+        monkeypatch.setattr("sys.argv", ["/usr/bin/iformer", "train", command])
+        job = tiny_job(images, out, recipe=tiny_recipe(**fields, **changed), resume=(out / "log.jsonl").exists())
+        if step is None:
+            train(replace(job, report=True))
+            return
+        with stopped_after(step, KilledError):
+            train(job)
+
+    start("--first", step=2, checkpoint_steps=1)
+    start("--second", step=4, checkpoint_steps=1)
+    fields["epochs"] = 2  # which writes config.yaml again
+    start("--third")
+    found = iformer.load(out / "last.safetensors").metadata.provenance
+    assert found["command"] == "iformer train --first"
+    assert [start["command"] for start in found["resumed"]] == ["iformer train --second", "iformer train --third"]
+    assert all(start["created"] >= found["created"] for start in found["resumed"])
+    assert not any("versions" in start for start in found["resumed"]), "the same as at first"
+    assert found["metrics_precision"] == "fp32"
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["command"], config["created"]) == (found["command"], found["created"])
+    assert config["resumed"] == found["resumed"]
+    report = (out / "report.md").read_text()
+    assert "| command | `iformer train --first` |" in report
+    assert "| resumed | `iformer train --third` (created 20" in report
+    best = json.loads((out / "metrics.json").read_text())["best"]
+    assert f"(epoch {best['epoch']}, kept as `best.safetensors`), in fp32." in report
+    assert ", in fp32." in (out / "README.md").read_text()

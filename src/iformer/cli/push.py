@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from iformer.cli.output import DebugOption, JsonOption, print_json_line, say
+from iformer.cli.output import DebugOption, JsonOption, note, print_json_line, say
 
 
 def push(
@@ -15,7 +15,15 @@ def push(
     last: Annotated[
         bool, typer.Option("--last", help="Of a run folder: last.safetensors instead of best.safetensors.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository; an existing one must be private.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the weights for the card, such as apache-2.0.")
+    ] = None,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite-card", help="Replace a card on the hub that was edited by hand.")
+    ] = False,
     message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload by iformer",
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -26,7 +34,17 @@ def push(
     """
     from iformer.api.push import push as run_push
 
-    pushed = run_push(run, name, last=last, private=private, message=message)
+    pushed = run_push(
+        run,
+        name,
+        last=last,
+        private=private,
+        licence=licence,
+        overwrite_card=overwrite_card,
+        message=message,
+    )
+    if pushed.card_kept:
+        note("the README.md on the hub was edited by hand, so it was kept; --overwrite-card replaces it")
     if json:
         print_json_line(vars(pushed))
         return

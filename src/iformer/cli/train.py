@@ -316,7 +316,8 @@ def print_result(result: TrainResult, *, json: bool) -> None:
     name, label = find_task(metadata.task).headline(multi_label=metadata.multi_label)
     say(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
     best = f"{'best':<{len(label)}} {result.best[name]:.2f} %"
-    say(f"{best} in epoch {result.best['epoch']}: selected on these same images")
+    precision = f" ({result.best['precision']})" if "precision" in result.best else ""
+    say(f"{best} in epoch {result.best['epoch']}{precision}: selected on these same images")
     say(f"network: {files.last} (last epoch: the metrics above)")
     say(f"         {files.best} (best epoch: what the name of the run folder stands for)")
     if result.report is not None:

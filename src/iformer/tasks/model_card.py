@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,22 @@ _NAMED_CLASSES = 50
 """Largest number of classes that the card names; further classes are only counted."""
 _SHOWN_FIELDS = ("size", "batch_size", "lr", "optimizer", "weights")
 """Recipe fields that the card shows."""
+_NOT_SHARES = ("loss", "images", "threshold", "temperature")
+"""Metrics that are not percentages."""
+_INSTALL = "pip install .   # in a clone of iFormer's repository"
+_CHECKSUM = re.compile(r"\n<!-- iformer card, sha256 ([0-9a-f]{64}) -->\n\Z")
 _PAPER = "[iFormer](https://arxiv.org/abs/2501.15369)"
 
 
-def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | None = None) -> str:
+def model_card(
+    metadata: Metadata,
+    *,
+    name: str,
+    parameters: int,
+    repo: str | None = None,
+    checkpoint: str | None = None,
+    licence: str | None = None,
+) -> str:
     """Return the model card of a network: YAML for the hub, then a summary, usage, metrics, classes and training.
 
     Args:
@@ -28,12 +42,17 @@ def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | No
         name: name of the architecture.
         parameters: number of parameters of the network.
         repo: `USER/NAME` on the hub. None: the network is not on the hub yet.
+        checkpoint: file of a run folder that holds the network, such as `best.safetensors`. None: it has no run.
+        licence: licence of the weights in the hub's spelling, such as `apache-2.0`. None: unknown.
+
+    The last line is a comment with a checksum; see `is_generated`.
     """
     row = find_task(metadata.task)
     metric, label = row.headline(multi_label=metadata.multi_label)
     data_name, metrics = _data_name(metadata), _numbers(metadata.metrics)
     card = ModelCardData(
         library_name="iformer",
+        license=licence,
         pipeline_tag=row.pipeline_tag or None,
         tags=["iformer", *(["multi-label"] if metadata.multi_label else [])],
         model_name=repo.partition("/")[2] if repo else name,
@@ -58,25 +77,47 @@ def model_card(metadata: Metadata, *, name: str, parameters: int, repo: str | No
         _usage(repo or "USER/NAME", row),
         "## Metrics\n\n"
         + markdown_table(
-            ["on the validation images", ""], [[k.replace("_", " "), _form(v)] for k, v in metrics.items()]
+            [f"on the validation images{_precision(metadata)}", ""],
+            [[key.replace("_", " "), _form(key, value)] for key, value in metrics.items()],
         )
         if metrics
         else "",
         _classes(metadata.class_names),
         _training(metadata, data_name),
-        f"## Limits\n\n{_selection(metadata)}The metrics are those of the validation images above; on other "
-        "images, such as those of another camera, they may be lower. Weights and data may have licences of their "
-        "own; this card states none.",
+        f"## Limits\n\n{_selection(metadata, checkpoint)}The metrics are those of the validation images above; on "
+        "other images, such as those of another camera, they may be lower. "
+        + (
+            f"The publisher of these weights gives them the licence {licence}; the data may have its own."
+            if licence
+            else "Weights and data may have licences of their own; this card states none."
+        ),
     ]
-    return "\n\n".join(filter(None, sections)) + "\n"
+    text = "\n\n".join(filter(None, sections)) + "\n"
+    return f"{text}\n<!-- iformer card, sha256 {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_generated(card: bytes) -> bool:
+    """Return whether a card was written by `model_card` and not changed since."""
+    text = card.decode(errors="replace").replace("\r\n", "\n")
+    found = _CHECKSUM.search(text)
+    return found is not None and hashlib.sha256(text[: found.start()].encode()).hexdigest() == found[1]
 
 
 def _summary(
     metadata: Metadata, *, name: str, parameters: int, headline: tuple[str, str], metrics: dict[str, float]
 ) -> str:
     row, preprocessing = find_task(metadata.task), metadata.preprocessing
-    several = " An image may have several labels: apply a sigmoid to each logit." if metadata.multi_label else ""
-    score = f" {headline[1]}: **{metrics[headline[0]]:.2f} %**." if headline[0] in metrics else ""
+    several = (
+        " An image may have several labels: apply a sigmoid to each logit; a class whose probability is at least "
+        f"{metadata.threshold:g} is a label."
+        if metadata.multi_label
+        else ""
+    )
+    score = (
+        f" {headline[1]}: **{metrics[headline[0]]:.2f} %**{_precision(metadata)}."
+        if headline[0] in metrics
+        else ""
+    )
     height, width = preprocessing.size
     classes = f"{len(metadata.class_names)} classes, " if metadata.class_names else ""
     return (
@@ -88,12 +129,12 @@ def _summary(
 def _usage(repo: str, row: TaskRow) -> str:
     if row.verb == "pretrain":
         return (
-            "## Use\n\nThe network has no classes yet. Training starts from it:\n\n```sh\npip install iformer\n"
-            f"iformer train --data FOLDER --model hf-hub:{repo} --out runs/tuned\n```\n\n"
+            "## Use\n\nThe network has no classes yet. Training starts from it:\n\n```sh\n"
+            f"{_INSTALL}\niformer train --data FOLDER --model hf-hub:{repo} --out runs/tuned\n```\n\n"
             "`model.safetensors` holds the preprocessing and these figures too."
         )
     return (
-        "## Use\n\n```sh\npip install iformer\n"
+        f"## Use\n\n```sh\n{_INSTALL}\n"
         f"iformer predict photo.jpg --weights hf-hub:{repo}\n```\n\n"
         f'```python\nimport iformer\n\nmodel = iformer.load("hf-hub:{repo}")\n'
         'for answer in iformer.predict(model, "photos"):\n    print(answer.path, answer.words)\n```\n\n'
@@ -126,16 +167,28 @@ def _training(metadata: Metadata, data_name: str) -> str:
     return "## Training\n\n" + markdown_table(["", ""], known, left=2)
 
 
-def _selection(metadata: Metadata) -> str:
-    """Return a caveat if the weights are from an epoch before the last one, else an empty string."""
+def _selection(metadata: Metadata, checkpoint: str | None) -> str:
+    """Return which epoch the weights are of, with a caveat if it may have been selected; empty if unknown."""
     recipe, epoch = _mapping(metadata.provenance.get("recipe")), metadata.provenance.get("epoch")
-    epochs = recipe.get("epochs")
-    if not isinstance(epoch, int) or not isinstance(epochs, int) or epoch >= epochs:
+    epochs, file = recipe.get("epochs"), f" (`{checkpoint}` of the run)" if checkpoint else ""
+    if not isinstance(epoch, int) or not isinstance(epochs, int):
         return ""
+    if checkpoint == "last.safetensors":
+        return f"These are the weights at the end of training, of epoch {epoch} of {epochs}{file}. "
+    if epoch >= epochs and not file:
+        return ""
+    selected = "They" if checkpoint == "best.safetensors" else "If they"
+    optimistic = ", so that metric is optimistic" if selected == "They" else ", that metric is optimistic"
     return (
-        f"These are the weights of epoch {epoch} of {epochs}. If they were selected by the validation metric, "
-        "that metric is optimistic. "
+        f"These are the weights of epoch {epoch} of {epochs}{file}. {selected} were selected by the validation "
+        f"metric{optimistic}. "
     )
+
+
+def _precision(metadata: Metadata) -> str:
+    """Return in which precision the metrics were computed, as part of a sentence; empty if unknown."""
+    precision = metadata.provenance.get("metrics_precision")
+    return f", in {precision}" if precision in ("fp32", "bf16", "fp16") else ""
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -162,5 +215,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _form(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
+def _form(name: str, value: float) -> str:
+    if name in _NOT_SHARES or isinstance(value, int):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:.2f} %"

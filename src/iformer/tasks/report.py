@@ -52,9 +52,11 @@ def write_task_report(
         metric_label=metric_label,
         loss_label=loss_label,
     )
+    precision = f", in {best['precision']}" if "precision" in best else ""
     chosen = (
         f"The best evaluation was {best[metric]:.2f} % (epoch {best.get('epoch', '?')}, kept as "
-        "`best.safetensors`). That epoch was selected on these same images, so its number is optimistic."
+        f"`best.safetensors`){precision}. That epoch was selected on these same images, so its number is "
+        "optimistic."
         if metric in best
         else ""
     )
@@ -70,7 +72,7 @@ def write_task_report(
         settings(result),
     ]
     files = RunFolder(result.folder)
-    card = model_card(metadata, name=result.model_name, parameters=result.parameters)
+    card = model_card(metadata, name=result.model_name, parameters=result.parameters, checkpoint=files.last.name)
     write_text(files.card, card)
     return write_markdown(files.report, text)
 

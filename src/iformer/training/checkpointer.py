@@ -21,6 +21,7 @@ from iformer.models.weights.header import row_of
 from iformer.models.weights.safetensors_file import open_safetensors
 from iformer.training.distributed import all_gather
 from iformer.training.job import TrainJob
+from iformer.training.network.precision import Precision
 from iformer.training.records.results import Evaluation
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState, checksum, last_good_step
@@ -53,8 +54,11 @@ class Checkpointer:
         self.warnings: list[str] = []
         """One line about the best network, if it was lost; on the main rank."""
 
-    def metadata(self, epoch: int, metrics: dict[str, Any]) -> Metadata:
-        """Return the metadata of the checkpoint written after `epoch`; metrics by class are left out."""
+    def metadata(self, epoch: int, metrics: dict[str, Any], *, precision: Precision) -> Metadata:
+        """Return the metadata of the checkpoint written after `epoch`; metrics by class are left out.
+
+        `precision` is that in which the metrics were computed.
+        """
         small = {name: value for name, value in metrics.items() if name not in ("per_class", "confusion")}
         return Metadata(
             task=self.job.task.name,
@@ -62,7 +66,12 @@ class Checkpointer:
             multi_label=self.job.multi_label,
             preprocessing=self.job.preprocessing,
             metrics=small,
-            provenance={**self.provenance, "epoch": epoch, "step": self.state.progress.step},
+            provenance={
+                **self.provenance,
+                "epoch": epoch,
+                "step": self.state.progress.step,
+                **({"metrics_precision": precision} if small else {}),
+            },
         )
 
     def save_network(self, network: nn.Module, path: Path, metadata: Metadata) -> None:
@@ -75,13 +84,21 @@ class Checkpointer:
             with self.explain_failure():
                 save_network(self.job.published(network), path, name=self.job.model_name, metadata=metadata)
 
-    def is_best(self, evaluation: Evaluation, epoch: int) -> bool:
-        """Return whether the evaluation after `epoch` epochs is the best one; if so, record it in the progress."""
+    def is_best(self, evaluation: Evaluation, epoch: int, *, precision: Precision) -> bool:
+        """Return whether the evaluation after `epoch` epochs is the best one; if so, record it in the progress.
+
+        `precision` is that in which the evaluation was computed.
+        """
         best, name = self.state.progress.best, self.job.task.primary_metric
         # a metric that is not a number never counts as better
         if best and not (self.best_is_lost or evaluation.metrics[name] > best[name] or math.isnan(best[name])):
             return False
-        self.state.progress.best = {"epoch": epoch, "step": self.state.progress.step, **evaluation.summary}
+        self.state.progress.best = {
+            "epoch": epoch,
+            "step": self.state.progress.step,
+            "precision": precision,
+            **evaluation.summary,
+        }
         return True
 
     def save_best(self, network: nn.Module, metadata: Metadata) -> None:

@@ -30,8 +30,9 @@ from iformer.training.distributed import explain_lost_processes, launch, one_tra
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
+from iformer.training.network.precision import Precision
 from iformer.training.optimizer import base_lr
-from iformer.training.records.history import read_history
+from iformer.training.records.history import read_history, read_starts
 from iformer.training.records.logs import ProgressView, RunLog, epoch_line
 from iformer.training.records.pace import Pace
 from iformer.training.records.provenance import describe_device, identity_defaults, run_identity, run_provenance
@@ -99,6 +100,7 @@ class _Run:
         self.length.check_position(self.progress.epoch, self.progress.step_in_epoch, source=self.files.state)
 
         # 5. the step, and what is logged and saved around it
+        starts = [] if saved is None else read_starts(self.files.log, end=self.progress.log_bytes)
         self.meter = EpochMeter(self.context)
         self.guard = FiniteGuard(self.files, self.state, self.context)
         self.step = OptimizerStep(
@@ -109,7 +111,7 @@ class _Run:
             self.files,
             self.state,
             identity=self.identity,
-            provenance=run_provenance(job, self.identity),
+            provenance=run_provenance(job, self.identity, starts),
             is_main=self.is_main,
             finishes=self.workload.finishes,
         )
@@ -163,7 +165,7 @@ class _Run:
             evaluation = self._evaluate(network, last=last)
             summary = evaluation.summary
             record.update({f"val_{name}": value for name, value in summary.items() if name != "images"})
-            improved = self.checkpointer.is_best(evaluation, epoch + 1)
+            improved = self.checkpointer.is_best(evaluation, epoch + 1, precision=self._precision(last=last))
             if self.log is not None and self.log.trackers:
                 picture = self.workload.draw_predictions(network, evaluation)
                 self.log.trackers.log_picture("predictions", picture, progress.step)
@@ -171,7 +173,7 @@ class _Run:
                 self.final = network, evaluation
         record["seconds"] = self._seconds()
         self.guard.check_weights()
-        metadata = self.checkpointer.metadata(epoch + 1, dict(summary))
+        metadata = self.checkpointer.metadata(epoch + 1, dict(summary), precision=self._precision(last=last))
         self.checkpointer.save_network(network, self.files.last, metadata)
         if improved:
             self.checkpointer.save_best(network, metadata)
@@ -193,10 +195,10 @@ class _Run:
             self.final = network, self._evaluate(network, last=True)
         network, evaluation = self.final
         evaluation = self.workload.finish(network.eval(), evaluation)
-        metadata = self.checkpointer.metadata(self.progress.epoch, evaluation.metrics)
+        metadata = self.checkpointer.metadata(self.progress.epoch, evaluation.metrics, precision="fp32")
         self.checkpointer.check_best()
         if self.checkpointer.best_is_lost:
-            self.checkpointer.is_best(evaluation, self.progress.epoch)
+            self.checkpointer.is_best(evaluation, self.progress.epoch, precision="fp32")
             self.checkpointer.save_best(network, metadata)
             self._save_state()
         else:
@@ -247,7 +249,7 @@ class _Run:
             return
         evaluation = self.workload.finish(network.eval(), self._evaluate(network, last=True))
         changed = {name: value for name, value in evaluation.summary.items() if name != "images"}
-        provenance = {**metadata.provenance, "finished": True}
+        provenance = {**metadata.provenance, "metrics_precision": "fp32", "finished": True}
         metadata = replace(metadata, metrics=metadata.metrics | changed, provenance=provenance)
         self.checkpointer.save_network(network, self.files.best, metadata)
 
@@ -362,9 +364,12 @@ class _Run:
             for buffer in network.buffers():
                 buffer.copy_(broadcast(buffer))
         network.eval()
-        evaluation = self.workload.evaluate(network, precision="fp32" if last else self.context.precision)
+        evaluation = self.workload.evaluate(network, precision=self._precision(last=last))
         self.state.model.train()
         return evaluation
+
+    def _precision(self, *, last: bool) -> Precision:
+        return "fp32" if last else self.context.precision
 
     def _save_state(self) -> None:
         """Save the state to resume from. Every rank must call it."""

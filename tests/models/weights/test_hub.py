@@ -142,7 +142,7 @@ def test_a_server_that_sends_more_than_it_announced(server: Hub, tmp_path: Path)
 
 
 def test_a_server_that_tells_the_client_to_wait_for_a_day(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_MAX_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(hub, "MAX_SILENCE_SECONDS", 0.2)
     server.retry_after = 100_000
     message = message_of(lambda: hub.fetch_released("iformer_t"))
     assert "no progress after 0.2 s; give a local copy of its model.safetensors" in message

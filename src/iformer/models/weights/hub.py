@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,11 +53,9 @@ _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_FILE_BYTES = 16 * 2**30
 """Size of the largest file that is downloaded, in bytes: enough for a training checkpoint with its optimizer."""
-_MAX_SILENCE_SECONDS = 900
+MAX_SILENCE_SECONDS = 900
 """Longest time without progress of a download or upload. The client itself waits as long as a server that answers
 429 tells it to, and reports progress for every 10 MB."""
-_LEAST_BYTES_PER_SECOND = 10_000
-"""Slowest upload that is not given up; the client reports no progress of uploads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,7 @@ def fetch(wanted: HubFile) -> Path:
         raise _invalid(f"hf-hub:{wanted.repo}") from error
     except Exception as error:  # the transport's own errors differ between the client's versions
         raise WeightsError(
-            f"cannot fetch {wanted.repo} from {printable(endpoint, limit=200)}: {_reason(error, wanted)}; "
+            f"cannot fetch {wanted.repo} from {printable(endpoint, limit=200)}: {reason_of(error, wanted)}; "
             f"{_remedy(error, wanted)}"
         ) from error
 
@@ -144,7 +141,7 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
         return Path(download())
     progress = _bounded(size)
     call = partial(download, tqdm_class=progress)
-    return Path(call_within(_MAX_SILENCE_SECONDS, call, latest_progress=lambda: progress.latest))
+    return Path(call_within(MAX_SILENCE_SECONDS, call, latest_progress=lambda: progress.latest))
 
 
 _TAKES_PROGRESS = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
@@ -174,48 +171,6 @@ def _bounded(size: int) -> Any:
             return shown
 
     return Bounded
-
-
-def upload(repo: str, contents: Mapping[str, bytes | Path], *, private: bool, message: str) -> tuple[str, str]:
-    """Write files to a model repository in one commit; a repository that does not exist is created.
-
-    Args:
-        repo: `USER/NAME`.
-        contents: bytes or local files, by their path in the repository.
-        private: whether a new repository is private.
-        message: the commit message.
-
-    Returns:
-        The repository's address, and the commit.
-
-    Raises:
-        WeightsError: `repo` or `message` is invalid, or the hub refuses or cannot be reached; one line gives the
-            reason.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise WeightsError(f"'{repo}' is not a name on the hub; expected USER/NAME")
-    if not message.strip():
-        raise WeightsError("the message of the commit is empty; give a few words")
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    api = huggingface_hub.HfApi(endpoint=endpoint, library_name="iformer", library_version=__version__)
-    files = [
-        huggingface_hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
-        for path, content in contents.items()
-    ]
-    sizes = (c.stat().st_size if isinstance(c, Path) else len(c) for c in contents.values())
-    seconds = _MAX_SILENCE_SECONDS + sum(sizes) / _LEAST_BYTES_PER_SECOND
-    try:
-        url = api.create_repo(repo, private=private, exist_ok=True)
-        commit = call_within(seconds, lambda: api.create_commit(repo, files, commit_message=message))
-    except Exception as error:  # the transport's own errors differ between the client's versions
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = (
-            "the token is missing or may not write there; log in with: hf auth login"
-            if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError"
-            else _reason(error, HubFile(repo=repo))
-        )
-        raise WeightsError(f"cannot push to {repo} at {endpoint}: {reason}") from error
-    return str(url), commit.oid
 
 
 # --------------------------------------------------------------------------------------- released weights
@@ -358,7 +313,8 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-def _reason(error: Exception, wanted: HubFile) -> str:
+def reason_of(error: Exception, wanted: HubFile) -> str:
+    """Return why a request to the hub failed, as part of a line."""
     revision = wanted.revision
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set and the file is not in the cache"

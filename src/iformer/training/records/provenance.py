@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,10 @@ def identity_defaults(recipe: Recipe) -> dict[str, Any]:
     return {"recipe": {name: value for name, value in defaults.items() if name not in _FREE_TO_CHANGE}}
 
 
-def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[str, Any]:
-    """Return all settings of a run as plain values for `config.yaml`."""
+def run_config(
+    job: TrainJob, *, device: torch.device, precision: str, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all settings of a run as plain values for `config.yaml`; `provenance` is that of `run_provenance`."""
     return {
         "task": job.task.name,
         "data": job.data_name,
@@ -80,14 +83,29 @@ def run_config(job: TrainJob, *, device: torch.device, precision: str) -> dict[s
         "working_directory": str(Path.cwd()),
         "precision": precision,
         "device": describe_device(device),
-        **origin(),
+        **{name: provenance[name] for name in (*_ORIGIN, "resumed") if name in provenance},
     }
 
 
-def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the provenance stored in checkpoints: `origin`, the data with its fingerprints, and the recipe."""
+def run_provenance(
+    job: TrainJob, identity: dict[str, Any], starts: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return the provenance stored in checkpoints: `origin`, the data with its fingerprints, and the recipe.
+
+    Args:
+        job: the run.
+        identity: see `run_identity`.
+        starts: records of the earlier starts of a resumed run; see `iformer.training.records.history.read_starts`.
+            The origin is that of the first one. `resumed` lists those of the others and of this process, with
+            `versions` only if they differ.
+    """
+    origins = [{name: record.get(name) for name in _ORIGIN} for record in starts] + [origin()]
+    for later in origins[1:]:
+        if later["versions"] == origins[0]["versions"]:
+            del later["versions"]
     return {
-        **origin(),
+        **origins[0],
+        **({"resumed": origins[1:]} if starts else {}),
         "model": job.model_name,
         "data": {
             "name": job.data_name,
@@ -100,6 +118,9 @@ def run_provenance(job: TrainJob, identity: dict[str, Any]) -> dict[str, Any]:
         "recipe": {"name": job.recipe_name, **job.recipe.to_plain()},
         **job.identity,
     }
+
+
+_ORIGIN = ("command", "commit", "versions", "created")
 
 
 def origin() -> dict[str, Any]:

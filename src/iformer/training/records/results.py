@@ -71,8 +71,8 @@ class TrainResult(os.PathLike[str]):
     evaluation: Evaluation
     """Evaluation of the last (EMA) weights on the validation split, in fp32: the published metrics."""
     best: dict[str, Any]
-    """`epoch`, `step` and metrics of the checkpoint `best`. The metrics are optimistic, because the checkpoint was
-    selected on the same validation split."""
+    """`epoch`, `step`, metrics and their `precision` of the checkpoint `best`. The metrics are optimistic, because
+    the checkpoint was selected on the same validation split."""
     history: list[dict[str, Any]]
     """One record per epoch: `epoch` (from 1), `step`, `seconds` (so far), `lr`, `size` (of images, in
     pixels), `train_loss`, `train_accuracy` (percent, on augmented and mixed images), `images_per_second`,

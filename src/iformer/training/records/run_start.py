@@ -75,17 +75,20 @@ class RunStart:
         for file in self._replaced:
             file.unlink(missing_ok=True)
         if config:
-            files.write_config(run_config(job, device=context.device, precision=context.precision))
+            files.write_config(
+                run_config(job, device=context.device, precision=context.precision, provenance=provenance)
+            )
         self._trackers.store_ids()
         log = RunLog(files.log, self._trackers, keep_bytes=keep_bytes)
         self._stack.callback(log.close)
+        resumed = provenance.get("resumed", [{}])[-1]  # the log has the command of this process
         log.write(
             "resume" if step else "start",
             step=step,
             device=describe_device(context.device),
             processes=context.world_size,
             precision=context.precision,
-            **provenance,
+            **{name: value for name, value in {**provenance, **resumed}.items() if name != "resumed"},
         )
         self._begun = True
         return log

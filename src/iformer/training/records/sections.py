@@ -14,7 +14,7 @@ from iformer.training.records.pace import format_seconds
 from iformer.training.records.results import TrainResult
 
 _WARNINGS = 20
-_SHOWN_ELSEWHERE = ("command", "model", "data", "recipe")
+_SHOWN_ELSEWHERE = ("command", "resumed", "model", "data", "recipe", "metrics_precision")
 """Provenance entries that have their own place in the report."""
 
 
@@ -34,6 +34,7 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
     waits = [record["data_wait"] for record in history if record.get("data_wait") is not None]
     rows = [
         ["command", markdown_code(provenance.get("command", "unknown"))],
+        *(["resumed", _start(start)] for start in provenance.get("resumed", ())),
         ["network", f"{result.model_name}, {result.parameters / 1e6:.3f} M parameters"],
         [
             "data",
@@ -72,6 +73,14 @@ def settings(result: TrainResult) -> str:
     """Return the section with every field of the recipe."""
     text = yaml.safe_dump(result.recipe.to_plain(), sort_keys=False, allow_unicode=True)
     return f"## Every setting\n\n```yaml\n{text}```"
+
+
+def _start(start: dict[str, Any]) -> Markdown:
+    """Return the command of a resumption with its date and, if known, commit and other versions."""
+    further = {name: start[name] for name in ("created", "commit", "versions") if start.get(name)}
+    return Markdown(
+        f"{markdown_code(str(start.get('command', 'unknown')))} {markdown_text(f'({_plain(further)})')}"
+    )
 
 
 def _plain(value: Any) -> str:
