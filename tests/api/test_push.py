@@ -145,7 +145,7 @@ def test_a_public_repository_does_not_become_private_and_gets_nothing(hub: Hub, 
     iformer.push(run, "ann/flowers")
     before, posted = dict(hub.others["ann/flowers"]), len(hub.posted)
     with pytest.raises(
-        WeightsError, match=r"--private is set, but the repository exists and is public; .* Noth"
+        WeightsError, match=r"--private is set, but the repository exists and is public; .* Nothing"
     ) as e:
         iformer.push(run, "ann/flowers", private=True, last=True)
     assert "\n" not in str(e.value)
