@@ -151,6 +151,7 @@ def test_what_no_weight_depends_on_may_change(images: Path, tmp_path: Path, undi
     train(tiny_job(images, undisturbed, recipe=tiny_recipe(**fields), resume=True))
 
 
+@pytest.mark.sweep
 def test_a_resumed_run_keeps_its_command_and_lists_the_resumptions(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

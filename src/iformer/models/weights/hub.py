@@ -93,21 +93,26 @@ def _invalid(name: str) -> WeightsError:
     )
 
 
+def endpoint() -> str:
+    """Return the address of the hub."""
+    # read at each call: the client reads the variable when it is imported
+    return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+
+
 def fetch(wanted: HubFile) -> Path:
     """Return the local path of a file on the hub. The file is downloaded unless the cache holds it.
 
     Raises:
         WeightsError: the file cannot be fetched; one line names the repository, the reason and what to do.
     """
-    # read now: the client reads the variable when it is imported
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    address = endpoint()
     try:
-        return _download(wanted, endpoint)
+        return _download(wanted, address)
     except HFValidationError as error:
         raise _invalid(f"hf-hub:{wanted.repo}") from error
     except Exception as error:  # the transport's own errors differ between the client's versions
         raise WeightsError(
-            f"cannot fetch {wanted.repo} from {printable(endpoint, limit=200)}: {reason_of(error, wanted)}; "
+            f"cannot fetch {wanted.repo} from {printable(address, limit=200)}: {reason_of(error, wanted)}; "
             f"{_remedy(error, wanted)}"
         ) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 
 from iformer._version import __version__
 from iformer.errors import WeightsError
-from iformer.models.weights.hub import MAX_SILENCE_SECONDS, HubFile, constants, reason_of
+from iformer.models.weights.hub import MAX_SILENCE_SECONDS, HubFile, endpoint, reason_of
 from iformer.time_limit import call_within
 
 _LEAST_BYTES_PER_SECOND = 10_000
@@ -58,8 +57,8 @@ def upload(
         raise WeightsError(f"'{repo}' is not a name on the hub; expected USER/NAME")
     if not message.strip():
         raise WeightsError("the message of the commit is empty; give a few words")
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    api = huggingface_hub.HfApi(endpoint=endpoint, library_name="iformer", library_version=__version__)
+    address = endpoint()
+    api = huggingface_hub.HfApi(endpoint=address, library_name="iformer", library_version=__version__)
     sizes = (c.stat().st_size if isinstance(c, Path) else len(c) for c in contents.values())
     seconds = MAX_SILENCE_SECONDS + sum(sizes) / _LEAST_BYTES_PER_SECOND
     try:
@@ -85,7 +84,7 @@ def upload(
             if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError"
             else reason_of(error, HubFile(repo=repo))
         )
-        raise WeightsError(f"cannot push to {repo} at {endpoint}: {reason}") from error
+        raise WeightsError(f"cannot push to {repo} at {address}: {reason}") from error
     return Uploaded(url=str(url), commit=commit.oid, files=tuple(path for path in contents if path not in kept))
 
 
