@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from iformer.errors import OutputError
-from iformer.files import json_text, replacing, write_bytes, write_text
+from iformer.files import json_text, near_paths, replacing, write_bytes, write_text
 from iformer.models.weights.safetensors_file import open_safetensors
 
 
@@ -99,3 +99,15 @@ def test_weights_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     write_bytes(folder / "net.safetensors", safetensors.torch.save({"a": torch.arange(3)}))
     with open_safetensors(folder / "net.safetensors") as file:
         assert file.get_tensor("a").tolist() == [0, 1, 2]
+
+
+def test_a_missing_path_gets_near_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "shapes.csv").touch()
+    assert near_paths("shape.csv") == "; did you mean shapes.csv?"
+    assert near_paths("run/mine") == "; did you mean runs/mine?"
+    assert near_paths("run/other") == "; did you mean runs?"
+    assert near_paths("runs/min") == "; did you mean runs/mine?"
+    assert near_paths("photographs") == f"; looked for {tmp_path / 'photographs'}"
+    assert near_paths(tmp_path / "photographs") == ""

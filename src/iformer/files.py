@@ -1,8 +1,9 @@
-"""Atomic writes (a file is written completely or not at all), bounded reads, and JSON text."""
+"""Atomic writes (a file is written completely or not at all), bounded reads, near names, and JSON text."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import math
@@ -11,10 +12,11 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from iformer.errors import OutputError
+from iformer.errors import OutputError, listed, printable
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -40,6 +42,33 @@ def require_regular_file(path: str | os.PathLike[str]) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return status.st_size
+
+
+def near_paths(path: str | os.PathLike[str]) -> str:
+    """Return the end of a message about a missing file or folder, `path`: near names, or where it was looked for.
+
+    Such as `; did you mean runs/mine?`. Without a near name, a relative path gives `; looked for FOLDER/NAME`; an
+    absolute path gives an empty string.
+    """
+    missing = Path(path)
+    for existing in missing.parents:
+        if existing.is_dir():
+            break
+    else:
+        return ""
+    name, *rest = missing.relative_to(existing).parts
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(existing) as entries:
+        names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+    near = [existing / other for other in difflib.get_close_matches(name, sorted(names), cutoff=0.7)]
+    whole = [folder.joinpath(*rest) for folder in near if folder.joinpath(*rest).exists()]
+    if whole or near:
+        return f"; did you mean {listed(list(map(str, whole or near)), separator=' or ')}?"
+    return "" if missing.is_absolute() else f"; looked for {printable(str(missing.absolute()), limit=500)}"
+
+
+_MOST_NAMES = 10_000
+"""Largest number of names in a folder that `near_paths` compares."""
 
 
 @contextlib.contextmanager

@@ -199,6 +199,8 @@ def test_a_missing_file_does_not_stop_the_others(
     assert any("predict.png" in line for line in predictions.written)
     with pytest.raises(DataError, match=r"missing.png: no such file or folder"):
         iformer.predict(model, missing)
+    between = [missing, photographs[0], tmp_path / "gone.png", photographs[1], tmp_path / "lost.png"]
+    assert [answer.source for answer in iformer.predict(model, between, device="cpu")] == list(map(str, between))
 
 
 @pytest.fixture

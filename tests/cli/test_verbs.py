@@ -598,3 +598,21 @@ def test_quickstart_from_photographs_to_report(capsys: pytest.CaptureFixture[str
     for picture in ("predict.png", "explain.png", "run/curves.png", "run/confusion.png"):
         assert f"]({picture})" in report
         assert (folder / picture).exists()
+
+
+def test_info_of_a_folder_of_annotations_says_what_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "annotations.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    assert main(["info", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "holds no tar shards: it is a data set in the format of COCO. iformer train --task detect" in error
+
+
+def test_resume_in_a_folder_without_a_run_names_near_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    assert main(["train", "--resume", "--out", str(tmp_path / "mime")]) == 1
+    error = capsys.readouterr().err
+    assert "mime holds no run to resume; check --out, or give --data to start one there; did you mean" in error

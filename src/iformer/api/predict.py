@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,7 +131,6 @@ class Predictions(Iterator[Prediction]):
         self._stack.close()
 
     def _run(self) -> Generator[Prediction]:
-        by_path = {item.path: item for item in self.inputs if item.path is not None}
         with self._stack:
             if self.out is not None:
                 lock = self.out / ".predicting.part"
@@ -139,27 +139,40 @@ class Predictions(Iterator[Prediction]):
                 _check_files(self.out, self._files, self._paths)
                 self._stack.enter_context(_marked_as_unfinished(self.out, self._files))
             try:
-                for item in self.inputs:
-                    if item.error:
-                        yield self._kept(item, {"file": item.source, "error": item.error})
                 if self.live is not None:
                     with closing(self.predictor.predict_live(self.live, self.out)) as records:
                         for record in records:
                             yield self._kept(self.inputs[0], {**record, "file": self.inputs[0].source})
                 else:
-                    for record in self.predictor.predict(self._paths, self.out):
-                        item = by_path[Path(record["file"])]
-                        yield self._kept(item, {**record, "file": item.source})
+                    yield from self._in_order(self.predictor.predict(self._paths, self.out))
             except BaseException:  # Ctrl-C, a full disk, a caller who has seen enough: keep the answers so far
                 if self.out is not None and self._records:
                     with suppress(UserError, OSError):
-                        write_answers(self.out, self._records, self._format)
+                        self.written.append(f"written: {write_answers(self.out, self._records, self._format)}")
                         if self.live is not None:
                             self.written += self.predictor.finish(self.out)
                 raise
             if self.out is not None:
-                write_answers(self.out, self._records, self._format)
+                self.written.append(f"written: {write_answers(self.out, self._records, self._format)}")
                 self.written += self.predictor.finish(self.out)
+
+    def _in_order(self, records: Iterator[Record]) -> Iterator[Prediction]:
+        """Yield the predictions of files, and at their places those of inputs that are no files."""
+        by_path = {item.path: item for item in self.inputs if item.path is not None}
+        waiting, latest = iter(self.inputs), None
+        for record in records:
+            item = by_path[Path(record["file"])]
+            if item is not latest:  # not a further frame of a video
+                latest = item
+                for earlier in takewhile(lambda other, found=item: other is not found, waiting):  # type: ignore[misc]
+                    yield from self._failed(earlier)
+            yield self._kept(item, {**record, "file": item.source})
+        for rest in waiting:
+            yield from self._failed(rest)
+
+    def _failed(self, item: Input) -> Iterator[Prediction]:
+        if item.error:
+            yield self._kept(item, {"file": item.source, "error": item.error})
 
     def _kept(self, item: Input, record: Record) -> Prediction:
         if self.out is not None:
@@ -236,8 +249,8 @@ def predict(
         warn: called with notes about the model, one line each. None: each line is a Python warning.
 
     Returns:
-        An iterator over one `Prediction` for each image and frame. An image that cannot be read gives a prediction
-        with an `error`; the other images are still processed.
+        An iterator over one `Prediction` for each image and frame, in the order of `images`. An image that
+        cannot be read gives a prediction with an `error`, at its place; the other images are still processed.
 
     Raises:
         UserError: the model cannot be opened, an option is not for its task, no image was found, or `out` holds

@@ -262,7 +262,7 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         metric, kept = info.accuracy["metric"], info.quantization["kept"]
         own, now = info.accuracy["network"][metric], info.accuracy["metrics"][metric]
         rows += [
-            [metric, f"{now:.2f} %; the network {own:.2f} %; on {info.accuracy['data']}"],
+            [metric, f"{own:.2f} -> {now:.2f} %, {now - own:+.2f}; on {info.accuracy['data']}"],
             ["in higher precision", ", ".join([f"{len(kept)} of {info.quantization['layers']} layers", *kept])],
         ]
     if "not_delegated" in info.graph:
@@ -276,30 +276,41 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
         console().print(_class_table(info.accuracy))
 
 
+_NOT_NEAR = "without those whose first two classes are nearly equal"
+_NOT_NEAR_THRESHOLD = "without those that are nearly at the threshold"
+
+
 def _parity_rows(parity: dict[str, Any] | None) -> list[list[str]]:
     """Return table rows on the comparison with the network; `parity` is None if the artifact was not compared."""
     if parity is None:
         return []
     photographs = parity["images"] - parity["generated_images"]
     rows = [
-        ["compared on", f"{photographs} photographs and {parity['generated_images']} generated patterns"],
+        [
+            "compared on",
+            f"{photographs} photographs and {parity['generated_images']} generated patterns"
+            if photographs
+            else f"{parity['generated_images']} generated patterns; --images FOLDER adds photographs",
+        ],
         [
             "largest error",
             f"{parity['max_abs_error']:.2g} ({parity['max_relative_error']:.2g} of the largest value)",
         ],
     ]
     if "top1_agreement" in parity:
-        agreement = f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} clear images"
+        agreement = f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} images, {_NOT_NEAR}"
         rows.append(["same first class", agreement])
     if "label_agreement" in parity:
-        agreement = f"{100 * parity['label_agreement']:.1f} % of {parity['clear_labels']:,} clear labels"
+        agreement = (
+            f"{100 * parity['label_agreement']:.1f} % of {parity['clear_labels']:,} labels, {_NOT_NEAR_THRESHOLD}"
+        )
         rows.append(["same labels", agreement])
     if "compared_detections" in parity:
         agreement = f"{parity['compared_detections'] - parity['unmatched_detections']} of "
         agreement += f"{parity['compared_detections']}, IoU {parity['min_iou']:.4f} or more"
         rows.append(["same detections", agreement])
     if "point_agreement" in parity:
-        agreement = f"{100 * parity['point_agreement']:.1f} % of {parity['clear_points']:,} clear points"
+        agreement = f"{100 * parity['point_agreement']:.1f} % of {parity['clear_points']:,} points, {_NOT_NEAR}"
         rows.append(["same class", agreement])
     return rows
 
@@ -316,7 +327,7 @@ def _class_table(accuracy: dict[str, Any]) -> Any:
         return "-" if value is None else f"{value:.2f}"
 
     rows = [
-        [name, shown(own[name][score]), shown(now[name][score]), f"{drop(name):+.2f}"]
+        [name, shown(own[name][score]), shown(now[name][score]), f"{-drop(name):+.2f}"]
         for name in sorted(own, key=drop, reverse=True)
     ]
-    return terminal_table("", ["class", f"{score}, network", "artifact", "lost"], rows)
+    return terminal_table("", ["class", f"{score}, network", "artifact", "gained or lost"], rows)

@@ -88,9 +88,31 @@ def _means_shards(name: str) -> bool:
     return is_url(name) or (Path(name).is_dir() and not is_known_folder(name))
 
 
+def _refuse_annotations(folder: Path) -> None:
+    """Raise an error that says what a folder is if it holds annotated images and no tar shards."""
+    from iformer.data.sources.annotations.coco import find_coco, find_one_coco
+    from iformer.data.sources.annotations.voc import find_voc
+    from iformer.data.sources.annotations.yolo import find_yolo
+    from iformer.data.sources.shards.reader import holds_shards
+
+    if not folder.is_dir() or holds_shards(folder):
+        return
+    found = {
+        "COCO": find_coco(folder) or find_one_coco(folder),
+        "YOLO": find_yolo(folder),
+        "Pascal VOC": find_voc(folder),
+    }
+    for name in filter(found.get, found):
+        raise UserError(
+            f"{folder} holds no tar shards: it is a data set in the format of {name}. iformer train --task detect "
+            f"--data {folder} reads it; info describes networks and tar shards"
+        )
+
+
 def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
     from iformer.data.sources.shards.packing import describe, verify
 
+    _refuse_annotations(Path(folder))
     found = verify(folder, decode=True) if verified else describe(folder)
     if json:
         print_json({**asdict(found), "verified": verified})

@@ -21,6 +21,7 @@ from iformer.data.parallel import available_cores
 from iformer.data.transforms import Transform
 from iformer.data.video import has_video_extension
 from iformer.errors import DataError
+from iformer.files import near_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = Fal
             if not images:
                 raise DataError(f"{text}: no {kind} matches")
         else:
-            raise DataError(f"{text}: no such file or folder")
+            raise DataError(f"{text}: no such file or folder{near_paths(path)}")
         found.update(dict.fromkeys(natural_order(images)))
     if not found:
         raise DataError("no image was given; give files, folders or globs")

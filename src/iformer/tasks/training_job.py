@@ -12,6 +12,7 @@ from iformer.config.checking import Config, Share, Text
 from iformer.config.recipe import Recipe
 from iformer.config.variants import list_models
 from iformer.errors import ConfigError, UnknownNameError, UserError, counted
+from iformer.files import near_paths
 from iformer.tasks.interface import TrainModule, Warn
 from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe, recipe_of_file
 from iformer.training.distributed import check_no_training, launched_processes
@@ -136,6 +137,9 @@ def training_job(
     if before is not None and recipe is None:
         fields = _located(fields, before, folder, overrides or {})
     data = data or (before.locate(before.data, folder) if before else None)
+    if data is None and resume:
+        near = "" if folder.exists() else near_paths(folder)
+        raise UserError(f"{folder} holds no run to resume; check --out, or give --data to start one there{near}")
     if data is None:
         raise UserError(f"--data is missing; give {row.data}")
     for flag, given in (("--folds", fold is not None), ("--classes", classes is not None)):

@@ -249,6 +249,17 @@ def test_data_of_the_training_stays_split(holdout: Callable[..., Path]) -> None:
     assert notes[0].startswith("evaluated 9 of 18 images: the data is not split, and val is 50 % of each class")
 
 
+def test_the_validation_images_of_the_training_are_named(holdout: Callable[..., Path]) -> None:
+    data = str(holdout(red=6, green=6, blue=6))
+    known = load_data(data, val_split=0.5).val.fingerprint()
+    provenance = {"data": {"name": data, "val_split": 0.5, "val_fingerprint": known}}
+    metadata = Metadata(preprocessing=PREPROCESSING, provenance=provenance)
+    _, notes = evaluate_on_data(darkest_channel, metadata, 3, data, workers=0)
+    assert "val is 50 % of each class, the validation images of the network's training; --split all" in notes[0]
+    _, notes = evaluate_on_data(darkest_channel, metadata, 3, data, workers=0, split="val")
+    assert not any("the data is not split" in line for line in notes)
+
+
 def test_an_empty_split_is_an_error_that_names_the_other(holdout: Callable[..., Path]) -> None:
     metadata = Metadata(class_names=("red", "green", "blue"), preprocessing=PREPROCESSING)
     with pytest.raises(DataError, match=r"no image in the train split; --split all takes the images of both"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,12 @@ def test_without_the_setting_a_cell_is_one_class_and_a_note_says_so(table: Path)
     data = load_data(filled)
     assert "blue|red" in data.train.class_names
     assert any("look like several labels of one image; --multi-label" in line for line in data.warnings)
+    rare = filled.read_text().replace(".png,none,", ".png,none|rare,", 1).replace(",split", "")
+    filled.write_text(re.sub(",(train|val)$", "", rare, flags=re.MULTILINE))
+    with pytest.raises(
+        DataError, match=r"is left for .*; .*none\|rare look like .* --multi-label takes them apart"
+    ):
+        load_data(filled)
 
 
 def test_the_rows_of_an_image_are_joined(table: Path) -> None:
@@ -273,6 +280,12 @@ def test_predictions_have_every_label_above_the_threshold(run: TrainResult, tabl
         assert set(prediction.labels or ()) == expected
         assert prediction.words == (", ".join(prediction.record["labels"]) or "no label")
     assert (tmp_path / "predict.png").is_file()
+    whole = [set(answer.labels or ()) for answer in iformer.predict(run, table.parent, device="cpu")]
+    short = list(iformer.predict(run, table.parent, top_k=1, device="cpu"))
+    assert max(map(len, whole)) > 1
+    assert [set(answer.labels or ()) for answer in short] == whole
+    assert all({each.name for each in answer.answers} >= set(answer.labels or ()) for answer in short)
+    assert {len(answer.answers) for answer in short} == {max(1, len(labels)) for labels in whole}
     one_label = next(iformer.predict(labelled_classifier(), [table.with_name("31.png")]))
     assert one_label.labels is None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from iformer.errors import DataError
+from iformer.files import near_paths
 
 Split = Literal["train", "val"]
 
@@ -82,7 +83,8 @@ def require_folder(folder: str | os.PathLike[str], expected: str) -> Path:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; {expected}")
+        found = "not a folder" if root.exists() else "no such folder"
+        raise DataError(f"{root}: {found}; {expected}{'' if root.exists() else near_paths(root)}")
     return root
 
 

@@ -21,7 +21,7 @@ from iformer.data.sources.layout import display_name, explain_unicode, parse_spl
 from iformer.data.sources.splitting import split_groups
 from iformer.dependencies import require
 from iformer.errors import ConfigError, DataError, listed, one_line, printable
-from iformer.files import require_regular_file
+from iformer.files import near_paths, require_regular_file
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 _COLUMNS = ("image", "label", "split", "group")
@@ -170,7 +170,8 @@ def _rows(path: Path, *, multi_label: bool) -> Iterator[_Row]:
                 )
             yield row
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        near = near_paths(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}){near}") from None
 
 
 def _read_text(path: Path) -> Iterator[dict[str, str]]:
@@ -325,6 +326,7 @@ def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: boo
     were split off.
     """
     counts, val_counts = train.class_counts, val.class_counts
+    hint = "".join(f"; {note}" for note in _unsplit(train.class_names))
     if unread := [name for name in counts if not counts[name] + val_counts[name]]:
         raise DataError(f"{path}: no image of {_classes(unread)} can be read")
     for images, what in ((train, "training"), (val, "validation")):
@@ -332,14 +334,14 @@ def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: boo
         if not empty or not (images is train or split_off or len(empty) == len(counts)):
             continue
         if not split_off:
-            raise DataError(f"{path}: no {what} image of {_classes(empty)}")
+            raise DataError(f"{path}: no {what} image of {_classes(empty)}{hint}")
         grouped = any(getattr(sample, "group", "") for sample in train.samples)
         reason = (
             "groups stay together, and there are too few of them"
             if grouped
             else "without a column split, a class needs two images, one for each split"
         )
-        raise DataError(f"{path}: no image of {_classes(empty)} is left for {what}; {reason}")
+        raise DataError(f"{path}: no image of {_classes(empty)} is left for {what}; {reason}{hint}")
 
 
 def _classes(names: Sequence[str]) -> str:

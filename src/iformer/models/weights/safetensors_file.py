@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from iformer.errors import WeightsError, one_line, printable
-from iformer.files import require_regular_file, utf8_name
+from iformer.files import near_paths, require_regular_file, utf8_name
 
 SUFFIX = ".safetensors"
 WEIGHT_SUFFIXES = (SUFFIX, ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -76,7 +76,7 @@ def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> 
             return WeightsError(f"'{printable(str(path), limit=100)}' is too long for the name of a file")
         if os_error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return WeightsError(f"{path} cannot be read: {os_error.strerror or os_error}")
-        return WeightsError(f"{path} does not exist; give the path of a weight file")
+        return WeightsError(f"{path} does not exist; give the path of a weight file{near_paths(path)}")
     if path.is_dir():
         return WeightsError(f"{path} is a folder; give the {SUFFIX} file in it")
     try:

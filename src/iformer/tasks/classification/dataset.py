@@ -86,8 +86,10 @@ def find_labelled(
     if len(class_names) != num_classes:
         raise DataError(f"{data} has {len(class_names)} classes, the network has {num_classes} outputs")
     known = trained_on.get("train_fingerprint") == splits.train.fingerprint() or trained_on.get("name") == data
+    chosen = split is not None
     if split is None:
         split = "all" if splits.split_off and val_split is None and not (known or for_training) else "val"
+    own = split == "val" and trained_on.get("val_fingerprint") == splits.val.fingerprint()
     images = with_class_order(_select(splits, split), class_names)
     if not len(images):
         hint = "" if split == "all" else "; --split all takes the images of both"
@@ -98,7 +100,7 @@ def find_labelled(
         train=with_class_order(splits.train, class_names),
         notes=(
             *splits.warnings,
-            *_share(splits, images, share, hint="" if for_training else "; --split all evaluates all"),
+            *_share(splits, images, share, own=own, explained=for_training or (own and chosen)),
             *_seen_in_training(splits, split, data, trained_on),
         ),
     )
@@ -171,14 +173,20 @@ def _select(splits: DataSplits, split: Split) -> ImageSet:
     return splits.val if split == "val" else splits.train
 
 
-def _share(splits: DataSplits, images: ImageSet, share: float, *, hint: str) -> list[str]:
-    """Return notes if `images` lack a part of unsplit data, or lack some of the network's classes."""
+def _share(splits: DataSplits, images: ImageSet, share: float, *, own: bool, explained: bool) -> list[str]:
+    """Return notes if `images` lack a part of unsplit data, or lack some of the network's classes.
+
+    Args:
+        own: whether the images are the validation images of the network's training.
+        explained: whether the user knows already which part of the data it is.
+    """
     notes = []
     total = len(splits.train) + len(splits.val)
-    if splits.split_off and len(images) < total:
+    if not explained and splits.split_off and len(images) < total:
+        whose = ", the validation images of the network's training" if own else ""
         notes.append(
             f"evaluated {len(images)} of {total} images: the data is not split, and val is "
-            f"{100 * share:g} % of each class{hint}"
+            f"{100 * share:g} % of each class{whose}; --split all evaluates all"
         )
     missing = [name for name, count in images.class_counts.items() if not count]
     if missing:

@@ -21,8 +21,8 @@ from iformer.training.records.figures import FAINT, INK, finish_axes, new_figure
 
 MAX_MISTAKES = 24
 """Largest number of images on the sheet of mistakes."""
-_LABELS = 2
-"""Largest number of wrong labels of one image that the sheet of mistakes shows."""
+_LABELS = 6
+"""Largest number of labels of one image that the sheets show."""
 
 EXAMPLES = 24
 """Largest number of images on the sheet of examples that experiment trackers get."""
@@ -43,6 +43,8 @@ class Mistake:
     """Classes that the network predicts and the image does not have, with their probabilities, 0 to 1."""
     true: tuple[tuple[str, float], ...]
     """Classes that the image has, with their probabilities; with several labels, only missed classes."""
+    more: int = 0
+    """Number of further wrong labels."""
 
 
 def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
@@ -65,7 +67,7 @@ def worst_mistakes(evaluation: ClassificationEvaluation, limit: int = MAX_MISTAK
 
 
 def worst_labels(evaluation: MultiLabelEvaluation, limit: int = MAX_MISTAKES) -> list[Mistake]:
-    """Return the images with the worst wrong labels, each with up to two of these labels.
+    """Return the images with the worst wrong labels, each with up to six of these labels.
 
     A label is wrong if its probability is on the wrong side of the threshold. The further the probability is from
     the truth (0 or 1), the worse is the label.
@@ -88,14 +90,22 @@ def worst_labels(evaluation: MultiLabelEvaluation, limit: int = MAX_MISTAKES) ->
             sample=evaluation.image_set.samples[evaluation.indices[row]],
             wrong=shown(row, true=False),
             true=shown(row, true=True),
+            more=max(0, int(wrong_NK[row].sum()) - _LABELS),
         )
         for row in order
     ]
 
 
-GAP = "The images with the largest gap between the answer's probability and the true class's."
-LABELS = "The images with a label furthest on the wrong side of the threshold; true: labels that were missed."
-"""Subtitles of the sheet of mistakes: `GAP` for networks with one label per image, `LABELS` with several."""
+GAP = "Largest gap between the probabilities of the answer (orange) and of the true class (blue) first."
+"""Subtitle of the sheet of mistakes of networks with one label per image."""
+
+
+def labels_subtitle(threshold: float) -> str:
+    """Return the subtitle of the sheet of mistakes of networks with several labels per image."""
+    return (
+        f"Probability furthest from the truth first. Orange: predicted (from {100 * threshold:.0f} % on), but not "
+        "true. Blue: true, but missed."
+    )
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], path: Path, *, subtitle: str = GAP) -> bool:
@@ -113,7 +123,9 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path, *, subtitle: str = GA
             *(Bar(label=name, share=share, colour=_WRONG) for name, share in mistake.wrong),
             *(Bar(label=f"true: {name}", share=share, colour=_TRUE) for name, share in mistake.true),
         )
-        cards.append(Card(picture=square(picture), caption=mistake.sample.name, bars=bars))
+        cards.append(
+            Card(picture=square(picture), caption=f"{mistake.sample.name}{_more(mistake.more)}", bars=bars)
+        )
     if not cards:
         path.unlink(missing_ok=True)
         return False
@@ -138,17 +150,32 @@ def example_sheet(
             continue
         truth, found = _names(evaluation, row)
         shares_K = evaluation.probabilities[row]
-        top = [(evaluation.image_set.class_names[k], float(shares_K[k])) for k in np.argsort(-shares_K)[:_ANSWERS]]
+        several = isinstance(evaluation, MultiLabelEvaluation)
+        ranked = [(evaluation.image_set.class_names[k], float(shares_K[k])) for k in np.argsort(-shares_K)]
+        wanted = {*truth, *found} if several else set()
+        count = max(_ANSWERS, min(_LABELS, len(wanted)))
+        chosen = {name for name, _ in ranked if name in wanted} | {name for name, _ in ranked[:_ANSWERS]}
+        top = [(name, share) for name, share in ranked if name in chosen][:count]
         bars = tuple(
             Bar(label=name, share=share, colour=(_TRUE if name in truth else _WRONG) if name in found else _PALE)
             for name, share in top
         )
-        caption = f"true: {', '.join(truth) or 'no label'}"
+        caption = f"true: {', '.join(truth) or 'no label'}{_more(len(wanted) - count)}"
         cards.append(Card(picture=square(picture), caption=caption, bars=bars, is_right=set(truth) == set(found)))
     if not cards:
         return None
     subtitle = f"{len(cards)} of {len(evaluation.indices)} validation images, each with its likeliest classes."
+    if isinstance(evaluation, MultiLabelEvaluation):
+        subtitle = (
+            f"{len(cards)} of {len(evaluation.indices)} validation images. Blue: predicted (from "
+            f"{100 * evaluation.metrics['threshold']:.0f} % on) and true. Orange: predicted, but not true. Pale: "
+            "not predicted."
+        )
     return draw_sheet(cards, columns=6, title=title, subtitle=subtitle)
+
+
+def _more(count: int) -> str:
+    return f" (+{count} more)" if count > 0 else ""
 
 
 def _names(evaluation: ClassificationEvaluation | MultiLabelEvaluation, row: int) -> tuple[list[str], list[str]]:

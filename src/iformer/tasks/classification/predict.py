@@ -42,6 +42,8 @@ MAX_PAGES = 5
 """Largest number of pages of each contact sheet. Further answers are only in the file of answers."""
 
 _COLUMNS, _ROWS, _BARS = 6, 6, 3
+_MOST_BARS = 6
+"""Largest number of bars of one image with several labels."""
 _FIRST, _OTHER = "#56b4e9", "#c3dcec"
 """Colours of bars: sky blue of Okabe and Ito's palette for predicted classes, pale sky blue for other classes."""
 
@@ -52,7 +54,8 @@ class Answer:
 
     path: Path
     classes: tuple[tuple[str, float], ...]
-    """Names and probabilities of the top k classes, the highest probability first."""
+    """Names and probabilities of the top k classes, the highest probability first. With several labels per image,
+    all predicted labels are among them, also beyond the top k."""
     labels: tuple[str, ...] | None = None
     """Multi-label networks: names of the classes whose probability reaches the threshold. None for others."""
     pixels: Tensor
@@ -90,7 +93,8 @@ class Predictor:
 
         Args:
             model: a network, or an artifact in its own runtime (`iformer.deploy.runner.open_artifact`).
-            top_k: largest number of classes in an answer.
+            top_k: largest number of classes in an answer; predicted labels of multi-label networks are never left
+                out.
             batch_size: images in one call of the network.
             workers: threads that decode. None: one per core, at most 8.
             attention: also record where the network looks. The network is then not folded, which is slower
@@ -181,11 +185,13 @@ class Predictor:
 
     def _answer(self, batch: ImageBatch) -> dict[Path, Answer | Failure]:
         probabilities_BK, maps_Bhw = self.probabilities(batch.images)
-        values_BK, classes_BK = (tensor.tolist() for tensor in probabilities_BK.topk(self.top_k, dim=1))
         labels: list[tuple[str, ...] | None] = [None] * len(batch.paths)
+        counts = [self.top_k] * len(batch.paths)
         if self.threshold is not None:
             yes_BK = (probabilities_BK >= self.threshold).tolist()
             labels = [tuple(itertools.compress(self.class_names, yes_K)) for yes_K in yes_BK]
+            counts = [max(self.top_k, sum(yes_K)) for yes_K in yes_BK]
+        values_BK, classes_BK = (tensor.tolist() for tensor in probabilities_BK.topk(max(counts), dim=1))
         finite_B = probabilities_BK.isfinite().all(1).tolist()
         return {
             path: Failure(path=path, reason=NOT_FINITE)
@@ -193,7 +199,8 @@ class Predictor:
             else Answer(
                 path=path,
                 classes=tuple(
-                    (self.class_names[k], value) for k, value in zip(classes_BK[row], values_BK[row], strict=True)
+                    (self.class_names[k], value)
+                    for k, value in islice(zip(classes_BK[row], values_BK[row], strict=True), counts[row])
                 ),
                 labels=labels[row],
                 pixels=batch.images[row],
@@ -279,7 +286,7 @@ def draw_predictions(answers: Sequence[Answer], folder: Path, *, title: str, sub
     Draws at most `MAX_PAGES` pages and returns the files written.
     """
     cards = [
-        Card(picture=square(_photograph(answer.pixels)), caption=answer.path.name, bars=_bars(answer))
+        Card(picture=square(_photograph(answer.pixels)), caption=_caption(answer), bars=_bars(answer))
         for answer in answers[: max_drawn()]
     ]
     return _save_pages(cards, folder, "predict", columns=_COLUMNS, title=title, subtitle=subtitle)
@@ -304,7 +311,7 @@ def draw_explanations(answers: Sequence[Answer], folder: Path, *, title: str) ->
         pair = beside(photograph, overlay(photograph, answer.attention))
         brightest = max(float(answer.attention.max()), 2.0)
         scale = Scale(colours=heat_scale, low="1x an even share", high=f"{brightest:.1f}x")
-        cards.append(Card(picture=pair, caption=answer.path.name, scale=scale, bars=_bars(answer)))
+        cards.append(Card(picture=pair, caption=_caption(answer), scale=scale, bars=_bars(answer)))
     subtitle = (
         "Right: attention received in the last stage, mean over queries and blocks. "
         "It is not why a class was chosen."
@@ -324,8 +331,18 @@ def _bars(answer: Answer) -> tuple[Bar, ...]:
             share=probability,
             colour=_FIRST if (row == 0 if answer.labels is None else name in answer.labels) else _OTHER,
         )
-        for row, (name, probability) in enumerate(answer.classes[:_BARS])
+        for row, (name, probability) in enumerate(answer.classes[: _shown(answer)])
     )
+
+
+def _shown(answer: Answer) -> int:
+    """Return the number of bars of an answer: one for each label, up to `_MOST_BARS`, and at least `_BARS`."""
+    return max(_BARS, min(_MOST_BARS, len(answer.labels or ())))
+
+
+def _caption(answer: Answer) -> str:
+    more = len(answer.labels or ()) - _shown(answer)
+    return f"{answer.path.name} (+{more} more)" if more > 0 else answer.path.name
 
 
 def _save_pages(

@@ -8,10 +8,10 @@ from pathlib import Path
 from iformer.tables import Markdown, markdown_table
 from iformer.tasks.classification.evaluate import ClassificationEvaluation, MultiLabelEvaluation
 from iformer.tasks.classification.figures import (
-    LABELS,
     draw_confusion,
     draw_mistakes,
     draw_reliability,
+    labels_subtitle,
     worst_labels,
     worst_mistakes,
 )
@@ -92,7 +92,8 @@ def _confusion(result: TrainResult) -> str:
 
 def _write_multi_label_report(result: TrainResult, evaluation: MultiLabelEvaluation) -> Path:
     metrics = evaluation.metrics
-    shown = draw_mistakes(worst_labels(evaluation), result.folder / "mistakes.png", subtitle=LABELS)
+    subtitle = labels_subtitle(metrics["threshold"])
+    shown = draw_mistakes(worst_labels(evaluation), result.folder / "mistakes.png", subtitle=subtitle)
     wrong = any(set(labels) != set(found) for labels, found in map(evaluation.names_at, range(metrics["images"])))
     headline = (
         f"**mAP {metrics['map']:.2f} %**, F1 {metrics['f1']:.2f} % at the threshold {metrics['threshold']:g}, on "
