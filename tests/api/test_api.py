@@ -194,6 +194,9 @@ def test_a_missing_file_does_not_stop_the_others(
     predictions = iformer.predict(model, [missing, photographs[0]], out=tmp_path / "out")
     lost, found = predictions
     assert (lost.error, lost.name, lost.score) == ("no such file or folder", None, None)
+    assert repr(lost) == f"Prediction(source={str(missing)!r}, error='no such file or folder')"
+    assert "error" not in repr(found)
+    assert "box" not in repr(found.answers[0])
     assert found.name is not None
     assert (tmp_path / "out/predictions.jsonl").read_text().count("\n") == 2
     assert any("predict.png" in line for line in predictions.written)
@@ -229,7 +232,7 @@ def test_urls_and_standard_input(
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=contents))
     sources = [photographs[0], f"{server}/photo.jpg?size=1", f"{server}/none.jpg", "-"]
     answers = {answer.source: answer for answer in iformer.predict(model, sources, out=tmp_path / "out")}
-    assert list(answers) == [f"{server}/none.jpg", str(photographs[0]), f"{server}/photo.jpg?size=1", "-"]
+    assert list(answers) == [str(source) for source in sources]
     assert "cannot be fetched" in str(answers[f"{server}/none.jpg"].error)
     first = answers[str(photographs[0])].answers
     assert answers["-"].answers == answers[f"{server}/photo.jpg?size=1"].answers == first

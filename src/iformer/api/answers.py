@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from iformer.config.checking import short_repr
 from iformer.dependencies import require
 from iformer.errors import UserError, printable
 from iformer.files import json_text, write_bytes, write_text
@@ -46,6 +47,9 @@ class Answer:
     """Detectors: left, top, width and height of the object in pixels. None: the answer is not an object."""
     track: int | None = None
     """Detectors on videos, with `track`: number of the object, from 1, in all frames. None: no track yet."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def answers_of(record: Record) -> Iterator[Answer]:

@@ -18,7 +18,7 @@ from iformer.api.answers import Answer, AnswerFormat, answers_of, check_format, 
 from iformer.api.engine import with_engine
 from iformer.api.inputs import Input, check_videos, collect_inputs, without_videos
 from iformer.api.train import python_warnings
-from iformer.config.checking import Count, FileName, Range, Share, check_arguments
+from iformer.config.checking import Count, FileName, Range, Share, check_arguments, short_repr
 from iformer.errors import UserError
 from iformer.files import output_folder, removed_if_empty, write_bytes
 from iformer.locks import reserved
@@ -58,6 +58,9 @@ class Prediction:
     """Function that computes `masks`; can be pickled."""
     words: str = field(default="", repr=False)
     """The answers as one line of text."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def name(self) -> str | None:

@@ -188,6 +188,17 @@ def plain_defaults(cls: type[Any]) -> dict[str, Any]:
     return {name: _plain_value(value) for name, value in defaults.items() if value is not dataclasses.MISSING}
 
 
+def short_repr(value: Any) -> str:
+    """Return the `repr` of a dataclass without the fields that are None or have their default value."""
+    shown = []
+    for field in dataclasses.fields(value):
+        found = getattr(value, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.repr and found is not None and found != default:
+            shown.append(f"{field.name}={found!r}")
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
 def from_plain(cls: type[ConfigT], plain: Mapping[str, Any], path: str = "") -> ConfigT:
     """Build a config dataclass from nested dicts and lists.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from iformer.config.checking import Config, Text, check
+from iformer.config.checking import Config, Text, check, short_repr
 from iformer.config.preprocessing import Preprocessing
 
 
@@ -24,6 +24,9 @@ class Metadata(Config):
     """Metrics on held-out data, `{"top1": 92.3, …}`; shares in percent."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the weights: command, commit, versions, data fingerprint, source file."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def threshold(self) -> float:
