@@ -84,9 +84,25 @@ def test_a_video_that_is_cut_anywhere_is_read_or_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((1, 0, 0, 1), 0)]
+    ("matrix", "swapped", "step_x", "step_y"),
+    [
+        ((1, 0, 0, 1), False, 1, 1),
+        ((0, 1, -1, 0), True, -1, 1),
+        ((-1, 0, 0, -1), False, -1, -1),
+        ((0, -1, 1, 0), True, 1, -1),
+        ((-1, 0, 0, 1), False, -1, 1),
+        ((1, 0, 0, -1), False, 1, -1),
+        ((0, 1, 1, 0), True, 1, 1),
+        ((0, -1, -1, 0), True, -1, -1),
+        ((0.9999, 0.0087, -0.0087, 0.9999), False, 1, 1),
+        ((0.7071, 0.7071, -0.7071, 0.7071), False, 1, 1),
+        ((0, 0, 0, 0), False, 1, 1),
+        ((1, 0, 0, 0), False, 1, 1),
+    ],
 )
-def test_frames_are_upright(tmp_path: Path, matrix: tuple[int, int, int, int], turns: int) -> None:
+def test_frames_are_upright(
+    tmp_path: Path, matrix: tuple[float, ...], swapped: bool, step_x: int, step_y: int
+) -> None:
     """Phones store frames as the sensor lies and write how to turn them in the track header."""
     path = tmp_path / "a.mp4"
     pixels = np.full((48, 64, 3), 100, np.uint8)
@@ -95,13 +111,14 @@ def test_frames_are_upright(tmp_path: Path, matrix: tuple[int, int, int, int], t
         writer.write(Image.fromarray(pixels), 0.0)
     data = bytearray(path.read_bytes())
     position = data.find(b"tkhd") + 8 + 20 + 16
-    a, b, c, d = (value * 0x10000 for value in matrix)
+    a, b, c, d = (round(value * 0x10000) for value in matrix)
     data[position : position + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
     path.write_bytes(data)
     with VideoReader(path) as reader:
         (frame,) = reader
-        assert frame.image.size == (reader.width, reader.height) == ((48, 64) if turns % 2 else (64, 48))
-    assert np.abs(np.asarray(frame.image).astype(int) - np.rot90(pixels, turns)).mean() < 12
+        assert frame.image.size == (reader.width, reader.height) == ((48, 64) if swapped else (64, 48))
+    shown = (pixels.swapaxes(0, 1) if swapped else pixels)[::step_y, ::step_x]
+    assert np.abs(np.asarray(frame.image).astype(int) - shown).mean() < 12
 
 
 @pytest.mark.parametrize("extension", ["mp4", "mkv"])
@@ -114,6 +131,30 @@ def test_frames_have_their_own_times(tmp_path: Path, extension: str) -> None:
             writer.write(Image.new("RGB", (64, 48)), seconds)
     with VideoReader(path) as reader:
         assert [frame.seconds for frame in reader] == pytest.approx(times, abs=2e-3)
+
+
+def test_a_drawn_video_begins_at_zero(tmp_path: Path) -> None:
+    """Segments of recorders and dumps of MPEG streams begin hours after 0."""
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, rate=Fraction(10), width=64, height=48) as writer:
+        for seconds in (36_000.0, 36_000.1, 36_002.0):
+            writer.write(Image.new("RGB", (64, 48)), seconds)
+    with VideoReader(path) as reader:
+        assert [frame.seconds for frame in reader] == pytest.approx([0.0, 0.1, 2.0], abs=2e-3)
+
+
+@pytest.mark.parametrize("gap", [1e4, 2.5e4, 1e14, 1e17])
+def test_frames_that_are_hours_apart_are_an_error_of_the_video(tmp_path: Path, gap: float) -> None:
+    """MP4 holds 6.6 hours between two frames, less with several gaps in a row."""
+
+    def draw() -> None:
+        with VideoWriter(tmp_path / "a.mp4", rate=Fraction(10), width=64, height=48) as writer:
+            for number in range(4):
+                writer.write(Image.new("RGB", (64, 48)), number * gap)
+
+    with pytest.raises(DataError, match=r"cannot be encoded as a.mp4 \(its frames are hours apart\)"):
+        draw()
+    assert list(tmp_path.iterdir()) == []
 
 
 def encoded(

@@ -28,6 +28,11 @@ FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp
 _TICKS = 90_000
 """Time units per second in written videos: 90 kHz, as in MPEG."""
 
+_MAX_GAP = 2**31 - 1
+"""Most time units between two frames of written videos, 6.6 hours: MP4 stores the differences in 31 bits."""
+
+_GAP_REASON = "its frames are hours apart"
+
 
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
     """Return whether a file has the extension of a video format."""
@@ -173,6 +178,7 @@ class VideoWriter:
         # H.264 stores colours at half the resolution: both sides must be even
         self._size = (max(2, width - width % 2), max(2, height - height % 2))
         self._last, self._keep = -1, keep
+        self._start: float | None = None
         with ExitStack() as stack:
             file = stack.enter_context(replacing(path))
             stack.enter_context(self._errors())
@@ -187,13 +193,20 @@ class VideoWriter:
     def write(self, image: Image.Image, seconds: float) -> None:
         """Append a frame that is shown from `seconds` on. A time that is not after the last one is increased.
 
+        The written video begins at 0: players show nothing for hours if the times of a recorder's segment stay.
+
         Raises:
-            DataError: the frame cannot be encoded.
+            DataError: the frame cannot be encoded, or comes hours after the one before it.
         """
+        if self._start is None:
+            self._start = seconds
+        ticks = max(self._last + 1, round((seconds - self._start) * _TICKS))
+        if ticks - self._last > _MAX_GAP:
+            raise DataError(f"cannot be encoded as {self._path.name} ({_GAP_REASON})")
         with self._errors():
             pixels_HWC = np.asarray(image.crop((0, 0, *self._size)))
             frame = self._av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")
-            self._last = max(self._last + 1, round(seconds * _TICKS))
+            self._last = ticks
             frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
             self._container.mux(self._stream.encode(frame))
 
@@ -203,7 +216,9 @@ class VideoWriter:
         try:
             yield
         except self._av.error.FFmpegError as error:
-            raise DataError(f"cannot be encoded as {self._path.name} ({ffmpeg_reason(error)})") from None
+            # several gaps in a row can exceed the limit together, because H.264 reorders frames
+            reason = _GAP_REASON if isinstance(error, self._av.error.PatchWelcomeError) else ffmpeg_reason(error)
+            raise DataError(f"cannot be encoded as {self._path.name} ({reason})") from None
 
     def __enter__(self) -> Self:
         return self
