@@ -20,7 +20,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from iformer.data.images import MAX_PIXELS
-from iformer.data.video import FORMATS_OF_OTHER_FILES, Frame, VideoReader, ffmpeg_reason, frame_image
+from iformer.data.video import (
+    FORMATS_OF_OTHER_FILES,
+    Frame,
+    VideoReader,
+    ffmpeg_reason,
+    frame_image,
+    frame_orientation,
+)
 from iformer.dependencies import require
 from iformer.errors import DataError, one_line
 
@@ -271,7 +278,7 @@ class LiveReader:
             raise DataError(f"{self.source}: has no frame")
         self._first: tuple[Any, float] | None = first
         frame = first[0]
-        turned = frame.rotation % 180
+        turned, _, _ = frame_orientation(frame)
         self.width, self.height = (frame.height, frame.width) if turned else (frame.width, frame.height)
 
     def __iter__(self) -> Iterator[Frame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -76,7 +77,7 @@ class VideoReader:
                 raise DataError(f"{self.source}: has no frame that can be decoded")
             self._check_size(self._first.width, self._first.height)
             self.width, self.height = self._first.width, self._first.height
-            if self._first.rotation % 180:
+            if frame_orientation(self._first)[0]:
                 self.width, self.height = self.height, self.width
         except DataError:
             self._container.close()
@@ -112,7 +113,7 @@ class VideoReader:
             )
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames, rotated as the file says: phones store upright videos sideways.
+        """Yield the frames, turned as the file says: phones store upright videos sideways.
 
         Raises:
             DataError: the file is damaged; the message says after which frame.
@@ -234,17 +235,42 @@ class VideoWriter:
 
 
 def frame_image(frame: Any) -> Image.Image:
-    """Return a `VideoFrame` of PyAV as an RGB image, rotated as the frame says.
+    """Return a `VideoFrame` of PyAV as an RGB image, turned and mirrored as the frame says.
 
     Raises:
         DataError: the frame cannot be converted; the message is the reason.
     """
     av: Any = require("av", extra="video")
     try:
-        pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+        pixels_HWC = frame.to_ndarray(format="rgb24")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise DataError(ffmpeg_reason(error)) from None
-    return Image.fromarray(np.ascontiguousarray(pixels_HWC))
+    swapped, step_x, step_y = frame_orientation(frame)
+    if swapped:
+        pixels_HWC = pixels_HWC.swapaxes(0, 1)
+    return Image.fromarray(np.ascontiguousarray(pixels_HWC[::step_y, ::step_x]))
+
+
+def frame_orientation(frame: Any) -> tuple[bool, int, int]:
+    """Return how a frame is shown, from its display matrix.
+
+    PyAV's `rotation` is the angle alone: it takes mirrored frames for turned ones. Frames whose matrix turns
+    by other angles, such as 45 degrees, or holds only zeros are shown as they are stored.
+
+    Returns:
+        Whether rows and columns are swapped, and the steps, 1 or -1, through columns and rows afterwards.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None or len(content := bytes(matrix)) != 36:
+        return False, 1, 1
+    # a point (x, y) of the stored frame is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = struct.unpack("=9i", content)[:5]
+    tolerance = max(map(abs, (a, b, c, d))) // 50  # about one degree
+    if min(abs(a), abs(d)) > tolerance >= max(abs(b), abs(c)):
+        return False, 1 if a > 0 else -1, 1 if d > 0 else -1
+    if min(abs(b), abs(c)) > tolerance >= max(abs(a), abs(d)):
+        return True, 1 if c > 0 else -1, 1 if b > 0 else -1
+    return False, 1, 1
 
 
 def ffmpeg_reason(error: Exception) -> str:
