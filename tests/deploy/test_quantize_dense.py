@@ -13,7 +13,13 @@ import torch
 from iformer.data.sources.detection import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.deploy.export import export_artifact
-from iformer.deploy.quantize import layers, network_forward, rank_by_sensitivity, read_calibration_images
+from iformer.deploy.quantize import (
+    Quantization,
+    layers,
+    network_forward,
+    rank_by_sensitivity,
+    read_calibration_images,
+)
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runner import runtime_module
 from iformer.deploy.runtimes.registry import RUNTIMES
@@ -142,3 +148,31 @@ def test_a_layer_that_is_kept_has_its_own_weights(
 
     assert is_stored(kept)
     assert not is_stored(other)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "name", ["openvino", "executorch", "litert", pytest.param("onnx", marks=pytest.mark.full)]
+)
+def test_large_boxes_leave_small_ones_as_they_are(photographs: list[Path], tmp_path: Path, name: str) -> None:
+    """If decoded boxes were rounded to 8 bits, one box of thousands of pixels would round all others away."""
+    try:
+        RUNTIMES[name].require("int8")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    model = light_detector()
+    for level, log_distance in zip(model.head.levels, (0.5, 0.5, 5.5), strict=True):
+        torch.nn.init.constant_(level.distances[-1].bias, log_distance)
+        torch.nn.init.normal_(level.distances[-1].weight, std=0.01)
+    network = exportable(model)
+    options = Quantization(images=photographs[:3], measure=lambda forward: {"top1": 100.0})
+    path = tmp_path / f"boxes{RUNTIMES[name].suffix}"
+    export_artifact(network, path, name, precision="int8", quantization=options)
+    pixels = read_calibration_images(photographs[:1], network.metadata.preprocessing)
+    expected = network_forward(make_spec(network))(pixels)["boxes"]
+    found = runtime_module(name).RUNNER.for_check(path)(pixels)["boxes"]
+    side = expected[..., 2] - expected[..., 0]
+    assert side.max() > 5000
+    small = side[0] < 40
+    assert small.sum() > 50
+    torch.testing.assert_close(found[0, small], expected[0, small], atol=2.0, rtol=0)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
@@ -167,16 +166,6 @@ def calibration_images(
     return [
         samples[index].path for index in random.Random(0).sample(range(len(samples)), min(count, len(samples)))
     ]
-
-
-def trained_val_split(subject: Any, data: str) -> float | None:
-    """Return the share of `data` that a network's training split off for validation; None if there is none."""
-    metadata = getattr(subject, "metadata", None)
-    trained_on = metadata.provenance.get("data") if isinstance(metadata, Metadata) else None
-    if not isinstance(trained_on, dict) or trained_on.get("name") != data:
-        return None
-    share = trained_on.get("val_split")
-    return share if isinstance(share, float) and 0 < share < 1 else None
 
 
 def check_side(size: tuple[int, int], multiple: int) -> None:

@@ -247,6 +247,18 @@ def _rewritten(module: Any) -> Any:
     return module
 
 
+def _after_exponentials(nodes: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Return the exponentials of a graph and all nodes that depend on them, such as a detector's boxes.
+
+    Their values span several powers of ten: in 8 bits, all but the largest boxes would be lost.
+    """
+    found: set[torch.fx.Node] = set()
+    for node in nodes.nodes:
+        if node.target == torch.ops.aten.exp.default or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _quantized(module: Any, spec: ExportSpec, calibration: Calibration) -> Any:
     """Quantize a module with PT2E and XNNPACK's quantizer: one scale per weight channel, one per activation."""
     xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", extra=EXTRA)
@@ -257,7 +269,16 @@ def _quantized(module: Any, spec: ExportSpec, calibration: Calibration) -> Any:
         stack = list(node.meta.get("nn_module_stack", {}).values())
         return not (kept and stack and f".{stack[-1][0]}".endswith(kept))
 
-    quantizer = xnnpack.XNNPACKQuantizer()
+    base: Any = xnnpack.XNNPACKQuantizer
+
+    class Quantizer(base):  # type: ignore[misc]
+        def annotate(self, model: Any) -> Any:
+            model = super().annotate(model)
+            for node in _after_exponentials(model.graph):  # the filter does not reach concatenations
+                node.meta.pop("quantization_annotation", None)
+            return model
+
+    quantizer = Quantizer()
     quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
     quantizer.set_filter_function(is_quantized)
     prepared = pt2e.prepare_pt2e(module, quantizer)

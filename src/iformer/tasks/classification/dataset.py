@@ -26,6 +26,7 @@ from iformer.data.transforms import Transform, TransformSchedule
 from iformer.errors import ConfigError, DataError, listed
 from iformer.tasks.class_order import class_order, refuse_unknown
 from iformer.tasks.interface import Split
+from iformer.tasks.trained_split import has_images, has_name, trained_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +70,17 @@ def find_labelled(
         DataError: the data cannot be read, its classes do not fit the network, or the split is empty.
         ConfigError: `val_split` is not between 0 and 1, or is given for data that is split.
     """
-    trained_on = metadata.provenance.get("data")
-    trained_on = trained_on if isinstance(trained_on, dict) else {}
+    trained_on = trained_data(metadata)
     share = float(trained_on.get("val_split", DEFAULT_VAL_SPLIT)) if val_split is None else val_split
     splits = load_data(
         data, val_split=share, strict=strict, for_training=for_training, multi_label=metadata.multi_label
     )
-    classes = trained_on.get("classes") if trained_on.get("name") == data else None
-    if classes is not None:
-        splits = select_classes(splits, classes)
-    fold = trained_on.get("fold") if trained_on.get("name") == data else None
-    if fold is not None:
-        splits = split_fold(splits, *fold)
+    splits = _as_in_training(splits, trained_on, data)
     refuse_val_split(val_split, splits, data)
     class_names = metadata.class_names or splits.val.class_names
     if len(class_names) != num_classes:
         raise DataError(f"{data} has {len(class_names)} classes, the network has {num_classes} outputs")
-    known = trained_on.get("train_fingerprint") == splits.train.fingerprint() or trained_on.get("name") == data
+    known = has_images(trained_on, splits) or has_name(trained_on, data)
     chosen = split is not None
     if split is None:
         split = "all" if splits.split_off and val_split is None and not (known or for_training) else "val"
@@ -104,6 +99,23 @@ def find_labelled(
             *_seen_in_training(splits, split, data, trained_on),
         ),
     )
+
+
+def _as_in_training(splits: DataSplits, trained_on: dict[str, Any], data: str) -> DataSplits:
+    """Return the classes and the fold that the network was trained on, if this is the data of its training."""
+
+    def selected() -> DataSplits:
+        classes, fold = trained_on.get("classes"), trained_on.get("fold")
+        chosen = splits if classes is None else select_classes(splits, classes)
+        return chosen if fold is None else split_fold(chosen, *fold)
+
+    if has_name(trained_on, data):
+        return selected()
+    try:
+        chosen = selected()
+    except (ConfigError, DataError):  # other data, without these classes or with fewer images
+        return splits
+    return chosen if has_images(trained_on, chosen) else splits
 
 
 def refuse_val_split(val_split: float | None, splits: DataSplits, data: str) -> None:
@@ -197,9 +209,9 @@ def _share(splits: DataSplits, images: ImageSet, share: float, *, own: bool, exp
 
 def _seen_in_training(splits: DataSplits, split: Split, data: str, trained_on: dict[str, Any]) -> list[str]:
     """Return a warning if the network was, or may have been, trained on images of the split."""
-    if trained_on.get("train_fingerprint") == splits.train.fingerprint():
+    if has_images(trained_on, splits):
         return [] if split == "val" else ["the network was trained on some of these images"]
-    if trained_on.get("name") == data:
+    if has_name(trained_on, data):
         return [
             "the files are not split as they were when this network was trained: it may have been trained on "
             "some of these images"

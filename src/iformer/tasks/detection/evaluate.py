@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from iformer.data.detection import DetectionSet
+from iformer.data.detection import DetectionSet, DetectionSplits
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.detection import load_detection
 from iformer.errors import ConfigError, DataError, UserError
@@ -19,7 +19,8 @@ from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, w
 from iformer.tasks.detection.inference import DetectionLimits, Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import folded, trained_val_split
+from iformer.tasks.pyramid import folded
+from iformer.tasks.trained_split import load_as_trained
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -138,8 +139,12 @@ def evaluate_data(
     """Evaluate a detector or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
-    val_split = options.val_split or trained_val_split(subject, data)
-    splits = load_detection(data, val_split=val_split, strict=options.strict, for_training=False)
+
+    def split(share: float | None) -> DetectionSplits:
+        return load_detection(data, val_split=share, strict=options.strict, for_training=False)
+
+    metadata = getattr(subject, "metadata", None)
+    splits = split(options.val_split) if options.val_split else load_as_trained(metadata, data, split)
     image_set = splits.train if options.split == "train" else splits.val
     if not len(image_set):
         other = "val" if options.split == "train" else "train"

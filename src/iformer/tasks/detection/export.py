@@ -23,8 +23,9 @@ from iformer.tasks.class_order import refuse_unknown
 from iformer.tasks.detection.dataset import DetectionImages, with_class_order
 from iformer.tasks.detection.evaluate import evaluate
 from iformer.tasks.detection.inference import BOXES, SCORES, LetterboxDetector, detection_agreement
-from iformer.tasks.pyramid import calibration_images, check_side, trained_val_split
+from iformer.tasks.pyramid import calibration_images, check_side
 from iformer.tasks.registry import find_task
+from iformer.tasks.trained_split import load_as_trained
 
 
 class DenseDetector(nn.Module):
@@ -104,7 +105,7 @@ def quantization(
         raise UserError("Mask R-CNN and Faster R-CNN are exported in fp32 only; train a light detector for INT8")
     preprocessing = model.config.preprocessing
     size = size or preprocessing.size
-    splits = load_detection(data, val_split=trained_val_split(model, data))
+    splits = load_as_trained(model.metadata, data, lambda share: load_detection(data, val_split=share))
     chosen = calibration_images(splits.train, splits.val, data, count=images)
     refuse_unknown(model.metadata.class_names, splits.val.class_names)
     val = with_class_order(splits.val, model.metadata.class_names)

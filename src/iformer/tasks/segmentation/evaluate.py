@@ -11,15 +11,16 @@ from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.loader import Loader, build_loader
-from iformer.data.segmentation import SemanticSet
+from iformer.data.segmentation import SemanticSet, SemanticSplits
 from iformer.data.sources.masks import load_semantic
 from iformer.errors import DataError, UserError
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import folded, trained_val_split
+from iformer.tasks.pyramid import folded
 from iformer.tasks.segmentation.dataset import SemanticImages, evaluation_transform, with_class_order
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 from iformer.tasks.segmentation.metric import SegmentationMetric
+from iformer.tasks.trained_split import load_as_trained
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -151,8 +152,12 @@ def evaluate_data(
     """Evaluate a segmenter or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
     if options.split == "all":
         raise UserError("--split all is for classification; give val or train")
-    val_split = options.val_split or trained_val_split(subject, data)
-    splits = load_semantic(data, val_split=val_split, strict=options.strict, for_training=False)
+
+    def split(share: float | None) -> SemanticSplits:
+        return load_semantic(data, val_split=share, strict=options.strict, for_training=False)
+
+    metadata = getattr(subject, "metadata", None)
+    splits = split(options.val_split) if options.val_split else load_as_trained(metadata, data, split)
     image_set = splits.train if options.split == "train" else splits.val
     if not len(image_set):
         other = "val" if options.split == "train" else "train"

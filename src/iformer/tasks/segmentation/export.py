@@ -21,11 +21,12 @@ from iformer.deploy.quantize import Quantization, few_images_note
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.class_order import refuse_unknown
-from iformer.tasks.pyramid import calibration_images, check_side, trained_val_split
+from iformer.tasks.pyramid import calibration_images, check_side
 from iformer.tasks.registry import find_task
 from iformer.tasks.segmentation.dataset import with_class_order
 from iformer.tasks.segmentation.evaluate import evaluate, evaluation_images
 from iformer.tasks.segmentation.inference import LOGITS, Letterboxes, SegmentationDisplay
+from iformer.tasks.trained_split import load_as_trained
 
 _STRIDE = 32
 """Each side of an input is a multiple of this number of pixels, so that no feature map's side is rounded up."""
@@ -133,7 +134,7 @@ def quantization(
     preprocessing = letterbox_preprocessing(model)
     if size is not None:
         preprocessing = replace(preprocessing, size=size)
-    splits = load_semantic(data, val_split=trained_val_split(model, data))
+    splits = load_as_trained(model.metadata, data, lambda share: load_semantic(data, val_split=share))
     chosen = calibration_images(splits.train, splits.val, data, count=images)
     known = model.metadata.class_names
     refuse_unknown(known, splits.val.class_names)
