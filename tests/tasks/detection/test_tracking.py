@@ -116,6 +116,19 @@ def test_numbers_hold_through_missing_frames_and_low_scores_and_end_after_a_seco
     assert seen(26, 0.9) == [2]
 
 
+@pytest.mark.parametrize("seconds", [1.01, 5.0, 86_400.0])
+def test_numbers_hold_in_time_lapses(seconds: float) -> None:
+    """The rate of a time lapse can be wrong: Matroska files of screenshots say 25."""
+    pytest.importorskip("trackers")
+    tracker = BoxTracker(rate=25, min_score=0.5)
+    frames = []
+    for number in range(9):
+        boxes = [] if number in (3, 6, 7) else [[2.0 * number, 10, 2.0 * number + 40, 60]]
+        frames.append(tracker.update(answers_of(boxes), number * seconds))
+    assert frames[:6] == [[None], [1], [1], [], [1], [1]]
+    assert frames[8] == [None], "two frames without the object end its track"
+
+
 def test_a_video_is_followed_and_drawn(tmp_path: Path) -> None:
     pytest.importorskip("trackers")
     video = squares(tmp_path / "clip.mp4", hidden=(5,), faint=(8,))

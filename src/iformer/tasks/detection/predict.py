@@ -50,7 +50,7 @@ class BoxTracker:
     """Follows the objects of one video by their boxes, with ByteTrack (https://arxiv.org/abs/2110.06864).
 
     Classes are not compared, so an object keeps its number if the detector names it differently in some frames.
-    A number is kept through a second without the object.
+    A number is kept through a second without the object or, in time lapses, through one frame without it.
     """
 
     def __init__(self, *, rate: float, min_score: float) -> None:
@@ -79,7 +79,9 @@ class BoxTracker:
             found: the detections, as `Detector.detect` returns them, on the CPU.
             seconds: time of the frame. A time that is not after that of the frame before is increased.
         """
-        self._seconds = max(seconds, self._seconds + 1e-3)
+        before, self._seconds = self._seconds, max(seconds, self._seconds + 1e-3)
+        if math.isfinite(before):
+            self._tracker.maximum_time_without_update = max(1.0, 2.5 * (self._seconds - before))
         count = len(found["scores"])
         boxes = self._boxes(
             xyxy=found["boxes"].float().numpy().reshape(-1, 4),
