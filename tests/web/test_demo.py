@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,24 @@ def test_assets_are_the_files_that_were_tested(npm: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(assets, "_download", lambda url: b"changed")
     with pytest.raises(UserError, match="is not the file that was tested"):
         load_assets("onnx", "cdn")
+
+
+def test_a_user_without_a_home_folder_can_download(
+    npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The users of `docker run --user 12345` and OpenShift have neither HOME nor an entry in /etc/passwd."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(assets, "_download", lambda url: FILE)
+    with pytest.raises(UserError, match="stand-in is missing"):
+        load_assets("onnx", None)
+    assert load_assets("onnx", "cdn") == load_assets("onnx", None) == load_assets("onnx", str(npm))
+    assert (tmp_path / "temporary/iformer/web" / hashlib.sha256(FILE).hexdigest()).read_bytes() == FILE
 
 
 def test_every_package_has_a_version_and_hashes() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import os
+import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -131,4 +132,13 @@ def _download(url: str) -> bytes:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iformer" / "web"
+    return _cache_root() / "iformer" / "web"
+
+
+def _cache_root() -> Path:
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # a user without a home folder, as in `docker run --user 12345`
+        return Path(tempfile.gettempdir())
