@@ -106,6 +106,8 @@ def test_dry_run_estimates_the_run_and_writes_nothing(
     slow, fast = found["by_rule"]
     assert slow["hours"] > fast["hours"] > 0
     assert main([*command, "--dry-run"]) == 0
+    assert "by rule" not in capsys.readouterr().out, "a run of minutes needs no server"
+    assert main([*command, "--dry-run", "--epochs", "1000000"]) == 0
     assert "on 8 x A100 by rule" in capsys.readouterr().out
 
 

@@ -263,6 +263,10 @@ def _print_rates(found: LearningRates, *, json: bool) -> None:
     say(f"the loss falls fastest at {found.steepest:.1e}: try --lr {found.lr:.1e}")
 
 
+_LONG_HOURS = 1
+"""Duration from which a dry run also prints estimates for servers."""
+
+
 def _print_dry_run(found: DryRun, *, json: bool) -> None:
     if json:
         print_json_line(found.to_plain())
@@ -280,7 +284,7 @@ def _print_dry_run(found: DryRun, *, json: bool) -> None:
     )
     say(f"disk     {found.disk_bytes / 2**20:,.0f} MiB for checkpoints, {found.disk_free / 2**30:,.1f} GiB free")
     say(f"time     {format_hours(found.here.hours)} on this one process")
-    for estimate in found.by_rule:
+    for estimate in found.by_rule if found.here.hours >= _LONG_HOURS else ():
         say(
             f"         {format_hours(estimate.hours)} on {estimate.where} by rule, about {estimate.dollars:,.0f} "
             "US dollars (docs/how-to/train-at-scale.md has the rule)"

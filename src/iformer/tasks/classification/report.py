@@ -20,6 +20,10 @@ from iformer.tasks.report import final_weights, write_task_report
 from iformer.training.records.results import TrainResult
 
 _PAIRS = 10
+_LOSS = (
+    "## Loss\n\nThe loss is binary for each class, because `multi_label` is set; the setting `loss` says whether it is "
+    "the cross entropy or its focal form."
+)
 
 
 def write_report(result: TrainResult) -> Path:
@@ -105,7 +109,7 @@ def _write_multi_label_report(result: TrainResult, evaluation: MultiLabelEvaluat
     return write_task_report(
         result,
         headline,
-        [_mistakes(wrong=wrong, shown=shown)],
+        [_mistakes(wrong=wrong, shown=shown), _LOSS],
         mean_row=[Markdown("**mean over classes**"), *macro, f"{metrics['images']:,}"],
         loss_label="binary cross entropy",
     )
