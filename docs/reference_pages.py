@@ -76,7 +76,7 @@ def cli_page() -> str:
         "| 0 | done |",
         "| 1 | something could not be used or done; the line on stderr says what |",
         "| 2 | the command line is wrong |",
-        "| 75 | stopped by SIGTERM or SIGUSR1 and saved: run the same command again with `--resume` |",
+        "| 75 | stopped by SIGTERM, SIGUSR1 or SIGHUP and saved: run the same command again with `--resume` |",
         "| 130 | stopped by Ctrl-C |",
         "",
     ]

@@ -222,7 +222,7 @@ def test_folders_of_killed_exports_are_removed_and_those_of_running_ones_stay(tm
     assert sorted(file.name for file in folder.iterdir()) == ["b.onnx", "b.onnx.json", "c.onnx", "c.onnx.json"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)])
 def test_a_signal_during_an_export_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     ready, out = tmp_path / "ready", tmp_path / "new" / "a.onnx"
     process = Forked("tiny.unfinished_export", str(ready), "export", "elpv", "--out", str(out))

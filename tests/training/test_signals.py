@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from iformer.cli.output import FAILED, INTERRUPTED, REQUEUE
+from iformer.cli.output import FAILED, INTERRUPTED, REQUEUE, process_settings
 from iformer.errors import StoppedBySignalError
 from iformer.files import replacing
 from iformer.training import loop
@@ -99,12 +99,23 @@ def test_a_lost_rank_is_one_line(images: Path, tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
-def test_a_run_alone_needs_no_agreement() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_run_alone_needs_no_agreement(number: signal.Signals) -> None:
     with SignalHandler(1) as signals:
         assert signals.poll() == (False, False)
         assert signals.poll(True) == (False, True)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert signals.poll() == (True, False)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process_settings(), SignalHandler(1) as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.poll() == (False, False)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def started(program: Callable[..., Program], images: Path, out: Path) -> Program:

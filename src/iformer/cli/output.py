@@ -32,7 +32,9 @@ R = TypeVar("R")
 
 FAILED, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 1, 2, 75, 130, 143
 """Exit codes. FAILED: an error; USAGE: an invalid command line; REQUEUE: stopped by a scheduler's signal with the
-state saved (EX_TEMPFAIL: run the same command again); INTERRUPTED: by Ctrl-C; TERMINATED: by SIGTERM."""
+state saved (EX_TEMPFAIL: run the same command again); INTERRUPTED: by Ctrl-C; TERMINATED: by SIGTERM or SIGHUP."""
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 WARNINGS_SHOWN = 20
 _NAME_SHOWN = 300
@@ -46,11 +48,11 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 
 
 class Terminated(BaseException):
-    """Raised in the main thread when SIGTERM has arrived."""
+    """Raised in the main thread when SIGTERM or SIGHUP has arrived."""
 
 
 _terminated = threading.Event()
-"""Set when SIGTERM has arrived, because some converters replace `Terminated` by exceptions of their own."""
+"""Set when one of them has arrived, because some converters replace `Terminated` by exceptions of their own."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -96,8 +98,8 @@ def process_settings() -> Iterator[None]:
     """Apply the settings of a command-line process while the block runs.
 
     Closed standard streams are connected to the null device. stdout and stderr escape characters that their
-    encoding lacks. SIGTERM raises `Terminated`, so that unfinished files are removed; further SIGTERMs are
-    ignored.
+    encoding lacks. SIGTERM and SIGHUP (the terminal was closed) raise `Terminated`, so that unfinished files are
+    removed; further ones are ignored. Under nohup SIGHUP stays ignored.
     """
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -114,17 +116,21 @@ def process_settings() -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         if os.getpid() == process:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for ending in handled:
+                signal.signal(ending, signal.SIG_IGN)
             _terminated.set()
             raise Terminated
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker ends at once
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)  # a forked worker ends at once
+        os.kill(os.getpid(), number)
 
-    signal.signal(signal.SIGTERM, stop)
+    handled = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
         _terminated.clear()
 
 

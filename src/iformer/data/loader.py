@@ -209,7 +209,7 @@ def _kill(workers: Sequence[Any]) -> None:
 def _prepare_worker(worker: int) -> None:
     """Set up a worker: the main process handles signals, and if it ends first, the worker prints no traceback."""
     sys.excepthook = _report_unless_disconnected
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

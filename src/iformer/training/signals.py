@@ -18,8 +18,9 @@ from iformer.errors import StoppedBySignalError
 from iformer.files import remove_unfinished
 from iformer.locks import remove_locks
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals that schedulers send before they kill a job: SIGTERM, and SIGUSR1 as an early warning."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Signals that schedulers send before they kill a job, SIGTERM and SIGUSR1 (an early warning), and SIGHUP, which a
+terminal sends when it is closed. Signals that the process ignores, such as SIGHUP under nohup, stay ignored."""
 
 RAISE_AFTER, EXIT_AFTER = 15.0, 25.0
 """Two times in seconds after a signal. After `RAISE_AFTER`, a run that has not finished its step (because it
@@ -49,7 +50,7 @@ class SignalHandler:
 
     def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():  # Python accepts handlers in no other thread
-            for number in SIGNALS:
+            for number in (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._remember)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
