@@ -165,7 +165,7 @@ def test_large_boxes_leave_small_ones_as_they_are(photographs: list[Path], tmp_p
         torch.nn.init.constant_(level.distances[-1].bias, log_distance)
         torch.nn.init.normal_(level.distances[-1].weight, std=0.01)
     network = exportable(model)
-    options = Quantization(images=photographs[:3], measure=lambda forward: {"top1": 100.0})
+    options = Quantization(images=photographs[:1], measure=lambda forward: {"top1": 100.0})
     path = tmp_path / f"boxes{RUNTIMES[name].suffix}"
     export_artifact(network, path, name, precision="int8", quantization=options)
     pixels = read_calibration_images(photographs[:1], network.metadata.preprocessing)
