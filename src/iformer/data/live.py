@@ -144,7 +144,7 @@ def _windows_devices() -> list[Any]:
     try:
         return list(av.enumerate_input_devices("dshow"))
     except AttributeError:
-        raise DataError("cameras on Windows need a newer PyAV; run: pip install --upgrade av") from None
+        raise DataError("cameras on Windows need a newer PyAV; run: pip install -U av") from None
     except (av.error.FFmpegError, ValueError):  # no device
         return []
 
