@@ -246,8 +246,8 @@ def predict(
         max_frames: frames after which a video, camera or stream ends. None: all.
         device: "auto" leaves a network that is given where it is, and opens names on the best device.
         engine: what computes a network's answers on the CPU: "torch", or "onnx" or "openvino", which export it
-            first, in some seconds, and give the same answers. "auto": "onnx" for a classifier and so many images
-            that it pays, if it is installed; else "torch".
+            first, in some seconds, and give the same answers. "auto": "onnx", if it is installed, for a classifier
+            on thousands of images, where the export saves time; else "torch".
         entry: which weights to take from the file of a training script, such as "model_ema".
         warn: called with notes about the model, one line each. None: each line is a Python warning.
 

@@ -36,7 +36,7 @@ class PushedModel:
     files: tuple[str, ...]
     """The files that were written."""
     card_kept: bool = False
-    """Whether the card on the hub was edited by hand, so that it was not replaced."""
+    """Whether the card on the hub was kept, because it was edited by hand."""
 
 
 def push(

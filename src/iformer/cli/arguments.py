@@ -87,7 +87,7 @@ EngineOption = Annotated[
     typer.Option(
         rich_help_panel=MORE,
         help="What computes a network's answers on the CPU. onnx and openvino: after an export of some seconds. "
-        "auto: torch; in predict onnx, if a classifier has so many images that it pays.",
+        "auto: torch; in predict onnx, for a classifier on thousands of images.",
     ),
 ]
 EntryOption = Annotated[

@@ -177,12 +177,12 @@ def _selection(metadata: Metadata, checkpoint: str | None) -> str:
         return f"These are the weights at the end of training, of epoch {epoch} of {epochs}{file}. "
     if epoch >= epochs and not file:
         return ""
-    selected = "They" if checkpoint == "best.safetensors" else "If they"
-    optimistic = ", so that metric is optimistic" if selected == "They" else ", that metric is optimistic"
-    return (
-        f"These are the weights of epoch {epoch} of {epochs}{file}. {selected} were selected by the validation "
-        f"metric{optimistic}. "
+    caveat = (
+        "They were selected by the validation metric, so that metric is optimistic."
+        if checkpoint == "best.safetensors"
+        else "If they were selected by the validation metric, that metric is optimistic."
     )
+    return f"These are the weights of epoch {epoch} of {epochs}{file}. {caveat} "
 
 
 def _precision(metadata: Metadata) -> str:

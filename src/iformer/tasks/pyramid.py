@@ -33,9 +33,10 @@ from iformer.models.segmenter import Segmenter
 from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import Size, resolve
-from iformer.tasks.interface import Record, TaskPredictor
+from iformer.tasks.interface import EvaluateOptions, Record, TaskPredictor
 from iformer.tasks.pictures import Card, beside, draw_sheet, save_png
 from iformer.tasks.pyramid_recipe import PyramidRecipe
+from iformer.tasks.trained_split import SplitsT, load_as_trained
 from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
 
@@ -166,6 +167,39 @@ def calibration_images(
     return [
         samples[index].path for index in random.Random(0).sample(range(len(samples)), min(count, len(samples)))
     ]
+
+
+def evaluation_split(
+    subject: Any, data: str, options: EvaluateOptions, load: Callable[..., SplitsT]
+) -> tuple[SplitsT, Any]:
+    """Load a data set for evaluation, split as in the training of `subject` if it is the same data.
+
+    Args:
+        subject: a network or an artifact.
+        data: name of the data.
+        options: the split, and how to load.
+        load: `iformer.data.sources.detection.load_detection` or the function of another task like it.
+
+    Returns:
+        All splits, and the one to evaluate.
+
+    Raises:
+        UserError: `options.split` is "all".
+        DataError: the data cannot be used, or the split has no images.
+    """
+    if options.split == "all":
+        raise UserError("--split all is for classification; give val or train")
+
+    def split(share: float | None) -> SplitsT:
+        return load(data, val_split=share, strict=options.strict, for_training=False)
+
+    metadata = getattr(subject, "metadata", None)
+    splits = split(options.val_split) if options.val_split else load_as_trained(metadata, data, split)
+    images = splits.train if options.split == "train" else splits.val
+    if not len(images):
+        other = "val" if options.split == "train" else "train"
+        raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
+    return splits, images
 
 
 def check_side(size: tuple[int, int], multiple: int) -> None:
@@ -317,9 +351,9 @@ def example_sheet(
         draw_truth: maps an index into `paths`, its image and a scale to a picture with the annotations, whose
             sides are `scale` times those of the image.
     """
-    count, columns, side = 12, 3, 260
+    most, columns, side = 12, 3, 260
     cards = []
-    for index in list(range(0, len(paths), max(1, len(paths) // count)))[:count]:
+    for index in list(range(0, len(paths), max(1, len(paths) // most)))[:most]:
         image = read_image(paths[index], value_range=predictor.value_range)
         scale = math.ceil(side / max(image.size))
         predicted = predictor.draw(image, predictor.answer(image), scale)

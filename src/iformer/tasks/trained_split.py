@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from iformer.config.metadata import Metadata
 from iformer.errors import DataError
-from iformer.training.protocol import TrainData
+from iformer.training.protocol import SplitData, TrainData
 
 SplitsT = TypeVar("SplitsT", bound=TrainData)
 
@@ -30,9 +30,10 @@ def has_name(trained_on: dict[str, Any], data: str) -> bool:
         return False
 
 
-def has_images(trained_on: dict[str, Any], splits: TrainData) -> bool:
-    """Return whether the training split of `splits` is that of the training, wherever the files are now."""
-    return bool(trained_on.get("train_fingerprint") == splits.train.fingerprint())
+def has_images(trained_on: dict[str, Any], split: Literal["train", "val"], images: SplitData) -> bool:
+    """Return whether `images` are those of a split of the training, wherever the files are now."""
+    expected = trained_on.get(f"{split}_fingerprint")
+    return expected is not None and expected == images.fingerprint()
 
 
 def load_as_trained(metadata: Any, data: str, load: Callable[[float | None], SplitsT]) -> SplitsT:
@@ -53,4 +54,4 @@ def load_as_trained(metadata: Any, data: str, load: Callable[[float | None], Spl
         splits = load(share)
     except DataError:  # such as data that is split
         return load(None)
-    return splits if has_images(trained_on, splits) else load(None)
+    return splits if has_images(trained_on, "train", splits.train) else load(None)

@@ -75,16 +75,16 @@ def find_labelled(
     splits = load_data(
         data, val_split=share, strict=strict, for_training=for_training, multi_label=metadata.multi_label
     )
-    splits = _as_in_training(splits, trained_on, data)
+    splits, has_trained_images = _as_in_training(splits, trained_on, data)
     refuse_val_split(val_split, splits, data)
     class_names = metadata.class_names or splits.val.class_names
     if len(class_names) != num_classes:
         raise DataError(f"{data} has {len(class_names)} classes, the network has {num_classes} outputs")
-    known = has_images(trained_on, splits) or has_name(trained_on, data)
+    known = has_trained_images or has_name(trained_on, data)
     chosen = split is not None
     if split is None:
         split = "all" if splits.split_off and val_split is None and not (known or for_training) else "val"
-    own = split == "val" and trained_on.get("val_fingerprint") == splits.val.fingerprint()
+    own = split == "val" and has_images(trained_on, "val", splits.val)
     images = with_class_order(_select(splits, split), class_names)
     if not len(images):
         hint = "" if split == "all" else "; --split all takes the images of both"
@@ -96,26 +96,34 @@ def find_labelled(
         notes=(
             *splits.warnings,
             *_share(splits, images, share, own=own, explained=for_training or (own and chosen)),
-            *_seen_in_training(splits, split, data, trained_on),
+            *_seen_in_training(split, known=known, has_trained_images=has_trained_images),
         ),
     )
 
 
-def _as_in_training(splits: DataSplits, trained_on: dict[str, Any], data: str) -> DataSplits:
-    """Return the classes and the fold that the network was trained on, if this is the data of its training."""
+def _as_in_training(splits: DataSplits, trained_on: dict[str, Any], data: str) -> tuple[DataSplits, bool]:
+    """Return the classes and the fold that the network was trained on, if this is the data of its training.
+
+    Returns:
+        The splits, and whether their training images are those of the training.
+    """
 
     def selected() -> DataSplits:
         classes, fold = trained_on.get("classes"), trained_on.get("fold")
         chosen = splits if classes is None else select_classes(splits, classes)
         return chosen if fold is None else split_fold(chosen, *fold)
 
-    if has_name(trained_on, data):
-        return selected()
+    is_named = has_name(trained_on, data)
     try:
         chosen = selected()
-    except (ConfigError, DataError):  # other data, without these classes or with fewer images
-        return splits
-    return chosen if has_images(trained_on, chosen) else splits
+    except (ConfigError, DataError):
+        if is_named:
+            raise
+        chosen = splits  # other data, without these classes or with fewer images
+    is_same = has_images(trained_on, "train", chosen.train)
+    if is_same or is_named or chosen is splits:
+        return chosen, is_same
+    return splits, has_images(trained_on, "train", splits.train)
 
 
 def refuse_val_split(val_split: float | None, splits: DataSplits, data: str) -> None:
@@ -207,11 +215,11 @@ def _share(splits: DataSplits, images: ImageSet, share: float, *, own: bool, exp
     return notes
 
 
-def _seen_in_training(splits: DataSplits, split: Split, data: str, trained_on: dict[str, Any]) -> list[str]:
+def _seen_in_training(split: Split, *, known: bool, has_trained_images: bool) -> list[str]:
     """Return a warning if the network was, or may have been, trained on images of the split."""
-    if has_images(trained_on, splits):
+    if has_trained_images:
         return [] if split == "val" else ["the network was trained on some of these images"]
-    if has_name(trained_on, data):
+    if known:
         return [
             "the files are not split as they were when this network was trained: it may have been trained on "
             "some of these images"

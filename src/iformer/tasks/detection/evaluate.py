@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from iformer.data.detection import DetectionSet, DetectionSplits
+from iformer.data.detection import DetectionSet
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.detection import load_detection
-from iformer.errors import ConfigError, DataError, UserError
+from iformer.errors import ConfigError, DataError
 from iformer.files import json_text
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, with_class_order
 from iformer.tasks.detection.inference import DetectionLimits, Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import folded
-from iformer.tasks.trained_split import load_as_trained
+from iformer.tasks.pyramid import evaluation_split, folded
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -137,18 +136,7 @@ def evaluate_data(
     subject: Subject, data: str, options: EvaluateOptions
 ) -> tuple[DetectionEvaluation, Sequence[str]]:
     """Evaluate a detector or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
-    if options.split == "all":
-        raise UserError("--split all is for classification; give val or train")
-
-    def split(share: float | None) -> DetectionSplits:
-        return load_detection(data, val_split=share, strict=options.strict, for_training=False)
-
-    metadata = getattr(subject, "metadata", None)
-    splits = split(options.val_split) if options.val_split else load_as_trained(metadata, data, split)
-    image_set = splits.train if options.split == "train" else splits.val
-    if not len(image_set):
-        other = "val" if options.split == "train" else "train"
-        raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
+    splits, image_set = evaluation_split(subject, data, options, load_detection)
     if not any(image_set.class_counts.values()):
         raise DataError(f"{data}: no object to evaluate with in the {options.split or 'val'} split")
     if options.precision == "fp32":  # half precision rounds folded weights, which makes larger errors

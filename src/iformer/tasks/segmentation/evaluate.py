@@ -11,16 +11,15 @@ from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.loader import Loader, build_loader
-from iformer.data.segmentation import SemanticSet, SemanticSplits
+from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.masks import load_semantic
-from iformer.errors import DataError, UserError
+from iformer.errors import DataError
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.interface import EvaluateOptions
-from iformer.tasks.pyramid import folded
+from iformer.tasks.pyramid import evaluation_split, folded
 from iformer.tasks.segmentation.dataset import SemanticImages, evaluation_transform, with_class_order
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
 from iformer.tasks.segmentation.metric import SegmentationMetric
-from iformer.tasks.trained_split import load_as_trained
 from iformer.training.network.precision import Precision, autocast
 from iformer.training.records.logs import ProgressView
 from iformer.training.records.results import Evaluation
@@ -150,18 +149,7 @@ def evaluate_data(
     subject: Subject, data: str, options: EvaluateOptions
 ) -> tuple[SegmentationEvaluation, Sequence[str]]:
     """Evaluate a segmenter or an artifact on a data set by name; see `iformer.tasks.interface.EvaluateModule`."""
-    if options.split == "all":
-        raise UserError("--split all is for classification; give val or train")
-
-    def split(share: float | None) -> SemanticSplits:
-        return load_semantic(data, val_split=share, strict=options.strict, for_training=False)
-
-    metadata = getattr(subject, "metadata", None)
-    splits = split(options.val_split) if options.val_split else load_as_trained(metadata, data, split)
-    image_set = splits.train if options.split == "train" else splits.val
-    if not len(image_set):
-        other = "val" if options.split == "train" else "train"
-        raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
+    splits, image_set = evaluation_split(subject, data, options, load_semantic)
     if options.precision == "fp32":  # half precision rounds folded weights, which makes larger errors
         subject = folded(subject)
     known = pixel_classifier(subject, device=torch.device(options.device), sliding=False).class_names
