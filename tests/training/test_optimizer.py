@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import pytest
+import timm.optim.muon
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iformer.config.variants import network_config
 from iformer.errors import WeightsError
@@ -109,6 +111,27 @@ def test_muon_steps_turn_every_direction_of_a_matrix_alike() -> None:
             assert values[0] < 2 * values[-1], name  # Newton-Schulz brings them near to each other
             matrices += 1
     assert matrices > 10
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_muon_uses_bf16_only_where_the_device_multiplies_it(
+    in_hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iformer.training.optimizer.multiplies_bf16", lambda device: in_hardware)
+    newton_schulz = timm.optim.muon.zeropower_via_newtonschulz
+    dtypes = []
+
+    def spy(*arguments: Any, **settings: Any) -> Tensor:
+        result = newton_schulz(*arguments, **settings)
+        dtypes.append(result.dtype)
+        return result
+
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", spy)
+    model = network()
+    set_gradients(model, 1)
+    build_optimizer(model, tiny_recipe(optimizer="muon")).step()
+    assert set(dtypes) == {torch.bfloat16 if in_hardware else torch.float32}
+    assert timm.optim.muon.zeropower_via_newtonschulz is spy
 
 
 @pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
