@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from iformer.cli.arguments import EntryOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json, say
+from iformer.errors import UserError
 
 if TYPE_CHECKING:
     from iformer.data.sources.label_conversion import Format as LabelFormat
@@ -56,6 +57,13 @@ def convert(
         str | None,
         typer.Option("--class-names", help="A text file with one class name a line, or 'imagenet'."),
     ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELDS",
+            help="Replace fields of the preprocessing, as YAML or JSON: '{size: [128, 128], crop_pct: 1}'.",
+        ),
+    ] = None,
     entry: EntryOption = None,
     half: Annotated[bool, typer.Option("--half", help="Store kernels and matrices in half precision.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
@@ -74,7 +82,7 @@ def convert(
         raise typer.BadParameter("--val-split is for --to coco and yolo")
     if to in (Target.shards, Target.coco, Target.yolo):
         given: dict[str, object] = {"--model": model, "--class-names": class_names, "--entry": entry}
-        given |= {"--half": half or None, "--overwrite": overwrite or None}
+        given |= {"--preprocessing": preprocessing, "--half": half or None, "--overwrite": overwrite or None}
         for option, value in given.items():
             if value is not None:
                 raise typer.BadParameter(f"{option} is for weights, not for --to {to.value}")
@@ -91,14 +99,32 @@ def convert(
         to=cast("Format", to.value),
         model=model,
         class_names=None if class_names is None else read_class_names(class_names),
+        preprocessing=None if preprocessing is None else _fields(preprocessing),
         half=half,
         overwrite=overwrite,
         entry=entry,
     )
     if json:
         print_json(asdict(conversion))
-    else:
-        say(_sentence(conversion))
+        return
+    if conversion.preprocessing_assumed:
+        note(
+            f"note: {source} does not say how images are prepared; the defaults are assumed; --preprocessing "
+            "replaces them"
+        )
+    say(_sentence(conversion))
+    say(_images(conversion))
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """Parse the fields of `--preprocessing`."""
+    from iformer.config.checking import shown
+    from iformer.safe_yaml import parse_yaml
+
+    fields = parse_yaml(text, "--preprocessing")
+    if not isinstance(fields, dict):
+        raise UserError(f"--preprocessing is {shown(text)}; expected fields such as '{{size: [128, 128]}}'")
+    return fields
 
 
 def _pack(source: str, out: Path, *, json: bool) -> None:
@@ -153,3 +179,10 @@ def _sentence(done: Conversion) -> str:
         f"wrote {done.out} ({done.bytes / 1e6:.2f} MB, {done.format}, {kept}): {done.model}, "
         f"{done.num_classes} classes, {done.tensors} tensors, read from {done.source} ({done.source_format})"
     )
+
+
+def _images(done: Conversion) -> str:
+    """Return how images are prepared, and who reads it in the file."""
+    whose = {"timm": "timm's", "authors": "the authors'"}.get(done.format)
+    readers = f"; iformer reads this in the file, {whose} code does not" if whose else ""
+    return f"images: {done.preprocessing.describe()}{readers}"

@@ -360,13 +360,12 @@ def _release_facts(released: Any) -> list[tuple[str, str]]:
 
 def _checkpoint_facts(weights: Weights) -> list[tuple[str, str]]:
     path, metadata = weights.path, weights.metadata
-    preprocessing = metadata.preprocessing
-    height, width = preprocessing.size
+    assumed = "" if weights.described else " (assumed: the file does not say it)"
     facts = [
         ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB, {_FORMATS[weights.format]})"),
         ("task", metadata.task),
         ("class names", _class_names(metadata.class_names)),
-        ("input", f"{height} x {width}, {preprocessing.interpolation}, crop {preprocessing.crop_pct:g}"),
+        ("input", f"{metadata.preprocessing.describe()}{assumed}"),
     ]
     if weights.ignored:
         facts.append(("not read", f"{listed(weights.ignored)}: these belong to no iFormer"))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from iformer.config.checking import Config, Length, Range, check
 from iformer.config.network import MAX_INPUT_SIZE
+from iformer.errors import listed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,6 +46,19 @@ class Preprocessing(Config):
         check(rising, self, "value_range", "two rising numbers, or null")
         check(len(self.std) == len(self.mean), self, "std", f"{len(self.mean)} numbers, one for each of mean")
         check(self.letterbox is None or len(self.mean) == 3, self, "letterbox", "null unless mean has 3 values")
+
+    def describe(self) -> str:
+        """Return the steps as text, such as `224 x 224, bicubic, crop 0.875, mean 0.485 …, std 0.229 …`."""
+        parts = [f"{self.size[0]} x {self.size[1]}", self.interpolation]
+        if self.letterbox is None:
+            parts.append(f"crop {self.crop_pct:g}")
+        else:
+            parts.append(f"letterbox {' '.join(map(str, self.letterbox))}")
+        if self.value_range is not None:
+            parts.append(f"values {self.value_range[0]:g} to {self.value_range[1]:g}")
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            parts.append(f"{name} {listed([str(number) for number in numbers], limit=4, separator=' ')}")
+        return ", ".join(parts)
 
     def with_channels(self, channels: int) -> Preprocessing:
         """Return this preprocessing for images with another number of channels; unchanged unless it is for RGB.

@@ -6,7 +6,7 @@ import copy
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.tasks.registry import TaskRow, find_task
+
+if TYPE_CHECKING:
+    from iformer.models.weights.checkpoint import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,13 @@ def open_subject(
             weights = resolve_weights(found)
             network = load_classifier(weights) if weights.task == "classify" else load(weights)
             row = find_task(weights.task)
-            return Subject(model=network, row=row, device=resolve_device(device), title=os.fspath(subject))
+            return Subject(
+                model=network,
+                row=row,
+                device=resolve_device(device),
+                title=os.fspath(subject),
+                notes=() if weights.described else (_assumption(weights),),
+            )
     if precision != "fp32":
         raise UserError(f"--precision is {precision}; an artifact runs as it was exported, leave it out")
     if str(device) not in ("auto", "cpu"):
@@ -122,6 +131,13 @@ def open_subject(
     title = runner.info.file if isinstance(subject, ArtifactRunner) else os.fspath(subject)
     row = find_task(runner.info.task)
     return Subject(model=runner, row=row, device=torch.device("cpu"), title=title, notes=tuple(notes))
+
+
+def _assumption(weights: Weights) -> str:
+    return (
+        f"{weights.source} does not say how images are prepared; assumed: "
+        f"{weights.metadata.preprocessing.describe()}; iformer convert --preprocessing writes a file that says it"
+    )
 
 
 def network_name(network: Any) -> str:

@@ -81,7 +81,7 @@ WRAPPED: dict[str, Callable[[State, State], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", WRAPPED)
 def test_the_weights_themselves_are_found(case: str, state: State, other: State) -> None:
-    found, _ = select_entry(WRAPPED[case](state, other))
+    found = select_entry(WRAPPED[case](state, other)).state_dict
     assert same(found, state)
 
 
@@ -98,7 +98,7 @@ def test_the_weights_themselves_are_found(case: str, state: State, other: State)
 def test_an_entry_is_taken_by_its_name(
     entry: str, content: Callable[[State, State], dict[str, Any]], state: State, other: State
 ) -> None:
-    found, _ = select_entry(content(state, other), entry)
+    found = select_entry(content(state, other), entry).state_dict
     assert same(found, other)
 
 
@@ -111,9 +111,9 @@ def test_what_cannot_be_decided_is_asked(state: State, other: State) -> None:
 
 def test_keys_beside_the_network_are_named(state: State) -> None:
     loss = {"criterion.weight": torch.ones(5)}
-    _, beside = select_entry({"state_dict": prefixed("model.", state) | loss})
+    beside = select_entry({"state_dict": prefixed("model.", state) | loss}).beside
     assert beside == ("criterion.weight",)
-    _, beside = select_entry(prefixed("module.", state) | {"n_averaged": torch.tensor(3)})
+    beside = select_entry(prefixed("module.", state) | {"n_averaged": torch.tensor(3)}).beside
     assert beside == ()
 
 
@@ -131,7 +131,7 @@ def test_content_that_holds_itself_ends(state: State) -> None:
     for value in content.values():
         value.update(content)
     content["deep"] = state
-    found, _ = select_entry(content)
+    found = select_entry(content).state_dict
     assert same(found, state)
 
 
@@ -172,5 +172,5 @@ def test_plain_values_beside_the_weights_are_allowed(state: State, tmp_path: Pat
         "best": np.float64(3.0),
     }
     torch.save(content, tmp_path / "a.pth")
-    found, _ = select_entry(read_pickle(tmp_path / "a.pth"))
+    found = select_entry(read_pickle(tmp_path / "a.pth")).state_dict
     assert same(found, state)

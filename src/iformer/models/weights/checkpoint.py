@@ -54,6 +54,8 @@ class Weights:
     metadata: Metadata
     ignored: tuple[str, ...] = ()
     """Keys of the file that are not part of an iFormer, such as the weights of a loss."""
+    described: bool = True
+    """Whether the file or its repository says how images are prepared. False: `metadata` has the defaults."""
 
     @property
     def row(self) -> NetworkRow:

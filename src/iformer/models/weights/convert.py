@@ -6,21 +6,25 @@ import hashlib
 import io
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as serialize
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
+from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import DISTILLED_SUFFIX, network_config
 from iformer.errors import UserError, WeightsError, listed
 from iformer.files import require_regular_file, write_bytes
 from iformer.models.weights.checkpoint import FORMATS, Format, Weights, stored_tensors, write_checkpoint
 from iformer.models.weights.dialects import Foreign, to_authors, to_timm
 from iformer.models.weights.header import backbone_config, metadata_with, write_header
-from iformer.models.weights.pickles import PICKLE_SUFFIXES
+from iformer.models.weights.pickles import PICKLE_SUFFIXES, with_description
+from iformer.models.weights.read import for_channels
 from iformer.models.weights.recognition import differences, variant_name
 from iformer.models.weights.resolve import resolve_weights
 from iformer.models.weights.safetensors_file import SUFFIX
@@ -41,6 +45,10 @@ class Conversion:
     tensors: int
     bytes: int
     class_names_written: bool
+    preprocessing: Preprocessing
+    """How images are prepared for the network; `out` says it."""
+    preprocessing_assumed: bool
+    """Whether neither `source` nor the caller says how images are prepared, so that the defaults are assumed."""
     ignored: tuple[str, ...]
     """Keys of `source` that are not part of an iFormer."""
 
@@ -52,11 +60,15 @@ def convert_file(
     to: Format,
     model: str | None = None,
     class_names: tuple[str, ...] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     half: bool = False,
     overwrite: bool = False,
     entry: str | None = None,
 ) -> Conversion:
     """Read weights in any format and write them in one of three: ours, timm's or the authors'.
+
+    Config and metadata are written in every format: a file that is converted back is the network that it was.
+    timm's and the authors' code reads the tensors alone.
 
     Args:
         source: a weight file, whose format and size are recognised, or any other name of a network with weights;
@@ -66,6 +78,7 @@ def convert_file(
         to: the format of `out`. Detectors and segmenters are written in ours only.
         model: the size that `source` must have, a name of `list_models`. None: any size.
         class_names: one name per class. None: those of `source`, if it has any.
+        preprocessing: fields of `Preprocessing` that replace those of `source`, such as `{"size": [128, 128]}`.
         half: store kernels and matrices in half precision; otherwise no value is changed.
         overwrite: replace `out` if it exists.
         entry: which state dict of a training script's file to take, such as `model_ema`.
@@ -75,7 +88,8 @@ def convert_file(
         UserError: `to` is not a format.
         WeightsError: the weights cannot be read, are of another size than `model`, or are of a network that the
             target's code does not have; `out` exists or has a wrong suffix; or the number of class names is not
-            the number of classes.
+            the number of classes, or that of means the number of channels.
+        ConfigError: a field of `preprocessing` is unknown or invalid.
         OutputError: `out` cannot be written.
     """
     if to not in FORMATS:
@@ -91,6 +105,9 @@ def convert_file(
     metadata = weights.metadata if weights.format == "iformer" else _with_origin(weights)
     if class_names is not None:
         metadata = metadata_with(metadata, class_names=class_names)
+    if preprocessing is not None:
+        fields = Preprocessing.from_plain({**metadata.preprocessing.to_plain(), **preprocessing})
+        metadata = for_channels(replace(metadata, preprocessing=fields), weights.config, str(source))
     dtype = torch.float16 if half else None
     if to == "iformer":
         write_checkpoint(out, weights.state_dict, weights.config, metadata, dtype=dtype)
@@ -107,7 +124,9 @@ def convert_file(
         distillation=config.distillation,
         tensors=len(weights.state_dict),
         bytes=out.stat().st_size,
-        class_names_written=bool(metadata.class_names) and out.suffix == SUFFIX,
+        class_names_written=bool(metadata.class_names),
+        preprocessing=metadata.preprocessing,
+        preprocessing_assumed=not weights.described and preprocessing is None,
         ignored=weights.ignored,
     )
 
@@ -176,9 +195,9 @@ def _write_foreign(
     tensors = stored_tensors(converted, dtype)
     header = write_header(config, metadata, source=str(out))
     if out.suffix == SUFFIX:
-        # timm reads the tensors only; our description comes back with the file
         write_bytes(out, serialize(tensors, {"format": "pt", **header}))
         return
     buffer = io.BytesIO()
-    torch.save(tensors if to == "timm" else {"model": tensors}, buffer)
+    described = with_description(tensors, header)
+    torch.save(described if to == "timm" else {"model": described}, buffer)
     write_bytes(out, buffer.getvalue())

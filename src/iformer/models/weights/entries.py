@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from iformer.errors import WeightsError, listed
+from iformer.models.weights.pickles import description_of
 from iformer.models.weights.recognition import MARKERS, recognise
 
 ENTRIES = ("model", "state_dict", "model_state_dict", "net", "network", "module", "student")
@@ -53,8 +54,19 @@ class Entry:
         return name in self.path or f"{self.label}.".startswith(f"{name}.")
 
 
-def select_entry(content: Any, entry: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return a network's state dict without key prefixes, and the other keys next to the network's keys.
+class Selected(NamedTuple):
+    """A state dict that was found in the content of a file."""
+
+    state_dict: dict[str, Tensor]
+    """The weights, without key prefixes."""
+    beside: tuple[str, ...]
+    """The other keys next to those of the weights."""
+    description: dict[str, str]
+    """Strings of a checkpoint's header; empty unless the file was converted from a checkpoint."""
+
+
+def select_entry(content: Any, entry: str | None = None) -> Selected:
+    """Find a network's state dict in the content of a file.
 
     Args:
         content: the content of the file.
@@ -91,7 +103,8 @@ def select_entry(content: Any, entry: str | None = None) -> tuple[dict[str, Tens
         if str(key).startswith(chosen.prefix) and not str(key).startswith(others)
     }
     beside = tuple(str(key) for key in chosen.content if key not in tensors and key not in _COUNTERS)
-    return {key.removeprefix(chosen.prefix): value for key, value in _plain_tensors(tensors).items()}, beside
+    plain = {key.removeprefix(chosen.prefix): value for key, value in _plain_tensors(tensors).items()}
+    return Selected(plain, beside, description_of(chosen.content))
 
 
 def _entries(content: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]) -> Iterator[Entry]:

@@ -229,7 +229,7 @@ def read_released(name: str, revision: str | None = None) -> Weights:
         metrics={"top1": found.top1, "top5": found.top5},
         provenance=_provenance(found.hub_repo, path) | {"data": "ImageNet-1k"},
     )
-    return replace(read_weights(path), source=found.hub_repo, metadata=metadata)
+    return replace(read_weights(path), source=found.hub_repo, metadata=metadata, described=True)
 
 
 def read_hub_file(wanted: HubFile, *, entry: str | None = None) -> Weights:
@@ -246,10 +246,11 @@ def read_hub_file(wanted: HubFile, *, entry: str | None = None) -> Weights:
     path = fetch(wanted)
     weights = replace(read_weights(path, entry=entry), source=wanted.repo)
     metadata = weights.metadata
-    if weights.format == "timm":
+    if weights.format == "timm" and not weights.described:
         metadata = _described_by_timm(metadata, wanted, weights.config.num_classes)
+    described = weights.described or metadata is not weights.metadata
     provenance = metadata.provenance | _provenance(wanted.repo, path)
-    return replace(weights, metadata=replace(metadata, provenance=provenance))
+    return replace(weights, metadata=replace(metadata, provenance=provenance), described=described)
 
 
 def _provenance(repo: str, path: Path) -> dict[str, str]:

@@ -1,17 +1,25 @@
-"""Read `torch.save` files without running code: types on an allow-list are accepted, all others are refused."""
+"""Read `torch.save` files without running code: types on an allow-list are accepted, all others are refused.
+
+A pickle has no header. The description of its network is an attribute of its state dict instead, as torch's own
+`_metadata` is; code that does not know the attribute loads the tensors alone.
+"""
 
 from __future__ import annotations
 
 import os
 import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from iformer.errors import WeightsError, listed, one_line
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
+_DESCRIPTION = "iformer"
 
 
 class _Ignored:
@@ -59,6 +67,20 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged or hostile pickle can fail in any way
             raise WeightsError(f"{path}: {_pickle_problem(path, error)}") from error
+
+
+def with_description(tensors: Mapping[str, Tensor], description: Mapping[str, str]) -> OrderedDict[str, Tensor]:
+    """Return a state dict that keeps the strings of `description` when it is pickled."""
+    state_dict = OrderedDict(tensors)
+    vars(state_dict)[_DESCRIPTION] = dict(description)
+    return state_dict
+
+
+def description_of(state_dict: Mapping[Any, Any]) -> dict[str, str]:
+    """Return the strings that `with_description` has added to a state dict; empty if there are none."""
+    found = getattr(state_dict, _DESCRIPTION, None)
+    is_text = isinstance(found, dict) and all(isinstance(text, str) for item in found.items() for text in item)
+    return found if isinstance(found, dict) and is_text else {}
 
 
 def _check_archive(path: Path) -> None:

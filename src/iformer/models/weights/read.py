@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
@@ -78,28 +78,26 @@ def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> W
         format="iformer",
         config=config,
         state_dict=tensors,
-        metadata=_for_channels(metadata, config, str(path)),
+        metadata=for_channels(metadata, config, str(path)),
     )
 
 
 def _from_script(path: Path, content: Any, header: dict[str, str], entry: str | None) -> Weights:
-    """Return the weights in a file without our header, or with our header in timm's file."""
+    """Return the weights in a file that is not a checkpoint; a file that was converted from one has its header."""
     source = str(path)
     try:
-        state_dict, beside = select_entry(content, entry)
+        state_dict, beside, description = select_entry(content, entry)
         format_ = recognise(state_dict)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
     config = recognise_network(state_dict, source)
     metadata = Metadata(provenance={"source_file": path.name, "source_format": format_})
+    header = header or description
     if is_described(header):
         described, metadata = read_header(header, source)
-        if (
-            not isinstance(described, NetworkConfig)
-            or differences(described, config)
-            or described.num_classes != config.num_classes
-        ):
+        if not _is_of(described, config):
             raise WeightsError(f"{source}: its header describes another network than its weights")
+        config = cast(NetworkConfig, described)
     ours = state_dict if format_ == "iformer" else from_foreign(state_dict, config, format_, source)
     return Weights(
         source=source,
@@ -107,12 +105,23 @@ def _from_script(path: Path, content: Any, header: dict[str, str], entry: str | 
         format=format_,
         config=config,
         state_dict=ours,
-        metadata=_for_channels(metadata, config, source),
+        metadata=for_channels(metadata, config, source),
         ignored=beside,
+        described=is_described(header),
     )
 
 
-def _for_channels(metadata: Metadata, config: Config, source: str) -> Metadata:
+def _is_of(described: Config, config: NetworkConfig) -> bool:
+    """Return whether a description is that of the network that was recognised by its weights."""
+    sizes = ("in_chans", "num_classes", "distillation")
+    return (
+        isinstance(described, NetworkConfig)
+        and not differences(described, config)
+        and all(getattr(described, name) == getattr(config, name) for name in sizes)
+    )
+
+
+def for_channels(metadata: Metadata, config: Config, source: str) -> Metadata:
     """Return metadata with a mean and std for each input channel, adapted from RGB if necessary.
 
     Raises:
