@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import iformer
 from iformer.cli.main import main
@@ -116,3 +117,24 @@ def test_folds_are_for_classifiers(photographs: Path, tmp_path: Path) -> None:
     words = ["train", "--task", "detect", "--data", str(photographs), "--folds", "2", "--out", str(tmp_path / "x")]
     assert main(words) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_another_number_of_folds_does_not_resume(result: CrossValidation, photographs: Path) -> None:
+    """Two folds as none or as three: one line with the stored number, and nothing is written."""
+    before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")}
+    with pytest.raises(UserError, match="fold-1 was begun with --folds 2, not with --folds 3; give --folds 2, or"):
+        iformer.cross_validate(out=result.folder, folds=3, resume=True)
+    with pytest.raises(UserError, match=r"holds a cross-validation, .*; add --folds 2, or give another --out"):
+        iformer.train(out=result.folder, resume=True)
+    with pytest.raises(UserError, match="holds a single run; leave out --folds to continue it, or give another"):
+        iformer.cross_validate(out=result.folds[0].folder, folds=2, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")} == before
+    check_folder(result.folder, 2, resume=True, overwrite=False)
+
+
+def test_a_run_without_folds_is_not_resumed_as_one(result: CrossValidation, tmp_path: Path) -> None:
+    (tmp_path / "fold-1").mkdir()
+    config = yaml.safe_load(result.folds[0].paths.config.read_text())
+    (tmp_path / "fold-1/config.yaml").write_text(yaml.safe_dump({**config, "fold": None}))
+    with pytest.raises(UserError, match="fold-1 was begun without --folds, not with --folds 2; give"):
+        check_folder(tmp_path, 2, resume=True, overwrite=False)

@@ -17,7 +17,7 @@ from iformer.errors import UserError
 from iformer.files import json_text, write_text
 from iformer.tables import Markdown, markdown_code, markdown_table, markdown_text
 from iformer.tasks.registry import find_task
-from iformer.tasks.training_job import is_main_process
+from iformer.tasks.training_job import StoredRun, is_main_process
 from iformer.training.job import TrainJob
 from iformer.training.records.results import TrainResult
 from iformer.training.records.run_folder import RunFolder
@@ -70,7 +70,8 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
 
     Raises:
         UserError: `folds` is out of its range, or the folder is a file, holds other files, or holds a
-            cross-validation that has more folds or is neither resumed nor overwritten.
+            cross-validation that has more folds, is resumed with another number of folds, or is neither resumed
+            nor overwritten.
     """
     if not 2 <= folds <= MAX_FOLDS:
         raise UserError(f"--folds is {folds}; expected 2 to {MAX_FOLDS}")
@@ -80,7 +81,8 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
         raise UserError(f"{folder} is a file; --out names a folder")
     files = RunFolder(folder)
     if files.config.exists():
-        raise UserError(f"{folder} holds a single run; give another --out")
+        further = "leave out --folds to continue it, or " if resume else ""
+        raise UserError(f"{folder} holds a single run; {further}give another --out")
     numbers = [int(found[1]) for file in folder.iterdir() if (found := _FOLD.fullmatch(file.name))]
     others = [
         file
@@ -89,6 +91,8 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
     ]
     if others and not (resume and numbers):
         raise UserError(f"{folder} holds files that are not of a cross-validation; give another --out")
+    if resume:
+        _check_number_of_folds(folder, numbers, folds)
     if numbers and max(numbers) > folds:
         raise UserError(f"{folder} holds fold-{max(numbers)} of more folds than {folds}; give another --out")
     if numbers and not (resume or overwrite):
@@ -96,6 +100,18 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
             f"{folder} holds a cross-validation already; --resume continues it, --overwrite removes it, another "
             "--out leaves it alone"
         )
+
+
+def _check_number_of_folds(folder: Path, numbers: Sequence[int], folds: int) -> None:
+    """Raise `UserError` if one of the runs in the folder was begun with another number of folds."""
+    for number in sorted(numbers):
+        run = StoredRun.read(folder / f"fold-{number}")
+        if run is not None and (run.fold is None or run.fold[1] != folds):
+            begun = "without --folds" if run.fold is None else f"with --folds {run.fold[1]}"
+            remedy = "give another --out" if run.fold is None else f"give --folds {run.fold[1]}, or another --out"
+            raise UserError(
+                f"{folder}: its run fold-{number} was begun {begun}, not with --folds {folds}; {remedy}"
+            )
 
 
 def train_folds(job_of_fold: Callable[[int], TrainJob], folder: Path, *, folds: int) -> CrossValidation:

@@ -107,8 +107,8 @@ class RunFolder:
         if not self.config.is_file() or (overwrite and not self._is_run()):
             if self.holds_folds:
                 raise UserError(
-                    f"{self.path} holds a cross-validation, with its runs in fold-1 and so on; add --folds, or "
-                    "give another --out"
+                    f"{self.path} holds a cross-validation, with its runs in fold-1 and so on; add "
+                    f"--folds{self._number_of_folds}, or give another --out"
                 )
             raise UserError(f"{self.path} holds files that are not of a training run; give another --out")
         if not (resume or overwrite):
@@ -153,6 +153,15 @@ class RunFolder:
     def holds_folds(self) -> bool:
         """Whether the folder is that of a cross-validation."""
         return (self.path / "fold-1" / self.config.name).is_file()
+
+    @property
+    def _number_of_folds(self) -> str:
+        """The number of folds of a cross-validation after a space; empty if its first run does not say it."""
+        with suppress(UserError, OSError):
+            match RunFolder(self.path / "fold-1").read_config().get("fold"):
+                case [_, int(number)]:
+                    return f" {number}"
+        return ""
 
     def _is_run(self) -> bool:
         """Return whether a folder with a `config.yaml` is a run folder, since other programs use that name too."""
