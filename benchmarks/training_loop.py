@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--loop-steps", type=int, default=12)
     parser.add_argument("--images", type=int, default=1024, help="number of generated image files")
     parser.add_argument("--shards", type=Path, help="folder of shards that our loop reads instead of the files")
-    parser.add_argument("--precision", default="auto", help="of both sides; auto is bf16 where the processor has it")
+    parser.add_argument("--precision", default="auto", help="of both sides; auto: bf16 if the processor has it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile our network")
     parser.add_argument("--profile", action="store_true", help="print the most expensive operations of our step")
