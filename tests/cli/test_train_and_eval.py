@@ -138,3 +138,12 @@ def test_eval_of_other_classes_is_an_error(
         shutil.copytree(images / "val" / source, other / name)
     assert main(["eval", str(run / "last.safetensors"), "--data", str(other), "--device", "cpu"]) == 1
     assert "only the network knows: green, red; only the data has: cyan" in capsys.readouterr().err
+
+
+def test_resume_in_a_folder_without_a_run_names_near_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    assert main(["train", "--resume", "--out", str(tmp_path / "mime")]) == 1
+    error = capsys.readouterr().err
+    assert "mime holds no run to resume; check --out, or give --data to start one there; did you mean" in error

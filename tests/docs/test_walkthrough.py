@@ -44,7 +44,7 @@ BENCH = "iformer bench artifacts/last.onnx artifacts/last_int8.onnx"
 
 ELSEWHERE = (
     BENCH,  # test_bench, in the sweep: each artifact costs a new process
-    "iformer quickstart",  # tests/cli/test_verbs.py runs it and looks at what it writes
+    "iformer quickstart",  # tests/cli/test_quickstart.py runs it and looks at what it writes
     "python3 -m venv .venv && . .venv/bin/activate",
     "apt-get download tuxpaint-stamps-default gnome-backgrounds plasma-workspace-wallpapers",
     'for package in *.deb; do dpkg -x "$package" pictures; done',
