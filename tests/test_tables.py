@@ -26,10 +26,10 @@ HOSTILE = [
 ]
 
 
-def on_terminal(*args: object, **options: object) -> str:
+def on_terminal(*args: object, width: int = 200, **options: object) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=True, color_system=None).print(
-        terminal_table(*args, **options)  # type: ignore[arg-type]
+    Console(file=out, width=width, force_terminal=True, color_system=None).print(
+        terminal_table(*args, width=width, **options)  # type: ignore[arg-type]
     )
     return out.getvalue()
 
@@ -40,6 +40,41 @@ def test_a_terminal_shows_markup_and_escape_codes_as_text() -> None:
         assert text in shown
     assert "\x1b[2J" not in shown
     assert "ready" in on_terminal("", ["", ""], [["a", Text("ready", "green")]])
+
+
+LATENCIES = [
+    ["light_t at 320 x 320", "fp32", "25.31", "24.90", "27.12", "1.00x", "38", "12.3"],
+    [
+        "light_t at 320 x 320, postprocessed",
+        "int8-dynamic",
+        "1225.37",
+        "1224.90",
+        "1227.12",
+        "0.02x",
+        "38",
+        "12.3",
+    ],
+]
+HEADINGS = ["network", "precision", "ms", "p10", "p90", "speed", "load ms", "MB"]
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(80, 0), (60, 3), (40, 4)])
+def test_a_narrow_terminal_breaks_no_word(width: int, left_out: int) -> None:
+    optional = ["load ms", "MB", "p90", "p10"]
+    shown = on_terminal("", HEADINGS, LATENCIES, width=width, left=2, optional=optional)
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    words = {word for row in LATENCIES for cell in row[:3] + row[5:6] for word in cell.split()}
+    assert words <= set(shown.split())
+    caption = " ".join(shown.partition("not shown for lack of room: ")[2].split())
+    assert caption == (f"{', '.join(optional[:left_out])} (see --json)" if left_out else "")
+
+
+def test_long_names_are_broken_last() -> None:
+    path = "runs/" + 60 * "z"
+    shown = on_terminal("", ["file", "class", "top-1 %"], [[path, "functional", "84.91"]], width=40, left=2)
+    assert max(map(len, shown.splitlines())) <= 40
+    assert {"functional", "84.91"} <= set(shown.split())
+    assert shown.count("z") == 60
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MARKDOWN = re.compile(r"([\\`*|\[])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_LONG_WORD = 32
 
 
 class Markdown(str):
@@ -31,32 +32,87 @@ class Markdown(str):
 
 
 def terminal_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, left: int = 1
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    width: int,
+    left: int = 1,
+    optional: Sequence[str] = (),
 ) -> Table:
     """Return a rich table. Strings are shown without markup; styled cells are passed as `rich.text.Text`.
+
+    Words stay whole: text wraps between them, and `optional` columns that do not fit are left out. Only where that
+    is not enough, gaps are narrowed and long words of the left-aligned columns, such as paths, are broken.
 
     Args:
         title: title of the table.
         columns: headings.
         rows: cells by row.
+        width: columns of the terminal.
         left: number of left-aligned columns; the others, which hold numbers, are right-aligned.
+        optional: headings of columns that may be left out, the least important first; the caption names them.
     """
     from rich.table import Table
     from rich.text import Text
 
+    texts = [
+        [Text(printable(heading)), *(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells)]
+        for heading, *cells in zip(columns, *rows, strict=True)
+    ]
+    dropped: list[str] = []
+    shown, gap, longest = list(range(len(columns))), 2, _LONG_WORD if optional else width
+    while (widths := _widths([texts[index] for index in shown], width, gap, left, longest)) is None:
+        if len(dropped) < len(optional):
+            dropped.append(optional[len(dropped)])
+            shown = [index for index in shown if columns[index] not in dropped]
+        elif gap > 1:
+            gap = 1
+        elif longest > 1:
+            longest = _LONG_WORD if longest > _LONG_WORD else longest // 2
+        else:
+            break
     table = Table(
         title=Text(printable(title)),
         title_justify="left",
         title_style="bold",
+        caption=Text(f"not shown for lack of room: {', '.join(dropped)} (see --json)") if dropped else None,
+        caption_justify="left",
         header_style="bold",
         box=None,
-        padding=(0, 2, 0, 0),
+        padding=(0, gap, 0, 0),
+        pad_edge=False,
     )
-    for index, column in enumerate(columns):
-        table.add_column(Text(printable(column)), justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in row))
+    for place, index in enumerate(shown):
+        table.add_column(
+            texts[index][0],
+            justify="left" if index < left else "right",
+            overflow="fold",
+            width=None if widths is None else widths[place],
+        )
+    for cells in zip(*(texts[index][1:] for index in shown), strict=True):
+        table.add_row(*cells)
     return table
+
+
+def _widths(columns: Sequence[Sequence[Text]], width: int, gap: int, left: int, longest: int) -> list[int] | None:
+    """Return the widths of columns, the widest ones narrowed to fit; None if words do not fit beside each other.
+
+    Words of the first `left` columns count as `longest` characters at most.
+    """
+    from rich.cells import cell_len
+
+    widths = [max(text.cell_len for text in texts) for texts in columns]
+    words = [
+        max((cell_len(word) for text in texts for word in text.plain.split()), default=0) for texts in columns
+    ]
+    least = [max(1, min(word, longest) if place < left else word) for place, word in enumerate(words)]
+    excess = sum(widths) - (room := width - gap * (len(columns) - 1))
+    if sum(least) > room:
+        return None
+    for _ in range(excess):
+        widths[max(range(len(widths)), key=lambda place: (widths[place] > least[place], widths[place]))] -= 1
+    return widths
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:

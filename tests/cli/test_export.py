@@ -18,7 +18,16 @@ def test_export_writes_an_artifact_and_says_how_it_was_checked(
     pytest.importorskip("onnxruntime")
     path = tmp_path / "exported" / "net.onnx"
     code, out, _ = run(
-        capsys, "export", checkpoint, "--to", "onnx", "--out", path, "--images", f"{photographs[0].parent}/photo[0-2].*", "--json"
+        capsys,
+        "export",
+        checkpoint,
+        "--to",
+        "onnx",
+        "--out",
+        path,
+        "--images",
+        f"{photographs[0].parent}/photo[0-2].*",
+        "--json",
     )
     assert code == 0
     said = json.loads(out)

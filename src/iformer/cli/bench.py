@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from iformer.cli.arguments import DeviceOption, EntryOption, parse_size
-from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
+from iformer.cli.bench_tables import print_browser_latencies, print_devices, print_latencies
+from iformer.cli.output import DebugOption, JsonOption, note, print_json
 from iformer.cli.web_options import (
     AddressOption,
     AssetsOption,
@@ -22,7 +23,7 @@ from iformer.cli.web_options import (
 from iformer.deploy.runtimes.registry import RUNTIMES, find_runtime
 from iformer.errors import UserError
 from iformer.files import removed_on_failure, write_text
-from iformer.tables import csv_text, terminal_table
+from iformer.tables import csv_text
 
 WEB = {"web": "onnx", "web-litert": "litert"}
 """Runtime of the artifacts, by the value of `--on` that stands for a browser."""
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from iformer.bench.subjects import BenchSubject
     from iformer.deploy.runtimes.registry import Runtime
     from iformer.web.bench import WebResult
-    from iformer.web.report import WebRow
 
 
 def bench(
@@ -213,10 +213,10 @@ def bench(
         return
     for name, rows in measured.items():
         where = f"{RUNTIMES[name].title} on {result['device']}, batch {batch}"
-        console().print(_table(where, rows))
+        print_latencies(where, rows)
     if web is not None:
         where = web.device.title if browser is None else f"this machine: {web.device.browser}, {result['device']}"
-        console().print(_web_table(f"In the browser on {where}", web.rows))
+        print_browser_latencies(f"In the browser on {where}", web.rows)
         for row in web.rows:
             if row.reason:
                 note(f"no latency of {row.label} in {row.where}: {row.reason}")
@@ -286,10 +286,9 @@ def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Pa
 
 def _show_records(paths: list[Path], out: Path | None, *, json: bool) -> None:
     """Print the latencies of several devices side by side; with `out`, also plot them against accuracy."""
-    from iformer.bench.device_columns import networks, read_columns
+    from iformer.bench.device_columns import read_columns
 
     columns = read_columns(paths)
-    rows = networks(columns)
     if json:
         print_json(
             [
@@ -300,13 +299,7 @@ def _show_records(paths: list[Path], out: Path | None, *, json: bool) -> None:
             ]
         )
     else:
-        cells = [
-            [network.label, network.precision, f"{network.size[0]} x {network.size[1]}"]
-            + [_text(column.median_ms.get(network), 2) for column in columns]
-            for network in rows
-        ]
-        titles = ["network", "precision", "input", *(column.title for column in columns)]
-        console().print(terminal_table("Median latency, ms", titles, cells, left=3))
+        print_devices(columns)
     if out is not None:
         from iformer_paper.pareto import Panel, draw_pareto
 
@@ -330,50 +323,3 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     plain = [row | {"size": f"{row['size'][0]}x{row['size'][1]}"} for row in rows]
     columns = list(dict.fromkeys(name for row in plain for name in row))
     write_text(path, csv_text(columns, ([row.get(name) for name in columns] for row in plain)))
-
-
-def _text(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _web_table(title: str, rows: Sequence[WebRow]) -> Any:
-    columns: dict[str, Callable[[WebRow], str]] = {
-        "network": lambda row: row.label,
-        "backend": lambda row: row.where,
-        "precision": lambda row: row.precision,
-        "ms": lambda row: _text(row.median_ms, 2),
-        "p10": lambda row: _text(row.p10_ms, 2),
-        "p90": lambda row: _text(row.p90_ms, 2),
-        "speed": lambda row: "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}x",
-        "first ms": lambda row: _text(row.first_ms, 0),
-        "error": lambda row: "" if row.max_relative_error is None else f"{row.max_relative_error:.0e}",
-    }
-    return terminal_table(title, list(columns), [[cell(row) for cell in columns.values()] for row in rows], left=3)
-
-
-def _table(title: str, rows: Sequence[Latency]) -> Any:
-    columns: dict[str, Callable[[Latency], str]] = {
-        "network": lambda row: row.label,
-        "device": lambda row: row.device,
-        "precision": lambda row: row.precision,
-        "ms": lambda row: _text(row.median_ms, 2),
-        "p10": lambda row: _text(row.p10_ms, 2),
-        "p90": lambda row: _text(row.p90_ms, 2),
-        "speed": lambda row: f"{row.times_as_fast:.2f}x",
-        "GFLOP/s": lambda row: _text(row.gflops, 0),
-        "share": lambda row: _text(row.matrix_product_share, 2),
-        "load ms": lambda row: _text(row.load_ms, 0),
-        "MB": lambda row: _text(row.file_mb, 1),
-        "mJ": lambda row: _text(row.energy_mj, 1),
-        "not on the Neural Engine": lambda row: ", ".join(
-            f"{count} {kind}" for kind, count in row.elsewhere.items()
-        ),
-    }
-    if all(row.units for row in rows):
-        del columns["GFLOP/s"], columns["share"], columns["MB"]
-    else:
-        del columns["device"], columns["not on the Neural Engine"]
-    if all(row.energy_mj is None for row in rows):
-        del columns["mJ"]
-    cells = [[cell(row) for cell in columns.values()] for row in rows]
-    return terminal_table(title, list(columns), cells, left=3 if "device" in columns else 2)

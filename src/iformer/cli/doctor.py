@@ -12,10 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from iformer._version import __version__
-from iformer.cli.output import DebugOption, JsonOption, console, note, print_json
+from iformer.cli.output import DebugOption, JsonOption, console, note, print_json, print_table
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.errors import one_line, printable
-from iformer.tables import terminal_table
 
 CORE = (
     "torch",
@@ -104,7 +103,7 @@ def _print(findings: dict[str, Any]) -> None:
         state = Text("missing", "yellow") if part["missing"] else Text("ready", "green")
         rows.append([part["name"], state, part["install"] or versions, part["use"]])
     out.print()
-    out.print(terminal_table("Optional parts", ["part", "state", "what", "for"], rows, left=4))
+    print_table("Optional parts", ["part", "state", "what", "for"], rows, left=4)
     if findings["hub"] is not None:
         hub = findings["hub"]
         out.print()

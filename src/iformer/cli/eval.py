@@ -15,9 +15,8 @@ from iformer.cli.arguments import (
     IouOption,
     MaxDetectionsOption,
 )
-from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line
+from iformer.cli.output import DebugOption, JsonOption, console, note_warnings, print_json_line, print_table
 from iformer.errors import UserError
-from iformer.tables import terminal_table
 
 Split = Literal["val", "train", "all"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -99,6 +98,5 @@ def evaluate(
     if json:
         print_json_line(record)
         return
-    screen = console()
-    screen.print(evaluation.headline)
-    screen.print(terminal_table("", ["class", *evaluation.columns.values()], evaluation.class_rows()))
+    console().print(evaluation.headline)
+    print_table("", ["class", *evaluation.columns.values()], evaluation.class_rows())

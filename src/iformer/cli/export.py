@@ -19,10 +19,10 @@ from iformer.cli.output import (
     FAILED,
     DebugOption,
     JsonOption,
-    console,
     describe_error,
     note,
     print_json_line,
+    print_table,
     say,
 )
 from iformer.cli.web_options import AssetsOption, LicenceOption
@@ -37,7 +37,6 @@ from iformer.deploy.runtimes.registry import (
     find_runtime,
 )
 from iformer.errors import UserError
-from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     from iformer.deploy.artifact import ArtifactInfo
@@ -271,9 +270,9 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
     if "transposes" in info.graph:
         rows.append(["rearranged", f"{info.graph['reshapes']} reshapes, {info.graph['transposes']} transposes"])
     title = f"{info.network} for {runtime.title}, {info.precision}"
-    console().print(terminal_table(title, ["", ""], rows, left=2))
+    print_table(title, ["", ""], rows, left=2)
     if info.accuracy is not None and "per_class" in info.accuracy["metrics"]:
-        console().print(_class_table(info.accuracy))
+        _print_classes(info.accuracy)
 
 
 _NOT_NEAR = "without those whose first two classes are nearly equal"
@@ -315,8 +314,8 @@ def _parity_rows(parity: dict[str, Any] | None) -> list[list[str]]:
     return rows
 
 
-def _class_table(accuracy: dict[str, Any]) -> Any:
-    """Return a table with the network's and the artifact's score for each class, the largest drop first."""
+def _print_classes(accuracy: dict[str, Any]) -> None:
+    """Print the network's and the artifact's score for each class, the largest drop first."""
     own, now = accuracy["network"]["per_class"], accuracy["metrics"]["per_class"]
     score = next(iter(next(iter(own.values()))))
 
@@ -330,4 +329,4 @@ def _class_table(accuracy: dict[str, Any]) -> Any:
         [name, shown(own[name][score]), shown(now[name][score]), f"{-drop(name):+.2f}"]
         for name in sorted(own, key=drop, reverse=True)
     ]
-    return terminal_table("", ["class", f"{score}, network", "artifact", "gained or lost"], rows)
+    print_table("", ["class", f"{score}, network", "artifact", "gained or lost"], rows)

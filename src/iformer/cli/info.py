@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from iformer.cli.arguments import AttentionOption, EntryOption, WindowsOption, parse_size
-from iformer.cli.output import DebugOption, JsonOption, console, print_json, say
+from iformer.cli.output import DebugOption, JsonOption, console, print_json, print_table, say
 from iformer.config.metadata import Metadata
 from iformer.config.windows import design_of, with_design
 from iformer.errors import UserError, listed, printable
-from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     from iformer.config.network import NetworkConfig
@@ -176,7 +175,7 @@ def _list_networks(size: tuple[int, int], design: Design, *, counted: bool, json
         )
     columns = ["network", "released weights (Hugging Face)", "params M", "GMACs", "top-1 %", "top-5 %"]
     out = console()
-    out.print(terminal_table(f"iFormer at {size[0]} x {size[1]}", columns, rows, left=2))
+    print_table(f"iFormer at {size[0]} x {size[1]}", columns, rows, left=2)
     out.print(
         "\nParameters: of the folded network with 1000 classes. Accuracies: published, ImageNet-1k at 224 x 224."
     )
@@ -214,7 +213,7 @@ def _describe(model: str, size: tuple[int, int], design: Design, *, entry: str |
             }
         )
         return
-    console().print(_stages_table(config))
+    _print_stages(config)
     parameters, folded = counts["parameters"] / 1e6, counts["parameters_folded"] / 1e6
     facts = [
         ("parameters", f"{folded:.3f} M folded, {parameters:.3f} M in training"),
@@ -248,7 +247,7 @@ def _describe_task_network(weights: Weights, *, json: bool) -> None:
         described = {"network": plain, "metadata": weights.metadata.to_plain()}
         print_json({"name": backbone.name, "file": weights.path, "parameters": parameters, **described})
         return
-    console().print(_stages_table(backbone))
+    _print_stages(backbone)
     heads = [
         (name.replace("_", " "), str(value)) for name, value in plain.items() if isinstance(value, int | float)
     ]
@@ -313,7 +312,7 @@ def _count_folded(config: NetworkConfig, size: tuple[int, int]) -> dict[str, int
     }
 
 
-def _stages_table(config: NetworkConfig) -> Any:
+def _print_stages(config: NetworkConfig) -> None:
     from iformer.config.network import STRIDES
 
     rows = []
@@ -333,7 +332,7 @@ def _stages_table(config: NetworkConfig) -> Any:
             ]
         )
     columns = ["stage", "blocks", "stride", "channels", "kernel", "conv ratio", "FFN ratio", "R"]
-    return terminal_table(config.name, columns, rows, left=2)
+    print_table(config.name, columns, rows, left=2)
 
 
 def _design_fact(config: NetworkConfig) -> str:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
@@ -23,9 +23,11 @@ import typer
 from iformer.errors import StoppedBySignalError, UserError, one_line, printable, printable_lines
 from iformer.files import json_text
 from iformer.standard_streams import open_closed_streams
+from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +65,19 @@ def console(*, stderr: bool = False) -> Console:
     if made.width < _LEAST_COLUMNS:  # COLUMNS may be too small; rich would leave text out
         made.width = _LEAST_COLUMNS
     return made
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    left: int = 1,
+    optional: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout that fits the terminal; see `iformer.tables.terminal_table` for the arguments."""
+    out = console()
+    out.print(terminal_table(title, columns, rows, width=out.width, left=left, optional=optional))
 
 
 def say(text: str, *, end: str = "\n") -> None:

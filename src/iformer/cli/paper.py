@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iformer.cli.arguments import EntryOption
-from iformer.cli.output import DebugOption, JsonOption, console, print_json, say
+from iformer.cli.output import DebugOption, JsonOption, console, print_json, print_table, say
 from iformer.errors import UserError
 from iformer.files import output_folder
-from iformer.tables import terminal_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from iformer_paper.figures import DrawnFigure
     from iformer_paper.tables import PaperTable
 
@@ -120,35 +117,13 @@ def _show(shown: PaperTable) -> None:
             first = min(columns.index(name) for name in counts)
             place = sum(columns.index(name) < first for name in kept)
             kept[place:place] = counts
-        out.print(
-            _table(
-                _header(kept),
-                [[_cell(row[columns.index(name)], name) for name in kept] for row in rows],
-                out.width,
-            )
-        )
+        print_table("", _header(kept), [[_cell(row[columns.index(name)], name) for name in kept] for row in rows])
         out.print()
     remarks = [f"more than 1 % from the print, {reason}" for reason in reasons(shown)] + list(shown.notes)
     if any(row.count and row.count.by == TIMM for section in shown.sections for row in section.rows):
         remarks.append(f"counts of other networks were taken from {TIMM}; 1000 classes, at the row's resolution")
     for remark in remarks:
         out.print(f"- {remark}", markup=False)
-
-
-def _table(header: list[str], rows: list[list[str]], width: int) -> Table:
-    """Return a table of `width` columns of text. If that is too narrow, words of the first column are broken."""
-    table = terminal_table("", header, rows)
-    cells = list(zip(header, *rows, strict=True))
-    words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]
-    gaps = len(words) - 1
-    gap = 2 if sum(words) + 2 * gaps <= width else 1
-    spare = width - gap * gaps - sum(words)
-    table.padding, table.pad_edge = (0, gap, 0, 0), False
-    for column, texts, word in zip(table.columns, cells, words, strict=True):
-        more = min(spare, max(map(len, texts)) - word)
-        column.width = max(1, word + more)
-        spare -= more
-    return table
 
 
 def _cell(text: str, column: str) -> str:
