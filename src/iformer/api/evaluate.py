@@ -11,12 +11,14 @@ from iformer.api.engine import with_engine
 from iformer.api.train import python_warnings
 from iformer.config.checking import Count, FileName, Range, check_arguments
 from iformer.errors import UserError
+from iformer.plain_values import plain_arguments
 from iformer.tasks.interface import EvaluateModule, EvaluateOptions, Split, Warn, check_options
 from iformer.tasks.subject import open_subject
 from iformer.training.network.precision import resolve_precision
 from iformer.training.records.results import Evaluation
 
 
+@plain_arguments
 def evaluate(
     model: Any,
     data: FileName,

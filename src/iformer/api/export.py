@@ -32,8 +32,9 @@ from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import load, load_classifier, require_name, resolve_weights
+from iformer.plain_values import plain_arguments
 from iformer.tasks.export import export_module, exportable
-from iformer.tasks.subject import require_network
+from iformer.tasks.subject import in_fp32, require_network
 
 Report = Callable[[str], None]
 """Callback for one line of text: the progress of a quantization, or a note about the export or its data."""
@@ -106,6 +107,7 @@ def export(
     return exported[0] if isinstance(to, str) else exported
 
 
+@plain_arguments
 def export_each(
     model: Any,
     to: Sequence[str],
@@ -176,7 +178,9 @@ def export_each(
     if not runtimes:
         raise UserError("no runtime is given; give some of them, such as onnx")
     if isinstance(model, nn.Module):
-        require_network(model)
+        model, converted = in_fp32(require_network(model))
+        for line in converted:
+            report(f"note: {line}")
     _check(precision, calibration)
     on = resolve_device(device)
     for runtime in runtimes:  # report what cannot work before any work is done

@@ -22,6 +22,7 @@ from iformer.config.checking import Count, FileName, Range, Share, check_argumen
 from iformer.errors import UserError
 from iformer.files import output_folder, removed_if_empty, write_bytes
 from iformer.locks import reserved
+from iformer.plain_values import plain_arguments
 from iformer.tasks.interface import (
     PredictModule,
     PredictOptions,
@@ -193,6 +194,7 @@ class Predictions(Iterator[Prediction]):
         )
 
 
+@plain_arguments
 def predict(
     model: Any,
     images: Any,

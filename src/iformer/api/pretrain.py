@@ -9,10 +9,12 @@ import torch
 
 from iformer.api.train import check_is_name, train
 from iformer.config.checking import FileName, check_arguments
+from iformer.plain_values import plain_arguments
 from iformer.tasks.interface import Warn
 from iformer.training.records.results import TrainResult
 
 
+@plain_arguments
 def pretrain(
     data: FileName | None = None,
     *,

@@ -16,6 +16,7 @@ from iformer.models.weights.checkpoint import save
 from iformer.models.weights.hub import WEIGHTS_FILE
 from iformer.models.weights.resolve import load
 from iformer.models.weights.upload import upload
+from iformer.plain_values import plain_arguments
 from iformer.tasks.model_card import is_generated, model_card
 from iformer.tasks.subject import network_name, require_network
 from iformer.training.records.run_folder import RunFolder
@@ -39,6 +40,7 @@ class PushedModel:
     """Whether the card on the hub was kept, because it was edited by hand."""
 
 
+@plain_arguments
 def push(
     run: FileName | nn.Module,
     repo: Text,
@@ -77,7 +79,7 @@ def push(
             "apache-2.0, mit, cc-by-4.0 or other"
         )
     if isinstance(run, nn.Module):
-        require_network(run)
+        run = require_network(run)
     folder = None if isinstance(run, nn.Module) else Path(run)
     is_run = folder is not None and RunFolder(folder).config.is_file()
     if last and not is_run:

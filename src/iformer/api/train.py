@@ -14,6 +14,7 @@ from torch import nn
 
 from iformer.config.checking import FileName, Range, check_arguments
 from iformer.errors import UserError
+from iformer.plain_values import plain_arguments
 from iformer.tasks.folds import CrossValidation, check_folder, train_folds
 from iformer.tasks.interface import Warn
 from iformer.tasks.training_job import is_main_process, training_job
@@ -21,6 +22,7 @@ from iformer.training.job import TrainJob
 from iformer.training.records.results import TrainResult
 
 
+@plain_arguments
 def train(
     data: FileName | None = None,
     *,
@@ -96,6 +98,7 @@ def train(
     return run(job)
 
 
+@plain_arguments
 def cross_validate(
     data: FileName | None = None,
     *,
@@ -233,8 +236,14 @@ def _text(name: str | os.PathLike[str] | None) -> str | None:
 
 def _overrides(settings: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Merge recipe fields: `fields` replace `settings`, and path-like values (such as a run) become strings."""
-    merged = {**(settings or {}), **fields}
-    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in merged.items()}
+    overrides: dict[str, Any] = _paths_as_text({**(settings or {}), **fields})
+    return overrides
+
+
+def _paths_as_text(value: Any) -> Any:
+    if isinstance(value, Mapping):  # a section of the recipe
+        return {name: _paths_as_text(item) for name, item in value.items()}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _names(tracker: str | Sequence[str] | None) -> Sequence[str] | None:

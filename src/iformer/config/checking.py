@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from iformer.errors import ConfigError, UserError
+from iformer.plain_values import plain
 
 ConfigT = TypeVar("ConfigT")
 
@@ -115,6 +116,8 @@ class Config:
     """Name of the config in error messages. Empty: the name of the class."""
 
     def __post_init__(self) -> None:
+        for name in field_types(type(self)):
+            object.__setattr__(self, name, plain(getattr(self, name)))  # frozen
         check_types(self)
 
     def to_plain(self) -> dict[str, Any]:
@@ -153,8 +156,6 @@ def check_types(config: Any) -> None:
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Check arguments against the types and ranges of a function's annotations.
 
-    Numbers and flags of NumPy and torch are accepted like those of Python.
-
     Args:
         function: the function whose annotations are checked.
         arguments: arguments by name, such as `locals()` in the first line of the function.
@@ -166,15 +167,14 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
         if name not in arguments or hint is Any:
             continue
         given = arguments[name]
-        value = given.item() if hasattr(given, "item") and getattr(given, "ndim", None) == 0 else given
-        if _fits(value, hint):
+        if _fits(given, hint):
             continue
         if type(None) in typing.get_args(hint):
             hint = functools.reduce(operator.or_, (arg for arg in typing.get_args(hint) if arg is not type(None)))
-        plain = without_range(hint)
+        kind = without_range(hint)
         short = given is None or isinstance(given, int | float | bytes | Sequence | Mapping)
         text = shown(given) if short else f"of type {type(given).__name__}"
-        raise UserError(f"{name} is {text}; expected {describe(hint if _fits(value, plain) else plain)}")
+        raise UserError(f"{name} is {text}; expected {describe(hint if _fits(given, kind) else kind)}")
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.recognition import differences, variant_name
 from iformer.models.weights.resolve import Name, Size, resolve, resolve_weights
+from iformer.plain_values import plain_arguments
 
 _INPUT_KEY = "stem.conv1.conv.weight"
 _NETWORK_OPTIONS = ("layer_scale_init", "stages", "stem", "stem_kernel_size", "downsample", "norm")
@@ -35,6 +36,7 @@ def build(config: NetworkConfig, *, features_only: bool = False, out_indices: In
     return Backbone(config, out_indices=out_indices) if features_only else Classifier(config)
 
 
+@plain_arguments
 def create_model(
     name: Name,
     *,

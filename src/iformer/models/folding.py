@@ -18,6 +18,7 @@ from iformer.layers.heads import Head
 from iformer.models.backbone import Backbone, Stage
 from iformer.models.classifier import Classifier
 from iformer.models.factory import build
+from iformer.models.weights.checkpoint import unwrapped
 
 BackboneT = TypeVar("BackboneT", bound=Backbone)
 
@@ -31,6 +32,7 @@ def fold(model: BackboneT) -> BackboneT:
     Raises:
         UserError: the model is not an iFormer classifier or backbone, or is already folded.
     """
+    model = unwrapped(model)
     if not isinstance(model, Backbone):
         raise UserError(f"fold takes an iFormer network; got {type(model).__name__}")
     if model.is_folded:

@@ -43,16 +43,35 @@ class Subject:
         return self
 
 
-def require_network(module: nn.Module) -> None:
-    """Check that a module is a network of this package.
+def require_network(module: nn.Module) -> Any:
+    """Return the network of this package that `module` is, or that wrappers of torch hold; see `unwrapped`.
 
     Raises:
-        UserError: `module` is not a network of this package.
+        UserError: `module` is not a network of this package, or is on the meta device.
     """
+    from iformer.models.weights.checkpoint import unwrapped
     from iformer.models.weights.header import row_of
 
+    module = unwrapped(module)
     if row_of(getattr(module, "config", None)) is None:
         raise UserError(f"{type(module).__name__} is not a network of this package; give one, or a name")
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise UserError("the network is on the meta device and has no weights; load or initialise them first")
+    return module
+
+
+def in_fp32(network: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return a network and no notes; of a network in another precision, a copy in fp32 and a note about it.
+
+    Half precision on the CPU is slow, and many operations lack it; "bf16" and "fp16" of an evaluation or an export
+    need fp32 weights.
+    """
+    numbers = (*network.parameters(), *network.buffers())
+    others = sorted({str(x.dtype) for x in numbers if x.is_floating_point() and x.dtype != torch.float32})
+    if not others:
+        return network, ()
+    names = " and ".join(name.removeprefix("torch.") for name in others)
+    return copy.deepcopy(network).float(), (f"the network has weights in {names}; a copy in fp32 is used",)
 
 
 def open_subject(
@@ -66,7 +85,7 @@ def open_subject(
 
     Args:
         subject: any name that `iformer.models.weights.resolve` knows, a network of this package, or an open
-            artifact. A network is used as it is.
+            artifact. A network is used as it is, without wrappers of torch, or in a copy if it is not in fp32.
         device: where a network runs; "auto" leaves a network that is given where it is. Artifacts run on the CPU.
         precision: precision of a network's calls; must be "fp32" for an artifact, which runs as it was exported.
         entry: which state dict of a training script's file to take.
@@ -86,12 +105,12 @@ def open_subject(
     )
 
     if isinstance(subject, nn.Module):
-        require_network(subject)
-        network: Any = subject
+        network, converted = in_fp32(require_network(subject))
         used = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         on = used if device == "auto" else resolve_device(device)
         task = network.metadata.task
-        return Subject(model=network, row=find_task(task), device=on, title=network_name(network))
+        title = network_name(network)
+        return Subject(model=network, row=find_task(task), device=on, title=title, notes=converted)
     runner: ArtifactRunner | None = subject if isinstance(subject, ArtifactRunner) else None
     artifact: Artifact | None = None
     if runner is None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from iformer.config.metadata import Metadata
 from iformer.errors import ConfigError, UserError, WeightsError, listed, one_line
@@ -33,6 +34,7 @@ from iformer.models.weights.header import (
     write_header,
 )
 from iformer.models.weights.safetensors_file import SUFFIX
+from iformer.plain_values import plain_arguments
 
 Format = Literal["iformer", "timm", "authors"]
 FORMATS: tuple[Format, ...] = ("iformer", "timm", "authors")
@@ -87,6 +89,7 @@ class Weights:
         )
 
 
+@plain_arguments
 def save(
     model: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **fields: Any
 ) -> None:
@@ -94,7 +97,7 @@ def save(
 
     Args:
         model: a `Classifier`, `Backbone`, `Detector`, `LightDetector`, `Segmenter` or `LightSegmenter` that is not
-            folded, on any device.
+            folded, on any device; wrappers of torch around it are removed (see `unwrapped`).
         path: the file, in an existing folder. An existing file is replaced.
         dtype: `torch.float16` or `torch.bfloat16` halves the file: kernels and matrices are stored in this type,
             while norms, statistics, biases and layer scales keep their precision. None changes no value.
@@ -102,11 +105,12 @@ def save(
 
     Raises:
         UserError: `model` is not an iFormer network, is folded, or lacks stages of its config.
-        WeightsError: `path` does not end in `.safetensors`, a weight does not fit into `dtype`, or the number of
-            class names is not the number of classes.
+        WeightsError: `path` does not end in `.safetensors`, the weights do not fit the network's config, a weight
+            does not fit into `dtype`, or the number of class names is not the number of classes.
         ConfigError: a metadata field is unknown or invalid.
         OutputError: the file cannot be written.
     """
+    model = unwrapped(model)
     own: Any = getattr(model, "metadata", None)
     row = row_of(getattr(model, "config", None), getattr(own, "task", ""))
     if row is None:
@@ -122,8 +126,28 @@ def save(
     config: Any = model.config
     if isinstance(model, Backbone) and not isinstance(model, Classifier):
         config = config.with_options(num_classes=0)
+    state_dict = model.state_dict()
+    # other modules in the network, such as pruned or quantized layers, would give a file that cannot be loaded
+    check_fit(expected_shapes(config), shapes_of(state_dict), source=type(model).__name__, network=_name_of(model))
+    if any(tensor.is_meta for tensor in state_dict.values()):
+        raise UserError("the network is on the meta device and has no weights; load or initialise them first")
     metadata = metadata_with(own, **{"task": row.task, **fields})
-    write_checkpoint(path, model.state_dict(), config, metadata, dtype=dtype)
+    write_checkpoint(path, state_dict, config, metadata, dtype=dtype)
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the network inside `torch.compile`, `DataParallel`, `DistributedDataParallel` and `AveragedModel`.
+
+    Anything else is returned as it is.
+    """
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # the class of `torch.compile`, which takes seconds to import
+            model = model._modules["_orig_mod"]
+        else:
+            break
+    return model
 
 
 def write_checkpoint(

@@ -32,6 +32,7 @@ from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
 from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES
+from iformer.plain_values import plain_arguments
 
 RUN_CHECKPOINT = "best.safetensors"
 """The file in a run folder that the folder's name stands for."""
@@ -157,6 +158,7 @@ def resolve_weights(name: Name, *, entry: str | None = None) -> Weights:
     return found
 
 
+@plain_arguments
 def load(
     name: Name,
     *,
