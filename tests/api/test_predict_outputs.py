@@ -126,7 +126,7 @@ def test_a_call_after_a_killed_one_is_not_refused(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(predict_module, "write_answers", lambda *arguments: None)
+        patched.setattr(predict_module, "write_what_fits", lambda *arguments: (1, None))
         stopped = iformer.predict(detector, photos, out=out)
         next(stopped)
         stopped.close()

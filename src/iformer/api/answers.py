@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from iformer.config.checking import short_repr
 from iformer.dependencies import require
-from iformer.errors import UserError, printable
+from iformer.errors import OutputError, UserError, printable
 from iformer.files import json_text, write_bytes, write_text
 from iformer.tables import csv_text
 from iformer.tasks.interface import Record
@@ -102,14 +103,70 @@ def write_answers(folder: Path, records: Sequence[Record], format: AnswerFormat)
     return path
 
 
-def _write(path: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
+def write_what_fits(
+    folder: Path, records: Sequence[Record], format: AnswerFormat
+) -> tuple[int, OutputError | None]:
+    """Write as many of the first records as the disk takes; see `write_answers`.
+
+    Returns:
+        The number of records in the file (0: there is no new file), and the error of the first attempt if it
+        failed.
+    """
+    count, failure = len(records), None
+    while count:
+        try:
+            write_answers(folder, records[:count], format)
+            break
+        except OutputError as error:
+            failure = failure or error
+            count = count * 9 // 10
+    return count, failure
+
+
+class AnswersReserve:
+    """Space on the disk for the answers of a running call: a hidden file that is as large as they will be."""
+
+    def __init__(self, folder: Path, format: AnswerFormat) -> None:
+        """Prepare the reserve in a folder; the file is created by the first record."""
+        self._folder, self._path = folder, folder / ".predictions.part"
+        self._format: Literal["jsonl", "csv"] = "jsonl" if format == "parquet" else format
+        self._file: BinaryIO | None = None
+
+    def add(self, record: Record) -> None:
+        """Reserve space for one more record.
+
+        Raises:
+            OutputError: the disk has no space for it.
+        """
+        try:
+            if self._file is None:
+                self._file = self._path.open("wb")
+            self._file.write(_text([record], self._format).encode(errors="backslashreplace"))
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write into {self._folder}: {error.strerror or error}") from error
+
+    def release(self) -> None:
+        """Remove the file; the space is free for the answers."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                self._path.unlink()
+            self._file = None
+
+
+def _text(records: Sequence[Record], format: Literal["jsonl", "csv"]) -> str:
     if format == "jsonl":
-        return write_text(path, "".join(json_text(record, ascii_only=False) + "\n" for record in records))
+        return "".join(json_text(record, ascii_only=False) + "\n" for record in records)
     rows = [row for record in records for row in answer_rows(record)]
-    if format == "csv":
-        return write_text(
-            path, csv_text(list(_COLUMNS), [[_cell(row[name]) for name in _COLUMNS] for row in rows])
-        )
+    return csv_text(list(_COLUMNS), [[_cell(row[name]) for name in _COLUMNS] for row in rows])
+
+
+def _write(path: Path, records: Sequence[Record], format: AnswerFormat) -> Path:
+    if format != "parquet":
+        return write_text(path, _text(records, format))
+    rows = [row for record in records for row in answer_rows(record)]
     rows = [{name: _valid(value) for name, value in row.items()} for row in rows]
     pyarrow = require("pyarrow", extra="data")
     schema = pyarrow.schema(

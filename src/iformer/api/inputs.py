@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import re
 import string
@@ -10,9 +11,9 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
-from io import IOBase
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from iformer.api.answers import holds_answers
 from iformer.data.live import LiveSource, is_stream, live_source, masked, stream
 from iformer.data.stream import find_images
 from iformer.data.video import has_video_extension
-from iformer.errors import DataError, UserError, one_line
+from iformer.errors import DataError, OutputError, UserError, one_line
 from iformer.time_limit import call_within
 
 STANDARD_INPUT = "-"
@@ -99,13 +100,13 @@ def _flat(sources: Any) -> Iterator[Any]:
         yield sources
     elif isinstance(sources, np.ndarray | Tensor):
         yield from sources if sources.ndim == 4 else [sources]
-    elif isinstance(sources, Iterable) and not isinstance(sources, bytes | bytearray | memoryview | IOBase):
+    elif isinstance(sources, Iterable) and not isinstance(sources, bytes | bytearray | memoryview | io.IOBase):
         for source in sources:
             yield from _flat(source)
     else:
         raise DataError(
             f"{type(sources).__name__} is no image; give files, URLs, PIL images, arrays or tensors"
-            + ("; PIL.Image.open reads an encoded image" if isinstance(sources, bytes | IOBase) else "")
+            + ("; PIL.Image.open reads an encoded image" if isinstance(sources, bytes | io.IOBase) else "")
         )
 
 
@@ -136,6 +137,8 @@ def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> 
         try:
             image = source if isinstance(source, Image.Image) else _from_array(source)
             yield Input(source=f"image {number}", path=_stored(image, folder(), number), is_stored=True)
+        except OutputError:
+            raise
         except DataError as error:
             yield Input(source=f"image {number}", error=str(error))
         except Exception as error:  # Pillow and torch raise errors of any type for damaged or unusual images
@@ -156,11 +159,9 @@ def _fetched(source: str, folder: Callable[[], Path]) -> Input:
             return Input(source=shown, live=contents)
         if len(contents) > MAX_DOWNLOAD_BYTES:
             return Input(source=shown, error=f"has more than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
-        path = _free_name(folder(), stored)
-        path.write_bytes(contents)
     except (OSError, ValueError, HTTPException) as error:
         return Input(source=shown, error=f"cannot be fetched ({one_line(error)})")
-    return Input(source=shown, path=path, is_stored=True)
+    return Input(source=shown, path=_written(_free_name(folder(), stored), contents), is_stored=True)
 
 
 def _from_standard_input() -> bytes:
@@ -211,14 +212,32 @@ def _free_name(folder: Path, name: str) -> Path:
     return next(folder / each for each in names if not (folder / each).exists())
 
 
+def _written(path: Path, contents: bytes) -> Path:
+    """Write a file, without a sync because it is read at once, and return its path.
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left of it.
+    """
+    try:
+        path.write_bytes(contents)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+    return path
+
+
 def _stored(image: Image.Image, folder: Path, number: int) -> Path:
     as_png = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
     path = folder / f"image-{number}{'.png' if as_png else '.tif'}"
     if not holds_answers(folder.parent):  # files in the folder are not from an earlier call, so none is replaced
         path = _free_name(folder, path.name)
     options: dict[str, Any] = {"compress_level": 1} if as_png else {}
-    ImageOps.exif_transpose(image).save(path, **options)  # files are read upright, too
-    return path
+    encoded = io.BytesIO()
+    ImageOps.exif_transpose(image).save(  # files are read upright, too
+        encoded, format="PNG" if as_png else "TIFF", **options
+    )
+    return _written(path, encoded.getvalue())
 
 
 def _from_array(source: Any) -> Image.Image:

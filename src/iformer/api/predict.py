@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy.typing as npt
 import torch
 
-from iformer.api.answers import Answer, AnswerFormat, answers_of, check_format, holds_answers, write_answers
+from iformer.api.answers import (
+    Answer,
+    AnswerFormat,
+    AnswersReserve,
+    answers_file,
+    answers_of,
+    check_format,
+    write_answers,
+    write_what_fits,
+)
+from iformer.api.answers_folder import check_files, check_unused, marked_as_unfinished, without_outputs
 from iformer.api.engine import with_engine
 from iformer.api.inputs import Input, check_videos, collect_inputs, without_videos
 from iformer.api.train import python_warnings
 from iformer.config.checking import Count, FileName, Range, Share, check_arguments, short_repr
-from iformer.errors import UserError
-from iformer.files import output_folder, removed_if_empty, write_bytes
+from iformer.errors import OutputError, one_line
+from iformer.files import output_folder, removed_if_empty
 from iformer.locks import reserved
 from iformer.plain_values import plain_arguments
 from iformer.tasks.interface import (
@@ -33,9 +42,6 @@ from iformer.tasks.interface import (
     no_masks,
 )
 from iformer.tasks.subject import open_subject
-
-_UNFINISHED = ".predict.unfinished"
-"""Name of the empty file that marks the output folder of a running call; it stays if the call is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +113,7 @@ class Predictions(Iterator[Prediction]):
         locked.
 
         Raises:
-            UserError: a file that is not of an earlier call would be replaced; see `_check_files`.
+            UserError: a file that is not of an earlier call would be replaced; see `check_files`.
         """
         self.inputs, self.predictor, self.out = inputs, predictor, out
         self.written: list[str] = []
@@ -119,8 +125,9 @@ class Predictions(Iterator[Prediction]):
         drawn = self._paths if self.live is None else [Path(f"{self.live.stem}.mp4")]
         self._files = [] if out is None else [out / file for file in predictor.files(drawn)]
         if out is not None:
-            _check_files(out, self._files, self._paths)
+            check_files(out, self._files, self._paths)
         self._records: list[Record] = []
+        self._reserve: AnswersReserve | None = None
         self._running = self._run()
 
     def __next__(self) -> Prediction:
@@ -134,31 +141,74 @@ class Predictions(Iterator[Prediction]):
     def __del__(self) -> None:
         self._stack.close()
 
+    def fail(self, error: Exception) -> NoReturn:
+        """Stop because the caller cannot go on, and write the answers so far.
+
+        Raises:
+            OutputError: an `OutputError` or `OSError` was given, and there is an output folder; the message also
+                says how many answers are in which file. Other errors are raised as they are.
+        """
+        self._running.throw(error)
+        raise error
+
     def _run(self) -> Generator[Prediction]:
         with self._stack:
             if self.out is not None:
                 lock = self.out / ".predicting.part"
                 self._stack.enter_context(reserved(lock, f"{self.out} is in use: another predict writes into it"))
-                _check_unused(self.out, overwrite=self._overwrite)
-                _check_files(self.out, self._files, self._paths)
-                self._stack.enter_context(_marked_as_unfinished(self.out, self._files))
+                check_unused(self.out, overwrite=self._overwrite)
+                check_files(self.out, self._files, self._paths)
+                self._stack.enter_context(marked_as_unfinished(self.out, self._files))
+                self._reserve = AnswersReserve(self.out, self._format)
+                self._stack.callback(self._reserve.release)
             try:
-                if self.live is not None:
-                    with closing(self.predictor.predict_live(self.live, self.out)) as records:
-                        for record in records:
-                            yield self._kept(self.inputs[0], {**record, "file": self.inputs[0].source})
-                else:
-                    yield from self._in_order(self.predictor.predict(self._paths, self.out))
-            except BaseException:  # Ctrl-C, a full disk, a caller who has seen enough: keep the answers so far
-                if self.out is not None and self._records:
-                    with suppress(UserError, OSError):
-                        self.written.append(f"written: {write_answers(self.out, self._records, self._format)}")
-                        if self.live is not None:
-                            self.written += self.predictor.finish(self.out)
+                yield from self._answered()
+                if self.out is not None:
+                    self._write(self.out)
+            except BaseException as error:  # Ctrl-C, a full disk, a caller who has seen enough
+                if self.out is not None:
+                    self._keep(self.out, error)
                 raise
-            if self.out is not None:
-                self.written.append(f"written: {write_answers(self.out, self._records, self._format)}")
-                self.written += self.predictor.finish(self.out)
+
+    def _answered(self) -> Generator[Prediction]:
+        if self.live is not None:
+            with closing(self.predictor.predict_live(self.live, self.out)) as records:
+                for record in records:
+                    yield self._kept(self.inputs[0], {**record, "file": self.inputs[0].source})
+            return
+        with closing(self.predictor.predict(self._paths, self.out)) as records:
+            yield from self._in_order(records)
+
+    def _write(self, out: Path) -> None:
+        """Write the answers, and the files that belong to all images together."""
+        if self._reserve is not None:
+            self._reserve.release()
+        self.written.append(f"written: {write_answers(out, self._records, self._format)}")
+        self.written += self.predictor.finish(out)
+
+    def _keep(self, out: Path, error: BaseException) -> None:
+        """Write the answers so far, or as many as the disk takes, because `error` stops the call.
+
+        Raises:
+            OutputError: a file cannot be written; the message says which one, and how many answers are kept where.
+        """
+        if self._reserve is not None:
+            self._reserve.release()
+        file, total = answers_file(out, self._format), len(self._records)
+        failure = error if isinstance(error, OSError | OutputError) else None
+        kept = total
+        if not self.written:  # else the answers are complete, and a file that is written after them failed
+            kept, unwritten = write_what_fits(out, self._records, self._format)
+            failure = failure or unwritten
+        if failure is None and total:
+            self.written.append(f"written: {file}")
+            try:
+                self.written += self.predictor.finish(out) if self.live is not None else []
+            except OutputError as unwritten:
+                failure = unwritten
+        if failure is None:
+            return
+        raise OutputError(f"{_reason(failure, out)}; {_kept_text(kept, total, file)}") from failure
 
     def _in_order(self, records: Iterator[Record]) -> Iterator[Prediction]:
         """Yield the predictions of files, and at their places those of inputs that are no files."""
@@ -179,7 +229,8 @@ class Predictions(Iterator[Prediction]):
             yield self._kept(item, {"file": item.source, "error": item.error})
 
     def _kept(self, item: Input, record: Record) -> Prediction:
-        if self.out is not None:
+        if self._reserve is not None:
+            self._reserve.add(record)
             self._records.append(record)
         failed = "error" in record
         return Prediction(
@@ -267,18 +318,17 @@ def predict(
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(removed_if_empty(Path(out)))
         if folder is not None:
-            _check_unused(output_folder(folder), overwrite=overwrite)
+            check_unused(output_folder(folder), overwrite=overwrite)
 
         def storage() -> Path:
             if folder is None:
                 return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iformer-")))
             inner = stack.enter_context(removed_if_empty(folder / "inputs"))
-            inner.mkdir(exist_ok=True)
-            return inner
+            return output_folder(inner)
 
         inputs = collect_inputs(images, _once(storage))
         if folder is not None:
-            inputs = _without_outputs(inputs, folder)
+            inputs = without_outputs(inputs, folder)
         subject = open_subject(model, device=device, entry=entry)
         options = PredictOptions(
             device=subject.device,
@@ -314,56 +364,6 @@ def predict(
     raise AssertionError
 
 
-def _check_unused(folder: Path, *, overwrite: bool) -> None:
-    if holds_answers(folder) and not overwrite:
-        raise UserError(
-            f"{folder} holds answers already; --overwrite replaces them, another --out leaves them alone"
-        )
-
-
-def _check_files(folder: Path, files: Sequence[Path], images: Sequence[Path]) -> None:
-    """Check that writing replaces only files of an earlier call.
-
-    Args:
-        folder: the output folder.
-        files: the files that would be written.
-        images: the files that are read.
-
-    Raises:
-        UserError: a file to be written is one of the images, or exists in a folder that no earlier call wrote to.
-    """
-    read = {identity for path in images if (identity := _identity(path)) is not None}
-    ours = holds_answers(folder) or (folder / _UNFINISHED).exists()
-    for file in files:
-        identity = _identity(file)
-        if identity in read:
-            raise UserError(
-                f"{file} is one of the images to be read, and the result would replace it; give another --out"
-            )
-        if identity is not None and not ours:
-            raise UserError(f"{file} exists, and no earlier predict wrote it; give another --out")
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of a file, which all its names share; None if there is no such file."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-@contextmanager
-def _marked_as_unfinished(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Mark a folder until its answers are written, so that a later call may replace files of a killed call."""
-    mark = write_bytes(folder / _UNFINISHED, b"")
-    try:
-        yield
-    finally:
-        if holds_answers(folder) or not any(map(_identity, files)):
-            mark.unlink(missing_ok=True)
-
-
 def _once(make: Any) -> Any:
     made: list[Path] = []
 
@@ -375,18 +375,19 @@ def _once(make: Any) -> Any:
     return folder
 
 
-def _without_outputs(inputs: list[Input], folder: Path) -> list[Input]:
-    """Leave out inputs that lie in the output folder, such as pictures of an earlier call.
+def _reason(failure: OSError | OutputError, out: Path) -> str:
+    if isinstance(failure, OutputError):
+        return str(failure)
+    return f"cannot write {failure.filename or out}: {failure.strerror or one_line(failure)}"
 
-    Files that the user named stay. If no file would be left, all inputs stay.
-    """
-    here = Path(os.path.realpath(folder))  # not Path.resolve: it raises at links that point to themselves
-    # the folder `predictions/2` lies next to the answers in `predictions`
-    if here.name.isdecimal() and holds_answers(here.parent):
-        here = here.parent
-    kept = [
-        item
-        for item in inputs
-        if item.is_given or item.path is None or here not in Path(os.path.realpath(item.path)).parents
-    ]
-    return kept if any(item.path for item in kept) else inputs
+
+def _kept_text(kept: int, total: int, file: Path) -> str:
+    """Return how many answers of a call that failed are in which file."""
+    if not total:
+        return "no image was answered before"
+    if kept == total:
+        return f"the answers so far ({total:,}) are in {file}"
+    if kept:
+        return f"the first {kept:,} of {total:,} answers are in {file}"
+    older = f"; {file} is of an earlier call" if file.exists() else ""
+    return f"no answer of {total:,} could be kept{older}"

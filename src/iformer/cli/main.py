@@ -16,6 +16,7 @@ from iformer.cli.output import (
     REQUEUE,
     USAGE,
     Terminated,
+    drop_unwritable_text,
     note,
     process_settings,
     report_error,
@@ -23,6 +24,7 @@ from iformer.cli.output import (
     with_clear_errors,
 )
 from iformer.cli.recipe_options import explain_option
+from iformer.errors import UserError
 
 VERBS = {
     "quickstart": "quickstart",
@@ -113,6 +115,13 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code. If `arguments` is None, `sys.argv` is used."""
     try:
+        return _exit_code(arguments)
+    finally:
+        drop_unwritable_text()
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
+    try:
         with process_settings():
             code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)
     except typer.Exit as stop:
@@ -132,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complaint += f"; {hint}" if hint else ""
         note(f"error: {complaint}; see: {command} --help")
         return USAGE
-    except OSError as error:  # from --install-completion; verbs report their own errors
+    except (OSError, UserError) as error:  # from --version and --install-completion; verbs report their own
         return report_error(error)
     return code if isinstance(code, int) else 0
 

@@ -14,13 +14,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from iformer.errors import StoppedBySignalError, UserError, one_line, printable, printable_lines
+from iformer.errors import OutputError, StoppedBySignalError, UserError, one_line, printable, printable_lines
 from iformer.files import json_text
 from iformer.standard_streams import open_closed_streams
 from iformer.tables import terminal_table
@@ -81,13 +81,19 @@ def print_table(
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """Print text on stdout."""
-    print(printable_lines(text), end=end, flush=True)
+    """Print text on stdout.
+
+    Raises:
+        OutputError: stdout does not take the text, such as a file on a full disk.
+        BrokenPipeError: the reader of stdout has closed the pipe.
+    """
+    _print(printable_lines(text), end)
 
 
 def note(text: str) -> None:
-    """Print text on stderr."""
-    print(printable_lines(text), file=sys.stderr, flush=True)
+    """Print text on stderr. A message that stderr does not take, as on a full disk, stops no work."""
+    with suppress(OSError):
+        print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 def note_warnings(warnings: Sequence[str]) -> None:
@@ -99,8 +105,21 @@ def note_warnings(warnings: Sequence[str]) -> None:
 
 
 def print_json(result: Any, *, indent: int | None = 2) -> None:
-    """Print one JSON document on stdout. Paths become strings; numbers that are not finite become null."""
-    print(json_text(result, indent=indent, default=_plain), flush=True)
+    """Print one JSON document on stdout. Paths become strings; numbers that are not finite become null.
+
+    Raises:
+        OutputError, BrokenPipeError: see `say`.
+    """
+    _print(json_text(result, indent=indent, default=_plain))
+
+
+def _print(text: str, end: str = "\n") -> None:
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {error.strerror or one_line(error)}") from error
 
 
 def print_json_line(result: Any) -> None:
@@ -160,6 +179,8 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
             if isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                 raise
             if _terminated.is_set() and not isinstance(error, StoppedBySignalError):
+                if isinstance(error, OutputError):  # what could not be saved
+                    note(describe_error(error))
                 raise Terminated from error
             if kwargs.get("debug") and isinstance(error, Exception):
                 traceback.print_exc()
@@ -181,11 +202,19 @@ def report_error(error: BaseException, smaller: Sequence[str] = ()) -> int:
         note(str(error))
         return REQUEUE
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        # the reader of stdout has closed the pipe (`| head`): print nothing, and flush nothing at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return FAILED  # the reader of stdout has closed the pipe (`| head`)
     note(describe_error(error, smaller))
     return FAILED
+
+
+def drop_unwritable_text() -> None:
+    """Drop text that stdout and stderr do not take, which the interpreter would report at exit with code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def describe_error(error: BaseException, smaller: Sequence[str] = ()) -> str:

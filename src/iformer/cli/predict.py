@@ -10,8 +10,17 @@ from typing import Annotated
 import typer
 
 from iformer.cli.arguments import DeviceOption, EngineOption, EntryOption, IouOption, MaxDetectionsOption
-from iformer.cli.output import FAILED, DebugOption, JsonOption, note, note_warnings, print_json_line, say
-from iformer.errors import WeightsError, printable
+from iformer.cli.output import (
+    FAILED,
+    DebugOption,
+    JsonOption,
+    Terminated,
+    note,
+    note_warnings,
+    print_json_line,
+    say,
+)
+from iformer.errors import OutputError, WeightsError, printable
 
 DEFAULT_NETWORK = "iformer_m"
 DEFAULT_FOLDER = Path("predictions")
@@ -142,14 +151,23 @@ def predict(
                 note(f"error: {printable(prediction.source)}: {prediction.error}")
             else:
                 answered += 1
-            if json:
-                print_json_line(prediction.record)
-            elif prediction.error is None and prediction.frame is None:
-                say(f"{printable(_short(prediction.source)):<{width}}  {prediction.words}")
-    except KeyboardInterrupt:
-        if predictions.live is None or not answered:
-            raise
+            try:
+                if json:
+                    print_json_line(prediction.record)
+                elif prediction.error is None and prediction.frame is None:
+                    say(f"{printable(_short(prediction.source)):<{width}}  {prediction.words}")
+            except OutputError as error:
+                predictions.fail(error)
+            except BrokenPipeError:
+                if folder is None:  # `| head` has seen enough
+                    raise
+                predictions.fail(OutputError("standard output was closed"))
+    except (KeyboardInterrupt, Terminated) as error:
         predictions.close()
+        if isinstance(error, Terminated) or predictions.live is None or not answered:
+            for line in predictions.written:
+                note(line)
+            raise
     seconds = time.perf_counter() - start
     note(
         f"{answered} image{'s' if answered != 1 else ''} in {seconds:.1f} s ({answered / seconds:.1f} images/s) "

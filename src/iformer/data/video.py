@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -183,7 +183,8 @@ class VideoWriter:
         with ExitStack() as stack:
             file = stack.enter_context(replacing(path))
             stack.enter_context(self._errors())
-            self._container = stack.enter_context(self._av.open(file, mode="w", format="mp4"))
+            self._file = _File(file)
+            self._container = stack.enter_context(self._av.open(self._file, mode="w", format="mp4"))
             codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
             self._stream = self._container.add_stream(codec, rate=rate)
             self._stream.width, self._stream.height = self._size
@@ -217,9 +218,13 @@ class VideoWriter:
         try:
             yield
         except self._av.error.FFmpegError as error:
-            # several gaps in a row can exceed the limit together, because H.264 reorders frames
-            reason = _GAP_REASON if isinstance(error, self._av.error.PatchWelcomeError) else ffmpeg_reason(error)
-            raise DataError(f"cannot be encoded as {self._path.name} ({reason})") from None
+            if self._file.error is None:
+                # several gaps in a row can exceed the limit together, because H.264 reorders frames
+                has_gaps = isinstance(error, self._av.error.PatchWelcomeError)
+                reason = _GAP_REASON if has_gaps else ffmpeg_reason(error)
+                raise DataError(f"cannot be encoded as {self._path.name} ({reason})") from None
+        if self._file.error is not None:
+            raise self._file.error
 
     def __enter__(self) -> Self:
         return self
@@ -232,6 +237,33 @@ class VideoWriter:
             return
         with self._stack:
             self._container.mux(self._stream.encode(None))
+
+
+class _File:
+    """File that FFmpeg writes. It remembers the first error, for which PyAV may raise another one, or none."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        with self._remembered():
+            return self._file.write(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with self._remembered():  # writes what the file has buffered
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 def frame_image(frame: Any) -> Image.Image:

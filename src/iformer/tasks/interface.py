@@ -9,7 +9,7 @@ read in `TAKES`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -123,7 +123,7 @@ class TaskPredictor(ABC):
     """Frames of a camera or stream that were not answered because newer ones arrived."""
 
     @abstractmethod
-    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
+    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Generator[Record]:
         """Yield a record for each image and each frame of a video, in order; may write pictures to `out`.
 
         A file that cannot be read yields a record with an `error`.

@@ -273,7 +273,7 @@ class PyramidPredictor(TaskPredictor):
         """Return a line that names the output folder. Subclasses may write files for all images first."""
         return [f"written: {out}"]
 
-    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
+    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Generator[Record]:
         """Yield a record for each image and each frame of a video, in order.
 
         A file that cannot be read, or a video that cannot be drawn, yields a record with an `error`; the

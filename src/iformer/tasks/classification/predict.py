@@ -7,7 +7,7 @@ classes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -222,7 +222,7 @@ class ClassificationPredictor(TaskPredictor):
         self._answered = 0
         self.name, self.device = predictor.name, predictor.device
 
-    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Iterator[Record]:
+    def predict(self, paths: Sequence[Path], out: Path | None = None) -> Generator[Record]:
         """Yield a record for each different path, in order; nothing is written before `finish`."""
         for outcome in self._predictor.predict(paths):
             if isinstance(outcome, Failure):

@@ -140,7 +140,8 @@ class ProgressView:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a full disk behind stderr stops no training
+                print(line, file=sys.stderr, flush=True)
 
     def _left(self) -> str:
         worked = self._done - self._start_done
