@@ -360,6 +360,7 @@ def predict(
             subject.in_eval_mode(), engine, warn=warn or python_warnings, images=found, explain=explain
         )
         predictor = module.open_predictor(subject.model, options)
+        predictor.warn = warn or python_warnings
         return Predictions(inputs, predictor, folder, stack.pop_all(), format=answer_format, overwrite=overwrite)
     raise AssertionError
 

@@ -23,10 +23,9 @@ from iformer.data.images import MAX_PIXELS
 from iformer.data.video import (
     FORMATS_OF_OTHER_FILES,
     Frame,
+    RawFrame,
     VideoReader,
     ffmpeg_reason,
-    frame_image,
-    frame_orientation,
 )
 from iformer.dependencies import require
 from iformer.errors import DataError, one_line
@@ -263,7 +262,7 @@ class LiveReader:
         self._live = source
         self._stopped = threading.Event()
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Any, float]] = deque()
+        self._waiting: deque[tuple[RawFrame, float]] = deque()
         self._drops, self._ended, self._error = True, False, ""
         self.rate = Fraction(25)
         """Average number of frames per second; 25 if the source does not state a plausible one."""
@@ -276,10 +275,8 @@ class LiveReader:
             raise
         if first is None:
             raise DataError(f"{self.source}: has no frame")
-        self._first: tuple[Any, float] | None = first
-        frame = first[0]
-        turned, _, _ = frame_orientation(frame)
-        self.width, self.height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        self._first: tuple[RawFrame, float] | None = first
+        self.width, self.height = first[0].size
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames. Times count from the first frame: by the clock or, in recordings, by the stream.
@@ -289,9 +286,9 @@ class LiveReader:
         """
         item, self._first, number = self._first, None, 0
         while item is not None:
-            frame, seconds = item
+            raw, seconds = item
             try:
-                image = frame_image(frame)
+                image = raw.image()
             except DataError as error:
                 raise DataError(f"{self.source}: damaged after frame {number} ({error})") from None
             yield Frame(image, seconds)
@@ -310,7 +307,7 @@ class LiveReader:
             self._changed.notify_all()
         self._thread.join(1.0)
 
-    def _next(self, limit: float, after: str = "") -> tuple[Any, float] | None:
+    def _next(self, limit: float, after: str = "") -> tuple[RawFrame, float] | None:
         """Return the next frame and its time; None after the last frame."""
         deadline = time.monotonic() + limit
         with self._changed:
@@ -347,22 +344,22 @@ class LiveReader:
                 self._ended, self._error = True, error
                 self._changed.notify_all()
 
-    def _timed(self, reader: _StreamReader) -> Iterator[tuple[Any, float]]:
+    def _timed(self, reader: _StreamReader) -> Iterator[tuple[RawFrame, float]]:
         """Yield each frame and its time. Frames of live playlists come in bursts and wait until they are due."""
         begin = due = time.monotonic()
         start: float | None = None
         last = 0.0
-        for number, frame in enumerate(reader.raw_frames()):
-            start = frame.time if start is None else start
-            stated = float(number / self.rate if frame.time is None else frame.time - start)
+        for number, raw in enumerate(reader.raw_frames()):
+            start = raw.frame.time if start is None else start
+            stated = float(number / self.rate if raw.frame.time is None else raw.frame.time - start)
             if reader.is_live and reader.is_playlist:
                 step, now = stated - last, time.monotonic()
                 due = due + step if 0 <= step <= _JUMP_SECONDS else now
                 self._stopped.wait(max(0.0, due - now))
-            yield frame, time.monotonic() - begin if reader.is_live else stated
+            yield raw, time.monotonic() - begin if reader.is_live else stated
             last = stated
 
-    def _put(self, item: tuple[Any, float]) -> bool:
+    def _put(self, item: tuple[RawFrame, float]) -> bool:
         """Hand a frame over; return False if the reader is closed."""
         with self._changed:
             if self._drops and len(self._waiting) == _QUEUE:

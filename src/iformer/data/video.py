@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from iformer.data.images import MAX_PIXELS
 from iformer.dependencies import require
@@ -34,6 +34,12 @@ _MAX_GAP = 2**31 - 1
 
 _GAP_REASON = "its frames are hours apart"
 
+_MAX_ASPECT = 4
+"""Pixels that are wider or higher than this are an error of the file; they are taken for square ones."""
+
+_ASPECT_TOLERANCE = 0.01
+"""Pixels that are square up to this share are not resampled: encoders round the sides of scaled videos."""
+
 
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
     """Return whether a file has the extension of a video format."""
@@ -47,6 +53,45 @@ class Frame(NamedTuple):
     """The picture, in mode RGB and upright."""
     seconds: float
     """Time in seconds at which the frame is shown."""
+
+
+class RawFrame(NamedTuple):
+    """A decoded frame that is not converted yet."""
+
+    frame: Any
+    """PyAV's `VideoFrame`."""
+    aspect: Fraction = Fraction(1)
+    """Width of a stored pixel, divided by its height."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the picture that `image` returns."""
+        width, height = self._square_size
+        return (height, width) if frame_orientation(self.frame)[0] else (width, height)
+
+    @property
+    def _square_size(self) -> tuple[int, int]:
+        return max(1, round(self.frame.width * self.aspect)), self.frame.height
+
+    def image(self) -> Image.Image:
+        """Return the frame as an RGB image as it is shown: turned, mirrored, and with square pixels.
+
+        Raises:
+            DataError: the frame cannot be converted; the message is the reason.
+        """
+        av: Any = require("av", extra="video")
+        width, height = self._square_size
+        if width * height > MAX_PIXELS:
+            raise DataError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,}")
+        scaling = {} if self.aspect == 1 else {"width": width, "interpolation": "BICUBIC"}
+        try:
+            pixels_HWC = self.frame.to_ndarray(format="rgb24", **scaling)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise DataError(ffmpeg_reason(error)) from None
+        swapped, step_x, step_y = frame_orientation(self.frame)
+        if swapped:
+            pixels_HWC = pixels_HWC.swapaxes(0, 1)
+        return Image.fromarray(np.ascontiguousarray(pixels_HWC[::step_y, ::step_x]))
 
 
 class VideoReader:
@@ -75,10 +120,11 @@ class VideoReader:
             self._first = next(self._frames, None)
             if self._first is None:
                 raise DataError(f"{self.source}: has no frame that can be decoded")
-            self._check_size(self._first.width, self._first.height)
-            self.width, self.height = self._first.width, self._first.height
-            if frame_orientation(self._first)[0]:
-                self.width, self.height = self.height, self.width
+            self._aspect, self._stated_aspect = Fraction(1), self._stream.sample_aspect_ratio
+            if self._stated_aspect == self._stream.codec_context.sample_aspect_ratio:
+                self._stated_aspect = None  # of the codec, which may change it
+            self.width, self.height = self._raw(self._first).size
+            self._check_size(self.width, self.height)
         except DataError:
             self._container.close()
             raise
@@ -118,21 +164,30 @@ class VideoReader:
         Raises:
             DataError: the file is damaged; the message says after which frame.
         """
-        for number, frame in enumerate(self.raw_frames()):
-            seconds = frame.time if frame.time is not None else number / self.rate
+        for number, raw in enumerate(self.raw_frames()):
+            seconds = raw.frame.time if raw.frame.time is not None else number / self.rate
             try:
-                image = frame_image(frame)
+                image = raw.image()
             except DataError as error:
                 raise DataError(f"{self.source}: damaged after frame {number} ({error})") from None
             yield Frame(image, float(seconds))
 
-    def raw_frames(self) -> Iterator[Any]:
-        """Yield the frames as PyAV's `VideoFrame`; `frame_image` converts them.
+    def raw_frames(self) -> Iterator[RawFrame]:
+        """Yield the frames without converting them.
 
         Raises:
             DataError: see `__iter__`.
         """
-        return chain([self._first], self._frames)  # raw streams cannot be rewound, so the first frame is kept
+        # raw streams cannot be rewound, so the first frame is kept
+        return map(self._raw, chain([self._first], self._frames))
+
+    def _raw(self, frame: Any) -> RawFrame:
+        """Return the latest frame of the decoder with the aspect of its pixels, which changes at key frames."""
+        if frame.key_frame or frame is self._first:
+            aspect = self._stated_aspect or self._stream.codec_context.sample_aspect_ratio or 1
+            is_plain = not 1 / _MAX_ASPECT < aspect < _MAX_ASPECT or abs(aspect - 1) < _ASPECT_TOLERANCE
+            self._aspect = Fraction(1) if is_plain else Fraction(aspect)
+        return RawFrame(frame, self._aspect)
 
     def _decoded(self) -> Iterator[Any]:
         count = 0
@@ -154,13 +209,15 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Context manager that writes RGB images of one size as an MP4 file.
+    """Context manager that writes RGB images as an MP4 file.
 
     The file appears when the block ends without an error or, with `keep`, when it ends after a frame was written.
     """
 
     def __init__(self, path: Path, *, rate: Fraction, width: int, height: int, keep: bool = False) -> None:
         """Open the video. Odd sides lose one pixel, because H.264 needs even sides.
+
+        Images of other sizes are scaled to fit, with black bars where their shape differs.
 
         Args:
             path: the file to write.
@@ -176,6 +233,7 @@ class VideoWriter:
         """
         self._av: Any = require("av", extra="video")
         self._path = path
+        self._given = width, height
         # H.264 stores colours at half the resolution: both sides must be even
         self._size = (max(2, width - width % 2), max(2, height - height % 2))
         self._last, self._keep = -1, keep
@@ -206,8 +264,11 @@ class VideoWriter:
         if ticks - self._last > _MAX_GAP:
             raise DataError(f"cannot be encoded as {self._path.name} ({_GAP_REASON})")
         with self._errors():
-            pixels_HWC = np.asarray(image.crop((0, 0, *self._size)))
-            frame = self._av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")
+            if image.size == self._given:
+                fitted = image.crop((0, 0, *self._size))
+            else:
+                fitted = ImageOps.pad(image, self._size, Image.Resampling.BILINEAR)
+            frame = self._av.VideoFrame.from_ndarray(np.asarray(fitted), format="rgb24")
             self._last = ticks
             frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
             self._container.mux(self._stream.encode(frame))
@@ -264,23 +325,6 @@ class _File:
         except OSError as error:
             self.error = self.error or error
             raise
-
-
-def frame_image(frame: Any) -> Image.Image:
-    """Return a `VideoFrame` of PyAV as an RGB image, turned and mirrored as the frame says.
-
-    Raises:
-        DataError: the frame cannot be converted; the message is the reason.
-    """
-    av: Any = require("av", extra="video")
-    try:
-        pixels_HWC = frame.to_ndarray(format="rgb24")
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise DataError(ffmpeg_reason(error)) from None
-    swapped, step_x, step_y = frame_orientation(frame)
-    if swapped:
-        pixels_HWC = pixels_HWC.swapaxes(0, 1)
-    return Image.fromarray(np.ascontiguousarray(pixels_HWC[::step_y, ::step_x]))
 
 
 def frame_orientation(frame: Any) -> tuple[bool, int, int]:

@@ -113,6 +113,10 @@ class EvaluateModule(Protocol):
         """
 
 
+def no_warnings(lines: Sequence[str]) -> None:
+    """Ignore the lines: the `Warn` of a caller that wants none."""
+
+
 class TaskPredictor(ABC):
     """Base class: a network or an artifact that answers for images. By default it has no files and no masks."""
 
@@ -121,6 +125,8 @@ class TaskPredictor(ABC):
     device: torch.device
     dropped = 0
     """Frames of a camera or stream that were not answered because newer ones arrived."""
+    warn: Warn = staticmethod(no_warnings)
+    """Called with notes about the inputs, one line each."""
 
     @abstractmethod
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Generator[Record]:

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.pyramid import PyramidRecipe
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSet
@@ -36,6 +35,7 @@ from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import Size, resolve
 from iformer.tasks.interface import EvaluateOptions, Record, TaskPredictor
 from iformer.tasks.pictures import Card, beside, draw_sheet, save_png
+from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.tasks.trained_split import SplitsT, load_as_trained
 from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView
@@ -330,12 +330,24 @@ class PyramidPredictor(TaskPredictor):
         self, reader: VideoReader | LiveReader, writer: VideoWriter | None, view: ProgressView
     ) -> Iterator[Record]:
         self.start_video(float(reader.rate))
+        first, changed = (reader.width, reader.height), False
         for number, (image, seconds) in enumerate(islice(reader, self.max_frames)):
+            if image.size != first and not changed:
+                changed = True
+                change = _size_note(first, number, image.size, is_drawn=writer is not None)
+                self.warn([f"{reader.source}: {change}"])
             answer = self.latest = self.answer_frame(image, seconds)
             if writer is not None:
                 writer.write(self.draw(image, answer), seconds)
             view.advance(1, f"frame {number + 1}")
-            yield {"file": reader.source, "frame": number, "seconds": round(seconds, 3), **self.record(answer)}
+            at = {"frame": number, "seconds": round(seconds, 3), "size": list(image.size)}
+            yield {"file": reader.source, **at, **self.record(answer)}
+
+
+def _size_note(first: tuple[int, int], number: int, size: tuple[int, int], *, is_drawn: bool) -> str:
+    drawing = f"; the drawn video keeps {first[0]} x {first[1]}" if is_drawn else ""
+    change = f"frames have {first[0]} x {first[1]} pixels, from frame {number} on {size[0]} x {size[1]}"
+    return f"{change}; each is answered at its own size{drawing}"
 
 
 def example_sheet(

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,41 +19,12 @@ import iformer
 from iformer.cli.main import main
 from iformer.data.video import VideoReader, VideoWriter
 from iformer.errors import MissingDependencyError, UserError
-from iformer.tasks.detection.inference import ObjectDetector
 from iformer.tasks.detection.predict import BoxTracker, DetectionPredictor
 from tiny.dense import light_detector, light_segmenter
 from tiny.networks import labelled_classifier
+from tiny.videos import BLUE, RED, ColourDetector
 
 RATE = 10
-RED, BLUE = (220, 20, 20), (20, 20, 220)
-
-
-class ColourDetector(ObjectDetector):
-    """Finds the red and the blue square of a frame. A square of half the colour has a score of 0.3."""
-
-    name, class_names, num_classes, value_range, detections = "colours", ("red", "blue"), 2, None, 10
-
-    def detect(self, images: Sequence[Tensor], *, min_score: float = 0.0) -> list[dict[str, Any]]:
-        found = []
-        for image in images:
-            red, _, blue = image.int()
-            boxes, scores, labels = [], [], []
-            for label, difference in enumerate((red - blue, blue - red)):
-                rows, columns = torch.where(difference > 60)
-                if len(rows):
-                    boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-                    scores.append(0.9 - 0.1 * label if difference.max() > 150 else 0.3)
-                    labels.append(label)
-            kept = [index for index in range(len(scores)) if scores[index] >= min_score]
-            kept.sort(key=lambda index: -scores[index])
-            found.append(
-                {
-                    "boxes": torch.tensor([boxes[index] for index in kept], dtype=torch.float32).reshape(-1, 4),
-                    "scores": torch.tensor([scores[index] for index in kept]),
-                    "labels": torch.tensor([labels[index] for index in kept], dtype=torch.int64),
-                }
-            )
-        return found
 
 
 def squares(path: Path, *, frames: int = 12, hidden: Sequence[int] = (), faint: Sequence[int] = ()) -> Path:

@@ -140,6 +140,7 @@ class DetectionPredictor(PyramidPredictor):
         # tiles: a whole box wins over a cut one of a higher score, so low scores could replace reported boxes
         self._low_score = min_score if tiling is not None else min(min_score, _LOW_SCORE)
         self._tracker: BoxTracker | None = None
+        self._tracked_size: tuple[int, int] | None = None
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
@@ -154,12 +155,16 @@ class DetectionPredictor(PyramidPredictor):
     def start_video(self, rate: float) -> None:
         if self._track:
             self._tracker = BoxTracker(rate=rate, min_score=self.min_score)
+            self._tracked_size = None
 
     def answer_frame(self, image: Image.Image, seconds: float) -> dict[str, Any]:
         if self._tracker is None:
             return self.answer(image)
         found = self._detect(image, self._low_score)
-        found["tracks"] = self._tracker.update(found, seconds)
+        self._tracked_size = first = self._tracked_size or image.size
+        # a video may change its resolution: tracks are in the pixels of its first frame
+        scale = torch.tensor([first[0] / image.width, first[1] / image.height]).repeat(2)
+        found["tracks"] = self._tracker.update({**found, "boxes": found["boxes"] * scale}, seconds)
         reported = int((found["scores"] >= self.min_score).sum())  # the highest score comes first
         return {name: value[:reported] for name, value in found.items()}
 
