@@ -24,6 +24,7 @@ from iformer.bench.latency import measure
 from iformer.bench.subjects import BenchSubject, prepare_subject
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
+from iformer.config.pyramid import PyramidRecipe
 from iformer.deploy.export import convert
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.deploy.spec import make_spec
@@ -34,7 +35,6 @@ from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.export import exportable
-from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.tasks.registry import load_recipe
 from iformer.tasks.segmentation.config import SegmentationRecipe
 

@@ -14,9 +14,9 @@ from PIL import Image
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.data.sources import load_data
-from iformer.data.sources.splitting import split_fold
+from iformer.data.sources.splitting import select_classes, split_fold
 from iformer.errors import DataError
-from iformer.tasks.classification.dataset import find_labelled, select_classes
+from iformer.tasks.classification.dataset import find_labelled
 from iformer.tasks.trained_split import load_as_trained
 
 

@@ -1,4 +1,4 @@
-"""Base configs of detectors and segmenters: a backbone, a feature pyramid and the preprocessing.
+"""What the configs and recipes of detectors and segmenters share: a backbone, a feature pyramid and preprocessing.
 
 At inference, images are resized and not cropped. `PyramidConfig` uses torchvision's feature pyramid and accepts
 images of any size. `LightConfig` uses the light pyramid and letterboxes images to a fixed size.
@@ -7,11 +7,12 @@ images of any size. `LightConfig` uses the light pyramid and letterboxes images 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from iformer.config.checking import Config, Range, check
 from iformer.config.network import Channels, NetworkConfig, Pixels
 from iformer.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, PixelValue, Preprocessing
+from iformer.config.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +114,21 @@ class LightConfig(LightOptions):
             value_range=self.value_range,
             letterbox=self.fill,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidRecipe(Recipe):
+    """Base class of recipes for networks with a feature pyramid: detection and segmentation."""
+
+    max_size: Pixels
+    """Limit of an image's longer side, in pixels, when the shorter side is resized to `size`."""
+    freeze: Literal["none", "norms", "weights"] = "norms"
+    """Frozen parts of the backbone: none; norms (scales, shifts and statistics of batch norms); or weights (all
+    weights, while the statistics adapt)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.max_size >= self.size, self, "max_size", f"size ({self.size}) or more")
+
+    def _network_fields(self, options: PyramidOptions) -> dict[str, Any]:
+        return {"size": self.size, "max_size": self.max_size, **vars(options)}

@@ -30,7 +30,7 @@ from iformer.models.backbone import Backbone
 from iformer.models.detections import SelectionRule, detect_letterboxed
 from iformer.models.finite import check_finite
 from iformer.models.folding import fold
-from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
+from iformer.models.pyramid import LightPyramid, SeparableConv, fold_norms
 
 _PRIOR = 0.01
 """Score of every point before training, so that the many points without an object do not swamp the first steps."""

@@ -19,7 +19,7 @@ from iformer.config.metadata import Metadata
 from iformer.config.segmenter import LightSegmenterConfig
 from iformer.models.backbone import Backbone
 from iformer.models.folding import fold
-from iformer.models.light_pyramid import LightPyramid, SeparableConv, fold_norms
+from iformer.models.pyramid import LightPyramid, SeparableConv, fold_norms
 
 
 class LightSegmenter(nn.Module):

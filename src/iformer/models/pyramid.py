@@ -1,16 +1,23 @@
-"""The backbone with a feature pyramid, for detection and segmentation.
+"""Feature pyramids on the backbone, for detection and segmentation.
+
+`Pyramid` is torchvision's FPN. `LightPyramid`, for phones, is made of depthwise-separable convolutions with batch
+norm: top-down and then bottom-up paths as in PANet (Liu et al. 2018, arXiv 1803.01534), with additions in place of
+concatenations. Batch norm folds into the convolutions, so nothing is normalised at run time.
 
 Shape letters: B batch, C channels of the pyramid, H and W the image's sides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from iformer.layers.conv_norm import ConvNorm, fold_conv
 from iformer.models.backbone import Backbone
 
 Frozen = Literal["none", "norms", "weights"]
@@ -68,3 +75,105 @@ class Pyramid(FreezableBackbone):
         maps = self.body(x)
         pyramid: dict[str, Tensor] = self.fpn({str(index): value for index, value in enumerate(maps)})
         return pyramid
+
+
+class SeparableConv(nn.Module):
+    """Depthwise K x K convolution, batch norm, ReLU; 1x1 convolution, batch norm, ReLU; `residual` adds the input.
+
+    Shape: B x C_in x H x W to B x C_out x ceil(H / stride) x ceil(W / stride).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel_size: int = 5, stride: int = 1, residual: bool = False
+    ) -> None:
+        super().__init__()
+        self.residual = residual and in_channels == out_channels and stride == 1
+        self.depthwise: nn.Module = ConvNorm(
+            in_channels, in_channels, kernel_size, stride=stride, groups=in_channels
+        )
+        self.pointwise: nn.Module = ConvNorm(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.pointwise(F.relu(self.depthwise(x))))
+        return x + y if self.residual else y
+
+
+class LightNeck(nn.Module):
+    """Neck that brings the feature maps of any number of levels to C channels and mixes neighbouring levels.
+
+    Shape: maps B x C_i x H/s_i x W/s_i, finest first, each stride twice the one before; returns maps
+    B x C x H/s_i x W/s_i, and with `extra_level` one more at twice the coarsest stride.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        kernel_size: int = 5,
+        residual: bool = False,
+        extra_level: bool = False,
+    ) -> None:
+        super().__init__()
+        levels = len(in_channels)
+        self.laterals = nn.ModuleList(ConvNorm(width, channels, 1) for width in in_channels)
+
+        def blocks(count: int, stride: int = 1) -> nn.ModuleList:
+            return nn.ModuleList(
+                SeparableConv(channels, channels, kernel_size=kernel_size, stride=stride, residual=residual)
+                for _ in range(count)
+            )
+
+        self.top_down = blocks(levels - 1)
+        self.downsample = blocks(levels - 1, stride=2)
+        self.bottom_up = blocks(levels - 1)
+        self.extra = blocks(1, stride=2) if extra_level else nn.ModuleList()
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        laterals = [F.relu(lateral(x)) for lateral, x in zip(self.laterals, maps, strict=True)]
+        levels = [laterals[-1]]
+        for x, block in zip(reversed(laterals[:-1]), self.top_down, strict=True):
+            # a size, not a factor: an odd side was rounded up by the stride
+            coarse = F.interpolate(levels[0], size=x.shape[2:], mode="nearest")
+            levels.insert(0, block(x + coarse))
+        outputs = levels[:1]
+        for x, down, block in zip(levels[1:], self.downsample, self.bottom_up, strict=True):
+            outputs.append(block(x + down(outputs[-1])))
+        outputs += [block(outputs[-1]) for block in self.extra]
+        return outputs
+
+
+class LightPyramid(FreezableBackbone):
+    """Backbone and `LightNeck`, from stride `finest` to 32.
+
+    Shape: B x 3 x H x W to maps B x C x H/s x W/s, s = finest, …, 32, and with `extra_level` 64.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        channels: int,
+        *,
+        kernel_size: int = 5,
+        residual: bool = False,
+        extra_level: bool = False,
+        finest: Literal[4, 8] = 8,
+    ) -> None:
+        super().__init__(backbone)
+        self._skipped = 0 if finest == 4 else 1
+        widths = backbone.config.channels[self._skipped :]
+        self.neck = LightNeck(
+            widths, channels, kernel_size=kernel_size, residual=residual, extra_level=extra_level
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.neck(self.body(x)[self._skipped :])
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Replace every `ConvNorm` inside a module in eval mode by one convolution with bias, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, ConvNorm):
+            setattr(module, name, fold_conv(child))
+        else:
+            fold_norms(child)

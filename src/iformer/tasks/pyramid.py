@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
+from iformer.config.pyramid import PyramidRecipe
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSet
@@ -35,7 +36,6 @@ from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import Size, resolve
 from iformer.tasks.interface import EvaluateOptions, Record, TaskPredictor
 from iformer.tasks.pictures import Card, beside, draw_sheet, save_png
-from iformer.tasks.pyramid_recipe import PyramidRecipe
 from iformer.tasks.trained_split import SplitsT, load_as_trained
 from iformer.training.job import RunSettings, starting_network
 from iformer.training.records.logs import ProgressView

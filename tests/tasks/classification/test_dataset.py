@@ -12,8 +12,8 @@ from iformer.cli.main import main
 from iformer.config.variants import VARIANTS
 from iformer.data.samples import DataSplits, FileSample, ImageSet
 from iformer.data.sources import load_data
+from iformer.data.sources.splitting import select_classes
 from iformer.errors import DataError
-from iformer.tasks.classification.dataset import select_classes
 from tiny.classification import make_images
 from tiny.networks import tiny_variant
 

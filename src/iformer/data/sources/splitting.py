@@ -1,4 +1,4 @@
-"""Reproducible stratified splits, and the folds of a cross-validation."""
+"""Reproducible stratified splits, the folds of a cross-validation, and the choice of classes."""
 
 from __future__ import annotations
 
@@ -136,3 +136,32 @@ def _groups(whole: ImageSet) -> list[_Group]:
 
 def _rank(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+def select_classes(splits: DataSplits, names: Sequence[str]) -> DataSplits:
+    """Keep only some classes of a data set, in the order of `names`.
+
+    Images of other classes are left out. Images with several labels stay, without the other labels.
+
+    Raises:
+        DataError: fewer than two names, a name twice, or a class that the data does not have.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise DataError(f"--classes is {listed(names)}; expected two different classes or more")
+    known = splits.train.class_names
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(f"--classes has {listed(unknown)}; the classes of the data are {listed(known)}")
+    index = {known.index(name): place for place, name in enumerate(names)}
+
+    def selected(images: ImageSet) -> ImageSet:
+        samples = []
+        for sample in images.samples:
+            kept = tuple(sorted(index[label] for label in sample.classes if label in index))
+            if sample.labels is not None:
+                samples.append(replace(sample, label=min(kept, default=-1), labels=kept))
+            elif kept:
+                samples.append(replace(sample, label=kept[0]))
+        return replace(images, class_names=tuple(names), samples=tuple(samples))
+
+    return replace(splits, train=selected(splits.train), val=selected(splits.val))

@@ -21,7 +21,7 @@ from iformer.data.parallel import Progress, map_in_threads
 from iformer.data.samples import DataSplits, ImageSet, IndexedSamples, Sample
 from iformer.data.sampling import Key, seeded
 from iformer.data.sources import load_data
-from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_fold
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, select_classes, split_fold
 from iformer.data.transforms import Transform, TransformSchedule
 from iformer.errors import ConfigError, DataError, listed
 from iformer.tasks.class_order import class_order, refuse_unknown
@@ -134,35 +134,6 @@ def refuse_val_split(val_split: float | None, splits: DataSplits, data: str) -> 
     """
     if val_split is not None and not splits.split_off:
         raise ConfigError(f"val_split is {val_split:g}, and {data} is split; leave it out")
-
-
-def select_classes(splits: DataSplits, names: Sequence[str]) -> DataSplits:
-    """Keep only some classes of a data set, in the order of `names`.
-
-    Images of other classes are left out. Images with several labels stay, without the other labels.
-
-    Raises:
-        DataError: fewer than two names, a name twice, or a class that the data does not have.
-    """
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise DataError(f"--classes is {listed(names)}; expected two different classes or more")
-    known = splits.train.class_names
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(f"--classes has {listed(unknown)}; the classes of the data are {listed(known)}")
-    index = {known.index(name): place for place, name in enumerate(names)}
-
-    def selected(images: ImageSet) -> ImageSet:
-        samples = []
-        for sample in images.samples:
-            kept = tuple(sorted(index[label] for label in sample.classes if label in index))
-            if sample.labels is not None:
-                samples.append(replace(sample, label=min(kept, default=-1), labels=kept))
-            elif kept:
-                samples.append(replace(sample, label=kept[0]))
-        return replace(images, class_names=tuple(names), samples=tuple(samples))
-
-    return replace(splits, train=selected(splits.train), val=selected(splits.val))
 
 
 def with_class_order(image_set: ImageSet, class_names: Sequence[str]) -> ImageSet:

@@ -17,7 +17,7 @@ from iformer.data.images import check_channels
 from iformer.data.parallel import map_in_threads
 from iformer.data.samples import DataSplits, Sample
 from iformer.data.sources import load_data
-from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_fold
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, select_classes, split_fold
 from iformer.data.transforms import (
     Normalize,
     Transform,
@@ -31,7 +31,7 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.calibration import fit_temperature, scale_logits
 from iformer.tasks.classification.config import ClassificationRecipe, ImageRecipe
-from iformer.tasks.classification.dataset import ImageDataset, refuse_val_split, select_classes
+from iformer.tasks.classification.dataset import ImageDataset, refuse_val_split
 from iformer.tasks.classification.distillation import DistilledClassification
 from iformer.tasks.classification.evaluate import (
     ClassificationEvaluation,

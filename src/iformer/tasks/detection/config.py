@@ -10,7 +10,7 @@ from iformer.config.checking import Config, Range, Share, check
 from iformer.config.detector import DetectorConfig, DetectorOptions
 from iformer.config.light_detector import LightDetectorConfig, LightDetectorOptions
 from iformer.config.network import NetworkConfig, Pixels
-from iformer.tasks.pyramid_recipe import PyramidRecipe
+from iformer.config.pyramid import PyramidRecipe
 
 Factor = Annotated[float, Range(0.05, 20)]
 

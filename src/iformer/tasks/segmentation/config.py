@@ -8,13 +8,13 @@ from typing import Any, Literal
 from iformer.config.augmentation import Factor
 from iformer.config.checking import Config, Share, check
 from iformer.config.network import NetworkConfig, Pixels
+from iformer.config.pyramid import PyramidRecipe
 from iformer.config.segmenter import (
     LightSegmenterConfig,
     LightSegmenterOptions,
     SegmenterConfig,
     SegmenterOptions,
 )
-from iformer.tasks.pyramid_recipe import PyramidRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
