@@ -23,10 +23,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from iformer.api.answers import holds_answers
+from iformer.data.images import open_image
 from iformer.data.live import LiveSource, is_stream, live_source, masked, stream
 from iformer.data.stream import find_images
-from iformer.data.video import has_video_extension
-from iformer.errors import DataError, OutputError, UserError, one_line
+from iformer.data.video import is_video
+from iformer.errors import DataError, OutputError, UserError, counted, listed, one_line
+from iformer.tasks.interface import Warn, no_warnings
 from iformer.time_limit import call_within
 
 STANDARD_INPUT = "-"
@@ -56,7 +58,7 @@ class Input:
     """Whether this call wrote the file, for an image in memory, from a URL or from standard input."""
 
 
-def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
+def collect_inputs(sources: Any, folder: Callable[[], Path], warn: Warn = no_warnings) -> list[Input]:
     """Return the image and video files of the sources, in the order of the sources, each file once.
 
     Args:
@@ -64,6 +66,7 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
             standard input, a PIL image, a NumPy array (H x W, H x W x C, N x H x W x C) or a tensor (C x H x W,
             N x C x H x W), uint8 or float from 0 to 1; or a camera or stream, see `iformer.data.live`.
         folder: returns a folder for images that are not files; called only if there are any.
+        warn: called with a note about files that a folder or pattern has and that are left out.
 
     Returns:
         One input for each file or image. A source that is missing or cannot be fetched or converted gives an
@@ -75,15 +78,19 @@ def collect_inputs(sources: Any, folder: Callable[[], Path]) -> list[Input]:
     """
     numbers = count(1)
     found: dict[Path | str, Input] = {}
+    left_out: list[Path] = []
     try:
         for source in _flat(sources):
-            for item in _inputs(source, folder, numbers):
+            for item in _inputs(source, folder, numbers, left_out):
                 earlier = found.setdefault(item.path or item.source, item)
                 if item.is_given and not earlier.is_given:  # its folder was among the earlier sources
                     found[item.path or item.source] = item
     except RecursionError:
         raise DataError("the lists of images are nested too deeply") from None
     inputs = list(found.values())
+    if others := [str(path) for path in dict.fromkeys(left_out) if path not in found]:
+        files = counted(len(others), "file")
+        warn([f"left out {files} without the extension of an image or video: {listed(others, limit=5)}"])
     live = next((item for item in inputs if item.live), None)
     if live is not None and len(inputs) > 1:
         raise DataError(f"{live.source}: a camera or stream must be the only source of a call")
@@ -110,7 +117,9 @@ def _flat(sources: Any) -> Iterator[Any]:
         )
 
 
-def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> Iterator[Input]:
+def _inputs(
+    source: Any, folder: Callable[[], Path], numbers: Iterator[int], left_out: list[Path]
+) -> Iterator[Input]:
     if isinstance(source, str):
         try:
             if (live := live_source(source)) is not None:
@@ -128,7 +137,7 @@ def _inputs(source: Any, folder: Callable[[], Path], numbers: Iterator[int]) -> 
         text = os.path.expanduser(os.fspath(source))
         is_given = os.path.lexists(text) and not os.path.isdir(text)
         try:
-            for path in find_images([text], videos=True):
+            for path in find_images([text], videos=True, left_out=left_out):
                 yield Input(source=str(path), path=path, is_given=is_given)
         except DataError as error:
             yield Input(source=text, error=str(error).removeprefix(f"{text}: "))
@@ -267,35 +276,58 @@ def _from_array(source: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def check_videos(inputs: Sequence[Input], option: str) -> None:
-    """Check that an option for videos has nothing else to work on.
+def check_videos(inputs: Sequence[Input], option: str, warn: Warn) -> None:
+    """Check that an option for videos has a video, camera or stream to work on.
+
+    Images that were found in folders or by patterns may be among them; `warn` is called with their number.
 
     Raises:
-        UserError: an input is an image.
+        UserError: an input that the user named is an image, or there are only images.
     """
-    for item in inputs:
-        if item.path is not None and not has_video_extension(item.path):
-            raise UserError(
-                f"{item.source} is no video; {option} is for videos, cameras and streams, leave it out"
-            )
+    images = [item for item in inputs if item.path is not None and not is_video(item.path)]
+    has_video = any(item.live is not None or (item.path and is_video(item.path)) for item in inputs)
+    refused = [item for item in images if item.is_given or not has_video]
+    if refused:
+        raise UserError(
+            f"{refused[0].source} is no video; {option} is for videos, cameras and streams, leave it out"
+        )
+    if images:
+        warn([f"{option} has no effect on {counted(len(images), 'image')} beside the videos"])
 
 
-def without_videos(inputs: Sequence[Input], networks: str) -> list[Input]:
-    """Return the inputs without the videos that were found in folders or by patterns.
+def without_videos(inputs: Sequence[Input], networks: str, warn: Warn) -> list[Input]:
+    """Return the inputs without videos. Those that the user named become errors.
 
     Args:
         inputs: the inputs.
         networks: the networks that take no videos, such as "classifiers", for messages.
+        warn: called with a note about the videos that were found in folders or by patterns.
 
     Raises:
         UserError: an input is a camera or stream.
         DataError: there are only videos.
     """
+    kept, left_out = [], []
     for item in inputs:
         if item.live is not None:
             raise UserError(f"{item.source}: a camera or stream; {networks} take images")
-    kept = [i for i in inputs if i.is_given or i.path is None or not has_video_extension(i.path)]
-    if not any(item.path for item in kept):
-        first = next(item for item in inputs if item not in kept)
-        raise DataError(f"{first.source}: only videos were found; {networks} take images")
+        if item.path is None or not is_video(item.path) or _is_image(item.path):
+            kept.append(item)
+        elif item.is_given:
+            kept.append(Input(source=item.source, error=_NO_IMAGE))
+        else:
+            left_out.append(item.source)
+    if left_out and not any(item.path for item in kept):
+        raise DataError(f"{left_out[0]}: only videos were found; {networks} take images")
+    if left_out:
+        warn([f"left out {counted(len(left_out), 'video')}, {networks} take images: {listed(left_out, limit=5)}"])
     return kept
+
+
+_NO_IMAGE = "a video, not an image; detectors and segmenters take videos"
+
+
+def _is_image(path: Path) -> bool:
+    with suppress(DataError), open_image(path):
+        return True
+    return False

@@ -315,6 +315,7 @@ def predict(
     """
     check_arguments(predict, locals())
     answer_format = check_format(format)
+    warn = warn or python_warnings
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(removed_if_empty(Path(out)))
         if folder is not None:
@@ -326,7 +327,8 @@ def predict(
             inner = stack.enter_context(removed_if_empty(folder / "inputs"))
             return output_folder(inner)
 
-        inputs = collect_inputs(images, _once(storage))
+        notes: list[str] = []
+        inputs = collect_inputs(images, _once(storage), notes.extend)
         if folder is not None:
             inputs = without_outputs(inputs, folder)
         subject = open_subject(model, device=device, entry=entry)
@@ -349,18 +351,16 @@ def predict(
         )
         module: PredictModule = subject.row.module("predict")
         if not module.VIDEOS:
-            inputs = without_videos(inputs, subject.row.networks)
-        (warn or python_warnings)(subject.notes)
+            inputs = without_videos(inputs, subject.row.networks, notes.extend)
         check_options(options, module.TAKES, subject.row.networks)
         for option, given in (("--track", track), ("--max-frames", max_frames)):
             if given:
-                check_videos(inputs, option)
+                check_videos(inputs, option, notes.extend)
+        warn([*notes, *subject.notes])
         found = sum(item.path is not None for item in inputs)
-        subject = with_engine(
-            subject.in_eval_mode(), engine, warn=warn or python_warnings, images=found, explain=explain
-        )
+        subject = with_engine(subject.in_eval_mode(), engine, warn=warn, images=found, explain=explain)
         predictor = module.open_predictor(subject.model, options)
-        predictor.warn = warn or python_warnings
+        predictor.warn = warn
         return Predictions(inputs, predictor, folder, stack.pop_all(), format=answer_format, overwrite=overwrite)
     raise AssertionError
 

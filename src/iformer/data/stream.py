@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from iformer.data.images import has_image_extension, read_image
-from iformer.data.listing import files_below, natural_order
+from iformer.data.listing import files_below, is_hidden, is_output, natural_order
 from iformer.data.parallel import available_cores
 from iformer.data.transforms import Transform
 from iformer.data.video import has_video_extension
-from iformer.errors import DataError
+from iformer.errors import DataError, listed
 from iformer.files import near_paths
 
 
@@ -35,11 +35,14 @@ class ImageBatch:
     """Path and error message, one line `path: reason`, of each file that cannot be read."""
 
 
-def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:
+def find_images(
+    sources: Sequence[str | os.PathLike[str]], *, videos: bool = False, left_out: list[Path] | None = None
+) -> list[Path]:
     """Expand a list of files, folders and globs to image files, and to video files if `videos` is set.
 
     Files are accepted with any name. Folders, searched at any depth, and globs (`**` matches folders) give the
     image (and video) files by extension, in natural order. Each file is returned once.
+    The other files that they name or contain are added to `left_out`.
 
     Raises:
         DataError: no path is given, a path does not exist or cannot be read, or a folder or glob has no image.
@@ -59,25 +62,34 @@ def find_images(sources: Sequence[str | os.PathLike[str]], *, videos: bool = Fal
         path = Path(text)
         if path.is_dir():
             try:
-                images = list(filter(accepts, files_below(path)))
+                candidates = list(files_below(path))
             except OSError as error:
                 raise DataError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+            images = list(filter(accepts, candidates))
             if not images:
-                raise DataError(f"{text}: no {kind} in this folder")
+                raise DataError(f"{text}: no {kind} in this folder{_others(candidates)}")
         elif os.path.lexists(path):  # before globs, as a file's name may hold brackets
             found[path] = None
             continue
         elif glob.has_magic(text):
-            names = glob.glob(text, recursive=True)
-            images = [Path(name) for name in names if accepts(name) and not os.path.isdir(name)]
+            candidates = [Path(name) for name in glob.glob(text, recursive=True) if not os.path.isdir(name)]
+            images = list(filter(accepts, candidates))
             if not images:
-                raise DataError(f"{text}: no {kind} matches")
+                raise DataError(f"{text}: no {kind} matches{_others(candidates)}")
         else:
             raise DataError(f"{text}: no such file or folder{near_paths(path)}")
         found.update(dict.fromkeys(natural_order(images)))
+        if left_out is not None and len(images) < len(candidates):
+            others = set(candidates).difference(images)
+            left_out += natural_order(p for p in others if not (is_hidden(p.name) or is_output(p.parent)))
     if not found:
         raise DataError("no image was given; give files, folders or globs")
     return list(found)
+
+
+def _others(files: Sequence[Path]) -> str:
+    names = [path.name for path in natural_order(files) if not is_hidden(path.name)]
+    return f"; there are other files: {listed(names, limit=3)}" if names else ""
 
 
 def iterate_images(

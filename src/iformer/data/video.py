@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -15,16 +16,25 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import numpy as np
 from PIL import Image, ImageOps
 
-from iformer.data.images import MAX_PIXELS
+from iformer.data.images import MAX_PIXELS, has_image_extension, open_image
 from iformer.dependencies import require
-from iformer.errors import DataError
+from iformer.errors import DataError, MissingDependencyError
 from iformer.files import replacing
 
-VIDEO_EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"))
+# fmt: off
+VIDEO_EXTENSIONS = frozenset((
+    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".divx", ".mkv", ".webm", ".wmv", ".asf", ".flv",
+    ".f4v", ".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ogv", ".ogm",
+    ".mxf", ".dv", ".mjpg", ".mjpeg",
+))
 """Extensions of video files, in lower case."""
+# fmt: on
 
 FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp"))
 """Formats that are refused: their files are lists of other files or addresses, which FFmpeg would read."""
+
+_FORMATS_OF_STILLS = frozenset(("image2", "ico", "tty", "bin", "xbin", "adf", "idf"))
+"""Formats of pictures and of text art, which FFmpeg reads as videos."""
 
 _TICKS = 90_000
 """Time units per second in written videos: 90 kHz, as in MPEG."""
@@ -44,6 +54,29 @@ _ASPECT_TOLERANCE = 0.01
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
     """Return whether a file has the extension of a video format."""
     return Path(path).suffix.lower() in VIDEO_EXTENSIONS
+
+
+def is_video(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is read as a video: by its extension or, if no format has it, by its contents."""
+    if has_video_extension(path) or has_image_extension(path):
+        return has_video_extension(path)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return _holds_video(os.fspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1000)
+def _holds_video(path: str, *_version: int) -> bool:
+    """Return whether PyAV reads a file as a video. The version is a key of the cache."""
+    with suppress(DataError), open_image(path):
+        return False
+    try:
+        with VideoReader(path) as reader:
+            return not (reader.format.endswith("_pipe") or reader.format in _FORMATS_OF_STILLS)
+    except (DataError, MissingDependencyError):
+        return False
 
 
 class Frame(NamedTuple):
@@ -109,9 +142,13 @@ class VideoReader:
         """The file, for messages and records."""
         self._container = self._open()
         try:
-            if not self._container.streams.video:
+            self.format: str = self._container.format.name
+            """FFmpeg's name of the file format."""
+            cover = self._av.stream.Disposition.attached_pic
+            videos = [one for one in self._container.streams.video if not one.disposition & cover]
+            if not videos:
                 raise DataError(f"{self.source}: has no video stream")
-            self._stream = self._container.streams.video[0]
+            self._stream: Any = videos[0]
             if self._stream.codec_context is None:  # a truncated header, or a codec that FFmpeg does not know
                 raise DataError(f"{self.source}: not a video, or damaged (no decoder for its frames)")
             self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

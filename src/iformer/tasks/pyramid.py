@@ -23,7 +23,7 @@ from iformer.data.detection import DetectionSet
 from iformer.data.images import read_image
 from iformer.data.live import LiveReader, LiveSource
 from iformer.data.segmentation import SemanticSet
-from iformer.data.video import VideoReader, VideoWriter, has_video_extension
+from iformer.data.video import VideoReader, VideoWriter, is_video
 from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.detector import Detector
@@ -265,7 +265,7 @@ class PyramidPredictor(TaskPredictor):
     def files(self, paths: Sequence[Path]) -> list[Path]:
         """Return the paths of the drawn images and videos, relative to the output folder."""
         return [
-            Path(f"{name}.mp4" if has_video_extension(path) else f"{name}.png")
+            Path(f"{name}.mp4" if is_video(path) else f"{name}.png")
             for path, name in zip(paths, output_names(paths), strict=True)
         ]
 
@@ -286,7 +286,7 @@ class PyramidPredictor(TaskPredictor):
         """
         for path, name in zip(paths, output_names(paths), strict=True):
             try:
-                if has_video_extension(path):
+                if is_video(path):
                     with VideoReader(path) as reader:
                         yield from self._video(reader, out and out / f"{name}.mp4")
                 else:
@@ -383,11 +383,11 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     used: set[tuple[bool, str]] = set()
     names = []
     for path in paths:
-        is_video, stem = has_video_extension(path), path.stem
+        a_video, stem = is_video(path), path.stem
         if len(os.fsencode(stem)) > MAX_STEM_BYTES:
             stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
         numbered = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
-        name = next(name for name in numbered if (is_video, name) not in used)
-        used.add((is_video, name))
+        name = next(name for name in numbered if (a_video, name) not in used)
+        used.add((a_video, name))
         names.append(name)
     return names
