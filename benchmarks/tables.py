@@ -20,6 +20,7 @@ from typing import Any
 from cpu_tables import FIGURES, short
 from cpu_tables import TABLES as CPU_TABLES
 from machine_records import RESULTS, records
+from peer_tables import peer_table
 
 from iformer.tables import markdown_table
 
@@ -196,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **CPU_TABLES,
     "browser": _browser,
     "arm": _arm,
+    "peers": peer_table,
 }
 
 

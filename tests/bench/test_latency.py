@@ -105,8 +105,8 @@ def test_invalid_subjects_are_refused(subject: BenchSubject, tmp_path: Path) -> 
         prepare_subject(str(subject.artifact), find_runtime("openvino"), tmp_path)
     with pytest.raises(UserError, match="timm has no network 'repvit'"):
         prepare_subject("timm/repvit", ONNX, tmp_path)
-    with pytest.raises(UserError, match=r"vit_tiny_patch16_224 does not take 64 x 64 pixels .*leave out --size"):
-        prepare_subject("timm/vit_tiny_patch16_224", ONNX, tmp_path, size=(64, 64))
+    with pytest.raises(UserError, match=r"efficientformer_l1 does not take 64 x 64 pixels .*leave out --size"):
+        prepare_subject("timm/efficientformer_l1", ONNX, tmp_path, size=(64, 64))
     with pytest.raises(UserError, match="takes 64 x 64 pixels only; leave out --size"):
         prepare_all(str(subject.artifact), ONNX, tmp_path, sizes=[(32, 32)], label="tiny")
     with pytest.raises(UserError, match="is for ONNX Runtime; measure it with --on onnx"):

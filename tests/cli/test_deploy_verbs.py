@@ -75,8 +75,36 @@ def test_bench_names_checkpoints_of_the_same_name_by_their_paths(monkeypatch: py
 
     monkeypatch.setattr(subjects, "prepare_all", lambda *_args, label, **_options: [SimpleNamespace(label=label)])
     models = ["a/best.safetensors", "b/best.safetensors", "c/last.safetensors"]
-    found = _subjects(models, False, find_runtime("onnx"), Path(), [], 1, None)
+    found = _subjects(models, False, find_runtime("onnx"), Path(), [], 1, None, {})
     assert [subject.label for subject in found] == [*models[:2], "last"]
+
+
+def test_bench_says_which_of_the_papers_peers_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import SimpleNamespace
+
+    from iformer.bench import subjects
+    from iformer.cli.bench import _left_out, _subjects
+    from iformer.deploy.runtimes.registry import find_runtime
+    from iformer.errors import UserError
+
+    def prepare(name: str, *_: object, label: str, **_options: object) -> SimpleNamespace:
+        if name == "timm/repvit_m1_1":
+            raise UserError("the conversion failed")
+        return SimpleNamespace(label=label)
+
+    monkeypatch.setattr(subjects, "prepare_subject", prepare)
+    left_out = _left_out()
+    assert len(left_out) == 25
+    found = _subjects([], True, find_runtime("onnx"), Path(), [], 1, None, left_out)
+    assert len(found) == 4 + 74 - 25 - 1
+    assert left_out["RepViT-M1.1 in ONNX Runtime"] == "the conversion failed"
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "49 of the paper's 74 peers can be measured"
+    assert said[1].startswith("left out, not in timm: SBCFormer-XS, EfficientMod-xxs, ")
+    assert "left out, timm has it for 224 x 224 pixels only: EfficientFormer-L1, EfficientFormer-L3" in said
+    assert "RepViT-M1.1 is left out: the conversion failed" in said
 
 
 def test_the_allowed_drop_is_a_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

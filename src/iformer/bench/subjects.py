@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,27 +183,42 @@ def _artifact(path: Path, runtime: Runtime, batch: int, label: str | None) -> Be
     return _subject(label or path.name, path, None, batch)
 
 
+def timm_network(name: str, size: tuple[int, int]) -> nn.Module:
+    """Return timm's network in evaluation mode, random weights, built for `size` if its input size is fixed."""
+    import timm
+
+    published: Any = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": size} if published.fixed_input_size else {}
+    return timm.create_model(name, pretrained=False, **options).eval()
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """Return timm's network as usual before export: branches merged as in RepVGG, batch norms folded."""
+    from timm.utils.model import reparameterize_model
+
+    smaller: Any = reparameterize_model(network)
+    if hasattr(smaller, "fuse"):
+        smaller.fuse()
+    return cast("nn.Module", smaller)
+
+
 def _peer(
     name: str, runtime: Runtime, path: Path, size: tuple[int, int] | None, batch: int, label: str
 ) -> BenchSubject:
     import timm
-    from timm.utils.model import reparameterize_model
 
     if not timm.is_model(name):
         raise UserError(f"timm has no network '{name}'; iformer bench takes {TIMM_PREFIX}NAME")
-    network: Any = timm.create_model(name, pretrained=False).eval()
-    if size is None:
-        size = network.pretrained_cfg["input_size"][1:]
+    published: Any = timm.get_pretrained_cfg(name)
+    height, width = size or published.input_size[1:]
+    size = (height, width)
     try:
+        network = merged(timm_network(name, size))
         macs = count_macs(network, size)
-    except (AssertionError, RuntimeError, ValueError) as error:  # such as a vision transformer's fixed size
+    except (AssertionError, RuntimeError, ValueError) as error:  # such as attention biases of a fixed size
         raise UserError(
             f"{TIMM_PREFIX}{name} does not take {size[0]} x {size[1]} pixels ({one_line(error)}); leave out --size"
         ) from None
-    # as usual before export: merge RepVGG-like branches into one convolution, and fold batch norms
-    network = reparameterize_model(network)
-    if hasattr(network, "fuse"):
-        network.fuse()
     _write_plain(network, name, runtime, path, size, channels=3, batch=batch)
     return _subject(label, path, macs, batch)
 

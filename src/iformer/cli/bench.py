@@ -53,7 +53,10 @@ def bench(
     ] = "onnx",
     peers: Annotated[
         bool,
-        typer.Option("--peers", help="Add the networks of the paper's Table 3, iFormers and peers, at its sizes."),
+        typer.Option(
+            "--peers",
+            help="Add the iFormers of the paper's Table 3, and its peers that timm has, at the paper's sizes.",
+        ),
     ] = False,
     size: Annotated[
         str | None,
@@ -74,12 +77,14 @@ def bench(
         typer.Option(
             metavar="FILE",
             help="Measure nothing; show records (bench.json of --out) of several devices side by side. Can be "
-            "repeated. --out gets their pareto.png.",
+            "repeated. --out gets their pareto.png and pareto_narrow.png.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for bench.json, bench.csv and, with --peers at batch 1, pareto.png."),
+        typer.Option(
+            help="Folder for bench.json, bench.csv and, with --peers at batch 1, pareto.png and pareto_narrow.png."
+        ),
     ] = None,
     energy: Annotated[
         bool,
@@ -163,9 +168,10 @@ def bench(
         note(CANNOT_TELL)
     measured: dict[str, list[Latency]] = {}
     web: WebResult | None = None
+    left_out = _left_out() if peers else {}
     with removed_on_failure(out), tempfile.TemporaryDirectory(prefix="iformer-bench-") as folder:
         for runtime in runtimes:
-            subjects = _subjects(models or [], peers, runtime, Path(folder), sizes, batch, entry)
+            subjects = _subjects(models or [], peers, runtime, Path(folder), sizes, batch, entry, left_out)
             if runtime.name == "coreml":
                 subjects = [subject for subject in subjects if not subject.postprocess]
                 measured[runtime.name] = measure_core_ml(
@@ -181,7 +187,9 @@ def bench(
                 [
                     subject
                     for runtime in in_browser
-                    for subject in _subjects(models or [], peers, runtime, Path(folder), sizes, batch, entry)
+                    for subject in _subjects(
+                        models or [], peers, runtime, Path(folder), sizes, batch, entry, left_out
+                    )
                     if not subject.postprocess
                 ],
                 images,
@@ -201,13 +209,15 @@ def bench(
     if web is not None:
         figures["web"] = web.to_plain()
     result = record(figures)
+    if peers:
+        result["left_out"] = left_out
     if out is not None:
         write_json(out / "bench.json", result)
         plain = [row.to_plain() for rows in measured.values() for row in rows]
         plain += [row.to_plain() | {"device": web.device.title} for row in web.rows] if web is not None else []
         _write_csv(out / "bench.csv", plain)
         if peers and batch == 1 and measured:
-            note(f"picture: {_draw(measured, out / 'pareto.png', result['device'])}")
+            _note_pictures(_draw(measured, out / "pareto.png", result["device"]))
     if json:
         print_json(result)
         return
@@ -222,6 +232,18 @@ def bench(
                 note(f"no latency of {row.label} in {row.where}: {row.reason}")
 
 
+def _left_out() -> dict[str, str]:
+    """Say which peers of the paper cannot be measured; return the reason for each."""
+    from iformer_paper.peers import peers
+
+    left_out = {peer.label: peer.reason for peer in peers() if peer.reason}
+    note(f"{len(peers()) - len(left_out)} of the paper's {len(peers())} peers can be measured")
+    for reason in dict.fromkeys(left_out.values()):
+        labels = [label for label, why in left_out.items() if why == reason]
+        note(f"left out, {reason}: {', '.join(labels)}")
+    return left_out
+
+
 def _subjects(
     models: list[str],
     peers: bool,
@@ -230,6 +252,7 @@ def _subjects(
     sizes: list[tuple[int, int]],
     batch: int,
     entry: str | None,
+    left_out: dict[str, str],
 ) -> list[BenchSubject]:
     from iformer.bench.subjects import prepare_all, prepare_subject
     from iformer_paper.pareto import published
@@ -249,6 +272,7 @@ def _subjects(
                 prepare_subject(row.name, runtime, folder, size=row.size, batch=batch, label=row.label)
             )
         except UserError as error:
+            left_out[f"{row.label} in {runtime.title}"] = str(error)
             note(f"{row.label} is left out: {error}")
     note(f"ready for {runtime.title}: {', '.join(subject.label for subject in subjects)}")
     return subjects
@@ -270,12 +294,12 @@ def _is_for_another(path: Path, runtime: Runtime) -> bool:
     return is_artifact(path) and (found := read_record(path).runtime) != runtime.name and found in WEB.values()
 
 
-def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> Path:
+def _draw(measured: Mapping[str, list[Latency]], path: Path, machine: str) -> list[Path]:
     from iformer_paper.pareto import Panel, draw_pareto
 
     panels = [
         Panel(
-            title=f"{RUNTIMES[name].title} on this machine: measured here",
+            title=f"{RUNTIMES[name].title}: measured",
             device=machine,
             median_ms={row.label: row.median_ms for row in rows},
         )
@@ -313,13 +337,17 @@ def _show_records(paths: list[Path], out: Path | None, *, json: bool) -> None:
             if "batch" not in column.where
         ]
         if not any(panel.times for panel in panels):
-            note("no picture: none of these networks is in the paper's Table 3, which has the accuracies")
+            note("no picture: none of these networks is in the paper's Tables 3 and 18, which have the accuracies")
             return
         with removed_on_failure(out):
-            note(f"picture: {draw_pareto(panels, out / 'pareto.png')}")
+            _note_pictures(draw_pareto(panels, out / "pareto.png"))
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     plain = [row | {"size": f"{row['size'][0]}x{row['size'][1]}"} for row in rows]
     columns = list(dict.fromkeys(name for row in plain for name in row))
     write_text(path, csv_text(columns, ([row.get(name) for name in columns] for row in plain)))
+
+
+def _note_pictures(paths: Sequence[Path]) -> None:
+    note(f"pictures: {', '.join(map(str, paths))}")
