@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -68,6 +69,13 @@ def test_what_is_no_video_is_one_clear_line(tmp_path: Path) -> None:
             VideoReader(tmp_path / name)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
+def test_a_pipe_is_no_missing_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.ts")
+    with pytest.raises(DataError, match=r"pipe\.ts: not a plain file"):
+        VideoReader(tmp_path / "pipe.ts")
 
 
 def test_a_video_that_is_cut_anywhere_is_read_or_refused(tmp_path: Path) -> None:

@@ -177,7 +177,8 @@ class VideoReader:
             DataError: there is no file, or it is not a video.
         """
         if not os.path.isfile(self.source):
-            raise DataError(f"{self.source}: no such file")
+            reason = "not a plain file" if os.path.exists(self.source) else "no such file"
+            raise DataError(f"{self.source}: {reason}")
         options = {
             "format_whitelist": ",".join(sorted(self._av.formats_available - FORMATS_OF_OTHER_FILES)),
             "protocol_whitelist": "file",
