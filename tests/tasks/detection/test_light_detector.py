@@ -14,12 +14,14 @@ from torch import Tensor
 from iformer.config.light_detector import LightDetectorConfig
 from iformer.data.sources.detection import load_detection
 from iformer.errors import ConfigError
+from iformer.models.detections import SelectionRule
 from iformer.models.light_detector import LightDetector, RawDetections, TrainingOutputs
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
 from iformer.tasks.detection.evaluate import evaluate_data, evaluate_set
+from iformer.tasks.detection.inference import detection_agreement
 from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss, semantic_loss
 from iformer.tasks.detection.predict import DetectionPredictor, open_predictor
 from iformer.tasks.interface import EvaluateOptions, PredictOptions
@@ -316,3 +318,20 @@ def test_evaluations_come_from_a_folded_copy(shapes_data: Path) -> None:
     assert found.box_ap == pytest.approx(expected.box_ap, abs=1e-3)
     folded, _ = evaluate_data(model.fold(), str(shapes_data), options)
     assert folded.metrics == found.metrics
+
+
+def test_an_artifact_agrees_where_scores_are_nearly_equal() -> None:
+    """As after a first epoch: the suppression may then keep another one of two boxes."""
+    corners = torch.rand(1, 60, 2, generator=torch.Generator().manual_seed(0)) * 40
+    boxes = torch.cat([corners, corners + 40], dim=2)
+    rule = SelectionRule(score_threshold=0.001, detections=20, nms_iou=0.65)
+    rising = torch.linspace(0, 1e-6, 60)[None, :, None]
+    expected, actual = {"boxes": boxes, "scores": 0.01 + rising}, {"boxes": boxes, "scores": 0.01 - rising}
+    kept = [rule.select(outputs["boxes"][0], outputs["scores"][0])["boxes"] for outputs in (expected, actual)]
+    assert len(kept[0]) != len(kept[1]) or not torch.equal(*kept)
+    found = detection_agreement(rule, expected, actual, tolerance=1e-3)
+    assert found.metrics["compared_detections"] > 0
+    assert found.failures == ()
+    for wrong in ({**actual, "boxes": boxes + 1}, {**actual, "scores": actual["scores"] + 0.002}):
+        (failure,) = detection_agreement(rule, expected, wrong, tolerance=1e-3).failures
+        assert "have no counterpart" in failure

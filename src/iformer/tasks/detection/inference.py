@@ -300,16 +300,9 @@ def _is_cut(boxes_N4: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
     """Return which boxes (in pixels of the tile) touch an edge of the tile that is not an edge of the image."""
     height, width = size
     left, top, right, bottom = boxes_N4.unbind(1)
-    cut = torch.zeros(len(boxes_N4), dtype=torch.bool)
-    if tile.left > 0:
-        cut |= left <= _EDGE
-    if tile.top > 0:
-        cut |= top <= _EDGE
-    if tile.right < width:
-        cut |= right >= tile.right - tile.left - _EDGE
-    if tile.bottom < height:
-        cut |= bottom >= tile.bottom - tile.top - _EDGE
-    return cut
+    cut = (left <= _EDGE) & (tile.left > 0) | (top <= _EDGE) & (tile.top > 0)
+    cut |= (right >= tile.right - tile.left - _EDGE) & (tile.right < width)
+    return cut | (bottom >= tile.bottom - tile.top - _EDGE) & (tile.bottom < height)
 
 
 def _merged(parts: list[dict[str, Any]], cut: Tensor, size: tuple[int, int]) -> dict[str, Any]:
@@ -333,7 +326,8 @@ def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs,
 
     Every detection on one side must have a counterpart on the other: the same class, nearly the same box, a score
     that differs by `tolerance` at most and, if there are masks, nearly the same mask. Detections that errors of
-    `tolerance` may push below the limits of the selection need no counterpart.
+    `tolerance` may push below the limits of the selection need no counterpart. If the rule suppresses boxes, the
+    counterpart is the same point before the suppression, which takes any one of boxes with nearly equal scores.
     """
     both = [
         [_selected(rule, outputs, index, tolerance) for index in range(len(expected[BOXES]))]
@@ -341,9 +335,11 @@ def detection_agreement(rule: SelectionRule, expected: Outputs, actual: Outputs,
     ]
     missing = compared = 0
     least_iou, largest_error, mask_error = 1.0, 0.0, 0.0
-    for ours, theirs in zip(*both, strict=True):
-        for one, other in ((ours, theirs), (theirs, ours)):
+    for index, (ours, theirs) in enumerate(zip(*both, strict=True)):
+        for one, other, outputs in ((ours, theirs, actual), (theirs, ours, expected)):
             clear = {name: value[one["clear"]] for name, value in one.items()}
+            if rule.nms_iou is not None:
+                other = _at_points(clear, outputs[BOXES][index], outputs[SCORES][index])
             overlap, error, partner = _matched(clear, other, tolerance)
             unmatched = overlap < 1 - _IOU_ERROR * tolerance
             missing += int(unmatched.sum())
@@ -374,9 +370,7 @@ def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: floa
     """Return the detections of one image, and some below the limits; `clear` is True for those clearly above."""
     wider = replace(rule, detections=2 * rule.detections, score_threshold=0.0)
     found = wider.select_points(outputs[BOXES][index], outputs[SCORES][index])
-    points = found.pop("points")
-    scores = found["scores"]
-    if len(scores) > rule.detections:
+    if len(scores := found["scores"]) > rule.detections:
         first_left_out = scores[rule.detections]
     elif len(scores) == outputs[BOXES].shape[1]:  # the network itself selects, and all its rows are detections
         first_left_out = scores[-1]
@@ -384,8 +378,14 @@ def _selected(rule: SelectionRule, outputs: Outputs, index: int, tolerance: floa
         first_left_out = scores.new_zeros(())
     limit = max(rule.score_threshold, float(first_left_out))
     if MASKS in outputs:
-        found[MASKS] = outputs[MASKS][index][points]
+        found[MASKS] = outputs[MASKS][index][found["points"]]
     return {**found, "clear": scores > limit + 2 * tolerance}
+
+
+def _at_points(found: dict[str, Tensor], boxes_A4: Tensor, scores_AK: Tensor) -> dict[str, Tensor]:
+    """Return the boxes and scores of an image for the points and labels of `found`."""
+    points, labels = found["points"], found["labels"]
+    return {"boxes": boxes_A4[points], "scores": scores_AK[points, labels], "labels": labels}
 
 
 def _matched(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
