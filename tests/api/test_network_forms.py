@@ -20,9 +20,10 @@ import iformer
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import VARIANTS
 from iformer.errors import UserError, WeightsError
+from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from tiny.dense import light_detector, light_segmenter, rcnn, semantic_fpn
-from tiny.networks import labelled_classifier, randomize, tiny_variant
+from tiny.networks import labelled_classifier, randomize, tiny_config, tiny_variant
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "classifier": labelled_classifier,
@@ -107,6 +108,15 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_pruned_network_in_training_answers(photographs: list[Path]) -> None:
+    network = labelled_classifier()
+    prune.l1_unstructured(network.stem.conv1.conv, "weight", amount=0.5)
+    expected = answers(network, photographs[:2])
+    network = labelled_classifier()
+    prune.l1_unstructured(network.stem.conv1.conv, "weight", amount=0.5)
+    assert answers(network.train(), photographs[:2]) == expected
+
+
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_wrappers_are_removed(wrap: str, images: Path, photographs: list[Path], tmp_path: Path) -> None:
     plain, wrapped = known(), WRAPPERS[wrap](known())
@@ -142,8 +152,10 @@ def test_networks_that_cannot_be_used_are_one_line(photographs: list[Path], tmp_
     prune.l1_unstructured(pruned.stem.conv1.conv, "weight", amount=0.5)
     with torch.device("meta"):
         empty = Classifier(labelled_classifier().config)
+    quantized = torch.ao.quantization.quantize_dynamic(labelled_classifier(), {nn.Linear})
     file = tmp_path / "net.safetensors"
     for network, message in (
+        (quantized, "the network has quantized layers"),
         (Own(), "Own is not a network of this package"),
         (torch.jit.trace(labelled_classifier(), torch.rand(1, 3, 64, 64)), "is not a network of this package"),
         (empty, "the network is on the meta device and has no weights"),
@@ -152,12 +164,33 @@ def test_networks_that_cannot_be_used_are_one_line(photographs: list[Path], tmp_
             iformer.predict(network, photographs[0])
         with pytest.raises(UserError, match=message):
             iformer.export(network, out=tmp_path / "net.onnx")
+    with pytest.raises(UserError, match="the network has quantized layers"):
+        iformer.fold(quantized)
     for network, message in (
+        (quantized, "the network has quantized layers"),
         (Own(), "save takes an iFormer network; got Own; pass the network inside it"),
         (empty, "the network is on the meta device and has no weights"),
     ):
         with pytest.raises(UserError, match=message):
             iformer.save(network, file)
+    given: Any
+    for given, message in (
+        ({"path": None}, "path is None; expected a text or a path"),
+        ({"path": file, "dtype": "float16"}, "dtype is 'float16'; expected one of None, torch.float16"),
+        ({"path": file, "dtype": torch.int8}, r"dtype is torch\.int8; expected one of None, torch\.float16"),
+    ):
+        with pytest.raises(UserError, match=message):
+            iformer.save(labelled_classifier(), **given)
+    with pytest.raises(UserError, match=r"entry is for names; give it to iformer\.load"):
+        iformer.predict(labelled_classifier(), photographs[0], entry="model_ema")
+    for network in (Classifier(tiny_config(num_classes=0)), Backbone(tiny_config())):
+        with pytest.raises(
+            UserError, match=f"the {type(network).__name__} tiny has no classes; give a classifier"
+        ):
+            iformer.predict(network, photographs[0])
+    for indices in ("12", [0.5], np.array([0.5])):
+        with pytest.raises(UserError, match=r"out_indices is .*; expected whole numbers, some of 0 to 3"):
+            iformer.create_model("iformer_t", features_only=True, out_indices=indices)  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match=r"do not fit tiny: 1 missing: stem\.conv1\.conv\.weight; 2 unexpected"):
         iformer.save(pruned, file)
     assert list(tmp_path.iterdir()) == []
@@ -175,6 +208,12 @@ def test_numbers_of_numpy_and_paths_in_a_recipe(
         teacher, weights, class_names=names, preprocessing=preprocessing, metrics={"top1": np.float32(50.0)}
     )
     metadata = iformer.load(weights).metadata
+    iformer.save(
+        teacher, weights, class_names=list(names), preprocessing=preprocessing.to_plain(), metrics={"top1": 50}
+    )
+    assert replace(iformer.load(weights).metadata, metrics=metadata.metrics) == metadata
+    maps = iformer.load(weights, features_only=True, out_indices=np.array([1, -1]))
+    assert maps.out_indices == (1, 3)
     assert metadata.class_names == ("blue", "green", "red")
     assert metadata.metrics == {"top1": 50.0}
     assert metadata.preprocessing == replace(Preprocessing(size=(64, 64)), mean=(0.5, 0.5, 0.5))

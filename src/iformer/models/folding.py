@@ -18,7 +18,7 @@ from iformer.layers.heads import Head
 from iformer.models.backbone import Backbone, Stage
 from iformer.models.classifier import Classifier
 from iformer.models.factory import build
-from iformer.models.weights.checkpoint import unwrapped
+from iformer.models.weights.checkpoint import require_weights, unwrapped
 
 BackboneT = TypeVar("BackboneT", bound=Backbone)
 
@@ -30,13 +30,15 @@ def fold(model: BackboneT) -> BackboneT:
     either layout. It is for inference: its parameters need no gradient, and it cannot be trained or saved.
 
     Raises:
-        UserError: the model is not an iFormer classifier or backbone, or is already folded.
+        UserError: the model is not an iFormer classifier or backbone, is already folded, or is quantized.
     """
     model = unwrapped(model)
     if not isinstance(model, Backbone):
         raise UserError(f"fold takes an iFormer network; got {type(model).__name__}")
     if model.is_folded:
         raise UserError("this network is folded already; fold the network it was made from")
+    if not next(model.parameters()).is_meta:  # its shapes are enough to count operations
+        require_weights(model)
     with torch.device("meta"):  # without memory; every module with weights is replaced below
         folded = build(
             model.config, features_only=not isinstance(model, Classifier), out_indices=model.out_indices

@@ -183,8 +183,11 @@ def stage_indices(indices: Indices, stages: int, *, name: str = "out_indices") -
         name: name of the argument in the message.
 
     Raises:
-        UserError: a stage does not exist, or there is no index.
+        UserError: a stage does not exist, there is no index, or an index is not a whole number.
     """
+    indices = indices.tolist() if hasattr(indices, "tolist") else indices  # of NumPy or torch
+    if isinstance(indices, str) or not all(isinstance(index, int) for index in _as_sequence(indices)):
+        raise UserError(f"{name} is {indices!r}; expected whole numbers, some of 0 to {stages - 1}")
     if isinstance(indices, int) and 0 < indices <= stages:
         return tuple(range(stages - indices, stages))
     if isinstance(indices, int):
@@ -192,6 +195,10 @@ def stage_indices(indices: Indices, stages: int, *, name: str = "out_indices") -
     if not indices or any(not -stages <= index < stages for index in indices):
         raise UserError(f"{name} is {tuple(indices)}; expected some of 0 to {stages - 1}")
     return tuple(index % stages for index in indices)
+
+
+def _as_sequence(indices: Indices) -> Sequence[int]:
+    return indices if isinstance(indices, Sequence) else (indices,)
 
 
 def _last_side(config: NetworkConfig, side: int) -> int:

@@ -39,7 +39,7 @@ class Subject:
         The given network is not changed, so its training can go on while answers are computed.
         """
         if isinstance(self.model, nn.Module) and self.model.training:
-            return replace(self, model=copy.deepcopy(self.model).eval())
+            return replace(self, model=_copy(self.model).eval())
         return self
 
 
@@ -47,16 +47,15 @@ def require_network(module: nn.Module) -> Any:
     """Return the network of this package that `module` is, or that wrappers of torch hold; see `unwrapped`.
 
     Raises:
-        UserError: `module` is not a network of this package, or is on the meta device.
+        UserError: `module` is not a network of this package, is on the meta device, or is quantized.
     """
-    from iformer.models.weights.checkpoint import unwrapped
+    from iformer.models.weights.checkpoint import require_weights, unwrapped
     from iformer.models.weights.header import row_of
 
     module = unwrapped(module)
     if row_of(getattr(module, "config", None)) is None:
         raise UserError(f"{type(module).__name__} is not a network of this package; give one, or a name")
-    if any(parameter.is_meta for parameter in module.parameters()):
-        raise UserError("the network is on the meta device and has no weights; load or initialise them first")
+    require_weights(module)
     return module
 
 
@@ -71,7 +70,14 @@ def in_fp32(network: Any) -> tuple[Any, tuple[str, ...]]:
     if not others:
         return network, ()
     names = " and ".join(name.removeprefix("torch.") for name in others)
-    return copy.deepcopy(network).float(), (f"the network has weights in {names}; a copy in fp32 is used",)
+    return _copy(network).float(), (f"the network has weights in {names}; a copy in fp32 is used",)
+
+
+def _copy(network: Any) -> Any:
+    # torch copies no computed tensor, such as a weight of pruning, which is computed again in each call
+    tensors = (x for module in network.modules() for x in vars(module).values() if isinstance(x, torch.Tensor))
+    computed = {id(x): x.detach().clone() for x in tensors if not x.is_leaf}
+    return copy.deepcopy(network, computed)
 
 
 def open_subject(
@@ -95,6 +101,7 @@ def open_subject(
     """
     from iformer.deploy.artifact import is_artifact, read_record, record_path
     from iformer.deploy.runner import ArtifactRunner, open_artifact
+    from iformer.models.classifier import Classifier
     from iformer.models.weights.resolve import (
         Artifact,
         load,
@@ -105,10 +112,16 @@ def open_subject(
     )
 
     if isinstance(subject, nn.Module):
+        if entry is not None:
+            raise UserError("entry is for names; give it to iformer.load")
         network, converted = in_fp32(require_network(subject))
         used = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         on = used if device == "auto" else resolve_device(device)
         task = network.metadata.task
+        if task == "classify" and not (isinstance(network, Classifier) and network.num_classes):
+            raise UserError(
+                f"the {type(network).__name__} {network_name(network)} has no classes; give a classifier"
+            )
         title = network_name(network)
         return Subject(model=network, row=find_task(task), device=on, title=title, notes=converted)
     runner: ArtifactRunner | None = subject if isinstance(subject, ArtifactRunner) else None

@@ -18,6 +18,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from iformer.config.checking import FileName, check_arguments
 from iformer.config.metadata import Metadata
 from iformer.errors import ConfigError, UserError, WeightsError, listed, one_line
 from iformer.files import write_bytes
@@ -40,6 +41,7 @@ Format = Literal["iformer", "timm", "authors"]
 FORMATS: tuple[Format, ...] = ("iformer", "timm", "authors")
 
 _HEAD = "head."
+_STORED_TYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +92,7 @@ class Weights:
 
 
 @plain_arguments
-def save(
-    model: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **fields: Any
-) -> None:
+def save(model: nn.Module, path: FileName, *, dtype: torch.dtype | None = None, **fields: Any) -> None:
     """Write a network and its metadata to one `.safetensors` file, in one step.
 
     Args:
@@ -104,12 +104,17 @@ def save(
         fields: fields of `Metadata` that replace those of `model.metadata`.
 
     Raises:
-        UserError: `model` is not an iFormer network, is folded, or lacks stages of its config.
+        UserError: `model` is not an iFormer network, is folded, is quantized, or lacks stages of its config; or
+            `path` is no path, or `dtype` none of these types.
         WeightsError: `path` does not end in `.safetensors`, the weights do not fit the network's config, a weight
             does not fit into `dtype`, or the number of class names is not the number of classes.
         ConfigError: a metadata field is unknown or invalid.
         OutputError: the file cannot be written.
     """
+    check_arguments(save, {"path": path})
+    if dtype not in _STORED_TYPES:
+        kinds = ", ".join(str(kind) for kind in _STORED_TYPES)
+        raise UserError(f"dtype is {dtype!r}; expected one of {kinds}")
     model = unwrapped(model)
     own: Any = getattr(model, "metadata", None)
     row = row_of(getattr(model, "config", None), getattr(own, "task", ""))
@@ -126,11 +131,10 @@ def save(
     config: Any = model.config
     if isinstance(model, Backbone) and not isinstance(model, Classifier):
         config = config.with_options(num_classes=0)
+    require_weights(model)
     state_dict = model.state_dict()
-    # other modules in the network, such as pruned or quantized layers, would give a file that cannot be loaded
+    # other modules in the network, such as pruned layers, would give a file that cannot be loaded
     check_fit(expected_shapes(config), shapes_of(state_dict), source=type(model).__name__, network=_name_of(model))
-    if any(tensor.is_meta for tensor in state_dict.values()):
-        raise UserError("the network is on the meta device and has no weights; load or initialise them first")
     metadata = metadata_with(own, **{"task": row.task, **fields})
     write_checkpoint(path, state_dict, config, metadata, dtype=dtype)
 
@@ -148,6 +152,23 @@ def unwrapped(model: Any) -> Any:
         else:
             break
     return model
+
+
+def require_weights(network: nn.Module) -> None:
+    """Check that a network has weights, and has them as numbers that it can compute with.
+
+    Raises:
+        UserError: the network is on the meta device, or has layers that were quantized by torch.
+    """
+    state_dict: dict[str, Any] = network.state_dict()
+    other = [key for key, x in state_dict.items() if not isinstance(x, Tensor) or x.is_quantized]
+    if other:
+        raise UserError(
+            f"the network has quantized layers ({listed(other, limit=2)}); give the network that they were made "
+            "from, and quantize it with iformer.export"
+        )
+    if any(x.is_meta for x in state_dict.values()):
+        raise UserError("the network is on the meta device and has no weights; load or initialise them first")
 
 
 def write_checkpoint(

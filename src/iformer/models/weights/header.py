@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -184,7 +184,7 @@ def metadata_with(metadata: Metadata, **fields: Any) -> Metadata:
     unknown = sorted(set(fields) - set(known))
     if unknown:
         raise ConfigError(f"Metadata has no field {', '.join(unknown)}; its fields are {', '.join(known)}")
-    return replace(metadata, **fields)
+    return Metadata.from_plain({**vars(metadata), **fields})
 
 
 def _parse(text: str, most: int) -> Any:

@@ -103,6 +103,10 @@ def _check_archive(path: Path) -> None:
         raise WeightsError(
             f"{path} is a zip archive without weights: it lacks the data.pkl that torch.save writes"
         )
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, whose code is not run; give a state dict (torch.save)"
+        )
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or sum(entry.file_size for entry in entries) > size:
         raise WeightsError(
