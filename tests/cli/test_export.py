@@ -112,7 +112,8 @@ def test_one_failing_export_of_several_does_not_stop_the_others(
     from iformer.deploy.runtimes import onnx as onnx_module
 
     def broken(*_: object) -> None:
-        raise RuntimeError("a converter's own kind of error\nwith more lines")
+        cause = RuntimeError("a converter's own kind of error\nwith more lines")
+        raise RuntimeError("\x1b[96mStep 1 failed\x1b[0m. Next steps:") from cause
 
     monkeypatch.setattr(onnx_module, "write", broken)
     code, out, err = run(

@@ -38,7 +38,7 @@ from iformer.deploy.quiet import quiet
 from iformer.deploy.runner import ArtifactRunner, runtime_module
 from iformer.deploy.runtimes.registry import INT8_SCHEMES, OPSETS, QUANTIZED, Runtime, find_runtime
 from iformer.deploy.spec import Calibration, ExportSpec, make_spec
-from iformer.errors import UserError
+from iformer.errors import UserError, one_line
 
 BatchSize = Literal["dynamic"] | int
 
@@ -243,8 +243,10 @@ def convert(
         except (UserError, OSError):
             raise
         except Exception as error:  # the converters' errors have no common base class
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the conversion for {row.title} failed: {reason[:300]}") from error
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the converters wrap it in a page of advice to their developers
+                cause = cause.__cause__
+            raise UserError(f"the conversion for {row.title} failed: {one_line(cause, limit=300)}") from error
     if not file.exists():
         raise UserError(f"the conversion for {row.title} wrote nothing")
     names = {name: row.output_name.format(name=name, index=index) for index, name in enumerate(spec.outputs)}

@@ -82,3 +82,32 @@ def test_labels_are_those_of_classes(tmp_path: Path) -> None:
         table.to_parquet(folder / "validation-00000-of-00001.parquet")
         with pytest.raises(DataError, match=r"has labels from .* to .*; expected 0 to 999999"):
             load_data(f"hfds/{tmp_path / name}", for_training=False)
+
+
+def write_rows(root: Path, **columns: list[object]) -> str:
+    import pyarrow
+    from pyarrow import parquet
+
+    root.mkdir()
+    parquet.write_table(pyarrow.table(columns), root / "validation-00000-of-00001.parquet")
+    return f"hfds/{root}"
+
+
+def test_columns_and_values_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "image.png")
+    image = {"bytes": (tmp_path / "image.png").read_bytes(), "path": None}
+    cases: dict[str, tuple[dict[str, list[object]], str]] = {
+        "cifar": ({"img": [image], "label": [0]}, "has the columns img, label; expected image and label"),
+        "fine": ({"image": [image], "fine_label": [0]}, "has the columns image, fine_label; expected image and"),
+        "text": ({"image": [image], "label": ["rose"]}, "row 0 of validation has the label rose; expected whole"),
+        "share": ({"image": [image] * 2, "label": [1.0, 1.5]}, "row 1 of validation has the label 1.5; expected"),
+        "null": ({"image": [image] * 2, "label": [0, None]}, "row 1 of validation has the label (None|nan)"),
+        "gap": ({"image": [image, None], "label": [0, 1]}, "1 row of 2 without an image; leave"),
+    }
+    for name, (columns, message) in cases.items():
+        with pytest.raises(DataError, match=message):
+            load_data(write_rows(tmp_path / name, **columns), for_training=False)
+    empty = {"bytes": None, "path": None}
+    data = load_data(write_rows(tmp_path / "empty", image=[image, empty], label=[0, 1]), for_training=False)
+    with pytest.raises(DataError, match="validation/1: has neither bytes nor a path"):
+        data.val.samples[1].read()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from iformer.data.samples import DataSplits, ImageSet, IndexedSamples, Sample
 from iformer.data.sources.layout import SPLIT_NAMES
 from iformer.dependencies import require
-from iformer.errors import DataError, one_line
+from iformer.errors import DataError, counted, one_line, printable
 
 HUB_PREFIX = "hfds/"
 """Prefix of the names of Hugging Face data sets, as in timm."""
@@ -40,9 +40,14 @@ class HubSample(Sample):
         return self.name
 
     def read(self) -> bytes:
-        file, _ = self.samples.reader[self.position]
-        with file:
-            return bytes(file.read())
+        try:
+            file, _ = self.samples.reader[self.position]
+            with file:
+                return bytes(file.read())
+        except AssertionError:
+            raise DataError(f"{self}: has neither bytes nor a path") from None
+        except OSError as error:
+            raise DataError(f"{self}: cannot be read ({error.strerror or error})") from None
 
     def size(self) -> int:
         return len(self.read())
@@ -54,7 +59,15 @@ class HubSamples(IndexedSamples):
     def __init__(self, dataset: str, split: str, reader: Any) -> None:
         """Wrap `reader`, timm's reader of the split."""
         self.dataset, self.split, self.reader = dataset, split, reader
-        self._labels = np.array(list(reader.iter_targets()), dtype=np.int64)
+        _check_columns(reader.dataset, f"{HUB_PREFIX}{dataset}")
+        labels = list(reader.iter_targets())
+        for row, label in enumerate(labels):
+            if not isinstance(label, int | float) or label % 1 != 0:
+                raise DataError(
+                    f"{HUB_PREFIX}{dataset}: row {row} of {split} has the label {printable(str(label), limit=80)}"
+                    "; expected whole numbers or classes (class_encode_column of the datasets library makes them)"
+                )
+        self._labels = np.array(labels, dtype=np.int64)
 
     def sample(self, position: int) -> Sample:
         return HubSample(self, position, label=int(self._labels[position]))
@@ -68,6 +81,19 @@ class HubSamples(IndexedSamples):
         # private, but the only fingerprint of a table and of the operations applied to it
         fingerprint = self.reader.dataset._fingerprint
         return hashlib.sha256(f"{self.split}\0{len(self)}\0{fingerprint}".encode()).hexdigest()
+
+
+def _check_columns(table: Any, data: str) -> None:
+    """Check that a split's table has images and labels; timm's reader makes an empty column of a missing one."""
+    missing = table.data.column("image").null_count
+    names = [name for name in table.column_names if name != "image" or missing < len(table)]
+    if len(table) and not {"image", "label"} <= {*names}:
+        raise DataError(
+            f"{data}: has the columns {', '.join(map(printable, names))}; expected image and label (rename_column "
+            "of the datasets library renames one)"
+        )
+    if missing:
+        raise DataError(f"{data}: {counted(missing, 'row')} of {len(table):,} without an image; leave them out")
 
 
 def load_hub_data(spec: str, *, for_training: bool = True) -> DataSplits:

@@ -212,6 +212,8 @@ def _read_parquet(path: Path, *, multi_label: bool) -> Iterator[dict[str, str]]:
                 kind = file.schema_arrow.field(column).type
                 if not _holds_text(kind, lists=multi_label and name == "label"):
                     hint = "; --multi-label reads lists" if name == "label" and _is_list(kind) else ""
+                    if name == "image":
+                        hint = "; a folder of Parquet files that hold the images is read as hfds/FOLDER"
                     raise DataError(f"{path}: the column {column} is {kind}; expected text or whole numbers{hint}")
             for batch in file.iter_batches(columns=list(columns.values())):
                 for cells in batch.to_pylist():
