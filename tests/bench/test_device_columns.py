@@ -64,11 +64,13 @@ def test_a_column_for_each_device_and_backend(computer: Path, phone: Path) -> No
 
 
 def test_two_records_of_one_device_stay_apart(computer: Path) -> None:
-    again = computer.with_name("again.json")
-    again.write_text(computer.read_text())
-    titles = [column.title for column in read_columns([computer, again])]
-    assert len(set(titles)) == 4
-    assert titles[2].endswith("(again)")
+    others = [computer.parent / name / computer.name for name in ("b1", "b2")]  # as --out b1 and --out b2 write
+    for other in others:
+        other.parent.mkdir()
+        other.write_text(computer.read_text())
+    titles = [column.title for column in read_columns([computer, *others])]
+    assert len(set(titles)) == 6
+    assert titles[2].endswith(f"({others[0]})")
 
 
 def test_on_the_command_line(

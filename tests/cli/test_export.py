@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from iformer.cli.export import print_classes
 from tiny.command_line import only_line, run
 
 
@@ -124,3 +125,13 @@ def test_one_failing_export_of_several_does_not_stop_the_others(
     assert "error: the conversion for ONNX Runtime failed: a converter's own kind of error" in err.splitlines()
     assert "1 of 2 exports failed" in err
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["tiny.openvino", "tiny.openvino.json"]
+
+
+def test_the_table_of_classes_shows_no_change_of_a_class_without_images(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scores = {"red": {"recall": 50.0}, "blue": {"recall": None}}
+    print_classes({"network": {"per_class": scores}, "metrics": {"per_class": scores}})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["red", "50.00", "50.00", "+0.00"] in rows
+    assert ["blue", "-", "-", "-"] in rows

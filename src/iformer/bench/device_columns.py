@@ -65,7 +65,9 @@ def read_columns(paths: Sequence[Path]) -> list[Column]:
             raise UserError(f"{path} is not a record of iformer bench; expected the bench.json of --out") from None
         known = {column.title for column in columns}
         columns += [
-            Column(device=f"{column.device} ({path.stem})", where=column.where, median_ms=column.median_ms)
+            Column(
+                device=f"{column.device} ({printable(str(path))})", where=column.where, median_ms=column.median_ms
+            )
             if column.title in known
             else column
             for column in found

@@ -272,7 +272,7 @@ def _print(info: ArtifactInfo, path: Path, runtime: Runtime) -> None:
     title = f"{info.network} for {runtime.title}, {info.precision}"
     print_table(title, ["", ""], rows, left=2)
     if info.accuracy is not None and "per_class" in info.accuracy["metrics"]:
-        _print_classes(info.accuracy)
+        print_classes(info.accuracy)
 
 
 _NOT_NEAR = "without those whose first two classes are nearly equal"
@@ -314,7 +314,7 @@ def _parity_rows(parity: dict[str, Any] | None) -> list[list[str]]:
     return rows
 
 
-def _print_classes(accuracy: dict[str, Any]) -> None:
+def print_classes(accuracy: dict[str, Any]) -> None:
     """Print the network's and the artifact's score for each class, the largest drop first."""
     own, now = accuracy["network"]["per_class"], accuracy["metrics"]["per_class"]
     score = next(iter(next(iter(own.values()))))
@@ -325,8 +325,11 @@ def _print_classes(accuracy: dict[str, Any]) -> None:
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
+    def gain(name: str) -> str:
+        return "-" if own[name][score] is None else f"{0.0 - drop(name):+.2f}"
+
     rows = [
-        [name, shown(own[name][score]), shown(now[name][score]), f"{-drop(name):+.2f}"]
+        [name, shown(own[name][score]), shown(now[name][score]), gain(name)]
         for name in sorted(own, key=drop, reverse=True)
     ]
     print_table("", ["class", f"{score}, network", "artifact", "gained or lost"], rows)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from iformer.data.samples import DataSplits, FileSample, ImageSet, IndexedSamples
-from iformer.errors import DataError, UserError, listed
+from iformer.errors import DataError, UserError, counted, listed
 
 MAX_FOLDS = 100
 
@@ -93,22 +93,23 @@ def split_fold(data: DataSplits, number: int, folds: int, *, seed: int = 0) -> D
     whole = replace(data.train, samples=(*data.train.samples, *data.val.samples))
     groups = _groups(whole)
     if len(groups) < folds:
-        raise DataError(f"{name}: {len(groups)} groups of images cannot make {folds} folds; give fewer --folds")
+        kind = "image" if len(groups) == len(whole) else "group"
+        raise DataError(f"{name}: {counted(len(groups), kind)} cannot make {folds} folds; give fewer --folds")
     order = sorted(range(len(groups)), key=lambda i: (groups[i].stratum, _rank(groups[i].name, seed), i))
-    val = {
-        index
-        for place, group in enumerate(order)
-        if place % folds == number - 1
-        for index in groups[group].members
-    }
-    train_set = whole.subset([index for index in range(len(whole)) if index not in val])
-    val_set = replace(whole.subset(sorted(val)), name=f"{name} val", warnings=())
-    missing = [label for label, count in train_set.class_counts.items() if not count]
-    if missing:
+    fold_of = {index: place % folds + 1 for place, group in enumerate(order) for index in groups[group].members}
+    folds_of: dict[int, set[int]] = defaultdict(set)
+    for index, labels in enumerate(whole.label_sets):
+        for label in labels:
+            folds_of[label].add(fold_of[index])
+    # of all folds, so that the first one stops before anything is trained
+    if alone := [whole.class_names[label] for label, found in sorted(folds_of.items()) if len(found) == 1]:
         raise DataError(
-            f"{name}: fold {number} of {folds} leaves no training image of {listed(missing)}; a class needs "
-            "images in at least two groups"
+            f"{name}: all images of {listed(alone)} are in one of the {folds} folds, which cannot train it; "
+            "give more images of it, in several groups if the data has groups, or leave the class out by --classes"
         )
+    val = [index for index in range(len(whole)) if fold_of[index] == number]
+    train_set = whole.subset([index for index in range(len(whole)) if fold_of[index] != number])
+    val_set = replace(whole.subset(val), name=f"{name} val", warnings=())
     return replace(data, train=train_set, val=val_set, split_off=False)
 
 
