@@ -56,6 +56,8 @@ def test_calibration_images_of_the_wrong_kind(
 def test_bench_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = said(capsys, "bench")
     assert (code, line) == (1, "error: nothing to time; name networks or artifacts, or give --peers")
+    code, line = said(capsys, "bench", "iformer_t", "iformer_m", "iformer_t")
+    assert (code, line) == (1, "error: iformer_t is named twice; name each network once")
     code, line = said(capsys, "bench", "iformer_t", "--on", "onxx")
     assert (code, "did you mean onnx" in line) == (1, True), line
     code, line = said(capsys, "bench", "iformer_t", "--iphone", "any")

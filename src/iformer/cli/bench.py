@@ -135,9 +135,11 @@ def bench(
     names = list(dict.fromkeys(name.strip() for name in on.split(",")))
     runtimes = [find_runtime(name) for name in names if name not in WEB]
     in_browser = [find_runtime(WEB[name]) for name in names if name in WEB]
-    sizes = [] if size is None else [parse_size(one) for one in dict.fromkeys(size.split(","))]
+    sizes = [] if size is None else list(dict.fromkeys(map(parse_size, size.split(","))))
     if not models and not peers:
         raise UserError("nothing to time; name networks or artifacts, or give --peers")
+    if twice := next((name for name in models or [] if (models or []).count(name) > 1), None):
+        raise UserError(f"{twice} is named twice; name each network once")
     if device not in ("auto", "cpu"):
         raise UserError(f"--device is '{device}'; the runtimes of bench run on the CPU")
     if iphone is not None and on != "coreml":

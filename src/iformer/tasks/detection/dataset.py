@@ -28,14 +28,18 @@ from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
 
 
-def too_many_objects(image_set: DetectionSet, detections: int) -> list[str]:
-    """Return a note if an image has more than `detections` objects, the most that the network reports."""
+def too_many_objects(image_set: DetectionSet, detections: int, *, trained: bool = False) -> list[str]:
+    """Return a note if an image has more than `detections` objects, the most that the network reports.
+
+    The note says what to do, at the training or with a network that is `trained`.
+    """
     most = image_set.most_objects
     if most <= detections:
         return []
+    remedy = f"give --max-detections {most}, or train" if trained else "train"
     return [
         f"{image_set.name}: an image has {most:,} objects, the network reports up to {detections:,}, which "
-        f"limits its AP; train with --set detections={most}"
+        f"limits its AP; {remedy} with --set detections={most}"
     ]
 
 

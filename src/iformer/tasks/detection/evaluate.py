@@ -157,7 +157,7 @@ def evaluate_data(
             precision=options.precision,
             progress=view.advance,
         )
-    notes += too_many_objects(evaluation.image_set, detector.detections)
+    notes += too_many_objects(evaluation.image_set, detector.detections, trained=True)
     return replace(evaluation, split=options.split or "val"), notes
 
 
