@@ -117,6 +117,10 @@ def test_another_file_of_an_artifact_names_the_artifact(tmp_path: Path) -> None:
         assert str(caught.value) == f"{path} is {kind} the artifact net.openvino; give {folder}"
     assert is_known_folder(str(folder.parent))  # `iformer info` takes other folders for shards
     assert not is_known_folder(str(tmp_path))
+    fold = tmp_path / "folds" / "fold-1" / "best.safetensors"
+    fold.parent.mkdir(parents=True)
+    fold.touch()
+    assert is_known_folder(str(fold.parent.parent))  # which `resolve` refuses, with the names of the folds
     table = tmp_path / "table.csv"
     table.write_text("image,label\n")
     with pytest.raises(WeightsError, match=r"table\.csv is not a weight file; give a checkpoint, a run folder"):

@@ -110,11 +110,15 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
 
 def _runs_in(folder: Path) -> str:
     """Return what to give instead of a folder that is not that of a run."""
-    folds = sorted(folder.glob(f"fold-[0-9]*/{RUN_CHECKPOINT}"), key=lambda file: (len(str(file)), file))
-    if not folds:
+    if not (folds := _folds(folder)):
         return "give a weight file or a run folder"
     names = listed([file.parent.name for file in folds], limit=5)
     return f"it holds the runs of a cross-validation ({names}); give one of them, such as {folds[0].parent}"
+
+
+def _folds(folder: Path) -> list[Path]:
+    """Return the networks of the runs of a cross-validation."""
+    return sorted(folder.glob(f"fold-[0-9]*/{RUN_CHECKPOINT}"), key=lambda file: (len(str(file)), file))
 
 
 def _artifact_near(path: Path) -> Path | None:
@@ -224,12 +228,12 @@ def load_classifier(
 
 
 def is_known_folder(name: str) -> bool:
-    """Return whether a folder means a network: a size, a checkpoint, a run, an artifact or its folder."""
+    """Return whether a folder means networks: size, checkpoint, run or folds, an artifact or its folder."""
     path = Path(name)
     known = name in list_models() or name in shipped_checkpoints()
     if known or os.path.isfile(path / RUN_CHECKPOINT) or os.path.isfile(_record(path)):
         return True
-    return _artifact_near(path) is not None
+    return _artifact_near(path) is not None or bool(_folds(path))
 
 
 def _by_name(name: str, entry: str | None) -> Size | Weights | None:
