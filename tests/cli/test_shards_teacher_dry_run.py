@@ -56,6 +56,14 @@ def test_packed_images_are_described_and_verified(
     assert main(["convert", str(shards), str(tmp_path / "x"), "--to", "shards", "--half"]) == 2
 
 
+def test_a_folder_that_is_not_empty_is_refused_before_the_images_are_read(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(images), str(images), "--to", "shards"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not an empty folder" in line
+
+
 def test_teacher_option_and_resume_with_another_teacher(
     shards: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

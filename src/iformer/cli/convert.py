@@ -129,8 +129,9 @@ def _fields(text: str) -> dict[str, Any]:
 
 def _pack(source: str, out: Path, *, json: bool) -> None:
     from iformer.data.sources import load_data
-    from iformer.data.sources.shards.packing import pack
+    from iformer.data.sources.shards.packing import check_empty, pack
 
+    check_empty(out)  # before every image is decoded
     data = load_data(source, progress=lambda done, total: _say_progress("checked", "images", done, total))
     for warning in data.warnings[:_WARNINGS_SHOWN]:
         note(f"note: {warning}")

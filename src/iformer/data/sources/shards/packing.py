@@ -55,6 +55,20 @@ class ShardSummary:
     """Total size of all shards."""
 
 
+def check_empty(folder: Path) -> None:
+    """Check that `pack` may write to a folder.
+
+    Raises:
+        UserError: the folder is not empty, or a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise _not_empty(folder)
+
+
+def _not_empty(folder: Path) -> UserError:
+    return UserError(f"{folder} is not an empty folder; give another one for the shards")
+
+
 def pack(
     data: DataSplits,
     out: str | os.PathLike[str],
@@ -83,17 +97,15 @@ def pack(
         OutputError: the index cannot be written.
     """
     folder = Path(out)
-    not_empty = UserError(f"{folder} is not an empty folder; give another one for the shards")
     is_new = not folder.exists()
-    if not is_new and (not folder.is_dir() or any(folder.iterdir())):
-        raise not_empty
+    check_empty(folder)
     _check_disk(folder, data)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with (folder / UNFINISHED).open("x") as file:  # only one of two processes that pack into it makes the file
             file.write("Packing was stopped. Remove this folder and pack again.\n")
     except FileExistsError:
-        raise not_empty from None
+        raise _not_empty(folder) from None
     store = FolderStore(folder)
     written = [folder / name for name in (UNFINISHED, INDEX, INFO)]
     try:
