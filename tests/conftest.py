@@ -24,9 +24,12 @@ from tiny.shapes import make_shapes
 
 torch.set_num_threads(1)  # one core for each worker of pytest-xdist, and the same sums on every machine
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # a shell's background jobs ignore SIGINT, and so would the programs that tests interrupt
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+if threading.current_thread() is threading.main_thread():
+    # a shell's background jobs ignore SIGINT, those of nohup SIGHUP; so would the programs that tests interrupt
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # a busy machine is no failure
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])

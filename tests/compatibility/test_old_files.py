@@ -25,6 +25,10 @@ from tiny.digests import assert_same, digest
 DATA = Path(__file__).with_name("data")
 CLASSES = ("blue", "green", "red")
 
+LIKE_THE_MAKERS = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+"""Whether this CPU rounds as the one that made the data. Elsewhere a gradient near zero may have another sign,
+which Adam turns into a step of the learning rate, and Muon iterates in fp32."""
+
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -72,20 +76,37 @@ def test_an_artifact_is_verified_and_gives_the_same_answers(
         assert found == pytest.approx(dict(zip(CLASSES, probabilities.tolist(), strict=True)), abs=2e-5)
 
 
+def is_trained(state: Mapping[str, Tensor], weights: Mapping[str, list[float]], *, error: float) -> bool:
+    """Return whether a run's state has the weights of the trained network already."""
+    prefix = "average/" if any(name.startswith("average/") for name in state) else "model/"
+    before = digest(
+        {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    )
+    names = before.keys() & weights.keys()
+    assert len(names) > 50
+    try:
+        assert_same({name: before[name] for name in names}, {name: weights[name] for name in names}, error=error)
+    except AssertionError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(("name", "steps"), [("classify", 9), ("distill", 9), ("detect", 6), ("segment", 6)])
 def test_a_stopped_run_ends_as_it_did(old: Path, name: str, steps: int) -> None:
     """Classification on images, with a teacher on shards, detection and segmentation."""
     folder = Path("stopped", name)
     log = (folder / "log.jsonl").read_text().splitlines()
+    error = 2e-6 if LIKE_THE_MAKERS else 2e-4
+    assert not is_trained(load_file(folder / "resume.safetensors"), expected(name)["weights"], error=5 * error)
     assert main(["train", "--resume", "--out", str(folder), "--device", "cpu", "--no-tensorboard"]) == 0
     lines = (folder / "log.jsonl").read_text().splitlines()
     assert lines[: len(log)] == log  # it went on, and did not begin again
     records = list(map(json.loads, lines))
     assert [record["step"] for record in records if record["event"] == "step"] == list(range(1, steps + 1))
-    assert_same(digest(load_file(folder / "last.safetensors")), expected(name)["weights"], error=2e-6)
+    assert_same(digest(load_file(folder / "last.safetensors")), expected(name)["weights"], error=error)
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     for metric, value in expected(name)["metrics"].items():
-        assert metrics[metric] == pytest.approx(value, abs=1e-4), metric
+        assert metrics[metric] == pytest.approx(value, abs=1e-4 if LIKE_THE_MAKERS else 0.05), metric
 
 
 @pytest.mark.parametrize(("task", "metric"), [("detect", "box_ap"), ("segment", "miou")])

@@ -210,6 +210,25 @@ def test_a_layer_that_is_kept_has_its_own_weights(
         assert {types[product] for product in products} == {flatbuffers.TensorType.FLOAT32}
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+def test_onnx_weights_have_7_bits_where_products_of_8_saturate(
+    spec: ExportSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
+) -> None:
+    need("onnx", "int8")
+    import onnx
+
+    monkeypatch.setattr("iformer.deploy.runtimes.onnx._products_saturate", lambda: saturates)
+    assert spec.calibration is not None
+    calibration = Calibration(images=spec.calibration.images[:2])
+    path = tmp_path / "a.onnx"
+    with quiet(), torch.no_grad():
+        runtime_module("onnx").write(replace(spec, precision="int8", calibration=calibration), path)
+    tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+    weights = [array for array in tensors if array.dtype == np.int8 and array.ndim == 4]
+    assert len(weights) > 10
+    assert max(np.abs(array.astype(int)).max() for array in weights) == (64 if saturates else 127)
+
+
 @pytest.mark.sweep
 def test_the_symmetric_scheme_is_what_tensorrt_takes(
     model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Forward], dict[str, float]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,6 +131,8 @@ def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Pat
 
     With every operation in INT8 the network would be slower: in ONNX Runtime, INT8 versions of GELU, softmax and
     matrix products save less time than the conversions around them cost.
+
+    If this CPU's INT8 products saturate, weights get 7 bits, so that the artifact answers alike on all CPUs.
     """
     quantization = require("onnxruntime.quantization", extra=EXTRA)
 
@@ -155,9 +158,22 @@ def _quantized(proto: Any, spec: ExportSpec, calibration: Calibration, path: Pat
         per_channel=True,
         activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        reduce_range=_products_saturate() and not symmetric,
         extra_options={"ActivationSymmetric": True, "QuantizeBias": False} if symmetric else None,
     )
     return require("onnx", extra=EXTRA).load(path)
+
+
+def _products_saturate() -> bool:
+    """Return whether INT8 products saturate on this CPU.
+
+    x86 without VNNI instructions adds two products of 8-bit numbers in 16 bits, which overflow if the weights use
+    all 8 bits.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _halve_last(proto: Any) -> None:
