@@ -73,7 +73,7 @@ def test_the_counts_are_those_of_timms_network(name: str) -> None:
     _check_counts(next(peer for peer in IN_TIMM if peer.timm_name == name))
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 @pytest.mark.parametrize(
     "peer", [peer for peer in IN_TIMM if peer.timm_name not in FAST], ids=lambda peer: peer.label
 )
