@@ -238,8 +238,9 @@ def _left_out() -> dict[str, str]:
     """Say which peers of the paper cannot be measured; return the reason for each."""
     from iformer_paper.peers import peers
 
-    left_out = {peer.label: peer.reason for peer in peers() if peer.reason}
-    note(f"{len(peers()) - len(left_out)} of the paper's {len(peers())} peers can be measured")
+    found = peers()
+    left_out = {peer.label: peer.reason for peer in found if peer.reason}
+    note(f"{len(found) - len(left_out)} of the paper's {len(found)} peers can be measured")
     for reason in dict.fromkeys(left_out.values()):
         labels = [label for label, why in left_out.items() if why == reason]
         note(f"left out, {reason}: {', '.join(labels)}")
