@@ -71,6 +71,21 @@ def test_a_run_without_its_state_does_not_start_again(tmp_path: Path, kept: str)
     assert folder.last.read_text() == "old"
 
 
+@pytest.mark.parametrize("options", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("kept", ["log.jsonl", "last.safetensors", "resume.before.safetensors"])
+def test_a_run_whose_config_is_missing_is_told_from_other_files(
+    tmp_path: Path, kept: str, options: tuple[bool, bool]
+) -> None:
+    (tmp_path / kept).write_text('{"event": "start", "step": 0}\n')
+    resume, overwrite = options
+    with pytest.raises(
+        UserError, match=r"holds files of a training run, but its config\.yaml is missing; copy"
+    ) as error:
+        RunFolder(tmp_path).check(resume=resume, overwrite=overwrite)
+    further = f"or give another --out; --model {tmp_path / 'last.safetensors'} with it trains its network further"
+    assert str(error.value).endswith(further if kept.startswith("last") else "or give another --out")
+
+
 def test_a_run_with_a_damaged_config_and_no_checkpoint_yet_can_be_replaced(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.config.write_text("recipe: [")

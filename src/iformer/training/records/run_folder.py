@@ -96,7 +96,8 @@ class RunFolder:
 
         Raises:
             UserError: both `resume` and `overwrite` are set; the path is a file; the folder holds files that are
-                not from a run; it holds a run and neither is set; or the state of the run to resume is missing.
+                not from a run; it holds a run and neither is set; or the `config.yaml` of the run, or the state of
+                the run to resume, is missing.
         """
         if resume and overwrite:
             raise UserError("--resume continues the run in the folder, --overwrite removes it: give one of them")
@@ -109,6 +110,12 @@ class RunFolder:
                 raise UserError(
                     f"{self.path} holds a cross-validation, with its runs in fold-1 and so on; add "
                     f"--folds{self._number_of_folds}, or give another --out"
+                )
+            if self._holds_run_files:  # then the file is missing
+                further = f"; --model {self.last} with it trains its network further"
+                raise UserError(
+                    f"{self.path} holds files of a training run, but its {self.config.name} is missing; copy that "
+                    "file back to resume the run, or give another --out" + (further if self.last.is_file() else "")
                 )
             raise UserError(f"{self.path} holds files that are not of a training run; give another --out")
         if not (resume or overwrite):
@@ -165,11 +172,16 @@ class RunFolder:
 
     def _is_run(self) -> bool:
         """Return whether a folder with a `config.yaml` is a run folder, since other programs use that name too."""
-        if self.holds_state or self.best.is_file() or self.last.is_file() or self._has_log:
+        if self._holds_run_files:
             return True
         with suppress(UserError, OSError):
             return bool(self.read_config())
         return False
+
+    @property
+    def _holds_run_files(self) -> bool:
+        """Whether the folder holds a state, a network or a log of a run."""
+        return self.holds_state or self.best.is_file() or self.last.is_file() or self._has_log
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Create the folder and remove temporary files of killed runs; the files of an earlier run stay.
