@@ -11,7 +11,7 @@ from iformer import save
 from iformer.bench.energy import EnergyMeter
 from iformer.bench.latency import measure
 from iformer.bench.subjects import MATRIX_PRODUCT, BenchSubject, prepare_all, prepare_subject
-from iformer.cli.bench import bench
+from iformer.cli.bench import bench, unique_labels
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.deploy.artifact import write_record
@@ -53,6 +53,25 @@ def test_what_was_prepared_is_described(subject: BenchSubject) -> None:
     assert subject.file_mb > 0.1
     again = prepare_subject(str(subject.artifact), ONNX, subject.artifact.parent, label="the artifact")
     assert (again.label, again.artifact) == ("the artifact", subject.artifact)
+
+
+def test_networks_whose_names_end_alike_keep_their_artifacts(tmp_path: Path) -> None:
+    """The exported files were named by the last 100 characters, with "_" for "/"."""
+    found = []
+    for name in ("a_b", "a/b", f"1{'/long' * 25}", f"2{'/long' * 25}"):
+        file = tmp_path / name / "best.safetensors"
+        file.parent.mkdir(parents=True)
+        save(Classifier(tiny_config()), file)
+        found.append(prepare_subject(str(file), ONNX, tmp_path).artifact)
+    assert len(set(found)) == 4
+
+
+def test_labels_are_unique() -> None:
+    assert unique_labels(["runs/a.onnx", "b"]) == ["a", "b"]
+    assert unique_labels(["x/best.onnx", "y/best.onnx", "c"]) == ["x/best.onnx", "y/best.onnx", "c"]
+    names = ["a.b", "p/a.b.c", "q/a"]
+    assert len(set(unique_labels(names))) == 3
+    assert unique_labels(["x/iFormer-T.onnx"], taken={"iFormer-T"}) == ["x/iFormer-T.onnx"]
 
 
 class Steady(EnergyMeter):

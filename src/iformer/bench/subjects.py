@@ -7,6 +7,7 @@ are converted without any rewrite of the graph. An existing artifact is timed as
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from iformer.deploy.export import convert, export_artifact, resolve_options
 from iformer.deploy.quiet import quiet
 from iformer.deploy.runtimes.registry import RUNTIMES, Runtime
 from iformer.deploy.spec import ExportSpec
-from iformer.errors import UserError, one_line
+from iformer.errors import UserError, counted, one_line
 from iformer.models.complexity import count_macs
 from iformer.models.factory import create_model
 from iformer.models.weights.checkpoint import Weights
@@ -125,7 +126,9 @@ def prepare_subject(
             another runtime or number of images.
     """
     pixels = "" if size is None else f"_{size[0]}x{size[1]}"
-    path = folder / f"{name.replace('/', '_')[-100:]}{pixels}{runtime.suffix}"
+    # the digest tells names with the same end apart
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    path = folder / f"{Path(name).name[-40:]}_{digest}{pixels}{runtime.suffix}"
     if name.startswith(TIMM_PREFIX):
         return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, batch, label or name)
     found = resolve(name, entry=entry if Path(name).is_file() else None)
@@ -177,7 +180,7 @@ class _Pooled(nn.Module):
 def _artifact(path: Path, runtime: Runtime, batch: int, label: str | None) -> BenchSubject:
     info = read_record(path)
     if info.batch not in (None, batch):
-        raise UserError(f"{path} takes {info.batch} images in one call, not {batch}; see --batch")
+        raise UserError(f"{path} takes {counted(info.batch, 'image')} in one call, not {batch}; see --batch")
     if info.runtime != runtime.name:
         raise UserError(f"{path} is for {RUNTIMES[info.runtime].title}, not for {runtime.title}")
     return _subject(label or path.name, path, None, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -257,13 +257,11 @@ def _subjects(
     entry: str | None,
     left_out: dict[str, str],
 ) -> list[BenchSubject]:
-    from iformer.bench.subjects import prepare_all, prepare_subject
+    from iformer.bench.subjects import MATRIX_PRODUCT, prepare_all, prepare_subject
     from iformer_paper.pareto import published
 
     models = [name for name in models if not _is_for_another(Path(name), runtime)]
-    stems = [Path(name).stem for name in models]
-    # an ambiguous name, such as best, is replaced by the whole path
-    labels = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, models, strict=True)]
+    labels = unique_labels(models, taken={MATRIX_PRODUCT, *(row.label for row in published() if peers)})
     subjects = [
         subject
         for name, label in zip(models, labels, strict=True)
@@ -279,6 +277,21 @@ def _subjects(
             note(f"{row.label} is left out: {error}")
     note(f"ready for {runtime.title}: {', '.join(subject.label for subject in subjects)}")
     return subjects
+
+
+def unique_labels(names: Sequence[str], *, taken: Collection[str] = ()) -> list[str]:
+    """Return a label for each name: its stem or, where that is ambiguous, such as "best", the whole name.
+
+    Args:
+        names: different names of networks and artifacts.
+        taken: labels of other subjects, which a stem must not equal.
+    """
+    stems = [Path(name).stem for name in names]
+    taken = {*taken, *(name for name, stem in zip(names, stems, strict=True) if name != stem)}
+    return [
+        stem if stems.count(stem) == 1 and stem not in taken else name
+        for stem, name in zip(stems, names, strict=True)
+    ]
 
 
 def _check_artifacts(models: list[str], runtimes: list[str]) -> None:
