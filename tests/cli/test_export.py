@@ -37,6 +37,27 @@ def test_export_writes_an_artifact_and_says_how_it_was_checked(
     assert sorted(file.name for file in path.parent.iterdir()) == ["net.onnx", "net.onnx.json"]
 
 
+def test_a_damaged_image_is_named_before_the_conversion(
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
+    photographs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("onnxruntime")
+    damaged = tmp_path / "images" / "b.jpg"
+    damaged.parent.mkdir()
+    damaged.write_bytes(photographs[0].read_bytes()[:-200])
+    (damaged.parent / "a.png").write_bytes(photographs[1].read_bytes())
+    monkeypatch.setattr("iformer.api.export.export_artifact", lambda *_args, **_options: pytest.fail("converted"))
+    code, _, err = run(
+        capsys, "export", checkpoint, "--out", tmp_path / "out" / "net.onnx", "--images", damaged.parent
+    )
+    assert code == 1
+    assert str(damaged) in only_line(err)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from iformer.config.checking import Count, FileName, check_arguments
+from iformer.data.images import check_channels, check_image
+from iformer.data.parallel import map_in_threads
 from iformer.data.stream import find_images
 from iformer.deploy.artifact import ArtifactInfo, is_artifact, record_path
 from iformer.deploy.export import BatchSize, export_artifact, resolve_options
@@ -212,6 +214,7 @@ def export_each(
         prepared = exportable(network)
         if not photographs and calibration is None and executorch_backend in (None, BACKENDS[0].name):
             report("comparing on generated patterns only; give images (--images FOLDER) to compare on photographs")
+        _check_photographs(photographs, prepared.channels)
         quantization = None
         if calibration is not None:
             quantization, warnings = export_module(network.metadata.task).quantization(
@@ -246,6 +249,18 @@ def export_each(
                 yield error
             else:
                 yield ExportedArtifact(path=path, info=info)
+
+
+def _check_photographs(paths: Sequence[Path], channels: int) -> None:
+    """Raise `DataError` if a network of `channels` channels cannot read an image; converting would take longer."""
+
+    def check(path: Path) -> None:
+        check_image(path)
+        if channels not in (1, 3):
+            check_channels(path, channels)
+
+    for _ in map_in_threads(check, paths):
+        pass
 
 
 @contextmanager
