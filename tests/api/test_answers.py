@@ -23,6 +23,8 @@ RECORDS: list[dict[str, Any]] = [
     {
         "file": "c.mp4",
         "frame": 3,
+        "seconds": 0.12,
+        "size": [64, 48],
         "detections": [{"name": "dog", "score": 0.5, "box": [1.0, 2.0, 3.5, 4.0], "track": 7}],
     },
     {"file": "d.png", "detections": []},
@@ -48,7 +50,10 @@ def test_rows() -> None:
     assert [row["is_label"] for row in rows] == [None, None, True, None, None, None]
     box = [rows[3][name] for name in ("frame", "left", "top", "width", "height", "track")]
     assert box == [3, 1.0, 2.0, 3.5, 4.0, 7]
+    shown = [rows[3][name] for name in ("seconds", "frame_width", "frame_height")]
+    assert shown == [0.12, 64, 48]
     assert rows[0]["track"] is None
+    assert rows[0]["frame_width"] is None
     assert rows[5]["error"] == "no such file"
 
 
@@ -58,6 +63,7 @@ def test_csv(tmp_path: Path) -> None:
     assert rows[0]["name"] == "'=rose", "a formula in a spreadsheet otherwise"
     assert rows[2]["is_label"] == "true"
     assert rows[4]["score"] == ""
+    assert (rows[3]["frame_width"], rows[3]["frame_height"], rows[4]["frame_width"]) == ("64", "48", "")
     assert len(rows) == 6
 
 

@@ -22,6 +22,9 @@ FORMATS: tuple[AnswerFormat, ...] = ("jsonl", "csv", "parquet")
 _COLUMNS = {
     "file": "string",
     "frame": "int64",
+    "seconds": "float64",
+    "frame_width": "int64",
+    "frame_height": "int64",
     "rank": "int64",
     "name": "string",
     "score": "float64",
@@ -186,9 +189,12 @@ def answer_rows(record: Record) -> list[dict[str, Any]]:
 
     `rank` counts from 1. `is_label` says whether a class reaches the threshold of a multi-label classifier.
     `left`, `top`, `width` and `height` describe the box of an object, in pixels; `track` is its number.
+    `frame_width` and `frame_height` are the size of a video's frame in pixels, which is shown at `seconds`.
     Values that a record does not have are None.
     """
-    empty = dict.fromkeys(_COLUMNS) | {name: record.get(name) for name in ("file", "frame", "error")}
+    width, height = record.get("size") or (None, None)
+    shared = {name: record.get(name) for name in ("file", "frame", "seconds", "error")}
+    empty = dict.fromkeys(_COLUMNS) | shared | {"frame_width": width, "frame_height": height}
     rows = []
     for rank, answer in enumerate(answers_of(record), start=1):
         row = empty | {"rank": rank, "name": answer.name, "score": float(answer.score), "track": answer.track}
