@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from iformer.data.parallel import available_cores
 from tiny.classification import make_images
 from tiny.networks import ABLATIONS, ablated_config, tiny_config
 from tiny.shapes import make_shapes
+
+if TYPE_CHECKING:
+    from iformer.models.light_detector import LightDetector
 
 torch.set_num_threads(1)  # one core for each worker of pytest-xdist, and the same sums on every machine
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -77,6 +81,24 @@ def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 training and 4 validation images with discs and squares; the last of each split has none. Read only."""
     return make_shapes(tmp_path_factory.mktemp("shapes") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def detector() -> LightDetector:
+    """A tiny light detector. Read only."""
+    from tiny.dense import light_detector  # deferred: torchvision's detectors take seconds to import
+
+    return light_detector()
+
+
+@pytest.fixture(scope="session")
+def detector_file(detector: LightDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of `detector`. Read only."""
+    import iformer
+
+    path = tmp_path_factory.mktemp("detector") / "light.safetensors"
+    iformer.save(detector, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -30,18 +30,6 @@ from tiny.dense import light_detector, light_segmenter
 from tiny.networks import labelled_classifier
 
 
-@pytest.fixture(scope="module")
-def detector() -> LightDetector:
-    return light_detector()
-
-
-@pytest.fixture(scope="module")
-def weights(detector: LightDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("full") / "light.safetensors"
-    iformer.save(detector, path)
-    return path
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Five images of noise, whose drawn pictures are larger than the answers."""
@@ -139,10 +127,10 @@ def test_answers_before_a_full_disk_are_kept(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
 def test_the_verb_prints_one_line(
-    weights: Path, photos: Path, tmp_path: Path, disk: Disk, capsys: pytest.CaptureFixture[str], code: int
+    detector_file: Path, photos: Path, tmp_path: Path, disk: Disk, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
     out, disk.code, disk.limit = tmp_path / "out", code, 10_000
-    command = ["predict", str(photos), "--weights", str(weights), "--out", str(out)]
+    command = ["predict", str(photos), "--weights", str(detector_file), "--out", str(out)]
     assert main(command) == 1
     assert capsys.readouterr().err == (
         f"error: cannot write {out / '0.png'}: {os.strerror(code)}; no image was answered before\n"
@@ -226,7 +214,7 @@ def test_ctrl_c_on_a_full_disk_says_what_is_lost(
 
 
 def test_images_in_memory_that_do_not_fit_leave_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def write_bytes(path: Path, data: bytes) -> int:
         with path.open("wb") as file:
@@ -238,7 +226,7 @@ def test_images_in_memory_that_do_not_fit_leave_nothing(
     out = tmp_path / "out"
     for source in (np.zeros((32, 32, 3), np.uint8), "-"):
         with pytest.raises(OutputError, match=r"cannot write .*out/inputs/.*: No space left on device"):
-            iformer.predict(str(weights), source, out=out)
+            iformer.predict(str(detector_file), source, out=out)
         assert not out.exists()
 
 
@@ -296,12 +284,12 @@ def test_a_video_on_a_small_file_system(small_disk: Path, tmp_path: Path, detect
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 @pytest.mark.parametrize("json_lines", [[], ["--json"]])
 def test_a_full_standard_output(
-    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    detector_file: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], json_lines: list[str],
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115 the process would keep it open
-    command = ["predict", str(photos), "--weights", str(weights), *json_lines]
+    command = ["predict", str(photos), "--weights", str(detector_file), *json_lines]
     assert main([*command, "--out", str(out)]) == 1
     reason = "cannot write to standard output: No space left on device"
     where = f"the answers so far (1) are in {out / 'predictions.jsonl'}"
@@ -314,7 +302,7 @@ def test_a_full_standard_output(
 
 
 def test_a_closed_pipe(
-    weights: Path,
+    detector_file: Path,
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -326,7 +314,7 @@ def test_a_closed_pipe(
         return os.fdopen(writing, "w")
 
     out = tmp_path / "out"
-    command = ["predict", str(photos), "--weights", str(weights), "--json"]
+    command = ["predict", str(photos), "--weights", str(detector_file), "--json"]
     monkeypatch.setattr(sys, "stdout", closed())
     assert main(command) == 1
     assert capsys.readouterr().err == ""
@@ -341,12 +329,12 @@ def test_a_closed_pipe(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_messages_that_cannot_be_printed_stop_nothing(
-    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector_file: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "2.png").write_text("no image")
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "stderr", open("/dev/full", "w"))  # noqa: SIM115
-    assert main(["predict", str(photos), "--weights", str(weights), "--out", str(out)]) == 1
+    assert main(["predict", str(photos), "--weights", str(detector_file), "--out", str(out)]) == 1
     assert len(kept(out)) == 5
 
 

@@ -15,18 +15,13 @@ from iformer.cli.main import main
 from iformer.data.video import VideoReader, has_video_extension, is_video
 from iformer.errors import DataError, UserError
 from iformer.models.light_detector import LightDetector
-from tiny.dense import light_detector, light_segmenter
+from tiny.dense import light_segmenter
 from tiny.networks import labelled_classifier
 from tiny.videos import Part, recorded
 
 pytest.importorskip("av")
 
 PART = Part(size=(64, 48), frames=2)
-
-
-@pytest.fixture(scope="module")
-def detector() -> LightDetector:
-    return light_detector()
 
 
 @pytest.mark.parametrize(

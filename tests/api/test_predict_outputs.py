@@ -29,11 +29,6 @@ predict_module = importlib.import_module("iformer.api.predict")  # the name is t
 
 
 @pytest.fixture(scope="module")
-def detector() -> LightDetector:
-    return light_detector()
-
-
-@pytest.fixture(scope="module")
 def classifier() -> Classifier:
     return labelled_classifier()
 

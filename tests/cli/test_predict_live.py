@@ -19,24 +19,12 @@ from iformer.data.video import VideoReader, VideoWriter
 from iformer.errors import UserError
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.pyramid import PyramidPredictor
-from tiny.dense import light_detector, light_segmenter
+from tiny.dense import light_segmenter
 from tiny.networks import labelled_classifier
 
 pytest.importorskip("av")
 
 from tiny.streams import http_server, motion_jpeg
-
-
-@pytest.fixture(scope="module")
-def detector() -> LightDetector:
-    return light_detector()
-
-
-@pytest.fixture(scope="module")
-def weights(detector: LightDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("live") / "light.safetensors"
-    iformer.save(detector, path)
-    return path
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -49,11 +37,11 @@ def drawn_frames(path: Path) -> int:
 
 
 def test_a_stream_is_answered_and_drawn_until_it_ends(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     with http_server({"/cam": motion_jpeg(8, interval=0.03)}) as url:
-        assert main(["predict", f"{url}/cam", "--weights", str(weights), "--out", str(out), "--json"]) == 0
+        assert main(["predict", f"{url}/cam", "--weights", str(detector_file), "--out", str(out), "--json"]) == 0
     captured = capsys.readouterr()
     records = lines(captured.out)
     assert [record["frame"] for record in records] == list(range(len(records)))
@@ -65,7 +53,7 @@ def test_a_stream_is_answered_and_drawn_until_it_ends(
 
 
 def test_max_frames_ends_streams_and_videos(
-    detector: LightDetector, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    detector: LightDetector, detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = threading.Event()
     with http_server({"/cam": motion_jpeg(4, then_wait=stop)}) as url:
@@ -78,14 +66,14 @@ def test_max_frames_ends_streams_and_videos(
     with VideoWriter(tmp_path / "a.mp4", rate=Fraction(10), width=64, height=48) as writer:
         for number in range(4):
             writer.write(Image.new("RGB", (64, 48)), number / 10)
-    command = ["predict", str(tmp_path / "a.mp4"), "--weights", str(weights), "--max-frames", "3"]
+    command = ["predict", str(tmp_path / "a.mp4"), "--weights", str(detector_file), "--max-frames", "3"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "3 images in" in capsys.readouterr().err
     assert drawn_frames(tmp_path / "out" / "a.mp4") == 3
 
 
 def test_ctrl_c_ends_a_stream_with_everything_written(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    detector_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop, answered = threading.Event(), list[float]()
 
@@ -98,7 +86,7 @@ def test_ctrl_c_ends_a_stream_with_everything_written(
     monkeypatch.setattr("iformer.tasks.detection.predict.DetectionPredictor.answer_frame", interrupted)
     out = tmp_path / "out"
     with http_server({"/cam": motion_jpeg(6, interval=0.05, then_wait=stop)}) as url:
-        assert main(["predict", f"{url}/cam", "--weights", str(weights), "--out", str(out)]) == 0
+        assert main(["predict", f"{url}/cam", "--weights", str(detector_file), "--out", str(out)]) == 0
         stop.set()
     assert f"written: {out}" in capsys.readouterr().err
     assert len(lines((out / "predictions.jsonl").read_text())) == drawn_frames(out / "cam.mp4") == 3
@@ -117,12 +105,12 @@ def test_a_caller_that_has_seen_enough_closes_the_stream(detector: LightDetector
 
 
 def test_a_stall_is_an_error_that_keeps_the_answers(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    detector_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(live, "STALL_SECONDS", 0.5)
     stop, out = threading.Event(), tmp_path / "out"
     with http_server({"/cam": motion_jpeg(4, then_wait=stop)}) as url:
-        assert main(["predict", f"{url}/cam", "--weights", str(weights), "--out", str(out), "--json"]) == 1
+        assert main(["predict", f"{url}/cam", "--weights", str(detector_file), "--out", str(out), "--json"]) == 1
         stop.set()
     captured = capsys.readouterr()
     records = lines(captured.out)
@@ -132,7 +120,7 @@ def test_a_stall_is_an_error_that_keeps_the_answers(
 
 
 def test_left_out_frames_are_counted(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    detector_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def slow(predictor: PyramidPredictor, image: Image.Image, seconds: float) -> Any:
         threading.Event().wait(0.1)
@@ -140,10 +128,10 @@ def test_left_out_frames_are_counted(
 
     monkeypatch.setattr("iformer.tasks.detection.predict.DetectionPredictor.answer_frame", slow)
     with http_server({"/cam": motion_jpeg(20)}) as url:
-        assert main(["predict", f"{url}/cam", "--weights", str(weights), "--json"]) == 0
+        assert main(["predict", f"{url}/cam", "--weights", str(detector_file), "--json"]) == 0
     captured = capsys.readouterr()
     answered = len(lines(captured.out))
-    assert f"{20 - answered} frames were left out, because they came faster" in captured.err
+    assert f"{20 - answered} frames left out, because frames came faster" in captured.err
 
 
 def test_refusals_are_one_line(detector: LightDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
