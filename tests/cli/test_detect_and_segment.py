@@ -81,7 +81,10 @@ def test_detections_are_drawn_and_written_as_coco(
     assert [Path(record["file"]).name for record in records] == [
         "0.png", "1.png", "2.png", "3.png", "broken.png", "clip.mp4", "clip.mp4", "clip.mp4",
     ]  # fmt: skip
-    assert records[4]["error"] == "not an image, or of a format that is not supported"
+    assert records[4]["error"].startswith(
+        "neither an image nor a video, or of a format that is not supported; expected"
+    )
+    assert records[4]["error"].endswith("images such as .jpg or .png, or videos such as .mp4 or .mov")
     assert "1 without an answer" in captured.err
     assert [record["frame"] for record in records[5:]] == [0, 1, 2]
     assert records[6]["seconds"] == 0.1

@@ -297,6 +297,10 @@ def _file_size(path: str) -> int:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
+UNKNOWN_FORMAT = "not an image, or of a format that is not supported"
+"""Message about a file whose format is not recognised."""
+
+
 def _unknown_format(source: ImageSource) -> str:
     """Return a message about a file that is not a readable image: its format, if recognised, and what to do."""
     start = b""
@@ -311,7 +315,7 @@ def _unknown_format(source: ImageSource) -> str:
             return "a video, not an image; detectors and segmenters take videos"
         if "HEIF" not in _known_formats():
             return "a HEIC image; pip install 'iformer[heic]' reads it"
-    return "not an image, or of a format that is not supported"
+    return UNKNOWN_FORMAT
 
 
 @functools.cache

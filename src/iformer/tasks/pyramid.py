@@ -20,7 +20,7 @@ from iformer.config.pyramid import PyramidRecipe
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSet
-from iformer.data.images import read_image
+from iformer.data.images import UNKNOWN_FORMAT, read_image
 from iformer.data.live import LiveReader, LiveSource
 from iformer.data.segmentation import SemanticSet
 from iformer.data.video import VideoReader, VideoWriter, is_video
@@ -44,6 +44,10 @@ MAX_STEM_BYTES = 245
 """Largest length in bytes of an output file's name without number and extension. File systems allow 255 bytes,
 and a number and `.png` need some of them."""
 
+_UNKNOWN = (
+    "neither an image nor a video, or of a format that is not supported; expected images such as .jpg or .png, or "
+    "videos such as .mp4 or .mov"
+)
 _DEFAULT_SIZE = "iformer_t"
 """The model of a run that names no model. Trained weights may then be of another size."""
 _STRUCTURE = (
@@ -292,7 +296,8 @@ class PyramidPredictor(TaskPredictor):
                 else:
                     yield self._image(path, out, name)
             except DataError as error:
-                yield {"file": str(path), "error": str(error).removeprefix(f"{path}: ")}
+                reason = str(error).removeprefix(f"{path}: ")
+                yield {"file": str(path), "error": _UNKNOWN if reason == UNKNOWN_FORMAT else reason}
 
     def _image(self, path: Path, out: Path | None, name: str) -> Record:
         image = read_image(path, value_range=self.value_range)
