@@ -29,6 +29,7 @@ from iformer.tasks.classification.figures import draw_mistakes, worst_labels
 from iformer.tasks.classification.loss import Classification, LabelLoss
 from iformer.tasks.classification.metric import multi_label_metrics
 from iformer.training.records.results import TrainResult
+from tiny.interruption import stopped_after
 from tiny.networks import labelled_classifier, tiny_variant
 
 COLOURS = ("blue", "green", "red")
@@ -243,6 +244,32 @@ def test_settings_that_need_one_label(fields: dict[str, Any], message: str) -> N
     assert message.lower() in str(error.value).lower()
 
 
+def test_the_recipe_says_the_loss_that_is_used() -> None:
+    fields: dict[str, Any] = {"epochs": 1, "lr": 1e-3, "multi_label": True}
+    for given, said in (({}, "bce"), ({"loss": "cross_entropy"}, "bce"), ({"loss": "focal"}, "focal")):
+        assert ClassificationRecipe.from_plain({**fields, **given}).to_plain()["loss"] == said
+        assert ClassificationRecipe(**fields, **given).loss == said
+    assert ClassificationRecipe.from_plain({"epochs": 1, "lr": 1e-3}).loss == "cross_entropy"
+
+
+def test_a_run_that_stores_cross_entropy_goes_on(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions stored `cross_entropy`, and used the binary one."""
+    monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
+
+    def train(**options: Any) -> TrainResult:
+        return iformer.train(out=tmp_path / "run", device="cpu", tensorboard=False, **options)
+
+    with monkeypatch.context() as patch, stopped_after(5):
+        patch.setattr("iformer.tasks.classification.config._BINARY", {})
+        fields = {"epochs": 2, "warmup_epochs": 0, "batch_size": 8, "size": 32, "workers": 0, "multi_label": True}
+        train(data=table, model="iformer_tiny", weights="none", **fields)
+    config = tmp_path / "run" / "config.yaml"
+    assert "loss: cross_entropy" in config.read_text()
+    assert train(resume=True).recipe.loss == "bce"
+
+
 # --------------------------------------------------------------------------------------------------- the whole
 
 
@@ -257,6 +284,7 @@ def test_training_learns_and_reports(run: TrainResult) -> None:
     assert "onfusion" not in text
     metadata = iformer.load(run).metadata
     assert metadata.multi_label
+    assert "loss: bce\n" in (run.folder / "config.yaml").read_text()
     assert metadata.threshold == run.metrics["threshold"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,9 @@ from iformer.config.checking import Config, Range, Share, ShareBelowOne, Text, c
 from iformer.config.network import MIN_INPUT_SIZE, Pixels
 from iformer.config.preprocessing import PixelValue, Preprocessing
 from iformer.config.recipe import Recipe
+
+_BINARY = {"cross_entropy": "bce"}
+"""The losses that are used in place of others if an image may have several labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ class ClassificationRecipe(ImageRecipe):
     it do not change; backbone: only the head is trained."""
     loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     """Loss of the labels. focal: cross entropy times `(1 - p) ** focal_gamma` (arXiv 1708.02002); bce: binary
-    cross entropy of each class. With multi_label, cross_entropy and focal are binary too."""
+    cross entropy of each class. With multi_label, focal is binary too, and cross_entropy becomes bce."""
     focal_gamma: Annotated[float, Range(0, 100)] = 2.0
     """Exponent of the loss "focal"; 0 is cross entropy."""
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
@@ -121,6 +125,7 @@ class ClassificationRecipe(ImageRecipe):
         given = self.class_weights.values() if isinstance(self.class_weights, dict) else ()
         check(all(0 < weight <= 1e6 for weight in given), self, "class_weights", "numbers above 0, up to 1e6")
         if self.multi_label:
+            object.__setattr__(self, "loss", _BINARY.get(self.loss, self.loss))  # frozen
             for field, one_label in (("sampling", "shuffle"), ("temperature_scaling", False)):
                 expected = f"{one_label}, because multi_label is set"
                 check(getattr(self, field) == one_label, self, field, expected)
@@ -131,6 +136,13 @@ class ClassificationRecipe(ImageRecipe):
             "batch_size",
             "an even number of images in each pass, because mixup and cutmix mix them in pairs",
         )
+
+    @classmethod
+    def nested(cls, *layers: Mapping[str, Any]) -> dict[str, Any]:
+        merged = super().nested(*layers)
+        if merged.get("multi_label") is True and merged.get("loss") in tuple(_BINARY):  # runs of earlier versions
+            merged["loss"] = _BINARY[merged["loss"]]
+        return merged
 
     @property
     def images_per_group(self) -> int:

@@ -22,7 +22,7 @@ from iformer.training.records.results import TrainResult
 _PAIRS = 10
 _LOSS = (
     "## Loss\n\nThe loss is binary for each class, because `multi_label` is set; the setting `loss` says whether "
-    "it is the cross entropy or its focal form."
+    "it is the binary cross entropy (`bce`) or its focal form."
 )
 
 
