@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iformer.errors import DataError, MissingDependencyError, UserError
+from iformer.errors import DataError, MissingDependencyError, UserError, WeightsError
 from iformer.models.factory import build
+from iformer.models.light_detector import LightDetector
+from iformer.models.segmenter import Segmenter
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.training import detection_job
 from iformer.tasks.training_job import training_job
 from iformer.training.loop import train
+from tiny.dense import light_detector, rcnn, semantic_fpn
 from tiny.interruption import stopped_after
+from tiny.networks import labelled_classifier
 from tiny.programs import run_on_two_processes
 from tiny.pyramid import JOBS, backbone_config, detection, run_settings, segmentation
 from tiny.shapes import make_shapes
@@ -185,6 +190,42 @@ def test_a_trained_network_of_another_size_or_kind_is_named(shapes_data: Path, t
         tune(task="detect", model=path, overrides={"weights": path})
     with pytest.raises(UserError, match="another kind of detector; give --detector mask-rcnn"):
         tune(recipe="detection-light", model=path)
+    save(rcnn(masks=False), tmp_path / "boxes.safetensors")
+    with pytest.raises(UserError, match="another kind of detector; give --detector faster-rcnn"):
+        tune(recipe="detection-light", model=str(tmp_path / "boxes.safetensors"))
+
+
+@pytest.mark.parametrize("given", ["model", "weights"])
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [(light_detector, "--detector light"), (semantic_fpn, "--segmenter semantic-fpn")],
+)
+def test_a_dense_network_does_not_start_a_classifier(
+    images: Path, tmp_path: Path, make: Callable[[], LightDetector | Segmenter], option: str, given: str
+) -> None:
+    path = str(tmp_path / "dense.safetensors")
+    save(make(), path)
+    start: dict[str, Any] = {"model": path} if given == "model" else {"overrides": {"weights": path}}
+    with pytest.raises(
+        WeightsError, match=f"the recipe finetune is for classifiers; 'iformer train {option}' .* for --model"
+    ):
+        training_job(tmp_path / "run", data=str(images), device="cpu", **start)
+
+
+def test_the_backbone_of_a_dense_network_starts_a_classifier(images: Path, tmp_path: Path) -> None:
+    save(light_detector(), tmp_path / "dense.safetensors")
+    save(load(tmp_path / "dense.safetensors", features_only=True), tmp_path / "backbone.safetensors")
+    model = str(tmp_path / "backbone.safetensors")
+    job = training_job(tmp_path / "run", data=str(images), model=model, device="cpu")
+    assert job.model.num_classes == 3
+
+
+def test_weights_of_another_size_can_be_the_model(images: Path, tmp_path: Path) -> None:
+    save(labelled_classifier(), tmp_path / "tiny.safetensors")
+    path = str(tmp_path / "tiny.safetensors")
+    with pytest.raises(WeightsError, match=r"to use their network, give the weights as the model \(--model\)$"):
+        training_job(tmp_path / "run", data=str(images), overrides={"weights": path}, device="cpu")
+    assert training_job(tmp_path / "run", data=str(images), model=path, device="cpu").model_name == path
 
 
 def test_masks_that_are_not_there(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.variants import DISTILLED_SUFFIX, VARIANTS
 from iformer.config.windows import WINDOW_OPTIONS, with_design
-from iformer.errors import ConfigError, UserError, WeightsError
+from iformer.errors import ConfigError, UserError, WeightsError, counted
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.timm_interface import Indices
@@ -19,6 +19,19 @@ from iformer.models.weights.header import backbone_config
 from iformer.models.weights.recognition import differences, variant_name
 from iformer.models.weights.resolve import Name, Size, resolve, resolve_weights
 from iformer.plain_values import plain_arguments
+
+
+class OtherTaskError(WeightsError):
+    """Weights of another task are given where those of a classifier are needed."""
+
+    def __init__(self, weights: Weights) -> None:
+        """Build the message for Python's users, from the weights."""
+        super().__init__(
+            f"{weights.source} holds {weights.row.title}, which iformer.load opens; "
+            "create_model takes its backbone with features_only=True"
+        )
+        self.weights = weights
+
 
 _INPUT_KEY = "stem.conv1.conv.weight"
 _NETWORK_OPTIONS = ("layer_scale_init", "stages", "stem", "stem_kernel_size", "downsample", "norm")
@@ -147,10 +160,7 @@ def _as_needed(loaded: Weights, *, features_only: bool) -> Weights:
     if features_only:
         return loaded.backbone()
     if loaded.task != "classify":
-        raise WeightsError(
-            f"{loaded.source} holds {loaded.row.title}, which iformer.load opens; "
-            "create_model takes its backbone with features_only=True"
-        )
+        raise OtherTaskError(loaded)
     return loaded
 
 
@@ -209,9 +219,10 @@ def _with_weights(
     held = backbone_config(loaded.config)
     different = differences(config, held)
     if different:
+        own = "; to use their network, give the weights as the model (--model)" if held.name != config.name else ""
         raise WeightsError(
             f"{loaded.source} holds {variant_name(held) or f'a network named {held.name}'}, not {config.name} as "
-            f"asked for; they differ in {', '.join(different[:5])}{' and more' if len(different) > 5 else ''}"
+            f"asked for; they differ in {', '.join(different[:5])}{' and more' if len(different) > 5 else ''}{own}"
         )
     if reset_head or config.num_classes == 0:
         loaded = replace(loaded.backbone(), config=config.with_options(num_classes=0))
@@ -232,7 +243,7 @@ def _check_head(config: NetworkConfig, held: NetworkConfig, source: str) -> None
         heads = {True: "two heads (distilled)", False: "one head"}
         what = f"has {heads[held.distillation]}, the network {heads[config.distillation]}"
     elif held.num_classes != config.num_classes:
-        what = f"has a head of {held.num_classes} classes, the network one of {config.num_classes}"
+        what = f"has a head of {counted(held.num_classes, 'class')}, the network one of {config.num_classes}"
     else:
         return
     raise WeightsError(f"{source} {what}; pass reset_head=True for a new, randomly initialised head")

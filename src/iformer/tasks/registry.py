@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iformer.config.checking import shown
 from iformer.config.recipe import Recipe
 from iformer.config.variants import DISTILLED_SUFFIX
 from iformer.errors import ConfigError, UnknownNameError, UserError
+
+if TYPE_CHECKING:
+    from iformer.models.weights.checkpoint import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,17 @@ def find_task(name: str) -> TaskRow:
     if not isinstance(name, str) or name not in TASKS:
         raise UnknownNameError("task", name if isinstance(name, str) else shown(name), TASKS)
     return TASKS[name]
+
+
+def training_option(weights: Weights) -> str:
+    """Return the option of `iformer train` that trains such a network further, such as `--detector light`."""
+    row, light = find_task(weights.task), weights.row.key == "light_network"
+    for name, kind in row.kinds.items():
+        masks = kind.fields.get("detector.masks")
+        same_masks = masks is None or masks == getattr(weights.config, "masks", None)
+        if (kind.fields["network"] == "light") == light and same_masks:
+            return f"--{row.option} {name}"
+    return f"--task {row.name}"
 
 
 def load_recipe(

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 from iformer.config.checking import Config, Share, Text
 from iformer.config.recipe import Recipe
 from iformer.config.variants import list_models
-from iformer.errors import ConfigError, UnknownNameError, UserError, counted
+from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError, counted
 from iformer.files import near_paths
+from iformer.models.factory import OtherTaskError
 from iformer.tasks.interface import TrainModule, Warn
-from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe, recipe_of_file
+from iformer.tasks.registry import TASKS, NetworkKind, find_task, load_recipe, recipe_of_file, training_option
 from iformer.training.distributed import check_no_training, launched_processes
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
@@ -166,7 +167,15 @@ def training_job(
         val_split = before.val_split
     module: TrainModule = row.module("training")
     model = model or (before.locate(before.model, folder) if before else "iformer_t")
-    job = module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
+    try:
+        job = module.load_job(settings, model, val_split=val_split, strict=strict, warn=warn)
+    except OtherTaskError as error:
+        found = error.weights
+        raise WeightsError(
+            f"{found.source} holds {found.row.title}, the recipe {name} is for {row.networks}; "
+            f"'iformer train {training_option(found)}' trains it further, and "
+            "iformer.save(iformer.load(FILE, features_only=True), NEW) in Python writes its backbone for --model"
+        ) from None
     chosen = (
         before is not None or name not in row.default_recipes or "batch_size" in fields.nested(overrides or {})
     )

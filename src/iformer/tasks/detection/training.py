@@ -30,6 +30,7 @@ from iformer.tasks.pyramid import (
     structure,
     trained_weights,
 )
+from iformer.tasks.registry import training_option
 from iformer.training.distributed import RankContext
 from iformer.training.job import RunSettings, TrainJob, resumed_network
 from iformer.training.network.precision import Precision
@@ -85,10 +86,9 @@ def detection_job(
     else:
         weights = trained_weights(model, recipe)
         if weights is not None and isinstance(weights.config, LightDetectorConfig) != (recipe.network == "light"):
-            fitting = "mask-rcnn" if recipe.network == "light" else "light"
             raise UserError(
                 f"{weights.source} holds {weights.row.title}, the recipe {settings.recipe_name} is for another "
-                f"kind of detector; give --detector {fitting}"
+                f"kind of detector; give {training_option(weights)}"
             )
         backbone = starting_backbone(model, recipe, settings, weights)
         features = backbone.config.with_options(num_classes=0)

@@ -19,6 +19,7 @@ from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import Warn
 from iformer.tasks.pyramid import fine_tune, normalisation, starting_backbone, structure, trained_weights
+from iformer.tasks.registry import training_option
 from iformer.tasks.segmentation.config import SegmentationRecipe
 from iformer.tasks.segmentation.dataset import SemanticImages
 from iformer.tasks.segmentation.evaluate import SegmentationEvaluation, evaluate, evaluation_images
@@ -75,10 +76,9 @@ def segmentation_job(
     else:
         weights = trained_weights(model, recipe)
         if weights is not None and isinstance(weights.config, LightSegmenterConfig) != (recipe.network == "light"):
-            fitting = "semantic-fpn" if recipe.network == "light" else "light"
             raise UserError(
                 f"{weights.source} holds {weights.row.title}, the recipe {settings.recipe_name} is for another "
-                f"kind of segmenter; give --segmenter {fitting}"
+                f"kind of segmenter; give {training_option(weights)}"
             )
         backbone = starting_backbone(model, recipe, settings, weights)
         make = recipe.light_config if recipe.network == "light" else recipe.segmenter_config
