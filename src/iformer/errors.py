@@ -73,8 +73,9 @@ def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ", leng
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun in singular or plural, such as "1 image" or "2,000 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Return a number with its noun in singular or plural, such as "1 image", "2,000 images" or "2 classes"."""
+    plural = "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def printable(text: str, *, limit: int | None = None) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from iformer.cli.arguments import EntryOption
 from iformer.cli.output import DebugOption, JsonOption, note, print_json, say
-from iformer.errors import UserError
+from iformer.errors import UserError, counted
 
 if TYPE_CHECKING:
     from iformer.data.sources.label_conversion import Format as LabelFormat
@@ -140,8 +140,10 @@ def _pack(source: str, out: Path, *, json: bool) -> None:
         print_json(asdict(packed))
         return
     say(
-        f"wrote {packed.folder}: {packed.images['train']:,} training images in {packed.shards['train']} shards, "
-        f"{packed.images['val']:,} validation images in {packed.shards['val']}, {packed.classes} classes, "
+        f"wrote {packed.folder}: {counted(packed.images['train'], 'training image')} in "
+        f"{counted(packed.shards['train'], 'shard')}, "
+        f"{counted(packed.images['val'], 'validation image')} in {packed.shards['val']}, "
+        f"{counted(packed.classes, 'class')}, "
         f"{packed.bytes / 1e9:.2f} GB; each was read again and compared"
     )
 
@@ -163,8 +165,9 @@ def _convert_labels(source: str, out: Path, *, to: LabelFormat, val_split: float
         return
     images, objects = sum(done.images.values()), sum(done.objects.values())
     say(
-        f"wrote {done.folder} ({done.format}): {images:,} images ({', '.join(done.images)}), {objects:,} objects, "
-        f"{done.classes} classes; it was read again and compared"
+        f"wrote {done.folder} ({done.format}): {counted(images, 'image')} ({', '.join(done.images)}), "
+        f"{counted(objects, 'object')}, "
+        f"{counted(done.classes, 'class')}; it was read again and compared"
     )
 
 
@@ -178,7 +181,8 @@ def _sentence(done: Conversion) -> str:
     kept = "with class names" if done.class_names_written else "without class names"
     return (
         f"wrote {done.out} ({done.bytes / 1e6:.2f} MB, {done.format}, {kept}): {done.model}, "
-        f"{done.num_classes} classes, {done.tensors} tensors, read from {done.source} ({done.source_format})"
+        f"{counted(done.num_classes, 'class')}, {done.tensors} tensors, read from {done.source} "
+        f"({done.source_format})"
     )
 
 

@@ -15,7 +15,7 @@ from iformer.cli.arguments import AttentionOption, EntryOption, WindowsOption, p
 from iformer.cli.output import DebugOption, JsonOption, console, print_json, print_table, say
 from iformer.config.metadata import Metadata
 from iformer.config.windows import design_of, with_design
-from iformer.errors import UserError, listed, printable
+from iformer.errors import UserError, counted, listed, printable
 
 if TYPE_CHECKING:
     from iformer.config.network import NetworkConfig
@@ -117,10 +117,13 @@ def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
         print_json({**asdict(found), "verified": verified})
         return
     splits = ", ".join(
-        f"{count:,} {split} images in {found.shards[split]}" for split, count in found.images.items()
+        f"{counted(count, f'{split} image')} in {found.shards[split]}" for split, count in found.images.items()
     )
     state = "every image was read, compared with the index and decoded" if verified else "not verified (--verify)"
-    say(f"{found.folder}: tar shards, {splits}, {found.classes} classes, {found.bytes / 1e9:.2f} GB; {state}")
+    say(
+        f"{found.folder}: tar shards, {splits}, {counted(found.classes, 'class')}, {found.bytes / 1e9:.2f} "
+        f"GB; {state}"
+    )
 
 
 def _describe_recipe(name: str, *, json: bool) -> None:

@@ -20,7 +20,7 @@ from iformer.cli.output import (
     print_json_line,
     say,
 )
-from iformer.errors import OutputError, WeightsError, printable
+from iformer.errors import OutputError, WeightsError, counted, printable
 
 DEFAULT_NETWORK = "iformer_m"
 DEFAULT_FOLDER = Path("predictions")
@@ -170,12 +170,12 @@ def predict(
             raise
     seconds = time.perf_counter() - start
     note(
-        f"{answered} image{'s' if answered != 1 else ''} in {seconds:.1f} s ({answered / seconds:.1f} images/s) "
+        f"{counted(answered, 'image')} in {seconds:.1f} s ({answered / seconds:.1f} images/s) "
         f"by {predictions.predictor.name} on {predictions.predictor.device}"
         + (f"; {failed} without an answer" if failed else "")
     )
     if dropped := predictions.predictor.dropped:
-        note(f"{dropped} frames were left out, because they came faster than they were answered")
+        note(f"{counted(dropped, 'frame')} left out, because frames came faster than they were answered")
     for line in predictions.written:
         note(line)
     if failed:

@@ -27,7 +27,7 @@ from iformer.cli.arguments import (
 )
 from iformer.cli.output import DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.cli.recipe_options import recipe_options
-from iformer.errors import UserError
+from iformer.errors import UserError, counted
 from iformer.tasks.registry import TASKS, find_task
 
 if TYPE_CHECKING:
@@ -274,9 +274,10 @@ def _print_dry_run(found: DryRun, *, json: bool) -> None:
     teacher = f", teacher {found.teacher_gmacs:.2f} GMACs" if found.teacher_gmacs else ""
     say(f"network  {found.model}: {found.parameters / 1e6:.2f} M parameters, {found.gmacs:.2f} GMACs{teacher}")
     say(
-        f"data     {found.data}: {found.train_images:,} images to train on, {found.val_images:,} to validate; read"
+        f"data     {found.data}: {counted(found.train_images, 'image')} to train on, {found.val_images:,} to "
+        "validate; read"
     )
-    say(f"run      recipe {found.recipe}: {found.steps:,} steps of {found.batch_size} images")
+    say(f"run      recipe {found.recipe}: {counted(found.steps, 'step')} of {counted(found.batch_size, 'image')}")
     say(
         f"measured {found.images_per_second:.1f} images/s in {found.precision} on {found.device}, batches of "
         f"{found.measured_batch}, {100 * found.data_wait:.0f} % of it waiting for images; "
@@ -318,7 +319,7 @@ def print_result(result: TrainResult, *, json: bool) -> None:
         return
     metrics, metadata = result.metrics, result.metadata
     name, label = find_task(metadata.task).headline(multi_label=metadata.multi_label)
-    say(f"{label} {metrics[name]:.2f} % on {metrics['images']} validation images (last weights, fp32)")
+    say(f"{label} {metrics[name]:.2f} % on {counted(metrics['images'], 'validation image')} (last weights, fp32)")
     best = f"{'best':<{len(label)}} {result.best[name]:.2f} %"
     precision = f" ({result.best['precision']})" if "precision" in result.best else ""
     say(f"{best} in epoch {result.best['epoch']}{precision}: selected on these same images")

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from iformer.config.metadata import Metadata
-from iformer.errors import printable
+from iformer.errors import counted, printable
 from iformer.tables import markdown_code, markdown_table, markdown_text
 from iformer.tasks.registry import TaskRow, find_task
 
@@ -119,7 +119,7 @@ def _summary(
         else ""
     )
     height, width = preprocessing.size
-    classes = f"{len(metadata.class_names)} classes, " if metadata.class_names else ""
+    classes = f"{counted(len(metadata.class_names), 'class')}, " if metadata.class_names else ""
     return (
         f"One of the {row.networks} of {_PAPER}: {markdown_text(name)}, {parameters / 1e6:.2f} M parameters, "
         f"{classes}inputs of {height} x {width} pixels.{score}{several}"

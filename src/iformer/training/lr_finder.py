@@ -13,7 +13,7 @@ import numpy as np
 
 from iformer.dependencies import require
 from iformer.device import resolve_device
-from iformer.errors import UserError
+from iformer.errors import UserError, counted
 from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
@@ -73,7 +73,8 @@ def find_lr(job: TrainJob, *, steps: int = STEPS) -> LearningRates:
         rates, losses = _run(job, context, workload, steps)
     if len(losses) < _FEWEST:
         raise UserError(
-            f"the loss explodes after {len(losses)} steps, at a learning rate of {rates[-1]:.2g}; a lower "
+            f"the loss explodes after {counted(len(losses), 'step')}, at a learning rate of {rates[-1]:.2g}; "
+            "a lower "
             "clip_grad, or precision=fp32 may help"
         )
     steepest = steepest_rate(rates, losses)

@@ -41,8 +41,10 @@ class RunLength:
         within = 0 <= epoch < self.epochs and 0 <= step_in_epoch <= self.steps_in(epoch)
         if not within and (epoch, step_in_epoch) != (self.epochs, 0):
             raise UserError(
-                f"{source} is at epoch {epoch}, step {step_in_epoch} of it, but the run has {self.epochs} epochs "
-                f"of {self.steps_per_epoch} steps: the state is damaged or of another run; --overwrite restarts"
+                f"{source} is at epoch {epoch}, step {step_in_epoch} of it, but the run has "
+                f"{counted(self.epochs, 'epoch')} "
+                f"of {counted(self.steps_per_epoch, 'step')}: the state is damaged or of another run; "
+                "--overwrite restarts"
             )
 
 

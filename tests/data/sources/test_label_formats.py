@@ -408,7 +408,7 @@ def test_bad_voc_files_are_one_clear_line(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ({"label": "cat", "points": [[1, 2]], "shape_type": "rectangle"}, "a rectangle of 1 points"),
+        ({"label": "cat", "points": [[1, 2]], "shape_type": "rectangle"}, "a rectangle of 1 point;"),
         ({"label": "cat", "points": [[1, 2], [3, 4]], "shape_type": "polygon"}, "a polygon of 2 points"),
         (
             {"label": "cat", "points": [[1], [3, 4], [5, 6]], "shape_type": "polygon"},

@@ -242,7 +242,7 @@ def test_images_at_any_depth_without_labels(tmp_path: Path) -> None:
         load_unlabelled(tmp_path / "photos", val_split=0)
     for place in places[1:]:
         place.unlink()
-    with pytest.raises(DataError, match="holds 1 images that can be read; expected two or more"):
+    with pytest.raises(DataError, match="holds 1 image that can be read; expected two or more"):
         load_unlabelled(tmp_path / "photos")
 
 

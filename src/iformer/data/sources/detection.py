@@ -280,7 +280,7 @@ def _split_off(
     ]
     train, val = split_stratified(names, rarest, val_share=val_split, seed=seed)
     if not train or not val:
-        raise DataError(f"{root}: {len(samples)} images cannot be split into training and validation")
+        raise DataError(f"{root}: {counted(len(samples), 'image')} cannot be split into training and validation")
     notes.append(
         f"{root} is not split: {len(val):,} of {len(samples):,} images are for validation; --val-split "
         "sets their share"

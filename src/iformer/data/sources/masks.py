@@ -22,7 +22,7 @@ from iformer.data.sources.annotations.split import read_bytes, read_lines
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
 from iformer.data.sources.layout import SPLIT_NAMES, display_name, explain_unicode, require_folder, writable
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
-from iformer.errors import ConfigError, DataError, listed, one_line, printable
+from iformer.errors import ConfigError, DataError, counted, listed, one_line, printable
 
 _IMAGES, _MASKS = ("images", "img", "JPEGImages"), ("annotations", "masks", "labels")
 _CLASSES = "classes.txt"
@@ -167,7 +167,7 @@ def _read_classes(root: Path) -> _Classes:
     elif alike := explain_unicode(names, remedy="keep one"):
         raise DataError(f"{path}: {alike}")
     if not 2 <= len(names) < IGNORED:
-        raise DataError(f"{path}: names {len(names)} classes; expected 2 to {IGNORED - 1}")
+        raise DataError(f"{path}: names {counted(len(names), 'class')}; expected 2 to {IGNORED - 1}")
     return _Classes(names, zero_is_ignored=path is ade20k)
 
 
@@ -256,7 +256,7 @@ def _split_off(pairs: _Pairs, root: Path, val_split: float, seed: int, notes: li
     names = [os.path.relpath(sample.path, root) for sample in pairs.samples]
     train, val = split_stratified(names, [0] * len(names), val_share=val_split, seed=seed)
     if not train or not val:
-        raise DataError(f"{root}: {len(names)} images with masks cannot be split; {_LAYOUT}")
+        raise DataError(f"{root}: {counted(len(names), 'image')} with masks cannot be split; {_LAYOUT}")
     notes.append(
         f"{root} is not split: {len(val):,} of {len(names):,} images are for validation; --val-split sets "
         "their share"

@@ -14,7 +14,7 @@ from iformer.data.sources.elpv import ELPV
 from iformer.data.sources.layout import display_name
 from iformer.data.sources.shards.reader import holds_shards
 from iformer.data.sources.splitting import split_stratified
-from iformer.errors import ConfigError, DataError
+from iformer.errors import ConfigError, DataError, counted
 
 DEFAULT_VAL_SPLIT = 0.1
 """Share of the images on which a pretraining is evaluated."""
@@ -55,7 +55,9 @@ def load_unlabelled(
         if data.split_off:
             whole = replace(whole, samples=(*data.train.samples, *data.val.samples))
     if len(whole) < 2:
-        raise DataError(f"{os.fspath(spec)}: holds {len(whole)} images that can be read; expected two or more")
+        raise DataError(
+            f"{os.fspath(spec)}: holds {counted(len(whole), 'image')} that can be read; expected two or more"
+        )
     names = [whole.relative_path(sample) for sample in whole.samples]
     chosen = split_stratified(names, [0] * len(names), val_share=val_split, seed=seed)
     train, val = (replace(whole.subset(places), class_names=()) for places in chosen)

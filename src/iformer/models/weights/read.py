@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
-from iformer.errors import ConfigError, WeightsError
+from iformer.errors import ConfigError, WeightsError, counted
 from iformer.files import require_regular_file
 from iformer.models.weights.checkpoint import Weights, check_fit, expected_shapes, shapes_of
 from iformer.models.weights.dialects import from_foreign
@@ -66,7 +66,10 @@ def read_weights(path: str | os.PathLike[str], *, entry: str | None = None) -> W
     config, metadata = read_header(header, str(path))
     blocks = sum(stage.depth for stage in backbone_config(config).stages)
     if blocks > len(tensors):  # before a network of so many blocks is built
-        raise WeightsError(f"{path}: its header describes {blocks} blocks, but it holds {len(tensors)} tensors")
+        raise WeightsError(
+            f"{path}: its header describes {counted(blocks, 'block')}, but it holds "
+            f"{counted(len(tensors), 'tensor')}"
+        )
     try:
         expected = expected_shapes(config)
     except ConfigError as error:
@@ -131,6 +134,7 @@ def for_channels(metadata: Metadata, config: Config, source: str) -> Metadata:
     preprocessing = metadata.preprocessing.with_channels(channels)
     if len(preprocessing.mean) != channels:
         raise WeightsError(
-            f"{source}: its preprocessing is for {len(preprocessing.mean)} channels, its network for {channels}"
+            f"{source}: its preprocessing is for {counted(len(preprocessing.mean), 'channel')}, its network "
+            f"for {channels}"
         )
     return replace(metadata, preprocessing=preprocessing)

@@ -23,7 +23,7 @@ from iformer.data.sampling import Key, seeded
 from iformer.data.sources import load_data
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, select_classes, split_fold
 from iformer.data.transforms import Transform, TransformSchedule
-from iformer.errors import ConfigError, DataError, listed
+from iformer.errors import ConfigError, DataError, counted, listed
 from iformer.tasks.class_order import class_order, refuse_unknown
 from iformer.tasks.interface import Split
 from iformer.tasks.trained_split import has_images, has_name, trained_data
@@ -79,7 +79,9 @@ def find_labelled(
     refuse_val_split(val_split, splits, data)
     class_names = metadata.class_names or splits.val.class_names
     if len(class_names) != num_classes:
-        raise DataError(f"{data} has {len(class_names)} classes, the network has {num_classes} outputs")
+        raise DataError(
+            f"{data} has {counted(len(class_names), 'class')}, the network has {counted(num_classes, 'output')}"
+        )
     known = has_trained_images or has_name(trained_on, data)
     chosen = split is not None
     if split is None:

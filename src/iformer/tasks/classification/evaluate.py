@@ -21,6 +21,7 @@ from iformer.data.samples import ImageSet
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.exportable import Forward
 from iformer.deploy.runner import ArtifactRunner
+from iformer.errors import counted
 from iformer.files import json_text
 from iformer.models.classifier import Classifier
 from iformer.models.folding import fold
@@ -86,9 +87,9 @@ class ClassificationEvaluation(Evaluation):
 
     @property
     def headline(self) -> str:
-        metrics = self.metrics
+        metrics, images = self.metrics, counted(self.metrics["images"], "image")
         top5 = f", top-5 {metrics['top5']:.2f} %" if "top5" in metrics else ""
-        return f"top-1 {metrics['top1']:.2f} %{top5}, loss {metrics['loss']:.4f} on {metrics['images']} images"
+        return f"top-1 {metrics['top1']:.2f} %{top5}, loss {metrics['loss']:.4f} on {images}"
 
     def files(self) -> dict[str, str]:
         """Return `{"predictions.jsonl": text}`: one line per image with label, answer and probability."""
@@ -151,7 +152,7 @@ class MultiLabelEvaluation(Evaluation):
         metrics = self.metrics
         return (
             f"mAP {metrics['map']:.2f} %, F1 {metrics['f1']:.2f} % at threshold {metrics['threshold']:g}, "
-            f"loss {metrics['loss']:.4f} on {metrics['images']} images"
+            f"loss {metrics['loss']:.4f} on {counted(metrics['images'], 'image')}"
         )
 
     def names_at(self, row: int) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import list_models, shipped_checkpoints
-from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, one_line, printable
+from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, counted, one_line, printable
 from iformer.models.backbone import Backbone
 from iformer.models.folding import fold
 from iformer.models.weights.hub import imagenet_class_names, release_names
@@ -199,7 +199,9 @@ def read_teacher(
     source = _read(name, entry, weights, load)
     takes, given = len(source.preprocessing.mean), len(student.mean)
     if given not in (1, takes):
-        raise DataError(f"the teacher {name} takes images of {takes} channels, the student's have {given}")
+        raise DataError(
+            f"the teacher {name} takes images of {counted(takes, 'channel')}, the student's have {given}"
+        )
     return source
 
 

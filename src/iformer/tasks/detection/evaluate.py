@@ -12,7 +12,7 @@ from torch import nn
 from iformer.data.detection import DetectionSet
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.detection import load_detection
-from iformer.errors import ConfigError, DataError
+from iformer.errors import ConfigError, DataError, counted
 from iformer.files import json_text
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, with_class_order
@@ -93,7 +93,8 @@ def evaluate(
     detector = object_detector(subject)
     if detector.num_classes != len(image_set.class_names):
         raise ConfigError(
-            f"the network has {detector.num_classes} classes, {image_set.name} has {len(image_set.class_names)}"
+            f"the network has {counted(detector.num_classes, 'class')}, {image_set.name} has "
+            f"{len(image_set.class_names)}"
         )
     metric = DetectionMetric(image_set.ground_truth(), masks=detector.has_masks and image_set.has_masks)
     for batch in loader.epoch():

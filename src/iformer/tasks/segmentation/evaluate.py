@@ -13,7 +13,7 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.data.loader import Loader, build_loader
 from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.masks import load_semantic
-from iformer.errors import DataError
+from iformer.errors import DataError, counted
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import evaluation_split, folded
@@ -119,7 +119,8 @@ def evaluate_set(
     image_set = with_class_order(image_set, segmenter.class_names)
     if segmenter.num_classes != len(image_set.class_names):
         raise DataError(
-            f"the network has {segmenter.num_classes} classes, {image_set.name} has {len(image_set.class_names)}"
+            f"the network has {counted(segmenter.num_classes, 'class')}, {image_set.name} has "
+            f"{len(image_set.class_names)}"
         )
     dataset = evaluation_images(image_set, segmenter.preprocessing)
     with build_loader(dataset, batch_size=1, train=False, workers=workers) as loader:

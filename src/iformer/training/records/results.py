@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from iformer.config.metadata import Metadata
 from iformer.config.recipe import Recipe
+from iformer.errors import counted
 from iformer.training.records.run_folder import RunFolder
 
 
@@ -40,7 +41,7 @@ class Evaluation:
         values = ", ".join(
             f"{name.replace('_', ' ')} {value:.2f} %" for name, value in self.summary.items() if name != "images"
         )
-        return f"{values} on {self.metrics['images']} images"
+        return f"{values} on {counted(self.metrics['images'], 'image')}"
 
     def class_rows(self) -> list[list[str]]:
         """Return one row per class: the class name and the numbers of `columns`, as text."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from iformer.errors import counted
 from iformer.files import write_text
 from iformer.tables import Markdown, markdown_code, markdown_table, markdown_text
 from iformer.training.records.pace import format_seconds
@@ -43,7 +44,7 @@ def making(result: TrainResult, history: Sequence[dict[str, Any]]) -> str:
                 f"{result.metrics['images']} validation images"
             ),
         ],
-        ["recipe", Markdown(f"{markdown_code(result.recipe_name)}, {len(history)} epochs")],
+        ["recipe", Markdown(f"{markdown_code(result.recipe_name)}, {counted(len(history), 'epoch')}")],
         [
             "device",
             f"{result.device}, {result.precision}"

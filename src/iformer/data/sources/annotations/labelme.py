@@ -21,7 +21,7 @@ from iformer.data.sources.annotations.split import (
     stored_size,
 )
 from iformer.data.sources.layout import writable
-from iformer.errors import DataError, one_line
+from iformer.errors import DataError, counted, one_line
 
 _MAX_BYTES = 2**28
 """Largest annotation file in bytes. The file also contains the image, unless LabelMe is set not to store it."""
@@ -138,10 +138,10 @@ def _object(shape: Any, place: str) -> LabelledObject | None:
     name = writable(shape["label"].strip())
     if kind == "rectangle":
         if len(points) not in (2, 4):
-            raise ValueError(f"is a rectangle of {len(points)} points; expected two corners")
+            raise ValueError(f"is a rectangle of {counted(len(points), 'point')}; expected two corners")
         return LabelledObject(name, bounds(points), (), False, place)
     if len(points) < 3:
-        raise ValueError(f"is a polygon of {len(points)} points; expected 3 or more")
+        raise ValueError(f"is a polygon of {counted(len(points), 'point')}; expected 3 or more")
     return LabelledObject(name, bounds(points), (points,), False, place)
 
 

@@ -22,7 +22,7 @@ from iformer.data.sources.annotations.split import (
     stored_size,
 )
 from iformer.data.sources.layout import SPLIT_NAMES, writable
-from iformer.errors import ConfigError, DataError, listed, printable
+from iformer.errors import ConfigError, DataError, counted, listed, printable
 from iformer.safe_yaml import read_yaml
 
 MAX_CLASSES = 100_000
@@ -159,7 +159,7 @@ def _class_names(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     count = content.get("nc", len(names))
     if count != len(names):
         raise DataError(
-            f"{path}: has {len(names)} names, but nc is {count!r:.40}; expected one name for each class"
+            f"{path}: has {counted(len(names), 'name')}, but nc is {count!r:.40}; expected one name for each class"
         )
     return _checked_names(path, [writable(str(name).strip()) for name in names])
 
@@ -283,7 +283,7 @@ def _object(values: Sequence[str], size: tuple[int, int], settings: _Settings, p
     if settings.keypoints:
         values = values[:5]
     if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-        raise ValueError(f"has {len(values)} values; {_LINE}")
+        raise ValueError(f"has {counted(len(values), 'value')}; {_LINE}")
     try:
         label, shares = finite(values[0]), [finite(value) for value in values[1:]]
     except ValueError as error:

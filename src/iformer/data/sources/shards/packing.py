@@ -165,7 +165,7 @@ def verify(
     for split in index.splits.values():
         _compare(store, split, scan_shards(store, split.shards, progress, inspect=inspect if decode else None))
     if broken:
-        raise DataError(f"{broken[0]} ({len(broken):,} images cannot be decoded)")
+        raise DataError(f"{broken[0]} ({counted(len(broken), 'image')} cannot be decoded)")
     return _summary(store, index)
 
 
@@ -254,7 +254,7 @@ def _check_disk(folder: Path, data: DataSplits) -> None:
 def _compare(store: ShardStore, expected: SplitIndex, found: SplitIndex) -> None:
     if len(found) != len(expected):
         short = [
-            f"{shard} has {now} images, not {before}"
+            f"{shard} has {counted(now, 'image')}, not {before}"
             for shard, before, now in zip(expected.shards, expected.lengths(), found.lengths(), strict=True)
             if before != now
         ]

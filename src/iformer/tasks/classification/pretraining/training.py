@@ -12,7 +12,7 @@ from torch import nn
 
 from iformer.config.network import STRIDES
 from iformer.data.sources.unlabelled import DEFAULT_VAL_SPLIT, load_unlabelled
-from iformer.errors import ConfigError, UserError
+from iformer.errors import ConfigError, UserError, counted
 from iformer.models.classifier import Classifier
 from iformer.models.weights.resolve import load
 from iformer.tables import markdown_code, markdown_table
@@ -95,7 +95,7 @@ class PretrainingEvaluation(Evaluation):
         metrics = self.metrics
         return (
             f"cosine similarity {metrics['cosine']:.2f} % (pooled {metrics['pooled']:.2f} %, maps "
-            f"{metrics['dense']:.2f} %) on {metrics['images']} images"
+            f"{metrics['dense']:.2f} %) on {counted(metrics['images'], 'image')}"
         )
 
 
@@ -139,7 +139,7 @@ class PretrainingWorkload(ImageWorkload):
         ]
         headline = (
             f"**Cosine similarity {metrics['cosine']:.2f} %** with the features of {teacher}, on "
-            f"{metrics['images']} images that were not trained on: {final_weights(result)}. 100 % are the "
+            f"{counted(metrics['images'], 'image')} not trained on: {final_weights(result)}. 100 % are the "
             "teacher's features, up to a projection. How much this is worth shows only after fine-tuning."
         )
         start = (
