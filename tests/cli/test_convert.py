@@ -213,7 +213,7 @@ def test_preprocessing_that_a_file_does_not_tell(
     for wrong, message in (
         ("{side: 5}", "Preprocessing has no field 'side'"),
         ("{size: 5}", "Preprocessing.size is 5; expected 2 values"),
-        ("{mean: [0.5], std: [0.2]}", "its preprocessing is for 1 channels, its network for 3"),
+        ("{mean: [0.5], std: [0.2]}", "its preprocessing is for 1 channel, its network for 3"),
         ("5", "--preprocessing is '5'; expected fields"),
         ("{", "--preprocessing is not YAML"),
     ):
