@@ -51,9 +51,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOLERANCE = {"bf16": 3e-2, "fp16": 1e-2, "fp32": 1e-2}
 """Largest ||logits - fp32 logits|| / ||fp32 logits||; random weights amplify rounding more than trained ones."""
 SECONDS = {
-    "inference": 80,
-    "training step": 140,
-    "training loop": 50,
+    "inference": 100,
+    "training step": 110,
+    "training loop": 70,
     "compiled inference": 60,
     "attention": 10,
     "large images": 30,
@@ -306,11 +306,11 @@ def show(what: str, forms: dict[str, Any], baseline: str) -> None:
 
 
 def training_steps(bench: Bench, data: Path) -> dict[str, Any]:
-    """The step of `iformer train`, compiled as it comes on a GPU and eager, against that of timm's script."""
+    """The step of `iformer train` against that of timm's script, as they come and compiled."""
     steps: dict[str, Any] = {}
-    for compiled in (True, False):
+    for compiled in (False, True):
         for name in training_models(bench):
-            what = f"{name}, {'compiled' if compiled else 'eager'}"
+            what = f"{name}, compiled" if compiled else name
             if bench.fits(f"training step: {what}"):
                 with recorded_errors(steps, what):
                     steps[what] = training_step(bench, name, data, compiled=compiled)
@@ -344,9 +344,11 @@ def repeated(data: Path, times: int) -> Path:
     return data
 
 
-def sides(bench: Bench, name: str, data: Path, our_data: Path, *, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """Builders of both sides with the recipe imagenet-300 in bf16."""
-    settings = {
+def sides(
+    bench: Bench, name: str, data: Path, our_data: Path, *, compiled: bool = False
+) -> dict[str, Callable[[], Any]]:
+    """Builders of both sides with the recipe imagenet-300 in bf16, and of ours with CUDA graphs."""
+    settings: dict[str, Any] = {
         "batch_size": bench.train_batch,
         "workers": bench.workers,
         "compile": compiled,
@@ -354,9 +356,13 @@ def sides(bench: Bench, name: str, data: Path, our_data: Path, *, compiled: bool
         "size": bench.size,
     }
     recipe = cast(Any, load_recipe("imagenet-300", settings, model=name))
+    graphs = cast(
+        Any, load_recipe("imagenet-300", {**settings, "cuda_graphs": True, "compile": False}, model=name)
+    )
     return {
         "timm": partial(Timms, name, data, recipe, bench.device, bench.workers),
         "iformer": partial(Ours, name, our_data, recipe, bench.device),
+        "iformer, CUDA graphs": partial(Ours, name, our_data, graphs, bench.device),
     }
 
 
@@ -364,6 +370,7 @@ def training_step(bench: Bench, name: str, data: Path, *, compiled: bool) -> dic
     """One prepared batch again and again: time, images/s and peak memory of both sides.
 
     timm's step runs twice: with the memory format of its script as it comes (NCHW), and with `--channels-last`.
+    Ours runs as it comes and with CUDA graphs. At the end, the weights of these two are compared.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(bench.train_batch, 3, bench.size, bench.size, generator=generator).to(bench.device)
@@ -373,13 +380,17 @@ def training_step(bench: Bench, name: str, data: Path, *, compiled: bool) -> dic
         "timm": torch.contiguous_format,
         "timm, channels-last": torch.channels_last,
         "iformer": torch.channels_last,
+        "iformer, CUDA graphs": torch.channels_last,
     }
+    weights: dict[str, dict[str, torch.Tensor]] = {}
     peaks: dict[str, float | None] = {}
     calls: dict[str, Callable[[], None]] = {}
     bench.free()
     began = time.perf_counter()
     for label, layout in layouts.items():
-        side = makes[label.partition(",")[0]]()
+        side = makes["timm" if label.startswith("timm") else label]()
+        if isinstance(side, Ours):
+            weights[label] = side.step.state.model.state_dict()
         if isinstance(side, Timms):
             side.network = side.network.to(memory_format=layout)
         batch: Batch = {
@@ -396,7 +407,8 @@ def training_step(bench: Bench, name: str, data: Path, *, compiled: bool) -> dic
         others = bench.allocated_gib()
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(bench.device)
-        step()
+        for _ in range(3):  # the second step captures graphs
+            step()
         bench.wait()
         peak = bench.peak_gib()
         peaks[label] = None if peak is None else peak - others
@@ -413,8 +425,12 @@ def training_step(bench: Bench, name: str, data: Path, *, compiled: bool) -> dic
         }
         for label, timing in timings.to_plain().items()
     }
-    result["seconds until each had made a step"] = seconds
-    show(f"training step, {name}, {'compiled' if compiled else 'eager'}", result, "timm")
+    result["largest difference of our weights"] = max(
+        float((value.float() - weights["iformer, CUDA graphs"][key].float()).abs().max())
+        for key, value in weights["iformer"].items()
+    )
+    result["seconds until each had made three steps"] = seconds
+    show(f"training step, {name}{', compiled' if compiled else ''}", result, "timm")
     return result
 
 
@@ -422,7 +438,7 @@ def training_loop(bench: Bench, name: str, data: Path, shards: Path) -> dict[str
     """Both loops on the same images, ours from shards: images/s and the share of time spent waiting for data."""
     result: dict[str, Any] = {}
     bench.free()
-    for label, make in sides(bench, name, data, shards, compiled=False).items():
+    for label, make in sides(bench, name, data, shards).items():
         seconds, waited = loop_seconds(make(), bench.loop_steps, bench.wait)
         result[label] = {"images/s": bench.train_batch * bench.loop_steps / seconds, "data wait": waited}
         print(f"training loop, {name}, {label}: {result[label]}", flush=True)
@@ -518,7 +534,7 @@ def profiles(bench: Bench, data: Path) -> dict[str, Any]:
         )
     with recorded_errors(result, "training step"):
         bench.free()
-        side = sides(bench, "iformer_m", data, data, compiled=False)["iformer"]()
+        side = sides(bench, "iformer_m", data, data)["iformer"]()
         images = torch.randn(bench.train_batch, 3, bench.size, bench.size, device=bench.device)
         batch_ = {
             "images": images.contiguous(memory_format=torch.channels_last),

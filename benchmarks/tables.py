@@ -79,6 +79,31 @@ def _gpu_before() -> str:
     return markdown_table(["network", "cuDNN's convolution", "matrix product with bias"], rows)
 
 
+def _gpu_second() -> str:
+    """Folded networks against timm's fused ones on two machines, eager and as CUDA graphs."""
+
+    def ratio(record: str, what: str, suffix: str) -> str:
+        forms = figures(record)["inference"][what]
+        theirs, ours = (forms[f"{name}{suffix}"] for name in ("timm fused, channels-last", "iformer"))
+        return f"{theirs['median_ms'] / ours['median_ms']:.2f}x"
+
+    measured = [(suffix, batch) for suffix in ("", ", CUDA graph") for batch in (256, 32, 1)]
+    rows = [
+        [
+            short(name),
+            *(
+                ", ".join(
+                    ratio(record, f"{name}, bf16, batch {batch}", suffix) for record in ("gpu", "gpu_second")
+                )
+                for suffix, batch in measured
+            ),
+        ]
+        for name in ("iformer_t", "iformer_s", "iformer_m", "iformer_l")
+    ]
+    columns = [f"{'CUDA graph' if suffix else 'eager'}, batch {batch}" for suffix, batch in measured]
+    return markdown_table(["network", *columns], rows)
+
+
 def _gpu_training() -> str:
     rows = []
     for record in ("gpu_before", "gpu"):
@@ -190,6 +215,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-inference-32": lambda: _gpu_inference(32),
     "gpu-inference-1": lambda: _gpu_inference(1),
     "gpu-before": _gpu_before,
+    "gpu-second": _gpu_second,
     "gpu-training": _gpu_training,
     "gpu-loop": _gpu_loop,
     "gpu-attention": _gpu_attention,

@@ -31,6 +31,7 @@ from timm.data.loader import create_loader
 from timm.data.mixup import Mixup
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm marks no exports
+from torch import nn
 
 from iformer.bench.timing import Timings, interleaved
 from iformer.data.sources import load_data
@@ -42,6 +43,7 @@ from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import RunSettings
 from iformer.training.meter import EpochMeter
+from iformer.training.network.graphs import GraphedNetwork, uses_cuda_graphs
 from iformer.training.network.precision import autocast, resolve_precision
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState
@@ -94,7 +96,10 @@ class Ours:
         self.workload = job.workload(job, self.context)
         self.loader = self.workload.train_loader()
         meter, guard = EpochMeter(self.context), FiniteGuard(RunFolder(job.folder), state, self.context)
-        self.step = OptimizerStep(state, job.task, recipe, self.context, meter=meter, guard=guard)
+        network: nn.Module = state.model
+        if uses_cuda_graphs(recipe, self.context):
+            network = GraphedNetwork(network, say=print)
+        self.step = OptimizerStep(state, job.task, recipe, self.context, meter=meter, guard=guard, model=network)
         self.epoch = 0
         self.steps = 0
 
@@ -278,7 +283,9 @@ def profile(call: Callable[[], Any], device: torch.device) -> list[dict[str, Any
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, kind))
+    # a kernel's time is its operator's as well: count operators, not kernels
+    operators = [event for event in profiler.key_averages() if event.device_type == torch.profiler.DeviceType.CPU]
+    events = sorted(operators, key=lambda event: -getattr(event, kind))
     total = sum(getattr(event, kind) for event in events)
     rows = [
         {"operation": event.key[:160], "share": getattr(event, kind) / total, "calls": event.count / 3}

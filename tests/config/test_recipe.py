@@ -93,6 +93,7 @@ INVALID: dict[str, list[Any]] = {
     "precision": ["fp8", None],
     "channels_last": [1],
     "compile": ["yes", 2],
+    "cuda_graphs": ["auto", 1],
     "sync_batch_norm": [1],
     "parallel": ["pipeline"],
     "seed": [-1, 2**32, 0.5],

@@ -156,6 +156,9 @@ class Recipe(Config):
     """Store images and weights with the channels last."""
     compile: Literal["auto"] | bool = False
     """Compile the network (and its teacher). auto: on CUDA GPUs only."""
+    cuda_graphs: bool = False
+    """Launch the passes of a training step as CUDA graphs, with faster batch norms, in place of compilation.
+    Experimental; it applies to classifiers on a CUDA GPU, in one process with one pass a step."""
     sync_batch_norm: bool = False
     """Compute batch norm's statistics over the images of all processes instead of each process."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from iformer.config.recipe import Recipe
 from iformer.data.loader import BatchSource, Loader, build_loader
 from iformer.training.distributed import RankContext
+from iformer.training.network.graphs import uses_cuda_graphs
 from iformer.training.network.precision import Precision
 from iformer.training.records.results import Evaluation, TrainResult
 
@@ -155,7 +156,8 @@ class Workload(ABC):
             workers=None if recipe.workers == "auto" else recipe.workers,
             rank=context.rank,
             world_size=context.world_size,
-            pin_memory=context.device.type == "cuda",
+            # the thread that pins memory must not call CUDA while a graph is captured
+            pin_memory=context.device.type == "cuda" and not uses_cuda_graphs(recipe, context),
             weights=weights,
         )
         self._loaders.append(loader)

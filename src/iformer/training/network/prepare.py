@@ -7,8 +7,10 @@ from torch import nn
 
 from iformer.config.recipe import Recipe
 from iformer.training.distributed import RankContext
+from iformer.training.network.batch_norm import train_norms_fast
 from iformer.training.network.depthwise import train_depthwise_fast
 from iformer.training.network.ema import ModelEma
+from iformer.training.network.graphs import uses_cuda_graphs
 from iformer.training.network.precision import compiles
 from iformer.training.network.sync_norm import synchronise_norms
 
@@ -28,6 +30,8 @@ def prepare_network(model: nn.Module, recipe: Recipe, context: RankContext) -> t
     if recipe.sync_batch_norm and context.world_size > 1:
         synchronise_norms(network, context.device)
     train_depthwise_fast(network, context.device, context.precision)
-    if compiles(recipe.compile, context.device):
+    if uses_cuda_graphs(recipe, context):
+        train_norms_fast(network, context.device)  # launching their kernels takes long; graphs hide that
+    elif compiles(recipe.compile, context.device):
         network.compile()
     return network, ema

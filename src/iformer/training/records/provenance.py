@@ -33,6 +33,7 @@ _FREE_TO_CHANGE = (
     "checkpoint_steps",
     "log_every",
     "compile",
+    "cuda_graphs",
     "parallel",
 )
 """Recipe fields that a resumed run may change, because they affect the weights by rounding at most."""
