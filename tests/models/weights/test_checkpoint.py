@@ -315,7 +315,7 @@ def test_a_header_that_lies(checkpoint: Path) -> None:
     assert "pattern" in message_with(network=json.dumps(huge))
     for stage in huge["stages"]:
         stage["pattern"] = [["conv", 256]]
-    assert "describes 1024 blocks, but it holds" in message_with(network=json.dumps(huge))
+    assert "describes 1,024 blocks, but it holds" in message_with(network=json.dumps(huge))
     for field, value in (("size", [200_000, 200_000]), ("crop_pct", 1e-9), ("mean", [float("nan")] * 3)):
         assert f"preprocessing.{field}" in message_with(metadata=json.dumps({"preprocessing": {field: value}}))
     two = {"preprocessing": {"mean": [0.5, 0.5], "std": [0.5, 0.5]}}

@@ -202,7 +202,7 @@ def test_a_network_that_was_never_released(server: Hub) -> None:
 def test_fine_tuning_and_features_from_released_weights(server: Hub) -> None:
     message = message_of(lambda: create_model("iformer_t", num_classes=10, pretrained=True))
     assert REPO in message
-    assert "1000 classes, the network one of 10; pass reset_head=True" in message
+    assert "1,000 classes, the network one of 10; pass reset_head=True" in message
     model = create_model("iformer_t", num_classes=10, pretrained=True, reset_head=True)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert model.metadata.class_names == ()
