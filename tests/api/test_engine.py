@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,14 @@ def test_the_verb_says_which_engine_answers(
     assert main(command) == 0
     assert "by tiny on cpu" in capsys.readouterr().err
     assert export_once == ["onnx"]
+
+
+@pytest.mark.sweep
+def test_threads_export_at_the_same_time(photographs: list[Path]) -> None:
+    networks = [labelled_classifier() for _ in range(2)]
+    streams = sys.stdout, sys.stderr
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        found = list(pool.map(lambda network: predictions(network, photographs[:1], engine="onnx"), networks))
+    assert [len(each) for each in found] == [1, 1]
+    assert (sys.stdout, sys.stderr) == streams
+    assert not sys.stdout.closed
