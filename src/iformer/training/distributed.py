@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +139,28 @@ def all_gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def check_ranks_agree(
+    values: Mapping[str, Collection[str]], *, remedy: str = "start every rank with the same data and settings"
+) -> None:
+    """Check that the values of all ranks are the same. Every rank must call it, and all of them raise alike.
+
+    Args:
+        values: short texts by the name of the field, in the order in which they are compared. Each field has one
+            or more texts that mean the same; two ranks agree if they share one of them.
+        remedy: end of the message.
+
+    Raises:
+        UserError: two ranks differ. The message names the first such field, and the ranks with their values.
+    """
+    ranks = all_gather({name: tuple(texts) for name, texts in values.items()})
+    for name in dict.fromkeys(name for rank in ranks for name in rank):
+        texts = [rank.get(name, ("nothing",)) for rank in ranks]
+        others = [rank for rank, own in enumerate(texts) if set(own).isdisjoint(texts[0])]
+        if others:
+            found = [f"rank {rank} has {texts[rank][0]}" for rank in (0, *others)]
+            raise UserError(f"the ranks of this run differ in {name}: {listed(found, limit=4)}; {remedy}")
 
 
 @contextmanager

@@ -26,7 +26,12 @@ from iformer.files import json_text, write_text
 from iformer.models.complexity import count_parameters
 from iformer.models.weights.resolve import load
 from iformer.training.checkpointer import Checkpointer
-from iformer.training.distributed import explain_lost_processes, launch, one_training_per_process
+from iformer.training.distributed import (
+    check_ranks_agree,
+    explain_lost_processes,
+    launch,
+    one_training_per_process,
+)
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
@@ -36,7 +41,13 @@ from iformer.training.optimizer import base_lr
 from iformer.training.records.history import read_history, read_starts
 from iformer.training.records.logs import ProgressView, RunLog, epoch_line
 from iformer.training.records.pace import Pace
-from iformer.training.records.provenance import describe_device, identity_defaults, run_identity, run_provenance
+from iformer.training.records.provenance import (
+    describe_device,
+    identity_defaults,
+    rank_values,
+    run_identity,
+    run_provenance,
+)
 from iformer.training.records.results import Evaluation, TrainResult
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.run_start import RunStart
@@ -72,9 +83,11 @@ class _Run:
         """Prepare everything up to the first step. `stack` closes files, workers and locks at the end."""
         self.job, self.recipe = job, job.recipe
 
-        # 1. the ranks
+        # 1. the ranks, which must have the same settings and data
         self.accelerator, self.context = launch(job.device, job.recipe.precision)
         self.is_main = self.context.rank == 0
+        self.identity = run_identity(job, self.context.precision)
+        check_ranks_agree(rank_values(job, self.identity))
         check_batch_size(self.recipe, self.context.world_size)
         self.signals = stack.enter_context(SignalHandler(self.context.world_size))
 
@@ -262,8 +275,11 @@ class _Run:
         """Return the state to resume from; None for a new run."""
         job = self.job
         self.accelerator.wait_for_everyone()
-        self.identity = run_identity(job, self.context.precision)
         saved, warning = (job.resume and read_newest_state(self.files)) or (None, None)
+        check_ranks_agree(
+            {"the saved state": ["none" if saved is None else f"step {saved.progress.step}"]},
+            remedy=f"--out {job.folder} must be one folder that every machine sees",
+        )
         self._writes_config = saved is None
         if warning is not None and self.is_main:
             print(f"note: {warning}", file=sys.stderr, flush=True)
@@ -275,8 +291,7 @@ class _Run:
             if changes and self.is_main:
                 print(f"note: {changes}", file=sys.stderr, flush=True)
                 self._writes_config = True
-            self.accelerator.wait_for_everyone()  # every rank has read the state
-            if self.is_main and warning is not None:
+            if self.is_main and warning is not None:  # every rank has read the state
                 os.replace(saved.path, self.files.state)  # the damaged one must not replace it at the next save
         self.accelerator.wait_for_everyone()
         return saved

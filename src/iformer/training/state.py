@@ -38,7 +38,7 @@ FORMAT = "iformer-training-2"
 OLD_FORMAT = "iformer-training-1"
 """Format of early versions, which is still read. Its checksum, if present, does not cover the header."""
 
-_FILES = (
+PATH_FIELDS = (
     *("model", "recipe.weights", "recipe.distillation.teacher"),
     *("recipe.teacher", "recipe.teacher_weights"),
 )
@@ -337,7 +337,7 @@ def check_identity(
     Raises:
         UserError: the identities differ. The message names each differing field with both values.
     """
-    before, now = {**_flat(defaults or {}), **_flat(saved)}, _flat(current)
+    before, now = {**flat(defaults or {}), **flat(saved)}, flat(current)
     differences = [
         f"{name} was {_short(before.get(name, _UNSET))}, is {_short(now.get(name, _UNSET))}"
         for name in sorted(before.keys() | now.keys())
@@ -367,18 +367,19 @@ def _old_checksum(tensors: Mapping[str, Tensor], crc: int = 0) -> int:
     return crc
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted names, such as `recipe.augment.hflip`."""
+    leaves: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
+            leaves.update(flat(value, f"{prefix}{name}."))
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            leaves[f"{prefix}{name}"] = value
+    return leaves
 
 
 def _same(name: str, before: Any, now: Any) -> bool:
-    if name in _FILES and isinstance(before, str) and isinstance(now, str) and Path(now).is_absolute():
+    if name in PATH_FIELDS and isinstance(before, str) and isinstance(now, str) and Path(now).is_absolute():
         return Path(before).name == Path(now).name
     return bool(before == now)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -20,7 +22,9 @@ from iformer._version import __version__
 from iformer.config.checking import plain_defaults
 from iformer.config.network import NetworkConfig
 from iformer.config.recipe import Recipe
+from iformer.errors import counted
 from iformer.training.job import TrainJob
+from iformer.training.state import PATH_FIELDS, flat
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
@@ -37,6 +41,10 @@ _FREE_TO_CHANGE = (
     "parallel",
 )
 """Recipe fields that a resumed run may change, because they affect the weights by rounding at most."""
+
+
+_FREE_ON_RANKS = ("workers", "cache", "checkpoint_minutes", "compile", "cuda_graphs")
+"""Recipe fields that may differ between the ranks of a run, because they fit one machine or are exchanged."""
 
 
 def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
@@ -60,6 +68,38 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
         },
         **job.identity,
     }
+
+
+def rank_values(job: TrainJob, identity: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the settings and data that all ranks of a run must share, for `check_ranks_agree`.
+
+    Args:
+        job: the run.
+        identity: see `run_identity`.
+    """
+    recipe = {name: value for name, value in job.recipe.to_plain().items() if name not in _FREE_ON_RANKS}
+    splits = {
+        name: f"{counted(len(images), 'image')} ({identity['data'][f'{name}_fingerprint'][:8]})"
+        for name, images in (("train", job.data.train), ("val", job.data.val))
+    }
+    values = {
+        "task": job.recipe.task,
+        "data": {"classes": identity["data"]["classes"], **splits},
+        **{name: value for name, value in identity.items() if name != "data"},
+        "recipe": {**recipe, "precision": identity["recipe"]["precision"]},
+        "resume": job.resume,
+    }
+    texts = {name: (_rank_text(name, value),) for name, value in flat(values).items()}
+    # machines may mount the folder at one path and resolve it to several, or resolve several paths to one
+    return {**texts, "out": (os.path.abspath(job.folder), os.path.realpath(job.folder))}
+
+
+def _rank_text(name: str, value: Any) -> str:
+    """Return a value as a short text; a long value is cut, and its hash is added."""
+    text = str(value)
+    if name in PATH_FIELDS and os.path.exists(text):  # machines may keep copies in different folders
+        return Path(text).name
+    return text if len(text) <= 60 else f"{text[:40]}… ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def identity_defaults(recipe: Recipe) -> dict[str, Any]:
