@@ -12,10 +12,13 @@ import pytest
 import yaml
 
 import iformer
+from iformer.api.train import build_job
 from iformer.cli.main import main
+from iformer.config.metadata import Metadata
 from iformer.config.variants import VARIANTS
 from iformer.data.sources import load_data
 from iformer.errors import UserError
+from iformer.tasks.classification.dataset import find_labelled
 from iformer.tasks.folds import CrossValidation, check_folder
 from tiny.classification import make_images
 from tiny.networks import tiny_variant
@@ -30,6 +33,8 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "tensorboard": False,
 }
+
+RECIPE = ("weights", "epochs", "size", "batch_size", "workers")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,3 +143,30 @@ def test_a_run_without_folds_is_not_resumed_as_one(result: CrossValidation, tmp_
     (tmp_path / "fold-1/config.yaml").write_text(yaml.safe_dump({**config, "fold": None}))
     with pytest.raises(UserError, match="fold-1 was begun without --folds, not with --folds 2; give"):
         check_folder(tmp_path, 2, resume=True, overwrite=False)
+
+
+def test_folds_of_groups_that_cannot_be_split_otherwise(photographs: Path, tmp_path: Path) -> None:
+    """Each class is in two of three groups, so every group can validate, but no one has all classes."""
+    files = {name: sorted((photographs / "val" / name).iterdir()) for name in ("blue", "green", "red")}
+    pairs = {"p": ("blue", "green"), "q": ("green", "red"), "r": ("red", "blue")}
+    rows = [f"{files[name].pop()},{name},{group}" for group, names in pairs.items() for name in names]
+    table = tmp_path / "groups.csv"
+    table.write_text("\n".join(["image,label,group", *rows]))
+    with pytest.raises(UserError, match="a class needs at least two groups"):
+        load_data(table)
+    for number in (1, 2, 3):
+        out = tmp_path / f"fold-{number}"
+        job = build_job(
+            table, out=out, fold=(number, 3), overrides={k: v for k, v in SMALL.items() if k in RECIPE}
+        )
+        assert [len(job.data.train), len(job.data.val)] == [4, 2]
+    provenance = {"data": {"name": str(table), **job.data_options}}
+    metadata = Metadata(class_names=("blue", "green", "red"), provenance=provenance)
+    found = find_labelled(metadata, 3, str(table), for_training=True)  # as for INT8
+    assert found.train.samples == job.data.train.samples
+    table.write_text("\n".join(["image,label,group", *rows, f"{tmp_path}/none.png,grey,s"]))
+    with pytest.raises(UserError, match=r"groups.csv: no image of grey can be read; leave the class out by --cl"):
+        build_job(table, out=tmp_path / "x", fold=(1, 3))
+    table.write_text(f"image,label\n{files['red'][0]},red\n{files['red'][1]},red")
+    with pytest.raises(UserError, match=r"groups.csv: only one class \(red\)"):
+        build_job(table, out=tmp_path / "x", fold=(1, 2))

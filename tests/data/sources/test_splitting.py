@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from iformer.data.samples import DataSplits, FileSample, ImageSet, IndexedSamples
-from iformer.data.sources.splitting import split_fold
+from iformer.data.sources.splitting import split_fold, split_groups
 from iformer.errors import DataError, UserError
 
 ROOT = Path("/photos")
@@ -40,6 +41,22 @@ def test_every_image_validates_once_and_folds_are_stratified() -> None:
         assert not {s.name for s in fold.val.samples} & {s.name for s in fold.train.samples}
         assert len(fold.train) == 32
         assert (fold.train.name, fold.val.name) == ("photos train", "photos val")
+
+
+def test_a_class_that_is_nowhere_the_most_frequent_is_on_both_sides() -> None:
+    """Two of twenty groups have an image of the rare class; the other groups stay where the strata put them."""
+    labels = [
+        label for group in range(20) for label in (group % 2, group % 2, 2 if group in (3, 8) else group % 2)
+    ]
+    groups = [str(number // 3) for number in range(60)]
+    whole = splits(labels, groups, classes=3)
+    joined = replace(whole.train, samples=(*whole.train.samples, *whole.val.samples))
+    for seed in range(20):
+        train, val = split_groups(joined, val_share=0.2, seed=seed)
+        assert train.class_counts["class 2"] == val.class_counts["class 2"] == 1
+        in_val = {sample.group for sample in val.samples}
+        assert 4 <= len(in_val) <= 5
+        assert not in_val & {sample.group for sample in train.samples}
 
 
 def test_folds_depend_on_names_only() -> None:

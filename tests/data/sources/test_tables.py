@@ -170,8 +170,25 @@ def test_groups_and_splits_that_do_not_fit(folder: Path) -> None:
     data = load_data(write(folder, columns))
     assert any("the group p are in training and in validation" in note for note in data.warnings)
     del columns["split"]
-    with pytest.raises(DataError, match="groups stay together, and there are too few of them"):
+    with pytest.raises(DataError, match="a class needs at least two groups; give images of it in more groups"):
         load_data(write(folder, columns | {"group": ["p"] * 4 + ["q"] * 4}))
+
+
+def test_few_groups_with_every_class_are_split(folder: Path) -> None:
+    """No two groups have the same most frequent class, so they cannot be stratified."""
+    labels = ["rose", "tulip", "tulip", "rose", "rose", "tulip"]
+    columns = {"image": photos(6), "label": labels, "group": list("pppqqq")}
+    for share in (0.2, 0.4):
+        data = load_data(write(folder, columns), val_split=share)
+        groups = [{sample.group for sample in part.samples} for part in (data.train, data.val)]
+        assert sorted(map(sorted, groups)) == [["p"], ["q"]]
+        assert all({*part.class_counts.values()} == {1, 2} for part in (data.train, data.val))
+    columns["label"] = ["rose", "tulip", "tulip", "rose|tulip", "", "rose"]
+    data = load_data(write(folder, columns), multi_label=True)
+    assert all(min(part.class_counts.values()) for part in (data.train, data.val))
+    columns["label"] = ["rose", "rose", "rose", "tulip", "tulip", "tulip"]
+    with pytest.raises(DataError, match=r"no image of the classes rose, tulip is left for validation; .* groups"):
+        load_data(write(folder, columns), multi_label=True)
 
 
 def test_types_of_parquet_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,13 +56,21 @@ def split_groups(whole: ImageSet, *, val_share: float, seed: int) -> tuple[Image
     """Split a set of files into training and validation; the images of a group stay together.
 
     A group belongs to the stratum of the most frequent class of its images; an image with several labels counts as
-    its rarest class. The groups are split by `split_stratified`.
+    its rarest class. The groups are split by `split_stratified`. If this leaves a class out of training, or out of
+    validation (images with one label), or all of them out of validation, groups are moved, the smallest first, as
+    far as each class can be in both.
     """
     groups = _groups(whole)
     chosen = split_stratified(
         [group.name for group in groups], [group.stratum for group in groups], val_share=val_share, seed=seed
     )
-    train, val = (whole.subset(sorted(i for place in places for i in groups[place].members)) for places in chosen)
+    parts = [{groups[place] for place in places} for places in chosen]
+    in_train, in_val = ({label for group in part for label in group.labels} for part in parts)
+    has_label_sets = any(sample.labels is not None for sample in whole.samples)
+    if in_val - in_train or (not in_val if has_label_sets else in_train - in_val):
+        _cover_classes(parts[0], source=parts[1], seed=seed)
+        _cover_classes(parts[1], source=parts[0], seed=seed)
+    train, val = (whole.subset(sorted(index for group in part for index in group.members)) for part in parts)
     return train, replace(val, name=whole.name.removesuffix("train") + "val", warnings=())
 
 
@@ -113,9 +121,11 @@ def split_fold(data: DataSplits, number: int, folds: int, *, seed: int = 0) -> D
     return replace(data, train=train_set, val=val_set, split_off=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Group:
     name: str
+    labels: frozenset[int]
+    """Classes of the group's images."""
     stratum: int
     """Index of the class by which the group is stratified; -1: no class."""
     members: list[int]
@@ -124,15 +134,36 @@ class _Group:
 
 def _groups(whole: ImageSet) -> list[_Group]:
     counts = list(whole.class_counts.values())
-    rarest = [min(labels, key=counts.__getitem__, default=-1) for labels in whole.label_sets]
+    label_sets = whole.label_sets
+    rarest = [min(labels, key=counts.__getitem__, default=-1) for labels in label_sets]
     members: dict[str, list[int]] = defaultdict(list)
     for index, sample in enumerate(whole.samples):
         group = sample.group if isinstance(sample, FileSample) else ""
         members[group or f"\0{whole.relative_path(sample)}"].append(index)
     return [
-        _Group(name.lstrip("\0"), Counter(rarest[index] for index in indices).most_common(1)[0][0], indices)
+        _Group(
+            name.lstrip("\0"),
+            frozenset(label for index in indices for label in label_sets[index]),
+            Counter(rarest[index] for index in indices).most_common(1)[0][0],
+            indices,
+        )
         for name, indices in members.items()
     ]
+
+
+def _cover_classes(target: set[_Group], *, source: set[_Group], seed: int) -> None:
+    """Move groups from `source` to `target` until it has each class of `source`, which keeps one group of each."""
+    while True:
+        counts = Counter(label for group in source for label in group.labels)
+        missing = counts.keys() - {label for group in target for label in group.labels}
+        movable = [g for g in source if g.labels & missing and all(counts[label] > 1 for label in g.labels)]
+        if not movable:
+            return
+        moved = min(
+            movable, key=lambda g: (-len(g.labels & missing), len(g.members), _rank(g.name, seed), g.members)
+        )
+        source.remove(moved)
+        target.add(moved)
 
 
 def _rank(name: str, seed: int) -> bytes:

@@ -114,7 +114,7 @@ def load_table(
     if split_off:
         sets["train"], sets["val"] = split_groups(sets["train"], val_share=val_split, seed=seed)
     if for_training:
-        _check_classes(path, sets["train"], sets["val"], split_off=split_off and not multi_label)
+        _check_classes(path, sets["train"], sets["val"], split_off=split_off, multi_label=multi_label)
     unsplit = _with_commas(class_names) if multi_label else _unsplit(class_names)
     warnings += [*notes, *checked.notes, *unsplit, *_torn_groups(path, by_split)]
     warnings += find_duplicates(sets["train"], sets["val"], checked.rows, checked.hashes, checked.thumbnails)
@@ -323,9 +323,9 @@ def _splits(path: Path, rows: list[_Row]) -> tuple[dict[str, list[_Row]], list[s
     return {"train": train, "val": by_name[val_names[0][1]]}, unused
 
 
-def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: bool) -> None:
+def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: bool, multi_label: bool) -> None:
     """Check that every class has a training image, and that there are validation images: of every class if they
-    were split off.
+    were split off and have one label each.
     """
     counts, val_counts = train.class_counts, val.class_counts
     hint = "".join(f"; {note}" for note in _unsplit(train.class_names))
@@ -333,15 +333,18 @@ def _check_classes(path: Path, train: ImageSet, val: ImageSet, *, split_off: boo
         raise DataError(f"{path}: no image of {_classes(unread)} can be read")
     for images, what in ((train, "training"), (val, "validation")):
         empty = [name for name, count in images.class_counts.items() if count == 0]
-        if not empty or not (images is train or split_off or len(empty) == len(counts)):
+        every = images is train or (split_off and not multi_label)
+        if not empty or not (every or len(empty) == len(counts)):
             continue
         if not split_off:
             raise DataError(f"{path}: no {what} image of {_classes(empty)}{hint}")
         grouped = any(getattr(sample, "group", "") for sample in train.samples)
         reason = (
-            "groups stay together, and there are too few of them"
+            "images of a group stay together, so a class needs at least two groups; give images of it in "
+            "more groups, or a column split, or remove its rows"
             if grouped
-            else "without a column split, a class needs two images, one for each split"
+            else "without a column split, a class needs two images, one for each split; give more images "
+            "of it, or remove its rows"
         )
         raise DataError(f"{path}: no image of {_classes(empty)} is left for {what}; {reason}{hint}")
 

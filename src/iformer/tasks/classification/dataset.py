@@ -73,7 +73,11 @@ def find_labelled(
     trained_on = trained_data(metadata)
     share = float(trained_on.get("val_split", DEFAULT_VAL_SPLIT)) if val_split is None else val_split
     splits = load_data(
-        data, val_split=share, strict=strict, for_training=for_training, multi_label=metadata.multi_label
+        data,
+        val_split=share,
+        strict=strict,
+        for_training=for_training and "fold" not in trained_on,  # what makes folds may have no other split
+        multi_label=metadata.multi_label,
     )
     splits, has_trained_images = _as_in_training(splits, trained_on, data)
     refuse_val_split(val_split, splits, data)

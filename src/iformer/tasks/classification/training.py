@@ -18,6 +18,7 @@ from iformer.data.parallel import map_in_threads
 from iformer.data.samples import DataSplits, Sample
 from iformer.data.sources import load_data
 from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, select_classes, split_fold
+from iformer.data.sources.tables import is_table
 from iformer.data.transforms import (
     Normalize,
     Transform,
@@ -55,7 +56,14 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
     """Load the data and build the run; see `iformer.tasks.interface.TrainModule`."""
     share = DEFAULT_VAL_SPLIT if val_split is None else val_split
     multi_label = bool(getattr(settings.recipe, "multi_label", False))
-    data = load_data(settings.data_name, val_split=share, strict=strict, multi_label=multi_label)
+    data = load_data(
+        settings.data_name,
+        val_split=share,
+        strict=strict,
+        multi_label=multi_label,
+        # folds need no split of their own: groups of a table may make folds, but no split with all classes
+        for_training=settings.fold is None or not is_table(settings.data_name),
+    )
     if not settings.resume:  # a run stores the share even if its data is split
         refuse_val_split(val_split, data, settings.data_name)
     warn(data.warnings)
@@ -64,6 +72,7 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
         data, options = select_classes(data, settings.classes), {**options, "classes": list(settings.classes)}
     if settings.fold is not None:
         data, options = split_fold(data, *settings.fold), {**options, "fold": list(settings.fold)}
+        _check_classes(data, settings.data_name)
     settings = replace(settings, data_options=options)
     return classification_job(data, settings, model=resumed_network(settings) or model, model_name=model)
 
@@ -135,6 +144,15 @@ def classification_job(
         preprocessing=preprocessing,
         multi_label=recipe.multi_label,
     )
+
+
+def _check_classes(data: DataSplits, name: str) -> None:
+    """Raise `DataError` if the data has only one class, or a class without an image."""
+    counts = data.train.class_counts
+    if len(counts) < 2:
+        raise DataError(f"{name}: only one class ({listed(list(counts))}); a classifier needs at least two")
+    if unread := [class_name for class_name, count in counts.items() if not count]:
+        raise DataError(f"{name}: no image of {listed(unread)} can be read; leave the class out by --classes")
 
 
 def _check_channels(data: DataSplits, channels: int) -> None:
