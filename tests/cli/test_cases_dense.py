@@ -239,7 +239,7 @@ def test_a_stray_polygon_costs_no_image(tmp_path: Path, train: Callable[..., tup
     assert "annotation 2" in said
     assert "annotation 3" in said
     assert code == 0
-    assert "4 images of 1 classes" in said
+    assert "4 images of 1 class," in said
 
 
 @pytest.mark.sweep

@@ -319,10 +319,10 @@ class _Run:
 
     def _announce(self) -> None:
         job, processes = self.job, self.context.world_size
-        classes = f" of {len(job.task.class_names)} classes" if job.task.class_names else ""
+        classes = f" of {counted(len(job.task.class_names), 'class')}" if job.task.class_names else ""
         begin = f"continuing at step {self.progress.step}" if self.progress.step else "training"
         self.view.say(
-            f"{begin}: {job.model_name} on {job.data_name}, {len(job.data.train)} images{classes}, "
+            f"{begin}: {job.model_name} on {job.data_name}, {counted(len(job.data.train), 'image')}{classes}, "
             f"{len(job.data.val)} to validate; recipe {job.recipe_name}, "
             f"{counted(self.length.epochs, 'epoch')} of {counted(self.length.steps_per_epoch, 'step')}, "
             f"{self.context.precision} on {describe_device(self.context.device)}"
