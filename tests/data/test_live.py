@@ -132,6 +132,11 @@ def test_no_server_is_one_line_without_the_password() -> None:
     with pytest.raises(DataError, match=r"^rtsp://user:\*\*\*@127\.0\.0\.1:1/x: cannot be opened \(.*refused\)$"):
         LiveReader(stream("rtsp://user:secret@127.0.0.1:1/x"))
     assert masked("http://a:b@c@host/p?q=x:y@z") == "http://a:***@host/p?q=x:y@z"
+    assert masked("rtsp://user:s3/cr@et@host/1") == "rtsp://user:***@host/1"
+    assert masked("http://host:80/a@b") == "http://host:80/a@b"
+    assert masked("http://host/a:b@c") == "http://host/a:b@c"
+    hidden = masked("http://host/1?channel=2&Password=hunter2&api_key=k#x")
+    assert hidden == "http://host/1?channel=2&Password=***&api_key=***#x"
     assert masked("rtsp://host/live") == "rtsp://host/live"
     assert "secret" not in repr(stream("rtsp://user:secret@host/x"))
 
@@ -212,6 +217,18 @@ def test_what_is_a_live_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert live_source("9" * 5000) is None
     with pytest.raises(DataError, match=r"^rtsp://\[::1/x: not an address \(Invalid IPv6 URL\)$"):
         live_source("rtsp://[::1/x")
+    for address, reason in (
+        (
+            "rtsp://user:s3/cret@host:9/x",
+            r"rtsp://user:\*\*\*@host:9/x: not an address \(a / in a password is written %2F\)",
+        ),
+        ("udp://127.0.0.1:999999", r"udp://127\.0\.0\.1:999999: not an address \(Port out of range 0-65535\)"),
+        ("tcp://host", r"tcp://host: not an address \(no port\); give one, as in tcp://0\.0\.0\.0:5000"),
+    ):
+        with pytest.raises(DataError, match=f"^{reason}$"):
+            live_source(address)
+    with pytest.raises(DataError, match=r"^http://u:\*\*\*@host/x.png: cannot be fetched \(a / in a password is"):
+        collect_inputs("http://u:s3/cret@host/x.png", lambda: tmp_path)
     with pytest.raises(DataError, match=r"cannot be opened"):
         LiveReader(stream("rtsp://host/\udcff"))
     with pytest.raises(DataError, match="a camera or stream must be the only source of a call"):

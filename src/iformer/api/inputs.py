@@ -24,7 +24,7 @@ from torch import Tensor
 
 from iformer.api.answers import holds_answers
 from iformer.data.images import open_image
-from iformer.data.live import LiveSource, is_stream, live_source, masked, stream
+from iformer.data.live import LiveSource, is_stream, live_source, masked, split_address, stream
 from iformer.data.stream import find_images
 from iformer.data.video import is_video
 from iformer.errors import DataError, OutputError, UserError, counted, listed, one_line
@@ -205,8 +205,12 @@ def _download(url: str) -> bytes | LiveSource:
 
 
 def _request(url: str) -> urllib.request.Request:
-    """Return a request for a URL. A user and password in it are sent by HTTP's basic authentication."""
-    parts = urllib.parse.urlsplit(url)
+    """Return a request for a URL. A user and password in it are sent by HTTP's basic authentication.
+
+    Raises:
+        ValueError: the URL is not valid.
+    """
+    parts = split_address(url)
     user, _, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(parts._replace(netloc=host).geturl())
     if user:

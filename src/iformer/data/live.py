@@ -68,7 +68,11 @@ _STREAM_TYPES = frozenset(
 _ENDLESS_TYPES = frozenset(("video/mp2t", "video/x-flv"))
 """Content types of HTTP streams if the server does not say how long they are."""
 _DEVICE = re.compile(r"/dev/video\d+")
-_PASSWORD = re.compile(r"(?<=://)([^/:@]*):[^/]*@")
+_PASSWORD = re.compile(r"(?<=://)([^/?#:@]*):(?:[^/?#]*|(?!\d+/)[^?#]*)@")
+"""User name and password of an address, also if the password has a slash that is not written as %2F."""
+_SLASH_IN_PASSWORD = re.compile(r"://[^/?#:@]*:(?!\d+/)[^/?#@]*/[^?#]*@")
+_SECRET = re.compile(r"([?&;][^=&#]*(?:pass|pwd|secret|token|key|auth)[^=&#]*=)[^&#]+", re.IGNORECASE)
+"""A secret in the query of an address."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +160,11 @@ def stream(url: str) -> LiveSource:
     """
     scheme = url.partition("://")[0].lower()
     try:
-        parts = urllib.parse.urlsplit(url)
+        parts = split_address(url)
     except ValueError as error:
         raise DataError(f"{masked(url)}: not an address ({one_line(error)})") from None
+    if scheme in ("udp", "tcp") and not parts.port:
+        raise DataError(f"{masked(url)}: not an address (no port); give one, as in {scheme}://0.0.0.0:5000")
     options = {}
     if scheme in ("rtsp", "rtsps"):
         options["rtsp_flags"] = "prefer_tcp"  # UDP loses packets
@@ -184,9 +190,22 @@ def is_stream(content_type: str, *, has_length: bool, url: str) -> bool:
     return urllib.parse.urlsplit(url).path.lower().endswith(".m3u8")
 
 
+def split_address(url: str) -> urllib.parse.SplitResult:
+    """Return the parts of an address.
+
+    Raises:
+        ValueError: the address is not valid. The message holds nothing of a password.
+    """
+    if _SLASH_IN_PASSWORD.search(url):
+        raise ValueError("a / in a password is written %2F")
+    parts = urllib.parse.urlsplit(url)
+    _ = parts.port  # checks it
+    return parts
+
+
 def masked(url: str) -> str:
-    """Return an address with `***` in place of its password."""
-    return _PASSWORD.sub(r"\1:***@", url)
+    """Return an address with `***` in place of its password and of secrets in its query."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
 
 
 class _StreamReader(VideoReader):

@@ -219,7 +219,8 @@ def _with_weights(
     held = backbone_config(loaded.config)
     different = differences(config, held)
     if different:
-        own = "; to use their network, give the weights as the model (--model)" if held.name != config.name else ""
+        other = variant_name(held) != config.name
+        own = "; to use their network, give the weights as the model (--model)" if other else ""
         raise WeightsError(
             f"{loaded.source} holds {variant_name(held) or f'a network named {held.name}'}, not {config.name} as "
             f"asked for; they differ in {', '.join(different[:5])}{' and more' if len(different) > 5 else ''}{own}"

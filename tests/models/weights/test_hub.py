@@ -179,6 +179,16 @@ def test_names_that_cannot_be_on_the_hub() -> None:
     assert len(long) < 400
 
 
+def test_other_spellings_of_a_name_on_the_hub_lead_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("https://huggingface.co/ann/one", "https://hf.co/ann/one/tree/main", "HF-HUB:ann/one"):
+        assert message_of(lambda: iformer.load(name)) == f"{name} is an address; give the name hf-hub:ann/one"  # noqa: B023
+    message = message_of(lambda: iformer.load("ann/one"))
+    assert "ann/one does not exist" in message
+    assert message.endswith("; a network on the Hugging Face hub is hf-hub:ann/one")
+    assert "hub" not in message_of(lambda: iformer.load("runs/one.safetensors"))
+
+
 def test_an_endpoint_that_cannot_be_reached(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,22 @@ from typing import Any
 from iformer.config.network import NetworkConfig
 from iformer.config.variants import list_models, network_config, shipped_checkpoints
 from iformer.config.windows import with_design
-from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError, listed
+from iformer.errors import ConfigError, UnknownNameError, UserError, WeightsError, listed, printable
 from iformer.files import require_regular_file
 from iformer.models.classifier import Classifier
 from iformer.models.timm_interface import Indices
 from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
-from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES
+from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES, unreadable
 from iformer.plain_values import plain_arguments
 
 RUN_CHECKPOINT = "best.safetensors"
 """The file in a run folder that the folder's name stands for."""
 _EXPECTED = "A model is a size, a shipped checkpoint, a file, a run folder, an artifact or hf-hub:USER/NAME."
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_PAGE = re.compile(r"(?i)(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf[-_]hub:)([\w.-]+/[\w.-]+)")
+"""The address of a repository on the hub, or `hf-hub:` in capitals."""
 _MAX_RECORD_BYTES = 50_000_000
 
 
@@ -100,11 +104,15 @@ def resolve(name: Name, *, entry: str | None = None) -> Resolved:
         if not os.path.isfile(path / RUN_CHECKPOINT):
             raise WeightsError(f"{path} is a folder without {RUN_CHECKPOINT}; {_runs_in(path)}")
         path = path / RUN_CHECKPOINT
+    if isinstance(name, str) and not exists and (page := _PAGE.match(name)):
+        raise WeightsError(f"{printable(name, limit=200)} is an address; give the name hf-hub:{page[1]}")
     if isinstance(name, str) and not exists and not _looks_like_path(name):
         from iformer.models.weights.hub import release_names
 
         known = release_names() if "." in name else [*shipped_checkpoints(), *list_models()]
         raise UnknownNameError("model", name, known, expected=_EXPECTED)
+    if isinstance(name, str) and not exists and path.suffix not in WEIGHT_SUFFIXES and _REPOSITORY.fullmatch(name):
+        raise WeightsError(f"{unreadable(path)}; a network on the Hugging Face hub is hf-hub:{name}")
     return read_weights(path, entry=entry)
 
 
