@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpu_tables import FIGURES, short
+from cpu_tables import FIGURES as CPU_FIGURES
 from cpu_tables import TABLES as CPU_TABLES
+from cpu_tables import short
 from machine_records import RESULTS, records
 from peer_tables import peer_table
 
@@ -79,25 +80,20 @@ def _gpu_before() -> str:
     return markdown_table(["network", "cuDNN's convolution", "matrix product with bias"], rows)
 
 
-def _gpu_second() -> str:
-    """Folded networks against timm's fused ones on two machines, eager and as CUDA graphs."""
-
-    def ratio(record: str, what: str, suffix: str) -> str:
+def _gpu_ratios(what: str, suffix: str = "") -> str:
+    """How many times as fast a folded network is as timm's fused one, on two machines."""
+    ratios = []
+    for record in ("gpu", "gpu_second"):
         forms = figures(record)["inference"][what]
         theirs, ours = (forms[f"{name}{suffix}"] for name in ("timm fused, channels-last", "iformer"))
-        return f"{theirs['median_ms'] / ours['median_ms']:.2f}x"
+        ratios.append(f"{theirs['median_ms'] / ours['median_ms']:.2f}x")
+    return ", ".join(ratios)
 
+
+def _gpu_second() -> str:
     measured = [(suffix, batch) for suffix in ("", ", CUDA graph") for batch in (256, 32, 1)]
     rows = [
-        [
-            short(name),
-            *(
-                ", ".join(
-                    ratio(record, f"{name}, bf16, batch {batch}", suffix) for record in ("gpu", "gpu_second")
-                )
-                for suffix, batch in measured
-            ),
-        ]
+        [short(name), *(_gpu_ratios(f"{name}, bf16, batch {batch}", suffix) for suffix, batch in measured)]
         for name in ("iformer_t", "iformer_s", "iformer_m", "iformer_l")
     ]
     columns = [f"{'CUDA graph' if suffix else 'eager'}, batch {batch}" for suffix, batch in measured]
@@ -224,6 +220,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "browser": _browser,
     "arm": _arm,
     "peers": peer_table,
+}
+FIGURES: dict[str, Callable[[], str]] = {
+    "gpu-over-timm": lambda: _gpu_ratios("iformer_m, bf16, batch 256"),
+    **CPU_FIGURES,
 }
 
 
