@@ -41,13 +41,7 @@ from iformer.training.optimizer import base_lr
 from iformer.training.records.history import read_history, read_starts
 from iformer.training.records.logs import ProgressView, RunLog, epoch_line
 from iformer.training.records.pace import Pace
-from iformer.training.records.provenance import (
-    describe_device,
-    identity_defaults,
-    rank_values,
-    run_identity,
-    run_provenance,
-)
+from iformer.training.records.provenance import agreed_identity, describe_device, identity_defaults, run_provenance
 from iformer.training.records.results import Evaluation, TrainResult
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.run_start import RunStart
@@ -86,8 +80,7 @@ class _Run:
         # 1. the ranks, which must have the same settings and data
         self.accelerator, self.context = launch(job.device, job.recipe.precision)
         self.is_main = self.context.rank == 0
-        self.identity = run_identity(job, self.context.precision)
-        check_ranks_agree(rank_values(job, self.identity))
+        self.identity = agreed_identity(job, self.context.precision)
         check_batch_size(self.recipe, self.context.world_size)
         self.signals = stack.enter_context(SignalHandler(self.context.world_size))
 

@@ -23,6 +23,7 @@ from iformer.config.checking import plain_defaults
 from iformer.config.network import NetworkConfig
 from iformer.config.recipe import Recipe
 from iformer.errors import counted
+from iformer.training.distributed import check_ranks_agree
 from iformer.training.job import TrainJob
 from iformer.training.state import PATH_FIELDS, flat
 
@@ -68,6 +69,17 @@ def run_identity(job: TrainJob, precision: str) -> dict[str, Any]:
         },
         **job.identity,
     }
+
+
+def agreed_identity(job: TrainJob, precision: str) -> dict[str, Any]:
+    """Return `run_identity`, once all ranks have the same settings and data. Every rank must call it.
+
+    Raises:
+        UserError: two ranks differ; see `check_ranks_agree`.
+    """
+    identity = run_identity(job, precision)
+    check_ranks_agree(rank_values(job, identity))
+    return identity
 
 
 def rank_values(job: TrainJob, identity: dict[str, Any]) -> dict[str, tuple[str, ...]]:
