@@ -164,10 +164,10 @@ def _convert_labels(source: str, out: Path, *, to: LabelFormat, val_split: float
         print_json(asdict(done))
         return
     images, objects = sum(done.images.values()), sum(done.objects.values())
+    left_out = f" ({done.left_out:,} left out)" if done.left_out else ""
     say(
         f"wrote {done.folder} ({done.format}): {counted(images, 'image')} ({', '.join(done.images)}), "
-        f"{counted(objects, 'object')}, "
-        f"{counted(done.classes, 'class')}; it was read again and compared"
+        f"{counted(objects, 'object')}{left_out}, {counted(done.classes, 'class')}; it was read again and compared"
     )
 
 

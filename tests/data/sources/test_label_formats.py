@@ -85,7 +85,7 @@ def test_conversion_changes_nothing(
 
 
 def test_coco_keeps_ids_run_lengths_and_crowds_and_yolo_names_what_it_loses(
-    shapes_data: Path, tmp_path: Path
+    shapes_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = Path(shutil.copytree(shapes_data, tmp_path / "data"))
     path = data / "annotations" / "instances_train.json"
@@ -100,11 +100,35 @@ def test_coco_keeps_ids_run_lengths_and_crowds_and_yolo_names_what_it_loses(
     assert (after.class_names, after.category_ids) == (before.class_names, before.category_ids)
     assert [sample[1:] for sample in after.samples] == [sample[1:] for sample in before.samples]
     done = convert_labels(data, tmp_path / "yolo", to="yolo", workers=1)
-    assert any("1 crowd regions left out" in note for note in done.notes)
+    written = sum(not instance.crowd for sample in before.samples for instance in sample.instances)
+    assert (done.objects["train"], done.left_out) == (written, 1)
+    lines = [line for file in (tmp_path / "yolo/labels/train").iterdir() for line in file.read_text().splitlines()]
+    assert len(lines) == written
+    assert done.notes[0].startswith("1 crowd region (objects marked iscrowd or difficult) left out")
+    assert main(["convert", str(data), str(tmp_path / "again"), "--to", "yolo"]) == 0
+    assert f"{sum(done.objects.values())} objects (1 left out), " in capsys.readouterr().out
     assert any("masks became boxes" in note for note in done.notes)
     boxes = [i.box for s in load_detection(tmp_path / "yolo", workers=1).train.samples for i in s.instances]
     expected = [i.box for s in before.samples for i in s.instances if not i.crowd]
     assert np.allclose(boxes, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_splits_with_other_categories_are_refused_as_in_training(to: Any, coco: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(coco, tmp_path / "data"))
+    path = data / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = content["categories"][0]["name"].upper()
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"categories of training and validation differ .*; give both the same"
+    ) as one:
+        load_detection(data)
+    with pytest.raises(DataError) as other:
+        convert_labels(data, tmp_path / "out", to=to)
+    assert str(other.value) == str(one.value)
+    assert not (tmp_path / "out").exists()
+    load_detection(data, for_training=False)  # evaluation takes one of the splits
 
 
 def test_boxes_of_any_floats_survive_conversion(coco: Path, tmp_path: Path) -> None:

@@ -162,8 +162,27 @@ def test_a_tracker_that_cannot_start_is_one_line(wandb: SimpleNamespace, tmp_pat
         raise RuntimeError(f"api_key not configured. {'x' * 500} Set WANDB_API_KEY.\nmore")
 
     sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"wandb cannot be started \(api_key not .* Set WANDB_API_KEY\.\)"):
+    with pytest.raises(
+        UserError,
+        match=r"wandb cannot be started \(api_key not .* Set WANDB_API_KEY\.\); --tracker tensorboard trains",
+    ):
         Trackers(["tensorboard", "wandb"], tmp_path, config={})
+
+
+def test_how_to_go_on_without_a_tracker_is_said(wandb: SimpleNamespace, tmp_path: Path) -> None:
+    def gone(**_: Any) -> None:
+        raise RuntimeError("Run 'a' not found")
+
+    sys.modules["wandb"].init = gone  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"\(Run 'a' not found\); --tracker none continues without it$"):
+        Trackers(["wandb"], tmp_path, config={}, resume=True)
+    with pytest.raises(UserError, match=r"--tracker tensorboard continues without it$"):
+        Trackers(["wandb", "tensorboard"], tmp_path, config={}, resume=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tensorboard").touch()
+    with pytest.raises(UserError, match=r"\(.*tensorboard is in its way; move that away\); --tracker none trains"):
+        Trackers(["tensorboard"], other, config={})
 
 
 def test_a_full_disk_of_tensorboard_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

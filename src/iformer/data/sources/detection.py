@@ -92,10 +92,14 @@ def read_detection(
     workers: int | None = None,
     progress: Progress | None = None,
     for_training: bool = True,
+    same_classes: bool = False,
 ) -> DetectionSource:
     """Load a data set, and also return its annotations as they were read.
 
-    Arguments and errors are those of `load_detection`.
+    The other arguments and errors are those of `load_detection`.
+
+    Args:
+        same_classes: require both splits to have the same classes, as `for_training` does.
     """
     if val_split is not None and not 0 < val_split < 1:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
@@ -107,7 +111,8 @@ def read_detection(
     for split, annotated in found.items():
         sets[split], entries[split] = _image_set(annotated, root, split, errors)
     _raise(errors)
-    if for_training and len(sets) == 2 and sets["train"].class_names != sets["val"].class_names:
+    differ = len(sets) == 2 and sets["train"].class_names != sets["val"].class_names
+    if differ and (for_training or same_classes):
         raise DataError(
             f"{root}: the categories of training and validation differ "
             f"({_difference(sets['train'].class_names, sets['val'].class_names)}); give both the same list"

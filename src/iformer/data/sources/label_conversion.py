@@ -18,7 +18,7 @@ from iformer.data.parallel import Progress
 from iformer.data.sources.annotations.objects import MIN_SIDE
 from iformer.data.sources.annotations.split import bounds
 from iformer.data.sources.detection import load_detection, read_detection
-from iformer.errors import DataError, OutputError, UserError
+from iformer.errors import DataError, OutputError, UserError, counted
 from iformer.files import json_text
 
 Format = Literal["coco", "yolo"]
@@ -43,7 +43,9 @@ class LabelSummary:
     images: dict[str, int]
     """Number of images by split."""
     objects: dict[str, int]
-    """Number of objects by split."""
+    """Number of objects written by split."""
+    left_out: int
+    """Number of crowd regions that the format cannot store."""
     classes: int
     notes: tuple[str, ...]
     """Objects and masks that the format cannot store, and warnings about the source, one line each."""
@@ -82,10 +84,16 @@ def convert_labels(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; give another OUT")
-    source = read_detection(data, val_split=val_split, workers=workers, progress=progress, for_training=False)
+    source = read_detection(
+        data, val_split=val_split, workers=workers, progress=progress, for_training=False, same_classes=True
+    )
     sets = {split: getattr(source.splits, split) for split in _SPLITS}
     sets = {split: image_set for split, image_set in sets.items() if len(image_set)}
     lost = _Lost()
+    objects = {
+        split: sum(to == "coco" or not instance.crowd for sample in one.samples for instance in sample.instances)
+        for split, one in sets.items()
+    }
     part = target.absolute().parent / f".{secrets.token_hex(8)}.part"
     missing = [folder for folder in part.parents if not folder.exists()]
     try:
@@ -117,9 +125,10 @@ def convert_labels(
         folder=str(target),
         format=to,
         images={split: len(image_set) for split, image_set in sets.items()},
-        objects={split: sum(len(sample.instances) for sample in one.samples) for split, one in sets.items()},
+        objects=objects,
+        left_out=lost.crowds,
         classes=len(source.splits.train.class_names),
-        notes=(*source.splits.warnings, *lost.notes()),
+        notes=(*lost.notes(), *source.splits.warnings),
     )
 
 
@@ -133,11 +142,11 @@ class _Lost:
     def notes(self) -> list[str]:
         found = []
         if self.crowds:
-            found.append(f"{self.crowds:,} crowd regions left out: YOLO's labels have none")
+            regions = counted(self.crowds, "crowd region")
+            found.append(f"{regions} (objects marked iscrowd or difficult) left out: YOLO's labels have none")
         if self.masks:
-            found.append(
-                f"{self.masks:,} masks became boxes: YOLO's labels have one polygon per object, no run lengths"
-            )
+            masks = "1 mask became a box" if self.masks == 1 else f"{self.masks:,} masks became boxes"
+            found.append(f"{masks}: YOLO's labels have one polygon per object, no run lengths")
         return found
 
 

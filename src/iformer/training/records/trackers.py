@@ -148,7 +148,14 @@ class Trackers:
                     tracker.store_init_configuration(dict(_flat(config)))
             except Exception as error:  # the services have no common base class
                 self.close()
-                raise UserError(f"the tracker {name} cannot be started ({one_line(error, limit=1000)})") from error
+                reason = one_line(error, limit=1000)
+                if isinstance(error, FileExistsError) and error.filename:
+                    reason = f"{error.filename} is in its way; move that away"
+                others = ",".join(other for other in names if other != name) or NO_TRACKER
+                raise UserError(
+                    f"the tracker {name} cannot be started ({reason}); --tracker {others} "
+                    f"{'continues' if resume else 'trains'} without it"
+                ) from error
             self._running[name] = tracker
         self.ids = {name: _RUN_ID[name](tracker) for name, tracker in self._running.items() if name in _RUN_ID}
         """Run ids by tracker; TensorBoard has none."""
