@@ -111,3 +111,4 @@ def test_a_missing_path_gets_near_names(tmp_path: Path, monkeypatch: pytest.Monk
     assert near_paths("runs/min") == "; did you mean runs/mine?"
     assert near_paths("photographs") == f"; looked for {tmp_path / 'photographs'}"
     assert near_paths(tmp_path / "photographs") == ""
+    assert near_paths("a" * 300) == "; the name is too long for a file"

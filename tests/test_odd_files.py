@@ -176,7 +176,7 @@ def test_long_names_are_shown_in_part(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["info", "a" * 5000]) == 1
     assert main(["info", f"hf-hub:a/b@{'r' * 5000}"]) == 1
     long, hub = capsys.readouterr().err.splitlines()
-    assert long.startswith("error: File name too long: aaa")
+    assert long.startswith("error: unknown model 'aaa")
     assert "is not a name on the hub" in hub
     assert max(len(long), len(hub)) < 500
 

@@ -59,7 +59,7 @@ class UnknownNameError(UserError):
             hint = f"it is like none of the {len(known):,} known names"
         if expected:
             hint += f" {expected}" if nearest else f". {expected}"
-        super().__init__(f"unknown {kind} '{printable(name)}'; {hint}")
+        super().__init__(f"unknown {kind} '{printable(name, limit=100)}'; {hint}")
 
 
 _LISTED = 100

@@ -48,11 +48,18 @@ def near_paths(path: str | os.PathLike[str]) -> str:
     """Return the end of a message about a missing file or folder, `path`: near names, or where it was looked for.
 
     Such as `; did you mean runs/mine?`. Without a near name, a relative path gives `; looked for FOLDER/NAME`; an
-    absolute path gives an empty string.
+    absolute path gives an empty string. A name that the system refuses as too long gives that reason.
     """
     missing = Path(path)
+    try:
+        os.lstat(missing)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return "; the name is too long for a file"
+    except ValueError:
+        return "; no name of a file has a NUL character"
     for existing in missing.parents:
-        if existing.is_dir():
+        if os.path.isdir(existing):
             break
     else:
         return ""
@@ -203,9 +210,9 @@ def _sync_folder(folder: Path) -> None:
 
 def _reason(path: Path, error: OSError) -> str:
     folder = path.absolute().parent
-    if not folder.exists():
+    if not os.path.exists(folder):
         return f"the folder {folder} does not exist"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"{folder} is not a folder"
     return error.strerror or str(error)
 
@@ -214,13 +221,15 @@ def output_folder(path: Path) -> Path:
     """Create a folder for results and check that it is writable, before any work is done; return its path.
 
     Raises:
-        OutputError: the folder cannot be created or is not writable.
+        OutputError: the folder cannot be created or is not writable; new parents of it are removed.
     """
+    missing = _missing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
+        _remove_empty(missing)
         raise OutputError(f"cannot write into {path}: {error.strerror or error}") from error
 
 
@@ -253,12 +262,12 @@ def removed_on_failure(folder: Path | None) -> Iterator[None]:
 
 def _missing(folder: Path) -> list[Path]:
     """Return the folder and its parents, innermost first, as far as they do not exist."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    with contextlib.suppress(OSError):  # the first one that is not empty
-        for folder in folders:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it was not made, or is not empty
             folder.rmdir()
 
 

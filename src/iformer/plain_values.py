@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+
+from iformer.errors import UserError
 
 ParametersT = ParamSpec("ParametersT")
 ResultT = TypeVar("ResultT")
@@ -35,3 +38,9 @@ def plain_arguments(function: Callable[ParametersT, ResultT]) -> Callable[Parame
         return function(*map(plain, args), **plain(kwargs))
 
     return wrapper
+
+
+def check_text(name: str, text: str | bytes) -> None:
+    """Raise `UserError` if a text has a NUL character, which no name of a file has."""
+    if "\0" in os.fsdecode(text):
+        raise UserError(f"{name} is {text[:160]!r}; expected a text without NUL characters")

@@ -15,6 +15,7 @@ import iformer
 from iformer.config.checking import check_arguments
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
+from iformer.models.light_detector import LightDetector
 from tiny.hub import TOKEN, running_hub
 from tiny.networks import labelled_classifier
 
@@ -109,6 +110,81 @@ def test_wrong_arguments_are_one_line(name: str, classifier: Classifier, images:
             function(**{**given, **wrong})
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+LONG = "a" * 300
+NAMES = [
+    (LONG, "too long"),
+    (f"x/{LONG}/y", "too long|no such folder|no such file|No such file"),
+    ("a\0b", "without NUL characters"),
+]
+
+
+@pytest.mark.parametrize(("name", "reason"), NAMES)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_names_that_no_file_can_have(
+    name: str,
+    reason: str,
+    kind: type[Any],
+    classifier: Classifier,
+    detector: LightDetector,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = kind(name)
+    table, weights, artifact = (kind(name + suffix) for suffix in (".csv", ".safetensors", ".onnx"))
+    settings = {"model": "iformer_t", "weights": "none", "tracker": "none", "warn": lambda lines: None}
+    calls: list[Callable[[], Any]] = [
+        lambda: iformer.predict(classifier, images, out=given),
+        lambda: iformer.evaluate(classifier, given),
+        lambda: iformer.evaluate(classifier, table),
+        lambda: iformer.evaluate(detector, given),
+        lambda: iformer.train(given, out="run"),
+        lambda: iformer.train(given, out="run", recipe="detection-light"),
+        lambda: iformer.train(given, out="run", recipe="segmentation-light"),
+        lambda: iformer.train(images, out=given, **settings),
+        lambda: iformer.train(images, out=given, resume=True, **settings),
+        lambda: iformer.cross_validate(images, out=given, folds=2, **settings),
+        lambda: iformer.export(classifier, to="onnx", images=given),
+        lambda: iformer.export(classifier, to="onnx", out=artifact),
+        lambda: iformer.export(classifier, to="onnx", precision="int8", calibration=given),
+        lambda: iformer.load(weights),
+        lambda: iformer.export(weights, to="onnx"),
+        lambda: iformer.push(weights, "ann/flowers"),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=rf"{reason}|does not exist") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert "\0" not in str(caught.value)
+    unknown: list[Callable[[], Any]] = [
+        lambda: iformer.load(given),
+        lambda: iformer.train(images, out="run", recipe=given),
+        lambda: iformer.train(images, out="run", model=given),
+        lambda: iformer.pretrain(images, out="run", teacher=given),
+        lambda: iformer.push(given, "ann/flowers"),
+        lambda: iformer.save(classifier, weights),
+    ]
+    for call in unknown:
+        with pytest.raises(UserError):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_no_file_can_have_is_answered_at_its_place(classifier: Classifier, images: Path) -> None:
+    image = next((images / "val" / "red").iterdir())
+    long, nul, read = iformer.predict(classifier, [LONG + ".png", "a\0b", image])
+    assert long.error == "no such file or folder; the name is too long for a file"
+    assert nul.error == "no such file or folder; no name of a file has a NUL character"
+    assert read.error is None
+
+
+def test_a_run_cannot_be_resumed_below_a_file(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"holds no run to resume|is not a folder|cannot write into"):
+        iformer.train(out=tmp_path / "file" / "run", resume=True)
 
 
 def test_results_that_cannot_be_written_are_one_line(classifier: Classifier, images: Path, tmp_path: Path) -> None:

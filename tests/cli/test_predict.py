@@ -122,6 +122,15 @@ def test_predict_errors_are_one_line(
     assert not out
 
 
+def test_a_name_that_is_too_long_is_answered_at_its_place(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, images: Path
+) -> None:
+    _, out, _ = run(capsys, "predict", "a" * 300 + ".jpg", images / "0.png", "--weights", checkpoint, "--json")
+    long, read = map(json.loads, out.splitlines())
+    assert long["error"] == "no such file or folder; the name is too long for a file"
+    assert "error" not in read
+
+
 def test_predict_without_weights_and_hub_names_the_shipped_network(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

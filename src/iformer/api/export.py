@@ -295,10 +295,10 @@ def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, pre
     if precision in QUANTIZED:
         name += f"_{precision}"
     folder = out or Path()
-    if out is not None and len(runtimes) == 1 and (is_artifact(out) or not out.is_dir()):
+    if out is not None and len(runtimes) == 1 and (is_artifact(out) or not os.path.isdir(out)):
         if out.suffix == runtimes[0].suffix:
             return [_utf8(out)]
-        if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or out.is_file():
+        if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or os.path.isfile(out):
             raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
     return [_utf8(folder / f"{name}{_backend_mark(runtime)}{runtime.suffix}") for runtime in runtimes]
 
@@ -323,4 +323,4 @@ def _backend_mark(runtime: Runtime) -> str:
 def artifact_name(weights: str) -> str:
     """Return the last part of a path or of a name on the hub, without the extension of a file."""
     path = Path(weights)
-    return path.stem if path.is_file() else path.name or path.resolve().name
+    return path.stem if os.path.isfile(path) else path.name or path.resolve().name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ def push(
     if isinstance(run, nn.Module):
         run = require_network(run)
     folder = None if isinstance(run, nn.Module) else Path(run)
-    is_run = folder is not None and RunFolder(folder).config.is_file()
+    is_run = folder is not None and os.path.isfile(RunFolder(folder).config)
     if last and not is_run:
         raise UserError(f"--last needs a run folder; {folder or 'a network'} is not one")
     checkpoint = None

@@ -131,7 +131,7 @@ def prepare_subject(
     path = folder / f"{Path(name).name[-40:]}_{digest}{pixels}{runtime.suffix}"
     if name.startswith(TIMM_PREFIX):
         return _peer(name.removeprefix(TIMM_PREFIX), runtime, path, size, batch, label or name)
-    found = resolve(name, entry=entry if Path(name).is_file() else None)
+    found = resolve(name, entry=entry if os.path.isfile(name) else None)
     if isinstance(found, Artifact):
         return _artifact(found.path, runtime, batch, label)
     # a size name gets random weights instead of a download, because latency does not depend on the weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,7 +71,7 @@ def evaluate(
     from iformer.api.evaluate import evaluate as measure
     from iformer.files import json_text, removed_on_failure, write_text
 
-    if out is not None and ((out / "config.yaml").exists() or (out / "fold-1").exists()):
+    if out is not None and any(os.path.exists(out / name) for name in ("config.yaml", "fold-1")):
         raise UserError(f"{out} holds a training run, and its metrics.json would be replaced; give another --out")
     with removed_on_failure(out):
         evaluation = measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json as json_format
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -84,7 +85,7 @@ def _means_shards(name: str) -> bool:
 
     if name.startswith(("hf-hub:", "hf_hub:")):
         return False
-    return is_url(name) or (Path(name).is_dir() and not is_known_folder(name))
+    return is_url(name) or (os.path.isdir(name) and not is_known_folder(name))
 
 
 def _refuse_annotations(folder: Path) -> None:
@@ -94,7 +95,7 @@ def _refuse_annotations(folder: Path) -> None:
     from iformer.data.sources.annotations.yolo import find_yolo
     from iformer.data.sources.shards.reader import holds_shards
 
-    if not folder.is_dir() or holds_shards(folder):
+    if not os.path.isdir(folder) or holds_shards(folder):
         return
     found = {
         "COCO": find_coco(folder) or find_one_coco(folder),

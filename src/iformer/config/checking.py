@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from iformer.errors import ConfigError, UserError
-from iformer.plain_values import plain
+from iformer.plain_values import check_text, plain
 
 ConfigT = TypeVar("ConfigT")
 
@@ -161,13 +161,15 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
         arguments: arguments by name, such as `locals()` in the first line of the function.
 
     Raises:
-        UserError: an argument has the wrong type or is out of range; the message names the first such argument.
+        UserError: an argument has the wrong type, is out of range or has a NUL character; the message names it.
     """
     for name, hint in typing.get_type_hints(function, include_extras=True).items():
-        if name not in arguments or hint is Any:
+        if name not in arguments:
             continue
         given = arguments[name]
-        if _fits(given, hint):
+        if isinstance(given, str | os.PathLike):
+            check_text(name, os.fspath(given))
+        if hint is Any or _fits(given, hint):
             continue
         if type(None) in typing.get_args(hint):
             hint = functools.reduce(operator.or_, (arg for arg in typing.get_args(hint) if arg is not type(None)))

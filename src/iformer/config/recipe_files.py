@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, dic
     name = str(name_or_path)
     if name in list_recipes():
         path = _folder() / f"{name}.yaml"
-    elif Path(name).is_file():
+    elif os.path.isfile(name):
         path = Path(name)
     elif Path(name).suffix in (".yaml", ".yml"):
         raise ConfigError(f"recipe {name}: no such file")

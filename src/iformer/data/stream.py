@@ -60,7 +60,7 @@ def find_images(
             )
         text = os.path.expanduser(os.fspath(source))
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, for any name: a name may be too long for a file
             try:
                 candidates = list(files_below(path))
             except OSError as error:

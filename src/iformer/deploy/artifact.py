@@ -18,7 +18,7 @@ from torch import nn
 
 from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
-from iformer.errors import ConfigError, UserError
+from iformer.errors import ConfigError, OutputError, UserError
 from iformer.files import output_folder, read_at_most, write_text
 
 try:
@@ -152,9 +152,15 @@ def staged(artifact: Path) -> Iterator[Path]:
         UserError: `artifact` is an existing folder that is not an artifact.
         OutputError: the folder cannot be created or written.
     """
-    if artifact.is_dir() and not _is_record(record_path(artifact), artifact.name):
+    if os.path.isdir(artifact) and not _is_record(record_path(artifact), artifact.name):
         raise UserError(f"{artifact} is a folder and not an artifact; choose another name")
-    missing = [folder for folder in (artifact.parent, *artifact.parent.parents) if not folder.exists()]
+    try:
+        os.lstat(record_path(artifact))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # such as a name that is too long for a file
+        raise OutputError(f"cannot write {artifact}: {error.strerror or error}") from error
+    missing = [folder for folder in (artifact.parent, *artifact.parent.parents) if not os.path.exists(folder)]
     output_folder(artifact.parent)
     try:
         with _staging_folder(artifact.parent) as folder:

@@ -75,7 +75,7 @@ def check_folder(folder: Path, folds: int, *, resume: bool, overwrite: bool) -> 
     """
     if not 2 <= folds <= MAX_FOLDS:
         raise UserError(f"--folds is {folds}; expected 2 to {MAX_FOLDS}")
-    if not folder.exists():
+    if not os.path.exists(folder):
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; --out names a folder")

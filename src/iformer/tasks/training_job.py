@@ -57,7 +57,7 @@ class StoredRun(Config):
             return name
         here, above = Path.cwd(), folder.absolute().parents
         start = [Path(self.working_directory)] if self.working_directory else []
-        found = next((base for base in (*start, here, *above) if (base / name).exists()), here)
+        found = next((base for base in (*start, here, *above) if os.path.exists(base / name)), here)
         return name if found == here else str(found / name)
 
     @classmethod
@@ -139,7 +139,7 @@ def training_job(
         fields = _located(fields, before, folder, overrides or {})
     data = data or (before.locate(before.data, folder) if before else None)
     if data is None and resume:
-        near = "" if folder.exists() else near_paths(folder)
+        near = "" if os.path.exists(folder) else near_paths(folder)
         raise UserError(f"{folder} holds no run to resume; check --out, or give --data to start one there{near}")
     if data is None:
         raise UserError(f"--data is missing; give {row.data}")

@@ -202,7 +202,7 @@ def _check_disk(job: TrainJob) -> tuple[int, int]:
     # two states with two moments each, best and last, and one file that is being written
     needed = 3 * (copies + 2) * weights + 2 * weights
     folder = job.folder.absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK):
         raise UserError(f"{job.folder} cannot be written: no right to write into {existing}; give another --out")

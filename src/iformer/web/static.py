@@ -91,7 +91,7 @@ def licence_text(runtimes: Sequence[str], network: str) -> str:
 
 def _check_replaceable(folder: Path) -> None:
     """Raise `UserError` unless the folder is missing, is empty, or holds only a page."""
-    if not folder.exists():
+    if not os.path.exists(folder):
         return
     not_a_page = UserError(f"--out is '{folder}', which is not a page of iformer; give a new folder")
     try:

@@ -55,7 +55,7 @@ def load_data(
         return load_elpv(strict=strict, workers=workers, progress=progress)
     if name.startswith(HUB_PREFIX):
         return load_hub_data(name, for_training=for_training)
-    if is_url(spec) or (Path(spec).is_dir() and holds_shards(Path(spec))):
+    if is_url(spec) or (os.path.isdir(spec) and holds_shards(Path(spec))):
         return load_shards(spec, for_training=for_training)
     options: dict[str, Any] = {
         "val_split": val_split,

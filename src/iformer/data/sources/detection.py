@@ -152,9 +152,9 @@ def read_detection(
 def _read(data: Path) -> tuple[Path, dict[str, AnnotatedSplit], list[str]]:
     """Recognise the format; return the folder, the splits and notes."""
     suffix = data.suffix.lower()
-    if data.is_file() and suffix in (".yaml", ".yml"):
+    if os.path.isfile(data) and suffix in (".yaml", ".yml"):
         return data.parent, read_yolo(data), []
-    if data.is_file() and suffix == ".json":
+    if os.path.isfile(data) and suffix == ".json":
         root = data.parent.parent if data.parent.name == "annotations" else data.parent
         return root, *read_coco(root, {"all": data})
     root = require_folder(data, _LAYOUT)

@@ -82,7 +82,7 @@ def convert_labels(
         OutputError: `out` cannot be written; nothing is left behind.
     """
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.exists(target) and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; give another OUT")
     source = read_detection(
         data, val_split=val_split, workers=workers, progress=progress, for_training=False, same_classes=True
@@ -95,7 +95,7 @@ def convert_labels(
         for split, one in sets.items()
     }
     part = target.absolute().parent / f".{secrets.token_hex(8)}.part"
-    missing = [folder for folder in part.parents if not folder.exists()]
+    missing = [folder for folder in part.parents if not os.path.exists(folder)]
     try:
         part.mkdir(parents=True)
         names = {split: _copy_images(image_set, part / "images" / split) for split, image_set in sets.items()}

@@ -82,9 +82,10 @@ def require_folder(folder: str | os.PathLike[str], expected: str) -> Path:
         DataError: `folder` does not exist or is not a folder; the message ends with `expected`.
     """
     root = Path(folder)
-    if not root.is_dir():
-        found = "not a folder" if root.exists() else "no such folder"
-        raise DataError(f"{root}: {found}; {expected}{'' if root.exists() else near_paths(root)}")
+    if not os.path.isdir(root):
+        found = os.path.exists(root)
+        reason = "not a folder" if found else "no such folder"
+        raise DataError(f"{root}: {reason}; {expected}{'' if found else near_paths(root)}")
     return root
 
 

@@ -46,7 +46,7 @@ class _Row:
 
 def is_table(spec: str | os.PathLike[str]) -> bool:
     """Return whether `spec` has the extension of a table and is not a folder."""
-    return Path(spec).suffix.lower() in TABLE_SUFFIXES and not Path(spec).is_dir()
+    return Path(spec).suffix.lower() in TABLE_SUFFIXES and not os.path.isdir(spec)
 
 
 def load_table(

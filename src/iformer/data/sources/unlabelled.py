@@ -47,7 +47,7 @@ def load_unlabelled(
     if not 0.0 < val_split < 1.0:
         raise ConfigError(f"val_split is {val_split!r}; expected a number between 0 and 1")
     folder = Path(spec)
-    if os.fspath(spec) != ELPV and folder.is_dir() and not holds_shards(folder):
+    if os.fspath(spec) != ELPV and os.path.isdir(folder) and not holds_shards(folder):
         whole = _images_of_folder(folder, strict=strict, workers=workers)
     else:
         data = load_data(spec, strict=strict, workers=workers, for_training=False)

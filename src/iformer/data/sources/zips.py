@@ -80,7 +80,7 @@ def _opened(archive: Path, process: int, identity: tuple[int, ...]) -> zipfile.Z
 
 def is_zip(spec: str | os.PathLike[str]) -> bool:
     """Return whether `spec` has the extension of a zip archive and is not a folder."""
-    return Path(spec).suffix.lower() == ".zip" and not Path(spec).is_dir()
+    return Path(spec).suffix.lower() == ".zip" and not os.path.isdir(spec)
 
 
 def load_zip(

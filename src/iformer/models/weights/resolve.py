@@ -33,7 +33,7 @@ from iformer.models.weights.checkpoint import Weights, build_network
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
 from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES, unreadable
-from iformer.plain_values import plain_arguments
+from iformer.plain_values import check_text, plain_arguments
 
 RUN_CHECKPOINT = "best.safetensors"
 """The file in a run folder that the folder's name stands for."""
@@ -143,12 +143,13 @@ def require_name(name: Any) -> str:
     """Return a name or a path as text.
 
     Raises:
-        UserError: `name` is neither, or is empty.
+        UserError: `name` is neither, is empty, or has a NUL character.
     """
     if not isinstance(name, str | os.PathLike) or not isinstance(text := os.fspath(name), str):
         raise UserError(f"a network is named by a text or a path, not by {type(name).__name__}")
     if not text:
         raise UserError(f"the name of a network is empty. {_EXPECTED}")
+    check_text("the name of a network", text)
     return text
 
 

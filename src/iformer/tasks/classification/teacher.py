@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,12 +210,12 @@ def _read(name: str, entry: str | None, weights: str | None, load: Callable[...,
     import timm
 
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / RUN_CHECKPOINT
-    if path.suffix == SUFFIX and path.is_file() and (trained := _trained_timm_network(path)) is not None:
+    if path.suffix == SUFFIX and os.path.isfile(path) and (trained := _trained_timm_network(path)) is not None:
         return trained
     timm_name = name.removeprefix(TIMM).removeprefix("timm/")
-    is_ours = path.exists() or name in (*list_models(), *release_names())
+    is_ours = os.path.exists(path) or name in (*list_models(), *release_names())
     if not is_ours and timm.is_model(timm_name.partition(".")[0]):
         if entry is not None:
             raise UserError(f"teacher_entry is for files of training scripts; {name} is not one")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from iformer.errors import ConfigError, UserError
+from iformer.errors import ConfigError, OutputError, UserError
 from iformer.files import read_at_most, write_text
 from iformer.locks import reserved
 from iformer.safe_yaml import read_yaml
@@ -95,15 +95,23 @@ class RunFolder:
         """Check that a run may use the folder; nothing is changed.
 
         Raises:
+            OutputError: the path cannot be that of a folder.
             UserError: both `resume` and `overwrite` are set; the path is a file; the folder holds files that are
                 not from a run; it holds a run and neither is set; or the `config.yaml` of the run, or the state of
                 the run to resume, is missing.
         """
         if resume and overwrite:
             raise UserError("--resume continues the run in the folder, --overwrite removes it: give one of them")
-        if self.path.exists() and not self.path.is_dir():
+        try:
+            self.path.stat()
+            exists = True
+        except (FileNotFoundError, NotADirectoryError):
+            exists = False
+        except OSError as error:  # such as a name that is too long for a folder
+            raise OutputError(f"cannot write into {self.path}: {error.strerror or error}") from error
+        if exists and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; --out names a folder")
-        if not self.path.exists() or all(_is_leftover(file) for file in self.path.iterdir()):
+        if not exists or all(_is_leftover(file) for file in self.path.iterdir()):
             return
         if not self.config.is_file() or (overwrite and not self._is_run()):
             if self.holds_folds:
@@ -237,7 +245,7 @@ class RunFolder:
         """
         try:
             settings = read_yaml(self.config, max_bytes=_MAX_CONFIG_BYTES)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except ConfigError:
             settings = None

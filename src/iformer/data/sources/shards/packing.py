@@ -61,7 +61,7 @@ def check_empty(folder: Path) -> None:
     Raises:
         UserError: the folder is not empty, or a file.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise _not_empty(folder)
 
 
@@ -245,7 +245,7 @@ def _check_disk(folder: Path, data: DataSplits) -> None:
     needed = sum(
         sample.size() + _MEMBER_OVERHEAD for image_set in (data.train, data.val) for sample in image_set.samples
     )
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(f"{folder}: the shards need about {size_text(needed)}, {size_text(free)} are free there")

@@ -98,7 +98,7 @@ def load_shards(
         DataError: a split, a shard or a URL's index is missing, a shard is truncated, or the index is damaged.
     """
     store = shard_store(where)
-    if isinstance(store, FolderStore) and not (store.folder / INDEX).is_file():
+    if isinstance(store, FolderStore) and not os.path.isfile(store.folder / INDEX):
         index = index_foreign(store, progress)
     else:
         index = read_index(store)
