@@ -74,7 +74,7 @@ def listed(items: Sequence[str], *, limit: int = 20, separator: str = ", ", leng
 
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun in singular or plural, such as "1 image", "2,000 images" or "2 classes"."""
-    plural = "es" if noun.endswith(("s", "x", "ch")) else "s"
+    plural = "es" if noun.endswith(("s", "x", "ch")) and not noun.endswith("epoch") else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
