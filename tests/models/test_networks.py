@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from iformer.config.network import AttentionConfig, NetworkConfig, StageConfig
 from iformer.config.variants import VARIANTS, list_models, network_config
@@ -15,6 +17,8 @@ from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.complexity import count_parameters
 from iformer.models.factory import build
+from iformer.models.folding import fold
+from tiny.dense import light_detector, light_segmenter
 from tiny.networks import randomize, tiny_config
 
 GOLDEN_KEYS = Path(__file__).parent / "golden_state_dict.json"
@@ -74,6 +78,25 @@ def test_unusable_input_is_named(shape: tuple[int, ...]) -> None:
     model = build(tiny_config())
     with pytest.raises(UserError, match="expected B x 3 x H x W with H and W of 32 or more"):
         model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("network", [lambda: build(tiny_config()), light_detector, light_segmenter])
+def test_input_that_is_not_floating_point_is_named(network: Callable[[], nn.Module]) -> None:
+    model = network().eval()
+    with pytest.raises(UserError, match=r"input is of torch\.uint8; expected a tensor of floating-point numbers"):
+        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(UserError, match="input is of type list; expected a tensor"):
+        model([torch.zeros(3, 64, 64)])
+
+
+def test_an_empty_batch_has_empty_answers() -> None:
+    model = build(tiny_config()).eval()
+    images = torch.zeros(0, 3, 64, 64)
+    for network in (model, fold(model)):
+        assert network(images).shape == (0, 5)
+    assert light_segmenter().eval()(images).shape == (0, 3, 64, 64)
+    boxes, scores = light_detector().eval()(images)
+    assert len(boxes) == len(scores) == 0
 
 
 @pytest.mark.parametrize("distillation", [False, True])

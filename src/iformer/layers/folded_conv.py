@@ -133,7 +133,7 @@ def as_matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     batch, channels, height, width = x.shape
     pixels_PI = x.permute(0, 2, 3, 1).reshape(-1, channels)
     result_PO = torch.addmm(bias, pixels_PI, weight.flatten(1).T)
-    return result_PO.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    return result_PO.view(batch, height, width, len(weight)).permute(0, 3, 1, 2)
 
 
 def conv_gelu(conv: nn.Module, x: Tensor) -> Tensor:

@@ -131,14 +131,14 @@ class Backbone(TimmInterface):
         return len(self.stages) == len(self.config.stages)
 
     def check_input(self, x: Tensor) -> None:
-        """Raise `UserError` unless `x` is B x in_chans x H x W with sides of 32 pixels or more."""
+        """Raise `UserError` unless `x` is floating-point, B x in_chans x H x W, with sides of 32 or more."""
         _check_input(x, self.config.in_chans)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Return the feature map of every stage for images, B x in_chans x H x W.
 
         Raises:
-            UserError: `x` has another shape, or a side is too small; see `check_input`.
+            UserError: `x` is not floating-point, has another shape, or a side is too small; see `check_input`.
         """
         self.check_input(x)
         x = self.stem(x)
@@ -254,6 +254,9 @@ def _drop_path_schedule(config: NetworkConfig) -> ResidualFactory:
 def _check_input(x: Tensor, in_chans: int) -> None:
     if is_capturing():  # the check of the example's shape must not enter a graph
         return
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = f"of {x.dtype}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+        raise UserError(f"input is {kind}; expected a tensor of floating-point numbers, prepared as in training")
     if x.ndim != 4 or x.shape[1] != in_chans or min(x.shape[2:]) < MIN_INPUT_SIZE:
         raise UserError(
             f"input has shape {tuple(x.shape)}; expected B x {in_chans} x H x W "

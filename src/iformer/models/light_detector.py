@@ -166,6 +166,7 @@ class LightDetector(nn.Module):
         return found.boxes, found.logits.sigmoid()
 
     def _maps(self, images: Tensor) -> list[Tensor]:
+        self.pyramid.body.check_input(images)
         mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
         maps: list[Tensor] = self.pyramid((images - mean) / std)
         return maps

@@ -32,7 +32,7 @@ class TimmInterface(nn.Module):
     out_indices: tuple[int, ...]
 
     def check_input(self, x: Tensor) -> None:
-        """Raise `UserError` unless `x` is B x in_chans x H x W with sides of 32 pixels or more."""
+        """Raise `UserError` unless `x` is floating-point, B x in_chans x H x W, with sides of 32 or more."""
         raise NotImplementedError
 
     @property

@@ -394,8 +394,8 @@ def test_a_new_size_stays_in_our_format(tmp_path: Path, monkeypatch: pytest.Monk
     """A row of the table of variants, which neither timm nor the authors have."""
     monkeypatch.setitem(VARIANTS, "iformer_tiny", tiny_variant())
     save(build(network_config("iformer_tiny")), tmp_path / "tiny.safetensors")
-    for to, name in (("timm", "out.safetensors"), ("authors", "out.pth")):
-        with pytest.raises(WeightsError, match=f"iformer_tiny is none of the sizes that {to}'s code can build"):
+    for to, name, whose in (("timm", "out.safetensors", "timm's"), ("authors", "out.pth", "the authors'")):
+        with pytest.raises(WeightsError, match=f"iformer_tiny is none of the sizes that {whose} code can build"):
             convert_file(tmp_path / "tiny.safetensors", tmp_path / name, to=to)  # type: ignore[arg-type]
         assert not (tmp_path / name).exists()
 

@@ -21,7 +21,7 @@ from iformer.config.variants import DISTILLED_SUFFIX, network_config
 from iformer.errors import UserError, WeightsError, listed
 from iformer.files import require_regular_file, write_bytes
 from iformer.models.weights.checkpoint import FORMATS, Format, Weights, stored_tensors, write_checkpoint
-from iformer.models.weights.dialects import Foreign, to_authors, to_timm
+from iformer.models.weights.dialects import POSSESSIVE, Foreign, to_authors, to_timm
 from iformer.models.weights.header import backbone_config, metadata_with, write_header
 from iformer.models.weights.pickles import PICKLE_SUFFIXES, with_description
 from iformer.models.weights.read import for_channels
@@ -190,7 +190,9 @@ def _write_foreign(
     size = variant_name(config)
     # the authors have the sizes of timm, and both build the distilled form of each
     if size is None or not timm.is_model(size.removesuffix(DISTILLED_SUFFIX)):
-        raise WeightsError(f"{config.name} is none of the sizes that {to}'s code can build; keep it in our format")
+        raise WeightsError(
+            f"{config.name} is none of the sizes that {POSSESSIVE[to]} code can build; keep it in our format"
+        )
     converted = to_timm(weights.state_dict, config) if to == "timm" else to_authors(weights.state_dict, config)
     tensors = stored_tensors(converted, dtype)
     header = write_header(config, metadata, source=str(out))

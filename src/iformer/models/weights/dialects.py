@@ -16,6 +16,8 @@ from iformer.errors import WeightsError
 from iformer.models.weights.checkpoint import Format, check_fit, expected_shapes, shapes_of
 
 Foreign = Literal["timm", "authors"]
+POSSESSIVE: dict[Foreign, str] = {"timm": "timm's", "authors": "the authors'"}
+"""Whose code and networks these are, for messages."""
 
 _CONV_NORM = {
     "conv.weight": "c.weight",
@@ -156,7 +158,7 @@ def _to_foreign(state_dict: Mapping[str, Tensor], config: NetworkConfig, dialect
     foreign = _only_ours(config)
     if foreign:
         raise WeightsError(
-            f"{config.name} has {', '.join(foreign)}, which {dialect}'s networks cannot compute; "
+            f"{config.name} has {', '.join(foreign)}, which {POSSESSIVE[dialect]} networks cannot compute; "
             "keep it in our format"
         )
     check_fit(expected_shapes(config), shapes_of(state_dict), source="state dict", network=config.name)
