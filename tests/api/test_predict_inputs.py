@@ -161,3 +161,13 @@ def test_a_segmenter_reads_a_download_without_extension(tmp_path: Path, monkeypa
     monkeypatch.setattr("iformer.api.inputs._download", lambda url: contents)
     found = list(iformer.predict(light_segmenter(), "https://example.org/watch?v=1"))
     assert [one.frame for one in found] == [0, 1]
+
+
+@pytest.mark.parametrize(("mode", "same"), [("HSV", "RGB"), ("La", "LA"), ("RGBa", "RGBA")])
+def test_images_in_modes_that_no_file_can_have(mode: str, same: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels[..., : len(same)] if same != "LA" else pixels).convert(same).convert(mode)
+    network = labelled_classifier()
+    given, expected = iformer.predict(network, [image, image.convert(same)])
+    assert given.error is None
+    assert given.answers == expected.answers

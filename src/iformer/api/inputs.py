@@ -240,7 +240,13 @@ def _written(path: Path, contents: bytes) -> Path:
     return path
 
 
+_STORABLE = {"HSV": "RGB", "La": "LA", "RGBa": "RGBA"}
+"""Modes that no file can have, each with the mode that holds the same picture."""
+
+
 def _stored(image: Image.Image, folder: Path, number: int) -> Path:
+    if image.mode in _STORABLE:
+        image = image.convert(_STORABLE[image.mode])
     as_png = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
     path = folder / f"image-{number}{'.png' if as_png else '.tif'}"
     if not holds_answers(folder.parent):  # files in the folder are not from an earlier call, so none is replaced
