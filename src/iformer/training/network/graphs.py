@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ def uses_cuda_graphs(recipe: Recipe, context: RankContext) -> bool:
         and recipe.grad_accum == 1
         and recipe.compile is not True
     )
+
+
+_CAPTURE_MODE: dict[str, Any] = (
+    {"capture_error_mode": "thread_local"}
+    if "capture_error_mode" in signature(torch.cuda.make_graphed_callables).parameters
+    else {}
+)
+"""Newer versions of torch let other threads call CUDA while a graph is captured."""
 
 
 class GraphedNetwork(nn.Module):
@@ -120,7 +129,7 @@ def capture_passes(module: nn.Module, images: Tensor) -> Callable[..., Any]:
     try:
         with _autocast_without_cache():
             graphed: Callable[..., Any] = torch.cuda.make_graphed_callables(
-                _Passes(module), (images.clone(),), allow_unused_input=True
+                _Passes(module), (images.clone(),), allow_unused_input=True, **_CAPTURE_MODE
             )
     finally:
         with torch.no_grad():
