@@ -177,8 +177,8 @@ def test_an_image_in_memory_that_is_none_does_not_stop_the_others(model: Classif
     closed.close()
     meta = torch.empty(3, 64, 64, dtype=torch.uint8, device="meta")
     answers = list(iformer.predict(model, [sound, sound.convert("HSV"), closed, meta, sound], device="cpu"))
-    assert {answer.source for answer in answers if answer.error} == {"image 2", "image 3", "image 4"}
-    assert {answer.source for answer in answers if not answer.error} == {"image 1", "image 5"}
+    assert {answer.source for answer in answers if answer.error} == {"image 3", "image 4"}
+    assert {answer.source for answer in answers if not answer.error} == {"image 1", "image 2", "image 5"}
     nested: list[Any] = []
     nested.append(nested)
     with pytest.raises(DataError, match="nested too deeply"):

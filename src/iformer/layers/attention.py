@@ -38,7 +38,7 @@ def tokens(x_BCHW: Tensor) -> Tensor:
 def feature_map(x_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
     """Return tokens, B x L x C, as a map with the H and W of `like_BCHW`: the inverse of `tokens`."""
     batch, _, height, width = like_BCHW.shape
-    channels = int(x_BLC.shape[2])  # not -1, which an empty batch leaves open; a plain number in traces
+    channels = -1 if is_capturing() else x_BLC.shape[2]  # -1 is open in an empty batch, and a constant in graphs
     return x_BLC.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
