@@ -19,7 +19,7 @@ from torch import nn
 from iformer.config.checking import Config, Length, Pattern, Range, Text, check
 from iformer.config.preprocessing import Preprocessing
 from iformer.errors import ConfigError, OutputError, UserError
-from iformer.files import output_folder, read_at_most, write_text
+from iformer.files import read_at_most, removed_on_failure, write_text
 
 try:
     import fcntl
@@ -160,21 +160,13 @@ def staged(artifact: Path) -> Iterator[Path]:
         pass
     except OSError as error:  # such as a name that is too long for a file
         raise OutputError(f"cannot write {artifact}: {error.strerror or error}") from error
-    missing = [folder for folder in (artifact.parent, *artifact.parent.parents) if not os.path.exists(folder)]
-    output_folder(artifact.parent)
-    try:
-        with _staging_folder(artifact.parent) as folder:
-            path = folder / "new" / artifact.name
-            path.parent.mkdir()
-            yield path
-            with _exclusive(artifact.parent):
-                take_place(path, artifact, displaced=folder / "old")
-                os.replace(record_path(path), record_path(artifact))
-    except BaseException:
-        for made in missing:
-            with suppress(OSError):  # the folder is not empty any more
-                made.rmdir()
-        raise
+    with removed_on_failure(artifact.parent), _staging_folder(artifact.parent) as folder:
+        path = folder / "new" / artifact.name
+        path.parent.mkdir()
+        yield path
+        with _exclusive(artifact.parent):
+            take_place(path, artifact, displaced=folder / "old")
+            os.replace(record_path(path), record_path(artifact))
 
 
 def _is_record(path: Path, name: str) -> bool:
