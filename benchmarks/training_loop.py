@@ -31,7 +31,6 @@ from timm.data.loader import create_loader
 from timm.data.mixup import Mixup
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm marks no exports
-from torch import nn
 
 from iformer.bench.timing import Timings, interleaved
 from iformer.data.sources import load_data
@@ -43,7 +42,7 @@ from iformer.training.distributed import RankContext
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import RunSettings
 from iformer.training.meter import EpochMeter
-from iformer.training.network.graphs import GraphedNetwork, uses_cuda_graphs
+from iformer.training.network.graphs import with_cuda_graphs
 from iformer.training.network.precision import autocast, resolve_precision
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.state import TrainState
@@ -96,9 +95,7 @@ class Ours:
         self.workload = job.workload(job, self.context)
         self.loader = self.workload.train_loader()
         meter, guard = EpochMeter(self.context), FiniteGuard(RunFolder(job.folder), state, self.context)
-        network: nn.Module = state.model
-        if uses_cuda_graphs(recipe, self.context):
-            network = GraphedNetwork(network, say=print)
+        network = with_cuda_graphs(state.model, recipe, self.context, say=print)
         self.step = OptimizerStep(state, job.task, recipe, self.context, meter=meter, guard=guard, model=network)
         self.epoch = 0
         self.steps = 0

@@ -35,7 +35,7 @@ from iformer.training.distributed import (
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
 from iformer.training.meter import EpochMeter
-from iformer.training.network.graphs import GraphedNetwork, uses_cuda_graphs
+from iformer.training.network.graphs import with_cuda_graphs
 from iformer.training.network.precision import Precision
 from iformer.training.optimizer import base_lr
 from iformer.training.records.history import read_history, read_starts
@@ -97,8 +97,7 @@ class _Run:
         model = self.state.model if self.state.sharded else self.accelerator.prepare_model(self.state.model)
         if self.state.ema is not None:
             self.state.ema.follow(self.state.model)  # Accelerate replaces the buffers of a network that it wraps
-        if uses_cuda_graphs(self.recipe, self.context):
-            model = GraphedNetwork(model, say=lambda text: self.view.say(text))
+        model = with_cuda_graphs(model, self.recipe, self.context, say=lambda text: self.view.say(text))
 
         # 4. data and schedule, which need no saved state: both are functions of the epoch and step
         self.workload = job.workload(job, self.context)

@@ -79,19 +79,15 @@ class BatchNormPass(torch.autograd.Function):
     ) -> Tensor:
         from iformer.training.network import norm_kernels as kernels
 
-        rows, columns, tile = _sizes(x)
+        rows, columns = _sizes(x)
         sums, parts = _column_sums(x, None, running_mean)
         # mean, 1 / standard deviation, and scale and shift of the output
         statistics = torch.empty(4, columns, device=x.device)
         kernels.finish_forward[(-(-columns // 16),)](
             sums, weight, bias, running_mean, running_var, statistics, rows, columns, eps, momentum, parts, 16
         )
-        output = torch.empty_like(x)
-        kernels.scale_columns[_grid(rows, columns, tile)](
-            x, x, statistics[2:], output, rows, columns, *tile, False, num_warps=4
-        )
         ctx.save_for_backward(x, weight, statistics)
-        return output
+        return _scaled(x, None, statistics[2:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,38 +95,42 @@ class BatchNormPass(torch.autograd.Function):
 
         x, weight, statistics = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        rows, columns, tile = _sizes(x)
+        rows, columns = _sizes(x)
         sums, parts = _column_sums(x, gradient, statistics)
         # gradients of weight and bias, and the factors of the input's gradient
         factors = torch.empty(5, columns, device=x.device)
         kernels.finish_backward[(-(-columns // 16),)](sums, statistics, weight, factors, rows, columns, parts, 16)
-        of_input = torch.empty_like(x)
-        kernels.scale_columns[_grid(rows, columns, tile)](
-            x, gradient, factors[2:], of_input, rows, columns, *tile, True, num_warps=4
-        )
-        return of_input, factors[0], factors[1], None, None, None, None
+        return _scaled(x, gradient, factors[2:]), factors[0], factors[1], None, None, None, None
 
 
-def _sizes(x: Tensor) -> tuple[int, int, tuple[int, int]]:
-    """Return rows and columns of a batch as a matrix, and the tile of `scale_columns`."""
-    columns = x.shape[1]
-    width = _width(columns, 128)
-    return x.numel() // columns, columns, (_ELEMENTS // 2 // width, width)
+def _sizes(x: Tensor) -> tuple[int, int]:
+    """Return the rows and columns of a batch as a matrix."""
+    return x.numel() // x.shape[1], x.shape[1]
 
 
 def _width(columns: int, limit: int) -> int:
     return min(limit, 1 << (columns - 1).bit_length())
 
 
-def _grid(rows: int, columns: int, tile: tuple[int, int]) -> tuple[int, int]:
-    return -(-rows // tile[0]), -(-columns // tile[1])
+def _scaled(x: Tensor, y: Tensor | None, factors: Tensor) -> Tensor:
+    """Return the result of `scale_columns`, like `x`."""
+    from iformer.training.network import norm_kernels as kernels
+
+    rows, columns = _sizes(x)
+    width = _width(columns, 128)
+    height = _ELEMENTS // 2 // width
+    output = torch.empty_like(x)
+    kernels.scale_columns[(-(-rows // height), -(-columns // width))](
+        x, x if y is None else y, factors, output, rows, columns, height, width, y is not None, num_warps=4
+    )
+    return output
 
 
 def _column_sums(x: Tensor, y: Tensor | None, shift: Tensor) -> tuple[Tensor, int]:
     """Return the partial sums of `column_sums`, 2 x P x C in fp32, and P."""
     from iformer.training.network import norm_kernels as kernels
 
-    rows, columns, _ = _sizes(x)
+    rows, columns = _sizes(x)
     width = _width(columns, 64)
     parts = _PARTS[0] if columns <= width else _PARTS[1]
     sums = torch.empty(2, parts, columns, device=x.device)

@@ -37,6 +37,13 @@ def uses_cuda_graphs(recipe: Recipe, context: RankContext) -> bool:
     )
 
 
+def with_cuda_graphs(
+    network: nn.Module, recipe: Recipe, context: RankContext, *, say: Callable[[str], None]
+) -> nn.Module:
+    """Return the network that a training step calls: a `GraphedNetwork` if the run uses graphs, else `network`."""
+    return GraphedNetwork(network, say=say) if uses_cuda_graphs(recipe, context) else network
+
+
 _CAPTURE_MODE: dict[str, Any] = (
     {"capture_error_mode": "thread_local"}
     if "capture_error_mode" in signature(torch.cuda.make_graphed_callables).parameters

@@ -50,6 +50,18 @@ def column_sums(
 
 
 @triton.jit
+def column_totals(
+    sums_ptr,
+    column,
+    columns,
+    PARTS: tl.constexpr,
+):
+    """Return the sums over the parts of P x C partial sums, for some columns."""
+    at = tl.arange(0, PARTS)[:, None] * columns + column[None, :]
+    return tl.sum(tl.load(sums_ptr + at, mask=(column < columns)[None, :], other=0), 0)
+
+
+@triton.jit
 def finish_forward(
     sums_ptr,
     weight_ptr,
@@ -67,9 +79,8 @@ def finish_forward(
     """Write 4 x C: mean, 1 / standard deviation, scale and shift of the output. Update the running statistics."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
-    at = tl.arange(0, PARTS)[:, None] * columns + column[None, :]
-    first = tl.sum(tl.load(sums_ptr + at, mask=inside[None, :], other=0), 0)
-    second = tl.sum(tl.load(sums_ptr + PARTS * columns + at, mask=inside[None, :], other=0), 0)
+    first = column_totals(sums_ptr, column, columns, PARTS)
+    second = column_totals(sums_ptr + PARTS * columns, column, columns, PARTS)
     running_mean = tl.load(mean_ptr + column, mask=inside, other=0)
     running_var = tl.load(var_ptr + column, mask=inside, other=0)
     offset = first / rows
@@ -100,9 +111,8 @@ def finish_backward(
     """Write 5 x C: gradients of weight and bias, and a, b, c of the input's gradient b x + a dy + c."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
-    at = tl.arange(0, PARTS)[:, None] * columns + column[None, :]
-    of_bias = tl.sum(tl.load(sums_ptr + at, mask=inside[None, :], other=0), 0)
-    products = tl.sum(tl.load(sums_ptr + PARTS * columns + at, mask=inside[None, :], other=0), 0)
+    of_bias = column_totals(sums_ptr, column, columns, PARTS)
+    products = column_totals(sums_ptr + PARTS * columns, column, columns, PARTS)
     mean = tl.load(statistics_ptr + column, mask=inside, other=0)
     inverse = tl.load(statistics_ptr + columns + column, mask=inside, other=0)
     a = tl.load(weight_ptr + column, mask=inside, other=0) * inverse
