@@ -87,6 +87,23 @@ def test_masks_are_cut_as_their_images(shapes_data: Path, resize: tuple[float, f
         assert (batch["masks"] == IGNORED).any()
 
 
+def test_crops_of_a_scheduled_size_show_the_same(shapes_data: Path) -> None:
+    recipe = SegmentationRecipe(
+        epochs=2,
+        lr=1.0,
+        augment=SegmentationAugment(resize=(1.0, 1.0), hflip=0.0, photometric=False),
+        size=96,
+        max_size=96,
+        size_schedule=((0, 64), (1, 96)),
+    )
+    images = SemanticImages(load_semantic(shapes_data).train, recipe, size=96, max_size=96, fill=(0.5, 0.5, 0.5))
+    for index in range(4):
+        small, large = (images.batch([(epoch, index)])["masks"][0] for epoch in (0, 1))
+        assert (small.shape, large.shape) == ((64, 64), (96, 96))
+        shares = [torch.bincount(mask.flatten(), minlength=256) / mask.numel() for mask in (small, large)]
+        assert (shares[0] - shares[1]).abs().max() < 0.02
+
+
 def test_photometric_distortion_changes_colours_and_no_mask(shapes_data: Path) -> None:
     train = load_semantic(shapes_data).train
 

@@ -130,5 +130,10 @@ class PyramidRecipe(Recipe):
         super().__post_init__()
         check(self.max_size >= self.size, self, "max_size", f"size ({self.size}) or more")
 
+    def _check_light_sizes(self, network: str) -> None:
+        check(self.size % 32 == 0, self, "size", f"a multiple of 32 for the {network}")
+        sizes = (size for _, size in self.size_schedule)
+        check(all(size % 32 == 0 for size in sizes), self, "size_schedule", f"multiples of 32 for the {network}")
+
     def _network_fields(self, options: PyramidOptions) -> dict[str, Any]:
         return {"size": self.size, "max_size": self.max_size, **vars(options)}

@@ -21,7 +21,7 @@ from iformer.config.checking import (
     shown,
     unknown_field,
 )
-from iformer.config.network import Pixels
+from iformer.config.network import MIN_INPUT_SIZE, Pixels
 from iformer.errors import ConfigError
 
 Epochs = Annotated[int, Range(1, 1_000_000)]
@@ -53,7 +53,6 @@ RUN_OPTIONS = {
 """Settings of a training run that are no fields of its recipe, each with the way to give it."""
 
 ONCE_SHARED: dict[str, Any] = {
-    "size_schedule": [],
     "crop_pct": 0.875,
     "scale": [0.08, 1.0],
     "ratio": [3 / 4, 4 / 3],
@@ -148,6 +147,9 @@ class Recipe(Config):
     themselves, or their average if the file holds nothing else."""
     size: Pixels = 224
     """Side of the images, in pixels."""
+    size_schedule: tuple[tuple[Annotated[int, Range(0, 1_000_000)], Pixels], ...] = ()
+    """Progressive resizing: pairs of an epoch, from 0, and the side in pixels of training images from then on.
+    Before the first pair, the side is `size`."""
 
     # execution
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -199,6 +201,16 @@ class Recipe(Config):
         )
         hybrid = self.attention in ("hybrid", "chunk_hybrid")
         check(self.windows is None or hybrid, self, "windows", "null unless attention is hybrid or chunk_hybrid")
+        starts = [start for start, _ in self.size_schedule]
+        check(
+            all(start < self.epochs for start in starts)
+            and starts == sorted(set(starts))
+            and all(size <= self.size for _, size in self.size_schedule),
+            self,
+            "size_schedule",
+            f"pairs of rising epochs below epochs ({self.epochs}) and sizes from {MIN_INPUT_SIZE} to size "
+            f"({self.size}), or [] for one size",
+        )
         averaged = "ddp, because ema_decay is set"
         check(self.parallel == "ddp" or self.ema_decay is None, self, "parallel", averaged)
 
@@ -223,7 +235,7 @@ class Recipe(Config):
 
     def train_size(self, epoch: int) -> int:
         """Return the side of the training images of an epoch (from 0), in pixels."""
-        return self.size
+        return next((size for start, size in reversed(self.size_schedule) if start <= epoch), self.size)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:

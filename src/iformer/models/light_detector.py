@@ -190,9 +190,14 @@ class LightDetector(nn.Module):
             folded.head.fix_points(size)
         return folded
 
-    def points(self, device: torch.device | str = "cpu") -> Tensor:
-        """Return the centres of all cells, 2 x A (x and y in pixels of the input), in the order of the outputs."""
-        height, width = self.config.input_size
+    def points(self, device: torch.device | str = "cpu", size: Sequence[int] | None = None) -> Tensor:
+        """Return the centres of all cells, 2 x A (x and y in pixels of the input), in the order of the outputs.
+
+        Args:
+            device: where to compute them.
+            size: height and width of the input in pixels. None: the config's.
+        """
+        height, width = size or self.config.input_size
         device = torch.device(device)
         return torch.cat([level_points(height // s, width // s, s, device=device) for s in self.config.strides], 1)
 

@@ -20,12 +20,14 @@ from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.augment import Canvas
 from iformer.tasks.detection.config import DetectionRecipe
+from iformer.tasks.detection.dataset import DetectionCanvases
 from iformer.tasks.detection.evaluate import evaluate_data, evaluate_set
 from iformer.tasks.detection.inference import detection_agreement
 from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss, semantic_loss
 from iformer.tasks.detection.predict import DetectionPredictor, open_predictor
 from iformer.tasks.interface import EvaluateOptions, PredictOptions
 from iformer.training.loop import train
+from iformer.training.records.history import read_history
 from tiny import dense
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light
@@ -265,6 +267,29 @@ def test_boxes_follow_the_pixels_of_a_canvas() -> None:
     assert seen > 40
 
 
+def test_training_at_several_sizes(shapes_data: Path, tmp_path: Path) -> None:
+    fields = {"size_schedule": [[0, 64], [1, 96]], "mosaic": 0.5, "epochs": 2}
+    train(light(shapes_data, tmp_path / "run", fields=fields))
+    assert {
+        (row["epoch"], row["size"]) for row in read_history(tmp_path / "run" / "log.jsonl") if "size" in row
+    } == {
+        (1, 64),
+        (2, 96),
+    }
+
+
+def test_canvases_of_a_scheduled_size_show_the_same(shapes_data: Path) -> None:
+    recipe = DetectionRecipe.from_plain(
+        {"network": "light", "epochs": 4, "lr": 0.1, "size": 96, "size_schedule": [[0, 64], [1, 96]], "hflip": 0.0}
+    )
+    canvases = DetectionCanvases(load_detection(shapes_data, workers=1).train, recipe, fill=(0, 0, 0))
+    for index in range(4):
+        small, large = canvases.batch([(0, index)]), canvases.batch([(1, index)])
+        assert [batch["images"][0].shape[1:] for batch in (small, large)] == [(64, 64), (96, 96)]
+        boxes = [batch["targets"][0]["boxes"] / side for batch, side in ((small, 64), (large, 96))]
+        torch.testing.assert_close(*boxes)
+
+
 @pytest.mark.sweep
 def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
@@ -278,6 +303,9 @@ def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     [
         ({"network": "light", "size": 100}, "recipe.size is 100"),
         ({"augment": {"mosaic": 0.5}}, "recipe.augment"),
+        ({"size": 96, "size_schedule": [[0, 64]]}, "recipe.size_schedule"),
+        ({"network": "light", "size": 96, "size_schedule": [[0, 80]]}, "recipe.size_schedule"),
+        ({"network": "light", "size": 96, "size_schedule": [[0, 128]]}, "recipe.size_schedule"),
         ({"network": "light", "size": 64, "augment": {"scale_jitter": [2, 1]}}, "recipe.augment.scale_jitter"),
     ],
 )

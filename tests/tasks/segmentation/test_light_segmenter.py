@@ -25,6 +25,7 @@ from iformer.tasks.segmentation.evaluate import evaluate_data, evaluate_set
 from iformer.tasks.segmentation.inference import letterboxed_classes
 from iformer.tasks.segmentation.predict import SegmentationPredictor, open_predictor
 from iformer.training.loop import train
+from iformer.training.records.history import read_history
 from tiny import dense
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light_segmentation
@@ -107,6 +108,17 @@ def test_windows_are_for_semantic_fpn() -> None:
         SegmentationPredictor(network(), sliding=True)
 
 
+def test_training_at_several_sizes(shapes_data: Path, tmp_path: Path) -> None:
+    fields = {"size_schedule": [[0, 64], [1, 96]], "epochs": 2}
+    train(light_segmentation(shapes_data, tmp_path / "run", fields=fields))
+    assert {
+        (row["epoch"], row["size"]) for row in read_history(tmp_path / "run" / "log.jsonl") if "size" in row
+    } == {
+        (1, 64),
+        (2, 96),
+    }
+
+
 @pytest.mark.sweep
 def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": None, "lr": 6e-3}
@@ -119,6 +131,7 @@ def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     ("fields", "expected"),
     [
         ({"network": "light", "size": 100}, r"recipe\.size is 100"),
+        ({"network": "light", "size": 96, "size_schedule": [[0, 80]]}, r"recipe\.size_schedule"),
         ({"network": "light", "sliding": True}, r"recipe\.sliding"),
         ({"network": "lighter"}, r"recipe\.network is 'lighter'"),
         ({"light": {"kernel_size": 4}}, r"recipe\.light\.kernel_size"),

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from iformer.config.augmentation import AugmentConfig
 from iformer.config.checking import Config, Range, Share, ShareBelowOne, Text, check
-from iformer.config.network import MIN_INPUT_SIZE, Pixels
 from iformer.config.preprocessing import PixelValue, Preprocessing
 from iformer.config.recipe import Recipe
 
@@ -37,9 +36,6 @@ class DistillationConfig(Config):
 class ImageRecipe(Recipe):
     """Base class of recipes for whole images of one size: classification and pretraining."""
 
-    size_schedule: tuple[tuple[Annotated[int, Range(0, 1_000_000)], Pixels], ...] = ()
-    """Progressive resizing: pairs of an epoch, from 0, and the side in pixels of training images from then on.
-    Before the first pair, the side is `size`."""
     crop_pct: Annotated[float, Range(0.05, 1)] = 0.875
     """Evaluation resizes the shorter side to `size / crop_pct`, then cuts out the centre."""
     value_range: tuple[PixelValue, PixelValue] | None = None
@@ -55,16 +51,6 @@ class ImageRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        starts = [start for start, _ in self.size_schedule]
-        check(
-            all(start < self.epochs for start in starts)
-            and starts == sorted(set(starts))
-            and all(size <= self.size for _, size in self.size_schedule),
-            self,
-            "size_schedule",
-            f"pairs of rising epochs below epochs ({self.epochs}) and sizes from {MIN_INPUT_SIZE} to size "
-            f"({self.size}), or [] for one size",
-        )
         assert self.preprocessing  # building it checks size and crop_pct together
 
     @property
@@ -83,10 +69,6 @@ class ImageRecipe(Recipe):
             interpolation="bicubic" if interpolation == "random" else interpolation,
             value_range=self.value_range,
         )
-
-    def train_size(self, epoch: int) -> int:
-        """Return the side of the training images of an epoch (from 0), in pixels."""
-        return next((size for start, size in reversed(self.size_schedule) if start <= epoch), self.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,8 +56,10 @@ class DetectionRecipe(PyramidRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.network == "light":
-            check(self.size % 32 == 0, self, "size", "a multiple of 32 for the light detector")
+            self._check_light_sizes("light detector")
         else:
+            one_size = "[]: only classifiers, light detectors and segmenters train at several sizes"
+            check(not self.size_schedule, self, "size_schedule", one_size)
             changed = self.augment.mosaic > 0 or self.augment.scale_jitter != (1.0, 1.0)
             check(
                 not changed, self, "augment", "no mosaic and scale_jitter [1, 1]: they are for the light detector"

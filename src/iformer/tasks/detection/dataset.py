@@ -129,7 +129,7 @@ class DetectionImages:
 
 
 class DetectionCanvases(DetectionImages):
-    """Training images of the light detector: canvases of the input's size, some of them mosaics."""
+    """Training images of the light detector: square canvases, some of them mosaics."""
 
     def __init__(
         self,
@@ -141,17 +141,20 @@ class DetectionCanvases(DetectionImages):
     ) -> None:
         """Create the data set; `fill` is the RGB colour, 0 to 255, of pixels that no image covers."""
         super().__init__(image_set, recipe, masks=False, value_range=value_range)
-        self._augment = recipe.augment
         self._mosaic_epochs = round(recipe.augment.mosaic_until * recipe.epochs)
-        self._canvas = Canvas((recipe.size, recipe.size), recipe.augment.scale_jitter, fill)
+        self._recipe, self._fill = recipe, fill
 
     def _item(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         with seeded(self._seed, epoch, index, len(self)):  # other random numbers than those of flips and colours
             others = random.sample(range(len(self)), k=min(3, len(self) - 1))
-            mosaic = epoch < self._mosaic_epochs and random.random() < self._augment.mosaic and len(others) == 3
+            mosaic = (
+                epoch < self._mosaic_epochs and random.random() < self._recipe.augment.mosaic and len(others) == 3
+            )
         items = [DetectionImages._item(self, epoch, i) for i in ([index, *others] if mosaic else [index])]
+        side = self._recipe.train_size(epoch)
+        canvas = Canvas((side, side), self._recipe.augment.scale_jitter, self._fill)
         with seeded(self._seed, epoch, index, len(self) + 1):
-            return self._canvas.mosaic(items) if mosaic else self._canvas.single(items[0])
+            return canvas.mosaic(items) if mosaic else canvas.single(items[0])
 
 
 def _target(sample: DetectionSample, *, masks: bool) -> dict[str, Tensor]:

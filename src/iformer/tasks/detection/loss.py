@@ -40,7 +40,7 @@ class Detection:
 
 
 class LightDetection(Detection):
-    """The task of training a `LightDetector` on canvases of the input's size, with values from 0 to 1."""
+    """The task of training a `LightDetector` on square canvases, with values from 0 to 1."""
 
     def __init__(self, class_names: tuple[str, ...], network: LightDetector) -> None:
         """Create the task; `network` is asked for the positions of its points.
@@ -54,4 +54,5 @@ class LightDetection(Detection):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and the losses of the heads; see `light_loss`."""
         images = torch.stack(batch["images"])
-        return light_loss(model(images), self._network.points(images.device), batch["targets"])
+        points = self._network.points(images.device, images.shape[2:])
+        return light_loss(model(images), points, batch["targets"])

@@ -59,7 +59,7 @@ class SegmentationRecipe(PyramidRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.network == "light":
-            check(self.size % 32 == 0, self, "size", "a multiple of 32 for the light segmenter")
+            self._check_light_sizes("light segmenter")
             check(not self.sliding, self, "sliding", "false for the light segmenter, which sees whole images")
 
     def light_config(self, backbone: NetworkConfig, **fields: Any) -> LightSegmenterConfig:

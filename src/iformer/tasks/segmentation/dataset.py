@@ -96,9 +96,10 @@ class SemanticImages:
         """Read the images of `keys` with their masks.
 
         Returns:
-            `images`, `masks` and `indices` (int64, B). Training: uint8 B x C x size x size and int64
-            B x size x size. Evaluation: lists of uint8 C x h x w and int64 H x W, and `left_out`, the number of
-            pixels of classes that the network does not know (see `with_class_order`).
+            `images`, `masks` and `indices` (int64, B). Training: uint8 B x C x s x s and int64 B x s x s, where s
+            is `size`, or the side that the recipe's `size_schedule` gives the epoch. Evaluation: lists of uint8
+            C x h x w and int64 H x W, and `left_out`, the number of pixels of classes that the network does not
+            know (see `with_class_order`).
 
         Raises:
             DataError: a file cannot be read.
@@ -123,16 +124,15 @@ class SemanticImages:
         if self.recipe is None:
             return self._transform(image), torch.from_numpy(mask_HW).long(), left_out
         with seeded(self.recipe.seed, epoch, index):
-            return *self._augmented(image, mask_HW, self.recipe), left_out
+            return *self._augmented(image, mask_HW, self.recipe, side=self.recipe.train_size(epoch)), left_out
 
     def _augmented(
-        self, image: Image.Image, mask_HW: np.ndarray, recipe: SegmentationRecipe
+        self, image: Image.Image, mask_HW: np.ndarray, recipe: SegmentationRecipe, *, side: int
     ) -> tuple[Tensor, Tensor]:
-        factor = random.uniform(*recipe.augment.resize)
+        factor = random.uniform(*recipe.augment.resize) * side / self.size
         width, height = fitted(image.size, round(self.size * factor), round(self.max_size * factor))
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         mask = Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
-        side = self.size
         for _ in range(_CROP_TRIES):
             left, top = random.randint(0, max(0, width - side)), random.randint(0, max(0, height - side))
             window = (left, top, min(left + side, width), min(top + side, height))
