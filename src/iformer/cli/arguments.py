@@ -108,6 +108,14 @@ RunFolderOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out with its own settings.", rich_help_panel=RUN)
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check everything, time a few steps, estimate the run; keep nothing.",
+        rich_help_panel=RUN,
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Remove the run that is in --out.", rich_help_panel=RUN)
 ]

@@ -12,6 +12,7 @@ from iformer.cli.arguments import (
     MORE,
     RECIPE,
     DeviceOption,
+    DryRunOption,
     OverwriteOption,
     ResumeOption,
     RunFolderOption,
@@ -22,7 +23,7 @@ from iformer.cli.arguments import (
 )
 from iformer.cli.output import DebugOption, JsonOption, note_warnings, say
 from iformer.cli.recipe_options import recipe_options
-from iformer.cli.train import explained_stop, print_result
+from iformer.cli.train import explained_stop, print_dry_run, print_result
 from iformer.tasks.registry import TASKS
 
 _ROW = TASKS["pretrain"]
@@ -72,6 +73,7 @@ def pretrain(
     ] = None,
     out: RunFolderOption,
     resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     val_split: Annotated[
         float | None,
@@ -115,6 +117,9 @@ def pretrain(
         trackers=tracker or None,
         warn=note_warnings,
     )
+    if dry_run:
+        print_dry_run(job, json=json)
+        return
     from iformer.training.loop import train as run
 
     with explained_stop(out):

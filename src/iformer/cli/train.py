@@ -17,6 +17,7 @@ from iformer.cli.arguments import (
     RECIPE,
     RUN,
     DeviceOption,
+    DryRunOption,
     OverwriteOption,
     ResumeOption,
     RunFolderOption,
@@ -32,7 +33,7 @@ from iformer.tasks.registry import TASKS, find_task
 
 if TYPE_CHECKING:
     from iformer.tasks.folds import CrossValidation
-    from iformer.training.dry_run import DryRun
+    from iformer.training.job import TrainJob
     from iformer.training.lr_finder import LearningRates
     from iformer.training.records.results import TrainResult
 
@@ -114,14 +115,7 @@ def train(
     ] = None,
     out: RunFolderOption,
     resume: ResumeOption = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything, time a few steps, estimate the run; keep nothing.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
+    dry_run: DryRunOption = False,
     find_lr: Annotated[
         bool,
         typer.Option(
@@ -209,13 +203,7 @@ def train(
         return
     job = build_job(data, val_split=val_split, **options)
     if dry_run:
-        from iformer.training.dry_run import dry_run as measure
-
-        if job.recipe.task != "classify":
-            raise UserError("--dry-run is for --task classify; leave it out")
-        found = measure(job)
-        if is_main:
-            _print_dry_run(found, json=json)
+        print_dry_run(job, json=json)
         return
     if find_lr:
         from iformer.training.lr_finder import find_lr as find
@@ -267,12 +255,20 @@ _LONG_HOURS = 1
 """Duration from which a dry run also prints estimates for servers."""
 
 
-def _print_dry_run(found: DryRun, *, json: bool) -> None:
+def print_dry_run(job: TrainJob, *, json: bool) -> None:
+    """Time a few steps of a run, and print the estimate for the whole run as text or as one line of JSON."""
+    from iformer.tasks.training_job import is_main_process
+    from iformer.training.dry_run import dry_run
+
+    found = dry_run(job)
+    if not is_main_process():
+        return
     if json:
         print_json_line(found.to_plain())
         return
     teacher = f", teacher {found.teacher_gmacs:.2f} GMACs" if found.teacher_gmacs else ""
-    say(f"network  {found.model}: {found.parameters / 1e6:.2f} M parameters, {found.gmacs:.2f} GMACs{teacher}")
+    gmacs = "" if found.gmacs is None else f", {found.gmacs:.2f} GMACs"
+    say(f"network  {found.model}: {found.parameters / 1e6:.2f} M parameters{gmacs}{teacher}")
     say(
         f"data     {found.data}: {counted(found.train_images, 'image')} to train on, {found.val_images:,} to "
         "validate; read"

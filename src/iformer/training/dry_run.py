@@ -18,6 +18,7 @@ from iformer.dependencies import require
 from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.complexity import count_macs, count_parameters
+from iformer.models.detector import Detector
 from iformer.training.distributed import RankContext, launched_processes
 from iformer.training.finite import FiniteGuard
 from iformer.training.job import TrainJob
@@ -64,8 +65,9 @@ class DryRun:
     val_images: int
     recipe: str
     parameters: int
-    gmacs: float
-    """Multiply-accumulates of the network for one image at the recipe's size, in billions."""
+    gmacs: float | None
+    """Multiply-accumulates of the network for one image at the recipe's size, in billions. None: not counted, for
+    R-CNNs, whose operations depend on the image."""
     teacher_gmacs: float
     """Multiply-accumulates of the teacher for one image, in billions; 0 without a teacher."""
     device: str
@@ -86,6 +88,7 @@ class DryRun:
     disk_free: int
     here: Estimate
     by_rule: tuple[Estimate, ...]
+    """Estimates for servers; classifiers only."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
@@ -109,7 +112,9 @@ def dry_run(job: TrainJob) -> DryRun:
     measured_batch = _measured_batch(recipe, device)
     own = replace(recipe, batch_size=measured_batch, lr_batch=measured_batch, grad_accum=1)
     context = RankContext(device=device, precision=resolve_precision(recipe.precision, device))
-    parameters, macs = count_parameters(job.model), count_macs(job.model, (recipe.size, recipe.size))
+    network = job.published(job.model)
+    parameters = count_parameters(network)
+    macs = None if isinstance(network, Detector) else count_macs(network, (recipe.size, recipe.size))
     teacher = getattr(getattr(job.task, "teacher", None), "network", None)
     teacher_macs = count_macs(teacher, (recipe.size, recipe.size)) if teacher is not None else 0
     rate, waited = _measure(replace(job, recipe=own), context)
@@ -119,12 +124,15 @@ def dry_run(job: TrainJob) -> DryRun:
     evaluations = -(-length.epochs // recipe.eval_every)
     # a forward pass is a third of a step
     images += evaluations * len(job.data.val) / 3
-    flops = 6 * macs + 2 * teacher_macs
     by_rule = []
-    for name, (count, peak, price) in GPUS.items():
-        fast = count * peak * UTILISATION[name] / flops
-        hours = images / fast / 3600
-        by_rule.append(Estimate(where=name, images_per_second=fast, hours=hours, dollars=hours * count * price))
+    if macs is not None and recipe.task == "classify":
+        flops = 6 * macs + 2 * teacher_macs
+        for name, (count, peak, price) in GPUS.items():
+            fast = count * peak * UTILISATION[name] / flops
+            hours = images / fast / 3600
+            by_rule.append(
+                Estimate(where=name, images_per_second=fast, hours=hours, dollars=hours * count * price)
+            )
     return DryRun(
         model=job.model_name,
         data=job.data_name,
@@ -132,7 +140,7 @@ def dry_run(job: TrainJob) -> DryRun:
         val_images=len(job.data.val),
         recipe=job.recipe_name,
         parameters=parameters,
-        gmacs=macs / 1e9,
+        gmacs=None if macs is None else macs / 1e9,
         teacher_gmacs=teacher_macs / 1e9,
         device=describe_device(device),
         precision=context.precision,

@@ -203,6 +203,18 @@ def test_a_teacher_of_timm_from_a_file(images: Path, tmp_path: Path) -> None:
     assert not any((tmp_path / name).exists() for name in "abc")
 
 
+def test_dry_run(images: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["pretrain", "--data", str(images), "--model", "iformer_tiny", "--teacher", teacher, "--size", "32"]
+    options = ["--batch-size", "8", "--set", "workers=0", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main([*command, *options, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    student = iformer.create_model("iformer_tiny", num_classes=0)
+    assert found["parameters"] == sum(parameter.numel() for parameter in student.parameters())
+    assert found["gmacs"] > 0
+    assert found["teacher_gmacs"] > 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_mistakes_are_one_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     with pytest.raises(UserError, match="--teacher of iformer pretrain is missing; give a network of timm"):
