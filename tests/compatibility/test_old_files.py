@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms import v2
 
 import iformer
 from iformer.cli.main import main
@@ -20,6 +21,7 @@ from iformer.config.recipe import Recipe
 from iformer.data.images import read_image
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.tasks.registry import load_recipe
+from iformer.tasks.segmentation import dataset
 from tiny.digests import assert_same, digest
 
 DATA = Path(__file__).with_name("data")
@@ -92,8 +94,10 @@ def is_trained(state: Mapping[str, Tensor], weights: Mapping[str, list[float]], 
 
 
 @pytest.mark.parametrize(("name", "steps"), [("classify", 9), ("distill", 9), ("detect", 6), ("segment", 6)])
-def test_a_stopped_run_ends_as_it_did(old: Path, name: str, steps: int) -> None:
+def test_a_stopped_run_ends_as_it_did(old: Path, name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classification on images, with a teacher on shards, detection and segmentation."""
+    # the augmentation of segmenters has changed on purpose since: early versions exchanged colour channels
+    monkeypatch.setattr(dataset, "PhotometricDistortion", lambda hue: v2.RandomPhotometricDistort())
     folder = Path("stopped", name)
     log = (folder / "log.jsonl").read_text().splitlines()
     error = 2e-6 if LIKE_THE_MAKERS else 2e-4

@@ -15,7 +15,7 @@ from iformer.data.sources.masks import load_semantic
 from iformer.tasks.detection.config import DetectionAugment, DetectionRecipe
 from iformer.tasks.detection.dataset import DetectionImages
 from iformer.tasks.segmentation.config import SegmentationAugment, SegmentationRecipe
-from iformer.tasks.segmentation.dataset import SemanticImages, fitted
+from iformer.tasks.segmentation.dataset import PhotometricDistortion, SemanticImages, fitted
 
 
 def reddish(pixels_CHW: Tensor) -> Tensor:
@@ -118,6 +118,15 @@ def test_photometric_distortion_changes_colours_and_no_mask(shapes_data: Path) -
     one, other = batch(True), batch(False)
     assert not torch.equal(one["images"], other["images"])
     assert (one["masks"] == other["masks"]).float().mean() > 0.7  # flips are drawn after it
+
+
+def test_photometric_distortion_keeps_the_order_of_channels() -> None:
+    image = torch.tensor([200, 100, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8)
+    distort = PhotometricDistortion()
+    torch.manual_seed(0)
+    for _ in range(50):
+        red, green, blue = distort(image)[:, 0, 0].tolist()
+        assert red > green >= blue
 
 
 def test_evaluation_changes_nothing_but_the_size(shapes_data: Path) -> None:

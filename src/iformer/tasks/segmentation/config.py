@@ -26,7 +26,7 @@ class SegmentationAugment(Config):
     hflip: Share = 0.5
     """Probability of a left-right flip."""
     photometric: bool = True
-    """Whether to change brightness, contrast, saturation, hue and channel order, each with probability 0.5."""
+    """Whether to change brightness, contrast, saturation and hue, each with probability 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,6 +52,16 @@ def with_class_order(image_set: SemanticSet, class_names: Sequence[str]) -> Sema
     return replace(image_set, class_names=tuple(class_names), classes_of_masks=classes, palette=())
 
 
+class PhotometricDistortion(v2.RandomPhotometricDistort):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's photometric distortion without the exchange of colour channels, as MMSegmentation has it.
+
+    Colours tell many classes apart. With exchanged channels half of all skies would not be blue.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+
 class SemanticImages:
     """The images of a `SemanticSet`: cropped squares for training, whole images for evaluation."""
 
@@ -87,7 +97,7 @@ class SemanticImages:
         self._transform = transform or _Fitted(size, max_size)
         self._fill = tuple(round(255 * value) for value in fill)
         photometric = recipe is not None and recipe.augment.photometric
-        self._distort = v2.RandomPhotometricDistort() if photometric else None
+        self._distort = PhotometricDistortion(hue=(-0.1, 0.1)) if photometric else None
 
     def __len__(self) -> int:
         return len(self.image_set)
