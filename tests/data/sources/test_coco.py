@@ -275,6 +275,38 @@ def test_negative_areas_are_those_of_the_boxes(data: Path) -> None:
     assert instance.area == pytest.approx(instance.box[2] * instance.box[3])
 
 
+@pytest.mark.parametrize("degrees", [90, 450.0, -30])
+def test_rotated_boxes_of_cvat_become_the_upright_boxes_around_them(data: Path, degrees: float) -> None:
+    box = [30.0, 40.0, 20.0, 10.0]
+    change(data, lambda c: first(c).update(bbox=box, segmentation=[], attributes={"rotation": degrees}))
+    for annotation in json.loads((data / "annotations" / "instances_train.json").read_text())["annotations"][1:]:
+        assert annotation["bbox"] != box
+    change(data, lambda c: [annotation.update(segmentation=[]) for annotation in c["annotations"]])
+    train = load_detection(data).train
+    assert f"annotation 1: its box is rotated by {degrees:g} degrees; the upright box" in train.warnings[0]
+    corners = np.array([[-10, -5], [10, -5], [10, 5], [-10, 5]]) @ _rotation(degrees) + (40, 45)
+    expected = (*corners.min(0), *(corners.max(0) - corners.min(0)))
+    assert train.samples[0].instances[0].box == pytest.approx(expected, abs=1e-5)
+
+
+def _rotation(degrees: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cosine, -sine], [sine, cosine]])
+
+
+def test_a_rotation_that_is_no_number(data: Path) -> None:
+    change(data, lambda c: first(c).update(segmentation=[], attributes={"rotation": "much"}))
+    with pytest.raises(DataError, match="annotation 1 has the rotation 'much'; expected a number of degrees"):
+        load_detection(data)
+
+
+def test_objects_that_stand_twice_are_named_and_kept(data: Path) -> None:
+    change(data, lambda c: c["annotations"].append({**first(c), "id": 10**6}))
+    train = load_detection(data).train
+    assert "1 object with the class and box of another object of the same image" in train.warnings[0]
+    assert sum(train.class_counts.values()) == 14
+
+
 def test_image_files_that_are_listed_twice_are_named(data: Path) -> None:
     def repeat(content: dict[str, Any]) -> None:
         content["images"].append({**content["images"][0], "id": 10**6})

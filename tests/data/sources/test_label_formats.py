@@ -191,7 +191,11 @@ def test_names_that_lead_out_of_the_data_stay_inside_the_result(coco: Path, tmp_
     path.write_text(json.dumps(content))
     before = load_detection(data, workers=1)
     assert len(before.val) == 3
-    convert_labels(data, tmp_path / "out", to="yolo", workers=1)
+    notes = convert_labels(data, tmp_path / "out", to="yolo", workers=1).notes
+    assert any(
+        note.startswith("1 image from outside of the data's folder") and note.endswith("val-0.png")
+        for note in notes
+    )
     assert {p.name for p in (tmp_path / "out" / "images" / "val").rglob("*.png")} == images_of(before.val).keys()
     assert_same(before.val, load_detection(tmp_path / "out", workers=1).val)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "out"]
@@ -319,6 +323,25 @@ def test_voc_beside_the_images_from_zero_and_difficult(difficult: str, tmp_path:
     assert first.box == (0, 6, 23, 17)
 
 
+def test_rotated_boxes_of_voc(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    expected = load_detection(data, workers=1).train
+    path = data / "Annotations" / "train-0.xml"
+    rotation = "<attributes><attribute><name>rotation</name><value>90.0</value></attribute></attributes>"
+    path.write_text(path.read_text().replace("<bndbox>", f"{rotation}<bndbox>", 1))
+    found = load_detection(data, workers=1).train
+    assert (
+        "train-0.xml, object 1: its box is rotated by 90 degrees; the upright box around it" in found.warnings[0]
+    )
+    before, after = (
+        next(s for s in one.samples if s.path.stem == "train-0").instances[0] for one in (expected, found)
+    )
+    left, top, width, height = before.box
+    x, y = left + width / 2 - height / 2, top + height / 2 - width / 2
+    inside = (max(x, 0), max(y, 0), min(x + height, 64), min(y + width, 48))
+    assert after.box == pytest.approx((inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]))
+
+
 def test_labelme_rectangles_groups_and_other_shapes(tmp_path: Path) -> None:
     data = make_labelme(tmp_path / "data")
     path = data / "train" / "train-0.json"
@@ -413,6 +436,7 @@ BAD_VOC: dict[str, tuple[Callable[[str], str], str]] = {
     "no box": (lambda text: text.replace("bndbox", "box"), "object 1: has no bndbox with xmin"),
     "a box of text": (lambda text: text.replace("<xmax>", "<xmax>a"), "object 1: could not convert"),
     "no name": (lambda text: text.replace("<name>cat</name>", ""), "object 1: has no name"),
+    "difficult": (lambda text: text.replace("<difficult>0", "<difficult>2"), "has <difficult>2; expected 0 or 1"),
     "another size": (lambda text: text.replace("<width>64", "<width>65"), "its annotations are for 65 x 48"),
     "a size of text": (lambda text: text.replace("<width>64", "<width>x"), "has a size that is none"),
 }

@@ -385,6 +385,23 @@ def test_wrong_kinds_of_numbers(checkpoint: Path) -> None:
         load(checkpoint)
 
 
+def test_counters_that_were_averaged_with_the_weights(checkpoint: Path) -> None:
+    expected = load(checkpoint).state_dict()
+    tensors = load_file(checkpoint)
+    with safe_open(checkpoint, framework="pt") as file:
+        header = file.metadata()
+    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+    assert counters
+    save_file(tensors | {name: tensors[name].float() + 0.3 for name in counters}, checkpoint, header)
+    found = load(checkpoint).state_dict()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    save_file(tensors | {name: tensors[name].float() + torch.nan for name in counters}, checkpoint, header)
+    with pytest.raises(WeightsError, match="not finite"):
+        load(checkpoint)
+
+
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_file_loads_or_is_a_weights_error(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:

@@ -18,7 +18,7 @@ from iformer.data.parallel import Progress
 from iformer.data.sources.annotations.objects import MIN_SIDE
 from iformer.data.sources.annotations.split import bounds
 from iformer.data.sources.detection import load_detection, read_detection
-from iformer.errors import DataError, OutputError, UserError, counted
+from iformer.errors import DataError, OutputError, UserError, counted, listed
 from iformer.files import json_text
 
 Format = Literal["coco", "yolo"]
@@ -128,8 +128,20 @@ def convert_labels(
         objects=objects,
         left_out=lost.crowds,
         classes=len(source.splits.train.class_names),
-        notes=(*lost.notes(), *source.splits.warnings),
+        notes=(*lost.notes(), *_outside(sets), *source.splits.warnings),
     )
+
+
+def _outside(sets: Mapping[str, DetectionSet]) -> list[str]:
+    """Return a note about images outside of the data's folder, which label files may name."""
+    outside = []
+    for image_set in sets.values():
+        root = os.path.abspath(image_set.root)
+        paths = {os.path.abspath(sample.path) for sample in image_set.samples}
+        outside += sorted(path for path in paths if os.path.commonpath([path, root]) != root)
+    if not outside:
+        return []
+    return [f"{counted(len(outside), 'image')} from outside of the data's folder: {listed(outside, limit=5)}"]
 
 
 @dataclass

@@ -260,6 +260,8 @@ def build_network(weights: Weights, *, features_only: bool = False, out_indices:
 def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
     """Load copies of weights into `model`, as fp32, counters as int64. `model` may be on the meta device.
 
+    Counters of batch norm may be floating-point numbers, as averages of weights store them; they are rounded.
+
     Raises:
         WeightsError: a key is missing, extra or misshapen, or a tensor has the wrong kind of number or values that
             are not finite.
@@ -269,10 +271,10 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
     wrong = [
         f"{key} ({value.dtype})"
         for key, value in state_dict.items()
-        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex()
+        if value.is_complex() or (own[key].is_floating_point() and not value.is_floating_point())
     ]
     if wrong:
-        raise WeightsError(f"{source}: weights are floating-point numbers, counters whole; found {listed(wrong)}")
+        raise WeightsError(f"{source}: weights are floating-point numbers; found {listed(wrong)}")
     copies = {
         key: value.detach().to(
             "cpu",
@@ -288,7 +290,8 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: s
             f"{source}: has weights that are not finite numbers ({listed(broken, limit=5)}); the training that "
             "wrote it has diverged, or the file is damaged"
         )
-    model.load_state_dict(copies, strict=True, assign=True)
+    counters = {key: value.round().long() for key, value in copies.items() if not own[key].is_floating_point()}
+    model.load_state_dict(copies | counters, strict=True, assign=True)
 
 
 def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from iformer.data.detection import Instance, mask_operations
-from iformer.data.sources.annotations.split import ImageEntry
+from iformer.data.sources.annotations.split import Box, ImageEntry, upright
+from iformer.errors import counted
 
 _TOLERANCE = 1.0
 """Number of pixels by which a box may extend beyond its image without a warning, because of rounding."""
@@ -20,8 +21,6 @@ MIN_SIDE = 0.01
 _MAX_VALUE = 1e15
 _MAX_OUTLINE = 2_000_000
 """Largest length in pixels of a polygon's outline; COCO's rasteriser takes memory in proportion to the length."""
-
-Box = tuple[float, float, float, float]
 
 
 class ObjectReader:
@@ -43,7 +42,7 @@ class ObjectReader:
         """Return by image id the usable objects, each with the position of its annotation in `entries`.
 
         Args:
-            entries: COCO's annotations.
+            entries: COCO's annotations. A rotated box is replaced by the upright box around it.
             places: where each annotation was read, for messages. Empty: messages give the annotation's id.
         """
         found: dict[int, list[tuple[Instance, int]]] = {number: [] for number in self._images}
@@ -53,6 +52,7 @@ class ObjectReader:
             number = entry.get("id", position) if isinstance(entry, dict) else position
             where = places[position] if places else f"annotation {number!r:.40}"
             try:
+                entry = entries[position] = self._upright(entry, where)
                 instance, damaged = self._instance(entry, where)
             except _AnnotationError as error:
                 self.errors.append(f"{where} {error}")
@@ -73,7 +73,29 @@ class ObjectReader:
                 self.warnings.append(f"{where}: has no sound polygon, while other objects have masks; left out")
             else:
                 found[image_id].append((instance, position))
+        repeated = sum(len(pairs) - len({instance for instance, _ in pairs}) for pairs in found.values())
+        if repeated:
+            self.warnings.append(
+                f"{counted(repeated, 'object')} with the class and box of another object of the same image; kept, "
+                "and counted by training and AP"
+            )
         return found
+
+    def _upright(self, entry: Any, where: str) -> Any:
+        """Return an annotation without rotation; CVAT gives the box before the rotation, and its angle."""
+        if not isinstance(entry, dict) or not isinstance(entry.get("attributes"), dict):
+            return entry
+        attributes = entry["attributes"]
+        degrees = attributes.get("rotation")
+        if not degrees or entry.get("segmentation") or not _is_box(entry.get("bbox")):
+            return entry
+        if not _is_number(degrees):
+            raise _AnnotationError(f"has the rotation {degrees!r:.40}; expected a number of degrees")
+        self.warnings.append(
+            f"{where}: its box is rotated by {degrees:g} degrees; the upright box around it is taken"
+        )
+        box = [round(value, 6) for value in upright(entry["bbox"], degrees)]
+        return {**entry, "bbox": box, "attributes": {**attributes, "rotation": 0}}
 
     def _instance(self, entry: Any, where: str) -> tuple[Instance | None, bool]:
         """Return an instance, or None if it is to be left out, and whether its polygons are all damaged."""
@@ -104,7 +126,7 @@ class ObjectReader:
         return Instance(self._labels[entry["category_id"]], box, mask, crowd, float(area)), damaged
 
     def _box(self, bbox: Any, where: str, image: ImageEntry) -> Box | None:
-        if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        if not _is_box(bbox):
             raise _AnnotationError(f"has the bbox {bbox!r:.80}; expected [left, top, width, height] in pixels")
         left, top, box_width, box_height = map(float, bbox)
         size = f"{image.width} x {image.height}"
@@ -179,6 +201,10 @@ def _is_polygon(polygon: Any, image: ImageEntry) -> bool:
     outline = float(np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum())
     side = max(image.width, image.height)
     return outline <= _MAX_OUTLINE and bool((np.abs(points) <= 10 * side).all())
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value))
 
 
 def _is_number(value: Any) -> bool:

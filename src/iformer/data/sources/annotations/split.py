@@ -15,6 +15,8 @@ from iformer.errors import DataError
 from iformer.files import read_at_most
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, top, width and height in pixels."""
 
 
 class ImageEntry(NamedTuple):
@@ -36,7 +38,8 @@ class AnnotatedSplit:
     class_names: dict[int, str]
     """Class names by category id, in the order of the labels."""
     objects: list[Any]
-    """COCO's annotations: `image_id`, `category_id`, `bbox`, and optionally `segmentation`, `area`, `iscrowd`."""
+    """COCO's annotations: `image_id`, `category_id`, `bbox`, and optionally `segmentation`, `area`, `iscrowd` and
+    `attributes`, of which CVAT's `rotation` is read."""
     places: list[str] = field(default_factory=list)
     """Where each object was read, for messages. Empty: messages name the object's id."""
     warnings: list[str] = field(default_factory=list)
@@ -49,13 +52,14 @@ class LabelledObject(NamedTuple):
     """An object of a format that has no ids."""
 
     name: str
-    box: tuple[float, float, float, float]
-    """Left, top, width, height in pixels."""
+    box: Box
     polygons: tuple[Sequence[Point], ...]
     """Outlines in pixels; empty if the object has a box only."""
     crowd: bool
     place: str
     """Where the object was read, for messages."""
+    rotation: float = 0.0
+    """Angle in degrees by which the box is rotated about its centre."""
 
 
 @dataclass(kw_only=True)
@@ -95,13 +99,22 @@ def joined(source: Path, labelled: Iterable[LabelledImage], class_names: Sequenc
                     "segmentation": [
                         [round(value, 6) for point in outline for value in point] for outline in found.polygons
                     ],
+                    "attributes": {"rotation": found.rotation},
                 }
             )
     return split
 
 
-def bounds(points: Sequence[Point]) -> tuple[float, float, float, float]:
-    """Return left, top, width and height of the smallest box that contains all points."""
+def upright(box: Box, degrees: float) -> Box:
+    """Return the smallest upright box that contains a box rotated about its centre; left, top, width, height."""
+    left, top, width, height = box
+    cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    wide, high = width * cosine + height * sine, width * sine + height * cosine
+    return left + (width - wide) / 2, top + (height - high) / 2, wide, high
+
+
+def bounds(points: Sequence[Point]) -> Box:
+    """Return the smallest box that contains all points."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 

@@ -24,6 +24,10 @@ from iformer.data.sources.layout import SPLIT_NAMES, writable
 from iformer.errors import DataError
 
 _MAX_LIST_BYTES = 2**26
+_DIFFICULT = {
+    **dict.fromkeys(("", "0", "0.0", "false", "unspecified"), False),
+    **dict.fromkeys(("1", "1.0", "true"), True),
+}
 _IMAGES = ("JPEGImages", "images")
 
 
@@ -160,9 +164,22 @@ def _object(found: Element, place: str) -> LabelledObject:
         name,
         (left, top, right - left, bottom - top),
         (),
-        _text(found, "difficult").lower() in ("1", "1.0", "true"),
+        _difficult(_text(found, "difficult")),
         place,
+        _rotation(found),
     )
+
+
+def _difficult(text: str) -> bool:
+    if text.lower() not in _DIFFICULT:
+        raise ValueError(f"has <difficult>{text:.40}; expected 0 or 1")
+    return _DIFFICULT[text.lower()]
+
+
+def _rotation(found: Element) -> float:
+    """Return the angle in degrees that CVAT writes beside the box before the rotation."""
+    attributes = {_text(attribute, "name"): attribute for attribute in found.iterfind("attributes/attribute")}
+    return finite(_text(attributes["rotation"], "value") or "0") if "rotation" in attributes else 0.0
 
 
 def _text(element: Element, path: str) -> str:
