@@ -271,6 +271,11 @@ def test_names_of_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
     with pytest.raises(UserError, match=r"artifacts of ncnn end with \.ncnn"):
         artifact_paths(tmp_path / "own.onnx", [ncnn], "last", None)
+    for wrong in ("own.safetensors", "own.pth", "own.onnx.json"):
+        with pytest.raises(UserError, match=r"artifacts of ONNX Runtime end with \.onnx"):
+            artifact_paths(tmp_path / wrong, [onnx], "last", None)
+    with pytest.raises(UserError, match=r"own\.onnx'; several runtimes need a folder"):
+        artifact_paths(tmp_path / "own.onnx", [onnx, ncnn], "last", None)
     for out, name in ((Path(os.fsdecode(b"\xff")), "last"), (None, os.fsdecode(b"\xff"))):
         with pytest.raises(UserError, match="the name is not UTF-8"):
             artifact_paths(out, [onnx], name, None)

@@ -34,6 +34,7 @@ from iformer.device import resolve_device
 from iformer.errors import UserError
 from iformer.models.weights.header import backbone_config
 from iformer.models.weights.resolve import load, load_classifier, require_name, resolve_weights
+from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES
 from iformer.plain_values import plain_arguments
 from iformer.tasks.export import export_module, exportable
 from iformer.tasks.subject import in_fp32, require_network
@@ -289,17 +290,20 @@ def artifact_paths(out: Path | None, runtimes: Sequence[Runtime], name: str, pre
     """Return the path of each runtime's artifact. `out` is a file with the runtime's extension, or a folder.
 
     Raises:
-        UserError: `out` is a file of another kind or has another runtime's extension, or a path is not UTF-8, as
-            runtimes need it.
+        UserError: `out` is a file of another kind or has another extension of files of this package, or a path is
+            not UTF-8, as runtimes need it.
     """
     if precision in QUANTIZED:
         name += f"_{precision}"
     folder = out or Path()
-    if out is not None and len(runtimes) == 1 and (is_artifact(out) or not os.path.isdir(out)):
-        if out.suffix == runtimes[0].suffix:
+    if out is not None and (is_artifact(out) or not os.path.isdir(out)):
+        if len(runtimes) == 1 and out.suffix == runtimes[0].suffix:
             return [_utf8(out)]
-        if out.suffix in {runtime.suffix for runtime in RUNTIMES.values()} or os.path.isfile(out):
-            raise UserError(f"--out is '{out}'; artifacts of {runtimes[0].title} end with {runtimes[0].suffix}")
+        files = {".json", *WEIGHT_SUFFIXES, *(runtime.suffix for runtime in RUNTIMES.values())}
+        if out.suffix in files or os.path.isfile(out):
+            several = "several runtimes need a folder"
+            one = f"artifacts of {runtimes[0].title} end with {runtimes[0].suffix}"
+            raise UserError(f"--out is '{out}'; {one if len(runtimes) == 1 else several}")
     return [_utf8(folder / f"{name}{_backend_mark(runtime)}{runtime.suffix}") for runtime in runtimes]
 
 

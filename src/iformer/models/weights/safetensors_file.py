@@ -96,5 +96,8 @@ def unreadable(path: str | os.PathLike[str], error: Exception | None = None) -> 
     if start[8:9] == b"{":
         return WeightsError(f"{path} is truncated or damaged ({size} bytes){reason}; {again}")
     if path.suffix and path.suffix.lower() not in WEIGHT_SUFFIXES:
-        return WeightsError(f"{path} is not a weight file; give a checkpoint, a run folder or an artifact")
+        return WeightsError(
+            f"{path} is not a weight file; give a checkpoint, a run folder, or an artifact with its record "
+            f"({path.name}.json) beside it"
+        )
     return WeightsError(f"{path} is not a weight file, or is damaged ({size} bytes){reason}; {again}")
