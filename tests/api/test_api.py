@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.server
 import io
 import pickle
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +19,10 @@ import torch
 from PIL import Image
 
 import iformer
+from iformer.cli.main import main
 from iformer.config.network import NetworkConfig
 from iformer.config.variants import VARIANTS
-from iformer.errors import ConfigError, DataError, UserError
+from iformer.errors import ConfigError, DataError, OutputError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
@@ -131,6 +134,82 @@ def test_every_kind_of_image_gives_the_same_answer(kind: str, model: Classifier,
     in_memory = kind not in ("path", "text")
     assert (answer.path is None) == in_memory
     assert answer.source == ("image 1" if in_memory else str(tmp_path / "given.png"))
+
+
+@pytest.mark.parametrize(("batch_size", "ahead"), [(None, 8), (1, 1)])
+def test_a_generator_without_end_is_answered_as_it_goes(
+    batch_size: int | None, ahead: int, model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    drawn = 0
+
+    def frames() -> Iterator[Any]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield f"missing{drawn}.png" if drawn in range(9, 17) else np.full((64, 64, 3), drawn, np.uint8)
+
+    with closing(iformer.predict(model, frames(), batch_size=batch_size, workers=1)) as answers:
+        for number in range(1, 20):
+            answer = next(answers)
+            assert drawn <= -(-number // ahead) * ahead
+            assert len([*tmp_path.rglob("*.png")]) <= 2 * ahead
+            if number in range(9, 17):
+                assert (answer.source, answer.path) == (f"missing{number}.png", None)
+                assert answer.error
+            else:
+                assert answer.source == f"image {number if number < 9 else number - 8}"
+                (alone,) = iformer.predict(model, np.full((64, 64, 3), number, np.uint8))
+                assert answer.answers == alone.answers
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_new_head_has_no_old_names_and_metrics(tmp_path: Path) -> None:
+    network = iformer.load("elpv")
+    assert network.metadata.class_names
+    preprocessing = network.metadata.preprocessing
+    network.reset_classifier(2)
+    iformer.save(network, tmp_path / "new.safetensors")
+    metadata = iformer.load(tmp_path / "new.safetensors").metadata
+    assert (metadata.class_names, metadata.metrics, metadata.provenance) == ((), {}, {})
+    assert metadata.preprocessing == preprocessing
+
+
+def test_a_head_that_was_replaced_by_hand(model: Classifier) -> None:
+    model.head.classifier.linear = torch.nn.Linear(model.num_features, 7)
+    with pytest.raises(UserError, match=r"has 7 outputs and the names of 5 classes; .* reset_classifier"):
+        list(iformer.predict(model, np.zeros((64, 64, 3), np.uint8)))
+
+
+def test_images_of_an_export_are_files(model: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ndarray"):
+        iformer.export(model, to="onnx", out=tmp_path / "a.onnx", images=np.zeros((64, 64, 3), np.uint8))
+
+
+def test_a_working_folder_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["info", "a.safetensors"]) == 1
+    assert capsys.readouterr().err == "error: the working folder was removed; change to another one\n"
+
+
+def test_a_generator_without_images(model: Classifier) -> None:
+    with pytest.raises(DataError, match="no image was given"):
+        iformer.predict(model, iter(()))
+    with pytest.raises(DataError, match=r"missing\.png: no such file"):
+        iformer.predict(model, (name for name in ["missing.png"]))
+
+
+def test_a_folder_for_images_in_memory_that_cannot_be_made(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match=r"no temporary folder can be made .* set TMPDIR"):
+        iformer.predict(model, np.zeros((64, 64, 3), np.uint8))
 
 
 def test_gray_images_and_images_that_are_none(model: Classifier) -> None:

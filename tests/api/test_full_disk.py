@@ -21,7 +21,7 @@ from PIL import Image
 
 import iformer
 from iformer import files
-from iformer.api.predict import Predictions
+from iformer.api.predictions import Predictions
 from iformer.cli.main import main
 from iformer.data.video import VideoWriter
 from iformer.errors import OutputError

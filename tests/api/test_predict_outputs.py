@@ -25,7 +25,7 @@ from iformer.tasks.pyramid import MAX_STEM_BYTES, output_names
 from tiny.dense import light_detector, light_segmenter
 from tiny.networks import labelled_classifier
 
-predict_module = importlib.import_module("iformer.api.predict")  # the name is that of the function, too
+predictions_module = importlib.import_module("iformer.api.predictions")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_call_after_a_killed_one_is_not_refused(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(predict_module, "write_what_fits", lambda *arguments: (1, None))
+        patched.setattr(predictions_module, "write_what_fits", lambda *arguments: (1, None))
         stopped = iformer.predict(detector, photos, out=out)
         next(stopped)
         stopped.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from iformer.data.loader import Batch, Loader, _report_unless_disconnected, buil
 from iformer.data.samples import FileSample, ImageSet
 from iformer.data.sampling import EpochSampler
 from iformer.data.transforms import TransformSchedule, eval_transform, train_transform
-from iformer.errors import ConfigError, DataError
+from iformer.errors import ConfigError, DataError, UserError
 from iformer.tasks.classification.dataset import ImageDataset
 
 SMALL = Preprocessing(size=(32, 32))
@@ -147,6 +148,17 @@ def test_batches_do_not_depend_on_workers_cache_or_start(images: ImageSet) -> No
         assert same(collect(loader, 1, start_step=1), epochs[1][1:])
     other = ImageDataset(images, transform, seed=4)
     assert not torch.equal(other[0, 0][0], plain[0, 0][0])
+
+
+def test_a_daemonic_process_loads_its_images_itself(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of `multiprocessing.Pool` is one; it cannot start processes."""
+    dataset = ImageDataset(images, eval_transform(Preprocessing(size=(32, 32))))
+    config = vars(multiprocessing.current_process())["_config"]
+    monkeypatch.setitem(config, "daemon", True)
+    with build_loader(dataset, batch_size=2, train=False) as loader:
+        assert sum(len(batch["indices"]) for batch in loader.epoch(0, 0)) == len(images)
+    with pytest.raises(UserError, match="workers is 2; this process is a daemon"):
+        build_loader(dataset, batch_size=2, train=False, workers=2)
 
 
 def test_an_epoch_that_is_stopped_early_does_not_affect_the_next(images: ImageSet) -> None:

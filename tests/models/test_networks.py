@@ -16,7 +16,7 @@ from iformer.errors import UserError
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.models.complexity import count_parameters
-from iformer.models.factory import build
+from iformer.models.factory import build, create_model
 from iformer.models.folding import fold
 from tiny.dense import light_detector, light_segmenter
 from tiny.networks import randomize, tiny_config
@@ -151,6 +151,11 @@ def test_the_two_forms_of_modulation_differ() -> None:
     printed.load_state_dict(released.state_dict())
     x = torch.randn(1, 3, 64, 64)
     assert not torch.allclose(released(x), printed(x))
+
+
+def test_pretrained_is_true_or_false() -> None:
+    with pytest.raises(UserError, match="pretrained is 'no'; expected True or False"):
+        create_model("iformer_t", pretrained="no")  # type: ignore[arg-type]
 
 
 def test_reset_classifier() -> None:

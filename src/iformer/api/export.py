@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -198,6 +199,8 @@ def export_each(
         )
         with quiet():
             runtime.require(precision)
+    if isinstance(images, np.ndarray | torch.Tensor):
+        raise UserError(f"images is of type {type(images).__name__}; expected files, folders or patterns")
     sources = [images] if isinstance(images, str | os.PathLike) else list(images or ())
     photographs = find_images(sources) if sources else []
     config: Any = getattr(model, "config", None)

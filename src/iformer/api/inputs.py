@@ -10,11 +10,11 @@ import string
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,26 @@ class Input:
     """Whether this call wrote the file, for an image in memory, from a URL or from standard input."""
 
 
-def collect_inputs(sources: Any, folder: Callable[[], Path], warn: Warn = no_warnings) -> list[Input]:
+def is_lazy(sources: Any) -> bool:
+    """Return whether sources are a generator or another iterable of unknown length, which may have no end."""
+    return isinstance(sources, Iterable) and not isinstance(sources, Sized | io.IOBase)
+
+
+def in_portions(sources: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of `size` sources, the last one shorter; each is drawn when it is asked for."""
+    remaining = iter(sources)
+    while portion := list(islice(remaining, size)):
+        yield portion
+
+
+def collect_inputs(
+    sources: Any,
+    folder: Callable[[], Path],
+    warn: Warn = no_warnings,
+    *,
+    numbers: Iterator[int] | None = None,
+    first: bool = True,
+) -> list[Input]:
     """Return the image and video files of the sources, in the order of the sources, each file once.
 
     Args:
@@ -67,6 +86,8 @@ def collect_inputs(sources: Any, folder: Callable[[], Path], warn: Warn = no_war
             N x C x H x W), uint8 or float from 0 to 1; or a camera or stream, see `iformer.data.live`.
         folder: returns a folder for images that are not files; called only if there are any.
         warn: called with a note about files that a folder or pattern has and that are left out.
+        numbers: numbers of the images in memory. None: from 1.
+        first: whether no portion of the sources came before. A later one may have errors only.
 
     Returns:
         One input for each file or image. A source that is missing or cannot be fetched or converted gives an
@@ -76,7 +97,7 @@ def collect_inputs(sources: Any, folder: Callable[[], Path], warn: Warn = no_war
         DataError: no source gives a file, a source has a type that is not supported, or a camera or stream is not
             the only source.
     """
-    numbers = count(1)
+    numbers = numbers or count(1)
     found: dict[Path | str, Input] = {}
     left_out: list[Path] = []
     try:
@@ -92,9 +113,9 @@ def collect_inputs(sources: Any, folder: Callable[[], Path], warn: Warn = no_war
         files = counted(len(others), "file")
         warn([f"left out {files} without the extension of an image or video: {listed(others, limit=5)}"])
     live = next((item for item in inputs if item.live), None)
-    if live is not None and len(inputs) > 1:
+    if live is not None and (len(inputs) > 1 or not first):
         raise DataError(f"{live.source}: a camera or stream must be the only source of a call")
-    if all(item.error for item in inputs):
+    if first and all(item.error for item in inputs):
         reason = (
             f"{inputs[0].source}: {inputs[0].error}" if inputs else "no image was given; give files or folders"
         )

@@ -3,246 +3,37 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections.abc import Generator
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-import numpy.typing as npt
 import torch
 
 from iformer.api.answers import (
-    Answer,
-    AnswerFormat,
-    AnswersReserve,
-    answers_file,
-    answers_of,
     check_format,
-    write_answers,
-    write_what_fits,
 )
-from iformer.api.answers_folder import check_files, check_unused, marked_as_unfinished, without_outputs
+from iformer.api.answers_folder import check_unused, without_outputs
 from iformer.api.engine import with_engine
-from iformer.api.inputs import Input, check_videos, collect_inputs, without_videos
+from iformer.api.inputs import Input, check_videos, collect_inputs, in_portions, is_lazy, without_videos
+from iformer.api.predictions import Predictions
 from iformer.api.train import python_warnings
-from iformer.config.checking import Count, FileName, Range, Share, check_arguments, short_repr
+from iformer.config.checking import Count, FileName, Range, Share, check_arguments
 from iformer.errors import OutputError, one_line
 from iformer.files import output_folder, removed_if_empty
-from iformer.locks import reserved
 from iformer.plain_values import plain_arguments
 from iformer.tasks.interface import (
     PredictModule,
     PredictOptions,
-    Record,
-    TaskPredictor,
     Warn,
     check_options,
-    no_masks,
 )
 from iformer.tasks.subject import open_subject
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The answer for one image or video frame."""
-
-    source: str
-    """The source of the image: a path, a URL, "camera 0", or "image 3" for the third image in memory."""
-    path: Path | None
-    """The image file; None for an image in memory or from a URL that was not kept."""
-    answers: tuple[Answer, ...] = ()
-    """Classifiers: the top classes. Detectors: the objects. Segmenters: the classes of the pixels. The highest
-    score comes first."""
-    labels: tuple[str, ...] | None = None
-    """Multi-label classifiers: names of the classes whose probability reaches the threshold; None for others."""
-    error: str | None = None
-    """Why the image has no answer: it cannot be read, or the network's outputs overflow. None: it has one."""
-    record: Record = field(repr=False)
-    """The answer as plain values: the line of `predictions.jsonl`."""
-    make_masks: Callable[[], npt.NDArray[Any] | None] = field(default=no_masks, repr=False, compare=False)
-    """Function that computes `masks`; can be pickled."""
-    words: str = field(default="", repr=False)
-    """The answers as one line of text."""
-
-    def __repr__(self) -> str:
-        return short_repr(self)
-
-    @property
-    def name(self) -> str | None:
-        """Class name of the first answer; None if there is no answer."""
-        return self.answers[0].name if self.answers else None
-
-    @property
-    def score(self) -> float | None:
-        """Score of the first answer; None if there is no answer."""
-        return self.answers[0].score if self.answers else None
-
-    @property
-    def masks(self) -> npt.NDArray[Any] | None:
-        """Masks of the image, computed at each access because they are large.
-
-        Segmenters: class of each pixel, uint8 H x W. Detectors with masks: bool N x H x W, in the order of
-        `answers`. None if there are no masks.
-        """
-        return self.make_masks()
-
-    @property
-    def frame(self) -> int | None:
-        """Number of the frame of a video, from 0; None for images."""
-        return self.record.get("frame")
-
-
-class Predictions(Iterator[Prediction]):
-    """Iterator over the predictions of one call, which are computed on demand."""
-
-    def __init__(
-        self,
-        inputs: list[Input],
-        predictor: TaskPredictor,
-        out: Path | None,
-        stack: ExitStack,
-        *,
-        format: AnswerFormat = "jsonl",
-        overwrite: bool = False,
-    ) -> None:
-        """Prepare the predictions; nothing is computed yet.
-
-        `stack` is closed after the last prediction, or by `close`. From the first prediction until then, `out` is
-        locked.
-
-        Raises:
-            UserError: a file that is not of an earlier call would be replaced; see `check_files`.
-        """
-        self.inputs, self.predictor, self.out = inputs, predictor, out
-        self.written: list[str] = []
-        """After the last prediction: lines that say which files are in `out`."""
-        self._stack, self._format, self._overwrite = stack, format, overwrite
-        self._paths = [item.path for item in inputs if item.path is not None]
-        self.live = next((item.live for item in inputs if item.live is not None), None)
-        """The camera or stream, if the input is one. It may have no end: `close` ends it."""
-        drawn = self._paths if self.live is None else [Path(f"{self.live.stem}.mp4")]
-        self._files = [] if out is None else [out / file for file in predictor.files(drawn)]
-        if out is not None:
-            check_files(out, self._files, self._paths)
-        self._records: list[Record] = []
-        self._reserve: AnswersReserve | None = None
-        self._running = self._run()
-
-    def __next__(self) -> Prediction:
-        return next(self._running)
-
-    def close(self) -> None:
-        """Stop early, and write the answers so far."""
-        self._running.close()
-        self._stack.close()
-
-    def __del__(self) -> None:
-        self._stack.close()
-
-    def fail(self, error: Exception) -> NoReturn:
-        """Stop because the caller cannot go on, and write the answers so far.
-
-        Raises:
-            OutputError: an `OutputError` or `OSError` was given, and there is an output folder; the message also
-                says how many answers are in which file. Other errors are raised as they are.
-        """
-        self._running.throw(error)
-        raise error
-
-    def _run(self) -> Generator[Prediction]:
-        with self._stack:
-            if self.out is not None:
-                lock = self.out / ".predicting.part"
-                self._stack.enter_context(reserved(lock, f"{self.out} is in use: another predict writes into it"))
-                check_unused(self.out, overwrite=self._overwrite)
-                check_files(self.out, self._files, self._paths)
-                self._stack.enter_context(marked_as_unfinished(self.out, self._files))
-                self._reserve = AnswersReserve(self.out, self._format)
-                self._stack.callback(self._reserve.release)
-            try:
-                yield from self._answered()
-                if self.out is not None:
-                    self._write(self.out)
-            except BaseException as error:  # Ctrl-C, a full disk, a caller who has seen enough
-                if self.out is not None:
-                    self._keep(self.out, error)
-                raise
-
-    def _answered(self) -> Generator[Prediction]:
-        if self.live is not None:
-            with closing(self.predictor.predict_live(self.live, self.out)) as records:
-                for record in records:
-                    yield self._kept(self.inputs[0], {**record, "file": self.inputs[0].source})
-            return
-        with closing(self.predictor.predict(self._paths, self.out)) as records:
-            yield from self._in_order(records)
-
-    def _write(self, out: Path) -> None:
-        """Write the answers, and the files that belong to all images together."""
-        if self._reserve is not None:
-            self._reserve.release()
-        self.written.append(f"written: {write_answers(out, self._records, self._format)}")
-        self.written += self.predictor.finish(out)
-
-    def _keep(self, out: Path, error: BaseException) -> None:
-        """Write the answers so far, or as many as the disk takes, because `error` stops the call.
-
-        Raises:
-            OutputError: a file cannot be written; the message says which one, and how many answers are kept where.
-        """
-        if self._reserve is not None:
-            self._reserve.release()
-        file, total = answers_file(out, self._format), len(self._records)
-        failure = error if isinstance(error, OSError | OutputError) else None
-        kept = total
-        if not self.written:  # else the answers are complete, and a file that is written after them failed
-            kept, unwritten = write_what_fits(out, self._records, self._format)
-            failure = failure or unwritten
-        if failure is None and total:
-            self.written.append(f"written: {file}")
-            try:
-                self.written += self.predictor.finish(out) if self.live is not None else []
-            except OutputError as unwritten:
-                failure = unwritten
-        if failure is None:
-            return
-        raise OutputError(f"{_reason(failure, out)}; {_kept_text(kept, total, file)}") from failure
-
-    def _in_order(self, records: Iterator[Record]) -> Iterator[Prediction]:
-        """Yield the predictions of files, and at their places those of inputs that are no files."""
-        by_path = {item.path: item for item in self.inputs if item.path is not None}
-        waiting, latest = iter(self.inputs), None
-        for record in records:
-            item = by_path[Path(record["file"])]
-            if item is not latest:  # not a further frame of a video
-                latest = item
-                for earlier in takewhile(lambda other, found=item: other is not found, waiting):  # type: ignore[misc]
-                    yield from self._failed(earlier)
-            yield self._kept(item, {**record, "file": item.source})
-        for rest in waiting:
-            yield from self._failed(rest)
-
-    def _failed(self, item: Input) -> Iterator[Prediction]:
-        if item.error:
-            yield self._kept(item, {"file": item.source, "error": item.error})
-
-    def _kept(self, item: Input, record: Record) -> Prediction:
-        if self._reserve is not None:
-            self._reserve.add(record)
-            self._records.append(record)
-        failed = "error" in record
-        return Prediction(
-            source=item.source,
-            path=item.path if not item.is_stored or self.out is not None else None,
-            answers=() if failed else tuple(answers_of(record)),
-            labels=tuple(record["labels"]) if "labels" in record else None,
-            error=record.get("error"),
-            record=record,
-            make_masks=self.predictor.masks() if not failed else no_masks,
-            words="" if failed else self.predictor.words(record),
-        )
+_AHEAD = 8
+"""Images that classifiers draw from a generator at a time."""
 
 
 @plain_arguments
@@ -278,7 +69,8 @@ def predict(
         images: one source or an iterable of them: files, folders, patterns, URLs, "-" (standard input), PIL
             images, NumPy arrays (H x W or H x W x C) and tensors (C x H x W), uint8 or float from 0 to 1.
             Detectors and segmenters take videos too, or one camera ("0", "/dev/video0") or stream
-            ("rtsp://...", the URL of motion JPEG or HLS).
+            ("rtsp://...", the URL of motion JPEG or HLS). A generator may have no end: classifiers draw
+            `batch_size` images (None: 8) from it at a time, others one. With `out` all are drawn first.
         out: folder for pictures and `predictions.jsonl`; images in memory and from URLs are kept in its `inputs`.
             None: nothing is written.
         format: "jsonl", "csv" or "parquet". Tables have one row for each answer; see `iformer.api.answers`.
@@ -323,15 +115,20 @@ def predict(
 
         def storage() -> Path:
             if folder is None:
-                return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iformer-")))
+                return _temporary_folder(stack)
             inner = stack.enter_context(removed_if_empty(folder / "inputs"))
             return output_folder(inner)
 
         notes: list[str] = []
-        inputs = collect_inputs(images, _once(storage), notes.extend)
+        numbers, portions = count(1), iter([images])
+        subject = None
+        if folder is None and is_lazy(images):
+            subject = open_subject(model, device=device, entry=entry)
+            portions = in_portions(images, batch_size or (_AHEAD if subject.row.name == "classify" else 1))
+        inputs = collect_inputs(next(portions, ()), _once(storage), notes.extend, numbers=numbers)
         if folder is not None:
             inputs = without_outputs(inputs, folder)
-        subject = open_subject(model, device=device, entry=entry)
+        subject = subject or open_subject(model, device=device, entry=entry)
         options = PredictOptions(
             device=subject.device,
             title=subject.title,
@@ -350,19 +147,48 @@ def predict(
             max_frames=max_frames,
         )
         module: PredictModule = subject.row.module("predict")
-        if not module.VIDEOS:
-            inputs = without_videos(inputs, subject.row.networks, notes.extend)
-        check_options(options, module.TAKES, subject.row.networks)
-        for option, given in (("--track", track), ("--max-frames", max_frames)):
-            if given:
-                check_videos(inputs, option, notes.extend)
+        networks = subject.row.networks
+
+        def checked(inputs: list[Input], tell: Warn) -> list[Input]:
+            if not module.VIDEOS:
+                inputs = without_videos(inputs, networks, tell)
+            for option, given in (("--track", track), ("--max-frames", max_frames)):
+                if given:
+                    check_videos(inputs, option, tell)
+            return inputs
+
+        def more() -> Generator[list[Input]]:
+            for portion in portions:
+                with ExitStack() as own:
+                    store = _once(partial(_temporary_folder, own))
+                    yield checked(collect_inputs(portion, store, warn, numbers=numbers, first=False), warn)
+
+        check_options(options, module.TAKES, networks)
+        inputs = checked(inputs, notes.extend)
         warn([*notes, *subject.notes])
         found = sum(item.path is not None for item in inputs)
         subject = with_engine(subject.in_eval_mode(), engine, warn=warn, images=found, explain=explain)
         predictor = module.open_predictor(subject.model, options)
         predictor.warn = warn
-        return Predictions(inputs, predictor, folder, stack.pop_all(), format=answer_format, overwrite=overwrite)
+        return Predictions(
+            inputs,
+            predictor,
+            folder,
+            stack.pop_all(),
+            format=answer_format,
+            overwrite=overwrite,
+            more=more(),
+        )
     raise AssertionError
+
+
+def _temporary_folder(stack: ExitStack) -> Path:
+    try:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iformer-")))
+    except OSError as error:
+        raise OutputError(
+            f"no temporary folder can be made ({error.strerror or one_line(error)}); set TMPDIR"
+        ) from error
 
 
 def _once(make: Any) -> Any:
@@ -374,21 +200,3 @@ def _once(make: Any) -> Any:
         return made[0]
 
     return folder
-
-
-def _reason(failure: OSError | OutputError, out: Path) -> str:
-    if isinstance(failure, OutputError):
-        return str(failure)
-    return f"cannot write {failure.filename or out}: {failure.strerror or one_line(failure)}"
-
-
-def _kept_text(kept: int, total: int, file: Path) -> str:
-    """Return how many answers of a call that failed are in which file."""
-    if not total:
-        return "no image was answered before"
-    if kept == total:
-        return f"the answers so far ({total:,}) are in {file}"
-    if kept:
-        return f"the first {kept:,} of {total:,} answers are in {file}"
-    older = f"; {file} is of an earlier call" if file.exists() else ""
-    return f"no answer of {total:,} could be kept{older}"

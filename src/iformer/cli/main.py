@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -121,6 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return report_error(UserError("the working folder was removed; change to another one"))
     try:
         with process_settings():
             code = build_app()(args=arguments, prog_name="iformer", standalone_mode=False)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iformer.data.parallel import available_cores
 from iformer.data.sampling import EpochSampler, Key
-from iformer.errors import DataError
+from iformer.errors import DataError, UserError
 
 Batch = dict[str, Any]
 """Tensors of a batch by name. For classifiers: images, uint8 (B, C, H, W) in channels-last memory; labels, int64
@@ -163,11 +163,21 @@ def build_loader(
         weights=weights,
     )
     workers = auto_workers(world_size) if workers is None else workers
+    if workers and multiprocessing.current_process().daemon:
+        raise UserError(
+            f"workers is {workers}; this process is a daemon, such as one of multiprocessing.Pool, and cannot "
+            "start others: give workers=0"
+        )
     return Loader(dataset, sampler, workers=min(workers, sampler.steps), prefetch=prefetch, pin_memory=pin_memory)
 
 
 def auto_workers(world_size: int = 1) -> int:
-    """Return the number of workers per rank: (usable cores - 1) / `world_size`, rounded down, from 1 to 8."""
+    """Return the number of workers per rank: (usable cores - 1) / `world_size`, rounded down, from 1 to 8.
+
+    0 in a daemonic process, such as a worker of `multiprocessing.Pool`, which cannot start processes.
+    """
+    if multiprocessing.current_process().daemon:
+        return 0
     return max(1, min(8, (available_cores() - 1) // world_size))
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from iformer.config.metadata import Metadata
 from iformer.config.network import NetworkConfig
 from iformer.errors import UserError
 from iformer.layers.heads import Head
@@ -77,6 +78,8 @@ class Classifier(Backbone):
     ) -> None:
         """Replace the head by a randomly initialised head.
 
+        The class names, the metrics and the provenance of `metadata` were those of the old head, and are removed.
+
         Args:
             num_classes: number of classes. 0: remove the head.
             global_pool: "avg", or with 0 classes also "": the network returns the last feature map. None: "avg" if
@@ -93,6 +96,7 @@ class Classifier(Backbone):
         self.global_pool = _checked_pool(pool if global_pool is None else global_pool, num_classes)
         self.config = config
         self._set_head(num_classes, distillation=distillation)
+        self.metadata = Metadata(task=self.metadata.task, preprocessing=self.metadata.preprocessing)
 
     def set_global_pool(self, global_pool: GlobalPool) -> None:
         """Set the pool and keep the head; see `reset_classifier`.

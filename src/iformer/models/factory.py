@@ -107,6 +107,8 @@ def create_model(
         WeightsError: the weights cannot be fetched or read, or do not fit the network.
         UserError: two sources of weights are given, or `revision` without `pretrained`.
     """
+    if not isinstance(pretrained, bool):
+        raise UserError(f"pretrained is {pretrained!r}; expected True or False")
     if pretrained and weights is not None:
         raise UserError("pretrained=True and weights were both given; give one of them")
     if revision is not None and not pretrained:

@@ -25,7 +25,7 @@ from iformer.data.stream import ImageBatch, iterate_images
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.runner import ArtifactRunner
 from iformer.device import resolve_device
-from iformer.errors import UserError
+from iformer.errors import UserError, counted
 from iformer.models.classifier import Classifier
 from iformer.models.finite import NOT_FINITE
 from iformer.models.folding import fold
@@ -185,6 +185,11 @@ class Predictor:
 
     def _answer(self, batch: ImageBatch) -> dict[Path, Answer | Failure]:
         probabilities_BK, maps_Bhw = self.probabilities(batch.images)
+        if probabilities_BK.shape[1] != len(self.class_names):
+            raise UserError(
+                f"the network has {counted(probabilities_BK.shape[1], 'output')} and the names of "
+                f"{counted(len(self.class_names), 'class')}; replace its head by reset_classifier"
+            )
         labels: list[tuple[str, ...] | None] = [None] * len(batch.paths)
         counts = [self.top_k] * len(batch.paths)
         if self.threshold is not None:

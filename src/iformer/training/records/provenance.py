@@ -133,11 +133,18 @@ def run_config(
         "recipe": job.recipe.to_plain(),
         "preprocessing": job.preprocessing.to_plain(),
         "class_names": list(job.task.class_names),
-        "working_directory": str(Path.cwd()),
+        "working_directory": _working_directory(),
         "precision": precision,
         "device": describe_device(device),
         **{name: provenance[name] for name in (*_ORIGIN, "resumed") if name in provenance},
     }
+
+
+def _working_directory() -> str | None:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it was removed; absolute paths still work
+        return None
 
 
 def run_provenance(

@@ -250,7 +250,7 @@ class RunFolder:
         except ConfigError:
             settings = None
         if not isinstance(settings, dict) or not isinstance(settings.get("recipe"), dict):
-            raise UserError(f"{self.config} is damaged; give another --out, or --overwrite")
+            raise UserError(f"{self.config} is damaged; put a copy back, or give another --out or --overwrite")
         return settings
 
 
