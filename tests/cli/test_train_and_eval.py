@@ -59,6 +59,8 @@ def test_resume_with_other_settings_names_them(run: Path, capsys: pytest.Capture
     assert main(["train", "--resume", "--out", str(run), "--lr", "5", "--device", "cpu"]) == 1
     lr = load_recipe("quickstart").lr
     assert f"recipe.lr was {lr:g}, is 5.0" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(run), "--val-split", "0.35", "--device", "cpu"]) == 1
+    assert "val_split is 0.35, and the run in" in capsys.readouterr().err
 
 
 def test_eval_says_what_training_said(

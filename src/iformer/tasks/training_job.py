@@ -163,8 +163,11 @@ def training_job(
         tensorboard=tensorboard,
         trackers=None if trackers is None else tracker_names(trackers),
     )
-    if val_split is None and before is not None:
-        val_split = before.val_split
+    if before is not None:
+        if val_split is not None and before.val_split not in (None, val_split):
+            started = f"the run in {folder} was started with {before.val_split:g}"
+            raise UserError(f"val_split is {val_split:g}, and {started}; leave it out")
+        val_split = before.val_split if val_split is None else val_split
     module: TrainModule = row.module("training")
     model = model or (before.locate(before.model, folder) if before else "iformer_t")
     try:
