@@ -24,6 +24,7 @@ from iformer.config.network import NetworkConfig
 from iformer.config.variants import VARIANTS
 from iformer.errors import ConfigError, DataError, OutputError, UserError
 from iformer.models.classifier import Classifier
+from iformer.models.factory import create_model
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.classification.evaluate import ClassificationEvaluation
 from iformer.training.records.run_folder import RunFolder
@@ -173,6 +174,16 @@ def test_a_new_head_has_no_old_names_and_metrics(tmp_path: Path) -> None:
     metadata = iformer.load(tmp_path / "new.safetensors").metadata
     assert (metadata.class_names, metadata.metrics, metadata.provenance) == ((), {}, {})
     assert metadata.preprocessing == preprocessing
+
+
+def test_parts_of_a_file_that_are_not_used_are_named(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    state = create_model("iformer_t", num_classes=3).state_dict()
+    networks = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in state.items()}
+    torch.save({"state_dict": networks}, tmp_path / "two.pth")
+    list(iformer.predict(tmp_path / "two.pth", np.zeros((64, 64, 3), np.uint8)))
+    (note,) = (str(warning.message) for warning in recwarn if "left out" in str(warning.message))
+    assert note.startswith(f"{tmp_path / 'two.pth'}: left out teacher.stem")
+    assert note.endswith("not part of the network")
 
 
 def test_a_head_that_was_replaced_by_hand(model: Classifier) -> None:

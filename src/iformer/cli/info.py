@@ -371,7 +371,7 @@ def _checkpoint_facts(weights: Weights) -> list[tuple[str, str]]:
         ("input", f"{metadata.preprocessing.describe()}{assumed}"),
     ]
     if weights.ignored:
-        facts.append(("not read", f"{listed(weights.ignored)}: these belong to no iFormer"))
+        facts.append(("not read", f"{listed(weights.ignored)}: not part of the network"))
     facts += [(f"metric {name}", _number(value)) for name, value in metadata.metrics.items() if _is_short(value)]
     facts += [(f"from {name}", _number(value)) for name, value in metadata.provenance.items() if _is_short(value)]
     return facts

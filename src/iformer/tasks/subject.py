@@ -13,7 +13,7 @@ from torch import nn
 
 from iformer.deploy.runtimes.registry import RUNTIMES
 from iformer.device import resolve_device
-from iformer.errors import UserError
+from iformer.errors import UserError, listed
 from iformer.tasks.registry import TaskRow, find_task
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def open_subject(
                 row=row,
                 device=resolve_device(device),
                 title=os.fspath(subject),
-                notes=() if weights.described else (_assumption(weights),),
+                notes=_notes(weights),
             )
     if precision != "fp32":
         raise UserError(f"--precision is {precision}; an artifact runs as it was exported, leave it out")
@@ -165,11 +165,18 @@ def open_subject(
     return Subject(model=runner, row=row, device=torch.device("cpu"), title=title, notes=tuple(notes))
 
 
-def _assumption(weights: Weights) -> str:
-    return (
-        f"{weights.source} does not say how images are prepared; assumed: "
-        f"{weights.metadata.preprocessing.describe()}; iformer convert --preprocessing writes a file that says it"
-    )
+def _notes(weights: Weights) -> tuple[str, ...]:
+    """Return what the user of a file should know: parts that are left out, and assumptions."""
+    notes = []
+    if weights.ignored:
+        notes.append(f"{weights.source}: left out {listed(weights.ignored, limit=3)}: not part of the network")
+    if not weights.described:
+        assumed = weights.metadata.preprocessing.describe()
+        notes.append(
+            f"{weights.source} does not say how images are prepared; assumed: {assumed}; iformer convert "
+            "--preprocessing writes a file that says it"
+        )
+    return tuple(notes)
 
 
 def network_name(network: Any) -> str:
