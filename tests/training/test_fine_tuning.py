@@ -28,7 +28,7 @@ from iformer.training.loop import train
 from iformer.training.optimizer import base_lr, build_optimizer
 from iformer.training.records.history import read_history
 from iformer.training.records.results import TrainResult
-from iformer.training.schedule import RunLength, build_schedule, patience_hint
+from iformer.training.schedule import RunLength, build_schedule, recipe_hints
 from tiny.classification import Linear, assert_same_tensors, make_images, tiny_config, tiny_job, tiny_recipe
 from tiny.networks import randomize
 
@@ -189,13 +189,19 @@ def test_a_run_stops_early_only_at_an_evaluation(few_images: Path, tmp_path: Pat
         ({"patience": 4, "eval_every": 5}, "possible from epoch 10 on, and the run has 10 epochs"),
         ({"patience": 3, "max_steps": 12}, "possible from epoch 4 on, and the run has 4 epochs"),
         ({"patience": 2, "eval_every": 3}, "only every 3 epochs are evaluated .*smaller eval_every"),
+        ({"schedule": "step", "milestones": [4, 9]}, None),
+        (
+            {"schedule": "step", "milestones": [4, 10, 12]},
+            "10 epochs, so .* at the milestones 10, 12;",
+        ),
+        ({"schedule": "step", "milestones": [4, 5], "max_steps": 12}, "4 epochs, so .* at the milestones 4, 5;"),
     ],
     ids=str,
 )
-def test_a_patience_that_cannot_do_what_it_should_is_named(fields: dict[str, Any], expected: str | None) -> None:
+def test_settings_without_effect_are_named(fields: dict[str, Any], expected: str | None) -> None:
     recipe = tiny_recipe(epochs=10, **fields)
-    hint = patience_hint(recipe, RunLength(recipe, steps_per_epoch=3))
-    assert hint is None if expected is None else re.search(expected, str(hint))
+    hints = recipe_hints(recipe, RunLength(recipe, steps_per_epoch=3))
+    assert hints == [] if expected is None else re.search(expected, "\n".join(hints))
 
 
 def test_a_finished_run_can_be_extended(

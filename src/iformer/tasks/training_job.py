@@ -20,7 +20,7 @@ from iformer.training.distributed import check_no_training, launched_processes
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.records.run_folder import RunFolder
 from iformer.training.records.trackers import stored_trackers, tracker_names
-from iformer.training.schedule import RunLength, patience_hint
+from iformer.training.schedule import RunLength, recipe_hints
 
 MIN_STEPS, MIN_BATCH = 20, 8
 """Targets when a default recipe is adapted to few images: smallest number of steps per epoch, smallest batch."""
@@ -184,9 +184,7 @@ def training_job(
     )
     job = job if chosen else _for_few_images(job, warn)
     steps = max(1, len(job.data.train) // job.recipe.batch_size)
-    hint = patience_hint(job.recipe, RunLength(job.recipe, steps_per_epoch=steps))
-    if hint is not None:
-        warn([hint])
+    warn(recipe_hints(job.recipe, RunLength(job.recipe, steps_per_epoch=steps)))
     return job
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iformer.config.recipe import Recipe
-from iformer.errors import UserError, counted
+from iformer.errors import UserError, counted, listed
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -56,23 +56,34 @@ def stops_early(progress: TrainProgress, recipe: Recipe) -> bool:
     return progress.epoch - counted_from >= recipe.patience
 
 
-def patience_hint(recipe: Recipe, length: RunLength) -> str | None:
-    """Return a line about a `recipe.patience` that cannot stop the run, or that one evaluation ends; else None."""
+def recipe_hints(recipe: Recipe, length: RunLength) -> list[str]:
+    """Return lines about settings that have no effect in a run of this length.
+
+    They are milestones that the run does not reach, and a patience that cannot stop it or that one evaluation
+    ends.
+    """
+    hints = []
+    epochs = counted(length.epochs, "epoch")
+    if unreached := [str(epoch) for epoch in recipe.milestones if epoch >= length.epochs]:
+        hints.append(
+            f"the run has {epochs}, so the learning rate does not fall at the milestones {listed(unreached)}; "
+            "give earlier milestones, or more epochs"
+        )
     patience, every = recipe.patience, recipe.eval_every
     if patience is None:
-        return None
+        return hints
     earliest = every + every * -(-patience // every)  # the first evaluation is the best so far
     if earliest >= length.epochs:
-        return (
+        hints.append(
             f"patience is {patience} and eval_every {every}: an early stop is possible from epoch {earliest} on, "
-            f"and the run has {counted(length.epochs, 'epoch')}; give a smaller patience, or more epochs"
+            f"and the run has {epochs}; give a smaller patience, or more epochs"
         )
-    if every > patience:
-        return (
+    elif every > patience:
+        hints.append(
             f"patience is {patience}, but only every {every} epochs are evaluated (eval_every): the run stops at "
             "the first evaluation that is not better; give a smaller eval_every, or a larger patience"
         )
-    return None
+    return hints
 
 
 def describe_end(progress: TrainProgress, recipe: Recipe, length: RunLength, *, metric: str) -> str:
