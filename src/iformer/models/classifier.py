@@ -78,7 +78,8 @@ class Classifier(Backbone):
     ) -> None:
         """Replace the head by a randomly initialised head.
 
-        The class names, the metrics and the provenance of `metadata` were those of the old head, and are removed.
+        The class names and metrics in `metadata` were those of the old head, and are removed. The provenance
+        stays: it tells where the other weights are from.
 
         Args:
             num_classes: number of classes. 0: remove the head.
@@ -96,7 +97,10 @@ class Classifier(Backbone):
         self.global_pool = _checked_pool(pool if global_pool is None else global_pool, num_classes)
         self.config = config
         self._set_head(num_classes, distillation=distillation)
-        self.metadata = Metadata(task=self.metadata.task, preprocessing=self.metadata.preprocessing)
+        before = self.metadata
+        self.metadata = Metadata(
+            task=before.task, preprocessing=before.preprocessing, provenance=before.provenance
+        )
 
     def set_global_pool(self, global_pool: GlobalPool) -> None:
         """Set the pool and keep the head; see `reset_classifier`.
