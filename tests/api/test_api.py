@@ -211,8 +211,10 @@ def test_a_working_folder_that_was_removed(
 def test_a_generator_without_images(model: Classifier) -> None:
     with pytest.raises(DataError, match="no image was given"):
         iformer.predict(model, iter(()))
-    with pytest.raises(DataError, match=r"missing\.png: no such file"):
-        iformer.predict(model, (name for name in ["missing.png"]))
+    (answer,) = iformer.predict(model, (name for name in ["missing.png"]))
+    assert "no such file" in str(answer.error)
+    with pytest.raises(DataError, match="a camera or stream must be the only source"):
+        iformer.predict(model, iter(["rtsp://127.0.0.1/camera"]))
 
 
 def test_a_folder_for_images_in_memory_that_cannot_be_made(

@@ -76,7 +76,7 @@ def collect_inputs(
     warn: Warn = no_warnings,
     *,
     numbers: Iterator[int] | None = None,
-    first: bool = True,
+    is_portion: bool = False,
 ) -> list[Input]:
     """Return the image and video files of the sources, in the order of the sources, each file once.
 
@@ -87,7 +87,8 @@ def collect_inputs(
         folder: returns a folder for images that are not files; called only if there are any.
         warn: called with a note about files that a folder or pattern has and that are left out.
         numbers: numbers of the images in memory. None: from 1.
-        first: whether no portion of the sources came before. A later one may have errors only.
+        is_portion: whether there may be more sources than these. A portion may have errors only, and no camera or
+            stream.
 
     Returns:
         One input for each file or image. A source that is missing or cannot be fetched or converted gives an
@@ -113,9 +114,9 @@ def collect_inputs(
         files = counted(len(others), "file")
         warn([f"left out {files} without the extension of an image or video: {listed(others, limit=5)}"])
     live = next((item for item in inputs if item.live), None)
-    if live is not None and (len(inputs) > 1 or not first):
+    if live is not None and (len(inputs) > 1 or is_portion):
         raise DataError(f"{live.source}: a camera or stream must be the only source of a call")
-    if first and all(item.error for item in inputs):
+    if not is_portion and all(item.error for item in inputs):
         reason = (
             f"{inputs[0].source}: {inputs[0].error}" if inputs else "no image was given; give files or folders"
         )

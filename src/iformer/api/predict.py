@@ -12,9 +12,7 @@ from typing import Annotated, Any
 
 import torch
 
-from iformer.api.answers import (
-    check_format,
-)
+from iformer.api.answers import check_format
 from iformer.api.answers_folder import check_unused, without_outputs
 from iformer.api.engine import with_engine
 from iformer.api.inputs import Input, check_videos, collect_inputs, in_portions, is_lazy, without_videos
@@ -24,12 +22,7 @@ from iformer.config.checking import Count, FileName, Range, Share, check_argumen
 from iformer.errors import OutputError, one_line
 from iformer.files import output_folder, removed_if_empty
 from iformer.plain_values import plain_arguments
-from iformer.tasks.interface import (
-    PredictModule,
-    PredictOptions,
-    Warn,
-    check_options,
-)
+from iformer.tasks.interface import PredictModule, PredictOptions, Warn, check_options
 from iformer.tasks.subject import open_subject
 
 _AHEAD = 8
@@ -122,10 +115,14 @@ def predict(
         notes: list[str] = []
         numbers, portions = count(1), iter([images])
         subject = None
-        if folder is None and is_lazy(images):
+        lazy = folder is None and is_lazy(images)
+        if lazy:
             subject = open_subject(model, device=device, entry=entry)
             portions = in_portions(images, batch_size or (_AHEAD if subject.row.name == "classify" else 1))
-        inputs = collect_inputs(next(portions, ()), _once(storage), notes.extend, numbers=numbers)
+        sources = next(portions, ())
+        inputs = collect_inputs(
+            sources, _once(storage), notes.extend, numbers=numbers, is_portion=lazy and bool(sources)
+        )
         if folder is not None:
             inputs = without_outputs(inputs, folder)
         subject = subject or open_subject(model, device=device, entry=entry)
@@ -161,7 +158,7 @@ def predict(
             for portion in portions:
                 with ExitStack() as own:
                     store = _once(partial(_temporary_folder, own))
-                    yield checked(collect_inputs(portion, store, warn, numbers=numbers, first=False), warn)
+                    yield checked(collect_inputs(portion, store, warn, numbers=numbers, is_portion=True), warn)
 
         check_options(options, module.TAKES, networks)
         inputs = checked(inputs, notes.extend)
