@@ -22,6 +22,7 @@ from iformer.models.weights.resolve import load
 from iformer.tasks.detection.training import detection_job
 from iformer.tasks.training_job import training_job
 from iformer.training.loop import train
+from iformer.training.records.history import read_history
 from tiny.dense import light_detector, rcnn, semantic_fpn
 from tiny.interruption import stopped_after
 from tiny.networks import labelled_classifier
@@ -34,6 +35,16 @@ RECIPES = {
     "detect": "detection", "light": "detection-light",
     "segment": "segmentation", "light-segment": "segmentation-light",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "augment"), [("light", {"mosaic": 0.5}), ("light-segment", {}), ("segment", {})])
+def test_training_at_several_sizes(
+    task: str, augment: dict[str, float], shapes_data: Path, tmp_path: Path
+) -> None:
+    fields = {"size_schedule": [[0, 64], [1, 96]], "epochs": 2, **augment}
+    train(JOBS[task](shapes_data, tmp_path / "run", fields=fields))
+    rows = [row for row in read_history(tmp_path / "run" / "log.jsonl") if "size" in row]
+    assert {(row["epoch"], row["size"]) for row in rows} == {(1, 64), (2, 96)}
 
 
 @pytest.mark.sweep

@@ -27,7 +27,6 @@ from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss
 from iformer.tasks.detection.predict import DetectionPredictor, open_predictor
 from iformer.tasks.interface import EvaluateOptions, PredictOptions
 from iformer.training.loop import train
-from iformer.training.records.history import read_history
 from tiny import dense
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light
@@ -265,17 +264,6 @@ def test_boxes_follow_the_pixels_of_a_canvas() -> None:
             found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
             assert (found - target["boxes"][0]).abs().max() <= 1.0
     assert seen > 40
-
-
-def test_training_at_several_sizes(shapes_data: Path, tmp_path: Path) -> None:
-    fields = {"size_schedule": [[0, 64], [1, 96]], "mosaic": 0.5, "epochs": 2}
-    train(light(shapes_data, tmp_path / "run", fields=fields))
-    assert {
-        (row["epoch"], row["size"]) for row in read_history(tmp_path / "run" / "log.jsonl") if "size" in row
-    } == {
-        (1, 64),
-        (2, 96),
-    }
 
 
 def test_canvases_of_a_scheduled_size_show_the_same(shapes_data: Path) -> None:

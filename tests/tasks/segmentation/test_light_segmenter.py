@@ -25,7 +25,6 @@ from iformer.tasks.segmentation.evaluate import evaluate_data, evaluate_set
 from iformer.tasks.segmentation.inference import letterboxed_classes
 from iformer.tasks.segmentation.predict import SegmentationPredictor, open_predictor
 from iformer.training.loop import train
-from iformer.training.records.history import read_history
 from tiny import dense
 from tiny.networks import randomize
 from tiny.pyramid import backbone_config, light_segmentation
@@ -106,17 +105,6 @@ def test_images_of_any_sizes(size: tuple[int, int]) -> None:
 def test_windows_are_for_semantic_fpn() -> None:
     with pytest.raises(UserError, match="--sliding is for Semantic FPN"):
         SegmentationPredictor(network(), sliding=True)
-
-
-def test_training_at_several_sizes(shapes_data: Path, tmp_path: Path) -> None:
-    fields = {"size_schedule": [[0, 64], [1, 96]], "epochs": 2}
-    train(light_segmentation(shapes_data, tmp_path / "run", fields=fields))
-    assert {
-        (row["epoch"], row["size"]) for row in read_history(tmp_path / "run" / "log.jsonl") if "size" in row
-    } == {
-        (1, 64),
-        (2, 96),
-    }
 
 
 @pytest.mark.sweep
