@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from iformer.errors import DataError, MissingDependencyError, UserError, WeightsError
@@ -186,6 +189,31 @@ def test_trained_networks_are_fine_tuned(
     # biases of new layers may start at the same values
     assert changed <= expected
     assert {key for key in expected if key.endswith("weight")} <= changed
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("task", ["segment", "light-segment"])
+def test_segmenters_are_fine_tuned_on_masks_with_a_palette(
+    shapes_data: Path, tmp_path: Path, task: str, same: bool
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes_data, data)
+    colours = ((110, 110, 110), (240, 61, 61), (42, 77, 165))
+    for path in (data / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            coloured = Image.fromarray(np.asarray(mask))
+        coloured.putpalette([value for colour in colours for value in colour])
+        coloured.save(path)
+    names = ("background", "disc", "square") if same else ("background", "disc", "square", "star")
+    trained(task, shapes_data, tmp_path, names)
+    job = training_job(
+        tmp_path / "tuned",
+        data=str(data),
+        recipe=RECIPES[task],
+        overrides={"size": 96, "batch_size": 8, "weights": str(tmp_path / "trained.safetensors")},
+        device="cpu",
+    )
+    assert job.model.config.palette == colours
 
 
 def test_a_trained_network_of_another_size_or_kind_is_named(shapes_data: Path, tmp_path: Path) -> None:

@@ -125,9 +125,10 @@ def fine_tune(
     Raises:
         WeightsError: a weight has another shape; the message names the first one.
     """
-    config = replace(network.config, num_classes=network.config.num_classes + 1)
-    if isinstance(config, SegmenterConfig | LightSegmenterConfig):
-        config = replace(config, palette=())
+    changes: dict[str, Any] = {"num_classes": network.config.num_classes + 1}
+    if isinstance(network.config, SegmenterConfig | LightSegmenterConfig):
+        changes["palette"] = ()  # a palette of another length is refused
+    config = replace(network.config, **changes)
     with torch.device("meta"):
         other = type(network)(config).state_dict()  # type: ignore[arg-type]
     own = network.state_dict()
