@@ -23,7 +23,7 @@ import iformer
 from iformer import files
 from iformer.api.predictions import Predictions
 from iformer.cli.main import main
-from iformer.data.video import VideoWriter
+from iformer.data.video.writer import VideoWriter
 from iformer.errors import OutputError
 from iformer.models.light_detector import LightDetector
 from tiny.dense import light_detector, light_segmenter

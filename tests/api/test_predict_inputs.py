@@ -12,7 +12,7 @@ from PIL import Image
 
 import iformer
 from iformer.cli.main import main
-from iformer.data.video import VideoReader, has_video_extension, is_video
+from iformer.data.video.reader import VideoReader, has_video_extension, is_video
 from iformer.errors import DataError, UserError
 from iformer.models.light_detector import LightDetector
 from tiny.dense import light_segmenter

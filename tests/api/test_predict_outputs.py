@@ -17,7 +17,7 @@ from PIL import Image
 import iformer
 from iformer.api import inputs
 from iformer.cli.main import main
-from iformer.data.video import VideoWriter
+from iformer.data.video.writer import VideoWriter
 from iformer.errors import DataError, UserError
 from iformer.models.classifier import Classifier
 from iformer.models.light_detector import LightDetector

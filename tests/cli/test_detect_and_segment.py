@@ -19,7 +19,8 @@ from iformer.cli.main import main
 from iformer.config.detector import DetectorConfig
 from iformer.config.network import NetworkConfig
 from iformer.config.segmenter import SegmenterConfig
-from iformer.data.video import VideoReader, VideoWriter
+from iformer.data.video.reader import VideoReader
+from iformer.data.video.writer import VideoWriter
 from iformer.models.detector import Detector
 from iformer.models.segmenter import Segmenter
 from iformer.models.weights.checkpoint import save

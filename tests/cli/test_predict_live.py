@@ -14,8 +14,9 @@ from PIL import Image
 
 import iformer
 from iformer.cli.main import main
-from iformer.data import live
-from iformer.data.video import VideoReader, VideoWriter
+from iformer.data.video import live
+from iformer.data.video.reader import VideoReader
+from iformer.data.video.writer import VideoWriter
 from iformer.errors import UserError
 from iformer.models.light_detector import LightDetector
 from iformer.tasks.pyramid import PyramidPredictor

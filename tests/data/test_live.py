@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from iformer.api.inputs import collect_inputs
-from iformer.data import live
-from iformer.data.live import LiveReader, LiveSource, camera, is_stream, live_source, masked, stream
+from iformer.data.video import live
+from iformer.data.video.live import LiveReader, LiveSource, camera, is_stream, live_source, masked, stream
 from iformer.errors import DataError
 
 av = pytest.importorskip("av")

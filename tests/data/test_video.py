@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import iformer.data.video.reader as video_reader
+import iformer.data.video.writer as video_writer
 from iformer import files
-from iformer.data import video
-from iformer.data.video import VideoReader, VideoWriter, has_video_extension
+from iformer.data.video.reader import VideoReader, has_video_extension
+from iformer.data.video.writer import VideoWriter
 from iformer.errors import DataError, OutputError
 
 
@@ -193,6 +195,41 @@ def test_streams_that_cannot_be_rewound_give_every_frame(
         assert len(list(reader)) == 3
 
 
+@pytest.mark.parametrize(
+    ("container", "codec"), [("matroska", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4"), ("flv", "libx264")]
+)
+def test_a_video_that_was_cut_off_is_damaged(tmp_path: Path, container: str, codec: str) -> None:
+    whole = encoded(tmp_path / "whole", container=container, codec=codec, size=(64, 48), frames=100)
+    with VideoReader(whole) as reader:
+        assert len(list(reader)) == 100
+    cut = tmp_path / "cut"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    with (
+        VideoReader(cut) as reader,
+        pytest.raises(DataError, match=r"cut: damaged after frame \d+ \(the file states 10\.\d seconds"),
+    ):
+        list(reader)
+
+
+def test_a_long_last_frame_is_no_cut(tmp_path: Path) -> None:
+    """Slides: each picture is shown for four seconds, and the file states the end of the last one."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "slides.mkv"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for number in range(3):
+            frame = av.VideoFrame(64, 48, "yuvj420p")
+            frame.pts, frame.time_base, frame.duration = 40 * number, Fraction(1, 10), 40
+            for packet in stream.encode(frame):
+                packet.duration = 40
+                file.mux(packet)
+        file.mux(stream.encode(None))
+    with VideoReader(path) as reader:
+        assert reader._stated_end() == pytest.approx(12, abs=0.5)
+        assert [frame.seconds for frame in reader] == pytest.approx([0, 4, 8])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (64, 1), (1, 64)])
 def test_videos_of_one_pixel_are_written(tmp_path: Path, size: tuple[int, int]) -> None:
     path = encoded(tmp_path / "a.mov", container="mov", codec="png", size=size, pixels="rgb24")
@@ -230,10 +267,10 @@ def test_frames_have_the_limit_of_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str, codec: str
 ) -> None:
     path = encoded(tmp_path / "a.mov", container=container, codec=codec, size=(64, 48), pixels="gray", frames=1)
-    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48)
+    monkeypatch.setattr(video_reader, "MAX_PIXELS", 64 * 48)
     with VideoReader(path) as reader:
         assert len(list(reader)) == 1
-    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 47)
+    monkeypatch.setattr(video_reader, "MAX_PIXELS", 64 * 47)
     with pytest.raises(DataError, match=r"3,008.*not decoded"):
         VideoReader(path)
 
@@ -248,7 +285,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Monk
         with files.replacing(path):
             yield Full()
 
-    monkeypatch.setattr(video, "replacing", replacing)
+    monkeypatch.setattr(video_writer, "replacing", replacing)
     with pytest.raises(OutputError, match=r"cannot write .*a\.mp4: No space left on device"):
         write(tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,8 @@ from iformer.data.sources.detection import load_detection
 from iformer.data.sources.masks import load_semantic
 from iformer.data.sources.shards.index import INDEX
 from iformer.data.sources.shards.packing import pack, verify
-from iformer.data.video import VideoReader, VideoWriter
+from iformer.data.video.reader import VideoReader
+from iformer.data.video.writer import VideoWriter
 from iformer.deploy.artifact import read_record
 from iformer.deploy.export import export_artifact
 from iformer.deploy.runner import open_artifact

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import iformer
-from iformer.data.video import VideoReader
+from iformer.data.video.reader import VideoReader
 from iformer.tasks.detection.predict import DetectionPredictor
 from tiny.dense import light_detector, light_segmenter
 from tiny.videos import RED, ColourDetector, Part, recorded

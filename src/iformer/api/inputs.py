@@ -24,9 +24,9 @@ from torch import Tensor
 
 from iformer.api.answers import holds_answers
 from iformer.data.images import open_image
-from iformer.data.live import LiveSource, is_stream, live_source, masked, split_address, stream
 from iformer.data.stream import find_images
-from iformer.data.video import is_video
+from iformer.data.video.live import LiveSource, is_stream, live_source, masked, split_address, stream
+from iformer.data.video.reader import is_video
 from iformer.errors import DataError, OutputError, UserError, counted, listed, one_line
 from iformer.tasks.interface import Warn, no_warnings
 from iformer.time_limit import call_within
@@ -83,7 +83,7 @@ def collect_inputs(
     Args:
         sources: one source or an iterable of them. A source is a file, folder or pattern, an http(s) URL, "-" for
             standard input, a PIL image, a NumPy array (H x W, H x W x C, N x H x W x C) or a tensor (C x H x W,
-            N x C x H x W), uint8 or float from 0 to 1; or a camera or stream, see `iformer.data.live`.
+            N x C x H x W), uint8 or float from 0 to 1; or a camera or stream, see `iformer.data.video.live`.
         folder: returns a folder for images that are not files; called only if there are any.
         warn: called with a note about files that a folder or pattern has and that are left out.
         numbers: numbers of the images in memory. None: from 1.

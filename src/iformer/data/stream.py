@@ -19,7 +19,7 @@ from iformer.data.images import has_image_extension, read_image
 from iformer.data.listing import files_below, is_hidden, is_output, natural_order
 from iformer.data.parallel import available_cores
 from iformer.data.transforms import Transform
-from iformer.data.video import has_video_extension
+from iformer.data.video.reader import has_video_extension
 from iformer.errors import DataError, listed
 from iformer.files import near_paths
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from iformer.data.live import LiveSource
+from iformer.data.video.live import LiveSource
 from iformer.errors import UserError
 from iformer.training.job import RunSettings, TrainJob
 from iformer.training.network.precision import Precision

@@ -21,9 +21,10 @@ from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
 from iformer.data.detection import DetectionSet
 from iformer.data.images import UNKNOWN_FORMAT, read_image
-from iformer.data.live import LiveReader, LiveSource
 from iformer.data.segmentation import SemanticSet
-from iformer.data.video import VideoReader, VideoWriter, is_video
+from iformer.data.video.live import LiveReader, LiveSource
+from iformer.data.video.reader import VideoReader, is_video
+from iformer.data.video.writer import VideoWriter
 from iformer.errors import DataError, UserError, WeightsError
 from iformer.models.backbone import Backbone
 from iformer.models.detector import Detector

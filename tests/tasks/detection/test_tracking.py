@@ -17,7 +17,8 @@ from torch import Tensor
 
 import iformer
 from iformer.cli.main import main
-from iformer.data.video import VideoReader, VideoWriter
+from iformer.data.video.reader import VideoReader
+from iformer.data.video.writer import VideoWriter
 from iformer.errors import MissingDependencyError, UserError
 from iformer.tasks.detection.predict import BoxTracker, DetectionPredictor
 from tiny.dense import light_detector, light_segmenter

@@ -1,25 +1,24 @@
-"""Reading and writing of video files frame by frame, with PyAV."""
+"""Reading of video files frame by frame, with PyAV."""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from iformer.data.images import MAX_PIXELS, has_image_extension, open_image
 from iformer.dependencies import require
 from iformer.errors import DataError, MissingDependencyError
-from iformer.files import replacing
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset((
@@ -36,16 +35,17 @@ FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp
 _FORMATS_OF_STILLS = frozenset(("image2", "ico", "tty", "bin", "xbin", "adf", "idf"))
 """Formats of pictures and of text art, which FFmpeg reads as videos."""
 
-_TICKS = 90_000
-"""Time units per second in written videos: 90 kHz, as in MPEG."""
-
-_MAX_GAP = 2**31 - 1
-"""Most time units between two frames of written videos, 6.6 hours: MP4 stores the differences in 31 bits."""
-
-_GAP_REASON = "its frames are hours apart"
+_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+"""Duration of a stream of a Matroska file: hours, minutes and seconds."""
 
 _MAX_ASPECT = 4
 """Pixels that are wider or higher than this are an error of the file; they are taken for square ones."""
+
+_FORMATS_WITH_DURATION = frozenset(("matroska", "avi", "flv"))
+"""Formats whose files state their duration, and that FFmpeg reads up to where the file was cut off."""
+
+_MAX_MISSING_SECONDS = 1.0
+"""A video whose frames end more than this before the stated end is an error: the file was cut off."""
 
 _ASPECT_TOLERANCE = 0.01
 """Pixels that are square up to this share are not resampled: encoders round the sides of scaled videos."""
@@ -228,141 +228,52 @@ class VideoReader:
         return RawFrame(frame, self._aspect)
 
     def _decoded(self) -> Iterator[Any]:
-        count = 0
+        count, end, longest = 0, 0.0, 0.0
         try:
             for frame in self._container.decode(self._stream):
                 yield frame
                 count += 1
+                if frame.time is not None:
+                    end, longest = frame.time, max(longest, frame.time - end)
         except (self._av.error.FFmpegError, OSError) as error:
             reason = ffmpeg_reason(error)
             if not self._stream.width or isinstance(error, self._av.error.ArgumentError):
                 reason = f"{reason}; frames of more than {MAX_PIXELS:,} pixels are not decoded"
             raise DataError(f"{self.source}: damaged after frame {count} ({reason})") from None
+        # the last frame is shown for as long as others are
+        end += max(longest, 1 / float(self._stream.average_rate or 1))
+        if (stated := self._stated_end()) is not None and stated - end > _MAX_MISSING_SECONDS:
+            raise DataError(
+                f"{self.source}: damaged after frame {count} (the file states {stated:.1f} seconds, "
+                f"the frames end at {end:.1f}; the file may be cut off)"
+            )
+
+    def _stated_end(self) -> float | None:
+        """Return the time in seconds at which the frames end according to the file; None if it does not say so.
+
+        FFmpeg ends files of these formats that were cut off without an error. A cut MP4 is an error anyway, and in
+        other formats FFmpeg estimates the duration.
+        """
+        container, stream = self._container, self._stream
+        if container.format.name.split(",")[0] not in _FORMATS_WITH_DURATION:
+            return None
+        start = float((stream.start_time or 0) * stream.time_base)
+        if stream.frames and stream.average_rate:  # of an AVI; FFmpeg lowers its duration to what the file holds
+            return start + float(stream.frames / stream.average_rate)
+        if stream.duration is not None:
+            return start + float(stream.duration * stream.time_base)
+        if match := _DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(float, match.groups())
+            return start + 3600 * hours + 60 * minutes + seconds
+        if len(container.streams) == 1 and container.duration is not None:
+            return float(container.duration / self._av.time_base)
+        return None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
-
-
-class VideoWriter:
-    """Context manager that writes RGB images as an MP4 file.
-
-    The file appears when the block ends without an error or, with `keep`, when it ends after a frame was written.
-    """
-
-    def __init__(self, path: Path, *, rate: Fraction, width: int, height: int, keep: bool = False) -> None:
-        """Open the video. Odd sides lose one pixel, because H.264 needs even sides.
-
-        Images of other sizes are scaled to fit, with black bars where their shape differs.
-
-        Args:
-            path: the file to write.
-            rate: frames per second, for the encoder; each frame also has its own time.
-            width: width of the images in pixels.
-            height: height of the images in pixels.
-            keep: whether an error inside the block leaves the video of the frames before it.
-
-        Raises:
-            DataError: the encoder does not take the rate or the size.
-            OutputError: the file cannot be written.
-            MissingDependencyError: PyAV is not installed.
-        """
-        self._av: Any = require("av", extra="video")
-        self._path = path
-        self._given = width, height
-        # H.264 stores colours at half the resolution: both sides must be even
-        self._size = (max(2, width - width % 2), max(2, height - height % 2))
-        self._last, self._keep = -1, keep
-        self._start: float | None = None
-        with ExitStack() as stack:
-            file = stack.enter_context(replacing(path))
-            stack.enter_context(self._errors())
-            self._file = _File(file)
-            self._container = stack.enter_context(self._av.open(self._file, mode="w", format="mp4"))
-            codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-            self._stream = self._container.add_stream(codec, rate=rate)
-            self._stream.width, self._stream.height = self._size
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.codec_context.time_base = Fraction(1, _TICKS)
-            self._stack = stack.pop_all()
-
-    def write(self, image: Image.Image, seconds: float) -> None:
-        """Append a frame that is shown from `seconds` on. A time that is not after the last one is increased.
-
-        The written video begins at 0: players show nothing for hours if the times of a recorder's segment stay.
-
-        Raises:
-            DataError: the frame cannot be encoded, or comes hours after the one before it.
-        """
-        if self._start is None:
-            self._start = seconds
-        ticks = max(self._last + 1, round((seconds - self._start) * _TICKS))
-        if ticks - self._last > _MAX_GAP:
-            raise DataError(f"cannot be encoded as {self._path.name} ({_GAP_REASON})")
-        with self._errors():
-            if image.size == self._given:
-                fitted = image.crop((0, 0, *self._size))
-            else:
-                fitted = ImageOps.pad(image, self._size, Image.Resampling.BILINEAR)
-            frame = self._av.VideoFrame.from_ndarray(np.asarray(fitted), format="rgb24")
-            self._last = ticks
-            frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
-            self._container.mux(self._stream.encode(frame))
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn errors of the encoder into `DataError`; errors of the disk are `OSError` and pass through."""
-        try:
-            yield
-        except self._av.error.FFmpegError as error:
-            if self._file.error is None:
-                # several gaps in a row can exceed the limit together, because H.264 reorders frames
-                has_gaps = isinstance(error, self._av.error.PatchWelcomeError)
-                reason = _GAP_REASON if has_gaps else ffmpeg_reason(error)
-                raise DataError(f"cannot be encoded as {self._path.name} ({reason})") from None
-        if self._file.error is not None:
-            raise self._file.error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None and not (self._keep and self._last >= 0):
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
-            self._container.mux(self._stream.encode(None))
-
-
-class _File:
-    """File that FFmpeg writes. It remembers the first error, for which PyAV may raise another one, or none."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        with self._remembered():
-            return self._file.write(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with self._remembered():  # writes what the file has buffered
-            return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    @contextmanager
-    def _remembered(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.error = self.error or error
-            raise
 
 
 def frame_orientation(frame: Any) -> tuple[bool, int, int]:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from iformer.data.images import MAX_PIXELS
-from iformer.data.video import (
+from iformer.data.video.reader import (
     FORMATS_OF_OTHER_FILES,
     Frame,
     RawFrame,
