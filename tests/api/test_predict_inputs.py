@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from tiny.networks import labelled_classifier
 from tiny.videos import Part, recorded
 
 pytest.importorskip("av")
+
+from tiny.streams import http_server, motion_jpeg
 
 PART = Part(size=(64, 48), frames=2)
 
@@ -148,6 +152,58 @@ def test_tracks_of_a_folder_with_images_and_videos(
     (folder / "clip.m2ts").unlink()
     with pytest.raises(UserError, match=r"1\.png is no video; --track is for videos, cameras and streams"):
         iformer.predict(detector, folder, track=True, warn=print)
+
+
+def test_an_animated_gif_is_a_video(detector: LightDetector, tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
+    moving, still = tmp_path / "moving.gif", tmp_path / "still.gif"
+    pictures[0].save(moving, save_all=True, append_images=pictures[1:], duration=100)
+    pictures[0].save(still)
+    answers = list(iformer.predict(detector, [moving, still]))
+    assert [(Path(one.source).name, one.frame, one.error) for one in answers] == [
+        ("moving.gif", 0, None), ("moving.gif", 1, None), ("moving.gif", 2, None), ("still.gif", None, None)
+    ]  # fmt: skip
+    with VideoReader(moving) as frames:
+        assert [one.image.getpixel((5, 5)) for one in frames] == [picture.getpixel((5, 5)) for picture in pictures]
+    (classified,) = iformer.predict(labelled_classifier(), moving)
+    assert classified.error is None
+
+
+def test_a_video_named_as_an_image_says_which_name_helps(detector: LightDetector, tmp_path: Path) -> None:
+    path = recorded(tmp_path / "clip.mp4", PART, container="mp4").rename(tmp_path / "clip.png")
+    (answer,) = iformer.predict(detector, path)
+    assert answer.error == (
+        "a video, not an image; detectors and segmenters take it under a name such as NAME.mp4"
+    )
+
+
+def test_a_server_that_never_completes_its_header_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read gets a byte in time; only the whole header takes too long."""
+    ended = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while not ended.wait(0.02):
+            handler.wfile.write(b"a")
+
+    def empty(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Ty")
+
+    monkeypatch.setattr("iformer.api.inputs._OPEN_SECONDS", 0.5)
+    with http_server({"/drip": drip, "/empty": empty}) as url:
+        with pytest.raises(DataError, match=r"/drip: cannot be fetched \(not complete after 0\.5 s\)"):
+            iformer.predict(labelled_classifier(), f"{url}/drip")
+        ended.set()
+        with pytest.raises(DataError, match=r"the answer is empty, or the connection ended early"):
+            iformer.predict(labelled_classifier(), f"{url}/empty")
+
+
+def test_damaged_frames_are_a_warning(detector: LightDetector) -> None:
+    said: list[str] = []
+    with http_server({"/cam": motion_jpeg(6, interval=0.1, damaged=3)}) as url:
+        answers = list(iformer.predict(detector, f"{url}/cam", warn=said.extend))
+    assert not any(answer.error for answer in answers)
+    assert said == [f"{url}/cam: 1 damaged frame; answers there may be wrong or missing"]
 
 
 def test_extensions() -> None:

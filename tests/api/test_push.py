@@ -15,7 +15,7 @@ from iformer.cli.main import main
 from iformer.config.metadata import Metadata
 from iformer.errors import UserError, WeightsError
 from iformer.tasks.model_card import model_card
-from tiny.hub import NEWEST, TOKEN, Hub, running_hub
+from tiny.hub import NEWEST, TOKEN, Handler, Hub, running_hub
 from tiny.networks import labelled_classifier
 
 
@@ -170,6 +170,16 @@ def test_a_card_edited_by_hand_is_kept(hub: Hub, run: Path, capsys: pytest.Captu
     assert b"My flowers" not in files["README.md"]
     with pytest.raises(UserError, match="--licence is 'Apache 2'; expected"):
         iformer.push(run, "ann/flowers", licence="Apache 2")
+
+
+@pytest.mark.parametrize("answer", [[1, 2], None, "hello", {}])
+def test_an_answer_that_is_no_hubs_is_named(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    reply = Handler.reply
+    monkeypatch.setattr(Handler, "reply", lambda handler, _: reply(handler, answer))
+    with pytest.raises(WeightsError, match="the answer is not that of a hub; a proxy or a login page"):
+        iformer.push(run, "ann/flowers")
 
 
 def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,18 @@ def test_python_m_iformer() -> None:
     assert "did you mean" in only_line(done.stderr)
 
 
+def test_ctrl_c_while_the_program_ends_prints_no_traceback() -> None:
+    code = """
+import atexit, os, signal, sys, time
+from iformer.cli.main import main
+sys.argv = ["iformer", "--version"]
+atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)))
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_version_and_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--version")
     assert code == 0

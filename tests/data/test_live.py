@@ -65,6 +65,15 @@ def test_motion_jpeg_ends_without_an_error() -> None:
     assert times[0] >= 0
 
 
+def test_damaged_frames_are_counted() -> None:
+    server = http_server({"/cam": motion_jpeg(6, damaged=3)})
+    with server as url, LiveReader(stream(f"{url}/cam")) as reader:
+        found = [number_of(frame.image) for frame in reader]
+    assert len(found) + reader.dropped == 5
+    assert 3 not in found
+    assert reader.damaged == 1
+
+
 def test_the_oldest_frames_are_dropped_where_answers_are_slow() -> None:
     received = threading.Event()
     server = http_server({"/cam": motion_jpeg(24, then_wait=received)})

@@ -88,8 +88,13 @@ def contents(data: bytes, content_type: str) -> Answer:
     return answer
 
 
-def motion_jpeg(frames: int, *, interval: float = 0.0, then_wait: threading.Event | None = None) -> Answer:
-    """Answer with frames as cameras send them; then end, or send nothing more until an event is set."""
+def motion_jpeg(
+    frames: int, *, interval: float = 0.0, then_wait: threading.Event | None = None, damaged: int = -1
+) -> Answer:
+    """Answer with frames as cameras send them; then end, or send nothing more until an event is set.
+
+    The JPEG of the frame `damaged` ends after its header.
+    """
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -97,7 +102,7 @@ def motion_jpeg(frames: int, *, interval: float = 0.0, then_wait: threading.Even
         handler.end_headers()
         pause = threading.Event()
         for number in range(frames):
-            picture = jpeg(number)
+            picture = jpeg(number) if number != damaged else jpeg(number)[:100] + bytes(200)
             handler.wfile.write(
                 b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(picture)
             )

@@ -36,6 +36,8 @@ MAX_DOWNLOAD_BYTES = 512 * 2**20
 """Largest image or video, in bytes, that is fetched from a URL or read from standard input: 512 MiB."""
 _TIMEOUT_SECONDS = 30
 """Longest wait, in seconds, for the next bytes of a download."""
+_OPEN_SECONDS = 60
+"""Longest time, in seconds, until the header of an answer is complete, redirects included."""
 _TOTAL_SECONDS = 600
 """Longest time, in seconds, for a whole download."""
 _URL = re.compile(r"https?://", re.IGNORECASE)
@@ -209,21 +211,26 @@ def _download(url: str) -> bytes | LiveSource:
 
     Raises:
         OSError, ValueError, HTTPException: the URL cannot be fetched.
-        TimeoutError: the download is not complete after `_TOTAL_SECONDS`.
+        TimeoutError: the answer does not begin within `_OPEN_SECONDS`, or is not complete after `_TOTAL_SECONDS`.
     """
+    quoted = urllib.parse.quote(url, safe=string.punctuation)
+    request = _request(quoted)
+    response = call_within(_OPEN_SECONDS, lambda: urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
 
-    def fetch() -> bytes | LiveSource:
-        quoted = urllib.parse.quote(url, safe=string.punctuation)
-        with urllib.request.urlopen(_request(quoted), timeout=_TIMEOUT_SECONDS) as response:
-            content_type = response.headers.get_content_type()
-            if is_stream(content_type, has_length=response.length is not None, url=quoted):
-                return stream(quoted)
+    def read() -> bytes:
+        with response:
             contents: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
-            if response.length and len(contents) <= MAX_DOWNLOAD_BYTES:
-                raise OSError(f"the connection ended {response.length:,} bytes early")
-            return contents
+        if response.length and len(contents) <= MAX_DOWNLOAD_BYTES:
+            raise OSError(f"the connection ended {response.length:,} bytes early")
+        if not contents:
+            raise OSError("the answer is empty, or the connection ended early")
+        return contents
 
-    return call_within(_TOTAL_SECONDS, fetch)
+    content_type = response.headers.get_content_type()
+    if is_stream(content_type, has_length=response.length is not None, url=quoted):
+        response.close()
+        return stream(quoted)
+    return call_within(_TOTAL_SECONDS, read)  # closes it, too: closing waits for a read in another thread
 
 
 def _request(url: str) -> urllib.request.Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -114,11 +115,17 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code. If `arguments` is None, `sys.argv` is used."""
+    """Run a command line and return the exit code.
+
+    If `arguments` is None, `sys.argv` is used, and the process is expected to end afterwards.
+    """
     try:
         return _exit_code(arguments)
     finally:
         drop_unwritable_text()
+        if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # Ctrl-C while the interpreter ends would print a traceback; the second one ends the process at once
+            signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:

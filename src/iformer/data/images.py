@@ -312,7 +312,7 @@ def _unknown_format(source: ImageSource) -> str:
             start = (source if isinstance(source, bytes) else source.read())[:12]
     if start[4:8] == b"ftyp" and start[8:12] not in (b"avif", b"avis"):
         if start[8:12] not in _HEIC_BRANDS:
-            return "a video, not an image; detectors and segmenters take videos"
+            return "a video, not an image; detectors and segmenters take it under a name such as NAME.mp4"
         if "HEIF" not in _known_formats():
             return "a HEIC image; pip install 'iformer[heic]' reads it"
     return UNKNOWN_FORMAT

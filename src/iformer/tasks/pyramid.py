@@ -1,10 +1,9 @@
-"""Parts that detection and segmentation share: starting weights, calibration images, prediction by image."""
+"""Parts that detection and segmentation share: starting weights, evaluation data, prediction by image."""
 
 from __future__ import annotations
 
 import math
 import os
-import random
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -19,13 +18,11 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.config.pyramid import PyramidRecipe
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
-from iformer.data.detection import DetectionSet
 from iformer.data.images import UNKNOWN_FORMAT, read_image
-from iformer.data.segmentation import SemanticSet
 from iformer.data.video.live import LiveReader, LiveSource
 from iformer.data.video.reader import VideoReader, is_video
 from iformer.data.video.writer import VideoWriter
-from iformer.errors import DataError, UserError, WeightsError
+from iformer.errors import DataError, UserError, WeightsError, counted
 from iformer.models.backbone import Backbone
 from iformer.models.detector import Detector
 from iformer.models.factory import create_model
@@ -158,23 +155,6 @@ def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:
     return image.to(device, non_blocking=True).float().div_(255)
 
 
-def calibration_images(
-    train: DetectionSet | SemanticSet, val: DetectionSet | SemanticSet, data: str, *, count: int
-) -> list[Path]:
-    """Return at most `count` training images for INT8 calibration; each call chooses the same ones.
-
-    Raises:
-        DataError: a split of `data` has no images.
-    """
-    for split in (train, val):
-        if not len(split):
-            raise DataError(f"{data}: no images in {split.name}; INT8 needs images to calibrate and to validate")
-    samples = train.samples
-    return [
-        samples[index].path for index in random.Random(0).sample(range(len(samples)), min(count, len(samples)))
-    ]
-
-
 def evaluation_split(
     subject: Any, data: str, options: EvaluateOptions, load: Callable[..., SplitsT]
 ) -> tuple[SplitsT, Any]:
@@ -206,16 +186,6 @@ def evaluation_split(
         other = "val" if options.split == "train" else "train"
         raise DataError(f"{data}: no images in the {options.split or 'val'} split; give --split {other}")
     return splits, images
-
-
-def check_side(size: tuple[int, int], multiple: int) -> None:
-    """Check the height and width of an artifact's input.
-
-    Raises:
-        UserError: a side is not a multiple of `multiple`.
-    """
-    if any(side % multiple for side in size):
-        raise UserError(f"size is {size[0]} x {size[1]}; the network takes sides that are multiples of {multiple}")
 
 
 class PyramidPredictor(TaskPredictor):
@@ -349,6 +319,9 @@ class PyramidPredictor(TaskPredictor):
             view.advance(1, f"frame {number + 1}")
             at = {"frame": number, "seconds": round(seconds, 3), "size": list(image.size)}
             yield {"file": reader.source, **at, **self.record(answer)}
+        if reader.damaged:
+            damage = f"{counted(reader.damaged, 'damaged frame')}; answers there may be wrong or missing"
+            self.warn([f"{reader.source}: {damage}"])
 
 
 def _size_note(first: tuple[int, int], number: int, size: tuple[int, int], *, is_drawn: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from iformer.config.segmenter import LightSegmenterConfig
 from iformer.config.variants import network_config
 from iformer.data.sources.masks import load_semantic
-from iformer.errors import ConfigError, UserError
+from iformer.errors import ConfigError, DataError, UserError
 from iformer.models.complexity import count_macs
 from iformer.models.letterbox import letterbox
 from iformer.models.light_segmenter import LightSegmenter
@@ -141,6 +142,16 @@ def test_predictions_come_from_a_folded_copy() -> None:
     assert len(np.unique(expected)) == 3
     assert (folded != expected).mean() < 0.01
     assert [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)], "the network itself is unchanged"
+
+
+def test_masks_without_a_class_are_an_error(shapes_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes_data, data)
+    for path in (data / "masks" / "val").glob("*.png"):
+        with Image.open(path) as mask:
+            Image.new("L", mask.size, 255).save(path)
+    with pytest.raises(DataError, match="the masks have no pixel of a class; 255 means no class"):
+        evaluate_set(dense.light_segmenter(), load_semantic(data, workers=1).val, workers=0)
 
 
 def test_evaluations_come_from_a_folded_copy(shapes_data: Path) -> None:

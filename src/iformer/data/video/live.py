@@ -240,8 +240,10 @@ class _StreamReader(VideoReader):
             for packet in self._packets():
                 try:
                     frames = packet.decode()
-                except self._av.error.InvalidDataError:  # a lost packet, or one before the first key frame
+                except self._av.error.InvalidDataError:
+                    self.damaged += count > 0  # before the first key frame, nothing can be decoded
                     continue
+                self.damaged += sum(frame.is_corrupt for frame in frames)
                 yield from frames
                 count += len(frames)
         except (self._av.error.FFmpegError, OSError) as error:
@@ -277,6 +279,8 @@ class LiveReader:
         self.source = source.name
         self.dropped = 0
         """Number of frames that were dropped."""
+        self.damaged = 0
+        """Number of frames that arrived damaged; see `VideoReader.damaged`."""
         self.frames: int | None = None
         self._live = source
         self._stopped = threading.Event()
@@ -352,8 +356,10 @@ class LiveReader:
                 if 1 <= reader.rate <= 240:
                     self.rate = reader.rate
                 for frame, seconds in self._timed(reader):
+                    self.damaged = reader.damaged
                     if not self._put((frame, seconds)):
                         break
+                self.damaged = reader.damaged
         except DataError as failure:
             error = str(failure)
         except Exception as failure:  # raised by `_next`, in the thread of the caller

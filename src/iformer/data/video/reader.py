@@ -57,8 +57,12 @@ def has_video_extension(path: str | os.PathLike[str]) -> bool:
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is read as a video: by its extension or, if no format has it, by its contents."""
-    if has_video_extension(path) or has_image_extension(path):
+    """Return whether a file is read as a video: by its extension or, if no format has it, by its contents.
+
+    An animated GIF is a video.
+    """
+    is_gif = Path(path).suffix.lower() == ".gif"
+    if has_video_extension(path) or (has_image_extension(path) and not is_gif):
         return has_video_extension(path)
     try:
         status = os.stat(path)
@@ -70,8 +74,8 @@ def is_video(path: str | os.PathLike[str]) -> bool:
 @functools.lru_cache(maxsize=1000)
 def _holds_video(path: str, *_version: int) -> bool:
     """Return whether PyAV reads a file as a video. The version is a key of the cache."""
-    with suppress(DataError), open_image(path):
-        return False
+    with suppress(DataError), open_image(path) as image:
+        return image.format == "GIF" and getattr(image, "is_animated", False)
     try:
         with VideoReader(path) as reader:
             return not (reader.format.endswith("_pipe") or reader.format in _FORMATS_OF_STILLS)
@@ -138,6 +142,8 @@ class VideoReader:
             MissingDependencyError: PyAV is not installed.
         """
         self._av: Any = require("av", extra="video")
+        self.damaged = 0
+        """Number of frames so far that are damaged: they are shown as far as they could be decoded."""
         self.source = os.fspath(path)
         """The file, for messages and records."""
         self._container = self._open()
@@ -231,6 +237,7 @@ class VideoReader:
         count, end, longest = 0, 0.0, 0.0
         try:
             for frame in self._container.decode(self._stream):
+                self.damaged += frame.is_corrupt
                 yield frame
                 count += 1
                 if frame.time is not None:

@@ -23,7 +23,7 @@ from iformer.tasks.class_order import refuse_unknown
 from iformer.tasks.detection.dataset import DetectionImages, with_class_order
 from iformer.tasks.detection.evaluate import evaluate
 from iformer.tasks.detection.inference import BOXES, SCORES, LetterboxDetector, detection_agreement
-from iformer.tasks.pyramid import calibration_images, check_side
+from iformer.tasks.export import calibration_images, check_side
 from iformer.tasks.registry import find_task
 from iformer.tasks.trained_split import load_as_trained
 

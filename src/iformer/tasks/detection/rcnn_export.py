@@ -20,7 +20,7 @@ from iformer.models.detections import SelectionRule
 from iformer.models.detector import Detector
 from iformer.models.folding import fold
 from iformer.tasks.detection.inference import BOXES, MASKS, SCORES, detection_agreement
-from iformer.tasks.pyramid import check_side
+from iformer.tasks.export import check_side
 
 _STRIDE = 32
 LIMITS = Limits(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from iformer.config.preprocessing import Preprocessing
+from iformer.config.segmenter import IGNORED
 from iformer.data.loader import Loader, build_loader
 from iformer.data.segmentation import SemanticSet
 from iformer.data.sources.masks import load_semantic
@@ -112,7 +113,7 @@ def evaluate_set(
     Pixels of classes that the network does not know are ignored.
 
     Raises:
-        DataError: an image cannot be read, or the classes of the set do not fit the network.
+        DataError: an image cannot be read, the classes of the set do not fit the network, or no pixel has a class.
         MissingDependencyError, UserError: see `evaluate`.
     """
     segmenter = pixel_classifier(subject, device=torch.device(device), sliding=sliding)
@@ -124,7 +125,7 @@ def evaluate_set(
         )
     dataset = evaluation_images(image_set, segmenter.preprocessing)
     with build_loader(dataset, batch_size=1, train=False, workers=workers) as loader:
-        return evaluate(
+        found = evaluate(
             subject,
             loader,
             device=device,
@@ -132,6 +133,9 @@ def evaluate_set(
             sliding=sliding,
             progress=progress,
         )
+    if not any(one["support"] for one in found.metrics["per_class"].values()):
+        raise DataError(f"{image_set.name}: the masks have no pixel of a class; {IGNORED} means no class")
+    return found
 
 
 def evaluation_images(image_set: SemanticSet, preprocessing: Preprocessing) -> SemanticImages:

@@ -21,7 +21,7 @@ from iformer.deploy.quantize import Quantization, few_images_note
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.class_order import refuse_unknown
-from iformer.tasks.pyramid import calibration_images, check_side
+from iformer.tasks.export import calibration_images, check_side
 from iformer.tasks.registry import find_task
 from iformer.tasks.segmentation.dataset import with_class_order
 from iformer.tasks.segmentation.evaluate import evaluate, evaluation_images
