@@ -211,6 +211,27 @@ def test_a_video_that_was_cut_off_is_damaged(tmp_path: Path, container: str, cod
         list(reader)
 
 
+def test_a_cut_recording_that_begins_late_is_damaged(tmp_path: Path) -> None:
+    """The times of a recorder's segment go on from the segment before; the file states where they end."""
+    av = pytest.importorskip("av")
+    late, cut = tmp_path / "late.mkv", tmp_path / "cut.mkv"
+    with av.open(str(late), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        for number in range(100):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            frame.pts, frame.time_base = 300 + number, Fraction(1, 10)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with VideoReader(late) as reader:
+        times = [frame.seconds for frame in reader]
+    assert (times[0], times[-1], len(times)) == (pytest.approx(30), pytest.approx(39.9), 100)
+    cut.write_bytes(late.read_bytes()[: late.stat().st_size * 6 // 10])
+    with VideoReader(cut) as reader, pytest.raises(DataError, match=r"the file states 40\.0 seconds"):
+        list(reader)
+
+
 def test_a_long_last_frame_is_no_cut(tmp_path: Path) -> None:
     """Slides: each picture is shown for four seconds, and the file states the end of the last one."""
     av = pytest.importorskip("av")

@@ -35,20 +35,20 @@ FORMATS_OF_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "rtsp", "sdp
 _FORMATS_OF_STILLS = frozenset(("image2", "ico", "tty", "bin", "xbin", "adf", "idf"))
 """Formats of pictures and of text art, which FFmpeg reads as videos."""
 
-_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
-"""Duration of a stream of a Matroska file: hours, minutes and seconds."""
-
 _MAX_ASPECT = 4
 """Pixels that are wider or higher than this are an error of the file; they are taken for square ones."""
+
+_ASPECT_TOLERANCE = 0.01
+"""Pixels that are square up to this share are not resampled: encoders round the sides of scaled videos."""
 
 _FORMATS_WITH_DURATION = frozenset(("matroska", "avi", "flv"))
 """Formats whose files state their duration, and that FFmpeg reads up to where the file was cut off."""
 
+_END = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+"""Time at which a stream of a Matroska file ends, its tag `DURATION`: hours, minutes and seconds."""
+
 _MAX_MISSING_SECONDS = 1.0
 """A video whose frames end more than this before the stated end is an error: the file was cut off."""
-
-_ASPECT_TOLERANCE = 0.01
-"""Pixels that are square up to this share are not resampled: encoders round the sides of scaled videos."""
 
 
 def has_video_extension(path: str | os.PathLike[str]) -> bool:
@@ -61,9 +61,10 @@ def is_video(path: str | os.PathLike[str]) -> bool:
 
     An animated GIF is a video.
     """
-    is_gif = Path(path).suffix.lower() == ".gif"
-    if has_video_extension(path) or (has_image_extension(path) and not is_gif):
-        return has_video_extension(path)
+    if has_video_extension(path):
+        return True
+    if has_image_extension(path) and Path(path).suffix.lower() != ".gif":
+        return False
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -73,7 +74,7 @@ def is_video(path: str | os.PathLike[str]) -> bool:
 
 @functools.lru_cache(maxsize=1000)
 def _holds_video(path: str, *_version: int) -> bool:
-    """Return whether PyAV reads a file as a video. The version is a key of the cache."""
+    """Return whether a file is an animated GIF, or no image and a video to PyAV. `_version` is for the cache."""
     with suppress(DataError), open_image(path) as image:
         return image.format == "GIF" and getattr(image, "is_animated", False)
     try:
@@ -234,21 +235,24 @@ class VideoReader:
         return RawFrame(frame, self._aspect)
 
     def _decoded(self) -> Iterator[Any]:
-        count, end, longest = 0, 0.0, 0.0
+        count, longest = 0, 0.0
+        latest: float | None = None
         try:
             for frame in self._container.decode(self._stream):
                 self.damaged += frame.is_corrupt
                 yield frame
                 count += 1
                 if frame.time is not None:
-                    end, longest = frame.time, max(longest, frame.time - end)
+                    if latest is not None:
+                        longest = max(longest, frame.time - latest)
+                    latest = frame.time
         except (self._av.error.FFmpegError, OSError) as error:
             reason = ffmpeg_reason(error)
             if not self._stream.width or isinstance(error, self._av.error.ArgumentError):
                 reason = f"{reason}; frames of more than {MAX_PIXELS:,} pixels are not decoded"
             raise DataError(f"{self.source}: damaged after frame {count} ({reason})") from None
         # the last frame is shown for as long as others are
-        end += max(longest, 1 / float(self._stream.average_rate or 1))
+        end = (latest or 0.0) + max(longest, 1 / float(self._stream.average_rate or 1))
         if (stated := self._stated_end()) is not None and stated - end > _MAX_MISSING_SECONDS:
             raise DataError(
                 f"{self.source}: damaged after frame {count} (the file states {stated:.1f} seconds, "
@@ -264,14 +268,11 @@ class VideoReader:
         container, stream = self._container, self._stream
         if container.format.name.split(",")[0] not in _FORMATS_WITH_DURATION:
             return None
-        start = float((stream.start_time or 0) * stream.time_base)
         if stream.frames and stream.average_rate:  # of an AVI; FFmpeg lowers its duration to what the file holds
-            return start + float(stream.frames / stream.average_rate)
-        if stream.duration is not None:
-            return start + float(stream.duration * stream.time_base)
-        if match := _DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+            return float(stream.frames / stream.average_rate)
+        if match := _END.fullmatch(stream.metadata.get("DURATION", "")):
             hours, minutes, seconds = map(float, match.groups())
-            return start + 3600 * hours + 60 * minutes + seconds
+            return 3600 * hours + 60 * minutes + seconds
         if len(container.streams) == 1 and container.duration is not None:
             return float(container.duration / self._av.time_base)
         return None

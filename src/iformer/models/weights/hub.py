@@ -50,6 +50,7 @@ CONFIG_FILE = "config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _ETAG = re.compile(r"[\w-][\w.+=-]{0,199}", re.ASCII)
 _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>\S{1,250}))?")
+_NOT_A_HUB = "the answer is not that of a hub; a proxy or a login page may have sent it"
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_FILE_BYTES = 16 * 2**30
 """Size of the largest file that is downloaded, in bytes: enough for a training checkpoint with its optimizer."""
@@ -129,7 +130,7 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
         url = huggingface_hub.hf_hub_url(repo, file, revision=revision, endpoint=endpoint)
         found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if found.commit_hash is None or found.etag is None:
-            raise OSError(NOT_A_HUB)
+            raise OSError(_NOT_A_HUB)
         # the client makes paths of its cache from both
         if not _COMMIT.fullmatch(found.commit_hash) or not _ETAG.fullmatch(found.etag):
             raise OSError("the answer is not that of a hub: its commit or ETag is malformed")
@@ -319,9 +320,6 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-NOT_A_HUB = "the answer is not that of a hub; a proxy or a login page may have sent it"
-
-
 def reason_of(error: Exception, wanted: HubFile) -> str:
     """Return why a request to the hub failed, as part of a line."""
     revision = wanted.revision
@@ -338,7 +336,7 @@ def reason_of(error: Exception, wanted: HubFile) -> str:
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code}"
     if isinstance(error, TypeError | AttributeError | LookupError | json.JSONDecodeError):
-        return NOT_A_HUB
+        return _NOT_A_HUB
     if _is_of_cache(error):
         return f"its cache cannot be used ({one_line(error)})"
     if isinstance(error, UnicodeEncodeError):
