@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 
 class UserError(ValueError):
     """An error that the user can fix. The message is one line: what was given, what is expected, what to do."""
+
+    def __reduce__(self) -> tuple[Callable[..., UserError], tuple[Any, ...]]:
+        # pickle would call the class with the message, which subclasses with other arguments do not take
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[UserError], args: tuple[Any, ...], fields: Mapping[str, Any]) -> UserError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(UserError):
@@ -50,7 +61,9 @@ class UnknownNameError(UserError):
             expected: other accepted values, as a sentence.
         """
         known = sorted(known)
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        by_lower_case = {one.lower(): one for one in known}
+        matches = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.4)
+        nearest = [by_lower_case[match] for match in matches]
         if nearest:
             hint = f"did you mean {' or '.join(nearest)}?"
         elif len(known) <= _LISTED:

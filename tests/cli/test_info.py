@@ -70,3 +70,11 @@ def test_info_of_a_folder_of_annotations_says_what_reads_it(
     assert main(["info", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "holds no tar shards: it is a data set in the format of COCO. iformer train --task detect" in error
+
+
+def test_info_of_a_folder_of_runs_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.safetensors").touch()
+    assert main(["info", str(tmp_path)]) == 1
+    assert "holds the folders of runs: one, two; give one of them" in capsys.readouterr().err

@@ -33,6 +33,21 @@ def test_quickstart_leaves_an_earlier_one_alone(capsys: pytest.CaptureFixture[st
     assert "give --overwrite to replace it" in only_line(err)
 
 
+def test_an_interrupted_quickstart_leaves_no_empty_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in ("elpv_dataset", "onnxruntime", "accelerate"):
+        pytest.importorskip(module)
+
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iformer.data.sources.load_data", interrupted)
+    code, _, _ = run(capsys, "quickstart", "--out", tmp_path / "new" / "q")
+    assert code == 130
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.sweep
 def test_quickstart_from_photographs_to_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for module in ("elpv_dataset", "onnxruntime", "accelerate"):

@@ -1,4 +1,4 @@
-"""Images on which the outputs of a detector or segmenter overflow: an error of `predict`, none of evaluation."""
+"""Images on which the outputs of a detector or segmenter overflow: an error of `predict` and `eval`."""
 
 from __future__ import annotations
 
@@ -72,11 +72,20 @@ def test_each_head_of_an_rcnn_is_checked(layer: str) -> None:
     torch.nn.init.constant_(network.rcnn.get_submodule(layer).weight, 3e38)  # type: ignore[arg-type]
     image = torch.randint(0, 255, (3, 70, 90), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     detector = NetworkDetector(network)
-    assert len(detector.detect([image])) == 1  # as evaluation does
+    assert len(detector.detect([image])) == 1  # as evaluation during training does
     detector.require_finite = True
     with pytest.raises(DataError, match="overflow on this image"):
         detector.detect([image])
     assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_evaluation_names_the_image_that_overflows(name: str, shapes_data: Path) -> None:
+    network = NETWORKS[name]()
+    assert iformer.evaluate(network, str(shapes_data)).metrics["images"] > 1
+    network.pyramid.register_forward_pre_hook(lambda layer, inputs: (inputs[0] * 1e38,))
+    with pytest.raises(DataError, match=r"\.(png|jpg): the network's outputs overflow on this image"):
+        iformer.evaluate(network, str(shapes_data))
 
 
 @pytest.mark.parametrize("kind", ["detector", "segmenter"])

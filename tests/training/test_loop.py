@@ -26,6 +26,7 @@ from iformer.models.weights.checkpoint import save
 from iformer.models.weights.read import read_weights
 from iformer.models.weights.resolve import load
 from iformer.tasks.classification.config import ClassificationRecipe
+from iformer.tasks.classification.evaluate import NetworkPredictor
 from iformer.tasks.classification.training import classification_job
 from iformer.training.distributed import one_training_per_process
 from iformer.training.job import RunSettings
@@ -64,6 +65,22 @@ def test_result_is_complete(finished: TrainResult) -> None:
     for record in finished.history:
         assert record["images_per_second"] > 0
         assert 0 <= record["data_wait"] <= 1
+
+
+def test_outputs_that_overflow_in_validation_are_counted(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss of a training step may be finite where the outputs of an evaluation are not."""
+    answer = NetworkPredictor.__call__
+
+    def overflows_on_the_first(self: NetworkPredictor, batch: Tensor) -> Tensor:
+        logits = answer(self, batch).clone()
+        logits[0] = torch.inf
+        return logits
+
+    monkeypatch.setattr(NetworkPredictor, "__call__", overflows_on_the_first)
+    train(job(images, tmp_path / "run", fields={"epochs": 1, "eval_batch_size": 12}))
+    assert "note: the network's outputs overflow on 1 of 12 validation images\n" in capsys.readouterr().err
 
 
 def test_files_of_a_run(finished: TrainResult) -> None:

@@ -89,11 +89,12 @@ def _means_shards(name: str) -> bool:
 
 
 def _refuse_annotations(folder: Path) -> None:
-    """Raise an error that says what a folder is if it holds annotated images and no tar shards."""
+    """Raise an error that says what a folder is if it holds annotated images, or runs, and no tar shards."""
     from iformer.data.sources.annotations.coco import find_coco, find_one_coco
     from iformer.data.sources.annotations.voc import find_voc
     from iformer.data.sources.annotations.yolo import find_yolo
     from iformer.data.sources.shards.reader import holds_shards
+    from iformer.models.weights.resolve import RUN_CHECKPOINT
 
     if not os.path.isdir(folder) or holds_shards(folder):
         return
@@ -102,6 +103,9 @@ def _refuse_annotations(folder: Path) -> None:
         "YOLO": find_yolo(folder),
         "Pascal VOC": find_voc(folder),
     }
+    runs = sorted(path.parent.name for path in Path(folder).glob(f"*/{RUN_CHECKPOINT}"))
+    if runs:
+        raise UserError(f"{folder} holds the folders of runs: {listed(runs)}; give one of them")
     for name in filter(found.get, found):
         raise UserError(
             f"{folder} holds no tar shards: it is a data set in the format of {name}. iformer train --task detect "

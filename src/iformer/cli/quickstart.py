@@ -13,7 +13,7 @@ import typer
 
 from iformer.cli.output import DebugOption, JsonOption, console, print_json
 from iformer.errors import MissingDependencyError, StoppedBySignalError, UserError
-from iformer.files import output_folder, write_text
+from iformer.files import output_folder, removed_if_empty, write_text
 from iformer.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -69,15 +69,16 @@ def quickstart(
     run = out / "run"
     if (run / "config.yaml").exists() and not overwrite:
         raise UserError(f"{out} already holds a quickstart; give --overwrite to replace it, or another --out")
-    output_folder(out)
     say = console(stderr=json)
     start = time.perf_counter()
-    _welcome(say, out)
+    with removed_if_empty(out):
+        output_folder(out)
+        _welcome(say, out)
 
-    _step(say, 1, "Data")
-    data = _load_data(say, limit)
-    _step(say, 2, f"Training {MODEL} from random weights")
-    result = _train(say, data, run, epochs=epochs, overwrite=overwrite)
+        _step(say, 1, "Data")
+        data = _load_data(say, limit)
+        _step(say, 2, f"Training {MODEL} from random weights")
+        result = _train(say, data, run, epochs=epochs, overwrite=overwrite)
     model = _trained(result)
     _step(say, 3, "Export to ONNX, compared with PyTorch")
     artifact_path = out / f"{MODEL}_{DATA}.onnx"

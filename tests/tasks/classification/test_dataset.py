@@ -30,6 +30,8 @@ def test_some_classes_in_an_order(photographs: Path) -> None:
     assert all(Path(str(s)).parent.name == data.val.class_names[s.label] for s in data.val.samples)
     with pytest.raises(DataError, match="--classes has pink; the classes of the data are blue, green, red"):
         select_classes(load_data(photographs), ["red", "pink"])
+    with pytest.raises(DataError, match="--classes has an empty name; the classes"):
+        select_classes(load_data(photographs), ["red", "", "blue"])
 
 
 def test_classes_that_make_no_classifier(photographs: Path) -> None:

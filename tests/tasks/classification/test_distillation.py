@@ -55,6 +55,17 @@ def test_hard_loss_is_half_labels_half_the_teacher_s_answers() -> None:
     assert values["agreement"] == pytest.approx(100 * (teacher_BK.argmax(1) == answers).float().mean().item())
 
 
+@pytest.mark.parametrize("distillation", ["hard", "soft"])
+def test_a_teacher_whose_outputs_are_not_finite_stops_the_run(distillation: str) -> None:
+    def teacher(images: Tensor) -> Tensor:
+        logits_BK = 5 * images.mean((2, 3))
+        logits_BK[2, 1] = torch.nan
+        return logits_BK
+
+    task = DistilledClassification(CLASSES, teacher=teacher, distillation=distillation)
+    assert task.loss(Heads(), batch())["loss"].isnan()
+
+
 def test_soft_loss_is_equation_2_of_deit() -> None:
     torch.manual_seed(0)
     model, data = Heads(), batch()

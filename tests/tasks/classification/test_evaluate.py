@@ -131,6 +131,19 @@ def test_evaluation_by_name_uses_the_network_s_classes(images: Path) -> None:
     assert notes == []
 
 
+def test_outputs_that_are_not_finite_are_an_error_that_names_the_image(images: Path) -> None:
+    metadata = Metadata(class_names=("red", "green", "blue"), preprocessing=PREPROCESSING)
+
+    def overflows(batch: Tensor) -> Tensor:
+        logits = right_about_one_class(batch)
+        logits[1] = torch.nan
+        return logits
+
+    second = load_data(str(images), workers=1).val.samples[1]
+    with pytest.raises(DataError, match=f"{second}: the network's outputs overflow on this image"):
+        evaluate_on_data(overflows, metadata, 3, str(images), workers=0)
+
+
 def test_parts_of_the_data(images: Path) -> None:
     metadata = Metadata(preprocessing=PREPROCESSING)
     for split, count in (("train", 48), ("val", 12), ("all", 60)):

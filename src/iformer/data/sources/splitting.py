@@ -183,7 +183,8 @@ def select_classes(splits: DataSplits, names: Sequence[str]) -> DataSplits:
     known = splits.train.class_names
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise DataError(f"--classes has {listed(unknown)}; the classes of the data are {listed(known)}")
+        named = listed([name or "an empty name" for name in unknown])
+        raise DataError(f"--classes has {named}; the classes of the data are {listed(known)}")
     index = {known.index(name): place for place, name in enumerate(names)}
 
     def selected(images: ImageSet) -> ImageSet:

@@ -46,9 +46,10 @@ def reliability(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.boo
     """Count answers and right answers by probability.
 
     Args:
-        confidences: probabilities of the answers, (N,).
+        confidences: probabilities of the answers, (N,). NaN counts as 0.
         right: whether each answer is right, (N,).
     """
+    confidences = np.nan_to_num(confidences)
     bins = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
     return Reliability(
         images=np.bincount(bins, minlength=BINS),

@@ -93,7 +93,9 @@ class DistilledClassification(Classification):
 
     def _teacher_loss(self, logits_BK: Tensor, teacher_BK: Tensor) -> Tensor:
         if self.distillation == "hard":
-            return functional.cross_entropy(logits_BK, teacher_BK.argmax(1))
+            # argmax takes any class where outputs are NaN; this term makes the loss NaN too, which stops the run
+            overflow = 0 * teacher_BK.sum()
+            return functional.cross_entropy(logits_BK, teacher_BK.argmax(1)) + overflow
         divergence = functional.kl_div(
             (logits_BK / self.temperature).log_softmax(1),
             (teacher_BK / self.temperature).log_softmax(1),

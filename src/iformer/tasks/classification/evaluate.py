@@ -21,9 +21,10 @@ from iformer.data.samples import ImageSet
 from iformer.data.transforms import Normalize, eval_transform
 from iformer.deploy.exportable import Forward
 from iformer.deploy.runner import ArtifactRunner
-from iformer.errors import counted
+from iformer.errors import DataError, counted
 from iformer.files import json_text
 from iformer.models.classifier import Classifier
+from iformer.models.finite import NOT_FINITE
 from iformer.models.folding import fold
 from iformer.tasks.classification.dataset import ImageDataset, find_labelled
 from iformer.tasks.classification.metric import ClassificationMetric, multi_label_metrics
@@ -251,6 +252,7 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
     threshold: float | None = None,
+    require_finite: bool = False,
     progress: Progress | None = None,
 ) -> ClassificationEvaluation | MultiLabelEvaluation:
     """Evaluate a predictor on every image of a loader over an `ImageDataset`.
@@ -265,10 +267,11 @@ def evaluate(
         loader: yields each image once.
         device: device of the metric.
         threshold: with several labels, the probability from which a class is a yes; see `multi_label_metrics`.
+        require_finite: check that all logits are finite.
         progress: called after each batch with the number of images of the batch.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or `require_finite` is set and a logit is NaN or infinite.
         MissingDependencyError: torchmetrics is not installed.
     """
     device = torch.device(device)
@@ -280,6 +283,9 @@ def evaluate(
     indices, labels, probabilities = [], [], []
     for batch in loader.epoch():
         logits_BK = predictor(batch["images"]).to(device)
+        if require_finite and not (finite_B := logits_BK.isfinite().all(1)).all():
+            first = batch["indices"][int(finite_B.cpu().int().argmin())]
+            raise DataError(f"{dataset.image_set.samples[first]}: {NOT_FINITE}")
         if not several:
             metric.update(logits_BK, {"labels": batch["labels"].to(device)})
         indices.append(batch["indices"])
@@ -345,7 +351,7 @@ def evaluate_on_data(
         The evaluation, in the network's order of classes, and notes for its reader.
 
     Raises:
-        DataError: the data cannot be read, or its classes are not the network's.
+        DataError: the data cannot be read, its classes are not the network's, or a logit is NaN or infinite.
         MissingDependencyError: torchmetrics is not installed.
     """
     found = find_labelled(metadata, num_classes, data, split=split, val_split=val_split, strict=strict)
@@ -358,7 +364,9 @@ def evaluate_on_data(
     )
     with loader, ProgressView(total=len(found.images), shown=progress, what="evaluating") as view:
         threshold = metadata.threshold if metadata.multi_label else None
-        evaluation = evaluate(predictor, loader, device=device, threshold=threshold, progress=view.advance)
+        evaluation = evaluate(
+            predictor, loader, device=device, threshold=threshold, require_finite=True, progress=view.advance
+        )
     return replace(evaluation, split=found.split), list(found.notes)
 
 

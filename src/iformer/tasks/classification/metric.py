@@ -59,7 +59,7 @@ class ClassificationMetric:
                 classes, top_k=5, average="micro", validate_args=False
             )
         self._metrics = torchmetrics.MetricCollection(metrics).to(device)
-        self._loss = torchmetrics.MeanMetric().to(device)
+        self._loss = torchmetrics.MeanMetric(nan_strategy="ignore").to(device)
         self._pairs: list[npt.NDArray[np.int64]] = []
         self._confidences: list[npt.NDArray[np.float32]] = []
 

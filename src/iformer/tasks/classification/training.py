@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from iformer.data.transforms import (
     random_erasing,
     train_transform,
 )
-from iformer.errors import ConfigError, DataError, listed
+from iformer.errors import ConfigError, DataError, counted, listed
 from iformer.models.backbone import Backbone
 from iformer.models.classifier import Classifier
 from iformer.tasks.classification.calibration import fit_temperature, scale_logits
@@ -298,7 +300,11 @@ class ClassificationWorkload(ImageWorkload):
         )
         if self.recipe.test_flip:
             predictor = with_mirror_images(predictor)
-        return evaluate(predictor, self.val_loader(), device=self.context.device)
+        evaluation = evaluate(predictor, self.val_loader(), device=self.context.device)
+        if self.context.rank == 0 and (overflows := int((~np.isfinite(evaluation.probabilities)).any(1).sum())):
+            images = f"{overflows} of {counted(len(evaluation.probabilities), 'validation image')}"
+            print(f"note: the network's outputs overflow on {images}", file=sys.stderr, flush=True)
+        return evaluation
 
     @property
     def finishes(self) -> bool:  # type: ignore[override]

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from iformer.data.detection import DetectionSet
+from iformer.data.detection import DetectionSample, DetectionSet
 from iformer.data.loader import Loader, build_loader
 from iformer.data.sources.detection import load_detection
 from iformer.errors import ConfigError, DataError, counted
 from iformer.files import json_text
 from iformer.tasks.class_order import refuse_unknown, share_notes
 from iformer.tasks.detection.dataset import DetectionImages, too_many_objects, with_class_order
-from iformer.tasks.detection.inference import DetectionLimits, Subject, object_detector
+from iformer.tasks.detection.inference import DetectionLimits, ObjectDetector, Subject, object_detector
 from iformer.tasks.detection.metric import DetectionMetric
 from iformer.tasks.interface import EvaluateOptions
 from iformer.tasks.pyramid import evaluation_split, folded
@@ -99,13 +99,29 @@ def evaluate(
     metric = DetectionMetric(image_set.ground_truth(), masks=detector.has_masks and image_set.has_masks)
     for batch in loader.epoch():
         with torch.inference_mode(), autocast(precision, device):
-            found = detector.detect(batch["images"])
-        ids = [image_set.samples[index].image_id for index in batch["indices"].tolist()]
+            samples = [image_set.samples[index] for index in batch["indices"].tolist()]
+            found = _detect(detector, batch["images"], samples)
+        ids = [sample.image_id for sample in samples]
         metric.update(found, {"image_ids": ids})
         if progress is not None:
             progress(len(ids))
     metrics = metric.compute()
     return DetectionEvaluation(metrics=metrics, image_set=image_set, results=metric.results)
+
+
+def _detect(
+    detector: ObjectDetector, images: Sequence[Tensor], samples: Sequence[DetectionSample]
+) -> list[dict[str, Any]]:
+    """Detect objects on images; an error names the file of the image that causes it."""
+    try:
+        return detector.detect(images)
+    except DataError:
+        for image, sample in zip(images, samples, strict=True):
+            try:
+                detector.detect([image])
+            except DataError as error:
+                raise DataError(f"{sample.path}: {error}") from None
+        raise
 
 
 def evaluate_set(
@@ -123,14 +139,16 @@ def evaluate_set(
     Objects of classes that the network does not know are left out.
 
     Raises:
-        DataError: an image cannot be read, or the set has none of the network's classes.
+        DataError: an image cannot be read, the set has none of the network's classes, or an output of the network
+            is NaN or infinite.
         ConfigError, MissingDependencyError, UserError: see `evaluate`.
     """
     detector = object_detector(subject)
     image_set = with_class_order(image_set, detector.class_names)
     dataset = DetectionImages(image_set, masks=False, value_range=detector.value_range)
+    detector.require_finite = True
     with build_loader(dataset, batch_size=batch_size, train=False, workers=workers) as loader:
-        return evaluate(subject, loader, device=device, precision=precision, progress=progress)
+        return evaluate(detector, loader, device=device, precision=precision, progress=progress)
 
 
 def evaluate_data(

@@ -87,9 +87,12 @@ def evaluate(
     segmenter = pixel_classifier(subject, device=device, sliding=sliding)
     for batch in loader.epoch():
         left_out = batch["left_out"]
-        for image, mask_HW in zip(batch["images"], batch["masks"], strict=True):
-            with torch.inference_mode(), autocast(precision, device):
-                classes_HW = segmenter.classes(image, tuple(mask_HW.shape))
+        for image, mask_HW, index in zip(batch["images"], batch["masks"], batch["indices"].tolist(), strict=True):
+            try:
+                with torch.inference_mode(), autocast(precision, device):
+                    classes_HW = segmenter.classes(image, tuple(mask_HW.shape))
+            except DataError as error:
+                raise DataError(f"{image_set.samples[index].path}: {error}") from None
             metric.update(classes_HW[None].cpu(), {"masks": mask_HW[None], "left_out": left_out})
             left_out = 0
         if progress is not None:
@@ -113,7 +116,8 @@ def evaluate_set(
     Pixels of classes that the network does not know are ignored.
 
     Raises:
-        DataError: an image cannot be read, the classes of the set do not fit the network, or no pixel has a class.
+        DataError: an image cannot be read, the classes of the set do not fit the network, no pixel has a class, or
+            a logit is NaN or infinite.
         MissingDependencyError, UserError: see `evaluate`.
     """
     segmenter = pixel_classifier(subject, device=torch.device(device), sliding=sliding)
@@ -124,15 +128,9 @@ def evaluate_set(
             f"{len(image_set.class_names)}"
         )
     dataset = evaluation_images(image_set, segmenter.preprocessing)
+    segmenter.require_finite = True
     with build_loader(dataset, batch_size=1, train=False, workers=workers) as loader:
-        found = evaluate(
-            subject,
-            loader,
-            device=device,
-            precision=precision,
-            sliding=sliding,
-            progress=progress,
-        )
+        found = evaluate(segmenter, loader, device=device, precision=precision, progress=progress)
     if not any(one["support"] for one in found.metrics["per_class"].values()):
         raise DataError(f"{image_set.name}: the masks have no pixel of a class; {IGNORED} means no class")
     return found
