@@ -22,6 +22,7 @@ from iformer import files
 from iformer.data.video.reader import VideoReader, has_video_extension
 from iformer.data.video.writer import VideoWriter
 from iformer.errors import DataError, OutputError
+from tiny.videos import Part, recorded
 
 
 def write(path: Path, frames: int = 6) -> Path:
@@ -141,6 +142,14 @@ def test_frames_have_their_own_times(tmp_path: Path, extension: str) -> None:
             writer.write(Image.new("RGB", (64, 48)), seconds)
     with VideoReader(path) as reader:
         assert [frame.seconds for frame in reader] == pytest.approx(times, abs=2e-3)
+
+
+def test_times_of_joined_recordings_go_on(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a.ts", Part(size=(64, 48)), Part(size=(64, 48)))
+    with VideoReader(path) as reader:
+        times = np.array([frame.seconds for frame in reader])
+    assert len(times) == 6
+    assert np.diff(times) == pytest.approx(0.1, abs=2e-3)
 
 
 def test_a_drawn_video_begins_at_zero(tmp_path: Path) -> None:

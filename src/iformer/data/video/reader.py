@@ -206,16 +206,22 @@ class VideoReader:
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames, turned as the file says: phones store upright videos sideways.
 
+        Times never go back: where several recordings are joined to one file, each one follows the last.
+
         Raises:
             DataError: the file is damaged; the message says after which frame.
         """
+        latest, shift = float("-inf"), 0.0
         for number, raw in enumerate(self.raw_frames()):
-            seconds = raw.frame.time if raw.frame.time is not None else number / self.rate
+            stated = float(raw.frame.time if raw.frame.time is not None else number / self.rate)
+            if stated + shift < latest:
+                shift = latest + float(1 / self.rate) - stated
+            seconds = latest = stated + shift
             try:
                 image = raw.image()
             except DataError as error:
                 raise DataError(f"{self.source}: damaged after frame {number} ({error})") from None
-            yield Frame(image, float(seconds))
+            yield Frame(image, seconds)
 
     def raw_frames(self) -> Iterator[RawFrame]:
         """Yield the frames without converting them.
