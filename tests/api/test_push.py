@@ -182,6 +182,28 @@ def test_an_answer_that_is_no_hubs_is_named(
         iformer.push(run, "ann/flowers")
 
 
+@pytest.mark.parametrize("ignored", [["model.safetensors"], ["README.md"], ["model.safetensors", "README.md"]])
+def test_nothing_is_pushed_to_a_repository_whose_gitignore_matches_a_file(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str], ignored: list[str]
+) -> None:
+    hub.ignored = ignored
+    assert main(["push", str(run), "ann/flowers"]) == 1
+    printed = capsys.readouterr()
+    assert f"the hub ignores {', '.join(ignored)}: the repository's .gitignore names such files" in printed.err
+    assert printed.out == ""
+    assert hub.others == {"ann/flowers": {}}
+
+
+def test_an_answer_about_another_large_file_is_no_hubs(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
+    hub.upload_mode = "lfs"
+    with pytest.raises(WeightsError, match="the answer is not that of a hub; a proxy or a login page"):
+        iformer.push(run, "ann/flowers")
+    assert hub.others == {"ann/flowers": {}}
+
+
 def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     with pytest.raises(WeightsError, match=r"cannot push to ann/flowers .* log in with: hf auth login$"):
@@ -190,6 +212,10 @@ def test_what_the_hub_refuses_is_one_line(hub: Hub, run: Path, monkeypatch: pyte
     with pytest.raises(WeightsError, match=r"characters outside ASCII; see HF_TOKEN and HF_ENDPOINT$"):
         iformer.push(run, "ann/flowers")
     assert hub.others == {}
+    hub.others["ann/flowers"] = {}
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(WeightsError, match=r"cannot push to ann/flowers .* log in with: hf auth login$"):
+        iformer.push(run, "ann/flowers")
     with pytest.raises(WeightsError, match="'flowers' is not a name on the hub; expected USER/NAME"):
         iformer.push(run, "flowers")
     with pytest.raises(UserError, match="--last needs a run folder"):

@@ -7,7 +7,7 @@ import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ class Hub(http.server.ThreadingHTTPServer):
         self.cut_short = False
         self.endless = False
         self.headers = True
+        self.ignored: Sequence[str] = ()
+        """Files that a `.gitignore` matches: the hub tells clients not to upload them."""
+        self.upload_mode = "regular"
+        """Of large files, `lfs`: the answers about these name a file that nobody asked about."""
         self.etag: str | None = None
         """Sent in place of the file's hash."""
 
@@ -74,10 +78,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for file in json.loads(content)["files"]
+                {"path": path, "uploadMode": self.server.upload_mode, "shouldIgnore": path in self.server.ignored}
+                for path in (file["path"] for file in json.loads(content)["files"])
             ]
             self.reply({"files": files})
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            upload = {"href": f"{self.server.url}/upload"}
+            self.reply(
+                {"transfer": "basic", "objects": [{"oid": "f" * 64, "size": 3, "actions": {"upload": upload}}]}
+            )
         else:
             lines = [json.loads(line) for line in content.splitlines()]
             for file in (line["value"] for line in lines if line["key"] == "file"):

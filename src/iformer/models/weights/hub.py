@@ -335,7 +335,7 @@ def reason_of(error: Exception, wanted: HubFile) -> str:
         return f"it has no file {wanted.file}" + (f" at revision {revision}" if revision else "")
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code}"
-    if isinstance(error, TypeError | AttributeError | LookupError | json.JSONDecodeError):
+    if isinstance(error, TypeError | AttributeError | LookupError | NameError | json.JSONDecodeError):
         return _NOT_A_HUB
     if _is_of_cache(error):
         return f"its cache cannot be used ({one_line(error)})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from iformer._version import __version__
-from iformer.errors import WeightsError
+from iformer.errors import WeightsError, listed
 from iformer.models.weights.hub import MAX_SILENCE_SECONDS, HubFile, endpoint, reason_of
 from iformer.time_limit import call_within
 
@@ -51,7 +51,8 @@ def upload(
 
     Raises:
         WeightsError: `repo` or `message` is invalid, the repository exists and is public although `private` is
-            set, or the hub refuses or cannot be reached; one line gives the reason.
+            set, the repository's `.gitignore` matches a file, or the hub refuses or cannot be reached; one line
+            gives the reason.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise WeightsError(f"'{repo}' is not a name on the hub; expected USER/NAME")
@@ -74,18 +75,38 @@ def upload(
             for path, content in contents.items()
             if path not in kept
         ]
-        commit = call_within(seconds, lambda: api.create_commit(repo, files, commit_message=message))
+        commit = call_within(seconds, lambda: _commit(api, repo, files, message))
     except WeightsError:
         raise
     except Exception as error:  # the transport's own errors differ between the client's versions
-        status = getattr(getattr(error, "response", None), "status_code", None)
         reason = (
             "the token is missing or may not write there; log in with: hf auth login"
-            if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError"
+            if _is_refused(error) or type(error).__name__ == "LocalTokenNotFoundError"
             else reason_of(error, HubFile(repo=repo))
         )
         raise WeightsError(f"cannot push to {repo} at {address}: {reason}") from error
     return Uploaded(url=str(url), commit=commit.oid, files=tuple(path for path in contents if path not in kept))
+
+
+def _commit(
+    api: huggingface_hub.HfApi, repo: str, files: Sequence[huggingface_hub.CommitOperationAdd], message: str
+) -> huggingface_hub.CommitInfo:
+    """Write the files in one commit, or none of them if the hub would leave one out."""
+    api.preupload_lfs_files(repo, files, free_memory=False)  # asks the hub how to upload each file
+    ignored = [file.path_in_repo for file in files if getattr(file, "_should_ignore", False)]
+    if ignored:
+        raise WeightsError(
+            f"cannot push to {repo}: the hub ignores {listed(ignored)}: the repository's .gitignore names such "
+            "files; change .gitignore on the hub, or push to another repository. Nothing was pushed"
+        )
+    return api.create_commit(repo, files, commit_message=message)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Return whether the hub refused the token; the client may fail itself while it handles that answer."""
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        return True
+    return error.__context__ is not None and _is_refused(error.__context__)
 
 
 def _is_public(api: huggingface_hub.HfApi, repo: str) -> bool:
