@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from iformer.dependencies import require
 from iformer.device import resolve_device
 from iformer.errors import UserError, listed, one_line, printable
+from iformer.time_limit import call_within
 from iformer.training.network.precision import Precision, autocast, resolve_precision
 
 
@@ -75,15 +78,19 @@ def launch(device: str, precision: str) -> tuple[Any, RankContext]:
 
     Raises:
         MissingDependencyError: Accelerate is not installed.
-        UserError: the device does not exist, or the launcher's variables do not describe a process group.
+        UserError: the device does not exist, the launcher's variables do not describe a process group, or another
+            process of the group does not come within `JOIN_SECONDS`.
     """
     accelerate = require("accelerate", extra="train")
     on = resolve_device(device)
-    launched_processes()
+    processes = launched_processes()
     if on.index is not None:  # Accelerator has no argument for the index: it takes the current device
         torch.accelerator.set_device_index(on.index)
     try:
-        accelerator = accelerate.Accelerator(cpu=on.type == "cpu", mixed_precision="no")
+        with _note_of_waiting(processes):
+            if processes > 1:
+                _join(accelerate, cpu=on.type == "cpu")
+            accelerator = accelerate.Accelerator(cpu=on.type == "cpu", mixed_precision="no")
     except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
         if settings := sorted(name for name in os.environ if name.startswith("ACCELERATE_")):
             raise UserError(
@@ -92,9 +99,8 @@ def launch(device: str, precision: str) -> tuple[Any, RankContext]:
             ) from error
         if not _LAUNCHER.keys() & os.environ.keys():
             raise
-        raise UserError(
-            f"the processes of this run cannot be joined ({one_line(error)}); {_START_WITH_A_LAUNCHER}"
-        ) from error
+        remedy = _SEE_THE_OTHERS if isinstance(error, TimeoutError) or _is_lost(error) else _START_WITH_A_LAUNCHER
+        raise UserError(f"the processes of this run cannot be joined ({one_line(error)}); {remedy}") from error
     context = RankContext(
         device=accelerator.device,
         precision=resolve_precision(precision, accelerator.device),
@@ -104,9 +110,61 @@ def launch(device: str, precision: str) -> tuple[Any, RankContext]:
     return accelerator, context
 
 
+JOIN_SECONDS = 600
+"""Longest time that a process waits for the others at the start of a run."""
+_COLLECTIVE_SECONDS = 1800
+"""Longest time that a process waits for the others' addresses later; torch's own default."""
+_NOTE_SECONDS = 15
+"""Time of waiting after which a note is printed."""
+
+
+@contextmanager
+def _note_of_waiting(processes: int) -> Iterator[None]:
+    """Print a note on stderr if the block, in which the processes of a run join, takes long."""
+    rank, address = os.environ.get("RANK", "0"), os.environ.get("MASTER_ADDR", "localhost")
+    note = (
+        f"note: rank {rank} waits for the other processes of this run ({processes} in all, joined at "
+        f"{printable(address, limit=80)}), for {JOIN_SECONDS / 60:g} minutes at most; if one of them ended with "
+        "an error, stop the run and start all of them again"
+    )
+    timer = threading.Timer(_NOTE_SECONDS, lambda: print(note, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if processes > 1:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _join(accelerate: Any, *, cpu: bool) -> None:
+    """Join the process group within `JOIN_SECONDS`; Accelerate's own limit would be that of collectives too."""
+    needed = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    if (
+        not torch.distributed.is_available()
+        or torch.distributed.is_initialized()
+        or accelerate.state.is_initialized()
+    ):
+        return
+    if not needed <= os.environ.keys():
+        return  # Accelerate knows other launchers, and completes variables
+    from torch.distributed.rendezvous import rendezvous  # absent from builds without torch.distributed
+
+    meeting: Iterator[tuple[Any, int, int]] = rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))
+    # in a thread, so that Ctrl-C works; the main rank ends first and says how many processes came
+    store, rank, processes = call_within(JOIN_SECONDS + 5, lambda: next(meeting))
+    store.set_timeout(timedelta(seconds=_COLLECTIVE_SECONDS))
+    cpu = cpu or accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU")
+    accelerate.PartialState(cpu=cpu, store=store, rank=rank, world_size=processes)
+
+
 _LAUNCHER = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
 """Environment variables that launchers set, with the smallest valid value of each."""
 _START_WITH_A_LAUNCHER = "start them with torchrun, or unset RANK and WORLD_SIZE to train in one process"
+_SEE_THE_OTHERS = (
+    "see the messages of the other processes, one of which may have ended; then start all of them again, or unset "
+    "RANK and WORLD_SIZE to train in one process"
+)
 
 
 def launched_processes() -> int:
@@ -181,9 +239,16 @@ def explain_lost_processes() -> Iterator[None]:
                 "a process that loads images was killed, often for lack of memory; --resume continues the run, "
                 "with fewer of them if you add --set workers=1"
             ) from error
-        if isinstance(error, torch.distributed.DistError) or "gloo" in text:
+        if _is_lost(error):
             raise UserError(
                 "another process of this run ended or cannot be reached; see its own message, then start all of "
                 "them again with --resume"
             ) from error
         raise
+
+
+def _is_lost(error: Exception) -> bool:
+    """Return whether an error of torch says that another process cannot be reached."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
