@@ -145,6 +145,16 @@ def test_a_resumed_run_keeps_its_trackers_and_their_settings(wandb: SimpleNamesp
     assert [run.config for run in wandb.runs] == [{"epochs": 1}, {}]  # MLflow refuses other values of a known run
 
 
+def test_a_resumed_run_without_trackers_gets_none(wandb: SimpleNamespace, tmp_path: Path) -> None:
+    started(["tensorboard"], tmp_path / "default", config={})
+    assert stored_trackers(tmp_path / "default") is None
+    started([], tmp_path, config={})
+    assert stored_trackers(tmp_path) == ()
+    started(["wandb"], tmp_path, config={}, resume=True)
+    started([], tmp_path, config={}, resume=True)
+    assert stored_trackers(tmp_path) == ("wandb",)
+
+
 def test_a_tracker_that_fails_is_left_out(
     wandb: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

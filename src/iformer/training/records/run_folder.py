@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def trackers(self) -> Path:
-        """File with the run ids of the trackers other than TensorBoard."""
+        """File with the run ids of the trackers other than TensorBoard; `{}` for a run without trackers."""
         return self.path / "trackers.json"
 
     @property

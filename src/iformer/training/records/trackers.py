@@ -65,9 +65,9 @@ def tracker_names(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def stored_trackers(folder: Path) -> tuple[str, ...] | None:
-    """Return the tracker names stored in a run folder; None if none are stored, as with TensorBoard alone."""
+    """Return the tracker names stored in a run folder; None if nothing is stored, as with TensorBoard alone."""
     ids = _read_ids(folder / "trackers.json")
-    if not ids:
+    if ids is None:
         return None
     return (*ids, *(["tensorboard"] if (folder / "tensorboard").is_dir() else []))
 
@@ -118,7 +118,7 @@ class Trackers:
         """
         self._running: dict[str, Any] = {}
         stored = folder / "trackers.json"
-        ids = _read_ids(stored) if resume else {}
+        ids = (_read_ids(stored) if resume else None) or {}
         kinds = require("accelerate.tracking", extra="train")
         makers: dict[str, Callable[[], Any]] = {
             "tensorboard": lambda: kinds.TensorBoardTracker("tensorboard", folder, purge_step=purge_from),
@@ -160,14 +160,17 @@ class Trackers:
         self.ids = {name: _RUN_ID[name](tracker) for name, tracker in self._running.items() if name in _RUN_ID}
         """Run ids by tracker; TensorBoard has none."""
         self._stored = stored
+        self._none = not names
 
     def store_ids(self) -> None:
-        """Write the run ids, if there are any, to `trackers.json`, from which a resumed run reads them.
+        """Write the run ids to `trackers.json`, from which a resumed run reads them; `{}` if it has no trackers.
+
+        TensorBoard alone writes no file, and a run that goes on without its trackers keeps their ids.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        if self.ids:
+        if self.ids or (self._none and not self._stored.exists()):
             write_text(self._stored, json_text(self.ids, indent=2))
 
     def __bool__(self) -> bool:
@@ -231,12 +234,13 @@ _RUN_ID: dict[str, Callable[[Any], str]] = {
 _MAX_IDS_BYTES = 1 << 16
 
 
-def _read_ids(path: Path) -> dict[str, str]:
+def _read_ids(path: Path) -> dict[str, str] | None:
+    """Return the run ids by tracker; None if the file is absent or damaged."""
     with suppress(OSError, ValueError, RecursionError):
         ids = json.loads(read_at_most(path, _MAX_IDS_BYTES) or b"")
         if isinstance(ids, dict):
             return {name: value for name, value in ids.items() if name in TRACKERS and isinstance(value, str)}
-    return {}
+    return None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
