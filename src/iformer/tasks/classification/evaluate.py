@@ -252,7 +252,7 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
     threshold: float | None = None,
-    require_finite: bool = False,
+    require_finite: bool = True,
     progress: Progress | None = None,
 ) -> ClassificationEvaluation | MultiLabelEvaluation:
     """Evaluate a predictor on every image of a loader over an `ImageDataset`.
@@ -274,7 +274,6 @@ def evaluate(
         DataError: an image cannot be read, or `require_finite` is set and a logit is NaN or infinite.
         MissingDependencyError: torchmetrics is not installed.
     """
-    device = torch.device(device)
     dataset = loader.dataset
     assert isinstance(dataset, ImageDataset)
     class_names = dataset.image_set.class_names
@@ -333,7 +332,6 @@ def evaluate_on_data(
     split: Split | None = None,
     val_split: float | None = None,
     strict: bool = False,
-    progress: bool = False,
 ) -> tuple[ClassificationEvaluation | MultiLabelEvaluation, list[str]]:
     """Evaluate a predictor on the data set that `data` names.
 
@@ -345,7 +343,6 @@ def evaluate_on_data(
         batch_size: images in one call of the predictor.
         workers: processes that load images; None: `iformer.data.loader.auto_workers`.
         device: device of the metric.
-        progress: show a progress bar on a terminal.
 
     Returns:
         The evaluation, in the network's order of classes, and notes for its reader.
@@ -355,18 +352,13 @@ def evaluate_on_data(
         MissingDependencyError: torchmetrics is not installed.
     """
     found = find_labelled(metadata, num_classes, data, split=split, val_split=val_split, strict=strict)
+    images, several = found.images, metadata.multi_label
     loader = evaluation_loader(
-        found.images,
-        metadata.preprocessing,
-        batch_size=batch_size,
-        workers=workers,
-        multi_label=metadata.multi_label,
+        images, metadata.preprocessing, batch_size=batch_size, workers=workers, multi_label=several
     )
-    with loader, ProgressView(total=len(found.images), shown=progress, what="evaluating") as view:
-        threshold = metadata.threshold if metadata.multi_label else None
-        evaluation = evaluate(
-            predictor, loader, device=device, threshold=threshold, require_finite=True, progress=view.advance
-        )
+    with loader, ProgressView(total=len(images), what="evaluating") as view:
+        threshold = metadata.threshold if several else None
+        evaluation = evaluate(predictor, loader, device=device, threshold=threshold, progress=view.advance)
     return replace(evaluation, split=found.split), list(found.notes)
 
 
@@ -404,5 +396,4 @@ def evaluate_data(
         split=options.split,
         val_split=options.val_split,
         strict=options.strict,
-        progress=True,
     )
