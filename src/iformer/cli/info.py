@@ -88,8 +88,8 @@ def _means_shards(name: str) -> bool:
     return is_url(name) or (os.path.isdir(name) and not is_known_folder(name))
 
 
-def _refuse_annotations(folder: Path) -> None:
-    """Raise an error that says what a folder is if it holds annotated images, or runs, and no tar shards."""
+def _refuse_other_folders(folder: Path) -> None:
+    """Raise an error that says what a folder is if it holds annotated images or run folders, and no tar shards."""
     from iformer.data.sources.annotations.coco import find_coco, find_one_coco
     from iformer.data.sources.annotations.voc import find_voc
     from iformer.data.sources.annotations.yolo import find_yolo
@@ -103,20 +103,20 @@ def _refuse_annotations(folder: Path) -> None:
         "YOLO": find_yolo(folder),
         "Pascal VOC": find_voc(folder),
     }
-    runs = sorted(path.parent.name for path in Path(folder).glob(f"*/{RUN_CHECKPOINT}"))
-    if runs:
-        raise UserError(f"{folder} holds the folders of runs: {listed(runs)}; give one of them")
     for name in filter(found.get, found):
         raise UserError(
             f"{folder} holds no tar shards: it is a data set in the format of {name}. iformer train --task detect "
             f"--data {folder} reads it; info describes networks and tar shards"
         )
+    runs = sorted(path.parent.name for path in folder.glob(f"*/{RUN_CHECKPOINT}"))
+    if runs:
+        raise UserError(f"{folder} holds the folders of runs: {listed(runs)}; give one of them")
 
 
 def _describe_shards(folder: str, *, verified: bool, json: bool) -> None:
     from iformer.data.sources.shards.packing import describe, verify
 
-    _refuse_annotations(Path(folder))
+    _refuse_other_folders(Path(folder))
     found = verify(folder, decode=True) if verified else describe(folder)
     if json:
         print_json({**asdict(found), "verified": verified})

@@ -72,5 +72,5 @@ class FiniteGuard:
                 good += f", and the last evaluated network is {files.last}"
         raise UserError(
             f"the loss is not finite at step {step} (epoch {self._state.progress.epoch + 1}); {good}; "
-            "a lower --lr, clip_grad, precision=fp32, or a teacher whose outputs are finite may help"
+            "a lower --lr, clip_grad, or precision=fp32 may help; with --teacher, check its outputs"
         )
