@@ -225,6 +225,30 @@ def test_a_conversion_that_fails_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+@pytest.mark.parametrize("change", ["emptied", "replaced", "removed", "a folder"])
+def test_the_source_of_an_image_that_changes_meanwhile_is_named(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_coco(tmp_path / "coco")
+    copy = shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        if change in ("removed", "a folder"):
+            source.unlink()
+        if change == "a folder":
+            source.mkdir()
+        elif change != "removed":
+            source.write_bytes(b"" if change == "emptied" else b"no image")
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(DataError) as raised:
+        convert_labels(data, tmp_path / "out", to="coco", workers=1)
+    assert str(raised.value).startswith(str(tmp_path / "coco"))
+    assert ".part" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["coco"]
+
+
 # ---------------------------------------------------------------------------------------------- layouts
 
 

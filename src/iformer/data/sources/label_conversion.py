@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iformer.data.detection import DetectionSample, DetectionSet, Instance
-from iformer.data.images import has_image_extension, open_image
+from iformer.data.images import check_image, has_image_extension, open_image
 from iformer.data.listing import is_hidden
 from iformer.data.parallel import Progress
 from iformer.data.sources.annotations.objects import MIN_SIDE
@@ -106,7 +106,12 @@ def convert_labels(
                 _write_yolo(image_set, source.entries[split], names[split], part, split, lost)
         if to == "yolo":
             _write_settings(next(iter(sets.values())), part, list(sets))
-        written = load_detection(part, workers=workers, progress=progress, for_training=False)
+        try:
+            written = load_detection(part, workers=workers, progress=progress, for_training=False)
+        except DataError:
+            for split, image_set in sets.items():
+                _check_copies(image_set, names[split], part / "images" / split)
+            raise
         for split, image_set in sets.items():
             _compare(image_set, getattr(written, split), names[split], part, lost.crowds, exact=to == "coco")
         if target.exists():  # keep the folder: it may be the working folder
@@ -178,8 +183,28 @@ def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
         used.add(str(name.with_suffix("")))
         names[sample.image_id] = name
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(sample.path, folder / name)
+        try:
+            shutil.copyfile(sample.path, folder / name)
+        except OSError as error:
+            if error.filename == os.fspath(sample.path) or not sample.path.is_file():
+                raise DataError(f"{sample.path}: cannot be read any more ({error.strerror or error})") from None
+            raise
     return names
+
+
+def _check_copies(image_set: DetectionSet, names: Mapping[int, Path], folder: Path) -> None:
+    """Decode the copies of a split's images.
+
+    Raises:
+        DataError: a copy cannot be decoded; the message names the source, which changed since it was read.
+    """
+    for sample in image_set.samples:
+        copy = folder / names[sample.image_id]
+        try:
+            check_image(copy)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{copy}: ")
+            raise DataError(f"{sample.path}: changed during the conversion: {reason}; convert again") from None
 
 
 def _readable(name: Path, image: Path) -> Path:

@@ -233,6 +233,18 @@ def test_packing_leaves_nothing_behind_where_it_fails(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("change", ["emptied", "truncated", "replaced", "removed"])
+def test_images_that_change_after_the_data_was_read_are_not_packed(change: str, tmp_path: Path) -> None:
+    data = load_data(make_folder(tmp_path / "folder"), workers=1)
+    path = tmp_path / "folder" / "val" / "bee" / "some.1 ü.JPEG"
+    contents = {"emptied": b"", "truncated": path.read_bytes()[:-200], "replaced": b"x" * path.stat().st_size}
+    path.unlink() if change == "removed" else path.write_bytes(contents[change])
+    with pytest.raises((DataError, OSError)) as raised:
+        pack(data, tmp_path / "shards")
+    assert str(path) in str(raised.value)
+    assert not (tmp_path / "shards").exists()
+
+
 def test_info_file_counts_what_is_in_the_shards(packed: Path) -> None:
     info = json.loads((packed / INFO).read_text())
     train = info["splits"]["train"]

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from iformer.data.images import check_image
-from iformer.data.parallel import Progress
-from iformer.data.samples import DataSplits, ImageSet
+from iformer.data.parallel import Progress, map_in_threads
+from iformer.data.samples import DataSplits, ImageSet, Sample
 from iformer.data.sources.shards.index import (
     INDEX,
     INFO,
@@ -80,11 +80,11 @@ def pack(
     """Write a data set as tar shards, `OUT/train-00000.tar` …, with their index, and verify them.
 
     Training images are shuffled once, so that streaming readers see them mixed. Image files are stored byte for
-    byte. The index is written last, and the file `UNFINISHED` exists until then: a folder whose packing was
-    killed is refused as a data set.
+    byte, and decoded once more: they may have changed since `data` was read. The index is written last, and the
+    file `UNFINISHED` exists until then: a folder whose packing was killed is refused as a data set.
 
     Args:
-        data: the images; `iformer.data.sources.load_data` has decoded each of them.
+        data: the images.
         out: a new or empty folder.
         shard_bytes: bytes of images after which a shard ends.
         seed: selects the order of the training images.
@@ -195,9 +195,9 @@ def _pack_split(
         written.append(path)
         with path.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for number, position in members:
-                    sample = image_set.samples[position]
-                    contents = sample.read()
+                samples = [image_set.samples[position] for _, position in members]
+                pairs = zip(members, samples, map_in_threads(_checked_contents, samples), strict=True)
+                for (number, _), sample, contents in pairs:
                     key, extension = _member_name(number, sample.name)
                     _add(tar, f"{key}.{extension}", contents)
                     _add(tar, f"{key}.cls", str(sample.label).encode())
@@ -210,6 +210,17 @@ def _pack_split(
     if split.label.tolist() != labels or split.crc32.tolist() != checksums:
         raise DataError(f"{store.location}: the {name} shards differ from what was written; check the disk")
     return split
+
+
+def _checked_contents(sample: Sample) -> bytes:
+    """Return an image file's contents, decoded once more: the file may have changed since the data was read."""
+    contents = sample.read()
+    try:
+        check_image(contents)
+    except DataError as error:
+        reason = str(error).removeprefix("image: ")
+        raise DataError(f"{sample}: changed since the data was read: {reason}; pack again") from None
+    return contents
 
 
 def _by_shard(image_set: ImageSet, order: Sequence[int], shard_bytes: int) -> Iterator[list[tuple[int, int]]]:
