@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from iformer.tasks.detection.metric import DetectionMetric, coco_results
+from iformer.tasks.detection.metric import DetectionMetric, class_agnostic, coco_results
 
 SIZE = 120
 
@@ -119,6 +119,25 @@ def test_perfect_answers_are_a_hundred_percent() -> None:
     assert metrics["per_class"]["nowhere"] == {"box_ap": None, "box_ap50": None, "support": 0}
     assert "mask_ap" not in metrics
     assert metrics["images"] == 12
+
+
+def test_class_agnostic_figures_do_not_depend_on_the_classes() -> None:
+    truth, outputs = made_up()
+    expected = measured(
+        {
+            **truth,
+            "annotations": [{**annotation, "category_id": 3} for annotation in truth["annotations"]],
+            "categories": truth["categories"][:1],
+        },
+        [{**found, "labels": torch.zeros_like(found["labels"])} for found in outputs],
+        masks=False,
+    )
+    for shift in (0, 1, 2):
+        shifted = [{**found, "labels": (found["labels"] + shift) % 3} for found in outputs]
+        results = [r for k, found in enumerate(shifted) for r in coco_results(found, k, [3, 5, 9], masks=True)]
+        agnostic = class_agnostic(truth, results)
+        assert agnostic == {name: value for name, value in expected.items() if name.startswith("box")}
+        assert 5 < agnostic["box_ap"] < 95
 
 
 def test_no_detection_at_all_is_zero() -> None:

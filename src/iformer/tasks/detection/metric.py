@@ -105,6 +105,20 @@ class DetectionMetric:
         return metrics, per_class
 
 
+def class_agnostic(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of boxes with all classes counted as one: what wrong classes do not explain.
+
+    Args:
+        ground_truth: see `DetectionMetric`.
+        results: detections in COCO's result format, all of them; other ranks are not asked.
+    """
+    annotations = [{**annotation, "category_id": 0} for annotation in ground_truth["annotations"]]
+    categories = [{"id": 0, "name": "object"}]
+    metric = DetectionMetric({**ground_truth, "annotations": annotations, "categories": categories}, masks=False)
+    boxes = [{k: v for k, v in result.items() if k != "segmentation"} | {"category_id": 0} for result in results]
+    return metric._average_precision("box", "bbox", boxes)[0]
+
+
 def coco_results(
     found: Mapping[str, Any], image_id: int, category_ids: Sequence[int], *, masks: bool
 ) -> list[dict[str, Any]]:

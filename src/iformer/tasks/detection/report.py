@@ -23,6 +23,7 @@ from iformer.tasks.detection.confidence import (
     confusion_matrix,
 )
 from iformer.tasks.detection.evaluate import DetectionEvaluation
+from iformer.tasks.detection.metric import class_agnostic
 from iformer.tasks.detection.predict import DetectionPredictor, draw_objects
 from iformer.tasks.pictures import save_png
 from iformer.tasks.pyramid import example_sheet
@@ -68,6 +69,12 @@ def write_report(result: TrainResult) -> Path:
         "from 0.5 to 0.95 and over classes. Small objects have less than 32 x 32 pixels, medium ones less than "
         "96 x 96."
     )
+    if len(evaluation.image_set.class_names) > 1:
+        found = class_agnostic(evaluation.image_set.ground_truth(), evaluation.results)
+        headline += (
+            f"\n\nWith all classes counted as one, box AP is {found['box_ap']:.2f} %, "
+            f"AP50 {found['box_ap50']:.2f} %. The difference from the figures above is the cost of wrong classes."
+        )
     network = load(RunFolder(result.folder).last)
     save_png(draw_examples(network, evaluation.image_set, name=result.model_name), result.folder / EXAMPLES)
     sections = [_confidence(evaluation, result.folder), EXAMPLES_SECTION]
