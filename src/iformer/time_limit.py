@@ -1,10 +1,12 @@
-"""A time limit for calls that wait for a server and have no limit of their own."""
+"""A time limit for calls that wait for a server and have no limit of their own, and notes about waiting."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from iformer.errors import counted
@@ -50,3 +52,20 @@ def call_within(
     if failures:
         raise failures[0]
     return results[0]
+
+
+@contextmanager
+def note_after(seconds: float, note: str, *, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Print a note on stderr if the block takes longer than `seconds`, and `unless` returns False then."""
+
+    def say() -> None:
+        if not unless():
+            print(note, file=sys.stderr, flush=True)
+
+    timer = threading.Timer(seconds, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

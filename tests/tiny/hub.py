@@ -118,6 +118,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         repo, _, rest = self.path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         commit = {"main": NEWEST, "v1": OLDER}.get(revision, revision)
+        if repo in self.server.others and len(commit) != 40:
+            commit = NEWEST  # any name of a revision
         files = self.server.files if repo == REPO else self.server.others.get(repo)
         content = None if files is None else files.get(commit if repo == REPO else file)
         if files is None:

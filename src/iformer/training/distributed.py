@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from iformer.dependencies import require
 from iformer.device import resolve_device
 from iformer.errors import UserError, listed, one_line, printable
-from iformer.time_limit import call_within
+from iformer.time_limit import call_within, note_after
 from iformer.training.network.precision import Precision, autocast, resolve_precision
 
 
@@ -118,23 +117,17 @@ _NOTE_SECONDS = 15
 """Time of waiting after which a note is printed."""
 
 
-@contextmanager
-def _note_of_waiting(processes: int) -> Iterator[None]:
+def _note_of_waiting(processes: int) -> AbstractContextManager[None]:
     """Print a note on stderr if the block, in which the processes of a run join, takes long."""
+    if processes == 1:
+        return nullcontext()
     rank, address = os.environ.get("RANK", "0"), os.environ.get("MASTER_ADDR", "localhost")
     note = (
         f"note: rank {rank} waits for the other processes of this run ({processes} in all, joined at "
         f"{printable(address, limit=80)}), for {JOIN_SECONDS / 60:g} minutes at most; if one of them ended with "
         "an error, stop the run and start all of them again"
     )
-    timer = threading.Timer(_NOTE_SECONDS, lambda: print(note, file=sys.stderr, flush=True))
-    timer.daemon = True
-    if processes > 1:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    return note_after(_NOTE_SECONDS, note)
 
 
 def _join(accelerate: Any, *, cpu: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import save
 from torch import nn
@@ -141,6 +142,50 @@ def test_a_server_that_sends_more_than_it_announced(server: Hub, tmp_path: Path)
     assert not list((tmp_path / "cache").rglob("blobs/*"))
 
 
+@pytest.mark.parametrize("change", ["emptied", "one bit"])
+@pytest.mark.parametrize("revision", [None, NEWEST])
+def test_a_damaged_file_in_the_cache_is_downloaded_again(
+    change: str, revision: str | None, server: Hub, released_files: dict[str, bytes]
+) -> None:
+    path = hub.fetch_released("iformer_t", revision)
+    assert path.read_bytes() == released_files[NEWEST]
+    content = bytearray(released_files[NEWEST])
+    content[-1000] ^= 1
+    path.write_bytes(b"" if change == "emptied" else content)
+    assert hub.fetch_released("iformer_t", revision).read_bytes() == released_files[NEWEST]
+    downloads = [asked for asked in server.asked if asked.startswith("GET")]
+    assert len(downloads) == 2
+    hub.fetch_released("iformer_t", revision)
+    assert [asked for asked in server.asked if asked.startswith("GET")] == downloads
+
+
+def test_a_damaged_file_in_the_cache_without_a_connection(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.fetch_released("iformer_t").write_bytes(b"damaged")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "its copy in the cache is damaged: HF_HUB_OFFLINE is set" in message
+    assert "or try again with a connection" in message
+
+
+def test_a_server_whose_file_has_another_hash_than_it_states(server: Hub) -> None:
+    server.etag = f'"{"0" * 64}"'
+    message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "does not have the SHA-256 that it states" in message
+
+
+def test_a_wait_for_the_download_of_another_process_is_said(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.fetch_released("iformer_t").resolve().unlink()
+    (lock,) = (tmp_path / "cache").rglob("*.lock")
+    monkeypatch.setattr(hub, "_NOTE_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "MAX_SILENCE_SECONDS", 1.0)
+    with FileLock(lock):
+        message = message_of(lambda: hub.fetch_released("iformer_t"))
+    assert "no progress after" in message
+    assert "another process may be downloading it" in capfd.readouterr().err
+
+
 def test_a_server_that_tells_the_client_to_wait_for_a_day(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "MAX_SILENCE_SECONDS", 0.2)
     server.retry_after = 100_000
@@ -168,6 +213,12 @@ def test_a_cache_that_is_a_file(server: Hub, tmp_path: Path, monkeypatch: pytest
     message = message_of(lambda: hub.fetch_released("iformer_t"))
     assert "its cache cannot be used" in message
     assert "set HF_HOME to a folder" in message
+
+
+def test_a_revision_that_is_too_long_for_the_cache(server: Hub) -> None:
+    server.others["me/small"] = {"model.safetensors": bytes(1000)}
+    message = message_of(lambda: hub.fetch(hub.HubFile(repo="me/small", revision="b" * 250)))
+    assert "its name is too long for the cache; name a commit" in message
 
 
 def test_names_that_cannot_be_on_the_hub() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
 import json
 import os
@@ -43,11 +44,12 @@ from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import Release, list_models, release
 from iformer.models.weights.checkpoint import Weights
 from iformer.models.weights.read import read_weights
-from iformer.time_limit import call_within
+from iformer.time_limit import call_within, note_after
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _ETAG = re.compile(r"[\w-][\w.+=-]{0,199}", re.ASCII)
 _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>\S{1,250}))?")
 _NOT_A_HUB = "the answer is not that of a hub; a proxy or a login page may have sent it"
@@ -57,6 +59,8 @@ _MAX_FILE_BYTES = 16 * 2**30
 MAX_SILENCE_SECONDS = 900
 """Longest time without progress of a download or upload. The client itself waits as long as a server that answers
 429 tells it to, and reports progress for every 10 MB."""
+_NOTE_SECONDS = 15
+"""Time without any progress of a download after which a note is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +107,19 @@ def endpoint() -> str:
 def fetch(wanted: HubFile) -> Path:
     """Return the local path of a file on the hub. The file is downloaded unless the cache holds it.
 
+    The hub names large files by their SHA-256. A file in the cache that does not have it is downloaded again.
+
     Raises:
         WeightsError: the file cannot be fetched; one line names the repository, the reason and what to do.
     """
     address = endpoint()
     try:
-        return _download(wanted, address)
+        path = _download(wanted, address)
+        if not _is_intact(path):
+            path = _download(wanted, address, again=True)
+            if not _is_intact(path):
+                raise OSError("the file that the server sends does not have the SHA-256 that it states")
+        return path
     except HFValidationError as error:
         raise _invalid(f"hf-hub:{wanted.repo}") from error
     except Exception as error:  # the transport's own errors differ between the client's versions
@@ -118,9 +129,19 @@ def fetch(wanted: HubFile) -> Path:
         ) from error
 
 
-def _download(wanted: HubFile, endpoint: str) -> Path:
+def _is_intact(path: Path) -> bool:
+    """Return whether a cached file has the SHA-256 that it is named by; True if its name is no SHA-256."""
+    stated = path.resolve().name
+    if not _SHA256.fullmatch(stated):
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == stated
+
+
+def _download(wanted: HubFile, endpoint: str, *, again: bool = False) -> Path:
+    """Return the local path of a file; `again` downloads a file whose cached copy is damaged."""
     repo, file, revision = wanted.repo, wanted.file, wanted.revision
-    if revision is not None and _COMMIT.fullmatch(revision):  # a commit never changes: no need to ask the hub
+    if revision is not None and _COMMIT.fullmatch(revision) and not again:  # a commit never changes: do not ask
         cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
@@ -135,6 +156,8 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
         if not _COMMIT.fullmatch(found.commit_hash) or not _ETAG.fullmatch(found.etag):
             raise OSError("the answer is not that of a hub: its commit or ETag is malformed")
     except Exception as error:
+        if again:
+            raise OSError(f"its copy in the cache is damaged: {reason_of(error, wanted)}") from error
         try:
             return Path(download(local_files_only=True))
         except LocalEntryNotFoundError:
@@ -142,12 +165,17 @@ def _download(wanted: HubFile, endpoint: str) -> Path:
     size = _MAX_FILE_BYTES if found.size is None else found.size
     if size > _MAX_FILE_BYTES:
         raise OSError(f"it has {size:,} bytes; expected at most {_MAX_FILE_BYTES:,}")
-    download = partial(download, endpoint=endpoint, library_name="iformer", library_version=__version__)
+    download = partial(
+        download, endpoint=endpoint, library_name="iformer", library_version=__version__, force_download=again
+    )
     if not _TAKES_PROGRESS:
         return Path(download())
     progress = _bounded(size)
     call = partial(download, tqdm_class=progress)
-    return Path(call_within(MAX_SILENCE_SECONDS, call, latest_progress=lambda: progress.latest))
+    start = progress.latest
+    note = f"note: waiting for {repo}; another process may be downloading it into the same cache"
+    with note_after(_NOTE_SECONDS, note, unless=lambda: progress.latest > start):
+        return Path(call_within(MAX_SILENCE_SECONDS, call, latest_progress=lambda: progress.latest))
 
 
 _TAKES_PROGRESS = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
@@ -324,7 +352,7 @@ def reason_of(error: Exception, wanted: HubFile) -> str:
     """Return why a request to the hub failed, as part of a line."""
     revision = wanted.revision
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set and the file is not in the cache"
+        return "HF_HUB_OFFLINE is set and the cache has no sound copy of the file"
     if isinstance(error, GatedRepoError):
         return "its owner grants access on request only; ask on its page and log in with: hf auth login"
     if isinstance(error, RevisionNotFoundError):
@@ -337,6 +365,8 @@ def reason_of(error: Exception, wanted: HubFile) -> str:
         return f"the server answered {error.response.status_code}"
     if isinstance(error, TypeError | AttributeError | LookupError | NameError | json.JSONDecodeError):
         return _NOT_A_HUB
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "its name is too long for the cache"
     if _is_of_cache(error):
         return f"its cache cannot be used ({one_line(error)})"
     if isinstance(error, UnicodeEncodeError):
@@ -348,6 +378,8 @@ def _remedy(error: Exception, wanted: HubFile) -> str:
     local = f"a local copy of its {printable(wanted.file, limit=200)} in place of the name"
     if isinstance(error, GatedRepoError):
         return f"or give {local}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"name a commit, or give {local}"
     if isinstance(error, RevisionNotFoundError | RepositoryNotFoundError | EntryNotFoundError) and not isinstance(
         error, LocalEntryNotFoundError
     ):
