@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from iformer.errors import OutputError
-from iformer.files import json_text, near_paths, replacing, write_bytes, write_text
+from iformer.files import json_text, near_paths, output_folder, replacing, write_bytes, write_text
 from iformer.models.weights.safetensors_file import open_safetensors
 
 
@@ -112,3 +112,9 @@ def test_a_missing_path_gets_near_names(tmp_path: Path, monkeypatch: pytest.Monk
     assert near_paths("photographs") == f"; looked for {tmp_path / 'photographs'}"
     assert near_paths(tmp_path / "photographs") == ""
     assert near_paths("a" * 300) == "; the name is too long for a file"
+
+
+def test_a_folder_for_results_that_is_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(OutputError, match=r"out: it is a link to .*gone, which does not exist"):
+        output_folder(tmp_path / "out")

@@ -230,7 +230,9 @@ def output_folder(path: Path) -> Path:
             return path
     except OSError as error:
         _remove_empty(missing)
-        raise OutputError(f"cannot write into {path}: {error.strerror or error}") from error
+        nowhere = path.is_symlink() and not path.exists()
+        reason = f"it is a link to {os.readlink(path)}, which does not exist" if nowhere else error.strerror
+        raise OutputError(f"cannot write into {path}: {reason or error}") from error
 
 
 @contextlib.contextmanager
