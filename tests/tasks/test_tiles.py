@@ -17,7 +17,8 @@ from iformer.cli.main import main
 from iformer.errors import UserError
 from iformer.models.detector import PastedMasks
 from iformer.models.weights.checkpoint import save
-from iformer.tasks.detection.inference import ObjectDetector, TiledDetector, merge
+from iformer.tasks import tiles
+from iformer.tasks.detection.inference import ObjectDetector, TiledDetector, merge, object_detector
 from iformer.tasks.segmentation.predict import SegmentationPredictor
 from iformer.tasks.tiles import Tiling, tiling
 from tiny.dense import light_detector, light_segmenter
@@ -153,3 +154,18 @@ def test_predict_in_tiles(build: Any, tmp_path: Path, capsys: pytest.CaptureFixt
         assert picture.size == (200, 150)
     assert main([*arguments, str(tmp_path / "other"), "--overlap", "0.2"]) == 1
     assert "--overlap is for --tile; give both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_an_image_of_many_tiles_says_how_many_are_done(
+    task: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tiles, "_NOTE_SECONDS", 0.0)
+    cut = Tiling(64, 0.0)
+    if task == "detect":
+        detector = TiledDetector(object_detector(light_detector().eval()), cut)
+        detector.detect([torch.zeros(3, 64, 192, dtype=torch.uint8)])
+    else:
+        SegmentationPredictor(light_segmenter().eval(), tiling=cut).answer(Image.new("RGB", (192, 64)))
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [f"note: {done} of the image's 3 tiles are done" for done in range(3)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +15,8 @@ DEFAULT_OVERLAP = 0.2
 """Default overlap of neighbouring tiles, as a share of their side."""
 MAX_TILES = 10_000
 """Largest number of tiles of an image."""
+_NOTE_SECONDS = 15
+"""Time between two notes about an image of many tiles."""
 
 
 class Tile(NamedTuple):
@@ -92,6 +97,16 @@ def tiling(side: int | None, overlap: float | None) -> Tiling | None:
             raise UserError("--overlap is for --tile; give both")
         return None
     return Tiling(side, DEFAULT_OVERLAP if overlap is None else overlap)
+
+
+def with_notes(tiles: Sequence[Tile]) -> Iterator[Tile]:
+    """Yield tiles; print on stderr how many are done where that takes long."""
+    said = time.monotonic()
+    for index, tile in enumerate(tiles):
+        if time.monotonic() - said >= _NOTE_SECONDS:
+            said = time.monotonic()
+            print(f"note: {index:,} of the image's {len(tiles):,} tiles are done", file=sys.stderr, flush=True)
+        yield tile
 
 
 def starts(length: int, window: int, step: int) -> list[int]:

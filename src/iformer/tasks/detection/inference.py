@@ -25,7 +25,7 @@ from iformer.models.detector import Detector, PastedMasks
 from iformer.models.finite import check_finite
 from iformer.models.letterbox import letterbox
 from iformer.models.light_detector import LightDetector
-from iformer.tasks.tiles import Tile, Tiling
+from iformer.tasks.tiles import Tile, Tiling, with_notes
 
 BOXES, SCORES, MASKS = "boxes", "scores", "masks"
 """Names of an artifact's outputs. Boxes: B x A x 4 (left, top, right, bottom in pixels of the input). Scores:
@@ -227,7 +227,7 @@ class TiledDetector(ObjectDetector):
         if len(tiles) == 1:
             return whole
         parts, cut = [whole], [torch.zeros(len(whole["scores"]), dtype=torch.bool)]
-        for tile in tiles:
+        for tile in with_notes(tiles):
             pixels = image[:, tile.top : tile.bottom, tile.left : tile.right]
             found = self._detector.detect([pixels], min_score=min_score)[0]
             parts.append(_moved(found, tile, (height, width)))

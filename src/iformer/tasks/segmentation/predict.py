@@ -22,7 +22,7 @@ from iformer.tasks.pictures import Colour, blend, draw_label, enlarged, label_fo
 from iformer.tasks.pyramid import PyramidPredictor, folded
 from iformer.tasks.segmentation.dataset import evaluation_transform
 from iformer.tasks.segmentation.inference import Subject, pixel_classifier
-from iformer.tasks.tiles import Tiling, tiling
+from iformer.tasks.tiles import Tiling, tiling, with_notes
 
 VIDEOS = True
 TAKES = frozenset({"sliding", "tile", "overlap", "max_frames"})
@@ -77,7 +77,7 @@ class SegmentationPredictor(PyramidPredictor):
         if self._tiling is None:
             return self._classes(image)
         classes_HW: ClassMap = np.zeros((image.height, image.width), np.uint8)
-        for tile in self._tiling.tiles(image.width, image.height):
+        for tile in with_notes(self._tiling.tiles(image.width, image.height)):
             # two tiles share their overlap half and half: the tile whose edge is farther away labels a pixel
             inner = self._tiling.inner(tile, image.width, image.height)
             found_HW = self._classes(image.crop(tile))
