@@ -33,10 +33,10 @@ def require(module: str, *, extra: str) -> Any:
             and module.startswith(error.name.partition(".")[0])
         ):
             raise MissingDependencyError(f"{name} is not installed; run: pip install 'iformer[{extra}]'") from None
-        raise MissingDependencyError(
-            f"{name} cannot be imported ({one_line(error)}); install it again, or check the environment variables "
-            "that it reads"
-        ) from error
+        remedy = "install it again, or check the environment variables that it reads"
+        if isinstance(error, ModuleNotFoundError):
+            remedy = f"run: pip install 'iformer[{extra}]'"
+        raise MissingDependencyError(f"{name} cannot be imported ({one_line(error)}); {remedy}") from error
 
 
 @contextmanager
