@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import iformer
-from iformer.api.answers import answer_rows, write_answers
+from iformer.api.answers import AnswersReserve, answer_rows, write_answers
 from iformer.cli.main import main
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
@@ -55,6 +55,18 @@ def test_rows() -> None:
     assert rows[0]["track"] is None
     assert rows[0]["frame_width"] is None
     assert rows[5]["error"] == "no such file"
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_the_reserve_is_the_answers_so_far(format: Any, tmp_path: Path) -> None:
+    """A killed call leaves it behind, and with it the answers."""
+    reserve = AnswersReserve(tmp_path, format)
+    for record in RECORDS:
+        reserve.add(record)
+    left = (tmp_path / ".predictions.part").read_text()
+    reserve.release()
+    assert write_answers(tmp_path, RECORDS, format).read_text() == left
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_csv(tmp_path: Path) -> None:

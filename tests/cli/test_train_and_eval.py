@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from iformer.cli.main import main
 from iformer.models.weights.resolve import load
 from iformer.tasks.registry import load_recipe
+from iformer.training import loop
 
 QUICK = [
     *("--recipe", "quickstart", "--epochs", "1", "--batch-size", "16", "--size", "32", "--precision", "fp32"),
@@ -53,6 +55,24 @@ def test_resume_needs_no_settings_and_prints_json(run: Path, capsys: pytest.Capt
     assert set(result["metrics"]) >= {"top1", "loss", "per_class", "confusion"}
     assert result["report"] == str(run / "report.md")
     assert Path(result["last"]).is_file()
+
+
+def test_an_image_that_vanishes_during_training_ends_it_with_what_to_do(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+    finish = loop._Run.finish_epoch
+
+    def finish_epoch(run: Any, epoch: int) -> None:
+        finish(run, epoch)
+        next((data / "train" / "red").glob("*.png")).unlink()
+
+    monkeypatch.setattr(loop._Run, "finish_epoch", finish_epoch)
+    given = ["--data", str(data), "--out", str(tmp_path / "run"), *QUICK, "--epochs", "2"]
+    assert main(["train", *given]) == 1
+    said = capsys.readouterr().err
+    assert f"stopped; --resume continues the run in {tmp_path / 'run'}, once the data is as it was" in said
+    assert "no such file" in said
 
 
 def test_resume_with_other_settings_names_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

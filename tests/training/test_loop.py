@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 import iformer
 from iformer import files
-from iformer.errors import ConfigError, UserError
+from iformer.errors import ConfigError, MissingDependencyError, UserError
 from iformer.models.factory import build
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.read import read_weights
@@ -33,6 +34,7 @@ from iformer.training.job import RunSettings
 from iformer.training.loop import train
 from iformer.training.records.results import TrainResult
 from iformer.training.state import saved_step
+from iformer.training.step import check_batch_size
 from tiny.classification import PLAIN, Linear, tiny_config, tiny_job, tiny_recipe
 
 
@@ -341,6 +343,22 @@ def test_batch_that_mixing_cannot_pair(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fp16"):
         train(job(images, tmp_path / "run", fields={"precision": "fp16"}))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", ["accelerate", "torchmetrics", "matplotlib.figure"])
+def test_what_is_not_installed_is_named_before_training(
+    module: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=r"run: pip install 'iformer\[train\]'"):
+        train(job(images, tmp_path / "run", report=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_batches_that_the_processes_cannot_share() -> None:
+    with pytest.raises(ConfigError, match=r"eval_batch_size is 100; expected a multiple of the 8 processes"):
+        check_batch_size(tiny_recipe(batch_size=16, eval_batch_size=100), 8)
+    check_batch_size(tiny_recipe(batch_size=16, eval_batch_size=96), 8)
 
 
 def test_batches_of_one_image_are_one_clear_line(images: Path, tmp_path: Path) -> None:

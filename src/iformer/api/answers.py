@@ -142,9 +142,12 @@ class AnswersReserve:
             OutputError: the disk has no space for it.
         """
         try:
+            text = _text([record], self._format)
             if self._file is None:
                 self._file = self._path.open("wb")
-            self._file.write(_text([record], self._format).encode(errors="backslashreplace"))
+            elif self._format == "csv":
+                text = text.partition("\n")[2]  # the header is there already
+            self._file.write(text.encode(errors="backslashreplace"))
             self._file.flush()
         except OSError as error:
             raise OutputError(f"cannot write into {self._folder}: {error.strerror or error}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -21,7 +23,35 @@ from iformer.tasks.training_job import is_main_process, training_job
 from iformer.training.job import TrainJob
 from iformer.training.records.results import TrainResult
 
+ParametersT = ParamSpec("ParametersT")
+ResultT = TypeVar("ResultT")
 
+
+def in_training_modes(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, ResultT]:
+    """Decorate a function that trains: it needs gradients and chooses its precision, whatever the caller set.
+
+    Notebooks often turn gradients off, or change the default dtype, in their first cell.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: ParametersT.args, **kwargs: ParametersT.kwargs) -> ResultT:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with ExitStack() as modes:
+                modes.enter_context(torch.inference_mode(False))
+                modes.enter_context(torch.enable_grad())
+                for device in ("cpu", "cuda", "mps"):
+                    if torch.is_autocast_enabled(device):
+                        modes.enter_context(torch.autocast(device, enabled=False))
+                return function(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(before)
+
+    return wrapper
+
+
+@in_training_modes
 @plain_arguments
 def train(
     data: FileName | None = None,
@@ -98,6 +128,7 @@ def train(
     return run(job)
 
 
+@in_training_modes
 @plain_arguments
 def cross_validate(
     data: FileName | None = None,

@@ -28,7 +28,7 @@ from iformer.cli.arguments import (
 )
 from iformer.cli.output import DebugOption, JsonOption, note, note_warnings, print_json_line, say
 from iformer.cli.recipe_options import recipe_options
-from iformer.errors import UserError, counted
+from iformer.errors import DataError, UserError, counted
 from iformer.tasks.registry import TASKS, find_task
 
 if TYPE_CHECKING:
@@ -208,7 +208,9 @@ def train(
     if find_lr:
         from iformer.training.lr_finder import find_lr as find
 
-        _print_rates(find(job), json=json)
+        found_rates = find(job)
+        if is_main:
+            _print_rates(found_rates, json=json)
         return
     from iformer.training.loop import train as run
 
@@ -220,14 +222,15 @@ def train(
 
 @contextmanager
 def explained_stop(out: Path) -> Iterator[None]:
-    """If Ctrl-C interrupts the block, print how to continue the run, if it has begun; let the interrupt pass."""
+    """If Ctrl-C or broken data ends the block, print how to continue the run, if it has begun, and raise again."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DataError) as error:
         from iformer.training.records.run_folder import RunFolder
 
         if RunFolder(out).holds_runs:
-            note(f"stopped; --resume continues the run in {out}")
+            once = "" if isinstance(error, KeyboardInterrupt) else ", once the data is as it was"
+            note(f"stopped; --resume continues the run in {out}{once}")
         raise
 
 

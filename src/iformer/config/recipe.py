@@ -211,7 +211,7 @@ class Recipe(Config):
             f"pairs of rising epochs below epochs ({self.epochs}) and sizes from {MIN_INPUT_SIZE} to size "
             f"({self.size}), or [] for one size",
         )
-        averaged = "ddp, because ema_decay is set"
+        averaged = "ddp, because ema_decay is set (null turns it off)"
         check(self.parallel == "ddp" or self.ema_decay is None, self, "parallel", averaged)
 
     @property

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from iformer.dependencies import require
 from iformer.errors import counted
 from iformer.files import json_text, write_text
 from iformer.models.complexity import count_parameters
@@ -55,6 +56,7 @@ def train(job: TrainJob) -> TrainResult:
     """Train a network, evaluate it and write its report.
 
     Raises:
+        MissingDependencyError: a package of the extra `train` is not installed.
         UserError: the folder is in use or holds another run, this process is already training, the loss is not
             finite, or the job cannot run.
         StoppedBySignalError: a scheduler's signal stopped the run; its state is saved.
@@ -76,6 +78,10 @@ class _Run:
     def __init__(self, job: TrainJob, stack: ExitStack) -> None:
         """Prepare everything up to the first step. `stack` closes files, workers and locks at the end."""
         self.job, self.recipe = job, job.recipe
+
+        # otherwise only the first evaluation or the report would fail
+        for module in ("torchmetrics", *(["matplotlib.figure"] if job.report else [])):
+            require(module, extra="train")
 
         # 1. the ranks, which must have the same settings and data
         self.accelerator, self.context = launch(job.device, job.recipe.precision)

@@ -105,12 +105,17 @@ def seed_everything(*numbers: int) -> None:
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
-    """Check that the batch splits evenly over ranks and micro-batches.
+    """Check that the batches split evenly over ranks and micro-batches.
 
     Raises:
         ConfigError: a micro-batch would not be a whole number of images, or not a multiple of
-            `recipe.images_per_group`.
+            `recipe.images_per_group`; or a rank's share of an evaluation batch would not be a whole number.
     """
+    if recipe.eval_batch_size is not None and recipe.eval_batch_size % world_size:
+        raise ConfigError(
+            f"recipe.eval_batch_size is {recipe.eval_batch_size}; expected a multiple of the {world_size} "
+            "processes"
+        )
     passes = world_size * recipe.grad_accum
     if recipe.batch_size % passes:
         raise ConfigError(

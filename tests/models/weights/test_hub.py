@@ -221,6 +221,26 @@ def test_a_revision_that_is_too_long_for_the_cache(server: Hub) -> None:
     assert "its name is too long for the cache; name a commit" in message
 
 
+@pytest.mark.parametrize(
+    "revision",
+    ["../../../../keep.txt", "..", "a/../../b", "/keep.txt", "a//b", "a\\..\\b", "~", "a\x1bb", "", "-a"],
+)
+def test_a_revision_that_is_no_name_writes_nothing(server: Hub, tmp_path: Path, revision: str) -> None:
+    server.others["me/small"] = {"model.safetensors": bytes(1000)}
+    (tmp_path / "keep.txt").write_text("precious")
+    message = message_of(lambda: hub.fetch(hub.HubFile(repo="me/small", revision=revision)))
+    assert "expected the name of a commit, tag or branch" in message
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["keep.txt"]
+    assert (tmp_path / "keep.txt").read_text() == "precious"
+    assert not server.asked
+
+
+def test_names_of_revisions(server: Hub) -> None:
+    server.others["me/small"] = {"model.safetensors": bytes(1000)}
+    for revision in ("v1.0", "refs/pr/12", "feature/a_b-c+d", "1.0.0-rc.1"):
+        assert hub.fetch(hub.HubFile(repo="me/small", revision=revision)).read_bytes() == bytes(1000)
+
+
 def test_names_that_cannot_be_on_the_hub() -> None:
     for name in ("hf-hub:-/-", "hf-hub:a/b//etc/passwd", "hf-hub:a/b/../c", "hf-hub:a", "hf-hub:a/b@"):
         message = message_of(lambda: iformer.load(name))  # noqa: B023

@@ -18,7 +18,7 @@ from iformer.data.transforms import Normalize
 from iformer.errors import DataError, UnknownNameError, UserError, WeightsError
 from iformer.models.factory import build, create_model
 from iformer.models.folding import fold
-from iformer.models.weights import hub
+from iformer.models.weights import hub, imagenet
 from iformer.models.weights.checkpoint import save
 from iformer.tasks.classification import teacher as module
 from iformer.tasks.classification.teacher import Teacher, build_teacher
@@ -101,7 +101,7 @@ def test_every_name_of_a_classifier_is_a_teacher(tmp_path: Path, monkeypatch: py
 
 def test_outputs_of_imagenet_keep_their_order_for_folders_named_by_wordnet_id(tmp_path: Path) -> None:
     path = tmp_path / "imagenet.safetensors"
-    names = hub.imagenet_class_names()
+    names = imagenet.imagenet_class_names()
     checkpoint(tiny_config(num_classes=1000), path, names)
     folders = tuple(f"n{number:08}" for number in range(1000))
     images = Normalize(STUDENT)(pixels())

@@ -34,5 +34,5 @@ def test_sharded_run_equals_the_run_of_one_process_and_continues_there(many_imag
 
 
 def test_running_average_is_not_sharded() -> None:
-    with pytest.raises(ConfigError, match="parallel is 'fsdp'; expected ddp, because ema_decay is set"):
+    with pytest.raises(ConfigError, match=r"expected ddp, because ema_decay is set \(null turns it off\)"):
         tiny_recipe(parallel="fsdp", ema_decay=0.9)

@@ -167,6 +167,17 @@ def test_a_tracker_that_fails_is_left_out(
     trackers.close()
 
 
+def test_a_tracker_whose_package_is_missing_is_named(wandb: SimpleNamespace, tmp_path: Path) -> None:
+    def refuse(**_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'part_of_wandb'")
+
+    sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
+    with pytest.raises(
+        UserError, match=r"wandb cannot be started \(it is not installed; run: pip install wandb\)"
+    ):
+        Trackers(["tensorboard", "wandb"], tmp_path, config={})
+
+
 def test_a_tracker_that_cannot_start_is_one_line(wandb: SimpleNamespace, tmp_path: Path) -> None:
     def refuse(**_: Any) -> None:
         raise RuntimeError(f"api_key not configured. {'x' * 500} Set WANDB_API_KEY.\nmore")

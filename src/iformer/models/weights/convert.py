@@ -144,7 +144,7 @@ def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
         WeightsError: the file cannot be read, a line between names is empty, or a name occurs twice.
     """
     if file == "imagenet":
-        from iformer.models.weights.hub import imagenet_class_names  # deferred: it needs timm
+        from iformer.models.weights.imagenet import imagenet_class_names  # deferred: it needs timm
 
         return imagenet_class_names()
     try:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +42,7 @@ from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
 from iformer.config.variants import Release, list_models, release
 from iformer.models.weights.checkpoint import Weights
+from iformer.models.weights.imagenet import imagenet_class_names
 from iformer.models.weights.read import read_weights
 from iformer.time_limit import call_within, note_after
 
@@ -50,6 +50,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")
+_REVISION = re.compile(r"\w[\w.+=@#,-]*(?:/\w[\w.+=@#,-]*)*")
 _ETAG = re.compile(r"[\w-][\w.+=-]{0,199}", re.ASCII)
 _HUB_NAME = re.compile(r"hf[-_]hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>\S{1,250}))?")
 _NOT_A_HUB = "the answer is not that of a hub; a proxy or a login page may have sent it"
@@ -71,6 +72,18 @@ class HubFile:
     file: str = WEIGHTS_FILE
     revision: str | None = None
     """A commit, tag or branch; None takes the newest commit."""
+
+    def __post_init__(self) -> None:
+        """Check the revision: the client makes a path of its cache from it, and writes the commit there.
+
+        Raises:
+            WeightsError: it is no name of a commit, tag or branch.
+        """
+        if self.revision is not None and (not _REVISION.fullmatch(self.revision) or ".." in self.revision):
+            raise WeightsError(
+                f"{printable(self.repo, limit=200)}: the revision is '{printable(self.revision, limit=80)}'; "
+                "expected the name of a commit, tag or branch"
+            )
 
 
 def parse_hub_name(name: str) -> HubFile | None:
@@ -322,30 +335,6 @@ def describe_by_timm(metadata: Metadata, path: Path, num_classes: int, *, source
         return replace(metadata, preprocessing=preprocessing, class_names=tuple(names)[:num_classes])
     except (ConfigError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{source} is invalid: {one_line(error)}") from error
-
-
-def imagenet_class_names() -> tuple[str, ...]:
-    """Return ImageNet-1k's 1000 class names in the order of the networks' outputs, all different.
-
-    A name is the first synonym of its class. If two classes share the first synonym, all synonyms are used; if
-    they share all synonyms (the two cranes), the WordNet id is added.
-    """
-    from timm.data.imagenet_info import ImageNetInfo  # deferred: importing timm takes a second
-
-    info: Any = ImageNetInfo()  # timm has no types
-    indices = range(len(info.label_names()))
-    synonyms = [info.index_to_description(index) for index in indices]
-    short = [text.partition(",")[0] for text in synonyms]
-    short_count, full_count = Counter(short), Counter(synonyms)
-    names = []
-    for index in indices:
-        if short_count[short[index]] == 1:
-            names.append(short[index])
-        elif full_count[synonyms[index]] == 1:
-            names.append(synonyms[index])
-        else:
-            names.append(f"{synonyms[index]} ({info.index_to_label_name(index)})")
-    return tuple(names)
 
 
 def reason_of(error: Exception, wanted: HubFile) -> str:

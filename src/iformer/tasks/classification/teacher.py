@@ -20,7 +20,8 @@ from iformer.config.variants import list_models, shipped_checkpoints
 from iformer.errors import DataError, UnknownNameError, UserError, WeightsError, counted, one_line, printable
 from iformer.models.backbone import Backbone
 from iformer.models.folding import fold
-from iformer.models.weights.hub import imagenet_class_names, release_names
+from iformer.models.weights.hub import release_names
+from iformer.models.weights.imagenet import imagenet_class_names
 from iformer.models.weights.resolve import RUN_CHECKPOINT, load_classifier
 from iformer.models.weights.safetensors_file import SUFFIX, open_safetensors
 from iformer.training.network.precision import compiles, multiplies_bf16

@@ -35,9 +35,14 @@ def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which convolutions and matrix products run in `precision`; weights stay in fp32."""
+    """Return a context in which convolutions and matrix products run in `precision`; weights stay in fp32.
+
+    fp32 turns off an autocast that the caller of this package is in.
+    """
     if precision == "fp32":
-        return nullcontext()
+        return (
+            torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+        )
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 

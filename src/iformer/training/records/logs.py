@@ -109,7 +109,8 @@ class ProgressView:
         self._shown = shown
         self._bar: Any = None
         self._task: Any = None
-        if shown and sys.stderr is not None and sys.stderr.isatty():
+        # a program may have replaced stderr by an object that only has `write`
+        if shown and getattr(sys.stderr, "isatty", lambda: False)():
             self._bar, self._task = _bar(total, done, what)
 
     def __enter__(self) -> ProgressView:

@@ -151,6 +151,8 @@ class Trackers:
                 reason = one_line(error, limit=1000)
                 if isinstance(error, FileExistsError) and error.filename:
                     reason = f"{error.filename} is in its way; move that away"
+                if isinstance(error, ModuleNotFoundError):
+                    reason = f"it is not installed; run: pip install {TRACKERS[name][1]}"
                 others = ",".join(other for other in names if other != name) or NO_TRACKER
                 raise UserError(
                     f"the tracker {name} cannot be started ({reason}); --tracker {others} "
