@@ -32,7 +32,9 @@ SIZE = (64, 96)
 ModelT = TypeVar("ModelT", Detector, LightDetector, LightSegmenter, Segmenter)
 
 
-def light_detector(class_names: tuple[str, ...] = ("disc", "square")) -> LightDetector:
+def light_detector(
+    class_names: tuple[str, ...] = ("disc", "square"), *, objectness: bool = False
+) -> LightDetector:
     """Return a light detector."""
     torch.manual_seed(0)
     config = LightDetectorConfig(
@@ -42,6 +44,7 @@ def light_detector(class_names: tuple[str, ...] = ("disc", "square")) -> LightDe
         kernel_size=3,
         head_depth=1,
         input_size=SIZE,
+        objectness=objectness,
     )
     detector = _finished(LightDetector(config), class_names)
     for level in detector.head.levels:

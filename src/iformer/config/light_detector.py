@@ -19,6 +19,8 @@ class LightDetectorOptions(LightOptions):
     """Also predict at stride 64, for objects that fill the input."""
     semantic_head: bool = False
     """Train the neck with one more head, which classifies each point; inference leaves this head out."""
+    objectness: bool = False
+    """Score objects and their classes apart: the score of a class is that of an object times a softmax."""
     score_threshold: ShareBelowOne = 0.001
     """Detections with a lower score are dropped."""
     detections: Annotated[int, Range(1, 100_000)] = 100

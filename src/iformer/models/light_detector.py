@@ -6,6 +6,10 @@ Two heads are trained on the same features (consistent dual assignment; YOLOv10,
 the one-to-one head gives each object one point, so its detections need no non-maximum suppression. It learns more
 slowly, so detections come from the one-to-many head unless the config says otherwise.
 
+With `objectness` the score of a class is the score of an object times a softmax over the classes (objectness and
+conditional class probabilities; YOLOv2, Redmon and Farhadi 2017, arXiv 1612.08242). Without it, each class has a
+separate score.
+
 With `semantic_head` a third head classifies the points of the finest levels during training: a semantic branch as
 in Hybrid Task Cascade (Chen et al. 2019, arXiv 1901.07518, section 3.3). An object has few positive points in the
 other heads and hundreds in this one, which teaches the features classes in far fewer steps.
@@ -48,6 +52,23 @@ class RawDetections:
     """Class logits, B x A x K."""
     boxes: Tensor
     """Boxes, B x A x 4: left, top, right, bottom in pixels of the input."""
+    objectness: Tensor | None = None
+    """Objectness logits, B x A x 1. None: each class has a separate score."""
+
+    @property
+    def scores(self) -> Tensor:
+        """Scores of the classes from 0 to 1, B x A x K."""
+        if self.objectness is None:
+            return self.logits.sigmoid()
+        return self.objectness.sigmoid() * self.logits.softmax(2)
+
+    def check_finite(self) -> None:
+        """Check the logits and boxes; a sigmoid maps infinite logits to 0 and 1.
+
+        Raises:
+            DataError: a value is NaN or infinite.
+        """
+        check_finite(self.boxes, self.logits, *([] if self.objectness is None else [self.objectness]))
 
 
 class TrainingOutputs(NamedTuple):
@@ -62,7 +83,8 @@ class TrainingOutputs(NamedTuple):
 class LevelHead(nn.Module):
     """Head of one level: class logits and log-distances, each from a separate tower of convolutions.
 
-    Shape: B x C x h x w to B x K x h x w and B x 4 x h x w.
+    Shape: B x C x h x w to B x K x h x w and B x 4 x h x w. The logit of the objectness is a fifth channel beside
+    the distances: the tower that finds the sides of an object knows best whether there is one.
     """
 
     def __init__(self, config: LightDetectorConfig) -> None:
@@ -76,12 +98,15 @@ class LevelHead(nn.Module):
             ]
 
         self.classes = nn.Sequential(*tower(), nn.Conv2d(channels, config.num_classes, 1))
-        self.distances = nn.Sequential(*tower(), nn.Conv2d(channels, 4, 1))
-        for tail, bias in ((self.classes[-1], -math.log((1 - _PRIOR) / _PRIOR)), (self.distances[-1], 1.0)):
+        self.distances = nn.Sequential(*tower(), nn.Conv2d(channels, 5 if config.objectness else 4, 1))
+        prior = -math.log((1 - _PRIOR) / _PRIOR)
+        for tail, bias in ((self.classes[-1], 0.0 if config.objectness else prior), (self.distances[-1], 1.0)):
             assert isinstance(tail, nn.Conv2d)
             assert tail.bias is not None
             nn.init.normal_(tail.weight, std=0.01)
             nn.init.constant_(tail.bias, bias)
+        if config.objectness:
+            nn.init.constant_(self.distances[-1].bias[4:], prior)  # type: ignore[index]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.classes(x), self.distances(x)
@@ -92,7 +117,7 @@ class LightHead(nn.Module):
 
     def __init__(self, config: LightDetectorConfig) -> None:
         super().__init__()
-        self.strides = config.strides
+        self.strides, self.objectness = config.strides, config.objectness
         self.levels = nn.ModuleList(LevelHead(config) for _ in config.strides)
 
     def fix_points(self, size: tuple[int, int]) -> None:
@@ -103,17 +128,21 @@ class LightHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> RawDetections:
         """Map feature maps, B x C x H/s x W/s, finest first, to logits and boxes of every point."""
-        logits, boxes = [], []
+        logits, boxes, objectness = [], [], []
         for x, stride, level in zip(maps, self.strides, self.levels, strict=True):
             classes, log_distances = level(x)
             logits.append(classes.flatten(2))
+            if self.objectness:
+                objectness.append(log_distances[:, 4:].flatten(2))
+                log_distances = log_distances[:, :4]
             # in fp32: 8 bits of a bf16 distance would be off by pixels
             reach = log_distances.float().clamp(max=_MAX_LOG_DISTANCE).exp().flatten(2) * stride
             points = getattr(self, f"points{stride}", None)
             if points is None:
                 points = level_points(x.shape[2], x.shape[3], stride, device=x.device, dtype=reach.dtype)
             boxes.append(torch.cat([points - reach[:, :2], points + reach[:, 2:]], 1))
-        return RawDetections(torch.cat(logits, 2).transpose(1, 2), torch.cat(boxes, 2).transpose(1, 2))
+        joined = [torch.cat(parts, 2).transpose(1, 2) for parts in (logits, boxes, objectness) if parts]
+        return RawDetections(*joined)
 
 
 class LightDetector(nn.Module):
@@ -163,7 +192,7 @@ class LightDetector(nn.Module):
             semantic = tuple(head(x) for head, x in zip(self.semantic or (), maps, strict=False))
             return TrainingOutputs(self.one_to_many(maps), one_to_one, semantic)
         found = self.head(maps)
-        return found.boxes, found.logits.sigmoid()
+        return found.boxes, found.scores
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         self.pyramid.body.check_input(images)
@@ -239,9 +268,9 @@ class LightDetector(nn.Module):
 
         def forward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
             found = self.head(self._maps(images_BCHW.to(device).float().div_(255)))
-            if require_finite:  # before the sigmoid, which maps infinite logits to 0 and 1
-                check_finite(found.boxes, found.logits)
-            return found.boxes, found.logits.sigmoid()
+            if require_finite:
+                found.check_finite()
+            return found.boxes, found.scores
 
         chosen = self.rule if rule is None else rule
         return detect_letterboxed(forward, images, config.input_size, config.fill, chosen, min_score=min_score)

@@ -125,6 +125,17 @@ def test_the_artifact_is_the_network(artifact: Path) -> None:
         assert parity["point_agreement"] == 1.0
 
 
+@pytest.mark.parametrize("runtime", [pytest.param(name, marks=pytest.mark.sweep) for name in RUNTIMES])
+def test_objectness_in_every_runtime(runtime: str, tmp_path: Path) -> None:
+    network = exportable(light_detector(objectness=True))
+    path = tmp_path / f"a{RUNTIMES[runtime].suffix}"
+    parity = export_artifact(network, path, runtime, size=SIZE, precision="fp32").parity
+    assert parity is not None
+    assert parity["max_relative_error"] < 1e-4
+    assert parity["compared_detections"] > 100
+    assert parity["unmatched_detections"] == 0
+
+
 def test_sides_are_multiples_of_the_coarsest_stride(tmp_path: Path) -> None:
     for network in (light_detector(), light_segmenter()):
         with pytest.raises(UserError, match="size is 64 x 100; the network takes sides that are multiples of 32"):

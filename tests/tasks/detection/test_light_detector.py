@@ -54,10 +54,19 @@ def test_outputs_follow_the_points(extra_level: bool) -> None:
     assert (boxes[..., 2:] > points.T).all()
 
 
+def test_scores_of_objects_are_shared_by_the_classes() -> None:
+    model = network(objectness=True)
+    _, scores = model.eval()(torch.rand(2, 3, 64, 96))
+    assert ((scores.sum(2) - 0.01).abs() < 0.002).all()  # the score of an object before training
+    found = model.train()(torch.rand(2, 3, 64, 96)).one_to_many
+    assert found.objectness.shape == (*found.logits.shape[:2], 1)
+    assert torch.equal(found.scores, found.objectness.sigmoid() * found.logits.softmax(2))
+
+
 @pytest.mark.parametrize(("nms", "residual"), [(True, False), (False, False), (True, True)])
 @torch.no_grad()
 def test_folding_changes_nothing(nms: bool, residual: bool) -> None:
-    model = network(nms=nms, residual=residual, semantic_head=residual).eval()
+    model = network(nms=nms, residual=residual, semantic_head=residual, objectness=residual).eval()
     randomize(model)
     images = torch.rand(2, 3, 64, 96)
     folded = model.fold()
@@ -205,6 +214,26 @@ def test_a_perfect_prediction_costs_less_than_a_wrong_one() -> None:
     assert better["loss"] < worse["loss"]
 
 
+def test_with_objectness_objects_and_classes_cost_apart() -> None:
+    points = grid_points()
+    target = [{"boxes": torch.tensor([[4.0, 4, 28, 28]]), "labels": torch.tensor([0])}]
+    right = torch.tensor([4.0, 4, 28, 28]).repeat(points.shape[1], 1)[None]
+    inside = int(((points - 16).abs().sum(0)).argmin())
+
+    def cost(object_logit: float, elsewhere: float, label: int) -> float:
+        objectness = torch.full((1, points.shape[1], 1), elsewhere)
+        objectness[0, inside] = object_logit
+        logits = torch.full((1, points.shape[1], 3), -4.0)
+        logits[..., label] = 4.0
+        raw = RawDetections(logits, right, objectness)
+        return float(light_loss(TrainingOutputs(raw, raw), points, target)["one_classes"])
+
+    good = cost(8.0, -8.0, 0)
+    assert good < 0.1
+    for worse in (cost(-8.0, -8.0, 0), cost(8.0, 0.0, 0), cost(8.0, -8.0, 1)):
+        assert worse > good + 1
+
+
 def test_points_in_an_object_learn_its_class() -> None:
     """Right logits cost nothing; the smaller of two objects wins; corners of a box and the rest are background."""
     model = network(semantic_head=True)
@@ -233,9 +262,9 @@ def test_points_in_an_object_learn_its_class() -> None:
             assert semantic_loss(wrong, model.points(), targets) > 0.01
 
 
-@pytest.mark.parametrize("semantic_head", [False, True])
-def test_images_without_objects_have_a_finite_loss_with_gradients(semantic_head: bool) -> None:
-    model = network(semantic_head=semantic_head).train()
+@pytest.mark.parametrize(("semantic_head", "objectness"), [(False, False), (True, False), (False, True)])
+def test_images_without_objects_have_a_finite_loss_with_gradients(semantic_head: bool, objectness: bool) -> None:
+    model = network(semantic_head=semantic_head, objectness=objectness).train()
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     loss = light_loss(model(torch.rand(2, 3, 64, 96)), model.points(), [empty, empty])["loss"]
     loss.backward()
@@ -279,8 +308,10 @@ def test_canvases_of_a_scheduled_size_show_the_same(shapes_data: Path) -> None:
 
 
 @pytest.mark.sweep
-def test_it_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
-    fields = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
+@pytest.mark.parametrize("objectness", [False, True])
+def test_it_overfits_eight_images(objectness: bool, shapes_data: Path, tmp_path: Path) -> None:
+    fields: dict[str, object] = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60}
+    fields |= {"ema_decay": 0.9, "light": {"channels": 32, "head_depth": 1, "objectness": objectness}}
     result = train(light(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
     assert result.metrics["box_ap50"] > 95
     report = (tmp_path / "run" / "report.md").read_text()

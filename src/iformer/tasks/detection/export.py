@@ -37,7 +37,7 @@ class DenseDetector(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         found = self.head(self.pyramid(images))
-        return found.boxes, found.logits.sigmoid()
+        return found.boxes, found.scores
 
 
 class ExportableDetector:

@@ -29,6 +29,8 @@ BOX_WEIGHT, CLASS_WEIGHT = 2.0, 1.0
 """Weights of the box loss and of the class loss of each head."""
 FOCUS = 2.0
 """Exponent of |quality - score| in the class loss; see `head_loss`."""
+NAME_WEIGHT = 0.05
+"""Weight of a point of quality 0 in the loss of the classes of a head with objectness; see `class_loss`."""
 SMALLEST_SIDE = 0.01
 """Smallest side, in pixels, of a predicted box in the loss."""
 SEMANTIC_WEIGHT = 1.0
@@ -118,23 +120,43 @@ def assign(
 def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, topk: int) -> dict[str, Tensor]:
     """Return the losses of one head over a batch: `classes` and `boxes`, scalars.
 
-    The class loss is binary cross entropy against the assignment's quality, times |quality - score| ** FOCUS
-    (TOOD, equations 4 and 5). Without that factor, the thousands of points without an object outweigh the few
-    points with an object: after four epochs, no score of the one-to-one head was above 0.02. The box loss is
-    complete IoU weighted by quality. Both losses are divided by the sum of the qualities, at least 1.
+    See `class_loss`. The box loss is complete IoU weighted by quality, divided by the sum of the qualities, at
+    least 1.
     """
-    logits_BAK, boxes_BA4 = raw.logits.float(), _with_area(raw.boxes.float())
-    found = assign(logits_BAK.detach().sigmoid(), boxes_BA4.detach(), points_2A, targets, topk=topk)
-    labels_BA = targets.labels.gather(1, found.objects)
-    goal_BAK = torch.zeros_like(logits_BAK).scatter_(2, labels_BA[..., None], found.quality[..., None])
+    boxes_BA4 = _with_area(raw.boxes.float())
+    found = assign(raw.scores.detach().float(), boxes_BA4.detach(), points_2A, targets, topk=topk)
     wanted_BA4 = targets.boxes.gather(1, found.objects[..., None].expand(-1, -1, 4))
-    total = found.quality.sum().clamp(min=1.0)
     overlap_P = complete_box_iou_loss(boxes_BA4[found.learns], wanted_BA4[found.learns])
-    entropy_BAK = F.binary_cross_entropy_with_logits(logits_BAK, goal_BAK, reduction="none")
     return {
-        "classes": ((goal_BAK - logits_BAK.sigmoid()).abs() ** FOCUS * entropy_BAK).sum() / total,
-        "boxes": (overlap_P * found.quality[found.learns]).sum() / total,
+        "classes": class_loss(raw, found, targets),
+        "boxes": (overlap_P * found.quality[found.learns]).sum() / found.quality.sum().clamp(min=1.0),
     }
+
+
+def class_loss(raw: RawDetections, found: Assignment, targets: PaddedTargets) -> Tensor:
+    """Return the loss of the scores over a batch.
+
+    Without objectness it is binary cross entropy of each class against the assignment's quality, times
+    |quality - score| ** FOCUS (TOOD, equations 4 and 5). Without that factor, the thousands of points without an
+    object outweigh the few points with an object: after four epochs, no score of the one-to-one head was above
+    0.02.
+
+    With objectness it is plain binary cross entropy of the objectness, plus cross entropy of the classes: its mean
+    over the points that learn an object, weighted by quality + `NAME_WEIGHT`. The binary cross entropies are
+    divided by the sum of the qualities, at least 1.
+    """
+    logits_BAK = raw.logits.float()
+    labels_BA = targets.labels.gather(1, found.objects)
+    total = found.quality.sum().clamp(min=1.0)
+    if raw.objectness is not None:
+        object_BA = raw.objectness.float().squeeze(2)
+        entropy = F.binary_cross_entropy_with_logits(object_BA, found.quality, reduction="sum")
+        names_P = F.cross_entropy(logits_BAK[found.learns], labels_BA[found.learns], reduction="none")
+        weight_P = found.quality[found.learns] + NAME_WEIGHT
+        return entropy / total + (names_P * weight_P).sum() / weight_P.sum().clamp(min=1.0)
+    goal_BAK = torch.zeros_like(logits_BAK).scatter_(2, labels_BA[..., None], found.quality[..., None])
+    entropy_BAK = F.binary_cross_entropy_with_logits(logits_BAK, goal_BAK, reduction="none")
+    return ((goal_BAK - logits_BAK.sigmoid()).abs() ** FOCUS * entropy_BAK).sum() / total
 
 
 def _with_area(boxes_BA4: Tensor) -> Tensor:
