@@ -230,7 +230,7 @@ def output_folder(path: Path) -> Path:
             return path
     except OSError as error:
         _remove_empty(missing)
-        nowhere = path.is_symlink() and not path.exists()
+        nowhere = os.path.islink(path) and not os.path.exists(path)  # False for names that are too long
         reason = f"it is a link to {os.readlink(path)}, which does not exist" if nowhere else error.strerror
         raise OutputError(f"cannot write into {path}: {reason or error}") from error
 
