@@ -62,6 +62,11 @@ class RawDetections:
             return self.logits.sigmoid()
         return self.objectness.sigmoid() * self.logits.softmax(2)
 
+    def float(self) -> RawDetections:
+        """Return the outputs in fp32."""
+        objectness = None if self.objectness is None else self.objectness.float()
+        return RawDetections(self.logits.float(), self.boxes.float(), objectness)
+
     def check_finite(self) -> None:
         """Check the logits and boxes; a sigmoid maps infinite logits to 0 and 1.
 

@@ -234,6 +234,19 @@ def test_with_objectness_objects_and_classes_cost_apart() -> None:
         assert worse > good + 1
 
 
+@pytest.mark.parametrize("objectness", [False, True])
+def test_outputs_in_half_precision_cost_what_they_cost_in_fp32(objectness: bool) -> None:
+    """The best point of each object is the same: its score is not rounded before the assignment."""
+    points = grid_points()
+    target = [{"boxes": torch.tensor([[4.0, 4, 60, 60]]), "labels": torch.tensor([0])}]
+    boxes = torch.tensor([4.0, 4, 60, 60]).repeat(points.shape[1], 1)[None]
+    torch.manual_seed(0)
+    logits = (6 + torch.rand(1, points.shape[1], 3)).bfloat16()
+    half = RawDetections(logits, boxes, logits[..., :1] if objectness else None)
+    costs = [light_loss(TrainingOutputs(raw, raw), points, target) for raw in (half, half.float())]
+    assert costs[0] == costs[1]
+
+
 def test_points_in_an_object_learn_its_class() -> None:
     """Right logits cost nothing; the smaller of two objects wins; corners of a box and the rest are background."""
     model = network(semantic_head=True)

@@ -123,8 +123,9 @@ def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, 
     See `class_loss`. The box loss is complete IoU weighted by quality, divided by the sum of the qualities, at
     least 1.
     """
-    boxes_BA4 = _with_area(raw.boxes.float())
-    found = assign(raw.scores.detach().float(), boxes_BA4.detach(), points_2A, targets, topk=topk)
+    raw = raw.float()  # before the scores: in half precision, scores of many points would be equal
+    boxes_BA4 = _with_area(raw.boxes)
+    found = assign(raw.scores.detach(), boxes_BA4.detach(), points_2A, targets, topk=topk)
     wanted_BA4 = targets.boxes.gather(1, found.objects[..., None].expand(-1, -1, 4))
     overlap_P = complete_box_iou_loss(boxes_BA4[found.learns], wanted_BA4[found.learns])
     return {
@@ -145,11 +146,11 @@ def class_loss(raw: RawDetections, found: Assignment, targets: PaddedTargets) ->
     over the points that learn an object, weighted by quality + `NAME_WEIGHT`. The binary cross entropies are
     divided by the sum of the qualities, at least 1.
     """
-    logits_BAK = raw.logits.float()
+    logits_BAK = raw.logits
     labels_BA = targets.labels.gather(1, found.objects)
     total = found.quality.sum().clamp(min=1.0)
     if raw.objectness is not None:
-        object_BA = raw.objectness.float().squeeze(2)
+        object_BA = raw.objectness.squeeze(2)
         entropy = F.binary_cross_entropy_with_logits(object_BA, found.quality, reduction="sum")
         names_P = F.cross_entropy(logits_BAK[found.learns], labels_BA[found.learns], reduction="none")
         weight_P = found.quality[found.learns] + NAME_WEIGHT
