@@ -14,10 +14,12 @@ from iformer.errors import UserError
 from iformer.plain_values import plain_arguments
 from iformer.tasks.interface import EvaluateModule, EvaluateOptions, Split, Warn, check_options
 from iformer.tasks.subject import open_subject
+from iformer.torch_modes import default_cpu
 from iformer.training.network.precision import resolve_precision
 from iformer.training.records.results import Evaluation
 
 
+@default_cpu()
 @plain_arguments
 def evaluate(
     model: Any,

@@ -39,6 +39,7 @@ from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES
 from iformer.plain_values import plain_arguments
 from iformer.tasks.export import export_module, exportable
 from iformer.tasks.subject import in_fp32, require_network
+from iformer.torch_modes import default_cpu
 
 Report = Callable[[str], None]
 """Callback for one line of text: the progress of a quantization, or a note about the export or its data."""
@@ -80,6 +81,7 @@ class ExportedArtifact(os.PathLike[str]):
 def export(model: Any, to: str = "onnx", **options: Any) -> ExportedArtifact: ...
 @overload
 def export(model: Any, to: Sequence[str], **options: Any) -> list[ExportedArtifact]: ...
+@default_cpu()
 def export(
     model: Any, to: str | Sequence[str] = "onnx", **options: Any
 ) -> ExportedArtifact | list[ExportedArtifact]:

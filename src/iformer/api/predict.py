@@ -24,11 +24,13 @@ from iformer.files import output_folder, removed_if_empty
 from iformer.plain_values import plain_arguments
 from iformer.tasks.interface import PredictModule, PredictOptions, Warn, check_options
 from iformer.tasks.subject import open_subject
+from iformer.torch_modes import default_cpu
 
 _AHEAD = 8
 """Images that classifiers draw from a generator at a time."""
 
 
+@default_cpu()
 @plain_arguments
 def predict(
     model: Any,

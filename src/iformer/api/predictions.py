@@ -30,6 +30,7 @@ from iformer.tasks.interface import (
     TaskPredictor,
     no_masks,
 )
+from iformer.torch_modes import default_cpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,8 @@ class Predictions(Iterator[Prediction]):
         self._running = self._run()
 
     def __next__(self) -> Prediction:
-        return next(self._running)
+        with default_cpu():
+            return next(self._running)
 
     def close(self) -> None:
         """Stop early, and write the answers so far."""

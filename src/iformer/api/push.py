@@ -20,6 +20,7 @@ from iformer.models.weights.upload import upload
 from iformer.plain_values import plain_arguments
 from iformer.tasks.model_card import is_generated, model_card
 from iformer.tasks.subject import network_name, require_network
+from iformer.torch_modes import default_cpu
 from iformer.training.records.run_folder import RunFolder
 
 CARD = "README.md"
@@ -41,6 +42,7 @@ class PushedModel:
     """Whether the card on the hub was kept, because it was edited by hand."""
 
 
+@default_cpu()
 @plain_arguments
 def push(
     run: FileName | nn.Module,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -20,38 +18,12 @@ from iformer.plain_values import plain_arguments
 from iformer.tasks.folds import CrossValidation, check_folder, train_folds
 from iformer.tasks.interface import Warn
 from iformer.tasks.training_job import is_main_process, training_job
+from iformer.torch_modes import training_modes
 from iformer.training.job import TrainJob
 from iformer.training.records.results import TrainResult
 
-ParametersT = ParamSpec("ParametersT")
-ResultT = TypeVar("ResultT")
 
-
-def in_training_modes(function: Callable[ParametersT, ResultT]) -> Callable[ParametersT, ResultT]:
-    """Decorate a function that trains: it needs gradients and chooses its precision, whatever the caller set.
-
-    Notebooks often turn gradients off, or change the default dtype, in their first cell.
-    """
-
-    @functools.wraps(function)
-    def wrapper(*args: ParametersT.args, **kwargs: ParametersT.kwargs) -> ResultT:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            with ExitStack() as modes:
-                modes.enter_context(torch.inference_mode(False))
-                modes.enter_context(torch.enable_grad())
-                for device in ("cpu", "cuda", "mps"):
-                    if torch.is_autocast_enabled(device):
-                        modes.enter_context(torch.autocast(device, enabled=False))
-                return function(*args, **kwargs)
-        finally:
-            torch.set_default_dtype(before)
-
-    return wrapper
-
-
-@in_training_modes
+@training_modes()
 @plain_arguments
 def train(
     data: FileName | None = None,
@@ -128,7 +100,7 @@ def train(
     return run(job)
 
 
-@in_training_modes
+@training_modes()
 @plain_arguments
 def cross_validate(
     data: FileName | None = None,
@@ -251,7 +223,7 @@ def check_is_name(model: Any) -> None:
 def python_warnings(lines: Sequence[str]) -> None:
     """Show each line as a Python warning that points to the caller's line of code, outside this package."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("iformer."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("iformer.", "contextlib")):
         level, frame = level + 1, frame.f_back
     for line in lines:
         warnings.warn(line, stacklevel=level)

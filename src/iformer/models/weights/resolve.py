@@ -34,6 +34,7 @@ from iformer.models.weights.header import backbone_config
 from iformer.models.weights.read import read_weights
 from iformer.models.weights.safetensors_file import WEIGHT_SUFFIXES, unreadable
 from iformer.plain_values import check_text, plain_arguments
+from iformer.torch_modes import default_cpu
 
 RUN_CHECKPOINT = "best.safetensors"
 """The file in a run folder that the folder's name stands for."""
@@ -171,6 +172,7 @@ def resolve_weights(name: Name, *, entry: str | None = None) -> Weights:
     return found
 
 
+@default_cpu()
 @plain_arguments
 def load(
     name: Name,
