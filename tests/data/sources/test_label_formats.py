@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from iformer.cli.main import main
 from iformer.data.detection import DetectionSet, Instance, decode_mask
@@ -286,6 +286,129 @@ def test_label_studios_yolo_folder_is_split_here(tmp_path: Path) -> None:
     assert "is not split: 2 of 7 images are for validation" in found.warnings[-1]
     again = load_detection(data, workers=1, val_split=0.3)
     assert again.val.fingerprint() == found.val.fingerprint()
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_folder_with_a_list_of_classes_may_be_relative(
+    split: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_yolo(tmp_path / "data")
+    expected = load_detection(data, workers=1)
+    (data / "data.yaml").unlink()
+    (data / "classes.txt").write_text("cat\ndog\n")
+    monkeypatch.chdir(tmp_path)
+    if not split:
+        shutil.rmtree(data / "images" / "val")
+        shutil.rmtree(data / "labels" / "val")
+        (data / "images" / "train").rename(data / "images" / "all")
+        (data / "labels" / "train").rename(data / "labels" / "all")
+    found = load_detection("data", workers=1)
+    assert found.split_off is not split
+    if split:
+        assert_same(expected.train, found.train)
+        assert_same(expected.val, found.val)
+
+
+def beside_the_images(data: Path) -> Path:
+    """Move YOLO's labels beside the images, into `train/` and `val/`."""
+    (data / "data.yaml").unlink()
+    for path in [*data.glob("labels/*/*.txt"), *data.glob("images/*/*.png")]:
+        folder = data / path.parent.name
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    shutil.rmtree(data / "labels")
+    shutil.rmtree(data / "images")
+    return data
+
+
+@pytest.mark.parametrize("tool", ["labelImg", "CVAT", "CVAT, not split", "Roboflow", "one folder"])
+def test_labels_beside_images_and_a_list_of_classes(tool: str, tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "data")
+    expected = load_detection(data, workers=1)
+    beside_the_images(data)
+    names = "cat\ndog\n"
+    if tool == "labelImg":
+        (data / "train" / "classes.txt").write_text(names)
+        (data / "val" / "classes.txt").write_text(names)
+    elif tool.startswith("CVAT"):
+        (data / "obj.names").write_text(names)
+        (data / "obj.data").write_text(
+            "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
+        )
+        for split in ("train", "val"):
+            (data / split).rename(data / f"obj_{split}_data")
+            lines = [
+                f"data/obj_{split}_data/{path.name}\n" for path in sorted(data.glob(f"obj_{split}_data/*.png"))
+            ]
+            (data / f"{split}.txt").write_text("".join(lines))
+        if tool == "CVAT, not split":
+            (data / "val.txt").unlink()
+            assert len(load_detection(data, val_split=0.25, workers=1).train) == 3
+            return
+    elif tool == "Roboflow":
+        (data / "val").rename(data / "valid")
+        for split in ("train", "valid"):
+            (data / split / "_darknet.labels").write_text(names)
+    else:
+        (data / "classes.txt").write_text(names)
+        for path in [*data.glob("train/*"), *data.glob("val/*")]:
+            path.rename(data / path.name)
+        for split in ("train", "val"):
+            (data / split).rmdir()
+        found = load_detection(data, workers=1, val_split=0.3)
+        assert (len(found.train), len(found.val), found.split_off) == (5, 2, True)
+        return
+    found = load_detection(data, workers=1)
+    assert_same(expected.train, found.train)
+    assert_same(expected.val, found.val)
+
+
+def test_labels_without_names_of_classes_are_one_clear_line(tmp_path: Path) -> None:
+    data = beside_the_images(make_yolo(tmp_path / "data"))
+    with pytest.raises(DataError, match=r"nothing names the classes; expected classes\.txt there"):
+        load_detection(data, workers=1)
+
+
+def test_two_images_with_one_file_of_labels_are_named(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "data")
+    Image.new("RGB", (64, 48)).save(data / "images" / "train" / "train-0.JPG")
+    assert (
+        f"{data / 'labels' / 'train' / 'train-0.txt'}: belongs to 2 images, which differ only in their ending"
+        in (load_detection(data, workers=1).warnings)
+    )
+
+
+@pytest.mark.parametrize("form", ["voc", "labelme"])
+def test_images_without_labels_and_copied_labels_are_named(form: str, tmp_path: Path) -> None:
+    data = MAKERS[form](tmp_path / "data")
+    first = next(path for path in data.rglob("train-0.*") if path.suffix != ".png")
+    image = next(data.rglob("train-0.png"))
+    if (data / "ImageSets").is_dir():
+        shutil.rmtree(data / "ImageSets")
+    for name in ("extra.png", "copied.png"):
+        shutil.copy(image, image.with_name(name))
+    shutil.copy(first, first.with_stem("copied"))
+    found = load_detection(data, workers=1, val_split=0.3 if form == "voc" else None)
+    copied = first.with_stem("copied")
+    assert f"{copied}: is taken as the labels of train-0.png, which it names, not of copied.png" in found.warnings
+    names = ", ".join(str(image.with_name(name).relative_to(data)) for name in ("copied.png", "extra.png"))
+    assert f"{data}: 2 images without a file of labels left out: {names}" in found.warnings
+
+
+def test_labels_of_the_stored_pixels_of_a_turned_image(tmp_path: Path) -> None:
+    data = make_labelme(tmp_path / "data")
+    path = data / "train" / "train-0.png"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(DataError, match=r"are for 64 x 48, without its EXIF orientation; remove that"):
+        load_detection(data, workers=1)
+
+
+def test_a_packed_data_set_is_one_clear_line(tmp_path: Path) -> None:
+    path = shutil.make_archive(str(tmp_path / "data"), "zip", make_yolo(tmp_path / "folder"))
+    with pytest.raises(DataError, match=r"data\.zip: not a folder; unpack it"):
+        load_detection(path)
 
 
 @pytest.mark.parametrize("layout", ["cvat", "label studio", "a file"])

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from iformer.data.detection import DetectionSample, DetectionSet, DetectionSplits
+from iformer.data.images import open_image, orientation
 from iformer.data.parallel import Progress
 from iformer.data.sources.annotations.coco import find_coco, find_one_coco, read_coco
 from iformer.data.sources.annotations.labelme import find_labelme, read_labelme
 from iformer.data.sources.annotations.objects import ObjectReader
 from iformer.data.sources.annotations.split import AnnotatedSplit
 from iformer.data.sources.annotations.voc import find_voc, read_voc
-from iformer.data.sources.annotations.yolo import find_yolo, read_yolo
+from iformer.data.sources.annotations.yolo import find_yolo, has_yolo_labels, read_yolo
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
 from iformer.data.sources.duplicates import find_shared_images
 from iformer.data.sources.layout import display_name, explain_unicode, require_folder
@@ -28,6 +29,7 @@ _LAYOUT = (
     "DIR/val.json, DIR/train/_annotations.coco.json and DIR/valid/…, or one file), YOLO (DIR/data.yaml), "
     "Pascal VOC (DIR/Annotations/1.xml) or LabelMe (DIR/1.json)"
 )
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,21 +155,26 @@ def _read(data: Path) -> tuple[Path, dict[str, AnnotatedSplit], list[str]]:
     """Recognise the format; return the folder, the splits and notes."""
     suffix = data.suffix.lower()
     if os.path.isfile(data) and suffix in (".yaml", ".yml"):
-        return data.parent, read_yolo(data), []
+        return data.parent, read_yolo(data, data.parent), []
     if os.path.isfile(data) and suffix == ".json":
         root = data.parent.parent if data.parent.name == "annotations" else data.parent
         return root, *read_coco(root, {"all": data})
-    root = require_folder(data, _LAYOUT)
+    root = require_folder(data, "unpack it" if suffix in _PACKED and os.path.isfile(data) else _LAYOUT)
     if files := find_coco(root):
         return root, *read_coco(root, files)
     if settings := find_yolo(root):
-        return root, read_yolo(settings), []
+        return root, read_yolo(settings, root), []
     if xml_files := find_voc(root):
         return root, *read_voc(root, xml_files)
     if one := find_one_coco(root):
         return root, *read_coco(root, {"all": one})
     if json_files := find_labelme(root):
-        return root, read_labelme(root, json_files), []
+        return root, *read_labelme(root, json_files)
+    if has_yolo_labels(root):
+        raise DataError(
+            f"{root}: has files of labels like YOLO's, but nothing names the classes; expected classes.txt there, "
+            "one name on each line, or data.yaml with train, val and names"
+        )
     raise DataError(f"{root}: no annotation file for train and val; {_LAYOUT}")
 
 
@@ -259,11 +266,19 @@ def _without_broken(image_set: DetectionSet, checked: CheckedImages, errors: lis
     for sample in kept:
         width, height = checked.size(sample.path)
         if (width, height) != (sample.width, sample.height):
+            as_stored = (height, width) == (sample.width, sample.height) and _is_turned(sample.path)
+            reason = ", without its EXIF orientation; remove that from the file" if as_stored else ""
             errors.append(
                 f"{sample.path}: is {width} x {height} pixels, its annotations are for "
-                f"{sample.width} x {sample.height}"
+                f"{sample.width} x {sample.height}{reason}"
             )
     return replace(image_set, samples=kept, warnings=(*image_set.warnings, *broken.values()))
+
+
+def _is_turned(image: Path) -> bool:
+    """Return whether an image's EXIF orientation exchanges its width and height."""
+    with open_image(image) as opened:
+        return orientation(opened) >= 5
 
 
 def _split_off(

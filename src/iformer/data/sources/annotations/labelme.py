@@ -8,7 +8,13 @@ from typing import Any
 
 from iformer.data.listing import files_below, natural_key, natural_order
 from iformer.data.parallel import map_in_threads
-from iformer.data.sources.annotations.per_image import find_image, listed_names, split_folders
+from iformer.data.sources.annotations.per_image import (
+    copied_labels,
+    find_image,
+    listed_names,
+    split_folders,
+    without_labels,
+)
 from iformer.data.sources.annotations.split import (
     AnnotatedSplit,
     LabelledImage,
@@ -43,8 +49,10 @@ def find_labelme(root: Path) -> dict[str, list[Path]]:
     return found if all(any(map(_is_labelme, files[:_TRIED])) for files in found.values()) else {}
 
 
-def read_labelme(root: Path, files: dict[str, list[Path]]) -> dict[str, AnnotatedSplit]:
-    """Read the files of `find_labelme`: rectangles and polygons; other shapes are left out with a warning.
+def read_labelme(root: Path, files: dict[str, list[Path]]) -> tuple[dict[str, AnnotatedSplit], list[str]]:
+    """Read the files of `find_labelme`; return the splits and notes.
+
+    Rectangles and polygons are read; other shapes are left out with a warning.
 
     Polygons with the same label and the same `group_id` are joined to one object. Faults of a file are collected
     in the `errors` of its split.
@@ -59,7 +67,8 @@ def read_labelme(root: Path, files: dict[str, list[Path]]) -> dict[str, Annotate
     used = {found.name for images in read.values() for image in images for found in image.objects}
     known = listed_names(root)
     names = [*known, *sorted(used - set(known), key=natural_key)]
-    return {split: joined(root, images, names) for split, images in read.items()}
+    notes = without_labels(root, (image.path for images in read.values() for image in images))
+    return {split: joined(root, images, names) for split, images in read.items()}, notes
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -97,6 +106,7 @@ def _read_file(path: Path) -> LabelledImage | None:
     name = content.get("imagePath")
     folders = [path.parent.parent / "images", path.parent.parent]
     image = LabelledImage(path=find_image(name if isinstance(name, str) else "", path, folders), size=(0, 0))
+    image.warnings += copied_labels(image.path, path)
     size = content.get("imageWidth"), content.get("imageHeight")
     if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         image.size = int(size[0]), int(size[1])  # type: ignore[arg-type]

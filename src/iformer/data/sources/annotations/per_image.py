@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
-from iformer.data.images import IMAGE_EXTENSIONS
+from iformer.data.images import IMAGE_EXTENSIONS, has_image_extension
+from iformer.data.listing import entries, natural_order
 from iformer.data.sources.annotations.split import read_lines
 from iformer.data.sources.layout import SPLIT_NAMES, writable
+from iformer.errors import counted, listed
 
 _LISTS = ("classes.txt", "labels.txt")
 _NO_CLASSES = ("__ignore__", "_background_")
@@ -58,12 +60,33 @@ def find_image(name: str, labels: Path, folders: Sequence[Path]) -> Path:
         for candidate in names:
             if candidate and _is_file(folder / candidate):
                 return folder / candidate
+    of_stem = (image for folder in folders if (image := _image_of_stem(folder, labels.stem)) is not None)
+    return next(of_stem, missing / (names[-1] if names else labels.stem))
+
+
+def _image_of_stem(folder: Path, stem: str) -> Path | None:
     endings = [ending for pair in sorted(IMAGE_EXTENSIONS) for ending in (pair, pair.upper())]
-    for folder in folders:
-        for ending in endings:
-            if _is_file(folder / f"{labels.stem}{ending}"):
-                return folder / f"{labels.stem}{ending}"
-    return missing / (names[-1] if names else labels.stem)
+    return next((folder / f"{stem}{ending}" for ending in endings if _is_file(folder / f"{stem}{ending}")), None)
+
+
+def copied_labels(image: Path, labels: Path) -> list[str]:
+    """Return a warning if a label file names another image than the one of its own name beside that image."""
+    own = _image_of_stem(image.parent, labels.stem) if image.stem != labels.stem else None
+    if own is None:
+        return []
+    return [f"{labels}: is taken as the labels of {image.name}, which it names, not of {own.name}"]
+
+
+def without_labels(root: Path, images: Iterable[Path]) -> list[str]:
+    """Return a note about the image files without labels in the folders of the labelled `images`."""
+    known = set(images)
+    folders = sorted({image.parent for image in known if image.parent.is_dir()})
+    files = (Path(entry.path) for folder in folders for entry in entries(folder))
+    found = natural_order(path for path in files if has_image_extension(path) and path not in known)
+    if not found:
+        return []
+    names = listed([str(path.relative_to(root)) for path in found], limit=5)
+    return [f"{root}: {counted(len(found), 'image')} without a file of labels left out: {names}"]
 
 
 def _is_file(path: Path) -> bool:

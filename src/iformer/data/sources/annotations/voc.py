@@ -9,7 +9,13 @@ from xml.etree.ElementTree import Element
 
 from iformer.data.listing import entries, natural_key, natural_order
 from iformer.data.parallel import map_in_threads
-from iformer.data.sources.annotations.per_image import find_image, listed_names, split_folders
+from iformer.data.sources.annotations.per_image import (
+    copied_labels,
+    find_image,
+    listed_names,
+    split_folders,
+    without_labels,
+)
 from iformer.data.sources.annotations.split import (
     AnnotatedSplit,
     LabelledImage,
@@ -81,6 +87,8 @@ def read_voc(root: Path, files: dict[str, list[Path]]) -> tuple[dict[str, Annota
     }
     images = [image for found in read.values() for image in found]
     notes = _to_zero_based(images)
+    if not (root / "ImageSets").is_dir():  # its lists may leave out images on purpose
+        notes += without_labels(root, (image.path for image in images))
     names = listed_names(root) or sorted(
         {found.name for image in images for found in image.objects}, key=natural_key
     )
@@ -133,6 +141,7 @@ def _read_file(path: Path, root: Path) -> LabelledImage:
     name = _text(tree, "filename")
     folders = [*(root / images for images in _IMAGES), root]
     image = LabelledImage(path=find_image(name, path, folders), size=(0, 0))
+    image.warnings += copied_labels(image.path, path)
     try:
         width, height = (int(finite(_text(tree, f"size/{side}") or "0")) for side in ("width", "height"))
     except ValueError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iformer.data.images import has_image_extension
-from iformer.data.listing import entries, files_below, images_below, natural_order
+from iformer.data.listing import entries, images_below, natural_order
 from iformer.data.parallel import map_in_threads
 from iformer.data.sources.annotations.split import (
     AnnotatedSplit,
@@ -27,7 +28,9 @@ from iformer.safe_yaml import read_yaml
 
 MAX_CLASSES = 100_000
 _SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_CLASS_LISTS = ("classes.txt", "obj.names")
+_CLASS_LISTS = ("classes.txt", "obj.names", "_darknet.labels")
+_PLACES = ("images/{}", "{}.txt", "{}")
+"""Where the images of a split are, if there is no settings file."""
 _MAX_SETTINGS_BYTES = 2**22
 _MAX_LABEL_BYTES = 2**24
 _MAX_LIST_BYTES = 2**28
@@ -51,7 +54,7 @@ class _Settings:
 
 
 def find_yolo(root: Path) -> Path | None:
-    """Return a folder's settings file, or a list of classes next to `images/` and `labels/`; None without either.
+    """Return a folder's settings file, or its list of classes if images have files of labels; None without either.
 
     Raises:
         DataError: several YAML files could be the settings.
@@ -64,10 +67,14 @@ def find_yolo(root: Path) -> Path | None:
         return others[0]
     if len(others) > 1:
         raise DataError(f"{root}: has {listed([path.name for path in others])}; give one of them as --data")
-    lists = [root / name for name in _CLASS_LISTS if (root / name).is_file()]
-    labels = root / "labels"
-    has_labels = labels.is_dir() and any(path.suffix.lower() == ".txt" for path in files_below(labels))
-    return lists[0] if lists and has_labels else None
+    folders = (root, *(root / name for name in SPLIT_NAMES["train"]))
+    lists = [folder / name for folder in folders for name in _CLASS_LISTS if (folder / name).is_file()]
+    return lists[0] if lists and has_yolo_labels(root) else None
+
+
+def has_yolo_labels(root: Path) -> bool:
+    """Return whether an image below a folder has a text file in `labels/` or beside it."""
+    return any(path.suffix == ".txt" and _exists(path) for path in map(_label_file, images_below(root)))
 
 
 def _has_names(path: Path) -> bool:
@@ -79,34 +86,42 @@ def _has_names(path: Path) -> bool:
     return isinstance(content, dict) and "names" in content
 
 
-def read_yolo(path: Path) -> dict[str, AnnotatedSplit]:
-    """Read the splits that a settings file names: "train" and "val", or "all" for a folder without splits.
+def read_yolo(path: Path, root: Path) -> dict[str, AnnotatedSplit]:
+    """Read the splits of a data set: "train" and "val", or "all" for a folder without splits.
+
+    Args:
+        path: the settings file or list of classes; see `find_yolo`.
+        root: the folder of the data.
 
     Raises:
         DataError: the file is not of this format, names a path that does not exist, or no image has labels.
     """
-    settings = _read_class_list(path) if path.name in _CLASS_LISTS else _read_settings(path)
+    settings = _read_class_list(path, root) if path.name in _CLASS_LISTS else _read_settings(path)
     return {split: _read_split(settings, split, values) for split, values in settings.splits.items()}
 
 
 # ---------------------------------------------------------------------------------------------- the settings
 
 
-def _read_class_list(path: Path) -> _Settings:
-    """Read the folder that Label Studio exports: `classes.txt`, `images/` and `labels/`."""
+def _read_class_list(path: Path, root: Path) -> _Settings:
+    """Read a list of classes; the splits are lists of images (`train.txt`) or folders (`images/train/`, `train/`).
+
+    Label Studio writes `classes.txt`, `images/` and `labels/`; labelImg `classes.txt` and the labels beside the
+    images; CVAT (as Darknet) `obj.names`, `train.txt` and `obj_train_data/`; Roboflow `train/_darknet.labels`.
+    """
     names = [writable(line) for line in read_lines(path, max_bytes=_MAX_SETTINGS_BYTES)]
-    images = path.parent / "images"
-    by_split = {
-        split: [str(images / name) for name in SPLIT_NAMES[split] if (images / name).is_dir()][:1]
-        for split in ("train", "val")
-    }
-    splits = {split: found for split, found in by_split.items() if found} or {"all": [str(images)]}
+    splits = {}
+    for split in ("train", "val"):
+        places = [form.format(name) for form in _PLACES for name in SPLIT_NAMES[split]]
+        if (found := next((place for place in places if _exists(root / place)), None)) is not None:
+            splits[split] = [found]
+    whole = "images" if (root / "images").is_dir() else "."
     return _Settings(
         path=path,
-        folders=(path.parent,),
+        folders=(root,),
         class_names=_checked_names(path, names),
         keypoints=False,
-        splits=splits,
+        splits=splits or {"all": [whole]},
     )
 
 
@@ -185,6 +200,9 @@ def _read_split(settings: _Settings, split: str, values: Sequence[str]) -> Annot
     read = map_in_threads(lambda pair: _labelled(*pair, settings), zip(paths, labels, strict=True))
     result = joined(settings.path, read, settings.class_names)
     result.warnings += [f"{path}: has no image" for path in _without_image(labels)]
+    for path, count in Counter(filter(_exists, labels)).items():
+        if count > 1:
+            result.warnings.append(f"{path}: belongs to {count} images, which differ only in their ending")
     return result
 
 
