@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import socketserver
 import struct
@@ -186,6 +187,25 @@ def test_a_share_that_is_no_number_is_drawn_as_an_empty_bar() -> None:
     card = Card(picture=Image.new("RGB", (200, 200)), caption="a", bars=(bar,))
     sheet = draw_sheet([card], columns=1, title="x", subtitle="y")
     assert (0x12, 0x34, 0x56) not in {colour for _, colour in sheet.getcolors(2**24) or []}
+
+
+def test_an_old_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"iformer": "1", "av": "8.0.3"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    with pytest.raises(
+        MissingDependencyError,
+        match=r"av 8\.0\.3 is installed; expected >=13; run: pip install 'iformer\[video\]'",
+    ):
+        require("av", extra="video")
+
+
+def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        MissingDependencyError, match=r"a_folder is not installed \(.*a_folder is a folder of its name\)"
+    ):
+        require("a_folder", extra="video")
 
 
 def test_a_package_that_cannot_be_imported_is_named(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from iformer.errors import MissingDependencyError, one_line
 
@@ -19,24 +25,49 @@ def require(module: str, *, extra: str) -> Any:
         extra: extra of this package that installs the module, for the error message.
 
     Raises:
-        MissingDependencyError: the module is not installed, or its import fails, for example because of a missing
-            shared library or an invalid environment variable.
+        MissingDependencyError: the module is not installed, its version does not work with this package, or its
+            import fails, for example because of a missing shared library or an invalid environment variable.
     """
     name = module.partition(".")[0]
+    remedy = f"run: pip install 'iformer[{extra}]'"
+    version = _version(name)
+    if version is not None and (expected := _versions(name)) and not expected.contains(version, prereleases=True):
+        raise MissingDependencyError(f"{name} {version} is installed; expected {expected}; {remedy}")
     try:
         with without_telemetry():
-            return importlib.import_module(module)
+            found = importlib.import_module(module)
     except Exception as error:  # importing a module can raise anything
         if (
             isinstance(error, ModuleNotFoundError)
             and error.name
             and module.startswith(error.name.partition(".")[0])
         ):
-            raise MissingDependencyError(f"{name} is not installed; run: pip install 'iformer[{extra}]'") from None
-        remedy = "install it again, or check the environment variables that it reads"
-        if isinstance(error, ModuleNotFoundError):
-            remedy = f"run: pip install 'iformer[{extra}]'"
+            raise MissingDependencyError(f"{name} is not installed; {remedy}") from None
+        if not isinstance(error, ModuleNotFoundError):
+            remedy = "install it again, or check the environment variables that it reads"
         raise MissingDependencyError(f"{name} cannot be imported ({one_line(error)}); {remedy}") from error
+    folders = list(getattr(found, "__path__", []))
+    if version is None and folders and getattr(found, "__file__", None) is None:  # any folder can be imported
+        raise MissingDependencyError(f"{name} is not installed ({folders[0]} is a folder of its name); {remedy}")
+    return found
+
+
+def _version(module: str) -> str | None:
+    """Return the version of a package; None if it is not installed, or under another name."""
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _versions(module: str) -> SpecifierSet:
+    """Return the versions of a package that this package works with; all if it does not depend on that package."""
+    lines = (importlib.metadata.requires("iformer") or ()) if _version("iformer") else ()
+    needed = [
+        found for found in map(Requirement, lines) if canonicalize_name(found.name) == canonicalize_name(module)
+    ]
+    return needed[0].specifier if needed else SpecifierSet()
 
 
 @contextmanager

@@ -63,8 +63,8 @@ class BoxTracker:
         Raises:
             MissingDependencyError: `trackers` or `supervision` is not installed.
         """
+        self._boxes: Any = require("supervision", extra="track").Detections  # trackers imports it
         trackers = require("trackers", extra="track")
-        self._boxes: Any = require("supervision", extra="track").Detections
         self._tracker: Any = trackers.ByteTrackTracker(
             frame_rate=rate, track_activation_threshold=min_score, high_conf_det_threshold=min_score
         )
