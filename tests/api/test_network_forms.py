@@ -130,8 +130,13 @@ def test_wrappers_are_removed(wrap: str, images: Path, photographs: list[Path], 
         torch.testing.assert_close(iformer.fold(wrapped)(x), plain(x), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("change", [*WRAPPERS, "half"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param("half", marks=pytest.mark.sweep),
+        *(pytest.param(name, marks=pytest.mark.full) for name in WRAPPERS),
+    ],
+)
 def test_every_form_is_exported(change: str, photographs: list[Path], tmp_path: Path) -> None:
     network = labelled_classifier()
     network = network.half() if change == "half" else WRAPPERS[change](network)

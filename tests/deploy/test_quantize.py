@@ -45,6 +45,11 @@ each_pair = pytest.mark.parametrize(
     [pytest.param(*pair, marks=() if pair[0] == "onnx" else pytest.mark.sweep) for pair in PAIRS],
 )
 """One runtime in the fast tests, all in the sweep: converters and quantizers of the others are slow."""
+each_pair_once = pytest.mark.parametrize(
+    ("name", "precision"),
+    [pytest.param(*pair, marks=() if pair[0] == "onnx" else pytest.mark.full) for pair in PAIRS],
+)
+"""One runtime in the fast tests, all in the full ones."""
 
 
 @pytest.fixture
@@ -181,7 +186,7 @@ def test_the_artifact_answers_as_the_network_does(
     assert not any(form in content for dtype in (np.float32, np.float16) for form in forms(weight, dtype))
 
 
-@each_pair
+@each_pair_once
 def test_a_layer_that_is_kept_has_its_own_weights(
     spec: ExportSpec, tmp_path: Path, name: str, precision: str
 ) -> None:
@@ -229,7 +234,7 @@ def test_onnx_weights_have_7_bits_where_products_of_8_saturate(
     assert max(np.abs(array.astype(int)).max() for array in weights) == (64 if saturates else 127)
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_the_symmetric_scheme_is_what_tensorrt_takes(
     model: Classifier, tmp_path: Path, photographs: list[Path], agreement: Callable[[Forward], dict[str, float]]
 ) -> None:

@@ -110,8 +110,8 @@ def test_int8_loses_a_point_at_most(
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("openvino", "litert")),
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("onnx", "executorch")),
+        pytest.param("openvino", marks=pytest.mark.sweep),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("onnx", "executorch", "litert")),
     ],
 )
 @pytest.mark.parametrize(
@@ -150,9 +150,12 @@ def test_a_layer_that_is_kept_has_its_own_weights(
     assert not is_stored(other)
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize(
-    "name", ["openvino", "executorch", "litert", pytest.param("onnx", marks=pytest.mark.full)]
+    "name",
+    [
+        pytest.param("openvino", marks=pytest.mark.sweep),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("onnx", "executorch", "litert")),
+    ],
 )
 def test_large_boxes_leave_small_ones_as_they_are(photographs: list[Path], tmp_path: Path, name: str) -> None:
     """If decoded boxes were rounded to 8 bits, one box of thousands of pixels would round all others away."""

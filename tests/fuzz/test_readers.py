@@ -13,7 +13,7 @@ from fuzz.forked import Outcome, call
 from fuzz.mutations import mutate
 from fuzz.readers import READERS, make_files
 
-SAMPLE, MORE, MOST = range(3), range(3, 30), range(30, 60)
+SAMPLE, MORE, MOST = range(3), range(3, 15), range(15, 60)
 """Seeds of the mutations in the fast tests, of those that the sweep adds, and of those that `-m full` adds."""
 
 

@@ -63,7 +63,8 @@ def sized(name: str) -> Callable[[], Classifier]:
 NETWORKS = [
     pytest.param(tiny, id="tiny"),
     pytest.param(tiny_distilled, id="tiny_distilled"),
-    *(pytest.param(sized(name), id=name, marks=pytest.mark.sweep) for name in list_models()),
+    pytest.param(sized("iformer_t"), id="iformer_t", marks=pytest.mark.sweep),
+    *(pytest.param(sized(name), id=name, marks=pytest.mark.full) for name in list_models() if name != "iformer_t"),
 ]
 
 every_network = pytest.mark.parametrize("make", NETWORKS)

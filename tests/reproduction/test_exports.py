@@ -95,7 +95,7 @@ def test_the_artifact_of_a_small_network_is_the_network(name: str, tmp_path: Pat
     check_export(SMALL[name], tmp_path)
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_the_artifact_is_the_network(name: str, tmp_path: Path) -> None:
     check_export(NETWORKS[name], tmp_path)

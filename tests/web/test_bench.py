@@ -58,7 +58,7 @@ def test_every_backend_gives_a_row_or_a_reason(
     assert (last.median_ms is None) == bool(last.reason)
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_int8_has_the_same_first_class_on_every_photograph(
     assets: str, browser: Any, tiny_int8: list[Path], photographs: list[Path]
 ) -> None:
@@ -76,7 +76,7 @@ def test_int8_has_the_same_first_class_on_every_photograph(
         assert row.median_ms is not None
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_bench_on_web(
     assets: str, browser: Any, tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

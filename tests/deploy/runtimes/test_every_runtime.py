@@ -77,18 +77,28 @@ def artifact(
 
 SLOW_TO_IMPORT = ("executorch", "litert")
 """Their converters take 20 s to import and convert for the first time, so they are in the sweep."""
-SLOW = (*SLOW_TO_IMPORT, "coreml", "openvino")
-"""Those that take long for each export."""
+QUICK = ("onnx", "ncnn")
+"""Those that do not take long for each export."""
 
 
-def named(names: Sequence[str], slow: Sequence[str] = SLOW_TO_IMPORT) -> list[Any]:
-    """Parameters of a test for each runtime; the slow ones belong to the sweep."""
-    return [pytest.param(name, marks=pytest.mark.sweep if name in slow else ()) for name in names]
+def named(names: Sequence[str]) -> list[Any]:
+    """Parameters of a test for each runtime; those that are slow to import belong to the sweep."""
+    return [pytest.param(name, marks=pytest.mark.sweep if name in SLOW_TO_IMPORT else ()) for name in names]
+
+
+def slow(names: Sequence[str]) -> list[Any]:
+    """Parameters of a slow test for each runtime: in the sweep, or in the full tests if they take longest."""
+    return [
+        pytest.param(name, marks=pytest.mark.full if name in SLOW_TO_IMPORT else pytest.mark.sweep)
+        for name in names
+    ]
 
 
 each_artifact = pytest.mark.parametrize("artifact", named(NAMES), indirect=True)
 each_artifact_run_here = pytest.mark.parametrize("artifact", named(RUN_HERE), indirect=True)
-each_artifact_made_again = pytest.mark.parametrize("artifact", named(NAMES, SLOW), indirect=True)
+each_artifact_made_again = pytest.mark.parametrize(
+    "artifact", [*named(QUICK), *slow([name for name in NAMES if name not in QUICK])], indirect=True
+)
 each_runtime = pytest.mark.parametrize("name", named(NAMES))
 
 
@@ -157,10 +167,15 @@ def test_any_number_of_images(model: Classifier, artifact: Path) -> None:
             pytest.param(name, options, marks=pytest.mark.sweep)
             for name, options in (
                 ("coreml", {"precision": "fp16", "size": (64, 96)}),
-                ("coreml", {"raw": True, "precision": "fp32"}),
                 ("onnx", {"precision": "fp16", "size": (64, 96)}),
                 ("litert", {"precision": "fp16"}),
                 ("executorch", {"raw": True, "batch": 2, "size": (64, 96)}),
+            )
+        ),
+        *(
+            pytest.param(name, options, marks=pytest.mark.full)
+            for name, options in (
+                ("coreml", {"raw": True, "precision": "fp32"}),
                 ("litert", {"raw": True, "batch": 2, "size": (64, 96)}),
                 ("openvino", {"raw": True, "size": (64, 96)}),
                 ("ncnn", {"precision": "fp16", "size": (64, 96)}),
@@ -181,8 +196,7 @@ def test_other_forms_of_the_artifact(
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
 
 
-@pytest.mark.sweep
-@each_runtime
+@pytest.mark.parametrize("name", slow(NAMES))
 def test_the_smallest_size_of_the_family(tmp_path: Path, photographs: list[Path], name: str) -> None:
     """iFormer-T at 224 with statistics and weights that are not the initial ones, without class names."""
     from iformer.models.factory import create_model
@@ -231,8 +245,7 @@ REPEATABLE = ("onnx", "executorch", "litert", "ncnn")
 """Core ML's and OpenVINO's converters write identifiers or counters that are new every time."""
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("artifact", REPEATABLE, indirect=True)
+@pytest.mark.parametrize("artifact", slow(REPEATABLE), indirect=True)
 def test_the_same_network_gives_the_same_bytes(
     model: Classifier, artifact: Path, photographs: list[Path], tmp_path: Path
 ) -> None:
@@ -559,7 +572,7 @@ def test_every_runtime_has_what_the_contract_asks_for() -> None:
         ),
         pytest.param("onnx", "masked", (72, 104), marks=pytest.mark.sweep),
         *(
-            pytest.param(name, padded_tokens, size, marks=pytest.mark.sweep)
+            pytest.param(name, padded_tokens, size, marks=pytest.mark.full)
             for name in NAMES
             for padded_tokens, size in (("attended", (128, 128)), ("attended", (104, 136)), ("masked", (104, 136)))
         ),

@@ -88,7 +88,7 @@ def test_a_program_for_one_backend_does_not_replace_that_for_another(model: Clas
     ("backend", "precision"),
     [
         pytest.param("coreml", "fp16", marks=pytest.mark.sweep),
-        pytest.param("vulkan", "fp16", marks=pytest.mark.sweep),
+        pytest.param("vulkan", "fp16", marks=pytest.mark.full),
         pytest.param("coreml", "fp32", marks=pytest.mark.full),
         pytest.param("vulkan", "fp32", marks=pytest.mark.full),
     ],

@@ -22,7 +22,7 @@ from tiny.networks import randomize
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-pytestmark = pytest.mark.sweep
+pytestmark = pytest.mark.full
 
 PACKAGES = ("numpy==1.26.4", "onnxruntime==1.16.3", "opencv-python-headless==4.10.0.84")
 """The newest of each that has wheels for Python 3.11 and works with NumPy 1."""

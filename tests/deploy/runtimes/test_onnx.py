@@ -81,8 +81,16 @@ def test_bytes_go_straight_into_a_cast_and_the_format_is_the_oldest_that_fits(ar
     assert model.ir_version == onnx.helper.find_min_ir_version_for(list(model.opset_import)) <= 9
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("opset", [17, 18, 19, 20])
+OPSETS = (17, 18, 19, 20)
+
+
+@pytest.mark.parametrize(
+    "opset",
+    [
+        *(pytest.param(opset, marks=pytest.mark.sweep) for opset in (17, 20)),
+        *(pytest.param(opset, marks=pytest.mark.full) for opset in (18, 19)),
+    ],
+)
 def test_every_operator_set(model: Classifier, tmp_path: Path, photographs: list[Path], opset: int) -> None:
     """Below 20 there is no GELU: it is decomposed."""
     info = export_onnx(model, tmp_path / "tiny.onnx", opset=opset, images=photographs)

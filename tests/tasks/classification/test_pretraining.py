@@ -272,8 +272,9 @@ def test_of_a_labelled_data_set_only_the_training_images_are_taken(images: Path,
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-@pytest.mark.sweep
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "parallel", [pytest.param("ddp", marks=pytest.mark.sweep), pytest.param("fsdp", marks=pytest.mark.full)]
+)
 def test_two_processes(parallel: str, images: Path, teacher: str, tmp_path: Path) -> None:
     fields = {"parallel": parallel, "ema_decay": "null", "precision": "fp32", "workers": 0, "log_every": 1}
     options = [f"--set={name}={value}" for name, value in fields.items()]
