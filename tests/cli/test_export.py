@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import iformer
 from iformer.cli.export import print_classes
+from iformer.cli.main import main
 from tiny.command_line import only_line, run
+from tiny.networks import labelled_classifier
 
 
 def test_export_writes_an_artifact_and_says_how_it_was_checked(
@@ -156,3 +159,16 @@ def test_the_table_of_classes_shows_no_change_of_a_class_without_images(
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["red", "50.00", "50.00", "+0.00"] in rows
     assert ["blue", "-", "-", "-"] in rows
+
+
+@pytest.mark.parametrize("option", ["out", "weights"])
+def test_wrong_options_are_named_before_packages_are_imported(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("iformer.deploy.runtimes.registry.Runtime.require", lambda *given: pytest.fail("imported"))
+    weights = tmp_path / "network.safetensors"
+    if option == "out":
+        iformer.save(labelled_classifier(), weights)
+    out = tmp_path / ("a.onnx" if option == "out" else "artifacts")
+    assert main(["export", str(weights), "--to", "onnx,litert", "--out", str(out)]) == 1
+    assert ("several runtimes need a folder" if option == "out" else "does not exist") in capsys.readouterr().err

@@ -199,8 +199,6 @@ def export_each(
             accuracy_control=accuracy_control,
             soc_model=soc_model,
         )
-        with quiet():
-            runtime.require(precision)
     if isinstance(images, np.ndarray | torch.Tensor):
         raise UserError(f"images is of type {type(images).__name__}; expected files, folders or patterns")
     sources = [images] if isinstance(images, str | os.PathLike) else list(images or ())
@@ -215,6 +213,9 @@ def export_each(
         network = open_network(weights, attention=attention, windows=windows)
     elif attention is not None or windows is not None or entry is not None:
         raise UserError("attention, windows and entry are for names; give them to iformer.load")
+    for runtime in runtimes:  # last, because some packages take long to import
+        with quiet():
+            runtime.require(precision)
     pixels = (size, size) if isinstance(size, int) else size
     with _ready(network, on):
         prepared = exportable(network)

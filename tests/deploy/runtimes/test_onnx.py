@@ -81,9 +81,6 @@ def test_bytes_go_straight_into_a_cast_and_the_format_is_the_oldest_that_fits(ar
     assert model.ir_version == onnx.helper.find_min_ir_version_for(list(model.opset_import)) <= 9
 
 
-OPSETS = (17, 18, 19, 20)
-
-
 @pytest.mark.parametrize(
     "opset",
     [
