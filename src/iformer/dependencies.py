@@ -37,11 +37,7 @@ def require(module: str, *, extra: str) -> Any:
         with without_telemetry():
             found = importlib.import_module(module)
     except Exception as error:  # importing a module can raise anything
-        if (
-            isinstance(error, ModuleNotFoundError)
-            and error.name
-            and module.startswith(error.name.partition(".")[0])
-        ):
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] == name:
             raise MissingDependencyError(f"{name} is not installed; {remedy}") from None
         if not isinstance(error, ModuleNotFoundError):
             remedy = "install it again, or check the environment variables that it reads"

@@ -50,3 +50,8 @@ def test_the_verb(
     assert main([*words, "--find-lr"]) == 0
     assert "try --lr" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_its_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--out", str(tmp_path), "--find-lr"]) == 1
+    assert "--find-lr is for a new run" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -106,6 +107,20 @@ def test_a_run_alone_needs_no_agreement(number: signal.Signals) -> None:
         assert signals.poll(True) == (False, True)
         os.kill(os.getpid(), number)
         assert signals.poll() == (True, False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell caught signals")
+def test_a_handler_that_python_does_not_know_stays(tmp_path: Path) -> None:
+    with (tmp_path / "stacks").open("w") as file:
+        faulthandler.register(signal.SIGUSR1, file=file)
+        try:
+            with SignalHandler(1) as signals:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                assert signals.poll() == (False, False)
+            os.kill(os.getpid(), signal.SIGUSR1)  # would kill this process
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+    assert (tmp_path / "stacks").read_text().count("most recent call first") == 2
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing() -> None:

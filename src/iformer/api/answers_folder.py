@@ -63,8 +63,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 @contextmanager
 def marked_as_unfinished(folder: Path, files: Sequence[Path]) -> Iterator[None]:
     """Mark a folder until its answers are written, so that a later call may replace files of a killed call."""
-    mark = write_bytes(folder / _UNFINISHED, b"")
+    mark = folder / _UNFINISHED
     try:
+        write_bytes(mark, b"")
         yield
     finally:
         if holds_answers(folder) or not any(map(_identity, files)):

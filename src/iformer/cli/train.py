@@ -175,6 +175,8 @@ def train(
         raise UserError(f"--task is {task}; use the command: iformer {find_task(task).verb}")
     if dry_run and find_lr:
         raise UserError("--dry-run and --find-lr are two measurements; give one of them")
+    if resume and find_lr:
+        raise UserError("--find-lr is for a new run: a resumed one keeps its learning rate; leave one of them out")
     options: dict[str, Any] = {
         "out": out,
         "model": model,

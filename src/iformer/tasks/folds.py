@@ -126,9 +126,10 @@ def train_folds(job_of_fold: Callable[[int], TrainJob], folder: Path, *, folds: 
 
     results = []
     for number in range(1, folds + 1):
+        job = job_of_fold(number)
         if is_main_process():
             print(f"fold {number} of {folds}", file=sys.stderr, flush=True)
-        results.append(train(job_of_fold(number)))
+        results.append(train(job))
     result = CrossValidation(
         folder=folder,
         folds=tuple(results),

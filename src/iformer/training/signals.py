@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,8 @@ from iformer.locks import remove_locks
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 """Signals that schedulers send before they kill a job, SIGTERM and SIGUSR1 (an early warning), and SIGHUP, which a
-terminal sends when it is closed. Signals that the process ignores, such as SIGHUP under nohup, stay ignored."""
+terminal sends when it is closed. Signals that the process ignores, such as SIGHUP under nohup, stay ignored, and
+those of `faulthandler` keep their handlers."""
 
 RAISE_AFTER, EXIT_AFTER = 15.0, 25.0
 """Two times in seconds after a signal. After `RAISE_AFTER`, a run that has not finished its step (because it
@@ -50,8 +52,10 @@ class SignalHandler:
 
     def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():  # Python accepts handlers in no other thread
-            for number in (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN):
-                self._previous[number] = signal.signal(number, self._remember)
+            foreign = _foreign_handlers()
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN and number not in foreign:
+                    self._previous[number] = signal.signal(number, self._remember)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
@@ -109,6 +113,21 @@ class SignalHandler:
         timer.daemon = True
         timer.start()
         self._timers.append(timer)
+
+
+def _foreign_handlers() -> set[int]:
+    """Return signals whose handlers Python does not know, such as that of `faulthandler.register`.
+
+    They could not be restored. Empty where the system does not tell.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    except (OSError, ValueError, IndexError):
+        return set()
+    return {
+        number for number in SIGNALS if caught >> (number - 1) & 1 and signal.getsignal(number) == signal.SIG_DFL
+    }
 
 
 def _after_an_interrupt(until: float) -> Callable[[int, FrameType | None], None]:

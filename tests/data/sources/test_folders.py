@@ -44,6 +44,22 @@ def names(image_set: object) -> list[str]:
     return [image_set.relative_path(sample) for sample in image_set.samples]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("splits", ["inside", "outside", "none"])
+@pytest.mark.parametrize("masks", ["masks", "labels", "Annotations"])
+def test_images_and_their_annotations_are_no_classes(tmp_path: Path, masks: str, splits: str) -> None:
+    """A data set for segmentation would be learned as two classes, without a mistake."""
+    folders = {"inside": ("{}/train", "{}/val"), "outside": ("train/{}", "val/{}"), "none": ("{}",)}[splits]
+    for number, folder in enumerate(folders):
+        for other, name in enumerate(("images", masks)):
+            write_image(tmp_path / folder.format(name) / "1.png", 2 * number + other)
+            write_image(tmp_path / folder.format(name) / "2.png", 10 + 2 * number + other)
+    (tmp_path / "classes.txt").write_text("background\nobject\n")
+    with pytest.raises(DataError, match=rf"images/.*{masks}/|{masks}/.*images/.*give --task segment for masks"):
+        load_data(tmp_path)
+    with pytest.raises(DataError, match="give --task segment for masks"):
+        load_data(tmp_path, for_training=False)
+
+
 def test_train_and_val_folders(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", cat=3, dog=2)
     write_classes(tmp_path / "val", start=100, cat=1, dog=2)

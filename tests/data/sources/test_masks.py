@@ -90,6 +90,16 @@ def test_lists_of_classes_that_mislead(data: Path, names: str, message: str) -> 
         load_semantic(data)
 
 
+def test_masks_with_other_names_are_named(data: Path) -> None:
+    for kind in ("images", "masks"):
+        for path in [*data.glob(f"{kind}/*/*.png")]:
+            path.rename(data / kind / (f"{path.stem}_mask.png" if kind == "masks" else path.name))
+        for split in ("train", "val"):
+            (data / kind / split).rmdir()
+    with pytest.raises(DataError, match=r"no mask has the name of an image \(.*0\.png: has no mask in .*masks\)"):
+        load_semantic(data)
+
+
 def test_ade20k_counts_from_one(data: Path) -> None:
     for kind, name in (("images", "images"), ("masks", "annotations")):
         for split, their_name in (("train", "training"), ("val", "validation")):

@@ -27,6 +27,14 @@ from iformer.errors import ConfigError, DataError, counted, listed
 _LAYOUT = (
     "expected one sub-folder per class (DIR/cat/1.jpg, DIR/dog/2.jpg), or train/ and val/ made of such folders"
 )
+_IMAGE_FOLDERS = frozenset(("image", "images", "img", "imgs", "jpegimages"))
+_LABEL_FOLDERS = frozenset(
+    (
+        *("mask", "masks", "label", "labels", "annotation", "annotations"),
+        *("segmentationclass", "segmentationobject", "imagesets"),
+    )
+)
+"""Names of folders, in lower case, that hold the images and the annotations of other tasks."""
 
 
 def load_folder(
@@ -218,6 +226,7 @@ def _check_classes(scans: Mapping[str, _Scan], *, for_training: bool) -> tuple[s
             if scan.loose_images:
                 found = f"{counted(len(scan.loose_images), 'image')} but no class folder"
             raise DataError(f"{scan.folder}: {found}; {_LAYOUT}")
+        _refuse_other_tasks(scan)
     first = next(iter(scans.values()))
     names = sorted({name for scan in scans.values() for name in scan.classes}, key=natural_key)
     if for_training and "val" in scans:
@@ -233,6 +242,17 @@ def _check_classes(scans: Mapping[str, _Scan], *, for_training: bool) -> tuple[s
     if len(names) == 1 and for_training:
         raise DataError(f"{first.folder}: only one class ({names[0]}); a classifier needs at least two; {_LAYOUT}")
     return tuple(names)
+
+
+def _refuse_other_tasks(scan: _Scan) -> None:
+    """Raise a `DataError` for a folder of images and a folder of their masks or labels, which are no classes."""
+    found = {name.lower() for name in scan.classes}
+    if found <= _IMAGE_FOLDERS | _LABEL_FOLDERS and found & _IMAGE_FOLDERS and found & _LABEL_FOLDERS:
+        folders = listed([f"{name}/" for name in scan.classes])
+        raise DataError(
+            f"{scan.folder}: {folders} look like images and their annotations, which are no classes; give --task "
+            "segment for masks, --task detect for boxes; a classifier's folders have the names of its classes"
+        )
 
 
 def _check_same_classes(train: _Scan, val: _Scan) -> None:

@@ -215,12 +215,16 @@ def _find_pairs(root: Path) -> dict[str, _Pairs]:
     folders = {split: pair for split in ("train", "val") if (pair := _folders(root, split)) is not None}
     if folders:
         return {split: _Pairs(*_pairs(*pair), pair[1]) for split, pair in folders.items()}
+    unmatched: list[str] = []
     for images in _IMAGES:
         for masks in _MASKS:
             if (root / images).is_dir() and (root / masks).is_dir():
                 pairs = _Pairs(*_pairs(root / images, root / masks), root / masks)
                 if pairs.samples:
                     return {"all": pairs}
+                unmatched += pairs.warnings[:1] if images_below(root / masks) else []
+    if unmatched:
+        raise DataError(f"{root}: no mask has the name of an image ({unmatched[0]}); {_LAYOUT}")
     return {}
 
 

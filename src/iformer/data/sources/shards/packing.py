@@ -31,7 +31,7 @@ from iformer.data.sources.shards.index import (
 from iformer.data.sources.shards.scan import scan_shards
 from iformer.data.sources.shards.stores import FolderStore, ShardStore, shard_store
 from iformer.errors import DataError, UserError, counted
-from iformer.files import size_text
+from iformer.files import removed_if_empty, size_text
 
 SHARD_BYTES = 128 * 2**20
 """Bytes of images after which a shard ends: about a thousand photographs."""
@@ -100,10 +100,12 @@ def pack(
     is_new = not folder.exists()
     check_empty(folder)
     _check_disk(folder, data)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with (folder / UNFINISHED).open("x") as file:  # only one of two processes that pack into it makes the file
-            file.write("Packing was stopped. Remove this folder and pack again.\n")
+        with removed_if_empty(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # only one of two processes that pack into it makes the file
+            with (folder / UNFINISHED).open("x") as file:
+                file.write("Packing was stopped. Remove this folder and pack again.\n")
     except FileExistsError:
         raise _not_empty(folder) from None
     store = FolderStore(folder)
