@@ -321,12 +321,22 @@ def beside_the_images(data: Path) -> Path:
     return data
 
 
-@pytest.mark.parametrize("tool", ["labelImg", "CVAT", "CVAT, not split", "Roboflow", "one folder"])
+@pytest.mark.parametrize(
+    "tool", ["labelImg", "labelImg, labels apart", "CVAT", "CVAT, not split", "Roboflow", "one folder"]
+)
 def test_labels_beside_images_and_a_list_of_classes(tool: str, tmp_path: Path) -> None:
     data = make_yolo(tmp_path / "data")
     expected = load_detection(data, workers=1)
-    beside_the_images(data)
     names = "cat\ndog\n"
+    if tool == "labelImg, labels apart":
+        (data / "data.yaml").unlink()
+        (data / "labels" / "classes.txt").write_text(names)
+        found = load_detection(data, workers=1)
+        assert_same(expected.train, found.train)
+        assert_same(expected.val, found.val)
+        assert found.warnings == expected.warnings
+        return
+    beside_the_images(data)
     if tool == "labelImg":
         (data / "train" / "classes.txt").write_text(names)
         (data / "val" / "classes.txt").write_text(names)
@@ -363,6 +373,15 @@ def test_labels_beside_images_and_a_list_of_classes(tool: str, tmp_path: Path) -
     assert_same(expected.val, found.val)
 
 
+def test_lists_of_classes_that_differ_are_refused(tmp_path: Path) -> None:
+    """labelImg numbers classes as they first occur, in each folder anew."""
+    data = beside_the_images(make_yolo(tmp_path / "data"))
+    (data / "train" / "classes.txt").write_text("cat\ndog\n")
+    (data / "val" / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(DataError, match=r"train/classes\.txt and .*val/classes\.txt differ"):
+        load_detection(data, workers=1)
+
+
 def test_labels_without_names_of_classes_are_one_clear_line(tmp_path: Path) -> None:
     data = beside_the_images(make_yolo(tmp_path / "data"))
     with pytest.raises(DataError, match=r"nothing names the classes; expected classes\.txt there"):
@@ -393,6 +412,21 @@ def test_images_without_labels_and_copied_labels_are_named(form: str, tmp_path: 
     assert f"{copied}: is taken as the labels of train-0.png, which it names, not of copied.png" in found.warnings
     names = ", ".join(str(image.with_name(name).relative_to(data)) for name in ("copied.png", "extra.png"))
     assert f"{data}: 2 images without a file of labels left out: {names}" in found.warnings
+
+
+def test_images_beside_the_data_are_listed_by_their_relative_paths(tmp_path: Path) -> None:
+    data = make_labelme(tmp_path / "set" / "annotations")
+    (tmp_path / "set" / "images").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "set" / "images" / split).mkdir()
+        for path in (data / split).glob("*.png"):
+            path.rename(tmp_path / "set" / "images" / split / path.name)
+    shutil.copy(
+        tmp_path / "set" / "images" / "train" / "train-0.png", tmp_path / "set" / "images" / "train" / "x.png"
+    )
+    assert f"{data}: 1 image without a file of labels left out: ../images/train/x.png" in (
+        load_detection(data, workers=1).warnings
+    )
 
 
 def test_labels_of_the_stored_pixels_of_a_turned_image(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -79,13 +80,13 @@ def copied_labels(image: Path, labels: Path) -> list[str]:
 
 def without_labels(root: Path, images: Iterable[Path]) -> list[str]:
     """Return a note about the image files without labels in the folders of the labelled `images`."""
-    known = set(images)
+    known = {Path(os.path.normpath(image)) for image in images}
     folders = sorted({image.parent for image in known if image.parent.is_dir()})
     files = (Path(entry.path) for folder in folders for entry in entries(folder))
     found = natural_order(path for path in files if has_image_extension(path) and path not in known)
     if not found:
         return []
-    names = listed([str(path.relative_to(root)) for path in found], limit=5)
+    names = listed([os.path.relpath(path, root) for path in found], limit=5)
     return [f"{root}: {counted(len(found), 'image')} without a file of labels left out: {names}"]
 
 

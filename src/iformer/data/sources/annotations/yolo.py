@@ -67,9 +67,15 @@ def find_yolo(root: Path) -> Path | None:
         return others[0]
     if len(others) > 1:
         raise DataError(f"{root}: has {listed([path.name for path in others])}; give one of them as --data")
-    folders = (root, *(root / name for name in SPLIT_NAMES["train"]))
-    lists = [folder / name for folder in folders for name in _CLASS_LISTS if (folder / name).is_file()]
+    lists = _class_lists(root)
     return lists[0] if lists and has_yolo_labels(root) else None
+
+
+def _class_lists(root: Path) -> list[Path]:
+    """Return the lists of classes in a folder, in `labels/` and in the folders of the splits."""
+    splits = [name for names in SPLIT_NAMES.values() for name in names]
+    folders = [base / name for base in (root, root / "labels") for name in ("", *splits)]
+    return [folder / name for folder in folders for name in _CLASS_LISTS if (folder / name).is_file()]
 
 
 def has_yolo_labels(root: Path) -> bool:
@@ -106,10 +112,20 @@ def read_yolo(path: Path, root: Path) -> dict[str, AnnotatedSplit]:
 def _read_class_list(path: Path, root: Path) -> _Settings:
     """Read a list of classes; the splits are lists of images (`train.txt`) or folders (`images/train/`, `train/`).
 
-    Label Studio writes `classes.txt`, `images/` and `labels/`; labelImg `classes.txt` and the labels beside the
-    images; CVAT (as Darknet) `obj.names`, `train.txt` and `obj_train_data/`; Roboflow `train/_darknet.labels`.
+    Label Studio writes `classes.txt`, `images/` and `labels/`; labelImg `classes.txt` beside the labels, in the
+    folder of the images or in `labels/`; CVAT (as Darknet) `obj.names`, `train.txt` and `obj_train_data/`;
+    Roboflow `train/_darknet.labels`.
+
+    Raises:
+        DataError: lists of several folders differ.
     """
-    names = [writable(line) for line in read_lines(path, max_bytes=_MAX_SETTINGS_BYTES)]
+    names = _listed_classes(path)
+    for other in _class_lists(root):
+        if _listed_classes(other) != names:
+            raise DataError(
+                f"{path} and {other} differ: the numbers of labels stand for the lines of one list; number the "
+                "labels by one list and remove the other"
+            )
     splits = {}
     for split in ("train", "val"):
         places = [form.format(name) for form in _PLACES for name in SPLIT_NAMES[split]]
@@ -123,6 +139,10 @@ def _read_class_list(path: Path, root: Path) -> _Settings:
         keypoints=False,
         splits=splits or {"all": [whole]},
     )
+
+
+def _listed_classes(path: Path) -> list[str]:
+    return [writable(line) for line in read_lines(path, max_bytes=_MAX_SETTINGS_BYTES)]
 
 
 def _read_settings(path: Path) -> _Settings:
