@@ -112,7 +112,7 @@ def test_a_run_alone_needs_no_agreement(number: signal.Signals) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell caught signals")
 def test_a_handler_that_python_does_not_know_stays(tmp_path: Path) -> None:
     with (tmp_path / "stacks").open("w") as file:
-        faulthandler.register(signal.SIGUSR1, file=file)
+        faulthandler.register(signal.SIGUSR1, file=file, all_threads=False)
         try:
             with SignalHandler(1) as signals:
                 os.kill(os.getpid(), signal.SIGUSR1)
