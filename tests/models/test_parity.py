@@ -43,7 +43,7 @@ def pair(name: str):
     ("name", "sizes"),
     [
         *((name, SIZES) for name in NAMES),
-        pytest.param("iformer_h", SIZES, marks=pytest.mark.sweep),  # 15 GMACs at 224 pixels
+        pytest.param("iformer_h", SIZES, marks=pytest.mark.full),  # 15 GMACs at 224 pixels
     ],
 )
 def test_outputs_agree_before_and_after_folding(name: str, sizes: Sequence[tuple[int, int]]) -> None:

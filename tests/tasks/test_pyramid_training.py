@@ -50,7 +50,7 @@ def test_training_at_several_sizes(
     assert {(row["epoch"], row["size"]) for row in rows} == {(1, 64), (2, 96)}
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_a_detector_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 50, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 50, "ema_decay": 0.9}
     result = train(detection(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
@@ -67,7 +67,7 @@ def test_a_detector_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> 
     assert set(network.metadata.provenance) >= {"command", "versions", "data", "recipe"}
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 def test_a_segmenter_overfits_eight_images(shapes_data: Path, tmp_path: Path) -> None:
     fields = {"epochs": 60, "warmup_epochs": 2, "hflip": 0.0, "eval_every": 60, "ema_decay": 0.9}
     result = train(segmentation(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))

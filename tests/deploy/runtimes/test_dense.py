@@ -127,10 +127,7 @@ def test_the_artifact_is_the_network(artifact: Path) -> None:
 
 @pytest.mark.parametrize(
     "runtime",
-    [
-        pytest.param(name, marks=pytest.mark.sweep if ("detector", name) in FAST else pytest.mark.full)
-        for name in RUNTIMES
-    ],
+    [pytest.param(name, marks=pytest.mark.sweep if name == "onnx" else pytest.mark.full) for name in RUNTIMES],
 )
 def test_objectness_in_every_runtime(runtime: str, tmp_path: Path) -> None:
     network = exportable(light_detector(objectness=True))
@@ -154,20 +151,13 @@ PHONES = list(
         RUNTIMES, (LightDetector, LightSegmenter), ("iformer_t", "iformer_m"), ((320, 320), (512, 512), (320, 512))
     )
 )
-IN_SWEEP = {
-    ("ncnn", LightSegmenter, "iformer_t", (320, 512)),
-    ("onnx", LightDetector, "iformer_t", (320, 320)),
-}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "kind", "model", "size"),
     [
-        pytest.param(
-            *case,
-            marks=pytest.mark.sweep if case in IN_SWEEP else pytest.mark.full,
-            id=f"{case[0]}-{case[1].__name__}-{case[2]}-{case[3][0]}x{case[3][1]}",
-        )
+        pytest.param(*case, id=f"{case[0]}-{case[1].__name__}-{case[2]}-{case[3][0]}x{case[3][1]}")
         for case in PHONES
     ],
 )

@@ -320,8 +320,9 @@ def test_canvases_of_a_scheduled_size_show_the_same(shapes_data: Path) -> None:
         torch.testing.assert_close(*boxes)
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("objectness", [False, True])
+@pytest.mark.parametrize(
+    "objectness", [pytest.param(False, marks=pytest.mark.sweep), pytest.param(True, marks=pytest.mark.full)]
+)
 def test_it_overfits_eight_images(objectness: bool, shapes_data: Path, tmp_path: Path) -> None:
     fields: dict[str, object] = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60}
     fields |= {"ema_decay": 0.9, "light": {"channels": 32, "head_depth": 1, "objectness": objectness}}
