@@ -16,7 +16,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from iformer import load
+from iformer import dependencies, load
 from iformer.api.inputs import collect_inputs
 from iformer.cli.main import main
 from iformer.data.listing import files_below
@@ -189,6 +189,14 @@ def test_a_share_that_is_no_number_is_drawn_as_an_empty_bar() -> None:
     assert (0x12, 0x34, 0x56) not in {colour for _, colour in sheet.getcolors(2**24) or []}
 
 
+@pytest.fixture
+def no_known_versions() -> Iterator[None]:
+    dependencies._wrong_version.cache_clear()
+    yield
+    dependencies._wrong_version.cache_clear()
+
+
+@pytest.mark.usefixtures("no_known_versions")
 def test_an_old_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"iformer": "1", "av": "8.0.3"}
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)

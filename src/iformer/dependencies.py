@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from iformer.errors import MissingDependencyError, one_line
@@ -30,9 +29,8 @@ def require(module: str, *, extra: str) -> Any:
     """
     name = module.partition(".")[0]
     remedy = f"run: pip install 'iformer[{extra}]'"
-    version = _version(name)
-    if version is not None and (expected := _versions(name)) and not expected.contains(version, prereleases=True):
-        raise MissingDependencyError(f"{name} {version} is installed; expected {expected}; {remedy}")
+    if (wrong := _wrong_version(name)) is not None:
+        raise MissingDependencyError(f"{wrong}; {remedy}")
     try:
         with without_telemetry():
             found = importlib.import_module(module)
@@ -42,8 +40,8 @@ def require(module: str, *, extra: str) -> Any:
         if not isinstance(error, ModuleNotFoundError):
             remedy = "install it again, or check the environment variables that it reads"
         raise MissingDependencyError(f"{name} cannot be imported ({one_line(error)}); {remedy}") from error
-    folders = list(getattr(found, "__path__", []))
-    if version is None and folders and getattr(found, "__file__", None) is None:  # any folder can be imported
+    folders = list(getattr(found, "__path__", [])) if getattr(found, "__file__", None) is None else []
+    if folders and _version(name) is None:  # any folder can be imported
         raise MissingDependencyError(f"{name} is not installed ({folders[0]} is a folder of its name); {remedy}")
     return found
 
@@ -56,14 +54,17 @@ def _version(module: str) -> str | None:
         return None
 
 
-@functools.cache
-def _versions(module: str) -> SpecifierSet:
-    """Return the versions of a package that this package works with; all if it does not depend on that package."""
-    lines = (importlib.metadata.requires("iformer") or ()) if _version("iformer") else ()
-    needed = [
-        found for found in map(Requirement, lines) if canonicalize_name(found.name) == canonicalize_name(module)
-    ]
-    return needed[0].specifier if needed else SpecifierSet()
+@functools.cache  # masks are read by a function that `require` returns, for each object
+def _wrong_version(module: str) -> str | None:
+    """Return the installed and the expected version of a package; None if they agree, or one is not known."""
+    version = _version(module)
+    if version is None or _version("iformer") is None:
+        return None
+    for needed in map(Requirement, importlib.metadata.requires("iformer") or ()):
+        if canonicalize_name(needed.name) == canonicalize_name(module):
+            wrong = not needed.specifier.contains(version, prereleases=True)
+            return f"{module} {version} is installed; expected {needed.specifier}" if wrong else None
+    return None
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _class_lists(root: Path) -> list[Path]:
 
 def has_yolo_labels(root: Path) -> bool:
     """Return whether an image below a folder has a text file in `labels/` or beside it."""
-    return any(path.suffix == ".txt" and _exists(path) for path in map(_label_file, images_below(root)))
+    return any(map(_exists, map(_label_file, images_below(root))))
 
 
 def _has_names(path: Path) -> bool:
@@ -220,8 +220,8 @@ def _read_split(settings: _Settings, split: str, values: Sequence[str]) -> Annot
     read = map_in_threads(lambda pair: _labelled(*pair, settings), zip(paths, labels, strict=True))
     result = joined(settings.path, read, settings.class_names)
     result.warnings += [f"{path}: has no image" for path in _without_image(labels)]
-    for path, count in Counter(filter(_exists, labels)).items():
-        if count > 1:
+    for path, count in Counter(labels).items():
+        if count > 1 and _exists(path):
             result.warnings.append(f"{path}: belongs to {count} images, which differ only in their ending")
     return result
 
