@@ -164,7 +164,8 @@ class WithPreprocessing(nn.Module):
         if self.float_first:
             image = image.float()
         if self.layout == "NHWC":
-            image = image.permute(0, 3, 1, 2)
+            # the memory of one channel has both layouts at once, which ExecuTorch refuses at run time
+            image = image.permute(0, 3, 1, 2) if image.shape[3] > 1 else image.reshape(-1, 1, *image.shape[1:3])
         return self.model(image.float() * self.scale + self.shift)
 
 

@@ -595,3 +595,17 @@ def test_attention_in_windows(
     info = export_artifact(exportable(windowed), path, name, size=size, precision="fp32")
     assert info.parity is not None
     assert info.parity["max_relative_error"] < 1e-4
+
+
+@each_runtime
+@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.full)])
+def test_images_of_other_channels(name: str, channels: int, tmp_path: Path) -> None:
+    need(name)
+    torch.manual_seed(0)
+    network = Classifier(tiny_config(num_classes=3, in_chans=channels)).eval()
+    randomize(network)
+    path = tmp_path / f"a{RUNTIMES[name].suffix}"
+    parity = export_artifact(exportable(network), path, name, precision="fp32").parity
+    assert parity is not None
+    assert parity["max_relative_error"] < 1e-4
+    assert parity["failures"] == []
