@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from iformer.cli.main import main
+from iformer.models.classifier import Classifier
+from iformer.models.weights.checkpoint import save
 from iformer.training.dry_run import dry_run
 from iformer.training.job import TrainJob
+from tiny.networks import tiny_config
 from tiny.pyramid import detection, light, light_segmentation, segmentation
 
 
@@ -39,3 +44,16 @@ def test_dry_run_of_an_r_cnn_prints_no_operations(
     assert "M parameters\n" in printed
     assert "GMACs" not in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_a_classifier_of_four_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 4), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    save(Classifier(tiny_config(num_classes=2)), tmp_path / "rgb.safetensors", class_names=("a", "b"))
+    command = ["train", "--model", str(tmp_path / "rgb.safetensors"), "--data", str(tmp_path / "data")]
+    fields = ["--set", "in_chans=4", "--size", "32", "--batch-size", "2", "--device", "cpu", "--weights", "none"]
+    assert main([*command, *fields, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert "GMACs" in capsys.readouterr().out

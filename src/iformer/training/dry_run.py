@@ -114,9 +114,10 @@ def dry_run(job: TrainJob) -> DryRun:
     context = RankContext(device=device, precision=resolve_precision(recipe.precision, device))
     network = job.published(job.model)
     parameters = count_parameters(network)
-    macs = None if isinstance(network, Detector) else count_macs(network, (recipe.size, recipe.size))
+    size, in_chans = (recipe.size, recipe.size), len(job.preprocessing.mean)
+    macs = None if isinstance(network, Detector) else count_macs(network, size, in_chans=in_chans)
     teacher = getattr(getattr(job.task, "teacher", None), "network", None)
-    teacher_macs = count_macs(teacher, (recipe.size, recipe.size)) if teacher is not None else 0
+    teacher_macs = count_macs(teacher, size, in_chans=in_chans) if teacher is not None else 0
     rate, waited = _measure(replace(job, recipe=own), context)
     length = RunLength(recipe, steps_per_epoch=max(1, len(job.data.train) // recipe.batch_size))
     sizes = [recipe.train_size(epoch) / recipe.size for epoch in range(length.epochs)]
