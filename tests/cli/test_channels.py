@@ -175,3 +175,26 @@ def test_a_network_of_more_channels_than_files_have_exports(
     for weights in (network, artifact):
         assert main(["predict", str(photographs / "near" / "0.png"), "--weights", str(weights), "--json"]) == 1
         assert "the network takes images of 6 channels, image files have 1 to 4" in capsys.readouterr().err
+
+
+def test_the_value_range_of_the_starting_network_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (8, 40, 40)).astype(np.uint16)
+    for number, image in enumerate(values):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    arguments = ["train", "--data", str(tmp_path / "data"), *TRAIN]
+    save(Classifier(tiny_config(num_classes=2, in_chans=1)), tmp_path / "a.safetensors", class_names=("a", "b"))
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    start = ["--model", str(tmp_path / "a.safetensors"), "--set", "value_range=[0, 4095]"]
+    assert main([*arguments, *start, "--out", str(first)]) == 0
+    assert main([*arguments, "--model", str(first), "--out", str(second)]) == 0
+    assert main([*arguments, "--model", str(first), "--set", "value_range=[0, 9]", "--out", str(third)]) == 0
+    ranges = [load(run).metadata.preprocessing.value_range for run in (first, second, third)]
+    assert ranges == [(0, 4095), (0, 4095), (0, 9)]
+    evaluated = said(capsys, "eval", second, "--data", tmp_path / "data", "--workers", "0")["metrics"]
+    log = [json.loads(line) for line in (second / "log.jsonl").read_text().splitlines()]
+    trained = [line for line in log if line["event"] == "epoch"][-1]
+    assert evaluated["loss"] == pytest.approx(trained["val_loss"], rel=1e-4)

@@ -127,7 +127,7 @@ def test_backbone_starts_from_a_classifier(shapes_data: Path, tmp_path: Path) ->
     from iformer.data.sources.detection import load_detection
 
     classifier = build(backbone_config().with_options(num_classes=4))
-    preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), value_range=(0, 4095))
     save(classifier, tmp_path / "classifier.safetensors", preprocessing=preprocessing)
     fields = {"attention": "hybrid", "windows": "paper"}
     recipe = detection(shapes_data, tmp_path / "run", fields=fields).recipe
@@ -137,7 +137,7 @@ def test_backbone_starts_from_a_classifier(shapes_data: Path, tmp_path: Path) ->
     )
     pyramid = job.model.pyramid
     assert torch.equal(pyramid.body.stem.conv1.conv.weight, classifier.stem.conv1.conv.weight)  # type: ignore[union-attr]
-    assert job.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert (job.preprocessing.mean, job.preprocessing.value_range) == ((0.5, 0.5, 0.5), (0, 4095))
     assert job.model.config.backbone.stages[2].windows is not None
 
 
@@ -145,7 +145,7 @@ def trained(task: str, data: Path, folder: Path, class_names: tuple[str, ...]) -
     """A checkpoint of a random network of other sizes than the default recipe's."""
     network = JOBS[task](data, folder / "run").model
     config = replace(network.config, num_classes=len(class_names))
-    network = type(network)(config)
+    network = type(network)(replace(config, value_range=(0, 4095)))
     save(network, folder / "trained.safetensors", class_names=class_names)
     return network
 
@@ -176,6 +176,7 @@ def test_trained_networks_are_fine_tuned(
     channels = [[stage.channels for stage in model.config.backbone.stages] for model in (job.model, network)]
     assert channels[0] == channels[1], "the recipe may only add windows to the attention"
     assert job.preprocessing.size[0] == 96
+    assert job.preprocessing.value_range == (0, 4095)
     before, after = network.state_dict(), job.model.state_dict()
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}

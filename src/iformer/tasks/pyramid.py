@@ -9,13 +9,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
-from iformer.config.pyramid import PyramidRecipe
+from iformer.config.pyramid import LightConfig, PyramidConfig, PyramidRecipe
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
 from iformer.data.images import UNKNOWN_FORMAT, read_image
@@ -46,6 +46,8 @@ _UNKNOWN = (
     "neither an image nor a video, or of a format that is not supported; expected images such as .jpg or .png, or "
     "videos such as .mp4 or .mov"
 )
+ConfigT = TypeVar("ConfigT", bound=PyramidConfig | LightConfig)
+
 _DEFAULT_SIZE = "iformer_t"
 """The model of a run that names no model. Trained weights may then be of another size."""
 _STRUCTURE = (
@@ -144,10 +146,11 @@ def fine_tune(
     return f"fine-tuning {weights.source}: {classes}"
 
 
-def normalisation(backbone: Backbone) -> dict[str, Any]:
-    """Return the mean and std that the backbone was trained with, as fields of a network config."""
+def as_trained(config: ConfigT, backbone: Backbone) -> ConfigT:
+    """Return the config with the mean, std and, unless it has one, the value range that the backbone knows."""
     known: Preprocessing = backbone.metadata.preprocessing
-    return {"mean": known.mean, "std": known.std}
+    changes: dict[str, Any] = {"mean": known.mean, "std": known.std}
+    return replace(config, value_range=config.value_range or known.value_range, **changes)
 
 
 def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:

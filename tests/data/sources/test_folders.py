@@ -452,7 +452,7 @@ def test_twelve_bits_in_sixteen_are_noted(tmp_path: Path) -> None:
     (warning,) = load_data(tmp_path).warnings
     assert "8 16-bit images with values up to 4,0" in warning
     assert "12-bit data" in warning
-    assert "value_range: [0, 4095]" in warning
+    assert "unless the setting value_range, such as [0, 4095], says" in warning
 
 
 @pytest.mark.parametrize("layout", ["test", "val", "Test_Set"])

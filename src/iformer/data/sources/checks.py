@@ -111,5 +111,5 @@ def _note_on_range(highest: npt.NDArray[np.int32]) -> tuple[str, ...]:
         )
     return (
         f"{counted(len(wide), '16-bit image')} with values up to {most:,} of 65,535 ({bits}-bit data?), which is "
-        f"nearly black; the setting value_range: [0, {2**bits - 1}] makes the highest value white",
+        f"nearly black unless the setting value_range, such as [0, {2**bits - 1}], says which value is white",
     )

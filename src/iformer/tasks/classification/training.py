@@ -131,7 +131,8 @@ def classification_job(
     preprocessing = recipe.preprocessing
     if isinstance(network, Backbone):
         known = network.metadata.preprocessing  # what the weights were trained on
-        preprocessing = replace(preprocessing, mean=known.mean, std=known.std)
+        value_range = recipe.value_range or known.value_range
+        preprocessing = replace(preprocessing, mean=known.mean, std=known.std, value_range=value_range)
     train_transform(preprocessing, recipe.augment)  # raises if it cannot change images of these channels
     _check_channels(data, len(preprocessing.mean))
     task, identity = _task(data, recipe, preprocessing)
@@ -247,7 +248,7 @@ class ImageWorkload(Workload):
             seed=recipe.seed,
             cache=recipe.cache,
             channels=len(job.preprocessing.mean),
-            value_range=recipe.value_range,
+            value_range=job.preprocessing.value_range,
             multi_label=job.multi_label,
         )
 
@@ -258,7 +259,7 @@ class ImageWorkload(Workload):
             eval_transform(preprocessing),
             cache=self._image_recipe.cache,
             channels=len(preprocessing.mean),
-            value_range=self._image_recipe.value_range,
+            value_range=preprocessing.value_range,
             multi_label=self.job.multi_label,
         )
 

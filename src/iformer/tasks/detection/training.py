@@ -23,8 +23,8 @@ from iformer.tasks.detection.evaluate import DetectionEvaluation, evaluate
 from iformer.tasks.detection.loss import Detection, LightDetection
 from iformer.tasks.interface import Warn
 from iformer.tasks.pyramid import (
+    as_trained,
     fine_tune,
-    normalisation,
     scaled,
     starting_backbone,
     structure,
@@ -93,7 +93,7 @@ def detection_job(
         backbone = starting_backbone(model, recipe, settings, weights)
         features = backbone.config.with_options(num_classes=0)
         make = recipe.light_config if recipe.network == "light" else recipe.detector_config
-        config = make(features, num_classes=len(data.train.class_names), **normalisation(backbone))
+        config = as_trained(make(features, num_classes=len(data.train.class_names)), backbone)
         if weights is not None:
             config = replace(config, **structure(weights))
         network = (

@@ -18,7 +18,7 @@ from iformer.errors import UserError
 from iformer.models.light_segmenter import LightSegmenter
 from iformer.models.segmenter import Segmenter
 from iformer.tasks.interface import Warn
-from iformer.tasks.pyramid import fine_tune, normalisation, starting_backbone, structure, trained_weights
+from iformer.tasks.pyramid import as_trained, fine_tune, starting_backbone, structure, trained_weights
 from iformer.tasks.registry import training_option
 from iformer.tasks.segmentation.config import SegmentationRecipe
 from iformer.tasks.segmentation.dataset import SemanticImages
@@ -86,8 +86,8 @@ def segmentation_job(
             backbone.config.with_options(num_classes=0),
             num_classes=len(data.train.class_names),
             palette=data.train.palette,
-            **normalisation(backbone),
         )
+        config = as_trained(config, backbone)
         if weights is not None:
             config = replace(config, **structure(weights))
         model_name = model_name or model
