@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from iformer.deploy.parity import LEAST_SCALE, error_scale
+from iformer.models.detections import SelectionRule
+from iformer.models.letterbox import letterbox
 
 PAGE = resources.files("iformer.web") / "page"
 LOGITS = [2.0, -1.0, 0.5]
@@ -62,3 +64,33 @@ def test_errors_of_scores_near_zero_are_shares_of_one_percent(
     assert from_node("engine.js", "compare", call) == pytest.approx(error)
     largest = max(abs(a - b) for a, b in zip(expected, found, strict=True))
     assert largest / error_scale(name, max(expected)) == pytest.approx(error)
+
+
+@pytest.mark.parametrize("overlap", [None, 0.5])
+def test_the_page_selects_the_detections_that_python_selects(overlap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    height, width, size = 40, 160, (64, 64)
+    corners = torch.rand(60, 2, generator=generator) * 70 - 5
+    boxes = torch.cat([corners, corners + 4 + 20 * torch.rand(60, 2, generator=generator)], 1)
+    scores = torch.rand(60, 2, generator=generator)
+    place = letterbox(torch.zeros(3, height, width, dtype=torch.uint8), size, fill=(0, 0, 0))
+    rule = SelectionRule(score_threshold=0.001, detections=30, nms_iou=overlap)
+    expected = rule.select(place.restore(boxes), scores, min_score=0.5)
+    in_padding = boxes[:, 1] >= place.content[0]
+    assert (in_padding[:, None] & (scores > 0.5)).sum() > 20
+    assert len(expected["scores"]) > 5
+    assert (expected["boxes"][:, 2:] > expected["boxes"][:, :2]).all()
+    artifact = {
+        "class_names": ["a", "b"], "num_classes": 2,
+        "postprocess": {"score_threshold": 0.001, "detections": 30, "nms_iou": overlap},
+    }  # fmt: skip
+    arrays = ", ".join(
+        f"{name}: {{ data: Float32Array.from({values.flatten().tolist()}) }}"
+        for name, values in (("boxes", boxes), ("scores", scores))
+    )
+    where = json.dumps({"resizedWidth": place.content[1], "resizedHeight": place.content[0]})
+    call = f"detectionsOf({json.dumps(artifact)}, {{ {arrays} }}, {where}, {width}, {height})"
+    found = from_node("answers.js", "detectionsOf", call)
+    assert [row["name"] for row in found] == ["ab"[label] for label in expected["labels"]]
+    torch.testing.assert_close(torch.tensor([row["share"] for row in found]), expected["scores"])
+    torch.testing.assert_close(torch.tensor([row["box"] for row in found]), expected["boxes"])

@@ -22,7 +22,10 @@ _CANDIDATES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRule(Config):
-    """Rule by which (point, class) pairs of an image become detections."""
+    """Rule by which (point, class) pairs of an image become detections.
+
+    Boxes without area are dropped: they lie in the padding of the letterbox, and were clipped to the image.
+    """
 
     score_threshold: ShareBelowOne
     """Only pairs with a score above this one are kept."""
@@ -48,7 +51,8 @@ class SelectionRule(Config):
             scores_AK: scores of every point, from 0 to 1.
             min_score: detections with a lower score are dropped too.
         """
-        flat = scores_AK.flatten()
+        has_area_A = (boxes_A4[:, 2:] > boxes_A4[:, :2]).all(1)
+        flat = scores_AK.where(has_area_A[:, None], -1.0).flatten()
         count = self.detections * (_CANDIDATES if self.nms_iou is not None else 1)
         scores, order = flat.topk(min(flat.numel(), count))
         keep = (scores > self.score_threshold) & (scores >= min_score)

@@ -62,26 +62,26 @@ export function detectionsOf(artifact, outputs, place, width, height) {
   const boxes = outputs.boxes.data;
   const scores = outputs.scores.data;
   const classes = artifact.num_classes;
-  const candidates = [];
-  const least = Math.max(threshold, MIN_SCORE);
-  for (let index = 0; index < scores.length; index++) if (scores[index] > least) candidates.push(index);
-  candidates.sort((a, b) => scores[b] - scores[a]);
-  const kept = [];
-  for (const index of candidates.slice(0, overlap === null ? detections : 10 * detections)) {
-    const kind = index % classes;
-    const at = 4 * Math.floor(index / classes);
-    const raw = boxes.subarray(at, at + 4);
-    if (overlap !== null && kept.some((other) => other.kind === kind && iou(other.raw, raw) > overlap)) continue;
-    kept.push({ kind, raw, share: scores[index] });
-    if (kept.length === detections) break;
-  }
   const across = width / place.resizedWidth;
   const down = height / place.resizedHeight;
-  return kept.map(({ kind, raw, share }) => {
-    const [left, right] = [raw[0], raw[2]].map((x) => Math.min(width, Math.max(0, x * across)));
-    const [top, bottom] = [raw[1], raw[3]].map((y) => Math.min(height, Math.max(0, y * down)));
-    return { name: nameOf(artifact, kind), share, box: [left, top, right, bottom], color: colorOf(kind) };
-  });
+  const least = Math.max(threshold, MIN_SCORE);
+  const candidates = [];
+  for (let index = 0; index < scores.length; index++) {
+    if (scores[index] <= least) continue;
+    const at = 4 * Math.floor(index / classes);
+    const [left, right] = [boxes[at], boxes[at + 2]].map((x) => Math.min(width, Math.max(0, x * across)));
+    const [top, bottom] = [boxes[at + 1], boxes[at + 3]].map((y) => Math.min(height, Math.max(0, y * down)));
+    if (left >= right || top >= bottom) continue; // in the padding of the letterbox
+    candidates.push({ kind: index % classes, box: [left, top, right, bottom], share: scores[index] });
+  }
+  candidates.sort((a, b) => b.share - a.share);
+  const kept = [];
+  for (const { kind, box, share } of candidates.slice(0, overlap === null ? detections : 10 * detections)) {
+    if (overlap !== null && kept.some((other) => other.kind === kind && iou(other.box, box) > overlap)) continue;
+    kept.push({ kind, box, share });
+    if (kept.length === detections) break;
+  }
+  return kept.map(({ kind, box, share }) => ({ name: nameOf(artifact, kind), share, box, color: colorOf(kind) }));
 }
 
 // Says what the network holds for most likely where no score is above the threshold.
