@@ -20,7 +20,7 @@ from iformer.cli.output import (
     print_json_line,
     say,
 )
-from iformer.errors import OutputError, WeightsError, counted, printable
+from iformer.errors import OutputError, UserError, WeightsError, counted, printable
 
 DEFAULT_NETWORK = "iformer_m"
 DEFAULT_FOLDER = Path("predictions")
@@ -112,6 +112,8 @@ def predict(
 
     writes = not json or explain or format != "jsonl"
     folder = out or (_unused_folder(overwrite=overwrite) if writes else None)
+    if overwrite and folder is None:
+        raise UserError("--overwrite is for the files in --out; --json without --out writes none")
     try:
         predictions = run(
             DEFAULT_NETWORK if weights is None else weights,
