@@ -32,10 +32,8 @@ SIZE = (64, 96)
 ModelT = TypeVar("ModelT", Detector, LightDetector, LightSegmenter, Segmenter)
 
 
-def light_detector(
-    class_names: tuple[str, ...] = ("disc", "square"), *, objectness: bool = False
-) -> LightDetector:
-    """Return a light detector."""
+def light_detector(class_names: tuple[str, ...] = ("disc", "square"), **options: Any) -> LightDetector:
+    """Return a light detector; `options` are fields of its config."""
     torch.manual_seed(0)
     config = LightDetectorConfig(
         backbone=tiny_config(num_classes=0),
@@ -44,7 +42,7 @@ def light_detector(
         kernel_size=3,
         head_depth=1,
         input_size=SIZE,
-        objectness=objectness,
+        **options,
     )
     detector = _finished(LightDetector(config), class_names)
     for level in detector.head.levels:

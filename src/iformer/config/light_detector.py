@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from iformer.config.checking import Range, ShareBelowOne, check
 from iformer.config.pyramid import LightConfig, LightOptions
+
+Neck = Literal["pan", "top-down", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightDetectorOptions(LightOptions):
     """The options of the light detector that a recipe may set."""
 
+    neck: Neck = "pan"
+    """How the neck mixes levels. "pan": convolutions in a top-down and a bottom-up path (PANet). "top-down": each
+    level is added to the next finer one, without convolutions. "none": levels are not mixed."""
     head_depth: Annotated[int, Range(1, 8)] = 2
     """Number of separable convolutions in each tower of a head."""
     extra_level: bool = False

@@ -164,6 +164,7 @@ class LightDetector(nn.Module):
             kernel_size=config.kernel_size,
             residual=config.residual,
             extra_level=config.extra_level,
+            paths=config.neck,
         )
         self.one_to_many: LightHead | None = LightHead(config)
         self.one_to_one: LightHead | None = LightHead(config)

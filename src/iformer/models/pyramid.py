@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from iformer.config.light_detector import Neck
 from iformer.layers.conv_norm import ConvNorm, fold_conv
 from iformer.models.backbone import Backbone
 
@@ -101,6 +102,8 @@ class SeparableConv(nn.Module):
 class LightNeck(nn.Module):
     """Neck that brings the feature maps of any number of levels to C channels and mixes neighbouring levels.
 
+    `paths` says how levels are mixed; see `iformer.config.light_detector.Neck`.
+
     Shape: maps B x C_i x H/s_i x W/s_i, finest first, each stride twice the one before; returns maps
     B x C x H/s_i x W/s_i, and with `extra_level` one more at twice the coarsest stride.
     """
@@ -113,9 +116,11 @@ class LightNeck(nn.Module):
         kernel_size: int = 5,
         residual: bool = False,
         extra_level: bool = False,
+        paths: Neck = "pan",
     ) -> None:
         super().__init__()
-        levels = len(in_channels)
+        self.paths = paths
+        mixed = len(in_channels) - 1 if paths == "pan" else 0
         self.laterals = nn.ModuleList(ConvNorm(width, channels, 1) for width in in_channels)
 
         def blocks(count: int, stride: int = 1) -> nn.ModuleList:
@@ -124,22 +129,27 @@ class LightNeck(nn.Module):
                 for _ in range(count)
             )
 
-        self.top_down = blocks(levels - 1)
-        self.downsample = blocks(levels - 1, stride=2)
-        self.bottom_up = blocks(levels - 1)
+        self.top_down = blocks(mixed)
+        self.downsample = blocks(mixed, stride=2)
+        self.bottom_up = blocks(mixed)
         self.extra = blocks(1, stride=2) if extra_level else nn.ModuleList()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        laterals = [F.relu(lateral(x)) for lateral, x in zip(self.laterals, maps, strict=True)]
-        levels = [laterals[-1]]
-        for x, block in zip(reversed(laterals[:-1]), self.top_down, strict=True):
-            # a size, not a factor: an odd side was rounded up by the stride
-            coarse = F.interpolate(levels[0], size=x.shape[2:], mode="nearest")
-            levels.insert(0, block(x + coarse))
-        outputs = levels[:1]
-        for x, down, block in zip(levels[1:], self.downsample, self.bottom_up, strict=True):
-            outputs.append(block(x + down(outputs[-1])))
+        outputs = [F.relu(lateral(x)) for lateral, x in zip(self.laterals, maps, strict=True)]
+        if self.paths != "none":
+            outputs = self._top_down(outputs)
+        for level, (down, block) in enumerate(zip(self.downsample, self.bottom_up, strict=True), start=1):
+            outputs[level] = block(outputs[level] + down(outputs[level - 1]))
         outputs += [block(outputs[-1]) for block in self.extra]
+        return outputs
+
+    def _top_down(self, maps: list[Tensor]) -> list[Tensor]:
+        """Add to each map the coarser one, and with "pan" run a block on the sum."""
+        outputs = maps[-1:]
+        for step, x in enumerate(reversed(maps[:-1])):
+            # a size, not a factor: an odd side was rounded up by the stride
+            x = x + F.interpolate(outputs[0], size=x.shape[2:], mode="nearest")
+            outputs.insert(0, self.top_down[step](x) if self.top_down else x)
         return outputs
 
 
@@ -158,12 +168,13 @@ class LightPyramid(FreezableBackbone):
         residual: bool = False,
         extra_level: bool = False,
         finest: Literal[4, 8] = 8,
+        paths: Neck = "pan",
     ) -> None:
         super().__init__(backbone)
         self._skipped = 0 if finest == 4 else 1
         widths = backbone.config.channels[self._skipped :]
         self.neck = LightNeck(
-            widths, channels, kernel_size=kernel_size, residual=residual, extra_level=extra_level
+            widths, channels, kernel_size=kernel_size, residual=residual, extra_level=extra_level, paths=paths
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
-from iformer.config.light_detector import LightDetectorConfig
+from iformer.config.light_detector import LightDetectorConfig, Neck
 from iformer.data.sources.detection import load_detection
 from iformer.errors import ConfigError
 from iformer.models.detections import SelectionRule
 from iformer.models.light_detector import LightDetector, RawDetections, TrainingOutputs
+from iformer.models.pyramid import LightNeck
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.tasks.detection.augment import Canvas
@@ -40,9 +43,11 @@ def network(**fields: object) -> LightDetector:
     return LightDetector(config)
 
 
-@pytest.mark.parametrize("extra_level", [False, True])
-def test_outputs_follow_the_points(extra_level: bool) -> None:
-    model = network(extra_level=extra_level, input_size=(64, 128)).eval()
+@pytest.mark.parametrize(
+    ("extra_level", "neck"), [(False, "pan"), (True, "pan"), (True, "top-down"), (True, "none")]
+)
+def test_outputs_follow_the_points(extra_level: bool, neck: str) -> None:
+    model = network(extra_level=extra_level, neck=neck, input_size=(64, 128)).eval()
     points = model.points()
     expected = sum((64 // stride) * (128 // stride) for stride in model.config.strides)
     assert points.shape == (2, expected)
@@ -63,10 +68,37 @@ def test_scores_of_objects_are_shared_by_the_classes() -> None:
     assert torch.equal(found.scores, found.objectness.sigmoid() * found.logits.softmax(2))
 
 
-@pytest.mark.parametrize(("nms", "residual"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(("neck", "coarser"), [("pan", True), ("top-down", True), ("none", False)])
 @torch.no_grad()
-def test_folding_changes_nothing(nms: bool, residual: bool) -> None:
-    model = network(nms=nms, residual=residual, semantic_head=residual, objectness=residual).eval()
+def test_a_neck_mixes_levels(neck: Neck, coarser: bool) -> None:
+    torch.manual_seed(0)
+    module = LightNeck([4, 6, 8], 16, paths=neck).eval()
+    maps = [torch.rand(1, channels, side, side) for channels, side in zip((4, 6, 8), (8, 4, 2), strict=True)]
+    before = module(maps)
+    assert [x.shape for x in before] == [(1, 16, side, side) for side in (8, 4, 2)]
+    # does the finest output change with the coarsest map, and the coarsest output with the finest map?
+    assert torch.equal(before[0], module([*maps[:2], maps[2] + 1])[0]) != coarser
+    assert torch.equal(before[2], module([maps[0] + 1, *maps[1:]])[2]) != (neck == "pan")
+    if neck == "top-down":
+        finest, middle, coarsest = _without_paths(module)(maps)
+        sums = middle + F.interpolate(coarsest, scale_factor=2.0)
+        assert torch.equal(before[1], sums)
+        assert torch.equal(before[0], finest + F.interpolate(sums, scale_factor=2.0))
+
+
+def _without_paths(neck: LightNeck) -> LightNeck:
+    plain = copy.copy(neck)
+    plain.paths = "none"
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("nms", "residual", "neck"), [(True, False, "top-down"), (False, False, "pan"), (True, True, "pan")]
+)
+@torch.no_grad()
+def test_folding_changes_nothing(nms: bool, residual: bool, neck: str) -> None:
+    options = {"neck": neck, "residual": residual, "semantic_head": residual, "objectness": residual}
+    model = network(nms=nms, **options).eval()
     randomize(model)
     images = torch.rand(2, 3, 64, 96)
     folded = model.fold()
