@@ -60,6 +60,11 @@ class Preprocessing(Config):
             parts.append(f"{name} {listed([str(number) for number in numbers], limit=4, separator=' ')}")
         return ", ".join(parts)
 
+    def with_normalization_of(self, known: Preprocessing) -> Preprocessing:
+        """Return this preprocessing with mean, std and, unless it has one, the value range of `known`."""
+        value_range = self.value_range or known.value_range
+        return replace(self, mean=known.mean, std=known.std, value_range=value_range)
+
     def with_channels(self, channels: int) -> Preprocessing:
         """Return this preprocessing for images with another number of channels; unchanged unless it is for RGB.
 

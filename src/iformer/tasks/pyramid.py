@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from iformer.config.preprocessing import Preprocessing
 from iformer.config.pyramid import LightConfig, PyramidConfig, PyramidRecipe
 from iformer.config.segmenter import LightSegmenterConfig, SegmenterConfig
 from iformer.data.conversion import ValueRange
@@ -148,9 +147,8 @@ def fine_tune(
 
 def as_trained(config: ConfigT, backbone: Backbone) -> ConfigT:
     """Return the config with the mean, std and, unless it has one, the value range that the backbone knows."""
-    known: Preprocessing = backbone.metadata.preprocessing
-    changes: dict[str, Any] = {"mean": known.mean, "std": known.std}
-    return replace(config, value_range=config.value_range or known.value_range, **changes)
+    found: Any = config.preprocessing.with_normalization_of(backbone.metadata.preprocessing)
+    return replace(config, mean=found.mean, std=found.std, value_range=found.value_range)
 
 
 def scaled(image: torch.Tensor, device: torch.device) -> torch.Tensor:

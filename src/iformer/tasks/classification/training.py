@@ -130,9 +130,8 @@ def classification_job(
             raise ConfigError(f"recipe.{name} is for networks of this package; got {type(network).__name__}")
     preprocessing = recipe.preprocessing
     if isinstance(network, Backbone):
-        known = network.metadata.preprocessing  # what the weights were trained on
-        value_range = recipe.value_range or known.value_range
-        preprocessing = replace(preprocessing, mean=known.mean, std=known.std, value_range=value_range)
+        # what the weights were trained on
+        preprocessing = preprocessing.with_normalization_of(network.metadata.preprocessing)
     train_transform(preprocessing, recipe.augment)  # raises if it cannot change images of these channels
     _check_channels(data, len(preprocessing.mean))
     task, identity = _task(data, recipe, preprocessing)

@@ -50,8 +50,8 @@ def load_job(settings: RunSettings, model: str, *, val_split: float | None, stri
         **recipe.network_options,
     )
     assert isinstance(network, Classifier)
-    known = network.metadata.preprocessing  # what the weights were trained on
-    preprocessing = replace(recipe.preprocessing, mean=known.mean, std=known.std)
+    # what the weights were trained on
+    preprocessing = recipe.preprocessing.with_normalization_of(network.metadata.preprocessing)
     source = read_teacher(
         recipe.teacher,
         preprocessing,
