@@ -335,3 +335,11 @@ def test_two_exports_to_one_artifact_leave_a_matching_pair(
             thread.join()
         read_record(target)
         assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_failed_export_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "net.onnx"
+    with pytest.raises(UserError) as caught, staged(target) as path:
+        raise UserError(f"{path} cannot be run by ONNX Runtime")
+    assert str(caught.value) == f"{target} cannot be run by ONNX Runtime"
+    assert not list(tmp_path.iterdir())

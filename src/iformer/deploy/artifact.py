@@ -163,7 +163,11 @@ def staged(artifact: Path) -> Iterator[Path]:
     with removed_on_failure(artifact.parent), _staging_folder(artifact.parent) as folder:
         path = folder / "new" / artifact.name
         path.parent.mkdir()
-        yield path
+        try:
+            yield path
+        except UserError as error:  # such as from a runtime that cannot load it: name the file that was asked for
+            error.args = tuple(str(part).replace(str(path), str(artifact)) for part in error.args)
+            raise
         with _exclusive(artifact.parent):
             take_place(path, artifact, displaced=folder / "old")
             os.replace(record_path(path), record_path(artifact))
