@@ -296,5 +296,5 @@ def test_another_data_set_is_not_resumed(tmp_path: Path) -> None:
     fields = {"epochs": 1, "batch_size": 2}
     train(segmentation(data, tmp_path / "run", fields=fields))
     (data / "images" / "train" / "0.png").unlink()
-    with pytest.raises(UserError, match="train_fingerprint"):
+    with pytest.raises(UserError, match="the training images or their labels changed"):
         train(segmentation(data, tmp_path / "run", fields=fields, resume=True))

@@ -323,6 +323,13 @@ def extend(progress: TrainProgress, saved: dict[str, Any], current: dict[str, An
     return "; ".join(changes)
 
 
+_IMAGES = {
+    "data.train_fingerprint": "the training images or their labels changed",
+    "data.val_fingerprint": "the validation images or their labels changed",
+}
+"""What a different value of a field means where the values themselves, hashes, tell a reader nothing."""
+
+
 def check_identity(
     saved: dict[str, Any], current: dict[str, Any], *, folder: Path, defaults: dict[str, Any] | None = None
 ) -> None:
@@ -335,11 +342,12 @@ def check_identity(
         defaults: values of fields that an older version did not save.
 
     Raises:
-        UserError: the identities differ. The message names each differing field with both values.
+        UserError: the identities differ. The message names each differing field with both values; of images it
+            says that they changed.
     """
     before, now = {**flat(defaults or {}), **flat(saved)}, flat(current)
     differences = [
-        f"{name} was {_short(before.get(name, _UNSET))}, is {_short(now.get(name, _UNSET))}"
+        _IMAGES.get(name) or f"{name} was {_short(before.get(name, _UNSET))}, is {_short(now.get(name, _UNSET))}"
         for name in sorted(before.keys() | now.keys())
         if not _same(name, before.get(name), now.get(name))  # a later version's field that is None changes nothing
     ]
