@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iformer.config.preprocessing import Preprocessing
@@ -26,7 +27,7 @@ from iformer.deploy.export import export_artifact
 from iformer.deploy.runner import open_artifact
 from iformer.models.detections import SelectionRule
 from iformer.models.factory import create_model
-from iformer.models.letterbox import content_size
+from iformer.models.letterbox import content_size, letterbox
 from iformer.tasks.export import exportable
 from iformer.web.demo import open_demo
 from iformer.web.server import Resource
@@ -142,7 +143,9 @@ def in_words(artifact: Path, picture: Path) -> str:
         size = image.height, image.width
     outputs = runner(eval_transform(info.preprocessing)(read_image(picture))[None])
     if info.task == "detect":
-        found = SelectionRule(**info.postprocess).select(outputs["boxes"][0], outputs["scores"][0], min_score=0.5)
+        place = letterbox(torch.zeros(3, *size, dtype=torch.uint8), info.preprocessing.size)
+        boxes = place.restore(outputs["boxes"][0])
+        found = SelectionRule(**info.postprocess).select(boxes, outputs["scores"][0], min_score=0.5)
         names = [info.class_names[label] for label in found["labels"]]
         return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing found"
     height, width = (round(side / 4) for side in content_size(size, info.preprocessing.size))
