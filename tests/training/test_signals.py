@@ -37,6 +37,7 @@ def test_signal_saves_between_two_steps(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """Sent inside of step 9, in the second epoch; the run that is continued ends as the undisturbed one."""
+    signal.signal(number, signal.SIG_DFL)  # a library that another test loaded may have a handler that stays
     recipe = tiny_recipe(**FIELDS)
     train(tiny_job(images, tmp_path / "whole", recipe=recipe))
     before = signal.getsignal(number)
@@ -102,6 +103,7 @@ def test_a_lost_rank_is_one_line(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_run_alone_needs_no_agreement(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)  # as above
     with SignalHandler(1) as signals:
         assert signals.poll() == (False, False)
         assert signals.poll(True) == (False, True)
