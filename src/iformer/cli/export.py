@@ -297,9 +297,11 @@ def _parity_rows(parity: dict[str, Any] | None) -> list[list[str]]:
         ],
     ]
     if "top1_agreement" in parity:
-        agreement = f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} images, {_NOT_NEAR}"
-        if not parity["clear_images"]:
-            agreement = "not compared: no image has a clear first class"
+        agreement = (
+            f"{100 * parity['top1_agreement']:.1f} % of {parity['clear_images']} images, {_NOT_NEAR}"
+            if parity["clear_images"]
+            else "not compared: no image has a clear first class"
+        )
         rows.append(["same first class", agreement])
     if "label_agreement" in parity:
         agreement = (
