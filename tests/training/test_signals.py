@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +38,6 @@ def test_signal_saves_between_two_steps(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """Sent inside of step 9, in the second epoch; the run that is continued ends as the undisturbed one."""
-    signal.signal(number, signal.SIG_DFL)  # a library that another test loaded may have a handler that stays
     recipe = tiny_recipe(**FIELDS)
     train(tiny_job(images, tmp_path / "whole", recipe=recipe))
     before = signal.getsignal(number)
@@ -103,7 +103,6 @@ def test_a_lost_rank_is_one_line(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_run_alone_needs_no_agreement(number: signal.Signals) -> None:
-    signal.signal(number, signal.SIG_DFL)  # as above
     with SignalHandler(1) as signals:
         assert signals.poll() == (False, False)
         assert signals.poll(True) == (False, True)
@@ -123,6 +122,40 @@ def test_a_handler_that_python_does_not_know_stays(tmp_path: Path) -> None:
         finally:
             faulthandler.unregister(signal.SIGUSR1)
     assert (tmp_path / "stacks").read_text().count("most recent call first") == 2
+
+
+@pytest.fixture
+def llvm() -> Iterator[Callable[[], None]]:
+    """A function that installs handlers in C that do nothing, as LLVM does when Triton compiles."""
+    libc = ctypes.CDLL(None)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    nothing = kind(lambda number: None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, kind), ctypes.c_void_p
+    numbers = (*SIGNALS, signal.SIGSYS)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def install() -> None:
+        for number in numbers:
+            libc.signal(number, nothing)
+
+    yield install
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell caught signals")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_handlers_of_llvm_do_not_stay(number: signal.Signals, llvm: Callable[[], None]) -> None:
+    llvm()
+    with SignalHandler(1) as signals:
+        os.kill(os.getpid(), number)
+        assert signals.poll() == (True, False)
+    with SignalHandler(1) as signals:
+        llvm()  # in the first step
+        os.kill(os.getpid(), number)
+        assert signals.poll() == (False, False)
+        os.kill(os.getpid(), number)
+        assert signals.poll() == (True, False)
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing() -> None:

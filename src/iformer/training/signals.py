@@ -22,7 +22,8 @@ from iformer.locks import remove_locks
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 """Signals that schedulers send before they kill a job, SIGTERM and SIGUSR1 (an early warning), and SIGHUP, which a
 terminal sends when it is closed. Signals that the process ignores, such as SIGHUP under nohup, stay ignored, and
-those of `faulthandler` keep their handlers."""
+those of `faulthandler` keep their handlers. LLVM, with which Triton compiles, installs handlers when it first runs
+and drops SIGUSR1; they are replaced."""
 
 RAISE_AFTER, EXIT_AFTER = 15.0, 25.0
 """Two times in seconds after a signal. After `RAISE_AFTER`, a run that has not finished its step (because it
@@ -73,6 +74,10 @@ class SignalHandler:
 
         Every rank must call it.
         """
+        for number in self._previous:
+            handler = signal.getsignal(number)
+            if handler in (self._remember, self._interrupt):
+                signal.signal(number, handler)  # LLVM may have replaced it, which Python does not notice
         if self._group is None:
             return self._received is not None, save_now
         flags = torch.tensor([float(self._received is not None), float(save_now)])
@@ -118,16 +123,19 @@ class SignalHandler:
 def _foreign_handlers() -> set[int]:
     """Return signals whose handlers Python does not know, such as that of `faulthandler.register`.
 
-    They could not be restored. Empty where the system does not tell.
+    They could not be restored. LLVM's handlers do not count. Empty where the system does not tell.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     except (OSError, ValueError, IndexError):
         return set()
-    return {
-        number for number in SIGNALS if caught >> (number - 1) & 1 and signal.getsignal(number) == signal.SIG_DFL
-    }
+
+    def foreign(number: int) -> bool:
+        return bool(caught >> (number - 1) & 1) and signal.getsignal(number) == signal.SIG_DFL
+
+    # LLVM catches SIGSYS together with all of `SIGNALS`; nothing else does
+    return set() if foreign(signal.SIGSYS) else {number for number in SIGNALS if foreign(number)}
 
 
 def _after_an_interrupt(until: float) -> Callable[[int, FrameType | None], None]:
