@@ -19,6 +19,7 @@ from iformer.models.classifier import Classifier
 from iformer.models.weights.checkpoint import save
 from iformer.models.weights.resolve import load
 from iformer.web import manifest
+from tiny.classification import write_in_two_classes
 from tiny.networks import tiny_config
 
 CLASSES = ("far", "near")
@@ -181,11 +182,7 @@ def test_the_value_range_of_the_starting_network_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (8, 40, 40)).astype(np.uint16)
-    for number, image in enumerate(values):
-        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    arguments = ["train", "--data", str(tmp_path / "data"), *TRAIN]
+    arguments = ["train", "--data", str(write_in_two_classes(tmp_path / "data", values)), *TRAIN]
     save(Classifier(tiny_config(num_classes=2, in_chans=1)), tmp_path / "a.safetensors", class_names=("a", "b"))
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     start = ["--model", str(tmp_path / "a.safetensors"), "--set", "value_range=[0, 4095]"]

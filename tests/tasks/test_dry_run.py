@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from iformer.cli.main import main
 from iformer.models.classifier import Classifier
 from iformer.models.weights.checkpoint import save
 from iformer.training.dry_run import dry_run
 from iformer.training.job import TrainJob
+from tiny.classification import write_in_two_classes
 from tiny.networks import tiny_config
 from tiny.pyramid import detection, light, light_segmentation, segmentation
 
@@ -48,12 +48,9 @@ def test_dry_run_of_an_r_cnn_prints_no_operations(
 
 def test_dry_run_of_a_classifier_of_four_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 4), dtype=np.uint8)
-    for number, image in enumerate(pixels):
-        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+    data = write_in_two_classes(tmp_path / "data", pixels)
     save(Classifier(tiny_config(num_classes=2)), tmp_path / "rgb.safetensors", class_names=("a", "b"))
-    command = ["train", "--model", str(tmp_path / "rgb.safetensors"), "--data", str(tmp_path / "data")]
+    command = ["train", "--model", str(tmp_path / "rgb.safetensors"), "--data", str(data)]
     fields = ["--set", "in_chans=4", "--size", "32", "--batch-size", "2", "--device", "cpu", "--weights", "none"]
     assert main([*command, *fields, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     assert "GMACs" in capsys.readouterr().out

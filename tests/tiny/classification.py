@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def make_images(folder: Path, train_images: int = TRAIN_IMAGES) -> Path:
                 pixels = generator.integers(0, 200, (36, 40, 3), dtype=np.uint8)
                 pixels[..., channel] //= 4
                 Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+def write_in_two_classes(folder: Path, images: Iterable[np.ndarray]) -> Path:
+    """Write images, in turn in the class folders a and b."""
+    for number, pixels in enumerate(images):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
     return folder
 
 

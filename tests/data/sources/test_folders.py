@@ -22,6 +22,7 @@ from iformer.data.sources.folders import load_folder
 from iformer.data.sources.layout import writable
 from iformer.data.sources.splitting import split_stratified
 from iformer.errors import ConfigError, DataError
+from tiny.classification import write_in_two_classes
 
 
 def write_image(path: Path, shade: int = 0) -> Path:
@@ -433,22 +434,16 @@ def test_a_class_name_is_the_same_in_every_locale() -> None:
 
 
 def test_twelve_bits_among_sixteen_are_noted(tmp_path: Path) -> None:
-    for number, most in enumerate((4096, 2**16, 2**16, 4096, 2**16, 2**16)):
-        values = np.random.default_rng(number).integers(0, most, (20, 20)).astype(np.uint16)
-        path = tmp_path / ("a", "b")[number % 2] / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(values).save(path)
+    generator = np.random.default_rng(0)
+    limits = (4096, 2**16, 2**16, 4096, 2**16, 2**16)
+    write_in_two_classes(tmp_path, (generator.integers(0, limit, (20, 20), np.uint16) for limit in limits))
     (warning,) = load_data(tmp_path).warnings
     assert "2 of 6 16-bit images with values up to 4,0" in warning
     assert "scale them to 16 bits" in warning
 
 
 def test_twelve_bits_in_sixteen_are_noted(tmp_path: Path) -> None:
-    for number in range(8):
-        values = np.random.default_rng(number).integers(0, 4096, (20, 20)).astype(np.uint16)
-        path = tmp_path / ("a", "b")[number % 2] / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(values).save(path)
+    write_in_two_classes(tmp_path, np.random.default_rng(0).integers(0, 4096, (8, 20, 20), np.uint16))
     (warning,) = load_data(tmp_path).warnings
     assert "8 16-bit images with values up to 4,0" in warning
     assert "12-bit data" in warning
