@@ -227,3 +227,26 @@ def test_images_in_modes_that_no_file_can_have(mode: str, same: str) -> None:
     given, expected = iformer.predict(network, [image, image.convert(same)])
     assert given.error is None
     assert given.answers == expected.answers
+
+
+@pytest.mark.parametrize("task", ["classify", "detect"])
+def test_a_file_that_is_named_twice_is_answered_twice(detector: LightDetector, tmp_path: Path, task: str) -> None:
+    network = detector if task == "detect" else labelled_classifier()
+    for name in "abc":
+        Image.new("RGB", (64, 48), "blue").save(tmp_path / f"{name}.png")
+    names = [str(tmp_path / name) for name in ("b.png", "a.png", "none.png", "b.png", "none.png")]
+    for inputs in (names, iter(names)):
+        assert [one.source for one in iformer.predict(network, inputs)] == names
+    found = [one.source for one in iformer.predict(network, [names[0], tmp_path, tmp_path / "*.png", names[0]])]
+    assert found == [names[0], names[1], str(tmp_path / "c.png"), names[0]]
+    if task == "detect":
+        list(iformer.predict(network, names, out=tmp_path / "out"))
+        assert len(list((tmp_path / "out").glob("*.[jp][pn]g"))) == 3
+
+
+def test_a_video_that_is_named_twice(detector: LightDetector, tmp_path: Path) -> None:
+    video, missing = str(recorded(tmp_path / "v.mp4", PART)), str(tmp_path / "none.png")
+    answers = list(iformer.predict(detector, [video, missing, video, video]))
+    assert [(one.source, one.frame) for one in answers] == [
+        (video, 0), (video, 1), (missing, None), (video, 0), (video, 1), (video, 0), (video, 1)
+    ]  # fmt: skip

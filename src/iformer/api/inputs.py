@@ -80,7 +80,10 @@ def collect_inputs(
     numbers: Iterator[int] | None = None,
     is_portion: bool = False,
 ) -> list[Input]:
-    """Return the image and video files of the sources, in the order of the sources, each file once.
+    """Return the image and video files of the sources, in the order of the sources.
+
+    A file that is named twice gives two inputs; one that is named and also found in a folder or by a pattern gives
+    one.
 
     Args:
         sources: one source or an iterable of them. A source is a file, folder or pattern, an http(s) URL, "-" for
@@ -101,18 +104,20 @@ def collect_inputs(
             the only source.
     """
     numbers = numbers or count(1)
-    found: dict[Path | str, Input] = {}
+    inputs: list[Input] = []
+    places: dict[Path | str, int] = {}
     left_out: list[Path] = []
     try:
         for source in _flat(sources):
             for item in _inputs(source, folder, numbers, left_out):
-                earlier = found.setdefault(item.path or item.source, item)
-                if item.is_given and not earlier.is_given:  # its folder was among the earlier sources
-                    found[item.path or item.source] = item
+                place = places.setdefault(item.path or item.source, len(inputs))
+                if place == len(inputs) or (item.is_given and inputs[place].is_given):
+                    inputs.append(item)
+                elif item.is_given:  # its folder was among the earlier sources
+                    inputs[place] = item
     except RecursionError:
         raise DataError("the lists of images are nested too deeply") from None
-    inputs = list(found.values())
-    if others := [str(path) for path in dict.fromkeys(left_out) if path not in found]:
+    if others := [str(path) for path in dict.fromkeys(left_out) if path not in places]:
         files = counted(len(others), "file")
         warn([f"left out {files} without the extension of an image or video: {listed(others, limit=5)}"])
     live = next((item for item in inputs if item.live), None)

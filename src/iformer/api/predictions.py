@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -211,14 +211,15 @@ class Predictions(Iterator[Prediction]):
 
     def _in_order(self, records: Iterator[Record]) -> Iterator[Prediction]:
         """Yield the predictions of files, and at their places those of inputs that are no files."""
-        by_path = {item.path: item for item in self.inputs if item.path is not None}
-        waiting, latest = iter(self.inputs), None
+        waiting, item = deque(self.inputs), None
         for record in records:
-            item = by_path[Path(record["file"])]
-            if item is not latest:  # not a further frame of a video
-                latest = item
-                for earlier in takewhile(lambda other, found=item: other is not found, waiting):  # type: ignore[misc]
-                    yield from self._failed(earlier)
+            path = Path(record["file"])
+            upcoming = (other.path for other in waiting if other.path is not None)
+            # a further frame of a video belongs to the same input; a file that is named twice does not
+            if item is None or item.path != path or (not record.get("frame") and path == next(upcoming, None)):
+                while waiting and waiting[0].path != path:
+                    yield from self._failed(waiting.popleft())
+                item = waiting.popleft()
             yield self._kept(item, {**record, "file": item.source})
         for rest in waiting:
             yield from self._failed(rest)

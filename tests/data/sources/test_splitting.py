@@ -1,4 +1,4 @@
-"""Folds of a cross-validation."""
+"""Splits of images with several objects, of groups, and the folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iformer.data.samples import DataSplits, FileSample, ImageSet, IndexedSamples
-from iformer.data.sources.splitting import split_fold, split_groups
+from iformer.data.sources.splitting import split_fold, split_groups, split_objects
 from iformer.errors import DataError, UserError
 
 ROOT = Path("/photos")
@@ -109,3 +109,33 @@ def test_images_inside_other_files_make_no_folds() -> None:
     whole = ImageSet(name="shards train", class_names=("a", "b"), samples=Stored(), root=ROOT)
     with pytest.raises(DataError, match="shards: folds are made of image files"):
         split_fold(DataSplits(train=whole, val=whole), 1, 2)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 25])
+def test_images_with_objects_always_split(count: int, share: float) -> None:
+    names = [f"{number}.png" for number in range(count)]
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        labels = [generator.integers(0, 16, generator.integers(0, 6)).tolist() for _ in names]
+        train, val = split_objects(names, labels, val_share=share, seed=seed)
+        assert sorted([*train, *val]) == list(range(count))
+        assert train
+        assert val
+        images = Counter(label for found in labels for label in set(found))
+        trained = {label for index in train for label in labels[index]}
+        shared = {label for label in images if images[label] > 1}
+        if count > 5:  # of fewer images each may have a class that no other has
+            assert shared <= trained
+            assert len(val) >= round(count * share) or len(trained) == len(images)
+
+
+def test_ten_images_of_ten_classes_give_a_fifth() -> None:
+    names = [f"{number}.png" for number in range(10)]
+    train, val = split_objects(names, [[number, 10] for number in range(10)], val_share=0.2, seed=0)
+    assert (len(train), len(val)) == (9, 1)  # each image has a class of its own
+    train, val = split_objects(names, [[number // 2, 10] for number in range(10)], val_share=0.2, seed=0)
+    assert len(val) == 5  # one of each pair, for the rare classes
+    train, val = split_objects(names, [[]] * 10, val_share=0.2, seed=0)
+    assert len(val) == 2
+    assert split_objects(names[:1], [[0]], val_share=0.2, seed=0) == ([0], [])

@@ -21,7 +21,7 @@ from iformer.data.sources.annotations.yolo import find_yolo, has_yolo_labels, re
 from iformer.data.sources.checks import CheckedImages, check_images, refuse_warnings
 from iformer.data.sources.duplicates import find_shared_images
 from iformer.data.sources.layout import display_name, explain_unicode, require_folder
-from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_stratified
+from iformer.data.sources.splitting import DEFAULT_VAL_SPLIT, split_objects
 from iformer.errors import ConfigError, DataError, counted, listed, printable
 
 _LAYOUT = (
@@ -287,20 +287,14 @@ def _split_off(
     """Split images into training and validation, images with rare classes first; append a note about the split.
 
     Raises:
-        DataError: there are too few images.
+        DataError: there is one image only.
     """
     samples, root = image_set.samples, image_set.root
     names = [os.path.relpath(sample.path, root) for sample in samples]
-    counts = Counter(instance.label for sample in samples for instance in sample.instances)
-    rarest = [
-        min(
-            (instance.label for instance in sample.instances), key=lambda label: (counts[label], label), default=-1
-        )
-        for sample in samples
-    ]
-    train, val = split_stratified(names, rarest, val_share=val_split, seed=seed)
+    labels = [[instance.label for instance in sample.instances] for sample in samples]
+    train, val = split_objects(names, labels, val_share=val_split, seed=seed)
     if not train or not val:
-        raise DataError(f"{root}: {counted(len(samples), 'image')} cannot be split into training and validation")
+        raise DataError(f"{root}: has one image; training and validation need one each")
     notes.append(
         f"{root} is not split: {len(val):,} of {len(samples):,} images are for validation; --val-split "
         "sets their share"

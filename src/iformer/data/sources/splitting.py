@@ -52,6 +52,41 @@ def split_stratified(
     return [index for index in range(len(names)) if index not in val], sorted(val)
 
 
+def split_objects(
+    names: Sequence[str], labels: Sequence[Sequence[int]], *, val_share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Split images with several objects into training and validation, so that rare classes are in both.
+
+    An image belongs to the stratum of its rarest class, and `split_stratified` splits the strata. In small data,
+    strata of single images may leave too few for validation; then more images are moved there, first those whose
+    classes other training images have too. Validation gets 1 image or more, and training keeps 1 or more.
+
+    Args:
+        names: as for `split_stratified`.
+        labels: the classes of each image's objects.
+        val_share: share of the images that become validation.
+        seed: selects the images.
+    """
+    counts = Counter(label for found in labels for label in found)
+    rarest = [min(found, key=lambda label: (counts[label], label), default=-1) for found in labels]
+    train, val = split_stratified(names, rarest, val_share=val_share, seed=seed)
+    missing = max(1, round(len(names) * val_share)) - len(val)
+    if missing <= 0:
+        return train, val
+    images = Counter(label for index in train for label in set(labels[index]))
+    moved: list[int] = []
+    order = sorted(train, key=lambda index: (_rank(names[index], seed), index))
+    for index in order:
+        if len(moved) < missing and all(images[label] > 1 for label in labels[index]):
+            moved.append(index)
+            images.subtract(set(labels[index]))
+    if not val and not moved:
+        moved = order[:1]
+    if len(moved) == len(train):
+        moved = moved[1:]
+    return sorted(set(train) - set(moved)), sorted({*val, *moved})
+
+
 def split_groups(whole: ImageSet, *, val_share: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split a set of files into training and validation; the images of a group stay together.
 

@@ -149,15 +149,15 @@ class Predictor:
         return logits
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Answer | Failure]:
-        """Yield an answer or a failure for each different path, in order.
+        """Yield an answer or a failure for each path, in order.
 
         Decoding runs ahead of the network, unless the network uses every core of the CPU: then the two take
         turns, because a decoder on one of the network's cores would make all threads of the network wait.
         """
-        in_order = iter(dict.fromkeys(paths))
+        in_order = iter(paths)
         takes_turns = self.device.type == "cpu" and torch.get_num_threads() >= available_cores()
         batches = iterate_images(
-            list(dict.fromkeys(paths)),
+            paths,
             self._transform,
             batch_size=self.batch_size,
             workers=self.workers,
@@ -170,7 +170,7 @@ class Predictor:
             }
             if batch.paths:
                 outcomes |= self._answer(batch)
-            yield from (outcomes[path] for path in islice(in_order, len(outcomes)))
+            yield from (outcomes[path] for path in islice(in_order, len(batch.paths) + len(batch.errors)))
 
     def probabilities(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return probabilities (B x K) of uint8 images and, with `attention`, maps (B x h x w), on the CPU."""
@@ -228,7 +228,7 @@ class ClassificationPredictor(TaskPredictor):
         self.name, self.device = predictor.name, predictor.device
 
     def predict(self, paths: Sequence[Path], out: Path | None = None) -> Generator[Record]:
-        """Yield a record for each different path, in order; nothing is written before `finish`."""
+        """Yield a record for each path, in order; nothing is written before `finish`."""
         for outcome in self._predictor.predict(paths):
             if isinstance(outcome, Failure):
                 yield {"file": str(outcome.path), "error": outcome.reason}
