@@ -147,6 +147,55 @@ def test_sigterm_ends_a_verb_with_143_and_leaves_nothing(tmp_path: Path) -> None
     pytest.fail("the worker is still there")
 
 
+DURING_AN_IMPORT = r"""
+import os, sys
+
+def send(event, arguments):
+    if event == "import" and arguments[0] == "numpy.linalg" and not sent:
+        sent.append(True)
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+sent = []
+sys.addaudithook(send)
+from iformer.cli.main import main
+assert "numpy" not in sys.modules
+sys.exit(main(["predict", "nothing.png", "--weights", "nothing.safetensors"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_while_numpy_is_imported(number: signal.Signals, code: int) -> None:
+    """PyTorch, where it imports numpy itself, drops the exception and goes on with half of numpy."""
+    command = [sys.executable, "-c", DURING_AN_IMPORT, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (code, {130: "interrupted", 143: "terminated"}[code])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_sigterm_ends_the_verb_and_a_later_one_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = []
+
+    class Lost:
+        def __del__(self) -> None:  # Python drops exceptions of destructors
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    @output.with_clear_errors
+    def verb(later: bool) -> None:
+        Lost()
+        os.kill(os.getpid(), signal.SIGTERM)  # ignored: the clean-up goes on
+        events.append("went on")
+        if later:
+            monkeypatch.setattr(output.time, "monotonic", lambda: time.perf_counter() + 1e9)
+            os.kill(os.getpid(), signal.SIGTERM)
+            events.append("too far")
+
+    for later in (False, True):
+        with pytest.raises(output.Terminated), output.process_settings():
+            verb(later)
+    assert events == ["went on", "went on"]
+
+
 def test_sigterm_s_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert main(["--version"]) == 0

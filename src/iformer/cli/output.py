@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +40,8 @@ FAILED, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 1, 2, 75, 130, 143
 state saved (EX_TEMPFAIL: run the same command again); INTERRUPTED: by Ctrl-C; TERMINATED: by SIGTERM or SIGHUP."""
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_CLEAN_UP = 10.0
+"""Seconds after SIGTERM or SIGHUP during which further ones are ignored."""
 
 WARNINGS_SHOWN = 20
 _NAME_SHOWN = 300
@@ -133,7 +138,7 @@ def process_settings() -> Iterator[None]:
 
     Closed standard streams are connected to the null device. stdout and stderr escape characters that their
     encoding lacks. SIGTERM and SIGHUP (the terminal was closed) raise `Terminated`, so that unfinished files are
-    removed; further ones are ignored. Under nohup SIGHUP stays ignored.
+    removed; further ones are ignored for `_CLEAN_UP` seconds. Under nohup SIGHUP stays ignored.
     """
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -146,16 +151,17 @@ def process_settings() -> Iterator[None]:
     ):
         yield
         return
-    process = os.getpid()
+    process, cleaned_up = os.getpid(), -math.inf
 
     def stop(number: int, frame: object) -> None:
-        if os.getpid() == process:
-            for ending in handled:
-                signal.signal(ending, signal.SIG_IGN)
+        nonlocal cleaned_up
+        if os.getpid() != process:
+            signal.signal(number, signal.SIG_DFL)  # a forked worker ends at once
+            os.kill(os.getpid(), number)
+        elif (now := time.monotonic()) >= cleaned_up:
+            cleaned_up = now + _CLEAN_UP
             _terminated.set()
             raise Terminated
-        signal.signal(number, signal.SIG_DFL)  # a forked worker ends at once
-        os.kill(os.getpid(), number)
 
     handled = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
     for number in handled:
@@ -174,7 +180,9 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            # torch imports numpy in C and drops any exception of that import, so also those of signals
+            importlib.import_module("numpy")
+            result = function(*args, **kwargs)
         except (KeyboardInterrupt, StoppedBySignalError, Exception) as error:
             if isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                 raise
@@ -186,6 +194,9 @@ def with_clear_errors(function: Callable[P, R]) -> Callable[P, R]:
                 traceback.print_exc()
             smaller = [option for name, option in _SMALLER.items() if name in kwargs]
             raise typer.Exit(report_error(error, smaller)) from None
+        if _terminated.is_set():  # the exception was lost, as in a destructor
+            raise Terminated
+        return result
 
     return run
 
