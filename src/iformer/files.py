@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,6 +109,21 @@ def read_at_most(path: str | os.PathLike[str], max_bytes: int) -> bytes | None:
     with open(path, "rb") as file:
         contents = file.read(max_bytes + 1)
     return contents if len(contents) <= max_bytes else None
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the contents of a file.
+
+    Raises:
+        OSError: a file cannot be read or written. On a full disk it names `target`, where that of `shutil` names
+            `source`.
+    """
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from None
+        raise
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from iformer.deploy.artifact import record_path, take_place
 from iformer.errors import UserError, listed
+from iformer.files import copy_file
 from iformer.web.assets import PACKAGES
 from iformer.web.demo import prepare_page
 from iformer.web.manifest import PAGE_FORMAT, network_licence, own_files, page_files
@@ -64,8 +64,8 @@ def write_page(
             target = new / (path or "index.html")
             target.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(resource.content, Path):
-                shutil.copyfile(resource.content, target)
-                shutil.copyfile(record_path(resource.content), record_path(target))
+                copy_file(resource.content, target)
+                copy_file(record_path(resource.content), record_path(target))
             else:
                 target.write_bytes(resource.content)
         runtimes = sorted({artifact.info.runtime for artifact in artifacts})

@@ -208,20 +208,21 @@ def test_options_of_weights_are_not_for_labels(coco: Path, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_a_conversion_that_fails_leaves_nothing(
-    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_that_fails_leaves_nothing(coco: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="is not an empty folder"):
         convert_labels(coco, tmp_path / "full", to="yolo")
 
-    def no_room(*paths: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shutil, "copyfile", no_room)
-    with pytest.raises(UserError, match="No space left"):
-        convert_labels(coco, tmp_path / "out", to="yolo")
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # fails inside of the first image, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*out: File too large"):
+            convert_labels(coco, tmp_path / "out", to="yolo")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 

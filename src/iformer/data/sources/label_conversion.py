@@ -19,7 +19,7 @@ from iformer.data.sources.annotations.objects import MIN_SIDE
 from iformer.data.sources.annotations.split import bounds
 from iformer.data.sources.detection import load_detection, read_detection
 from iformer.errors import DataError, OutputError, UserError, counted, listed
-from iformer.files import json_text
+from iformer.files import copy_file, json_text
 
 Format = Literal["coco", "yolo"]
 _SPLITS = ("train", "val")
@@ -184,7 +184,7 @@ def _copy_images(image_set: DetectionSet, folder: Path) -> dict[int, Path]:
         names[sample.image_id] = name
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(sample.path, folder / name)
+            copy_file(sample.path, folder / name)
         except OSError as error:
             if error.filename == os.fspath(sample.path) or not sample.path.is_file():
                 raise DataError(f"{sample.path}: cannot be read any more ({error.strerror or error})") from None
