@@ -1,11 +1,13 @@
-"""`export --precision int8` and `bench` on the command line: errors that are reported before any work."""
+"""`export --precision int8` and `bench` on the command line: errors before any work, and full disks."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from iformer.bench.latency import Latency
 from iformer.cli.main import main
 
 
@@ -107,6 +109,24 @@ def test_bench_says_which_of_the_papers_peers_it_leaves_out(
     assert said[1].startswith("left out, not in timm: SBCFormer-XS, EfficientMod-xxs, ")
     assert "left out, timm has it for 224 x 224 pixels only: EfficientFormer-L1, EfficientFormer-L3" in said
     assert "RepViT-M1.1 is left out: the conversion failed" in said
+
+
+def test_a_file_that_cannot_be_written_loses_no_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Latency(
+        label="iFormer-T", runtime="onnx", device="this machine", precision="fp32", size=(32, 32), batch=1,
+        median_ms=2.5, p10_ms=2.0, p90_ms=3.0, rounds=1, times_as_fast=1.0, load_ms=9.0,
+        file_mb=1.0, gmacs=None, gflops=None,
+    )  # fmt: skip
+    monkeypatch.setattr("iformer.cli.bench._subjects", lambda *_: [])
+    monkeypatch.setattr("iformer.bench.subjects.prepare_matrix_product", lambda *_: None)
+    monkeypatch.setattr("iformer.bench.latency.measure", lambda *_, **__: [row])
+    (tmp_path / "bench.json").mkdir()
+    assert main(["bench", "iformer_t", "--out", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert "cannot write" in printed.err
+    assert json.loads(printed.out)["figures"]["onnx"][0]["median_ms"] == 2.5
 
 
 def test_the_allowed_drop_is_a_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

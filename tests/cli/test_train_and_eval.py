@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -160,6 +161,25 @@ def test_eval_of_other_classes_is_an_error(
         shutil.copytree(images / "val" / source, other / name)
     assert main(["eval", str(run / "last.safetensors"), "--data", str(other), "--device", "cpu"]) == 1
     assert "only the network knows: green, red; only the data has: cyan" in capsys.readouterr().err
+
+
+def test_neither_a_full_disk_nor_a_closed_pipe_loses_an_evaluation(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["eval", str(run), "--data", str(images), "--device", "cpu", "--workers", "0", "--json"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "metrics.json").mkdir()  # cannot be replaced by a file
+    assert main([*command, "--out", str(tmp_path / "full")]) == 1
+    printed = capsys.readouterr()
+    assert "cannot write" in printed.err
+    metrics = json.loads(printed.out)["metrics"]
+
+    def closed(record: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("iformer.cli.eval.print_json_line", closed)
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"] == metrics
 
 
 def test_resume_in_a_folder_without_a_run_names_near_ones(

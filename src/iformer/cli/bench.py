@@ -213,21 +213,32 @@ def bench(
     result = record(figures)
     if peers:
         result["left_out"] = left_out
-    if out is not None:
-        write_json(out / "bench.json", result)
-        plain = [row.to_plain() for rows in measured.values() for row in rows]
-        plain += [row.to_plain() | {"device": web.device.title} for row in web.rows] if web is not None else []
-        _write_csv(out / "bench.csv", plain)
-        if peers and batch == 1 and measured:
-            _note_pictures(_draw(measured, out / "pareto.png", result["device"]))
-    if json:
-        print_json(result)
-        return
+    try:
+        if json:
+            print_json(result)
+        else:
+            _print_tables(measured, web, batch, browser, result["device"])
+    finally:  # neither a full disk nor a closed pipe loses the measurement
+        if out is not None:
+            write_json(out / "bench.json", result)
+            plain = [row.to_plain() for rows in measured.values() for row in rows]
+            plain += [row.to_plain() | {"device": web.device.title} for row in web.rows] if web is not None else []
+            _write_csv(out / "bench.csv", plain)
+            if peers and batch == 1 and measured:
+                _note_pictures(_draw(measured, out / "pareto.png", result["device"]))
+
+
+def _print_tables(
+    measured: dict[str, list[Latency]],
+    web: WebResult | None,
+    batch: int,
+    browser: str | None,
+    device: str,
+) -> None:
     for name, rows in measured.items():
-        where = f"{RUNTIMES[name].title} on {result['device']}, batch {batch}"
-        print_latencies(where, rows)
+        print_latencies(f"{RUNTIMES[name].title} on {device}, batch {batch}", rows)
     if web is not None:
-        where = web.device.title if browser is None else f"this machine: {web.device.browser}, {result['device']}"
+        where = web.device.title if browser is None else f"this machine: {web.device.browser}, {device}"
         print_browser_latencies(f"In the browser on {where}", web.rows)
         for row in web.rows:
             if row.reason:

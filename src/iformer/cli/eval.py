@@ -92,12 +92,14 @@ def evaluate(
             warn=note_warnings,
         )
     record = {"checkpoint": checkpoint, "data": data, "split": evaluation.split, "metrics": evaluation.metrics}
-    if out is not None:
-        write_text(out / "metrics.json", json_text(record, indent=2))
-        for name, content in evaluation.files().items():
-            write_text(out / name, content)
-    if json:
-        print_json_line(record)
-        return
-    console().print(evaluation.headline)
-    print_table("", ["class", *evaluation.columns.values()], evaluation.class_rows())
+    try:
+        if json:
+            print_json_line(record)
+        else:
+            console().print(evaluation.headline)
+            print_table("", ["class", *evaluation.columns.values()], evaluation.class_rows())
+    finally:  # neither a full disk nor a closed pipe loses the evaluation
+        if out is not None:
+            write_text(out / "metrics.json", json_text(record, indent=2))
+            for name, content in evaluation.files().items():
+                write_text(out / name, content)
