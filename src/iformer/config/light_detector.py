@@ -9,6 +9,7 @@ from iformer.config.checking import Range, ShareBelowOne, check
 from iformer.config.pyramid import LightConfig, LightOptions
 
 Neck = Literal["pan", "top-down", "none"]
+Matching = Literal["aligned", "fixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class LightDetectorOptions(LightOptions):
     """Train the neck with one more head, which classifies each point; inference leaves this head out."""
     objectness: bool = False
     """Score objects and their classes apart: the score of a class is that of an object times a softmax."""
+    matching: Matching = "aligned"
+    """Which points learn an object. "aligned": those whose own scores and boxes fit best (TOOD). "fixed": those
+    near its centre, on the levels of its size, by the loss of SSD; scores are a softmax over the classes and the
+    background."""
     score_threshold: ShareBelowOne = 0.001
     """Detections with a lower score are dropped."""
     detections: Annotated[int, Range(1, 100_000)] = 100
@@ -46,6 +51,13 @@ class LightDetectorConfig(LightConfig, LightDetectorOptions):
         coarsest = self.strides[-1]
         fits = all(side % coarsest == 0 for side in self.input_size)
         check(fits, self, "input_size", f"height and width, multiples of {coarsest}")
+        both = self.objectness and self.matching == "fixed"
+        check(not both, self, "objectness", "False with matching fixed, which scores the background")
+
+    @property
+    def has_object_logit(self) -> bool:
+        """Whether each point has a logit for "an object" beside those of the classes."""
+        return self.objectness or self.matching == "fixed"
 
     @property
     def strides(self) -> tuple[int, ...]:

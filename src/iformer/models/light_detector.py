@@ -8,7 +8,8 @@ slowly, so detections come from the one-to-many head unless the config says othe
 
 With `objectness` the score of a class is the score of an object times a softmax over the classes (objectness and
 conditional class probabilities; YOLOv2, Redmon and Farhadi 2017, arXiv 1612.08242). Without it, each class has a
-separate score.
+separate score. With fixed matching the scores are one softmax over the classes and the background, as in SSD (Liu
+et al. 2016, arXiv 1512.02325).
 
 With `semantic_head` a third head classifies the points of the finest levels during training: a semantic branch as
 in Hybrid Task Cascade (Chen et al. 2019, arXiv 1901.07518, section 3.3). An object has few positive points in the
@@ -54,18 +55,28 @@ class RawDetections:
     """Boxes, B x A x 4: left, top, right, bottom in pixels of the input."""
     objectness: Tensor | None = None
     """Objectness logits, B x A x 1. None: each class has a separate score."""
+    with_background: bool = False
+    """Whether the scores are one softmax over the classes and the background, whose logit is -`objectness`."""
 
     @property
     def scores(self) -> Tensor:
         """Scores of the classes from 0 to 1, B x A x K."""
         if self.objectness is None:
             return self.logits.sigmoid()
+        if self.with_background:
+            return self.background_logits.softmax(2)[..., :-1]
         return self.objectness.sigmoid() * self.logits.softmax(2)
+
+    @property
+    def background_logits(self) -> Tensor:
+        """Logits of the classes and, last, of the background, B x A x (K + 1)."""
+        assert self.objectness is not None
+        return torch.cat([self.logits, -self.objectness], 2)
 
     def float(self) -> RawDetections:
         """Return the outputs in fp32."""
         objectness = None if self.objectness is None else self.objectness.float()
-        return RawDetections(self.logits.float(), self.boxes.float(), objectness)
+        return RawDetections(self.logits.float(), self.boxes.float(), objectness, self.with_background)
 
     def check_finite(self) -> None:
         """Check the logits and boxes; a sigmoid maps infinite logits to 0 and 1.
@@ -103,14 +114,15 @@ class LevelHead(nn.Module):
             ]
 
         self.classes = nn.Sequential(*tower(), nn.Conv2d(channels, config.num_classes, 1))
-        self.distances = nn.Sequential(*tower(), nn.Conv2d(channels, 5 if config.objectness else 4, 1))
+        self.distances = nn.Sequential(*tower(), nn.Conv2d(channels, 5 if config.has_object_logit else 4, 1))
         prior = -math.log((1 - _PRIOR) / _PRIOR)
-        for tail, bias in ((self.classes[-1], 0.0 if config.objectness else prior), (self.distances[-1], 1.0)):
+        class_bias = 0.0 if config.has_object_logit else prior
+        for tail, bias in ((self.classes[-1], class_bias), (self.distances[-1], 1.0)):
             assert isinstance(tail, nn.Conv2d)
             assert tail.bias is not None
             nn.init.normal_(tail.weight, std=0.01)
             nn.init.constant_(tail.bias, bias)
-        if config.objectness:
+        if config.has_object_logit:
             nn.init.constant_(self.distances[-1].bias[4:], prior)  # type: ignore[index]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +134,8 @@ class LightHead(nn.Module):
 
     def __init__(self, config: LightDetectorConfig) -> None:
         super().__init__()
-        self.strides, self.objectness = config.strides, config.objectness
+        self.strides, self.has_object_logit = config.strides, config.has_object_logit
+        self.with_background = config.matching == "fixed"
         self.levels = nn.ModuleList(LevelHead(config) for _ in config.strides)
 
     def fix_points(self, size: tuple[int, int]) -> None:
@@ -137,7 +150,7 @@ class LightHead(nn.Module):
         for x, stride, level in zip(maps, self.strides, self.levels, strict=True):
             classes, log_distances = level(x)
             logits.append(classes.flatten(2))
-            if self.objectness:
+            if self.has_object_logit:
                 objectness.append(log_distances[:, 4:].flatten(2))
                 log_distances = log_distances[:, :4]
             # in fp32: 8 bits of a bf16 distance would be off by pixels
@@ -146,8 +159,12 @@ class LightHead(nn.Module):
             if points is None:
                 points = level_points(x.shape[2], x.shape[3], stride, device=x.device, dtype=reach.dtype)
             boxes.append(torch.cat([points - reach[:, :2], points + reach[:, 2:]], 1))
-        joined = [torch.cat(parts, 2).transpose(1, 2) for parts in (logits, boxes, objectness) if parts]
-        return RawDetections(*joined)
+        return RawDetections(
+            logits=torch.cat(logits, 2).transpose(1, 2),
+            boxes=torch.cat(boxes, 2).transpose(1, 2),
+            objectness=torch.cat(objectness, 2).transpose(1, 2) if objectness else None,
+            with_background=self.with_background,
+        )
 
 
 class LightDetector(nn.Module):
@@ -235,6 +252,12 @@ class LightDetector(nn.Module):
         height, width = size or self.config.input_size
         device = torch.device(device)
         return torch.cat([level_points(height // s, width // s, s, device=device) for s in self.config.strides], 1)
+
+    def point_strides(self, device: torch.device | str = "cpu", size: Sequence[int] | None = None) -> Tensor:
+        """Return the stride of each of the `points`, float A."""
+        height, width = size or self.config.input_size
+        counts = [((height // s) * (width // s), float(s)) for s in self.config.strides]
+        return torch.cat([torch.full((count,), stride, device=device) for count, stride in counts])
 
     @property
     def rule(self) -> SelectionRule:

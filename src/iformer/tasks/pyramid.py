@@ -53,7 +53,7 @@ _STRUCTURE = (
     "fpn_channels", "box_head_channels", "mask_head_channels", "mask_head_depth",  # detectors
     "head_channels",  # segmenters
     "channels", "kernel_size", "residual",  # light detectors and segmenters
-    "neck", "head_depth", "extra_level", "semantic_head", "objectness",  # light detectors
+    "neck", "head_depth", "extra_level", "semantic_head", "objectness", "matching",  # light detectors
 )  # fmt: skip
 """Config fields, besides the classes and the backbone, that a network's weights depend on."""
 

@@ -129,8 +129,11 @@ def test_the_artifact_is_the_network(artifact: Path) -> None:
     "runtime",
     [pytest.param(name, marks=pytest.mark.sweep if name == "onnx" else pytest.mark.full) for name in RUNTIMES],
 )
-def test_objectness_and_neck_without_convolutions_in_every_runtime(runtime: str, tmp_path: Path) -> None:
-    network = exportable(light_detector(objectness=True, neck="top-down"))
+@pytest.mark.parametrize(
+    "options", [{"objectness": True, "neck": "top-down"}, {"matching": "fixed", "neck": "none"}]
+)
+def test_other_scores_and_necks_in_every_runtime(runtime: str, options: dict[str, Any], tmp_path: Path) -> None:
+    network = exportable(light_detector(**options))
     path = tmp_path / f"a{RUNTIMES[runtime].suffix}"
     parity = export_artifact(network, path, runtime, size=SIZE, precision="fp32").parity
     assert parity is not None

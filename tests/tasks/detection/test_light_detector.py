@@ -27,6 +27,7 @@ from iformer.tasks.detection.dataset import DetectionCanvases
 from iformer.tasks.detection.evaluate import evaluate_data, evaluate_set
 from iformer.tasks.detection.inference import detection_agreement
 from iformer.tasks.detection.light_loss import PaddedTargets, assign, light_loss, semantic_loss
+from iformer.tasks.detection.loss import LightDetection
 from iformer.tasks.detection.predict import DetectionPredictor, open_predictor
 from iformer.tasks.interface import EvaluateOptions, PredictOptions
 from iformer.training.loop import train
@@ -93,11 +94,17 @@ def _without_paths(neck: LightNeck) -> LightNeck:
 
 
 @pytest.mark.parametrize(
-    ("nms", "residual", "neck"), [(True, False, "top-down"), (False, False, "pan"), (True, True, "pan")]
+    ("nms", "residual", "options"),
+    [
+        (True, False, {"neck": "top-down"}),
+        (False, False, {"matching": "fixed"}),
+        (True, True, {"objectness": True}),
+        (True, False, {"neck": "none", "matching": "fixed"}),
+    ],
 )
 @torch.no_grad()
-def test_folding_changes_nothing(nms: bool, residual: bool, neck: str) -> None:
-    options = {"neck": neck, "residual": residual, "semantic_head": residual, "objectness": residual}
+def test_folding_changes_nothing(nms: bool, residual: bool, options: dict[str, object]) -> None:
+    options = {"residual": residual, "semantic_head": residual, **options}
     model = network(nms=nms, **options).eval()
     randomize(model)
     images = torch.rand(2, 3, 64, 96)
@@ -307,11 +314,12 @@ def test_points_in_an_object_learn_its_class() -> None:
             assert semantic_loss(wrong, model.points(), targets) > 0.01
 
 
-@pytest.mark.parametrize(("semantic_head", "objectness"), [(False, False), (True, False), (False, True)])
-def test_images_without_objects_have_a_finite_loss_with_gradients(semantic_head: bool, objectness: bool) -> None:
-    model = network(semantic_head=semantic_head, objectness=objectness).train()
+@pytest.mark.parametrize("options", [{}, {"semantic_head": True}, {"objectness": True}, {"matching": "fixed"}])
+def test_images_without_objects_have_a_finite_loss_with_gradients(options: dict[str, object]) -> None:
+    model = network(**options).train()
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    loss = light_loss(model(torch.rand(2, 3, 64, 96)), model.points(), [empty, empty])["loss"]
+    batch = {"images": list(torch.rand(2, 3, 64, 96)), "targets": [empty, empty]}
+    loss = LightDetection(("a", "b", "c"), model).loss(model, batch)["loss"]
     loss.backward()
     assert torch.isfinite(loss)
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -353,11 +361,16 @@ def test_canvases_of_a_scheduled_size_show_the_same(shapes_data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "objectness", [pytest.param(False, marks=pytest.mark.sweep), pytest.param(True, marks=pytest.mark.full)]
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.sweep),
+        pytest.param({"objectness": True}, marks=pytest.mark.full),
+        pytest.param({"matching": "fixed"}, marks=pytest.mark.full),
+    ],
 )
-def test_it_overfits_eight_images(objectness: bool, shapes_data: Path, tmp_path: Path) -> None:
+def test_it_overfits_eight_images(options: dict[str, object], shapes_data: Path, tmp_path: Path) -> None:
     fields: dict[str, object] = {"epochs": 60, "warmup_epochs": 3, "hflip": 0.0, "eval_every": 60}
-    fields |= {"ema_decay": 0.9, "light": {"channels": 32, "head_depth": 1, "objectness": objectness}}
+    fields |= {"ema_decay": 0.9, "light": {"channels": 32, "head_depth": 1, **options}}
     result = train(light(shapes_data, tmp_path / "run", memorise=True, fields=fields, report=True))
     assert result.metrics["box_ap50"] > 95
     report = (tmp_path / "run" / "report.md").read_text()

@@ -59,7 +59,7 @@ def split_objects(
 
     An image belongs to the stratum of its rarest class, and `split_stratified` splits the strata. In small data,
     strata of single images may leave too few for validation; then more images are moved there, first those whose
-    classes other training images have too. Validation gets 1 image or more, and training keeps 1 or more.
+    classes other training images have too. Of two images or more, each part gets at least one.
 
     Args:
         names: as for `split_stratified`.

@@ -5,6 +5,9 @@ object is `score ** ALPHA * iou ** BETA`. The one-to-many head takes the best `t
 one-to-one head the best one, by the same measure (consistent dual assignment; YOLOv10, Wang et al. 2024, arXiv
 2405.14458, section 3.1).
 
+With fixed matching, the one-to-many head learns as in SSD (Liu et al. 2016, arXiv 1512.02325, section 2.2), with
+points in place of default boxes: those near an object's centre, on the levels that fit its size.
+
 Shape letters: B batch, A points, K classes, N objects of an image, P points that learn an object.
 """
 
@@ -31,6 +34,13 @@ FOCUS = 2.0
 """Exponent of |quality - score| in the class loss; see `head_loss`."""
 NAME_WEIGHT = 0.05
 """Weight of a point of quality 0 in the loss of the classes of a head with objectness; see `class_loss`."""
+CENTRE = 0.25
+"""Fixed matching: a point learns an object whose centre is nearer than this share of the object's sides."""
+LARGEST_CELLS, OVERLAP = 8.0, 1.25
+"""Fixed matching: largest size (root of the area) of an object on a level, in strides, and the factor by which the
+sizes of neighbouring levels overlap. The finest level has all smaller objects, the coarsest all larger ones."""
+NEGATIVES = 3
+"""Fixed matching: number of points without an object that count in the loss, for each point with an object."""
 SMALLEST_SIDE = 0.01
 """Smallest side, in pixels, of a predicted box in the loss."""
 SEMANTIC_WEIGHT = 1.0
@@ -117,19 +127,59 @@ def assign(
     return Assignment(learns_BA, torch.where(learns_BA, objects_BA, 0), quality_BA)
 
 
-def head_loss(raw: RawDetections, points_2A: Tensor, targets: PaddedTargets, *, topk: int) -> dict[str, Tensor]:
+@torch.no_grad()
+def assign_fixed(points_2A: Tensor, strides_A: Tensor, targets: PaddedTargets) -> Assignment:
+    """Assign points to the objects of each image by positions and sizes only; all qualities are 1.
+
+    An object has at least one point. A point of several objects learns the smallest.
+
+    Args:
+        points_2A: x and y of the points in pixels.
+        strides_A: stride of each point's level.
+        targets: the objects.
+    """
+    centres_BN2 = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    sides_BN2 = targets.boxes[..., 2:] - targets.boxes[..., :2]
+    size_BN1 = sides_BN2.clamp(min=0).prod(2, keepdim=True).sqrt()
+    smallest_A = strides_A * (LARGEST_CELLS / 2 / OVERLAP)
+    largest_A = strides_A * (LARGEST_CELLS * OVERLAP)
+    smallest_A = torch.where(strides_A == strides_A.min(), -1.0, smallest_A)
+    largest_A = torch.where(strides_A == strides_A.max(), torch.inf, largest_A)
+    fits_BNA = (size_BN1 > smallest_A) & (size_BN1 <= largest_A)
+    x_BNA, y_BNA = ((points_2A[i] - centres_BN2[..., i : i + 1]).abs() for i in range(2))
+    chosen_BNA = fits_BNA & (x_BNA < CENTRE * sides_BN2[..., :1]) & (y_BNA < CENTRE * sides_BN2[..., 1:])
+    distance_BNA = torch.where(fits_BNA, x_BNA**2 + y_BNA**2, torch.inf)
+    chosen_BNA.scatter_(2, distance_BNA.argmin(2, keepdim=True), True)
+    chosen_BNA &= targets.present[..., None]
+    learns_BA = chosen_BNA.any(1)
+    objects_BA = torch.where(chosen_BNA, size_BN1, torch.inf).argmin(1)
+    return Assignment(learns_BA, torch.where(learns_BA, objects_BA, 0), learns_BA.float())
+
+
+def head_loss(
+    raw: RawDetections,
+    points_2A: Tensor,
+    targets: PaddedTargets,
+    *,
+    topk: int,
+    fixed_strides: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Return the losses of one head over a batch: `classes` and `boxes`, scalars.
 
-    See `class_loss`. The box loss is complete IoU weighted by quality, divided by the sum of the qualities, at
-    least 1.
+    Points are assigned by `assign_fixed` if `fixed_strides` are given, else by `assign` with `topk`. See
+    `class_loss` and `background_loss`. The box loss is complete IoU weighted by quality, divided by the sum of the
+    qualities, at least 1.
     """
     raw = raw.float()  # before the scores: in half precision, scores of many points would be equal
     boxes_BA4 = _with_area(raw.boxes)
-    found = assign(raw.scores.detach(), boxes_BA4.detach(), points_2A, targets, topk=topk)
+    if fixed_strides is not None:
+        found = assign_fixed(points_2A, fixed_strides, targets)
+    else:
+        found = assign(raw.scores.detach(), boxes_BA4.detach(), points_2A, targets, topk=topk)
     wanted_BA4 = targets.boxes.gather(1, found.objects[..., None].expand(-1, -1, 4))
     overlap_P = complete_box_iou_loss(boxes_BA4[found.learns], wanted_BA4[found.learns])
     return {
-        "classes": class_loss(raw, found, targets),
+        "classes": (background_loss if raw.with_background else class_loss)(raw, found, targets),
         "boxes": (overlap_P * found.quality[found.learns]).sum() / found.quality.sum().clamp(min=1.0),
     }
 
@@ -158,6 +208,26 @@ def class_loss(raw: RawDetections, found: Assignment, targets: PaddedTargets) ->
     goal_BAK = torch.zeros_like(logits_BAK).scatter_(2, labels_BA[..., None], found.quality[..., None])
     entropy_BAK = F.binary_cross_entropy_with_logits(logits_BAK, goal_BAK, reduction="none")
     return ((goal_BAK - logits_BAK.sigmoid()).abs() ** FOCUS * entropy_BAK).sum() / total
+
+
+def background_loss(raw: RawDetections, found: Assignment, targets: PaddedTargets) -> Tensor:
+    """Return the loss of one softmax over the classes and the background, over a batch.
+
+    It is the sum of the cross entropies of the points that learn an object and, in each image, of `NEGATIVES`
+    times as many other points, those with the largest cross entropy. The sum is divided by the number of points
+    that learn an object (SSD, section 2.2).
+    """
+    logits_BAK = raw.background_logits
+    labels_BA = targets.labels.gather(1, found.objects)
+    labels_BA = torch.where(found.learns, labels_BA, logits_BAK.shape[2] - 1)
+    entropy_BA = F.cross_entropy(logits_BAK.transpose(1, 2), labels_BA, reduction="none")
+    hardest_BA = entropy_BA.detach().masked_fill(found.learns, -torch.inf).argsort(1, descending=True)
+    place_BA = torch.empty_like(hardest_BA).scatter_(
+        1, hardest_BA, torch.arange(hardest_BA.shape[1], device=hardest_BA.device).expand_as(hardest_BA)
+    )
+    positive_B1 = found.learns.sum(1, keepdim=True)
+    counted_BA = found.learns | (place_BA < NEGATIVES * positive_B1)
+    return (entropy_BA * counted_BA).sum() / positive_B1.sum().clamp(min=1)
 
 
 def _with_area(boxes_BA4: Tensor) -> Tensor:
@@ -196,7 +266,11 @@ def semantic_loss(maps: Sequence[Tensor], points_2A: Tensor, targets: PaddedTarg
 
 
 def light_loss(
-    outputs: TrainingOutputs, points_2A: Tensor, targets: Sequence[Mapping[str, Tensor]]
+    outputs: TrainingOutputs,
+    points_2A: Tensor,
+    targets: Sequence[Mapping[str, Tensor]],
+    *,
+    fixed_strides: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return `loss`, the weighted sum of the losses of a `LightDetector`, and each of these losses, detached.
 
@@ -204,9 +278,11 @@ def light_loss(
         outputs: the result of `LightDetector.forward` in training mode.
         points_2A: the result of `LightDetector.points`.
         targets: for each image `boxes` (float N x 4, pixels of the input) and `labels` (int64 N); N may be 0.
+        fixed_strides: the result of `LightDetector.point_strides`, for fixed matching in the one-to-many head.
+            None: aligned matching.
     """
     padded = PaddedTargets.stack(targets)
-    many = head_loss(outputs.one_to_many, points_2A, padded, topk=TOPK)
+    many = head_loss(outputs.one_to_many, points_2A, padded, topk=TOPK, fixed_strides=fixed_strides)
     one = head_loss(outputs.one_to_one, points_2A, padded, topk=1)
     loss = torch.stack([CLASS_WEIGHT * part["classes"] + BOX_WEIGHT * part["boxes"] for part in (many, one)]).sum()
     parts = {

@@ -55,4 +55,6 @@ class LightDetection(Detection):
         """Return `loss` and the losses of the heads; see `light_loss`."""
         images = torch.stack(batch["images"])
         points = self._network.points(images.device, images.shape[2:])
-        return light_loss(model(images), points, batch["targets"])
+        fixed = self._network.config.matching == "fixed"
+        strides = self._network.point_strides(images.device, images.shape[2:]) if fixed else None
+        return light_loss(model(images), points, batch["targets"], fixed_strides=strides)
