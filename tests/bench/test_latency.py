@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from iformer.bench.subjects import MATRIX_PRODUCT, BenchSubject, prepare_all, pr
 from iformer.cli.bench import bench, unique_labels
 from iformer.config.metadata import Metadata
 from iformer.config.preprocessing import Preprocessing
-from iformer.deploy.artifact import write_record
+from iformer.deploy.artifact import read_record, record_path, write_record
 from iformer.deploy.runtimes.registry import find_runtime
 from iformer.errors import UserError
 from iformer.models.classifier import Classifier
@@ -55,8 +56,17 @@ def test_what_was_prepared_is_described(subject: BenchSubject) -> None:
     assert (again.label, again.artifact) == ("the artifact", subject.artifact)
 
 
-def test_networks_whose_names_end_alike_keep_their_artifacts(tmp_path: Path) -> None:
+def test_networks_whose_names_end_alike_keep_their_artifacts(
+    subject: BenchSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The exported files were named by the last 100 characters, with "_" for "/"."""
+
+    def copied(_network: object, path: Path, *_: object, **__: object) -> object:
+        shutil.copy(subject.artifact, path)
+        shutil.copy(record_path(subject.artifact), record_path(path))
+        return read_record(path)
+
+    monkeypatch.setattr("iformer.bench.subjects.export_artifact", copied)
     found = []
     for name in ("a_b", "a/b", f"1{'/long' * 25}", f"2{'/long' * 25}"):
         file = tmp_path / name / "best.safetensors"
