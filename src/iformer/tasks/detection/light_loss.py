@@ -222,9 +222,7 @@ def background_loss(raw: RawDetections, found: Assignment, targets: PaddedTarget
     labels_BA = torch.where(found.learns, labels_BA, logits_BAK.shape[2] - 1)
     entropy_BA = F.cross_entropy(logits_BAK.transpose(1, 2), labels_BA, reduction="none")
     hardest_BA = entropy_BA.detach().masked_fill(found.learns, -torch.inf).argsort(1, descending=True)
-    place_BA = torch.empty_like(hardest_BA).scatter_(
-        1, hardest_BA, torch.arange(hardest_BA.shape[1], device=hardest_BA.device).expand_as(hardest_BA)
-    )
+    place_BA = hardest_BA.argsort(1)  # of each point among the hardest
     positive_B1 = found.learns.sum(1, keepdim=True)
     counted_BA = found.learns | (place_BA < NEGATIVES * positive_B1)
     return (entropy_BA * counted_BA).sum() / positive_B1.sum().clamp(min=1)
